@@ -1,0 +1,74 @@
+"""What this book adds to Sphinx: `diagram` (light and dark), `machine` (what ran the chapters) and `chapters` (the list)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.directives.patches import Figure
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from book.tools.dark_svg import dark_name  # noqa: E402
+from book.tools.machine import describe_machine  # noqa: E402
+
+
+class Diagram(Figure):
+    """A numbered figure whose SVG has a second file for dark pages: `x.svg` and `x.dark.svg` (see dark_svg.py)."""
+
+    def run(self) -> list[nodes.Node]:
+        result = super().run()
+        for figure in (node for node in result if isinstance(node, nodes.figure)):
+            light = next(iter(figure.findall(nodes.image)))
+            dark = light.deepcopy()
+            dark["uri"] = dark_name(light["uri"])
+            light["classes"] = [*light["classes"], "only-light"]
+            dark["classes"] = [*dark["classes"], "only-dark"]
+            light.parent.insert(light.parent.index(light) + 1, dark)
+        return result
+
+
+class Machine(SphinxDirective):
+    """One definition list: hardware, versions and scale of the machine that builds the book."""
+
+    def run(self) -> list[nodes.Node]:
+        field_list = nodes.field_list(classes=["machine"])
+        for name, value in describe_machine().items():
+            field_list += nodes.field("", nodes.field_name(text=name), nodes.field_body("", nodes.paragraph(text=value)))
+        return [field_list]
+
+
+class Chapters(SphinxDirective):
+    """The list of chapters, one line each: `01_forward_pass | Title | one sentence`; a link where the chapter exists."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        items = nodes.definition_list(classes=["chapters"])
+        for line in filter(str.strip, self.content):
+            name, title, sentence = (part.strip() for part in line.split("|"))
+            title = f"{int(name[:2])}. {title}"
+            term = nodes.term()
+            if (ROOT / "chapters" / f"{name}.ipynb").exists():
+                link = addnodes.pending_xref(
+                    refdomain="std", reftype="doc", reftarget=f"/chapters/{name}", refexplicit=True, refwarn=True,
+                    refdoc=self.env.docname,
+                )
+                link += nodes.inline(text=title)
+                term += link
+            else:
+                term += [nodes.Text(title), nodes.inline(text=" (in preparation)", classes=["chapter-planned"])]
+            items += nodes.definition_list_item("", term, nodes.definition("", nodes.paragraph(text=sentence)))
+        return [items]
+
+
+def setup(app):
+    app.add_directive("diagram", Diagram)
+    app.add_directive("machine", Machine)
+    app.add_directive("chapters", Chapters)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

