@@ -1,0 +1,80 @@
+"""Attention over the contiguous cache: K and V of a sequence lie in one piece and are read where they lie.
+
+Introduced in chapter 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib.attention.base import attend, chunk_mask, length_mask
+from lib.attention.full import FullAttention
+from lib.cache.kv_cache import KVCache
+from lib.engine.batch import Batch
+
+# Decoding sequences are read as one rectangle of neighbouring slots while at least this share of its rows is theirs.
+_MIN_DENSITY = 0.5
+
+
+@dataclass
+class _Plan:
+    """How a step's sequences are read; the same for every layer."""
+
+    chunks: list[tuple[int, int]]  # (row of the batch, its first token): read one by one
+    tokens: Tensor                 # [R] the tokens of the sequences that are read together
+    places: Tensor                 # [R] their rows in the rectangle
+    first: int                     # the rectangle: slots first..last-1, positions 0..length-1
+    last: int
+    length: int
+    mask: Tensor                   # [last-first, 1, 1, length]
+
+
+def _plan(batch: Batch) -> _Plan:
+    starts = [0]
+    for n in batch.query_lens:
+        starts.append(starts[-1] + n)
+    decode = [row for row, n in enumerate(batch.query_lens) if n == 1]
+    slots = [batch.block_ids[row][0] for row in decode]
+    if decode and len(decode) < _MIN_DENSITY * (max(slots) + 1 - min(slots)):
+        decode, slots = [], []
+    together, device = set(decode), batch.input_ids.device
+    chunks = [(row, starts[row]) for row in range(len(batch.query_lens)) if row not in together]
+    first, last = min(slots, default=0), max(slots, default=-1) + 1
+    places = torch.tensor([slot - first for slot in slots], dtype=torch.long, device=device)
+    lengths = torch.zeros(last - first, dtype=torch.long, device=device)
+    length = max((batch.kv_lens[row] for row in decode), default=0)
+    lengths[places] = torch.tensor([batch.kv_lens[row] for row in decode], dtype=torch.long, device=device)
+    tokens = torch.tensor([starts[row] for row in decode], dtype=torch.long, device=device)
+    return _Plan(chunks, tokens, places, first, last, length, length_mask(lengths, length))
+
+
+class ContiguousAttention:
+    """Store this step's K and V, then attend over views of the cache: what is read is never copied."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self._full = FullAttention()
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        self.cache.store(layer, k, v, batch.slot_mapping)
+        if batch.query_lens == batch.kv_lens:  # all sequences begin in this step: their K and V are at hand
+            return self._full(layer, q, k, v, batch)
+        plan, out = batch.derive(_plan), torch.empty_like(q)
+        if plan.last > plan.first:
+            self._rectangle(layer, q, out, plan)
+        for row, start in plan.chunks:
+            n, length, slot = batch.query_lens[row], batch.kv_lens[row], batch.block_ids[row][0]
+            keys, values = (x[layer, slot:slot + 1, :length] for x in (self.cache.k, self.cache.v))
+            mask = None if n in (1, length) else chunk_mask(n, length, q)
+            out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
+        return out
+
+    def _rectangle(self, layer: int, q: Tensor, out: Tensor, plan: _Plan) -> None:
+        """One query a sequence, in a single call: other slots and the tails of shorter sequences are masked."""
+        keys, values = (x[layer, plan.first:plan.last, :plan.length] for x in (self.cache.k, self.cache.v))
+        query = q.new_zeros(plan.last - plan.first, 1, *q.shape[1:])
+        query[plan.places, 0] = q[plan.tokens]
+        out[plan.tokens] = attend(query, keys, values, 1, plan.mask.to(q.dtype))[plan.places, 0]

@@ -1,0 +1,71 @@
+"""Attention over the paged cache by gathering: copy each sequence's blocks into one piece, then attend over the copy.
+
+The copy is what paging costs until a kernel reads the blocks in place (chapter 7). Introduced in chapter 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib.attention.base import attend, chunk_mask, length_mask
+from lib.attention.full import FullAttention
+from lib.cache.kv_cache import KVCache
+from lib.engine.batch import Batch
+
+
+@dataclass
+class _Plan:
+    """How a step's sequences are read; the same for every layer."""
+
+    chunks: list[tuple[int, int]]  # (row of the batch, its first token): gathered one by one
+    tokens: Tensor                 # [R] the tokens of the sequences with one query, which are gathered together
+    tables: Tensor                 # [R, blocks] their block tables, padded with the null block
+    mask: Tensor                   # [R, 1, 1, blocks * block_size]
+
+
+def _plan(batch: Batch) -> _Plan:
+    decode = [row for row, n in enumerate(batch.query_lens) if n == 1]
+    together = set(decode)
+    starts = [0]
+    for n in batch.query_lens:
+        starts.append(starts[-1] + n)
+    chunks = [(row, starts[row]) for row in range(len(batch.query_lens)) if row not in together]
+    device = batch.input_ids.device
+    rows = torch.tensor(decode, dtype=torch.long, device=device)
+    longest = max((batch.kv_lens[row] for row in decode), default=0)
+    blocks = -(-longest // batch.block_size)
+    tokens = torch.tensor([starts[row] for row in decode], dtype=torch.long, device=device)
+    return _Plan(chunks, tokens, batch.block_table[rows, :blocks].long(),
+                 length_mask(batch.seq_lens[rows], blocks * batch.block_size))
+
+
+class GatherAttention:
+    """Store this step's K and V, then gather blocks and attend."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self._full = FullAttention()
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        self.cache.store(layer, k, v, batch.slot_mapping)
+        if batch.query_lens == batch.kv_lens:  # all sequences begin in this step: their K and V are at hand
+            return self._full(layer, q, k, v, batch)
+        plan, out = batch.derive(_plan), torch.empty_like(q)
+        if len(plan.tokens):
+            keys, values = (gather(x[layer], plan.tables) for x in (self.cache.k, self.cache.v))
+            out[plan.tokens] = attend(q[plan.tokens, None], keys, values, 1, plan.mask.to(q.dtype))[:, 0]
+        for row, start in plan.chunks:
+            n, length = batch.query_lens[row], batch.kv_lens[row]
+            table = batch.block_table[row:row + 1, :-(-length // batch.block_size)].long()
+            keys, values = (gather(x[layer], table)[:, :length] for x in (self.cache.k, self.cache.v))
+            mask = None if n == length else chunk_mask(n, length, q)
+            out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
+        return out
+
+
+def gather(blocks: Tensor, tables: Tensor) -> Tensor:
+    """Copy blocks [num_blocks, block_size, Hkv, D] in the order of tables [R, n]: [R, n * block_size, Hkv, D]."""
+    return blocks[tables].flatten(1, 2)

@@ -1,0 +1,46 @@
+"""The tensors that K and V are kept in between steps. Introduced in chapter 2."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.models.config import ModelConfig
+
+
+class KVCache:
+    """K and V of all layers, in blocks of slots.
+
+    `k[layer]`, `v[layer]`: [num_blocks, block_size, Hkv, D]. A token at position p of a sequence lives in slot
+    block_table[p // block_size] * block_size + p % block_size. Chapter 2's contiguous cache is one block a sequence,
+    chapter 4's paged cache has small blocks that any sequence can own: the storage is the same.
+    """
+
+    def __init__(self, config: ModelConfig, num_blocks: int, block_size: int, *,
+                 dtype: torch.dtype, device: torch.device | str) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        self.k, self.v = (_zeros(shape, dtype, torch.device(device)) for _ in range(2))
+
+    def store(self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
+        """Write this step's k and v [T, Hkv, D] to their slots [T]."""
+        self.k[layer].flatten(0, 1).index_copy_(0, slot_mapping, k)
+        self.v[layer].flatten(0, 1).index_copy_(0, slot_mapping, v)
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+
+def kv_cache_bytes(config: ModelConfig, num_tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of a cache with room for `num_tokens` tokens."""
+    return num_tokens * config.kv_bytes_per_token(dtype.itemsize)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # NumPy asks the system for zero pages, which take memory only when written; torch.zeros would write them all now.
+    bits = {2: np.int16, 4: np.int32}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, dtype=bits)).view(dtype)

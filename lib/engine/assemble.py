@@ -1,0 +1,127 @@
+"""The composition root: the one place that knows every chapter's parts and puts an engine together from them.
+
+Introduced in chapter 1; the only module that looks ahead, so that no other has to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from lib.attention.contiguous import ContiguousAttention
+from lib.attention.full import FullAttention
+from lib.attention.gather import GatherAttention
+from lib.cache.base import CacheManager, NoCache
+from lib.cache.blocks import BlockManager
+from lib.cache.kv_cache import KVCache
+from lib.cache.sizing import available_bytes, gib
+from lib.cache.slots import SlotManager
+from lib.engine.batch import Batch, Scheduled
+from lib.engine.options import EngineOptions
+from lib.engine.runner import ModelRunner
+from lib.engine.scheduler import Scheduler
+from lib.engine.static import StaticScheduler
+from lib.models.config import ModelConfig
+
+_SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
+
+
+@dataclass
+class Engine:
+    """The parts of one engine. `kv_cache` is None where nothing is kept."""
+
+    runner: ModelRunner
+    scheduler: Scheduler
+    manager: CacheManager
+    kv_cache: KVCache | None
+    max_model_len: int
+
+
+def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Engine:
+    """Build the parts that `options` name. Raises ValueError where they do not fit into memory."""
+    config: ModelConfig = model.config
+    longest = config.max_position_embeddings
+    if options.max_model_len is not None and options.max_model_len > longest:
+        raise ValueError(f"max_model_len must be <= {longest}, the positions the model knows, "
+                         f"got {options.max_model_len}")
+    max_model_len = options.max_model_len or longest
+    kv_cache = None
+    if options.kv_cache == "none":
+        manager: CacheManager = NoCache(max_model_len)
+        attention = FullAttention()
+    else:
+        plan = _slots if options.kv_cache == "contiguous" else _blocks
+        num_blocks, block_size, max_model_len = plan(model, options, max_model_len, device, dtype)
+        kv_cache = _allocate(config, num_blocks, block_size, dtype, device)
+        if options.kv_cache == "contiguous":
+            manager, attention = SlotManager(num_blocks, block_size), ContiguousAttention(kv_cache)
+        else:
+            manager, attention = BlockManager(num_blocks, block_size), GatherAttention(kv_cache)
+    scheduler = _SCHEDULERS[options.scheduler](manager, options.max_num_seqs, options.max_num_batched_tokens)
+    return Engine(ModelRunner(model, attention), scheduler, manager, kv_cache, max_model_len)
+
+
+def _slots(model: nn.Module, options: EngineOptions, max_model_len: int, device: torch.device,
+           dtype: torch.dtype) -> tuple[int, int, int]:
+    """(slots, tokens in a slot, max_model_len). Every sequence gets a slot as long as the longest allowed."""
+    per_token = model.config.kv_bytes_per_token(dtype.itemsize)
+    budget = _budget(model, options, device)
+    needed = options.max_num_seqs * max_model_len * per_token
+    if needed > budget:
+        fits = budget // (options.max_num_seqs * per_token)
+        if options.max_model_len is not None or fits < 1:
+            raise ValueError(
+                f"a contiguous KV cache of max_num_seqs {options.max_num_seqs} x max_model_len {max_model_len} tokens "
+                f"takes {gib(needed)}, but {gib(budget)} are available: at most {budget // (max_model_len * per_token)} "
+                f"sequences of that length fit, or a max_model_len of {fits}")
+        max_model_len = fits  # nobody asked for a length: the longest that fits
+    return options.max_num_seqs, max_model_len, max_model_len
+
+
+def _blocks(model: nn.Module, options: EngineOptions, max_model_len: int, device: torch.device,
+            dtype: torch.dtype) -> tuple[int, int, int]:
+    """(blocks with the null block, block_size, max_model_len)."""
+    size = options.block_size
+    per_block = size * model.config.kv_bytes_per_token(dtype.itemsize)
+    if options.num_blocks is not None:
+        num_blocks = options.num_blocks
+    else:
+        # More blocks than all sequences at their longest could fill would lie idle.
+        most = options.max_num_seqs * math.ceil(max_model_len / size) + 1
+        num_blocks = min(most, _budget(model, options, device) // per_block)
+    capacity = (num_blocks - 1) * size
+    if capacity < 1 or (options.max_model_len is not None and capacity < max_model_len):
+        raise ValueError(
+            f"num_blocks {num_blocks} (block 0 stays empty) of block_size {size} hold {max(capacity, 0)} tokens "
+            f"({gib(num_blocks * per_block)}), less than one sequence of max_model_len {max_model_len}: "
+            f"num_blocks must be >= {math.ceil(max_model_len / size) + 1}, or max_model_len smaller")
+    return num_blocks, size, min(max_model_len, capacity)
+
+
+def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> int:
+    if options.kv_cache_memory_bytes is not None:
+        return options.kv_cache_memory_bytes
+    tokens = options.max_num_batched_tokens if device.type == "cuda" else 1
+    length = min(tokens, model.config.max_position_embeddings)
+    runner = ModelRunner(model, FullAttention())
+
+    def largest_step() -> None:
+        rows = [length] * max(1, min(tokens // length, options.max_num_seqs))
+        requests = [SimpleNamespace(token_ids=[0] * n, num_computed_tokens=0, block_ids=[]) for n in rows]
+        runner.run(Batch.build([Scheduled(r, len(r.token_ids)) for r in requests], device=device)).float().sort(-1)
+
+    return available_bytes(device, largest_step)
+
+
+def _allocate(config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype,
+              device: torch.device) -> KVCache:
+    try:
+        return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
+        raise ValueError(f"a KV cache of {num_blocks} x {block_size} tokens takes {gib(needed)}, "
+                         f"which {device} does not have: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,203 @@
+"""The engine as its users see it, and the loop at its heart: schedule, build, run, sample, update.
+
+Introduced in chapter 1. Later chapters change the parts (`lib.engine.assemble`), not this loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from lib.engine.assemble import assemble
+from lib.engine.batch import Batch
+from lib.engine.options import EngineOptions, pick_device, pick_dtype
+from lib.engine.outputs import Chunk, RequestGroup, RequestOutput
+from lib.engine.params import SamplingParams
+from lib.engine.prompts import as_token_ids, chat_token_ids
+from lib.engine.request import Request
+from lib.engine.sampling import sample
+from lib.models.checkpoint import load_model
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A model and an engine around it. Not thread-safe: one thread owns it.
+
+    model: "smollm2", "gpt2", a Hugging Face id or a checkpoint folder. device, dtype: "auto" or a name. kv_cache: "none"
+    recomputes everything at every step, "contiguous" keeps one slot of max_model_len tokens a sequence, "paged" keeps
+    blocks of block_size tokens. attention: how the paged cache is read. scheduler: "continuous" or "static" batching.
+    max_num_seqs, max_num_batched_tokens: sequences and tokens in a step. max_model_len: longest prompt + output in tokens;
+    None is the model's, or what fits. num_blocks: blocks in the pool, the null block included; None sizes it from free
+    memory, or from kv_cache_memory_bytes.
+
+    Raises ValueError for arguments that are out of range, do not go together or do not fit into memory.
+    """
+
+    def __init__(self, model: str | Path = "smollm2", device: str | torch.device = "auto",
+                 dtype: str | torch.dtype = "auto", kv_cache: str = "paged", attention: str = "auto",
+                 scheduler: str = "continuous", max_num_seqs: int = 64, max_num_batched_tokens: int = 2048,
+                 max_model_len: int | None = None, block_size: int = 16, num_blocks: int | None = None,
+                 kv_cache_memory_bytes: int | None = None) -> None:
+        self.options = EngineOptions(kv_cache, attention, scheduler, max_num_seqs, max_num_batched_tokens,
+                                     max_model_len, block_size, num_blocks, kv_cache_memory_bytes)
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        loaded = load_model(model, device=self.device, dtype=self.dtype)
+        self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
+        self.config, self.folder = loaded.config, loaded.folder
+        engine = assemble(self.model, self.options, self.device, self.dtype)
+        self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
+        self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
+        self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
+        self._progressed: dict[str, None] = {}      # ids with something to hand out, in order
+        self._ids = itertools.count()
+        self._steps = self._tokens = self._finished = 0
+
+    # Requests in, outputs out.
+
+    def add_request(self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None) -> str:
+        """Queue a prompt; returns its id. Raises ValueError, and queues nothing, if it can never be served."""
+        return self._queue(self._make_group(prompt, params, request_id))
+
+    def has_unfinished(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    def step(self) -> list[RequestOutput]:
+        """One pass through the model. Returns the outputs of requests that progressed or ended."""
+        self._step()
+        outputs = [self._groups[request_id].output() for request_id in self._progressed]
+        self._progressed.clear()
+        for output in outputs:
+            if output.finished:
+                del self._groups[output.request_id]
+        return outputs
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request now, whatever its state, and free its room. Returns its output, or None if there is none."""
+        group = self._groups.pop(request_id, None)
+        if group is None:
+            return None
+        self._progressed.pop(request_id, None)
+        unfinished = [request for request in group.requests if not request.finished]
+        self.scheduler.release(unfinished)
+        for request in unfinished:
+            request.finish("abort")
+        self._finished += len(unfinished)
+        return group.output()
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None,
+                 use_tqdm: bool = False) -> list[RequestOutput]:
+        """Complete one prompt or many; outputs in the prompts' order. `params`: one for all, or one a prompt."""
+        if isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(p, int) for p in prompts)):
+            prompts = [prompts]
+        if not isinstance(params, Sequence):
+            params = [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise ValueError(f"params must be one or one a prompt, got {len(params)} for {len(prompts)} prompts")
+        # All are checked before the first is queued: an error leaves nothing behind.
+        ids = [self._queue(group) for group in [self._make_group(p, s, None) for p, s in zip(prompts, params)]]
+        try:
+            with tqdm(total=len(ids), disable=not use_tqdm, unit="prompt") as bar:
+                unfinished = set(ids)
+                while unfinished:
+                    done = {r.request_id for r in self._step() if self._groups[r.request_id].finished}
+                    unfinished -= done
+                    bar.update(len(ids) - len(unfinished) - bar.n)
+            return [self._groups[i].output() for i in ids]
+        finally:
+            for request_id in ids:  # finished ones are forgotten, unfinished ones (an interrupt) end here
+                self.abort(request_id)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Complete one prompt and yield what is new after each step. Closing the iterator ends the request."""
+        request_id = self.add_request(prompt, params)
+        return self._chunks(request_id)
+
+    def chat(self, messages: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None = None,
+             use_tqdm: bool = False) -> list[RequestOutput]:
+        """`generate` for one conversation, a list of {"role", "content"}, or a list of conversations."""
+        conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        return self.generate([chat_token_ids(self.tokenizer, c) for c in conversations], params, use_tqdm)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of this moment, and since the start: preemptions, steps, tokens computed, requests finished."""
+        manager = self.manager
+        return {"running": len(self.scheduler.running), "waiting": len(self.scheduler.waiting),
+                "blocks_total": manager.num_blocks, "blocks_free": manager.num_free_blocks,
+                "block_size": manager.block_size, "preemptions": self.scheduler.num_preemptions, "steps": self._steps,
+                "tokens_computed": self._tokens, "requests_finished": self._finished,
+                "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0, "max_model_len": self.max_model_len}
+
+    # The loop.
+
+    def _step(self) -> list[Request]:
+        """Schedule, build, run, sample, update. Returns the requests that have a new token."""
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return []
+        batch = Batch.build(scheduled, self.manager.block_size, self.device)
+        logits = self.runner.run(batch)
+        # A request whose tokens are all computed after this step has a next one; in the middle of a prompt it has not.
+        rows = [row for row, s in enumerate(scheduled)
+                if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens]
+        requests = [scheduled[row].request for row in rows]
+        self.scheduler.update(scheduled)
+        self._steps, self._tokens = self._steps + 1, self._tokens + len(batch.input_ids)
+        if requests:
+            token_ids, logprobs = sample(logits if len(rows) == len(scheduled) else logits[rows], requests)
+            for request, token_id, logprob in zip(requests, token_ids, logprobs):
+                if logprob is not None:
+                    request.logprobs.append(logprob)
+                request.append(token_id)
+                if self._groups[request.request_id].check_stop_strings(request.index):
+                    request.finish("stop")
+                self._progressed[request.request_id] = None
+        finished = [request for request in requests if request.finished]
+        self.scheduler.release(finished)
+        self._finished += len(finished)
+        return requests
+
+    def _make_group(self, prompt: Prompt, params: SamplingParams | None, request_id: str | None) -> RequestGroup:
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"params must be SamplingParams or None, got {params!r}")
+        if request_id is None:
+            request_id = f"request-{next(self._ids)}"
+        if request_id in self._groups:
+            raise ValueError(f"request_id must be new, got {request_id!r}, which is still being served")
+        token_ids = as_token_ids(prompt, self.tokenizer, self.config.vocab_size)
+        limit = min(self.max_model_len, self.manager.max_sequence_tokens)
+        if len(token_ids) + params.max_tokens > limit:
+            raise ValueError(f"prompt ({len(token_ids)} tokens) + max_tokens ({params.max_tokens}) must be <= {limit} "
+                             f"tokens, the longest sequence of this engine, got {len(token_ids) + params.max_tokens}")
+        if params.stop and self.tokenizer is None:
+            raise ValueError(f"stop must be empty for a model without a tokenizer, got {params.stop!r}")
+        for token_id in params.stop_token_ids:
+            if token_id >= self.config.vocab_size:
+                raise ValueError(f"stop_token_ids must be < {self.config.vocab_size}, got {token_id}")
+        eos = () if params.ignore_eos else self.config.eos_token_ids
+        stop_ids = frozenset([*eos, *params.stop_token_ids])
+        requests = [Request(request_id, token_ids, params, stop_ids, index) for index in range(params.n)]
+        return RequestGroup(request_id, prompt if isinstance(prompt, str) else None, requests, self.tokenizer)
+
+    def _queue(self, group: RequestGroup) -> str:
+        self._groups[group.request_id] = group
+        for request in group.requests:
+            self.scheduler.add(request)
+        return group.request_id
+
+    def _chunks(self, request_id: str) -> Iterator[Chunk]:
+        group = self._groups[request_id]
+        try:
+            while not group.finished:
+                self._step()
+                self._progressed.pop(request_id, None)
+                yield from group.output().chunks
+        finally:
+            self.abort(request_id)

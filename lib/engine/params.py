@@ -1,0 +1,100 @@
+"""How a request wants its tokens chosen. Introduced in chapter 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+MAX_LOGPROBS = 20
+
+
+@dataclass
+class SamplingParams:
+    """Sampling controls of one request. Names and meaning as in vLLM and the OpenAI API.
+
+    n: completions of the prompt. max_tokens, min_tokens: bounds of the output length in tokens.
+    temperature: 0 is argmax; top_k (0 or -1: all), top_p, min_p: which candidates stay. seed: same seed, same text,
+    whatever else is in the batch. stop: string or strings that end the text and are not part of it; stop_token_ids:
+    ids that end it, beside the model's EOS ids. ignore_eos: run past EOS ids. logprobs: also return the log-probabilities
+    of that many most likely tokens (0: of the sampled one only), from the model's unmodified distribution.
+    repetition_penalty divides (> 1) the logits of tokens seen in prompt or output (Keskar et al. 2019);
+    presence_penalty is subtracted once, frequency_penalty once an occurrence, for tokens of the output.
+
+    Raises ValueError, naming field, value and allowed range, for anything else.
+    """
+
+    n: int = 1
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        _integer("n", self.n, 1, 128)
+        _integer("max_tokens", self.max_tokens, 1)
+        _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _number("temperature", self.temperature, 0.0)
+        _integer("top_k", self.top_k, -1)
+        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        self.stop = [self.stop] if isinstance(self.stop, str) else _list("stop", self.stop, str)
+        if any(s == "" for s in self.stop):
+            raise ValueError("stop must not contain the empty string, got ''")
+        self.stop_token_ids = _list("stop_token_ids", self.stop_token_ids, int)
+        for token_id in self.stop_token_ids:
+            _integer("stop_token_ids", token_id, 0)
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, open_low=True)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-5  # below this the division overflows, and argmax is what it tends to
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _range(low: float, high: float | None, open_low: bool = False) -> str:
+    left = f"{'>' if open_low else '>='} {low}"
+    return left if high is None else f"{left} and <= {high}"
+
+
+def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer {_range(low, high)}, got {value!r}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} must be {_range(low, high)}, got {value!r}")
+
+
+def _number(name: str, value: object, low: float, high: float | None = None, open_low: bool = False) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number {_range(low, high, open_low)}, got {value!r}")
+    if value < low or (open_low and value == low) or (high is not None and value > high):
+        raise ValueError(f"{name} must be {_range(low, high, open_low)}, got {value!r}")
+
+
+def _list(name: str, value: object, kind: type) -> list:
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
+        raise ValueError(f"{name} must be a list of {kind.__name__}, got {value!r}")
+    return list(value)

@@ -1,0 +1,21 @@
+"""Runs one batch through the model. Introduced in chapter 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lib.attention.base import Attention
+from lib.engine.batch import Batch
+
+
+class ModelRunner:
+    """Holds the model and the attention that goes with its cache. `run(batch) -> logits [B, V]`."""
+
+    def __init__(self, model: nn.Module, attention: Attention) -> None:
+        self.model = model.eval()
+        self.attention = attention
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        return self.model(batch, self.attention)

@@ -1,0 +1,122 @@
+"""From logits to tokens, all rows of a step at once.
+
+Order as in vLLM: penalties, min_tokens, temperature, min_p, top_k, top_p, draw. A row's token depends on that row alone:
+its logits, its parameters and its own generator. Introduced in chapter 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lib.engine.request import Request
+
+# Truncated sampling sorts only this many most likely candidates, and all of the vocabulary only where they do not
+# hold the nucleus. Sorting 49,152 logits a row costs more than the rest of a small model's step.
+_CANDIDATES = 1024
+
+
+@torch.inference_mode()
+def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[dict[int, float] | None]]:
+    """Choose the next token of each request.
+
+    `logits` [B, V], one row a request. Returns B token ids, and for each request None or its log-probabilities
+    {token id: natural log}, the sampled token first, then the most likely ones.
+    """
+    raw = logits.float()
+    wants_logprobs = [r for r, request in enumerate(requests) if request.params.logprobs is not None]
+    logits = _adjust(raw, requests)
+    token_ids = logits.argmax(dim=-1)
+    random_rows = [r for r, request in enumerate(requests) if not request.params.greedy]
+    truncated = [r for r in random_rows if _truncates(requests[r], logits.shape[1])]
+    plain = [r for r in random_rows if not _truncates(requests[r], logits.shape[1])]
+    # Two groups, chosen by each row's own parameters: a neighbour's top_p must not change how this row adds up.
+    for rows, draw in ((plain, _draw), (truncated, _draw_truncated)):
+        if rows:
+            chosen = [requests[r] for r in rows]
+            temperature = _column([r.params.temperature for r in chosen], logits)
+            uniform = torch.tensor([[r.rng.random()] for r in chosen], dtype=torch.float64).to(logits.device)
+            token_ids[rows] = draw(logits[rows] / temperature, chosen, uniform)
+    ids = token_ids.tolist()
+    logprobs: list[dict[int, float] | None] = [None] * len(requests)
+    if wants_logprobs:
+        for r, row in zip(wants_logprobs, torch.log_softmax(raw[wants_logprobs], dim=-1)):
+            best = row.topk(requests[r].params.logprobs)
+            logprobs[r] = {ids[r]: row[ids[r]].item(), **dict(zip(best.indices.tolist(), best.values.tolist()))}
+    return ids, logprobs
+
+
+def _truncates(request: Request, vocab_size: int) -> bool:
+    p = request.params
+    return 0 < p.top_k < vocab_size or p.top_p < 1 or p.min_p > 0
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype).to(like.device).unsqueeze(1)
+
+
+def _adjust(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Penalties and min_tokens; copies the logits only if there are any."""
+    penalised = [r for r, request in enumerate(requests) if request.params.has_penalties]
+    held = [(r, token) for r, request in enumerate(requests)
+            if request.num_output_tokens < request.params.min_tokens for token in request.stop_token_ids]
+    if not penalised and not held:
+        return logits
+    logits = logits.clone()
+    if penalised:
+        chosen = [requests[r] for r in penalised]
+        repetition, presence, frequency = (_column([getattr(r.params, f"{name}_penalty") for r in chosen], logits)
+                                           for name in ("repetition", "presence", "frequency"))
+        in_output = _counts([r.output_token_ids for r in chosen], logits)
+        seen = _counts([r.token_ids for r in chosen], logits) > 0
+        rows = logits[penalised]
+        rows = torch.where(seen, torch.where(rows > 0, rows / repetition, rows * repetition), rows)
+        logits[penalised] = rows - frequency * in_output - presence * (in_output > 0)
+    if held:
+        rows, tokens = zip(*held)
+        logits[list(rows), list(tokens)] = float("-inf")
+    return logits
+
+
+def _counts(token_ids: Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """How often each vocabulary id occurs in each list: [R, V]."""
+    counts = torch.zeros(len(token_ids), like.shape[1], dtype=like.dtype)
+    rows = torch.tensor([r for r, ids in enumerate(token_ids) for _ in ids], dtype=torch.long)
+    columns = torch.tensor([i for ids in token_ids for i in ids], dtype=torch.long)
+    counts.index_put_((rows, columns), torch.ones((), dtype=like.dtype), accumulate=True)
+    return counts.to(like.device)
+
+
+def _draw(scaled: Tensor, requests: Sequence[Request], uniform: Tensor) -> Tensor:
+    """Inverse transform sampling: the first token at which the running sum of probabilities passes `uniform`."""
+    return _invert(torch.softmax(scaled, dim=-1, dtype=torch.float64), uniform).squeeze(1)
+
+
+def _draw_truncated(scaled: Tensor, requests: Sequence[Request], uniform: Tensor) -> Tensor:
+    vocab_size = scaled.shape[1]
+    top_k = torch.tensor([[k if k > 0 else vocab_size] for k in (r.params.top_k for r in requests)]).to(scaled.device)
+    top_p = _column([r.params.top_p for r in requests], scaled).double()
+    min_p = _column([r.params.min_p for r in requests], scaled)
+    for width in (min(_CANDIDATES, vocab_size), vocab_size):
+        values, ids = scaled.topk(width, dim=-1)
+        rank = torch.arange(width, device=scaled.device).unsqueeze(0)
+        keep = (rank < top_k) & (values >= values[:, :1] + min_p.log())
+        probs = (values.double() - torch.logsumexp(scaled.double(), -1, keepdim=True)).exp()
+        # What top_k and min_p left is the whole distribution for top_p; if they left all, it sums to one.
+        mass = torch.where(keep[:, -1:], torch.ones_like(probs[:, :1]), (probs * keep).sum(-1, keepdim=True))
+        before = (probs * keep).cumsum(-1) - probs * keep
+        keep &= before < top_p * mass
+        if width == vocab_size or not keep[:, -1].any():
+            break
+    return ids.gather(1, _invert(probs * keep, uniform)).squeeze(1)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Column [R, 1] at which the running sum of `weights` [R, N] passes uniform * total; never one of weight 0."""
+    sums = weights.cumsum(-1)
+    # `right`: the sum must pass the target, so a leading zero weight is not taken for uniform = 0.
+    column = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
+    last = weights.shape[1] - 1 - (weights.flip(-1) > 0).to(torch.uint8).argmax(-1, keepdim=True)
+    return column.minimum(last)

@@ -1,0 +1,120 @@
+"""Which requests compute how many tokens in the next step: continuous batching. Introduced in chapter 3.
+
+As vLLM V1's scheduler, there are no phases: a request has tokens that are not computed yet, and a step computes some.
+Yu et al. 2022 (Orca) admit at every step; Agrawal et al. 2024 (Sarathi-Serve) bound a step by a token budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from lib.cache.base import CacheManager
+from lib.engine.batch import Scheduled
+from lib.engine.request import Request, Status
+
+
+class Scheduler:
+    """Two queues and a rule. First come, first served: `running` is in order of arrival, so is `waiting`.
+
+    `max_num_seqs`: sequences in a step. `max_num_batched_tokens`: tokens in a step; a prompt that is longer is computed in
+    chunks over several steps, and since running sequences are served first they keep decoding meanwhile.
+    """
+
+    def __init__(self, cache: CacheManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.cache = cache
+        self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step's work, in order of arrival. Never empty while anything is unfinished."""
+        scheduled, budget = self._continue_running()
+        self._admit(scheduled, budget)
+        return scheduled
+
+    def may_admit(self, budget: int) -> bool:
+        """Whether to take in one more request, with `budget` tokens of the step left. The static sibling differs here."""
+        return budget > 0
+
+    def update(self, scheduled: list[Scheduled]) -> None:
+        """Account for a step that ran. What was computed counts only where a cache keeps it."""
+        if self.cache.retains:
+            for item in scheduled:
+                item.request.num_computed_tokens += item.num_tokens
+
+    def release(self, requests: list[Request]) -> None:
+        """Take finished or aborted requests out, wherever they are, and give their room back."""
+        if not requests:
+            return
+        for request in requests:
+            self.cache.free(request)
+        gone = set(map(id, requests))
+        self.running = [r for r in self.running if id(r) not in gone]
+        if any(id(r) in gone for r in self.waiting):
+            self.waiting = deque(r for r in self.waiting if id(r) not in gone)
+
+    def _continue_running(self) -> tuple[list[Scheduled], int]:
+        scheduled: list[Scheduled] = []
+        budget = self.max_num_batched_tokens
+        position = 0
+        while position < len(self.running) and budget > 0:
+            request = self.running[position]
+            num_tokens = self._fit(request, budget, first=not scheduled)
+            if num_tokens == 0:
+                break
+            if not self._make_room(request, request.num_computed_tokens + num_tokens):
+                break  # it was the youngest itself, and is waiting again
+            scheduled.append(Scheduled(request, num_tokens))
+            budget -= num_tokens
+            position += 1
+        return scheduled, budget
+
+    def _admit(self, scheduled: list[Scheduled], budget: int) -> None:
+        while self.waiting and len(self.running) < self.max_num_seqs and self.may_admit(budget):
+            request = self.waiting[0]
+            # Room for all known tokens, not for the first chunk only: a prompt that is let in is never cut off halfway.
+            if not self.cache.allocate(request, request.num_tokens):
+                return
+            self.waiting.popleft()
+            self.running.append(request)
+            request.status = Status.RUNNING
+            if request.metrics.first_scheduled_time is None:
+                request.metrics.first_scheduled_time = time.monotonic()
+            num_tokens = self._fit(request, budget, first=not scheduled)
+            if num_tokens:
+                scheduled.append(Scheduled(request, num_tokens))
+            budget = budget - num_tokens if num_tokens else 0  # nobody overtakes one that has to wait for a step
+
+    def _fit(self, request: Request, budget: int, first: bool) -> int:
+        """Tokens of the request that this step computes: all that are missing, or as many as the budget allows."""
+        missing = request.num_tokens - request.num_computed_tokens
+        if missing <= budget or (first and not self.cache.retains):
+            return missing
+        return budget if self.cache.retains else 0  # chunks need somewhere to keep the earlier ones
+
+    def _make_room(self, request: Request, num_tokens: int) -> bool:
+        """Allocate, preempting the youngest sequence until it works. False if that was the request itself."""
+        while not self.cache.allocate(request, num_tokens):
+            youngest = self.running.pop()
+            self._preempt(youngest)
+            if youngest is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Take all of a sequence's room away. Its tokens stay; it computes them again when it is let in again."""
+        self.cache.free(request)
+        request.num_computed_tokens = 0
+        request.status = Status.WAITING
+        request.metrics.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)

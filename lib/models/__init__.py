@@ -1,0 +1,1 @@
+"""Models as the papers describe them, and the checkpoints that fill them. Introduced in chapter 1."""

@@ -1,0 +1,151 @@
+"""What a model's shape is: the few numbers of a Hugging Face config.json that the forward pass needs.
+
+Introduced in chapter 1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# The key of config.json and the values whose arithmetic lib/models implements. Anything else is refused, because a
+# model that runs with the wrong activation or position encoding is worse than one that does not load.
+_SUPPORTED = {
+    "gpt2": {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "reorder_and_upcast_attn": (False, True),  # a numerical choice of the reference, the same function
+    },
+    "llama": {
+        "hidden_act": ("silu",),
+        "pretraining_tp": (1,),
+    },
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder-only transformer.
+
+    Sizes are counts (of tokens, features, layers or heads), `norm_eps` and `rope_theta` are pure numbers.
+    `rope_scaling` is None or the Hugging Face dict of a `llama3` or `linear` scaling.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_position_embeddings: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+                     "intermediate_size", "max_position_embeddings"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
+        if self.architecture == "llama" and self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
+
+    def kv_bytes_per_token(self, element_size: int) -> int:
+        """Bytes of K and V that one token leaves behind over all layers, at `element_size` bytes an element."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_size
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """Read `config.json` (and `generation_config.json`, if there) of a Hugging Face checkpoint folder.
+
+    Raises FileNotFoundError without a config.json, ValueError for an unreadable one, an unknown architecture or a
+    variant whose arithmetic is not implemented here.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no config.json in {folder}: a checkpoint folder holds config.json and *.safetensors")
+    raw = _read_json(path)
+    generation_path = path.with_name("generation_config.json")
+    generation = _read_json(generation_path) if generation_path.is_file() else {}
+    architecture = raw.get("model_type")
+    if architecture not in _SUPPORTED:
+        raise ValueError(f"{path}: model_type must be one of {sorted(_SUPPORTED)}, got {architecture!r}")
+    for key, allowed in _SUPPORTED[architecture].items():
+        if key in raw and raw[key] not in allowed:
+            raise ValueError(f"{path}: {key} must be one of {list(allowed)}, got {raw[key]!r}")
+    try:
+        return (_gpt2 if architecture == "gpt2" else _llama)(raw, _eos_ids(generation, raw))
+    except KeyError as missing:
+        raise ValueError(f"{path}: missing key {missing}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _eos_ids(generation: dict[str, Any], raw: dict[str, Any]) -> tuple[int, ...]:
+    """generation_config.json wins: chat models often end a turn with a token that config.json does not name."""
+    value = generation.get("eos_token_id")
+    if value is None:
+        value = raw.get("eos_token_id")
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _gpt2(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
+    hidden, heads = raw["n_embd"], raw["n_head"]
+    if hidden % heads:
+        raise ValueError(f"n_embd must be a multiple of n_head, got {hidden} and {heads}")
+    return ModelConfig(
+        architecture="gpt2", vocab_size=raw["vocab_size"], hidden_size=hidden, num_layers=raw["n_layer"],
+        num_heads=heads, num_kv_heads=heads, head_dim=hidden // heads,
+        intermediate_size=raw.get("n_inner") or 4 * hidden, max_position_embeddings=raw["n_positions"],
+        norm_eps=raw.get("layer_norm_epsilon", 1e-5), attention_bias=True, mlp_bias=True,
+        tie_word_embeddings=raw.get("tie_word_embeddings", True), bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=eos)
+
+
+def _llama(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
+    hidden, heads = raw["hidden_size"], raw["num_attention_heads"]
+    head_dim = raw.get("head_dim")
+    if head_dim is None:
+        if hidden % heads:
+            raise ValueError(f"hidden_size must be a multiple of num_attention_heads, got {hidden} and {heads}")
+        head_dim = hidden // heads
+    # transformers 5 writes one dict, rope_parameters; older checkpoints have rope_theta beside rope_scaling.
+    rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta", 1e4)}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise ValueError(f"rope_type must be one of ['default', 'linear', 'llama3'], got {kind!r}")
+    return ModelConfig(
+        architecture="llama", vocab_size=raw["vocab_size"], hidden_size=hidden, num_layers=raw["num_hidden_layers"],
+        num_heads=heads, num_kv_heads=raw.get("num_key_value_heads") or heads, head_dim=head_dim,
+        intermediate_size=raw["intermediate_size"], max_position_embeddings=raw["max_position_embeddings"],
+        norm_eps=raw.get("rms_norm_eps", 1e-6), rope_theta=float(rope.get("rope_theta", 1e4)),
+        rope_scaling=None if kind == "default" else {**rope, "rope_type": kind},
+        attention_bias=raw.get("attention_bias", False), mlp_bias=raw.get("mlp_bias", False),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False), bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=eos)

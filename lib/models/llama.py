@@ -1,0 +1,141 @@
+"""The Llama family: RoPE, RMSNorm, SwiGLU, grouped-query attention. SmolLM2 is one of them.
+
+Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE), Zhang & Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU),
+Ainslie et al. 2023 (GQA). Introduced in chapter 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.attention.base import Attention
+from lib.engine.batch import Batch
+from lib.models.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Angular frequency of each of the D/2 rotated pairs, radians per position: float32 [D/2]."""
+    d = config.head_dim
+    freq = 1.0 / config.rope_theta ** (torch.arange(0, d, 2, dtype=torch.float32) / d)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq
+    if scaling["rope_type"] == "linear":
+        return freq / scaling["factor"]
+    # llama3: keep the fast pairs, slow the slow ones down by `factor`, blend in between.
+    original, low, high = (scaling["original_max_position_embeddings"], scaling["low_freq_factor"],
+                           scaling["high_freq_factor"])
+    turns = original * freq / (2 * math.pi)  # full turns that a pair makes within the original context
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    return blend * freq + (1 - blend) * freq / scaling["factor"]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (x[i], x[i + D/2]) by its angle. x [T, H, D]; cos, sin [T, 1, D/2]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        d, heads, kv_heads, size = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+        self.layer, self.num_heads, self.num_kv_heads, self.head_dim = layer, heads, kv_heads, size
+        self.attention_norm = RMSNorm(d, config.norm_eps)
+        # One matmul for q, k and v, one for gate and up: the same weights are read, in fewer and larger operations.
+        self.qkv = nn.Linear(d, (heads + 2 * kv_heads) * size, bias=config.attention_bias)
+        self.proj = nn.Linear(heads * size, d, bias=config.attention_bias)
+        self.mlp_norm = RMSNorm(d, config.norm_eps)
+        self.gate_up = nn.Linear(d, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down = nn.Linear(config.intermediate_size, d, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, attention: Attention) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, self.head_dim)
+        qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)  # both turn by the same angle
+        x = x + self.proj(attention(self.layer, q, k, v, batch).reshape(x.shape[0], -1))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Llama(nn.Module):
+    """`model(batch, attention) -> logits [B, V]`, at `batch.logits_indices` only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.token_embedding.weight
+        for name, table in self.fresh_buffers(config).items():
+            self.register_buffer(name, table, persistent=False)
+
+    @staticmethod
+    def fresh_buffers(config: ModelConfig) -> dict[str, Tensor]:
+        """Cosines and sines of every position's angles, float32 [positions, D/2]: positions are integers, so a table."""
+        angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float32),
+                             rope_frequencies(config))
+        return {"cos_table": angles.cos(), "sin_table": angles.sin()}
+
+    def forward(self, batch: Batch, attention: Attention) -> Tensor:
+        x = self.token_embedding(batch.input_ids)
+        cos = self.cos_table[batch.positions].unsqueeze(1).to(x.dtype)
+        sin = self.sin_table[batch.positions].unsqueeze(1).to(x.dtype)
+        for block in self.blocks:
+            x = block(x, cos, sin, batch, attention)
+        return self.lm_head(self.norm(x[batch.logits_indices]))
+
+    def checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor that a Hugging Face checkpoint of this model holds."""
+        c, d, f = self.config, self.config.hidden_size, self.config.intermediate_size
+        q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (c.vocab_size, d), "norm.weight": (d,)}
+        for i in range(c.num_layers):
+            p = f"layers.{i}."
+            shapes |= {p + "input_layernorm.weight": (d,), p + "post_attention_layernorm.weight": (d,)}
+            for name, out, into, bias in (
+                    ("self_attn.q_proj", q, d, c.attention_bias), ("self_attn.k_proj", kv, d, c.attention_bias),
+                    ("self_attn.v_proj", kv, d, c.attention_bias), ("self_attn.o_proj", d, q, c.attention_bias),
+                    ("mlp.gate_proj", f, d, c.mlp_bias), ("mlp.up_proj", f, d, c.mlp_bias),
+                    ("mlp.down_proj", d, f, c.mlp_bias)):
+                shapes[f"{p}{name}.weight"] = (out, into)
+                if bias:
+                    shapes[f"{p}{name}.bias"] = (out,)
+        if not c.tie_word_embeddings:
+            shapes["lm_head.weight"] = (c.vocab_size, d)
+        return shapes
+
+    @torch.no_grad()
+    def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
+        """Copy validated checkpoint tensors (names as `checkpoint_shapes`) into the parameters."""
+        self.token_embedding.weight.copy_(tensors["embed_tokens.weight"])
+        self.norm.weight.copy_(tensors["norm.weight"])
+        if not self.config.tie_word_embeddings:
+            self.lm_head.weight.copy_(tensors["lm_head.weight"])
+        for i, block in enumerate(self.blocks):
+            p = f"layers.{i}."
+            block.attention_norm.weight.copy_(tensors[p + "input_layernorm.weight"])
+            block.mlp_norm.weight.copy_(tensors[p + "post_attention_layernorm.weight"])
+            for module, names in ((block.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                                  (block.proj, ("self_attn.o_proj",)), (block.down, ("mlp.down_proj",)),
+                                  (block.gate_up, ("mlp.gate_proj", "mlp.up_proj"))):
+                module.weight.copy_(torch.cat([tensors[f"{p}{n}.weight"] for n in names]))
+                if module.bias is not None:
+                    module.bias.copy_(torch.cat([tensors[f"{p}{n}.bias"] for n in names]))
