@@ -1,0 +1,219 @@
+"""The book's figures: this run beside recorded runs and the published reference, always drawn the same way.
+
+Colour and marker say which series a line is; the stroke says whose: solid with markers for this run, thin for a
+recorded run, dashed for published figures.
+
+Introduced in chapter 1.
+"""
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from lib.bench.notebook import in_notebook
+from lib.bench.records import Run
+from lib.bench.style import COLOURS, MARKERS, ON_COLOUR, TEXT, figure, save, show
+
+__all__ = ["COLOURS", "ON_COLOUR", "TEXT", "bars", "bound", "figure", "lines", "log2_axis", "log10_axis",
+           "percent_axis", "recorded_lines", "save", "show", "stacked_bars", "table"]  # fmt: skip
+
+Line = tuple[Sequence[float], Mapping[str, Sequence[float | None]]]  # x and, by series, y
+_RECORDED = ((0, ()), (0, (5, 1.2, 1, 1.2)), (0, (1, 1.2)), (0, (7, 1.2, 1, 1.2, 1, 1.2)))
+_PUBLISHED = (0, (4, 2.4))
+
+
+def recorded_lines(runs: Sequence[Run], measurement: str, x: str, y: Mapping[str, str]) -> dict[str, Line]:
+    """`recorded=` for `lines`: each run's columns, by its label. `y` maps a series' name to its column.
+
+    Runs without that measurement, and columns that a run does not have, are left out.
+    """
+    result: dict[str, Line] = {}
+    for run in runs:
+        series = run[measurement]
+        if series is None or x not in series:
+            continue
+        found = {name: series[column] for name, column in y.items() if column in series}
+        if found:
+            result[run.label] = (series[x], found)
+    return result
+
+
+def lines(
+    ax: Axes,
+    x: Sequence[float],
+    y: Mapping[str, Sequence[float | None]],
+    *,
+    recorded: Mapping[str, Line] | None = None,
+    reference: Mapping[str, Line] | None = None,
+    label: str = "this run",
+) -> None:
+    """Draws this run's series over `x`, and the same series of others. None is a gap: no such measurement.
+
+    The legend is the figure's own, above the panels for series and below for runs; panels share it.
+    """
+    names = list(y)
+    for _, series in (*(recorded or {}).values(), *(reference or {}).values()):
+        names += [name for name in series if name not in names]
+    for i, (run, (xs, series)) in enumerate((recorded or {}).items()):
+        for name, ys in series.items():
+            _line(ax, xs, ys, names.index(name), run, linestyle=_RECORDED[i % len(_RECORDED)], linewidth=1.2, zorder=2)
+    for run, (xs, series) in (reference or {}).items():
+        for name, ys in series.items():
+            _line(ax, xs, ys, names.index(name), run, linestyle=_PUBLISHED, linewidth=1.4, zorder=2)
+    for name, ys in y.items():
+        drawn = _line(ax, x, ys, names.index(name), label, marker=MARKERS[names.index(name) % len(MARKERS)], zorder=3)
+        drawn.set_label(name)
+    _legends(ax.get_figure(root=True), names, label)
+
+
+def _line(ax: Axes, x: Sequence[float], y: Sequence[float | None], index: int, run: str, **style: Any) -> Line2D:
+    values = [float("nan") if value is None else value for value in y]
+    (drawn,) = ax.plot(x, values, color=COLOURS[index % len(COLOURS)], label="_", **style)
+    drawn.book_run = run  # whose line this is, for the legend of runs
+    return drawn
+
+
+def _legends(fig: Figure, names: Sequence[str], label: str) -> None:
+    """Rebuilds the figure's two legends from all that is drawn in it."""
+    for legend in list(fig.legends):
+        legend.remove()
+    drawn = [line for ax in fig.axes for line in ax.lines if hasattr(line, "book_run")]
+    series = {line.get_label(): line for line in drawn if not line.get_label().startswith("_")}
+    runs: dict[str, Line2D] = {}
+    for line in sorted(drawn, key=lambda line: line.book_run != label):
+        runs.setdefault(line.book_run, line)
+    if len(series) > 1 or (len(runs) > 1 and series):
+        fig.legend(series.values(), series.keys(), loc="outside upper left", ncols=min(len(series), 4))
+    if len(runs) > 1:
+        keys = [
+            Line2D([], [], color=TEXT, linestyle=line.get_linestyle(), linewidth=line.get_linewidth(),
+                   marker="o" if run == label else None)
+            for run, line in runs.items()
+        ]  # fmt: skip
+        for key, line in zip(keys, runs.values()):
+            key.set_linestyle(line._unscaled_dash_pattern if line.is_dashed() else "-")
+        fig.legend(keys, runs.keys(), loc="outside lower left", ncols=3)
+
+
+def bound(ax: Axes, x: Sequence[float] | None, y: Sequence[float] | float, text: str) -> None:
+    """A predicted limit as a dotted line with its name on it: a number (`x` None), or a curve over `x`."""
+    if x is None:
+        ax.axhline(y, color=TEXT, linestyle=":", linewidth=1.4, zorder=1)
+        ax.annotate(text, (0, y), xycoords=ax.get_yaxis_transform(), xytext=(4, 3), textcoords="offset points",
+                    fontsize=8.5, va="bottom")  # fmt: skip
+        return
+    ax.plot(x, y, color=TEXT, linestyle=":", linewidth=1.4, zorder=1, label="_")
+    ax.annotate(text, (x[-1], y[-1]), xytext=(0, 4), textcoords="offset points", fontsize=8.5, ha="right", va="bottom")
+
+
+def bars(ax: Axes, labels: Sequence[str], values: Mapping[str, Sequence[float]], fmt: str = ",.3g") -> None:
+    """Horizontal bars, one group a label and one colour a series, each with its number at its end."""
+    height = 0.8 / len(values)
+    for i, (name, series) in enumerate(values.items()):
+        at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(labels))]
+        drawn = ax.barh(at, series, height * 0.88, color=COLOURS[i % len(COLOURS)], label=name)
+        ax.bar_label(drawn, [format(value, fmt) for value in series], padding=4, fontsize=8.5)
+    _rows(ax, labels)
+    ax.margins(x=0.12)
+    if len(values) > 1:
+        _bar_legend(ax)
+
+
+def stacked_bars(ax: Axes, labels: Sequence[str], shares: Mapping[str, Sequence[float]], least: float = 0.06) -> None:
+    """Horizontal bars of 100 %, split by series: fractions of 1. A part of at least `least` bears its percentage."""
+    left = [0.0] * len(labels)
+    for i, (name, series) in enumerate(shares.items()):
+        colour = TEXT if i >= len(COLOURS) else COLOURS[i]
+        drawn = ax.barh(range(len(labels)), series, 0.62, left=left, color=colour, label=name)
+        ax.bar_label(drawn, [f"{value:.0%}" if value >= least else "" for value in series], label_type="center",
+                     fontsize=8.5, color=ON_COLOUR)  # fmt: skip
+        left = [a + b for a, b in zip(left, series)]
+    _rows(ax, labels)
+    ax.set_xlim(0, 1)
+    percent_axis(ax, "x")
+    _bar_legend(ax)
+
+
+def _rows(ax: Axes, labels: Sequence[str]) -> None:
+    ax.set_yticks(range(len(labels)), labels)
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+
+
+def _bar_legend(ax: Axes) -> None:
+    fig = ax.get_figure(root=True)
+    handles, names = ax.get_legend_handles_labels()
+    if not fig.legends:
+        fig.legend(handles, names, loc="outside upper left", ncols=min(len(names), 5), handlelength=1.0)
+
+
+def log2_axis(ax: Axes, which: str = "x") -> None:
+    """A logarithmic axis with base 2 and plain numbers: 1, 2, 4, 8 … at the values that occur on x."""
+    _log_axis(ax, which, 2)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    values = {value for line in ax.lines for value in (line.get_xdata() if which == "x" else line.get_ydata())}
+    powers = sorted(value for value in values if value > 0 and float(value).is_integer())
+    if which == "x" and powers and len(powers) <= 12:
+        axis.set_major_locator(FixedLocator(powers))
+
+
+def log10_axis(ax: Axes, which: str = "y") -> None:
+    """A logarithmic axis with base 10 and plain numbers: 0.1, 1, 10, 100, 1,000."""
+    _log_axis(ax, which, 10)
+
+
+def _log_axis(ax: Axes, which: str, base: int) -> None:
+    if which not in ("x", "y"):
+        raise ValueError(f"which={which!r}: must be 'x' or 'y'")
+    getattr(ax, f"set_{which}scale")("log", base=base)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def percent_axis(ax: Axes, which: str = "y") -> None:
+    """Fractions shown as percentages."""
+    (ax.xaxis if which == "x" else ax.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
+    """A small table: HTML in a notebook, aligned text in a script. Format the numbers yourself: 3 digits are enough."""
+    for i, row in enumerate(rows):
+        if len(row) != len(headers):
+            raise ValueError(f"row {i} has {len(row)} cells, the table has {len(headers)} headers")
+    cells = [[str(cell) for cell in row] for row in rows]
+    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
+    if not in_notebook():
+        widths = [max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)]
+        for row in [list(headers), ["-" * width for width in widths], *cells]:
+            print("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)).rstrip())
+        return
+    from IPython.display import HTML, display
+
+    align = ["right" if number else "left" for number in numeric]
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        return "<tr>" + "".join(
+            f'<{tag} style="text-align:{a}">{html.escape(cell)}</{tag}>' for a, cell in zip(align, row)
+        ) + "</tr>"  # fmt: skip
+
+    body = "".join(line("td", row) for row in cells)
+    # The class is the one that Jupyter and the book's theme style, in light and dark.
+    display(HTML(f'<table class="dataframe"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'))
+
+
+def _is_number(cell: str) -> bool:
+    text = cell.strip().rstrip("%×x").replace(",", "").replace("−", "-").strip()
+    if text in ("", "-", "–", "—"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
