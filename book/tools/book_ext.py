@@ -27,9 +27,12 @@ class Diagram(Figure):
             light = next(iter(figure.findall(nodes.image)))
             dark = light.deepcopy()
             dark["uri"] = dark_name(light["uri"])
+            # In a box of their own: the theme hides a caption that follows an image for the other mode.
+            box = nodes.container("", is_div=True, classes=["diagram"])
+            light.parent.replace(light, box)
             light["classes"] = [*light["classes"], "only-light"]
             dark["classes"] = [*dark["classes"], "only-dark"]
-            light.parent.insert(light.parent.index(light) + 1, dark)
+            box += [light, dark]
         return result
 
 
