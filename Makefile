@@ -37,10 +37,11 @@ serve: $(SETUP)
 	$(PY) -m lib.serving $(ARGS)
 
 record: $(SETUP)
-	@$(PY) book/tools/record.py $(ARGS)
+	@$(PY) -m lib.bench.record $(ARGS)
 
 notebooks: $(SETUP)
 	@$(PY) book/tools/notebooks.py $(ARGS)
+	@$(PY) book/tools/dark_svg.py $(ARGS)
 
 setup: $(STAMPS)/installed
 

@@ -1,7 +1,8 @@
 """Write chapters/NN_name.ipynb from chapters/NN_name.py (jupytext py:percent), without outputs.
 
 The script is the source.  The same script gives the same notebook, byte for byte, so that a diff shows real changes.
-Also writes the Colab cell, the first code cell of each chapter, with the repository's URL from _config.yml.
+Also writes what holds the repository's URL, which stands in _config.yml: the Colab cell, which is the first code cell of
+each chapter, and the `git clone` lines of README and setup page.
 `--check` changes nothing and fails if a file would change.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
@@ -78,6 +81,22 @@ def with_setup_cell(script: str) -> str:
     return "".join(lines[:first] + cell + lines[after if has_one else first:])
 
 
+def with_url(page: str) -> str:
+    """The page with the repository's URL in its `git clone` lines, and the folder's name in the `cd` after each."""
+    url = repository_url()
+    return re.sub(r"git clone \S+\ncd \S+", f"git clone {url}\ncd {url.rsplit('/', 1)[1]}", page)
+
+
+def generated() -> Iterator[tuple[Path, str]]:
+    """Each file that this tool writes, with the text that it should have."""
+    for page in (ROOT / "README.md", ROOT / "book" / "setup.md"):
+        yield page, with_url(page.read_text())
+    for script in sorted((ROOT / "chapters").glob("[0-9]*.py")):
+        source = with_setup_cell(script.read_text())
+        yield script, source
+        yield script.with_suffix(".ipynb"), to_notebook(source)
+
+
 def to_notebook(script: str) -> str:
     """The notebook's JSON text: no outputs, fixed metadata, ids that depend on nothing but position and source."""
     notebook = jupytext.reads(script, fmt="py:percent")
@@ -95,18 +114,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a file would change")
     check = parser.parse_args().check
     stale = 0
-    for script in sorted((ROOT / "chapters").glob("[0-9]*.py")):
-        source = with_setup_cell(script.read_text())
-        for path, text in ((script, source), (script.with_suffix(".ipynb"), to_notebook(source))):
-            old = path.read_text() if path.exists() else ""
-            if old == text:
-                continue
-            stale += 1
-            print(f"{path.relative_to(ROOT)}: {'out of date, run `make notebooks`' if check else 'written'}")
-            if check:
-                sys.stdout.writelines(list(difflib.unified_diff(old.splitlines(True), text.splitlines(True), n=1))[:40])
-            else:
-                path.write_text(text)
+    for path, text in generated():
+        old = path.read_text() if path.exists() else ""
+        if old == text:
+            continue
+        stale += 1
+        print(f"{path.relative_to(ROOT)}: {'out of date, run `make notebooks`' if check else 'written'}")
+        if check:
+            sys.stdout.writelines(list(difflib.unified_diff(old.splitlines(True), text.splitlines(True), n=1))[:40])
+        else:
+            path.write_text(text)
     return int(check and stale > 0)
 
 

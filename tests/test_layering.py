@@ -1,0 +1,109 @@
+"""The engine is cumulative: a module of lib/ imports only modules of its own chapter or of an earlier one."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+LIB = Path(__file__).resolve().parents[1] / "lib"
+# The two places that may know everything: the package's front door, and where the parts are put together.
+EXEMPT = {"lib", "lib.engine.assemble"}
+CHAPTER = re.compile(r"Introduced in chapter (\d+)\b")
+
+
+def module_name(path: Path, lib: Path) -> str:
+    parts = path.relative_to(lib.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(tree: ast.Module, name: str, is_package: bool, known: set[str]) -> set[tuple[str, int]]:
+    """(module, line) of every import of a lib module, wherever in the file it stands."""
+    package = name if is_package else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*anchor, *filter(None, [node.module])])
+            # `from lib.cache import blocks` names a module; `from lib.cache.blocks import BlockManager` a thing in one
+            targets = [f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names]
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            targets = [str(node.args[0].value)]
+        else:
+            continue
+        found |= {(target, node.lineno) for target in targets if target == "lib" or target.startswith("lib.")}
+    return found
+
+
+def violations(lib: Path) -> list[str]:
+    """One line for each module without a chapter, and for each import that the layering forbids."""
+    paths = {module_name(path, lib): path for path in sorted(lib.rglob("*.py"))}
+    trees = {name: ast.parse(path.read_text(), filename=str(path)) for name, path in paths.items()}
+    chapters, problems = {}, []
+    for name, tree in trees.items():
+        match = CHAPTER.search(ast.get_docstring(tree) or "")
+        if match:
+            chapters[name] = int(match[1])
+        elif name not in EXEMPT:
+            problems.append(f"{name}: its docstring has no line `Introduced in chapter N.`")
+    for name, tree in trees.items():
+        if name in EXEMPT or name not in chapters:
+            continue
+        is_package = paths[name].name == "__init__.py"
+        for target, line in sorted(imported_modules(tree, name, is_package, set(paths))):
+            if target not in paths:
+                problems.append(f"{name}:{line}: imports {target}, which does not exist")
+            elif target in EXEMPT and target == "lib":
+                problems.append(f"{name}:{line}: imports the package lib itself, which imports everything")
+            elif chapters.get(target, 0) > chapters[name]:
+                problems.append(f"{name}:{line}: chapter {chapters[name]} imports {target} of chapter {chapters[target]}")
+    return problems
+
+
+def test_modules_import_only_earlier_chapters():
+    assert violations(LIB) == []
+
+
+def test_there_is_something_to_check():
+    assert len(list(LIB.rglob("*.py"))) > 10
+
+
+PLANTS = {
+    "at the top": ("from lib.later import thing\n", "imports lib.later of chapter 4"),
+    "inside a function": ("def f():\n    import lib.later\n", "imports lib.later of chapter 4"),
+    "as a relative import": ("from .later import thing\n", "imports lib.later of chapter 4"),
+    "as a module of its package": ("from lib import later\n", "imports lib.later of chapter 4"),
+    "through importlib": ("import importlib\nimportlib.import_module('lib.later')\n", "imports lib.later of chapter 4"),
+    "through the front door": ("from lib import LLM\n", "imports the package lib itself"),
+    "of a module that is gone": ("import lib.gone\n", "which does not exist"),
+}
+
+
+@pytest.mark.parametrize("where", PLANTS)
+def test_a_planted_violation_is_reported(tmp_path, where):
+    code, message = PLANTS[where]
+    lib = tmp_path / "lib"
+    lib.mkdir()
+    (lib / "__init__.py").write_text("from lib.later import thing\n")
+    (lib / "later.py").write_text('"""Introduced in chapter 4."""\nimport lib.early\nthing = 1\n')
+    (lib / "early.py").write_text('"""Introduced in chapter 2."""\n')
+    assert violations(lib) == []
+    (lib / "early.py").write_text(f'"""Introduced in chapter 2."""\n{code}')
+    (problem,) = violations(lib)
+    assert problem.startswith("lib.early:") and message in problem
+
+
+def test_a_module_without_a_chapter_is_reported(tmp_path):
+    lib = tmp_path / "lib"
+    lib.mkdir()
+    (lib / "new.py").write_text('"""Does something."""\n')
+    assert violations(lib) == ["lib.new: its docstring has no line `Introduced in chapter N.`"]
