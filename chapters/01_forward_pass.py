@@ -1,0 +1,529 @@
+# %% [markdown]
+# (ch-forward-pass)=
+# # The forward pass
+#
+# :::{card}
+# :class-card: chapter-card
+#
+# **Question.** What happens between a string and its next token, and what is the least time that can take?
+#
+# | Device | Time | Memory | Download |
+# | --- | --- | --- | --- |
+# | laptop, two cores | two to three minutes | 3 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
+# | Colab or a data-centre GPU | three minutes | 3 GB of GPU memory | the same |
+#
+# **Adds to `lib/`.** `models/`: two model families and their checkpoints. `attention/full.py`: attention without a cache.
+# `engine/`: batch, sampling, and a loop that turns a prompt into text. `bench/`: everything that measures.
+# :::
+#
+# A language model is a function. It takes a list of integers and returns one score for every integer that could come
+# next. Everything else in this book, the caches and queues and kernels, exists to call that function often, for many
+# people, without wasting the machine that runs it.
+#
+# So we begin with the function. We follow one string through it, in two models. We count what it computes and what it
+# reads from memory. From these two counts follows a bound: a time that no program can beat on a given machine. Then we
+# measure, and see how far above the bound we are.
+
+# %%
+import time
+
+import torch
+
+from lib import LLM, SamplingParams
+from lib.attention.base import attend
+from lib.attention.full import FullAttention
+from lib.bench import (
+    Record, counts, figure, glue, lines, load_records, log2_axis, measure, measure_roofline, peak_memory,
+    pick, profile, recorded_lines, reference, show, show_source, sweep, table,
+)
+from lib.bench.peers import hf_generate
+from lib.bench.twin import transformers_twin
+from lib.engine.batch import Batch
+from lib.models import gpt2, llama
+
+# %% [markdown]
+# The model that talks is SmolLM2 {cite}`allal2025smollm2`: 135 million parameters, trained to answer questions, small
+# enough for a laptop. `kv_cache="none"` asks for the engine in its simplest form. It remembers nothing between steps.
+
+# %%
+llm = LLM("smollm2", kv_cache="none", dtype="float32")
+tokenizer, device = llm.tokenizer, llm.device
+prompt = "The capital of France is"
+token_ids = tokenizer.encode(prompt)
+table([[i, token_id, repr(tokenizer.decode([token_id]))] for i, token_id in enumerate(token_ids)],
+      headers=["position", "token id", "text"])
+
+# %% [markdown]
+# ## From a string to its next token
+#
+# The **tokenizer** cuts the string into pieces that it knows and gives each its number. The pieces come from byte-pair
+# encoding {cite}`sennrich2016bpe`: frequent words are one token, rare words are several. Note the leading spaces. They
+# belong to the tokens, which is why text that is cut into tokens can be joined again without guessing.
+#
+# From here on there are only numbers. The model looks each id up in its **embedding** table, a matrix of shape $[V, d]$,
+# and gets one vector of $d$ numbers a token: the hidden state.
+
+# %%
+ids = torch.tensor(token_ids, device=device)
+hidden = llm.model.token_embedding(ids)
+table([["input_ids", list(ids.shape), "T tokens"],
+       ["embedding table", list(llm.model.token_embedding.weight.shape), "V × d"],
+       ["hidden state", list(hidden.shape), "T × d"]], headers=["tensor", "shape", "meaning"])
+
+# %% [markdown]
+# The hidden state then passes through $L$ layers of the same shape. Each layer does two things and adds the result of each
+# to what came in. **Attention** lets a token look at the tokens before it. The **MLP** works on each token by itself. After
+# the last layer, one more matrix product turns the last token's hidden state into $V$ **logits**, one score for each token
+# of the vocabulary.
+#
+# A batch, in this engine, is a flat list of tokens with offsets that say where each sequence begins. Here it holds one
+# sequence. The attention is passed in as an argument, because it is the part that later chapters exchange.
+
+# %%
+with torch.inference_mode():
+    logits = llm.model(Batch.of_prompts([token_ids], device), FullAttention())
+probabilities = logits[0].softmax(-1)
+best = probabilities.topk(5)
+table([[repr(tokenizer.decode([i])), i, f"{p:.3f}"] for p, i in zip(best.values.tolist(), best.indices.tolist())],
+      headers=["next token", "token id", "probability"])
+
+# %%
+glue("first_token", tokenizer.decode([best.indices[0].item()]).strip())
+glue("first_probability", best.values[0].item(), ".2f")
+
+# %% [markdown]
+# The largest logit belongs to *{glue:text}`first_token`*, with a probability of {glue:text}`first_probability`. Taking the
+# largest is called {term}`greedy decoding`. It needs no random numbers, so that two programs that claim to compute the same
+# thing can be compared token by token. That is how every chapter of this book checks itself.
+#
+# To write more than one token, append the token and call the function again. This is the whole of text generation:
+
+
+# %%
+@torch.inference_mode()
+def greedy(model, token_ids, num_tokens):
+    """The slowest correct way to write: the whole sequence through the model, once for each new token."""
+    token_ids = list(token_ids)
+    for _ in range(num_tokens):
+        logits = model(Batch.of_prompts([token_ids], device), FullAttention())
+        token_ids.append(logits[0].argmax().item())
+    return token_ids
+
+
+oracle = greedy(llm.model, token_ids, 12)
+print(tokenizer.decode(oracle))
+
+# %% [markdown]
+# Keep this function in mind. It is wasteful in a way that chapter 2 removes: to choose the twelfth token, it computes the
+# first eleven again. But it is so simple that it is easy to believe. It is the book's **oracle**: whatever we build later,
+# faster and more complicated, has to produce exactly these tokens.
+#
+# ## Prediction: two ceilings
+#
+# A processor can be busy in two ways. It can move bytes from memory, at most $\mathit{BW}$ of them a second, and it can
+# multiply and add, at most $F$ operations a second. Both rates are properties of a machine, and we can measure them. This
+# one, while it built this page:
+
+# %%
+roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
+table([["memory bandwidth", f"{roofline.bandwidth / 1e9:,.1f}", "GB/s"],
+       *[[f"matrix product, {name}", f"{rate / 1e9:,.0f}", "GFLOP/s"] for name, rate in roofline.flops.items()]],
+      headers=["ceiling", "measured", "unit"])
+
+# %% [markdown]
+# The model's side is arithmetic on shapes. A forward pass reads each weight once, which is $W = P\,b$ bytes, and for each
+# token it multiplies and adds with each weight once, which is close to $2P$ operations {cite}`kaplan2020scaling`. Attention
+# adds a term that grows with the sequence. `lib/bench/counts.py` counts exactly, term by term.
+
+# %%
+record_model = LLM("gpt2", kv_cache="none", dtype="float32")
+models = {"SmolLM2-135M": llm.config, "GPT-2 124M": record_model.config}
+table([[name, f"{counts.parameters(c) / 1e6:.1f} M", f"{counts.weight_bytes(c, 'float32') / 1e6:.0f} MB",
+        f"{counts.flops(c, 1, 1) / 1e6:.0f} M", f"{counts.flops(c, 512, 512) / 1e9:.0f} G"] for name, c in models.items()],
+      headers=["model", "parameters", "weights, float32", "FLOPs for 1 token", "FLOPs for 512 tokens"])
+
+# %% [markdown]
+# A machine can do both kinds of work at the same time, so the bound is the larger of the two times ({eq}`eq-bound`). For few
+# tokens the bytes decide: the weights have to come from memory however little is done with them. For many tokens the
+# operations decide. The two meet at a number of tokens that depends on the machine alone:
+#
+# ```{math}
+# :label: eq-ridge-tokens
+# T^\ast \;\approx\; \frac{b}{2} \cdot \frac{F}{\mathit{BW}}
+# ```
+#
+# because $T$ tokens need $2PT$ operations for $Pb$ bytes.
+
+# %%
+config = record_model.config
+ridge_tokens = 4 / 2 * roofline.ridge("float32")
+
+
+def forward_bound(config, num_tokens):
+    """Least seconds for one forward pass over a prompt: every weight once, every operation once."""
+    return roofline.time(bytes=counts.streamed_bytes(config, "float32"),
+                         flops=counts.flops(config, num_tokens, num_tokens), dtype="float32")
+
+
+glue("ridge_tokens", ridge_tokens, ".0f")
+glue("bandwidth_ms", 1e3 * counts.streamed_bytes(config, "float32") / roofline.bandwidth, ".1f")
+glue("bound_512_ms", 1e3 * forward_bound(config, 512), ".0f" if forward_bound(config, 512) > 0.01 else ".2f")
+table([[n, f"{1e3 * counts.streamed_bytes(config, 'float32') / roofline.bandwidth:.2f}",
+        f"{1e3 * counts.flops(config, n, n) / roofline.flops['float32']:.2f}", f"{1e3 * forward_bound(config, n):.2f}"]
+       for n in (1, 16, 64, 256, 512)],
+      headers=["tokens", "bytes / bandwidth (ms)", "FLOPs / rate (ms)", "bound (ms)"])
+
+# %% [markdown]
+# On this machine the two meet at about {glue:text}`ridge_tokens` tokens. One token of GPT-2 cannot take less than
+# {glue:text}`bandwidth_ms` ms, since that is how long its weights take to arrive. A sequence of 512 tokens cannot take less
+# than {glue:text}`bound_512_ms` ms. And our loop pays the second price, not the first: without a cache, every new token
+# costs a pass over the whole sequence.
+#
+# Two predictions, then, before we measure. *The time of a new token grows in proportion to the length of the sequence, once
+# that is beyond the ridge. And the throughput of a long answer falls as the answer grows.*
+#
+# ## Build: two models that one can read beside the papers
+#
+# GPT-2 {cite}`radford2019gpt2` is the model that the published measurements used, and the simplest of its kind. SmolLM2 is a
+# Llama {cite}`touvron2023llama`. {numref}`fig-two-blocks` shows them side by side. Four changes separate them.
+#
+# ```{diagram} ../book/images/two_blocks.svg
+# :name: fig-two-blocks
+# :alt: One layer of GPT-2 beside one layer of Llama, with four numbered differences.
+# :width: 90%
+#
+# One layer of each model. The numbers mark the four differences: positions, normalisation, heads, MLP.
+# ```
+
+# %% tags=["hide-input"]
+g, s = record_model.config, llm.config
+table([["1", "positions", f"a learned vector for each of {g.max_position_embeddings:,}", "a rotation of Q and K (RoPE)"],
+       ["2", "normalisation", "LayerNorm: subtract the mean, divide by the deviation", "RMSNorm: divide by the root mean square"],
+       ["3", "heads", f"{g.num_heads} for Q, {g.num_kv_heads} for K and V", f"{s.num_heads} for Q, {s.num_kv_heads} for K and V (GQA)"],
+       ["4", "MLP", f"GELU, {g.hidden_size} → {g.intermediate_size} → {g.hidden_size}",
+        f"SwiGLU, {s.hidden_size} → 2 × {s.intermediate_size} → {s.hidden_size}"],
+       ["", "layers × width", f"{g.num_layers} × {g.hidden_size}", f"{s.num_layers} × {s.hidden_size}"]],
+      headers=["", "", "GPT-2 124M", "SmolLM2-135M"])
+
+# %% [markdown]
+# Here is GPT-2's layer, from `lib/` itself. `attention` is an argument: the model does not know what it attends over.
+
+# %% tags=["remove-input"]
+show_source(gpt2.Block, "forward")
+
+# %% [markdown]
+# And Llama's. The three projections for Q, K and V are one matrix, and so are the MLP's gate and up projections. The weights
+# that are read are the same; there are fewer calls, and larger ones.
+
+# %% tags=["remove-input"]
+show_source(llama.Block, "forward")
+
+# %% [markdown]
+# **RoPE** {cite}`su2021roformer` deserves a second look. It turns each pair of a query's numbers by an angle that grows with
+# the position, and does the same to the keys. The dot product of two vectors turned by different angles depends on the
+# difference of the angles only. So the score between two tokens depends on how far apart they are, not on where they stand.
+
+# %% tags=["remove-input"]
+show_source(llama.rotate)
+
+# %% [markdown]
+# **Grouped-query attention** {cite}`ainslie2023gqa` lets several query heads share one head of keys and values. SmolLM2 has
+# three query heads to each. That saves little here. In chapter 2, when keys and values are kept, it saves two thirds of
+# the memory.
+#
+# Attention itself is one call to PyTorch's fused kernel for each rectangle of equally long sequences:
+
+# %% tags=["remove-input"]
+show_source(attend)
+
+# %% [markdown]
+# The last line of each model's `forward` hides a saving that is easy to miss: `x[batch.logits_indices]`. Only the last token
+# of a sequence predicts something we do not know yet. The product with the vocabulary matrix is GPT-2's largest, and it is
+# done for one row, not for all.
+#
+# ## Check: the same function as the reference
+#
+# `transformers` is the reference implementation of both models. We load the same weights there, feed both the same tokens,
+# and compare all logits. They cannot be equal to the last bit, because floating-point sums depend on their order. They have
+# to be close: a wrong mask or a swapped rotation changes logits by whole units, not by millionths.
+
+# %%
+twins = {"SmolLM2-135M": (llm, transformers_twin(llm)), "GPT-2 124M": (record_model, transformers_twin(record_model))}
+generator = torch.Generator().manual_seed(0)
+differences = {}
+for name, (ours, theirs) in twins.items():
+    prompts = [torch.randint(0, ours.config.vocab_size, (n,), generator=generator).tolist() for n in (1, 7, 32, 100)]
+    with torch.inference_mode():
+        mine = ours.model(Batch.of_prompts(prompts, device), FullAttention())  # four lengths in one flat batch
+        reference_logits = torch.stack([theirs(torch.tensor([p], device=device)).logits[0, -1] for p in prompts])
+    differences[name] = (mine - reference_logits).abs().max().item()
+    assert differences[name] < 1e-3, (name, differences[name])
+table([[name, f"{d:.1e}", f"{twins[name][0].weights}"] for name, d in differences.items()],
+      headers=["model", "largest difference of any logit", "weights"])
+
+# %% [markdown]
+# The second check is the one that counts for a reader of text. Greedy decoding by the engine, by the loop above and by
+# `transformers` gives the same tokens.
+
+# %%
+engine_ids = llm.generate(prompt, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))[0].token_ids
+reference_ids = twins["SmolLM2-135M"][1].generate(
+    torch.tensor([token_ids], device=device), max_new_tokens=12, min_new_tokens=12, do_sample=False)[0].tolist()
+assert token_ids + engine_ids == oracle == reference_ids
+print(tokenizer.decode(engine_ids))
+
+# %% [markdown]
+# ## SmolLM2 answers a question
+#
+# Real use adds little to the loop. A **chat template** wraps the question in the marks that the model saw in training. The
+# **sampling parameters** say how to choose each token. The model ends its answer itself, with an {term}`EOS` token. And text
+# is streamed as it is written, though never half a character: a token is a run of bytes, and one emoji may take four tokens.
+
+# %%
+question = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
+chat_ids = tokenizer.encode(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+steps, start = [], time.perf_counter()
+for chunk in llm.stream(chat_ids, SamplingParams(max_tokens=pick(smoke=6, cpu=32, gpu=48), temperature=0)):
+    now = time.perf_counter()
+    steps.append((chunk, now - start))
+    start = now
+    print(chunk.text, end="", flush=True)
+
+# %% [markdown]
+# The first steps of this answer, with what each of them had to compute:
+
+# %% tags=["hide-input"]
+table([[i + 1, repr(chunk.text), len(chat_ids) + i, f"{1e3 * seconds:.0f}"] for i, (chunk, seconds) in enumerate(steps[:6])],
+      headers=["step", "new text", "tokens computed", "time (ms)"])
+
+# %%
+computed = sum(len(chat_ids) + i for i in range(len(steps)))
+glue("answer_tokens", len(steps))
+glue("computed_tokens", computed)
+glue("computed_ratio", computed / (len(chat_ids) + len(steps) - 1), ".0f")
+
+# %% [markdown]
+# To write {glue:text}`answer_tokens` tokens the model computed {glue:text}`computed_tokens`. The prompt and the answer
+# together would have needed {glue:text}`computed_ratio` times fewer, had each token been computed once. Hold that thought.
+#
+# ## Measure: the baseline
+#
+# The rest of the book is a series of improvements over the numbers of this section. They are GPT-2's, in float32, one
+# sequence at a time, greedy, without a cache: the setting of the published measurements {cite:p}`radford2019gpt2`, which ran
+# on an A100. Beside ours runs `transformers` on the same weights, with its cache switched off, in the same minute.
+
+# %% tags=["hide-input"]
+if record_model.weights == "random":
+    print("GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
+          "Speed and memory do not depend on what the weights say. Text does, so none is shown.")
+
+# %%
+PROMPTS = pick(smoke=[8, 16], cpu=[64, 256, 512], gpu=[64, 256, 512])
+NEW = pick(smoke=2, cpu=4, gpu=50)
+REPEATS = pick(smoke=1, cpu=3, gpu=3)
+engine, twin = twins["GPT-2 124M"]
+record = Record("01_forward_pass", model="gpt2", weights=engine.weights, dtype="float32", device=device, seed=0,
+                roofline=roofline)
+
+
+def random_prompt(length):
+    return torch.randint(0, config.vocab_size, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+
+
+def run(prompt_len, new_tokens):
+    params = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True)
+    return engine.generate(random_prompt(prompt_len), params)[0]
+
+
+def run_twin(prompt_len, new_tokens):
+    return hf_generate(twin, [random_prompt(prompt_len)], new_tokens, use_cache=False, warmup=0, repeats=1)
+
+
+ours, theirs, bounds = [], [], []
+for n in sweep(PROMPTS, "prompt length"):
+    ours.append(measure(lambda: run(n, NEW), warmup=1, repeats=REPEATS, device=device))
+    theirs.append(measure(lambda: run_twin(n, NEW), warmup=1, repeats=REPEATS, device=device))
+    bounds.append(sum(forward_bound(config, n + i) for i in range(NEW)))
+record.add("latency_by_prompt", unit="s", params={"new_tokens": NEW, "batch": 1},
+           columns={"prompt": PROMPTS, "no_cache": ours, "transformers": theirs, "bound": bounds})
+per_token = record.add("token_time_by_prompt", unit="ms", params={"new_tokens": NEW, "batch": 1}, columns={
+    "prompt": PROMPTS, "no_cache": [1e3 * t.median / NEW for t in ours],
+    "transformers": [1e3 * t.median / NEW for t in theirs], "bound": [1e3 * b / NEW for b in bounds]})
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Time of one new token against the length of the prompt, without a cache. Dotted: the bound from bytes and operations. Dashed: the published run (GPT-2, float32, A100)."}}
+published = reference()
+p = published["latency_by_prompt_50_new_tokens"]
+fig, ax = figure()
+lines(ax, x=PROMPTS, y={"this engine": per_token["no_cache"], "transformers": per_token["transformers"],
+                        "bound": per_token["bound"]},
+      recorded=recorded_lines(load_records("01", others_only=True), "token_time_by_prompt", x="prompt",
+                              y={"this engine": "no_cache"}),
+      reference={published.label: (p["prompt"], {"this engine": [1e3 * s / 50 for s in p["no_cache_s"]]})})
+ax.set(xlabel="prompt (tokens)", ylabel="time of a new token (ms)", yscale="log")
+log2_axis(ax, "x")
+show(fig, "01_latency_by_prompt")
+
+# %%
+growth = ours[-1].median / ours[0].median
+glue("length_ratio", PROMPTS[-1] / PROMPTS[0], ".0f")
+glue("latency_growth", growth, ".1f")
+glue("over_bound_long", ours[-1].median / bounds[-1], ".1f")
+glue("over_bound_short", ours[0].median / bounds[0], ".1f")
+glue("vs_transformers_short", theirs[0].median / ours[0].median, ".2f")
+glue("vs_transformers_long", theirs[-1].median / ours[-1].median, ".2f")
+record.headline("speed over transformers, no cache, batch 1, shortest prompt", theirs[0].median / ours[0].median, "×")
+
+# %% [markdown]
+# With a prompt {glue:text}`length_ratio` times as long, a token takes {glue:text}`latency_growth` times as long. That is the
+# first prediction. The measured time is {glue:text}`over_bound_short` times the bound for the shortest prompt and
+# {glue:text}`over_bound_long` times for the longest. What is missing goes to everything that is neither a large product nor
+# a byte of weights: small operations between the products, and the cost of starting each of them. `transformers` takes
+# {glue:text}`vs_transformers_short` times our time for the shortest prompt and {glue:text}`vs_transformers_long` times for the
+# longest. The arithmetic is the same; what differs is how much Python and how many small operations surround it, and
+# that weighs most where the products are small.
+#
+# The second prediction was about long answers.
+
+# %%
+GENERATED = pick(smoke=[2, 4], cpu=[10, 25, 50, 100], gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000])
+PROMPT = pick(smoke=4, cpu=10, gpu=10)
+generated, memory = [], []
+for n in sweep(GENERATED, "generated tokens"):
+    with peak_memory(device) as peak:
+        generated.append(measure(lambda: run(PROMPT, n), warmup=0, repeats=pick(smoke=1, cpu=1, gpu=2), device=device))
+    memory.append(peak.bytes / 1e6)
+flops = [counts.generate_flops(config, PROMPT, n, kv_cache=False) for n in GENERATED]
+record.add("throughput_by_generated", unit="tokens/s", params={"prompt": PROMPT, "batch": 1},
+           columns={"generated": GENERATED, "seconds": generated,
+                    "no_cache": [n / t.median for n, t in zip(GENERATED, generated)],
+                    "bound": [n / sum(forward_bound(config, PROMPT + i) for i in range(n)) for n in GENERATED],
+                    "peak_mb": memory,
+                    "mfu": [counts.mfu(f, t.median, roofline, "float32") for f, t in zip(flops, generated)],
+                    "mbu": [counts.mbu(n * counts.streamed_bytes(config, "float32"), t.median, roofline)
+                            for n, t in zip(GENERATED, generated)]})
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-throughput", "caption": "Throughput against the number of generated tokens, without a cache. Left: tokens a second. Right: the share of each ceiling that the run used."}}
+series, p = record["throughput_by_generated"], published["no_cache_sweep"]
+fig, (left, right) = figure(2)
+lines(left, x=GENERATED, y={"no cache": series["no_cache"], "bound": series["bound"]},
+      recorded=recorded_lines(load_records("01", others_only=True), "throughput_by_generated", x="generated",
+                              y={"no cache": "no_cache"}),
+      reference={published.label: (p["new_tokens"], {"no cache": p["tok_s"]})})
+left.set(xlabel="generated tokens", ylabel="tokens a second", yscale="log", xscale="log")
+lines(right, x=GENERATED, y={"arithmetic (MFU)": [100 * m for m in series["mfu"]],
+                             "bandwidth (MBU)": [100 * m for m in series["mbu"]]})
+right.set(xlabel="generated tokens", ylabel="% of the ceiling", ylim=(0, None), xscale="log")
+show(fig, "01_throughput_by_generated")
+
+# %%
+glue("generated_first", GENERATED[0])
+glue("generated_last", GENERATED[-1])
+glue("rate_first", series["no_cache"][0], ".1f")
+glue("rate_last", series["no_cache"][-1], ".1f")
+glue("mfu_last", 100 * series["mfu"][-1], ".0f")
+glue("mbu_last", 100 * series["mbu"][-1], ".0f")
+glue("peak_mb", memory[-1], ",.0f")
+record.headline("tokens a second without a cache, longest answer", series["no_cache"][-1], "tok/s")
+
+# %% [markdown]
+# {glue:text}`rate_first` tokens a second over {glue:text}`generated_first` tokens, {glue:text}`rate_last` over
+# {glue:text}`generated_last`. In the longest run the machine used {glue:text}`mfu_last` % of its arithmetic ceiling and
+# {glue:text}`mbu_last` % of its bandwidth ceiling ({term}`MFU` and {term}`MBU`, against the ceilings measured above). Peak
+# memory was {glue:text}`peak_mb` MB.
+#
+# On the published A100 the curve rises before it falls ({numref}`fig-01-throughput`). That machine's ridge lies further out
+# than a short sequence, so its first tokens cost only the launch of the work, whatever their number; and a first, slow call is
+# shared by more tokens as the run gets longer. Where launching dominates, a longer sequence is free. Chapter 8 returns to that.
+#
+# A profiler shows what the time is spent on.
+
+# %%
+length = pick(smoke=16, cpu=128, gpu=512)
+profiled_batch = Batch.of_prompts([random_prompt(length)], device)
+profiled = profile(lambda: engine.runner.run(profiled_batch), device)
+record.add("profile", unit="share of time", params={"prompt": length},
+           points=[{"family": family, "share": share} for family, share in profiled.by_family().items()])
+table([[op.name, op.family, op.calls, f"{1e3 * op.seconds:.2f}", f"{100 * op.share:.0f} %"] for op in profiled.top_ops(6)],
+      headers=["operation", "family", "calls", "time (ms)", "share"])
+
+# %%
+glue("profile_length", length)
+glue("gemm_share", 100 * (profiled.by_family().get("gemm", 0)), ".0f")
+
+# %% [markdown]
+# For one pass over {glue:text}`profile_length` tokens, {glue:text}`gemm_share` % of the time is in matrix–matrix products.
+# They are the only operations here that get near the arithmetic ceiling. Remember this table: in chapter 2 the same model,
+# computing the same tokens, will spend its time elsewhere.
+#
+# ## What broke, and how this benchmark could mislead
+#
+# - **A mask that is right by accident.** PyTorch's `is_causal=True` draws its triangle from the top left corner. With as many
+#   queries as keys, as in this chapter, that is right. With fewer queries than keys, as in the next, every query sees the
+#   wrong keys, and the text that comes out is fluent nonsense. `attend` refuses that case; that is what its error is for.
+# - **Random weights.** Where the hub cannot be reached, GPT-2's numbers here come from random weights. Dense arithmetic takes
+#   the same time whatever the numbers are. A model that stops at EOS would be another matter, so lengths are fixed here.
+# - **One sequence.** A machine that serves one user at a time is a machine that mostly waits. The bandwidth column says so.
+# - **Peak memory on a CPU** is what the process grew by, in pages, and includes whatever the allocator chose to keep.
+#   On a GPU it is PyTorch's own count of bytes.
+#
+# ## In production
+#
+# Engines such as vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep the same two files per model
+# family: a class that reads like the paper, and a loader that maps checkpoint names to parameters, with the same merged
+# projections. What they add is breadth: quantised weights, tensor parallelism that splits each matrix over several GPUs
+# {cite}`shoeybi2019megatron`, mixtures of experts, and a kernel chosen for each shape and device. The interface between
+# model and attention is theirs too: the model hands over Q, K and V for a flat list of tokens, and metadata says the rest.
+#
+# ## Exercises
+#
+# **1. Predict.** How many tokens long must a prompt be before a forward pass of SmolLM2, rather than GPT-2, is limited by
+# arithmetic on this machine?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# Nearly the same number, {glue:text}`ridge_tokens`. In {eq}`eq-ridge-tokens` the number of parameters cancels: a larger model
+# has more bytes to read and more operations to do, in the same proportion. Only the dtype and the machine remain. In bfloat16
+# the bytes halve, and the arithmetic rate changes too; put both into the formula.
+# ```
+#
+# **2. Break it and watch which test fails.** In `lib/models/llama.py`, change `rope_frequencies` so that it divides by `d - 2`
+# instead of `d`. Does SmolLM2 still write English? Which tests notice?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# It writes English for a while, and then loses the thread: nearby tokens are turned by almost the right angles, distant ones
+# are not. Text that looks fine is a poor test. `pytest tests/test_models.py` fails at once, because logits differ from
+# `transformers` by far more than rounding.
+# ```
+#
+# **3. Count.** Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the formula for a prompt of
+# $S_p$ and an answer of $S_o$ tokens. How does it grow with the length of the answer?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# Step $i$ computes $S_p + i$ tokens, for $i$ from 0 to $S_o - 1$. The sum is $S_o S_p + S_o (S_o - 1) / 2$, so it grows with the
+# square of the answer's length. With each token computed once it would be $S_p + S_o - 1$.
+# ```
+#
+# **4. Extend.** Write `perplexity(model, token_ids)`, which needs the logits of every position, not of the last one only.
+# Which single field of `Batch` do you change?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# `logits_indices`. Set it to `torch.arange(T)`, and the model returns one row of logits for each token. The cross-entropy of
+# row $i$ with token $i + 1$, averaged and exponentiated, is the perplexity. Mind the memory: $T \times V$ floats.
+# ```
+#
+# ## Takeaways
+#
+# 1. A forward pass reads every weight once and does two operations with it for each token; few tokens are limited by
+#    bandwidth, many by arithmetic, and the ridge between them belongs to the machine.
+# 2. Without a cache, each new token costs a pass over the whole sequence, and a long answer costs its length squared.
+# 3. Same weights, same tokens, same logits as the reference: this is checked first, and only then is anything timed.
+#
+# **Sources.** Models: {cite:t}`radford2019gpt2`, {cite:t}`touvron2023llama`, {cite:t}`allal2025smollm2`. The four changes:
+# {cite:t}`su2021roformer`, {cite:t}`zhang2019rmsnorm`, {cite:t}`ainslie2023gqa`, {cite:t}`shazeer2020glu`. Counting:
+# {cite:t}`kaplan2020scaling`. The bound: {cite:t}`williams2009roofline`.
+
+# %% tags=["remove-cell"]
+record.finish()
