@@ -55,18 +55,20 @@ class LLM:
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
-        self._progressed: dict[str, None] = {}      # ids with something to hand out, in order
+        self._progressed: dict[str, None] = {}      # ids with something for `step` to hand out, in order
+        self._owned: set[str] = set()               # ids that generate or stream waits for
         self._ids = itertools.count()
         self._steps = self._tokens = self._finished = 0
 
-    # Requests in, outputs out.
+    # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None) -> str:
         """Queue a prompt; returns its id. Raises ValueError, and queues nothing, if it can never be served."""
         return self._queue(self._make_group(prompt, params, request_id))
 
     def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished
+        """Whether `step` has anything left to do or to hand out."""
+        return self.scheduler.has_unfinished or bool(self._progressed)
 
     def step(self) -> list[RequestOutput]:
         """One pass through the model. Returns the outputs of requests that progressed or ended."""
@@ -84,6 +86,7 @@ class LLM:
         if group is None:
             return None
         self._progressed.pop(request_id, None)
+        self._owned.discard(request_id)
         unfinished = [request for request in group.requests if not request.finished]
         self.scheduler.release(unfinished)
         for request in unfinished:
@@ -101,8 +104,11 @@ class LLM:
         if len(params) != len(prompts):
             raise ValueError(f"params must be one or one a prompt, got {len(params)} for {len(prompts)} prompts")
         # All are checked before the first is queued: an error leaves nothing behind.
-        ids = [self._queue(group) for group in [self._make_group(p, s, None) for p, s in zip(prompts, params)]]
+        groups = [self._make_group(p, s, None) for p, s in zip(prompts, params)]
+        ids = [group.request_id for group in groups]
         try:
+            for group in groups:
+                self._queue(group, owned=True)
             with tqdm(total=len(ids), disable=not use_tqdm, unit="prompt") as bar:
                 unfinished = set(ids)
                 while unfinished:
@@ -116,8 +122,7 @@ class LLM:
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Complete one prompt and yield what is new after each step. Closing the iterator ends the request."""
-        request_id = self.add_request(prompt, params)
-        return self._chunks(request_id)
+        return self._chunks(self._make_group(prompt, params, None))  # checked now, queued at the first `next`
 
     def chat(self, messages: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None = None,
              use_tqdm: bool = False) -> list[RequestOutput]:
@@ -140,23 +145,26 @@ class LLM:
         """Schedule, build, run, sample, update. Returns the requests that have a new token."""
         scheduled = self.scheduler.schedule()
         if not scheduled:
-            return []
+            return []  # a `step` that only hands out what `generate` computed on the way
         batch = Batch.build(scheduled, self.manager.block_size, self.device)
         logits = self.runner.run(batch)
         # A request whose tokens are all computed after this step has a next one; in the middle of a prompt it has not.
         rows = [row for row, s in enumerate(scheduled)
                 if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens]
         requests = [scheduled[row].request for row in rows]
-        self.scheduler.update(scheduled)
-        self._steps, self._tokens = self._steps + 1, self._tokens + len(batch.input_ids)
+        token_ids, logprobs = [], []
         if requests:
             token_ids, logprobs = sample(logits if len(rows) == len(scheduled) else logits[rows], requests)
-            for request, token_id, logprob in zip(requests, token_ids, logprobs):
-                if logprob is not None:
-                    request.logprobs.append(logprob)
-                request.append(token_id)
-                if self._groups[request.request_id].check_stop_strings(request.index):
-                    request.finish("stop")
+        # Only now, when all that can fail or be interrupted is over: else a request would count as computed and lack a token.
+        self.scheduler.update(scheduled)
+        self._steps, self._tokens = self._steps + 1, self._tokens + len(batch.input_ids)
+        for request, token_id, logprob in zip(requests, token_ids, logprobs):
+            if logprob is not None:
+                request.logprobs.append(logprob)
+            request.append(token_id)
+            if self._groups[request.request_id].check_stop_strings(request.index):
+                request.finish("stop")
+            if request.request_id not in self._owned:
                 self._progressed[request.request_id] = None
         finished = [request for request in requests if request.finished]
         self.scheduler.release(finished)
@@ -168,9 +176,9 @@ class LLM:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params must be SamplingParams or None, got {params!r}")
         if request_id is None:
-            request_id = f"request-{next(self._ids)}"
-        if request_id in self._groups:
-            raise ValueError(f"request_id must be new, got {request_id!r}, which is still being served")
+            request_id = next(i for n in self._ids if (i := f"request-{n}") not in self._groups)
+        if not isinstance(request_id, str) or not request_id:
+            raise ValueError(f"request_id must be a string, not empty, or None, got {request_id!r}")
         token_ids = as_token_ids(prompt, self.tokenizer, self.config.vocab_size)
         limit = min(self.max_model_len, self.manager.max_sequence_tokens)
         if len(token_ids) + params.max_tokens > limit:
@@ -182,22 +190,26 @@ class LLM:
             if token_id >= self.config.vocab_size:
                 raise ValueError(f"stop_token_ids must be < {self.config.vocab_size}, got {token_id}")
         eos = () if params.ignore_eos else self.config.eos_token_ids
-        stop_ids = frozenset([*eos, *params.stop_token_ids])
+        stop_ids = frozenset(i for i in (*eos, *params.stop_token_ids) if i < self.config.vocab_size)
         requests = [Request(request_id, token_ids, params, stop_ids, index) for index in range(params.n)]
         return RequestGroup(request_id, prompt if isinstance(prompt, str) else None, requests, self.tokenizer)
 
-    def _queue(self, group: RequestGroup) -> str:
+    def _queue(self, group: RequestGroup, owned: bool = False) -> str:
+        if group.request_id in self._groups:
+            raise ValueError(f"request_id must be new, got {group.request_id!r}, which is still being served")
         self._groups[group.request_id] = group
+        if owned:
+            self._owned.add(group.request_id)
         for request in group.requests:
             self.scheduler.add(request)
         return group.request_id
 
-    def _chunks(self, request_id: str) -> Iterator[Chunk]:
-        group = self._groups[request_id]
+    def _chunks(self, group: RequestGroup) -> Iterator[Chunk]:
+        self._queue(group, owned=True)
         try:
             while not group.finished:
                 self._step()
-                self._progressed.pop(request_id, None)
                 yield from group.output().chunks
+            yield from group.output().chunks  # what it got from steps that others ran while this one was not asked
         finally:
-            self.abort(request_id)
+            self.abort(group.request_id)

@@ -67,8 +67,8 @@ class _Stream:
         if self.detokenizer is None:
             return
         start, minimum = self.request.num_prompt_tokens, self.request.params.min_tokens
-        for position in range(self.fed, self.request.num_output_tokens):
-            # A token that ends the text by its id is not part of it, and stop strings wait for min_tokens.
+        # A token that ends the text by its id is not part of it, and stop strings wait for min_tokens.
+        for position in range(self.fed, self.request.num_output_tokens - self.request.stopped_by_id):
             self.detokenizer.feed(self.request.token_ids[start + position:start + position + 1],
                                   check_stop=position + 1 >= minimum)
         self.fed = self.request.num_output_tokens

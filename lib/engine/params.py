@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 MAX_LOGPROBS = 20
+_LARGEST = 3.4e38  # float32, in which the sampler computes
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
 
 
 def _number(name: str, value: object, low: float, high: float | None = None, open_low: bool = False) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, Real) or isinstance(value, bool) or not -_LARGEST <= value <= _LARGEST:  # NaN is not
         raise ValueError(f"{name} must be a finite number {_range(low, high, open_low)}, got {value!r}")
     if value < low or (open_low and value == low) or (high is not None and value > high):
         raise ValueError(f"{name} must be {_range(low, high, open_low)}, got {value!r}")

@@ -46,6 +46,7 @@ class Request:
         self.block_ids: list[int] = []          # the cache manager's; empty while nothing is held
         self.status = Status.WAITING
         self.finish_reason: str | None = None   # "stop" | "length" | "abort"
+        self.stopped_by_id = False              # the last token is an EOS or stop id
         self.logprobs: list[dict[int, float]] | None = None if params.logprobs is None else []
         self.metrics = Metrics()
         # One generator a request, so that its draws do not depend on its neighbours in the batch.
@@ -78,6 +79,7 @@ class Request:
         if self.metrics.first_token_time is None:
             self.metrics.first_token_time = time.monotonic()
         if token_id in self.stop_token_ids and self.num_output_tokens >= self.params.min_tokens:
+            self.stopped_by_id = True
             self.finish("stop")
         elif self.num_output_tokens >= self.params.max_tokens:
             self.finish("length")

@@ -94,23 +94,26 @@ def _draw(scaled: Tensor, requests: Sequence[Request], uniform: Tensor) -> Tenso
     return _invert(torch.softmax(scaled, dim=-1, dtype=torch.float64), uniform).squeeze(1)
 
 
-def _draw_truncated(scaled: Tensor, requests: Sequence[Request], uniform: Tensor) -> Tensor:
+def _draw_truncated(scaled: Tensor, requests: Sequence[Request], uniform: Tensor,
+                    width: int = _CANDIDATES) -> Tensor:
     vocab_size = scaled.shape[1]
+    width = min(width, vocab_size)
     top_k = torch.tensor([[k if k > 0 else vocab_size] for k in (r.params.top_k for r in requests)]).to(scaled.device)
     top_p = _column([r.params.top_p for r in requests], scaled).double()
     min_p = _column([r.params.min_p for r in requests], scaled)
-    for width in (min(_CANDIDATES, vocab_size), vocab_size):
-        values, ids = scaled.topk(width, dim=-1)
-        rank = torch.arange(width, device=scaled.device).unsqueeze(0)
-        keep = (rank < top_k) & (values >= values[:, :1] + min_p.log())
-        probs = (values.double() - torch.logsumexp(scaled.double(), -1, keepdim=True)).exp()
-        # What top_k and min_p left is the whole distribution for top_p; if they left all, it sums to one.
-        mass = torch.where(keep[:, -1:], torch.ones_like(probs[:, :1]), (probs * keep).sum(-1, keepdim=True))
-        before = (probs * keep).cumsum(-1) - probs * keep
-        keep &= before < top_p * mass
-        if width == vocab_size or not keep[:, -1].any():
-            break
-    return ids.gather(1, _invert(probs * keep, uniform)).squeeze(1)
+    values, ids = scaled.topk(width, dim=-1)
+    rank = torch.arange(width, device=scaled.device).unsqueeze(0)
+    keep = (rank < top_k) & (values >= values[:, :1] + min_p.log())
+    probs = (values.double() - torch.logsumexp(scaled.double(), -1, keepdim=True)).exp()
+    # What top_k and min_p left is the whole distribution for top_p; if they left all, it sums to one.
+    mass = torch.where(keep[:, -1:], torch.ones_like(probs[:, :1]), (probs * keep).sum(-1, keepdim=True))
+    before = (probs * keep).cumsum(-1) - probs * keep
+    keep &= before < top_p * mass
+    token_ids = ids.gather(1, _invert(probs * keep, uniform)).squeeze(1)
+    if width < vocab_size and (short := keep[:, -1].nonzero().squeeze(1).tolist()):
+        # The candidates did not hold these rows' nucleus. The others keep what they drew, whoever is beside them.
+        token_ids[short] = _draw_truncated(scaled[short], [requests[r] for r in short], uniform[short], vocab_size)
+    return token_ids
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:

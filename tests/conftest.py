@@ -1,0 +1,44 @@
+"""What all tests share: no network, seeded hypothesis, one thread, tiny checkpoints written once a session."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that needs a hub is no test
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tests.helpers import Tiny, gpt2_checkpoint, llama_checkpoint
+
+settings.register_profile("book", derandomize=True, deadline=None, print_blob=True, database=None,
+                          suppress_health_check=list(HealthCheck))
+settings.load_profile("book")
+torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring, and tests may run side by side
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A random Llama: 3 query heads a K/V head, untied head, positions to 512."""
+    return Tiny(llama_checkpoint(tmp_path_factory.mktemp("llama"), seed=1))
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A random GPT-2: 3 heads, tied head, positions to 512."""
+    return Tiny(gpt2_checkpoint(tmp_path_factory.mktemp("gpt2"), seed=2))
+
+
+@pytest.fixture(scope="session")
+def tiny(llama: Tiny, gpt2: Tiny) -> dict[str, Tiny]:
+    return {"llama": llama, "gpt2": gpt2}
