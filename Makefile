@@ -46,7 +46,8 @@ notebooks: $(SETUP)
 setup: $(STAMPS)/installed
 
 $(STAMPS)/installed: requirements.txt constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")' \
+		|| { echo "Name another one: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "== Setting up $(VENV) (once; a few minutes, most of it PyTorch)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r requirements.txt

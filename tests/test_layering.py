@@ -65,7 +65,8 @@ def violations(lib: Path) -> list[str]:
             elif target in EXEMPT and target == "lib":
                 problems.append(f"{name}:{line}: imports the package lib itself, which imports everything")
             elif chapters.get(target, 0) > chapters[name]:
-                problems.append(f"{name}:{line}: chapter {chapters[name]} imports {target} of chapter {chapters[target]}")
+                later = f"{target} of chapter {chapters[target]}"
+                problems.append(f"{name}:{line}: chapter {chapters[name]} imports {later}")
     return problems
 
 

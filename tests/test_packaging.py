@@ -1,4 +1,4 @@
-"""The three lists of packages agree: pyproject (to run), requirements (to run and build), constraints (what was tested)."""
+"""The lists of packages agree: pyproject (to run), requirements (to run and build), constraints (what was tested)."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""What this book adds to Sphinx: `diagram` (light and dark), `machine` (what ran the chapters) and `chapters` (the list)."""
+"""What this book adds to Sphinx: `diagram` (light and dark), `machine` (what ran the chapters), `chapters` (the list)."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ class Machine(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         field_list = nodes.field_list(classes=["machine"])
         for name, value in describe_machine().items():
-            field_list += nodes.field("", nodes.field_name(text=name), nodes.field_body("", nodes.paragraph(text=value)))
+            body = nodes.field_body("", nodes.paragraph(text=value))
+            field_list += nodes.field("", nodes.field_name(text=name), body)
         return [field_list]
 
 
 class Chapters(SphinxDirective):
-    """The list of chapters, one line each: `01_forward_pass | Title | one sentence`; a link where the chapter exists."""
+    """The chapters, one line each: `01_forward_pass | Title | one sentence`; a link where the chapter exists."""
 
     has_content = True
 

@@ -74,7 +74,8 @@ def executions(since: float) -> list[tuple[str, str, str]]:
 
 
 def print_table(rows: list[tuple[str, str, str]], machine: dict[str, str]) -> None:
-    print("\nExecuted on", "; ".join(f"{name.lower()} {value}" for name, value in machine.items() if name != "Packages"))
+    facts = [f"{name.lower()} {value}" for name, value in machine.items() if name != "Packages"]
+    print("\nExecuted on", "; ".join(facts))
     if not rows:
         print("  no chapter to execute")
     width = max((len(row[0]) for row in rows), default=0)
@@ -92,11 +93,11 @@ def print_failures(since: float) -> None:
 def jupyter_book(fresh: bool) -> int:
     """Run the build in a process of its own; its exit status."""
     command = Path(sys.executable).with_name("jupyter-book")
-    environment = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    settings = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1", "TOKENIZERS_PARALLELISM": "false"}
     call = [str(command) if command.exists() else "jupyter-book", "build", ".", "-W", "--keep-going", "--all"]
     if fresh:
-        print("== Chapters run now; at cpu scale each takes about a minute on two cores, at smoke scale seconds", flush=True)
-    return subprocess.run(call, cwd=ROOT, env=environment).returncode
+        print("== What the chapters depend on is new or has changed: all of them run", flush=True)
+    return subprocess.run(call, cwd=ROOT, env=settings | os.environ).returncode
 
 
 def main() -> int:

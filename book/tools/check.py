@@ -9,14 +9,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+SETTINGS = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run(title: str, *arguments: str, **environment: str) -> float:
     """One pytest run; its seconds.  Ends the program with pytest's status where a test fails."""
     print(f"== {title}", flush=True)
     start = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=ENVIRONMENT | environment).returncode
+    command = [sys.executable, "-m", "pytest", *arguments]
+    status = subprocess.run(command, cwd=ROOT, env=SETTINGS | os.environ | environment).returncode
     if status != 0:
         print(f"\nFAILED: {title}", file=sys.stderr)
         sys.exit(status)

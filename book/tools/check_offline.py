@@ -14,9 +14,9 @@ from pathlib import Path
 
 # tag -> attributes that make a browser fetch something while it shows the page
 FETCHED = {
-    "script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "video": ("src", "poster"),
-    "audio": ("src",), "embed": ("src",), "object": ("data",), "track": ("src",), "input": ("src",), "image": ("href", "xlink:href"),
-    "use": ("href", "xlink:href"), "body": ("background",),
+    "script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "audio": ("src",),
+    "video": ("src", "poster"), "embed": ("src",), "object": ("data",), "track": ("src",), "input": ("src",),
+    "image": ("href", "xlink:href"), "use": ("href", "xlink:href"), "body": ("background",),
 }
 LINK_RELS_NOT_FETCHED = {"canonical", "author", "license", "alternate", "next", "prev", "search", "index", "help"}
 REMOTE = re.compile(r"^\s*(?:https?:)?//", re.I)

@@ -28,7 +28,8 @@ def describe_machine() -> dict[str, str]:
     try:
         from lib.bench.fingerprint import fingerprint
     except ImportError:
-        hardware, system, python = platform.machine(), f"{platform.system()} {platform.release()}", platform.python_version()
+        hardware, system = platform.machine(), f"{platform.system()} {platform.release()}"
+        python = platform.python_version()
         versions = {name: _version(name) for name in ("torch", "transformers")}
     else:
         facts = fingerprint()

@@ -1,8 +1,8 @@
 """Write chapters/NN_name.ipynb from chapters/NN_name.py (jupytext py:percent), without outputs.
 
 The script is the source.  The same script gives the same notebook, byte for byte, so that a diff shows real changes.
-Also writes what holds the repository's URL, which stands in _config.yml: the Colab cell, which is the first code cell of
-each chapter, and the `git clone` lines of README and setup page.
+Also writes what holds the repository's URL, which stands in _config.yml: the Colab cell, which is the first code cell
+of each chapter, and the `git clone` lines of README and setup page.
 `--check` changes nothing and fails if a file would change.
 """
 
