@@ -105,13 +105,15 @@ def _draw_truncated(scaled: Tensor, requests: Sequence[Request], uniform: Tensor
     rank = torch.arange(width, device=scaled.device).unsqueeze(0)
     keep = (rank < top_k) & (values >= values[:, :1] + min_p.log())
     probs = (values.double() - torch.logsumexp(scaled.double(), -1, keepdim=True)).exp()
-    # What top_k and min_p left is the whole distribution for top_p; if they left all, it sums to one.
-    mass = torch.where(keep[:, -1:], torch.ones_like(probs[:, :1]), (probs * keep).sum(-1, keepdim=True))
+    # What top_k and min_p leave is the whole distribution for top_p; if they leave all, it sums to one.
+    cut = (top_k < vocab_size) | (min_p > 0)
+    mass = torch.where(cut, (probs * keep).sum(-1, keepdim=True), torch.ones_like(probs[:, :1]))
+    unknown = keep[:, -1] & cut[:, 0]  # they leave more than the candidates, and nobody knows how much
     before = (probs * keep).cumsum(-1) - probs * keep
     keep &= before < top_p * mass
     token_ids = ids.gather(1, _invert(probs * keep, uniform)).squeeze(1)
-    if width < vocab_size and (short := keep[:, -1].nonzero().squeeze(1).tolist()):
-        # The candidates did not hold these rows' nucleus. The others keep what they drew, whoever is beside them.
+    if width < vocab_size and (short := (keep[:, -1] | unknown).nonzero().squeeze(1).tolist()):
+        # The candidates do not hold these rows' nucleus. The others keep what they drew, whoever is beside them.
         token_ids[short] = _draw_truncated(scaled[short], [requests[r] for r in short], uniform[short], vocab_size)
     return token_ids
 
