@@ -1,0 +1,103 @@
+"""The server as a child process, for chapters, load tests and tests. Introduced in chapter 5."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class ServerProcess:
+    """`with ServerProcess("--model", "smollm2") as server:` starts it on a free port and waits until it is ready.
+
+    `arguments` are the command line's. `url` is http://host:port. `command` stands in for `python -m lib.serving`.
+    Leaving the block sends SIGTERM, and SIGKILL where that does not help. Raises RuntimeError, with the end of the
+    log, if the server does not get ready within `startup_timeout` seconds.
+    """
+
+    def __init__(self, *arguments: str, startup_timeout: float = 300.0, command: Sequence[str] | None = None) -> None:
+        self.command = [*(command or (sys.executable, "-m", "lib.serving")), "--port", "0", *arguments]
+        self.startup_timeout, self.url, self.returncode = startup_timeout, "", None
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> ServerProcess:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop(timeout=2)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, and return as soon as it listens: its engine may still be loading."""
+        self._log = tempfile.NamedTemporaryFile(prefix="serving-", suffix=".log", delete=False)
+        self._process = subprocess.Popen(self.command, stdout=self._log, stderr=subprocess.STDOUT,
+                                         stdin=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+        deadline = time.monotonic() + self.startup_timeout
+        while not self.url:
+            self._check(deadline, "listen")
+            self.url = next((line["url"] for line in self.log() if line.get("event") == "listening"), "")
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + self.startup_timeout
+        while True:
+            try:
+                with urllib.request.urlopen(self.url + "/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                self._check(deadline, "get ready")
+
+    def log(self) -> list[dict[str, Any]]:
+        """Its log so far, parsed; lines that are not the server's own come as {"text": ...}."""
+        lines = []
+        for text in Path(self._log.name).read_text(errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                lines.append({"text": text})
+        return [line if isinstance(line, dict) else {"text": str(line)} for line in lines]
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status. Raises subprocess.TimeoutExpired."""
+        self.returncode = self._process.wait(timeout)
+        return self.returncode
+
+    def stop(self, timeout: float = 45.0) -> int:
+        """End it and forget its log. Returns its exit status."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self.wait(10)
+        self._log.close()
+        Path(self._log.name).unlink(missing_ok=True)
+        return self.returncode
+
+    def _check(self, deadline: float, what: str) -> None:
+        status = self._process.poll()
+        if status is not None or time.monotonic() > deadline:
+            tail = "\n".join(json.dumps(line) for line in self.log()[-10:])
+            raise RuntimeError(f"the server did not {what}: "
+                               f"{'it is still trying' if status is None else f'it exited with {status}'}\n{tail}")
+        time.sleep(0.05)

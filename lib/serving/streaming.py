@@ -1,0 +1,77 @@
+"""Server-sent events, and noticing that a client has gone. Introduced in chapter 5."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+_T = TypeVar("_T")
+DONE = b"data: [DONE]\n\n"
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def event(payload: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """Wait for `work`, cancelled as soon as the client hangs up: then ClientGone. The body must have been read."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hang_up(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})  # its `finally` clauses come first
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends `events` as they come. Once all is sent or the client is gone, calls `close`, whatever happens.
+
+    Starlette's StreamingResponse would notice a silent client's leave only with the next event.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None] = lambda: None) -> None:
+        self.events, self.close, self.status_code, self.background = events, close, 200, None
+        # No buffering in a proxy on the way, or tokens would arrive in lumps.
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(_hang_up(receive))
+        try:
+            await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            sender.cancel()
+            await asyncio.wait({sender})
+            await self.events.aclose()
+            self.close()  # not left to the generator, whose `finally` does not run if it never began
+        if not sender.cancelled() and sender.exception() is not None:
+            raise sender.exception()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for data in self.events:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
