@@ -3,12 +3,13 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from lib.bench import fingerprint as fingerprint_module
 from lib.bench.fingerprint import fingerprint, hardware, slug
 from lib.bench.memory import Sampler, UtilisationSampler, peak_memory
 from lib.bench.options import options
@@ -44,9 +45,9 @@ def test_percentiles_against_torch():
     timing = Timing((4.0, 1.0, 2.0))
     assert (timing.median, timing.rate(10)) == (2.0, 5.0)
     assert timing.rates(8).median == 4.0 and timing.rates(8).samples == (2.0, 8.0, 4.0)
-    for bad in ([], ), ([1.0], ):
+    for bad in (([], 50), ([1.0], 101), ([1.0], -1)):
         with pytest.raises(ValueError):
-            percentile(bad[0], 50 if not bad[0] else 101)
+            percentile(*bad)
 
 
 def test_measure_counts_runs_and_leaves_setup_out():
@@ -140,7 +141,7 @@ def test_slugs():
     ("AMD EPYC", "AMD EPYC"),
 ])  # fmt: skip
 def test_cpu_names(monkeypatch, line, name):
-    monkeypatch.setattr(fingerprint_module.Path, "read_text", lambda self: f"processor : 0\nmodel name\t: {line}\n")
+    monkeypatch.setattr(Path, "read_text", lambda self: f"processor : 0\nmodel name\t: {line}\n")
     assert hardware("cpu")["name"] == name
 
 
@@ -155,7 +156,7 @@ def test_fingerprint_is_json_and_tells_nobody_where_it_was():
 
 def test_fingerprint_without_git_or_psutil(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git")))
-    monkeypatch.setitem(__import__("sys").modules, "psutil", None)
+    monkeypatch.setitem(sys.modules, "psutil", None)
     facts = fingerprint("cpu")
     assert facts["git"] == {"commit": None, "dirty": None} and facts["cpu"]["memory_bytes"] is None
     assert facts["cpu"]["cores"] >= 1

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from lib.bench.notebook import in_notebook
 from lib.bench.records import Run
@@ -24,6 +25,7 @@ __all__ = ["COLOURS", "ON_COLOUR", "TEXT", "bars", "bound", "figure", "lines", "
 Line = tuple[Sequence[float], Mapping[str, Sequence[float | None]]]  # x and, by series, y
 _RECORDED = ((0, ()), (0, (5, 1.2, 1, 1.2)), (0, (1, 1.2)), (0, (7, 1.2, 1, 1.2, 1, 1.2)))
 _PUBLISHED = (0, (4, 2.4))
+_BOUND = (0, (1, 1.8))
 
 
 def recorded_lines(runs: Sequence[Run], measurement: str, x: str, y: Mapping[str, str]) -> dict[str, Line]:
@@ -67,47 +69,51 @@ def lines(
     for name, ys in y.items():
         drawn = _line(ax, x, ys, names.index(name), label, marker=MARKERS[names.index(name) % len(MARKERS)], zorder=3)
         drawn.set_label(name)
-    _legends(ax.get_figure(root=True), names, label)
+    _legends(ax.get_figure(root=True))
 
 
 def _line(ax: Axes, x: Sequence[float], y: Sequence[float | None], index: int, run: str, **style: Any) -> Line2D:
     values = [float("nan") if value is None else value for value in y]
     (drawn,) = ax.plot(x, values, color=COLOURS[index % len(COLOURS)], label="_", **style)
-    drawn.book_run = run  # whose line this is, for the legend of runs
-    return drawn
+    return _tag(drawn, run, style.get("linestyle", "-"))
 
 
-def _legends(fig: Figure, names: Sequence[str], label: str) -> None:
+def _tag(line: Line2D, run: str, stroke: Any) -> Line2D:
+    """Notes on the line whose it is and how it is drawn, for the legend of runs."""
+    line.book_run, line.book_stroke = run, stroke
+    return line
+
+
+def _legends(fig: Figure) -> None:
     """Rebuilds the figure's two legends from all that is drawn in it."""
     for legend in list(fig.legends):
         legend.remove()
     drawn = [line for ax in fig.axes for line in ax.lines if hasattr(line, "book_run")]
     series = {line.get_label(): line for line in drawn if not line.get_label().startswith("_")}
     runs: dict[str, Line2D] = {}
-    for line in sorted(drawn, key=lambda line: line.book_run != label):
+    for line in sorted(drawn, key=lambda line: line.get_label().startswith("_")):  # this run first
         runs.setdefault(line.book_run, line)
     if len(series) > 1 or (len(runs) > 1 and series):
         fig.legend(series.values(), series.keys(), loc="outside upper left", ncols=min(len(series), 4))
     if len(runs) > 1:
         keys = [
-            Line2D([], [], color=TEXT, linestyle=line.get_linestyle(), linewidth=line.get_linewidth(),
-                   marker="o" if run == label else None)
-            for run, line in runs.items()
+            Line2D([], [], color=TEXT, linestyle=line.book_stroke, linewidth=line.get_linewidth(),
+                   marker="" if line.get_label().startswith("_") else "o")
+            for line in runs.values()
         ]  # fmt: skip
-        for key, line in zip(keys, runs.values()):
-            key.set_linestyle(line._unscaled_dash_pattern if line.is_dashed() else "-")
         fig.legend(keys, runs.keys(), loc="outside lower left", ncols=3)
 
 
 def bound(ax: Axes, x: Sequence[float] | None, y: Sequence[float] | float, text: str) -> None:
-    """A predicted limit as a dotted line with its name on it: a number (`x` None), or a curve over `x`."""
+    """A predicted limit, dotted: a number (`x` None) with its name on it, or a curve over `x`, named in the legend."""
     if x is None:
-        ax.axhline(y, color=TEXT, linestyle=":", linewidth=1.4, zorder=1)
+        ax.axhline(y, color=TEXT, linestyle=_BOUND, linewidth=1.6, zorder=1)
         ax.annotate(text, (0, y), xycoords=ax.get_yaxis_transform(), xytext=(4, 3), textcoords="offset points",
                     fontsize=8.5, va="bottom")  # fmt: skip
         return
-    ax.plot(x, y, color=TEXT, linestyle=":", linewidth=1.4, zorder=1, label="_")
-    ax.annotate(text, (x[-1], y[-1]), xytext=(0, 4), textcoords="offset points", fontsize=8.5, ha="right", va="bottom")
+    (drawn,) = ax.plot(x, y, color=TEXT, linestyle=_BOUND, linewidth=1.6, zorder=1, label="_")
+    _tag(drawn, text, _BOUND)
+    _legends(ax.get_figure(root=True))
 
 
 def bars(ax: Axes, labels: Sequence[str], values: Mapping[str, Sequence[float]], fmt: str = ",.3g") -> None:
@@ -150,31 +156,42 @@ def _bar_legend(ax: Axes) -> None:
     fig = ax.get_figure(root=True)
     handles, names = ax.get_legend_handles_labels()
     if not fig.legends:
-        fig.legend(handles, names, loc="outside upper left", ncols=min(len(names), 5), handlelength=1.0)
+        fig.legend(handles, names, loc="outside upper left", ncols=min(len(names), 6), handlelength=1.0)
 
 
 def log2_axis(ax: Axes, which: str = "x") -> None:
-    """A logarithmic axis with base 2 and plain numbers: 1, 2, 4, 8 … at the values that occur on x."""
-    _log_axis(ax, which, 2)
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    values = {value for line in ax.lines for value in (line.get_xdata() if which == "x" else line.get_ydata())}
-    powers = sorted(value for value in values if value > 0 and float(value).is_integer())
-    if which == "x" and powers and len(powers) <= 12:
-        axis.set_major_locator(FixedLocator(powers))
+    """A logarithmic axis with base 2 and plain numbers: 1, 2, 4, 8 … On x, the values that were measured.
+
+    Call it after drawing.
+    """
+    axis = _log_axis(ax, which, 2)
+    if which == "x":
+        values = sorted({float(value) for line in ax.lines for value in line.get_xdata() if value > 0})
+        narrow = ax.get_position().width * ax.get_figure(root=True).get_figwidth() < 4
+        step = 2 if narrow and len(values) > 6 else 1
+        if 0 < len(values) <= 14:
+            axis.set_major_locator(FixedLocator(values[::-step][::-1]))
 
 
 def log10_axis(ax: Axes, which: str = "y") -> None:
-    """A logarithmic axis with base 10 and plain numbers: 0.1, 1, 10, 100, 1,000."""
-    _log_axis(ax, which, 10)
+    """A logarithmic axis with base 10 and plain numbers: 1, 10, 100, 1,000; with 2 and 5 between where it is short.
+
+    Call it after drawing.
+    """
+    axis = _log_axis(ax, which, 10)
+    low, high = axis.get_view_interval()
+    if high / low < 100:
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
 
 
-def _log_axis(ax: Axes, which: str, base: int) -> None:
+def _log_axis(ax: Axes, which: str, base: int) -> Axis:
     if which not in ("x", "y"):
         raise ValueError(f"which={which!r}: must be 'x' or 'y'")
     getattr(ax, f"set_{which}scale")("log", base=base)
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_locator(NullLocator())
+    return axis
 
 
 def percent_axis(ax: Axes, which: str = "y") -> None:

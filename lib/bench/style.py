@@ -73,7 +73,8 @@ def to_svg(fig: Figure, inline: bool = False) -> str:
         return svg
     svg = svg[svg.index("<svg") :].replace("<svg ", '<svg class="book-figure" role="img" ', 1)
     svg = svg.replace(TEXT, "currentColor")
-    svg = re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _page_font, svg)
+    svg = re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _page_font, svg)  # how matplotlib before 3.11 says it
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     # Several figures share one page: their ids must differ.
     prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)

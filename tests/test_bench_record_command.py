@@ -1,0 +1,120 @@
+"""`python -m lib.bench.record` on tiny chapters: order, resume, failures, and a budget that really ends things."""
+import json
+import os
+import time
+
+import pytest
+
+from lib.bench import record as command
+from lib.bench.record import find_chapters, main, parse_budget
+
+GOOD = """
+from lib.bench.records import Record
+record = Record("{name}", model="toy", weights="random", dtype="float32", device="cpu")
+record.add("x", unit="s", columns={{"a": [1, 2]}})
+record.headline("speed", 2.5, "×")
+with open(r"{log}", "a") as file:
+    file.write("{name} ")
+record.finish()
+"""
+HANG = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(r"{log}", "a").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def chapters(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "describe_device", lambda: "device")
+    folder, log = tmp_path / "chapters", tmp_path / "log"
+    folder.mkdir()
+
+    def write(name, text=GOOD):
+        (folder / f"{name}.py").write_text(text.format(name=name, log=log))
+
+    write.folder, write.log, write.out = folder, log, tmp_path / "out"
+    write.run = lambda *args: main(["--scale", "smoke", "--chapters", str(folder), "--out", str(write.out), *args])
+    return write
+
+
+def test_budget_texts():
+    assert [parse_budget(text) for text in ("90s", "8m", "1.5h", "480")] == [90, 480, 5400, 480]
+    for bad in ("", "8 minutes", "-3m", "0", "m"):
+        with pytest.raises(ValueError, match="budget"):
+            parse_budget(bad)
+
+
+def test_order_and_choice(chapters):
+    for name in ("01_a", "02_b", "03_c", "09_z"):
+        chapters(name)
+    names = lambda only=None: [path.stem for path in find_chapters(chapters.folder, only)]  # noqa: E731
+    assert names() == ["03_c", "02_b", "01_a", "09_z"]  # most informative first
+    assert names("01, 3,02_b") == ["01_a", "03_c", "02_b"]
+    with pytest.raises(ValueError, match="only='07'"):
+        names("07")
+
+
+def test_records_resumes_and_forces(chapters, capsys):
+    chapters("01_a")
+    chapters("02_b")
+    assert chapters.run() == 0
+    assert chapters.log.read_text() == "02_b 01_a "
+    (path,) = chapters.out.glob("*/01_a.json")
+    assert json.loads(path.read_text())["scale"] == "smoke"
+    table = capsys.readouterr().out
+    assert "recorded" in table and "speed: 2.5 ×" in table
+    assert chapters.run() == 0 and chapters.log.read_text() == "02_b 01_a "  # both up to date
+    assert "up to date" in capsys.readouterr().out
+    chapters("01_a", GOOD + "\n# changed")
+    assert chapters.run() == 0 and chapters.log.read_text() == "02_b 01_a 01_a "
+    assert chapters.run("--force", "--only", "02") == 0 and chapters.log.read_text() == "02_b 01_a 01_a 02_b "
+
+
+def test_a_failure_is_told_and_the_others_go_on(chapters, capsys):
+    chapters("02_b", "raise RuntimeError('out of luck')")
+    chapters("03_c", "print('no record')")
+    chapters("01_a")
+    assert chapters.run() == 1
+    out = capsys.readouterr().out
+    assert "out of luck" in out and "wrote no 03_c.json" in out
+    assert [path.name for path in chapters.out.glob("*/*")] == ["01_a.json"]
+
+
+def test_a_damaged_record_costs_its_chapter_only(chapters, capsys):
+    chapters("01_a")
+    chapters("02_b")
+    chapters.run()
+    (path,) = chapters.out.glob("*/02_b.json")
+    path.write_text("{")
+    assert chapters.run() == 1 and "not valid JSON" in capsys.readouterr().out
+
+
+def test_the_budget_kills_a_chapter_with_its_children(chapters, capsys):
+    chapters("03_c", HANG)
+    chapters("02_b")
+    start = time.monotonic()
+    assert chapters.run("--budget", "2s") == 3
+    assert time.monotonic() - start < 20
+    out = capsys.readouterr().out
+    assert "out of time" in out and "not run" in out and not list(chapters.out.glob("*/*"))
+    child = int(chapters.log.read_text())
+    time.sleep(0.2)
+    assert not _alive(child)
+
+
+def test_wrong_arguments_end_with_a_message(chapters, capsys):
+    for args in (["--only", "07"], ["--budget", "soon"], []):
+        with pytest.raises(SystemExit) as ended:
+            chapters.run(*args)
+        assert ended.value.code == 2
+    assert "no chapters" in capsys.readouterr().err
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return os.path.exists(f"/proc/{pid}")
