@@ -2,8 +2,8 @@
 
 No grey reaches the usual contrast of 4.5 on white and on near-black at once (the best is 4.3), so text and axes are
 drawn in a marker colour that becomes `currentColor` on a page: the page's own text colour, whichever theme it has.
-Series are drawn in colours of middle luminance, at least 3:1 on both (WCAG 2 asks that of graphics), apart for
-readers who see fewer colours, and with a marker of their own.
+Series are drawn in colours of middle luminance, at least 3:1 on both (WCAG 2 asks that of graphics); the first six
+stay apart with every kind of colour blindness, and each has a marker of its own.
 
 Introduced in chapter 1.
 """
@@ -20,7 +20,7 @@ from lib.bench.notebook import in_notebook
 from lib.bench.options import options
 
 TEXT = "#797979"
-COLOURS = ("#1c78c0", "#d55e00", "#00946a", "#b5619b", "#a37b00", "#7464c9", "#5b8a99", "#c0504d")
+COLOURS = ("#0f6fc0", "#e06a10", "#1a9a60", "#8a3ae8", "#bd7daa", "#bb2629", "#7d8894", "#8a6a20")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 ON_COLOUR = "#ffffff"  # text on an area filled with one of COLOURS
 WIDTH = 7.2  # inches; 72 to the inch is CSS's 691 px: one column of the book
