@@ -48,6 +48,12 @@ PAGE = """\
 
 # %%
 import sys
+import time
+print("token", end="", flush=True)
+time.sleep(0.3)
+print(" by", end="", flush=True)
+time.sleep(0.3)
+print(" token")
 print("to stdout")
 print("to stderr", file=sys.stderr)
 
@@ -96,7 +102,7 @@ def test_math_comes_from_the_book(built):
 @pytest.mark.slow
 def test_the_page_is_the_executed_notebook(built):
     html = (built / "chapters" / "page.html").read_text()
-    assert "to stdout" in html
+    assert "token by token\nto stdout\n" in html, "a stream is one text"
     assert html.count("to stderr") == 1, "stderr is progress bars: the source shows, the output does not"
     assert 'class="only-light"' in html and 'class="only-dark"' in html and "request_path.dark.svg" in html
     assert "https://colab.research.google.com/github/" in html

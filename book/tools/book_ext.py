@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from myst_nb.core import render
 from sphinx import addnodes
 from sphinx.directives.patches import Figure
 from sphinx.util.docutils import SphinxDirective
@@ -71,7 +72,23 @@ class Chapters(SphinxDirective):
         return [items]
 
 
+def join_streams(outputs: list[dict]) -> list[dict]:
+    """A cell's outputs with all of stdout as one text, and all of stderr as one, each where it first appears."""
+    joined: list[dict] = []
+    streams: dict[str, dict] = {}
+    for output in outputs:
+        if output["output_type"] == "stream" and output["name"] in streams:
+            streams[output["name"]]["text"] += output["text"]
+            continue
+        if output["output_type"] == "stream":
+            streams[output["name"]] = output
+        joined.append(output)
+    return joined
+
+
 def setup(app):
+    # MyST-NB ends each piece of a stream with a newline, so that a text printed token by token falls into lines.
+    render.coalesce_streams = join_streams
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("chapters", Chapters)
