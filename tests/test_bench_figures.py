@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from lib.bench import figures, notebook, style
+from lib.bench import notebook, style, tables
 from lib.bench.figures import bars, bound, figure, lines, log2_axis, log10_axis, recorded_lines, stacked_bars, table
-from lib.bench.records import Run
+from lib.bench.stored import Run
 from lib.bench.style import COLOURS, MARKERS, ON_COLOUR, TEXT, contrast, save, show, to_svg
 
 LIGHT, DARK = "#ffffff", "#121212"
@@ -158,10 +158,10 @@ def test_table_as_text_and_as_html(capsys, monkeypatch):
     with pytest.raises(ValueError, match="row 0 has 1 cells"):
         table([["x"]], ["a", "b"])
     shown = []
-    monkeypatch.setattr(figures, "in_notebook", lambda: True)
+    monkeypatch.setattr(tables, "in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", shown.append)
     table([["<b>", 1]], ["a", "b"])
-    assert "&lt;b&gt;" in shown[0].data and 'text-align:right">1<' in shown[0].data
+    assert "&lt;b&gt;" in shown[0].data and 'text-align:right;padding:.2em .8em">1<' in shown[0].data
 
 
 class _Toy:

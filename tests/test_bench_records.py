@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib.bench import records
-from lib.bench.records import Record, Reference, load_records, read_record, reference, source_digest, write_json
+from lib.bench import stored
+from lib.bench.records import Record, source_digest
 from lib.bench.roofline import Roofline
 from lib.bench.series import make_series
+from lib.bench.stored import Reference, load_records, read_record, reference, write_json
 from lib.bench.timing import Timing
 
 
@@ -37,7 +38,7 @@ def test_round_trip_keeps_medians_samples_and_what_it_ran_on(record, tmp_path):
     assert run["absent"] is None and run.roofline.rate() == 1e11 and run.headlines[0]["value"] == 2.25
     assert run.fingerprint["versions"]["torch"] == torch.__version__ and len(run.date) == 10
     with pytest.raises(AttributeError):
-        run.nonsense
+        _ = run.nonsense
     with pytest.raises(KeyError, match="no column 'other'; it has prompt, ours, peer"):
         series["other"]
 
@@ -106,7 +107,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     write_json(path, {"schema": 1})
     with pytest.raises(ValueError):
         write_json(path, {"x": math.nan})
-    monkeypatch.setattr(records.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(stored.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
         write_json(path, {"schema": 2})
     assert json.loads(path.read_text()) == {"schema": 1} and [p.name for p in path.parent.iterdir()] == ["x.json"]
@@ -160,7 +161,7 @@ def test_the_digest_follows_the_script(tmp_path):
 
 
 def test_the_published_figures():
-    path = records.measurements_dir() / "reference" / "seed_results.json"
+    path = stored.measurements_dir() / "reference" / "seed_results.json"
     if not path.is_file():
         with pytest.raises(FileNotFoundError):
             reference()

@@ -6,15 +6,26 @@ Introduced in chapter 1.
 """
 from lib.bench import counts, figures
 from lib.bench.figures import (
-    bars, bound, figure, lines, log2_axis, log10_axis, percent_axis, recorded_lines, show, stacked_bars, table,
+    bars,
+    bound,
+    figure,
+    lines,
+    log2_axis,
+    log10_axis,
+    percent_axis,
+    recorded_lines,
+    show,
+    stacked_bars,
+    table,
 )  # fmt: skip
 from lib.bench.fingerprint import fingerprint, hardware
 from lib.bench.memory import PeakMemory, UtilisationSampler, peak_memory
 from lib.bench.notebook import glue, in_notebook, repository_url, show_source, sweep
 from lib.bench.profiler import Profile, profile
-from lib.bench.records import Record, load_records, reference
+from lib.bench.records import Record
 from lib.bench.roofline import Roofline, measure_roofline, tf32
 from lib.bench.scale import pick, scale
+from lib.bench.stored import load_records, reference
 from lib.bench.timing import Timing, measure, timed
 
 __all__ = [

@@ -5,7 +5,6 @@ recorded run, dashed for published figures.
 
 Introduced in chapter 1.
 """
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from lib.bench.notebook import in_notebook
-from lib.bench.records import Run
+from lib.bench.stored import Run
 from lib.bench.style import COLOURS, MARKERS, ON_COLOUR, TEXT, figure, save, show
+from lib.bench.tables import table
 
 __all__ = ["COLOURS", "ON_COLOUR", "TEXT", "bars", "bound", "figure", "lines", "log2_axis", "log10_axis",
            "percent_axis", "recorded_lines", "save", "show", "stacked_bars", "table"]  # fmt: skip
@@ -101,7 +100,7 @@ def _legends(fig: Figure) -> None:
                    marker="" if line.get_label().startswith("_") else "o")
             for line in runs.values()
         ]  # fmt: skip
-        fig.legend(keys, runs.keys(), loc="outside lower left", ncols=3)
+        fig.legend(keys, runs.keys(), loc="outside lower left", ncols=len(runs) if len(runs) <= 3 else 2)
 
 
 def bound(ax: Axes, x: Sequence[float] | None, y: Sequence[float] | float, text: str) -> None:
@@ -197,40 +196,3 @@ def _log_axis(ax: Axes, which: str, base: int) -> Axis:
 def percent_axis(ax: Axes, which: str = "y") -> None:
     """Fractions shown as percentages."""
     (ax.xaxis if which == "x" else ax.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
-def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
-    """A small table: HTML in a notebook, aligned text in a script. Format the numbers yourself: 3 digits are enough."""
-    for i, row in enumerate(rows):
-        if len(row) != len(headers):
-            raise ValueError(f"row {i} has {len(row)} cells, the table has {len(headers)} headers")
-    cells = [[str(cell) for cell in row] for row in rows]
-    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
-    if not in_notebook():
-        widths = [max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)]
-        for row in [list(headers), ["-" * width for width in widths], *cells]:
-            print("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)).rstrip())
-        return
-    from IPython.display import HTML, display
-
-    align = ["right" if number else "left" for number in numeric]
-
-    def line(tag: str, row: Sequence[str]) -> str:
-        return "<tr>" + "".join(
-            f'<{tag} style="text-align:{a}">{html.escape(cell)}</{tag}>' for a, cell in zip(align, row)
-        ) + "</tr>"  # fmt: skip
-
-    body = "".join(line("td", row) for row in cells)
-    # The class is the one that Jupyter and the book's theme style, in light and dark.
-    display(HTML(f'<table class="dataframe"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'))
-
-
-def _is_number(cell: str) -> bool:
-    text = cell.strip().rstrip("%×x").replace(",", "").replace("−", "-").strip()
-    if text in ("", "-", "–", "—"):
-        return True
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from lib.bench.paths import repository
 
 T = TypeVar("T")
+# Even an empty output has padding, and a light background on a dark page: this one takes no place.
+_GONE = '<span class="book-gone"></span><style>.output:has(> .book-gone){display:none}</style>'
 
 
 def in_notebook() -> bool:
@@ -112,4 +114,4 @@ def sweep(iterable: Iterable[T], desc: str = "") -> Iterator[T]:
             bar.update({"text/plain": text}, raw=True)
             yield item
     finally:
-        bar.update({"text/plain": "", "text/html": ""}, raw=True)
+        bar.update({"text/plain": "", "text/html": _GONE}, raw=True)

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from lib.bench.fingerprint import default_device, fingerprint, hardware
 from lib.bench.paths import measurements_dir, repository
-from lib.bench.records import read_record, source_digest
+from lib.bench.records import source_digest
 from lib.bench.roofline import measure_roofline
 from lib.bench.scale import SCALES, scale
+from lib.bench.stored import read_record
 
 # Where time is short, the chapters whose numbers the book leans on come first; chapters not named here follow.
 ORDER = ("03", "02", "04", "07", "08", "01", "06", "05")
