@@ -6,14 +6,17 @@ Introduced in chapter 1; the only module that looks ahead, so that no other has 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
+from lib.attention.base import Attention
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
+from lib.attention.fused import FusedAttention, why_not_fused
 from lib.attention.gather import GatherAttention
 from lib.cache.base import CacheManager, NoCache
 from lib.cache.blocks import BlockManager
@@ -60,9 +63,23 @@ def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dty
         if options.kv_cache == "contiguous":
             manager, attention = SlotManager(num_blocks, block_size), ContiguousAttention(kv_cache)
         else:
-            manager, attention = BlockManager(num_blocks, block_size), GatherAttention(kv_cache)
+            manager, attention = BlockManager(num_blocks, block_size), _paged_attention(options, kv_cache)
     scheduler = _SCHEDULERS[options.scheduler](manager, options.max_num_seqs, options.max_num_batched_tokens)
     return Engine(ModelRunner(model, attention), scheduler, manager, kv_cache, max_model_len)
+
+
+def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
+    """'auto' is fused where it runs, else gather; 'fused' where it does not is an error that says what is missing."""
+    if options.attention == "gather":
+        return GatherAttention(kv_cache)
+    problem = why_not_fused(kv_cache.k.device, kv_cache.k.dtype, kv_cache.block_size)
+    if problem is not None and options.attention == "fused":
+        raise problem
+    if problem is not None:
+        warnings.warn(f"attention 'auto' falls back to 'gather', which copies K and V at every step: {problem}",
+                      stacklevel=4)
+        return GatherAttention(kv_cache)
+    return FusedAttention(kv_cache)
 
 
 def _slots(model: nn.Module, options: EngineOptions, max_model_len: int, device: torch.device,
@@ -121,7 +138,7 @@ def _allocate(config: ModelConfig, num_blocks: int, block_size: int, dtype: torc
               device: torch.device) -> KVCache:
     try:
         return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError, ValueError) as error:  # NumPy: "array is too big"
         needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
         raise ValueError(f"a KV cache of {num_blocks} x {block_size} tokens takes {gib(needed)}, "
                          f"which {device} does not have: {str(error).splitlines()[0]}") from None
