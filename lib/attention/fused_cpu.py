@@ -16,30 +16,30 @@ from lib.attention import numba_kernel
 from lib.attention.base import attend, chunk_mask
 from lib.attention.full import FullAttention
 from lib.attention.gather import gather
+from lib.attention.shares import Shares, divide
 from lib.cache.kv_cache import KVCache
 from lib.engine.batch import Batch
 
 # The kernel does one dot product at a time: right where memory is the limit, which a few queries share each time. With
 # many queries arithmetic is the limit, and a matrix product does it faster, even after a copy.
 _MOST_QUERIES = 16
-_COST_OF_A_SHARE = 100  # below this much work (in plan's unit) waking another thread costs more than it saves
 
 
 @dataclass
 class _Plan:
     """How a step's sequences are attended; the same for every layer."""
 
-    units: np.ndarray              # for the kernel: see numba_kernel.plan
-    costs: np.ndarray
-    table: np.ndarray
+    shares: Shares                 # for the kernel
+    table: np.ndarray              # [B, max_blocks]
     chunks: list[tuple[int, int]]  # (row of the batch, its first token): more queries than the kernel is good at
 
 
 def _plan(batch: Batch) -> _Plan:
-    starts = batch.query_start_loc.numpy()
-    units, costs = numba_kernel.plan(starts, batch.seq_lens.numpy(), _MOST_QUERIES)
-    chunks = [(row, int(starts[row])) for row, n in enumerate(batch.query_lens) if n > _MOST_QUERIES]
-    return _Plan(units, costs, batch.block_table.numpy(), chunks)
+    threads = min(torch.get_num_threads(), numba.get_num_threads())
+    shares = divide(np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads)
+    starts = np.cumsum([0, *batch.query_lens]).tolist()
+    chunks = [(row, starts[row]) for row, n in enumerate(batch.query_lens) if n > _MOST_QUERIES]
+    return _Plan(shares, batch.block_table.numpy(), chunks)
 
 
 class CpuKernels:
@@ -57,11 +57,8 @@ class CpuKernels:
         if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:  # all begin: their K and V are at hand
             return self._full(layer, q, k, v, batch)
         plan, out = batch.derive(_plan), torch.empty(q.shape, dtype=q.dtype)
-        if len(plan.units):
-            threads = min(torch.get_num_threads(), numba.get_num_threads())
-            shares = max(1, min(threads, int(plan.costs[-1]) // _COST_OF_A_SHARE))
-            numba_kernel.attend(_array(q.contiguous()), self._keys[layer], self._values[layer], plan.table,
-                                self.cache.block_size, plan.units, plan.costs, shares, _array(out))
+        if len(plan.shares.pieces):
+            self._run(layer, _array(q.contiguous()), plan, _array(out))
         for row, start in plan.chunks:
             n, length = batch.query_lens[row], batch.kv_lens[row]
             if n == length:  # a sequence that begins with this chunk: nothing of it is in the cache alone
@@ -72,6 +69,14 @@ class CpuKernels:
                 mask = chunk_mask(n, length, q)
             out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
         return out
+
+    def _run(self, layer: int, q: np.ndarray, plan: _Plan, out: np.ndarray) -> None:
+        shares, tile, heads, size = plan.shares, numba_kernel.QUERY_TILE, q.shape[1], q.shape[2]
+        peak, norm = np.empty((2, shares.num_states, tile, heads), np.float32)
+        acc = np.empty((shares.num_states, tile, heads, size), np.float32)
+        scaled = np.empty((len(shares.offsets) - 1, tile, heads, size), np.float32)
+        numba_kernel.attend(q, self._keys[layer], self._values[layer], plan.table, self.cache.block_size,
+                            shares.pieces, shares.offsets, shares.cuts, out, peak, norm, acc, scaled)
 
 
 def _array(x: Tensor) -> np.ndarray:

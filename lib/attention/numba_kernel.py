@@ -1,11 +1,12 @@
-"""Paged attention on the CPU: one compiled loop that walks the block table and reads K and V where they lie.
+"""Paged attention on the CPU: compiled loops that walk the block table and read K and V where they lie.
 
+Online softmax (Milakov & Gimelshein 2018) keeps, for a query and a head, the running maximum `peak`, the running sum `norm`
+of exp(score - peak) and the running sum `acc` of exp(score - peak) * V, and rescales the sums when the peak grows: a
+sequence is read once, a tile of keys at a time, and no score outlives its tile. Two such states of different tiles merge
+into one (flash-decoding, Dao et al. 2023), so threads can share a sequence.
+
+All of it is in this file because Numba keeps compiled code as long as the file it came from is unchanged.
 Introduced in chapter 7.
-
-Online softmax (Milakov & Gimelshein 2018) keeps, for each query and head, the running maximum m, the running sum l of
-exp(score - m) and the running sum acc of exp(score - m) * V, and rescales all three when m grows: a sequence is read once,
-a tile of keys at a time, however long it is. Two such states of different tiles merge into one (flash-decoding, Dao et
-al. 2023), so a sequence can be shared among threads.
 """
 
 from __future__ import annotations
@@ -15,61 +16,57 @@ import math
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-QUERY_TILE = 8  # queries that share one reading of K and V
-_KEY_TILE = 32  # keys between two rescalings: their scores and K rows stay in the first two cache levels
+QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
+KEY_TILE = 32   # keys between two rescalings: their K rows and scores stay in the first two cache levels
+ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE = range(8)  # a piece of work; see lib.attention.shares
 _LOG2E = np.float32(math.log2(math.e))
+# Only the loop over shares is to run in parallel: looking for more to parallelise would double the compile time.
+_PRANGE = {**dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False),
+           "prange": True}
 
 
-def compiled(function=None, **options):
-    """njit with the result kept on disk, or, where the package and the home are read-only, in memory only."""
+def _compiled(function=None, **options):
+    """njit with the result kept on disk, or, where neither the package nor a home can be written, in memory."""
     if function is None:
-        return lambda f: compiled(f, **options)
+        return lambda f: _compiled(f, **options)
     try:
-        return njit(function, cache=True, **options)
-    except RuntimeError:  # "no locator available": there is nowhere to keep it
-        return njit(function, **options)
+        return njit(function, cache=True, nogil=True, fastmath=True, **options)
+    except RuntimeError:  # "no locator available": nowhere to keep it
+        return njit(function, nogil=True, fastmath=True, **options)
 
 
 @intrinsic
-def widen(typingctx, x):
-    """float32 as it is; uint16 as the upper half of a float32, which is what bfloat16 is. LLVM vectorises both."""
-
+def _widen(typingctx, x):
+    """float32 as it is; uint16 as a float32's upper half, which is what bfloat16 is. LLVM vectorises both."""
     def generate(context, builder, signature, args):
         if signature.args[0] == types.float32:
             return args[0]
-        bits = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(bits, ir.FloatType())
-
+        return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _I32(16)), ir.FloatType())
     return types.float32(x), generate
 
 
-def _write(out, at, values):
-    raise NotImplementedError  # what `values` are written as depends on out's dtype: see below
+@intrinsic
+def _narrow(typingctx, x, like):
+    """float32 x as like's type: itself, or the nearest bfloat16's bits, ties to even."""
+    def generate(context, builder, signature, args):
+        if signature.return_type == types.float32:
+            return args[0]
+        bits = builder.bitcast(args[0], _I32)
+        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+        return builder.trunc(builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16)), ir.IntType(16))
+    return like(types.float32, like), generate
 
 
-@overload(_write)
-def _write_as(out, at, values):
-    """values, float32 [n], to out[at:at + n]: float32, or the nearest bfloat16 as uint16 bits, ties to even."""
-    if out.dtype == types.float32:
-        def write(out, at, values):
-            for i in range(len(values)):
-                out[at + i] = values[i]
-    else:
-        def write(out, at, values):
-            bits = values.view(np.uint32)
-            for i in range(len(values)):
-                b = bits[i]
-                out[at + i] = (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return write
+_I32 = ir.IntType(32)
 
 
-@compiled(fastmath=True, nogil=True)
-def _exponentials(x, n, bits):
-    """exp in place of x[:n] <= 0, to 2e-7 relative; libm's would cost more than the dot product that made the score.
+@_compiled
+def _exp(x, n, bits):
+    """exp of x[:n] <= 0, in place, to 2e-7 relative. libm's, one at a time, would cost as much as the dot product before it.
 
-    2 ** (i + f) = 2 ** i * p(f): i goes into the exponent's bits, p is a minimax polynomial on [0, 1).
+    2 ** (i + f) = 2 ** i * p(f): i becomes the exponent's bits, p is a minimax polynomial on [0, 1).
     """
     powers = bits.view(np.float32)
     for t in range(n):
@@ -87,208 +84,109 @@ def _exponentials(x, n, bits):
         x[t] *= powers[t]
 
 
-@compiled(nogil=True)
-def plan(query_start_loc, seq_lens, longest):
-    """Units of work: up to QUERY_TILE neighbouring queries of one sequence. Sequences with more than `longest` are left out.
+@_compiled
+def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, scaled):
+    """Attend the piece's queries to its key tiles; leave the state in peak, norm [QUERY_TILE, Hq] and acc [.., D].
 
-    Returns units [U, 4] (row, first token in T, queries, keys that the last query sees) and their cumulative cost [U + 1].
+    The last query sees the first `seen` keys of the sequence, the one before it one less: that is the whole causal mask,
+    and slots beyond are never read.
     """
-    count = 0
-    for row in range(len(seq_lens)):
-        queries = query_start_loc[row + 1] - query_start_loc[row]
-        count += 0 if queries > longest else -(-queries // QUERY_TILE)
-    units, costs = np.empty((count, 4), np.int64), np.zeros(count + 1, np.int64)
-    u = 0
-    for row in range(len(seq_lens)):
-        start, end = np.int64(query_start_loc[row]), np.int64(query_start_loc[row + 1])
-        if end - start > longest:
-            continue
-        for token in range(start, end, QUERY_TILE):
-            stop = min(token + QUERY_TILE, end)
-            keys = seq_lens[row] - (end - stop)
-            units[u, 0], units[u, 1], units[u, 2], units[u, 3] = row, token, stop - token, keys
-            costs[u + 1] = costs[u] + -(-keys // _KEY_TILE) * _tile_cost(stop - token)
-            u += 1
-    return units, costs
-
-
-@compiled(nogil=True)
-def _tile_cost(queries):
-    """Time of one key tile, in arbitrary units: its bytes cost as much as some four queries' arithmetic."""
-    return queries + 4
-
-
-@compiled(nogil=True)
-def _tiles_before(cost, start, queries, tiles):
-    """How many of a unit's key tiles lie before `cost` in the step's queue, where the unit starts at cost `start`."""
-    return max(0, min(tiles, -(-(cost - start) // _tile_cost(queries))))
-
-
-@compiled(fastmath=True, nogil=True)
-def _attend_piece(q, keys, values, table, block_size, unit, first, last, m, l, acc, scaled):
-    """Attend a unit's queries to the key tiles first..last-1 of their sequence; leave the state in m, l, acc.
-
-    q [T, Hq, D]; keys, values [slots, Hkv, D]; m, l [QUERY_TILE, Hq]; acc, scaled [QUERY_TILE, Hq, D].
-    The unit's last query sees the first `seen` keys, the one before it one less: that is the whole causal mask.
-    """
-    row, token, queries, seen = unit[0], unit[1], unit[2], unit[3]
+    row, token, queries, seen = piece[ROW], piece[TOKEN], piece[QUERIES], piece[SEEN]
     heads, kv_heads, size = q.shape[1], keys.shape[1], q.shape[2]
     group = heads // kv_heads
     scale = np.float32(1.0 / math.sqrt(size))
     for i in range(queries):
-        for h in range(heads):
-            m[i, h], l[i, h] = np.float32(-1e30), np.float32(0)
+        for g in range(heads):
+            peak[i, g], norm[i, g] = np.float32(-1e30), np.float32(0)
             for d in range(size):
-                acc[i, h, d] = np.float32(0)
-                scaled[i, h, d] = widen(q[token + i, h, d]) * scale
-    scores = np.empty((heads, _KEY_TILE), np.float32)
-    bits, slots = np.empty(_KEY_TILE, np.int32), np.empty(_KEY_TILE, np.int64)
-    for tile in range(first, last):
-        start = tile * _KEY_TILE
-        count = min(_KEY_TILE, seen - start)
-        for t in range(count):
+                acc[i, g, d] = np.float32(0)
+                scaled[i, g, d] = _widen(q[token + i, g, d]) * scale
+    scores = np.empty((heads, KEY_TILE), np.float32)
+    bits, slots = np.empty(KEY_TILE, np.int32), np.empty(KEY_TILE, np.int64)
+    for tile in range(piece[FIRST], piece[LAST]):
+        start = tile * KEY_TILE
+        for t in range(min(KEY_TILE, seen - start)):
             position = start + t
             slots[t] = np.int64(table[row, position // block_size]) * block_size + position % block_size
         for i in range(queries):
-            visible = min(count, seen - (queries - 1 - i) - start)
-            if visible <= 0:
-                continue
-            for t in range(visible):  # tokens outside, heads inside: memory is read in the order it lies in
+            count = min(KEY_TILE, seen - (queries - 1 - i) - start)  # keys of this tile that query i sees
+            for t in range(count):  # tokens outside, heads inside: memory is read in the order it lies in
                 slot = slots[t]
                 for h in range(kv_heads):
                     for g in range(h * group, (h + 1) * group):  # the group's queries share what was loaded
                         score = np.float32(0)
                         for d in range(size):
-                            score += scaled[i, g, d] * widen(keys[slot, h, d])
+                            score += scaled[i, g, d] * _widen(keys[slot, h, d])
                         scores[g, t] = score
-            for g in range(heads):
-                top = m[i, g]
-                for t in range(visible):
+            for g in range(heads if count > 0 else 0):
+                top = peak[i, g]
+                for t in range(count):
                     top = max(top, scores[g, t])
-                for t in range(visible):
+                for t in range(count):
                     scores[g, t] -= top
-                _exponentials(scores[g], visible, bits)
+                _exp(scores[g], count, bits)
                 total = np.float32(0)
-                for t in range(visible):
+                for t in range(count):
                     total += scores[g, t]
-                if top > m[i, g]:
-                    shrink = np.float32(math.exp(m[i, g] - top))
-                    m[i, g] = top
-                    l[i, g] *= shrink
+                if top > peak[i, g]:
+                    shrink = np.float32(math.exp(peak[i, g] - top))
+                    peak[i, g] = top
+                    norm[i, g] *= shrink
                     for d in range(size):
                         acc[i, g, d] *= shrink
-                l[i, g] += total
-            for t in range(visible):
+                norm[i, g] += total
+            for t in range(count):
                 slot = slots[t]
                 for h in range(kv_heads):
                     for g in range(h * group, (h + 1) * group):
                         p = scores[g, t]
                         for d in range(size):
-                            acc[i, g, d] += p * widen(values[slot, h, d])
+                            acc[i, g, d] += p * _widen(values[slot, h, d])
 
 
-@compiled(fastmath=True, nogil=True)
-def _finish(out, unit, l, acc):
-    """acc / l, the softmax's weighted mean, to the rows of the unit's queries."""
-    token, queries = unit[1], unit[2]
+@_compiled
+def _finish(out, piece, norm, acc):
+    """acc / norm, the weighted mean of V, to the rows of the piece's queries."""
+    for i in range(piece[QUERIES]):
+        for g in range(acc.shape[1]):
+            inverse = np.float32(1) / norm[i, g]
+            for d in range(acc.shape[2]):
+                at = piece[TOKEN] + i, g, d
+                out[at] = _narrow(acc[i, g, d] * inverse, out[at])
+
+
+@_compiled
+def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
+    """Add the second state to the first: both become relative to the larger peak."""
     for i in range(queries):
-        for h in range(acc.shape[1]):
-            inverse = np.float32(1) / l[i, h]
+        for g in range(acc.shape[1]):
+            top = max(peak[i, g], peak2[i, g])
+            a, b = np.float32(math.exp(peak[i, g] - top)), np.float32(math.exp(peak2[i, g] - top))
+            peak[i, g], norm[i, g] = top, norm[i, g] * a + norm2[i, g] * b
             for d in range(acc.shape[2]):
-                acc[i, h, d] *= inverse
-            _write(out[token + i, h], 0, acc[i, h])
+                acc[i, g, d] = acc[i, g, d] * a + acc2[i, g, d] * b
 
 
-@compiled(fastmath=True, nogil=True)
-def _merge(unit, m, l, acc, m2, l2, acc2):
-    """Add the second state to the first: both become relative to the larger maximum."""
-    for i in range(unit[2]):
-        for h in range(acc.shape[1]):
-            top = max(m[i, h], m2[i, h])
-            a, b = np.float32(math.exp(m[i, h] - top)), np.float32(math.exp(m2[i, h] - top))
-            m[i, h], l[i, h] = top, l[i, h] * a + l2[i, h] * b
-            for d in range(acc.shape[2]):
-                acc[i, h, d] = acc[i, h, d] * a + acc2[i, h, d] * b
+@_compiled(parallel=_PRANGE)
+def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out, peak, norm, acc, scaled):
+    """Paged attention of q [T, Hq, D] to keys, values [slots, Hkv, D] as `lib.attention.shares.Shares` divides it.
 
-
-@compiled(nogil=True)
-def _piece(share, shares, unit, units, costs):
-    """The part of a unit's key tiles that is this share's: tiles first..last-1 of `tiles`."""
-    low, high = costs[-1] * share // shares, costs[-1] * (share + 1) // shares
-    queries, tiles = units[unit, 2], -(-units[unit, 3] // _KEY_TILE)
-    first = _tiles_before(low, costs[unit], queries, tiles)
-    return first, _tiles_before(high, costs[unit], queries, tiles), tiles
-
-
-@compiled(nogil=True)
-def _first_unit(share, shares, costs):
-    """The unit in whose stretch of the queue the share's part begins."""
-    low, unit = costs[-1] * share // shares, 0
-    while unit + 2 < len(costs) and costs[unit + 1] <= low:
-        unit += 1
-    return unit
-
-
-@compiled(nogil=True)
-def _run_share(share, shares, q, keys, values, table, block_size, units, costs, out, m, l, acc, scaled):
-    """One thread's part of the queue: whole units, and perhaps the end of one and the beginning of another.
-
-    m, l, acc [shares, 2, ...] hold two states a share: 0 is of the unit that an earlier share began, 1 of any other. Whole
-    units are written out.
+    Slots of table [B, max_blocks]: block * block_size + offset. pieces [P, 8]; offsets [shares + 1]; cuts [C] the pieces
+    that need merging. out [T, Hq, D]. Scratch: peak, norm [C + shares, QUERY_TILE, Hq], acc [.., D], scaled
+    [shares, QUERY_TILE, Hq, D]. bfloat16 (q, keys, values, out) comes as uint16.
     """
-    unit = _first_unit(share, shares, costs)
-    while unit < len(units) and costs[unit] < costs[-1] * (share + 1) // shares:
-        first, last, tiles = _piece(share, shares, unit, units, costs)
-        state = 0 if first > 0 else 1
-        if last > first:
-            _attend_piece(q, keys, values, table, block_size, units[unit], first, last,
-                          m[share, state], l[share, state], acc[share, state], scaled[share])
-            if first == 0 and last == tiles:
-                _finish(out, units[unit], l[share, 1], acc[share, 1])
-        unit += 1
-
-
-@compiled(nogil=True)
-def _join_shares(shares, units, costs, out, m, l, acc):
-    """Merge the states of units that were cut, and write them out."""
-    for share in range(1, shares):
-        unit = _first_unit(share, shares, costs)
-        if unit == len(units):
-            break
-        first, last, tiles = _piece(share, shares, unit, units, costs)
-        if first == 0 or first == last:
-            continue
-        begun = share - 1
-        while costs[-1] * begun // shares > costs[unit]:
-            begun -= 1
-        _merge(units[unit], m[begun, 1], l[begun, 1], acc[begun, 1], m[share, 0], l[share, 0], acc[share, 0])
-        if last == tiles:
-            _finish(out, units[unit], l[begun, 1], acc[begun, 1])
-
-
-# Only the loop over shares is to run in parallel: looking for more of them would double the compile time.
-_PRANGE_ONLY = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False)
-
-
-@compiled(parallel=_PRANGE_ONLY | {"prange": True}, nogil=True)
-def _run_shares(shares, q, keys, values, table, block_size, units, costs, out, m, l, acc, scaled):
-    for share in prange(shares):
-        _run_share(np.int64(share), shares, q, keys, values, table, block_size, units, costs, out, m, l, acc, scaled)
-
-
-def attend(q, keys, values, table, block_size, units, costs, shares, out):
-    """Paged attention of the units of `plan`.
-
-    q, out [T, Hq, D]; keys, values [slots, Hkv, D], slot = block * block_size + offset; table [B, max_blocks].
-    `shares`: equal parts that the work is cut into, one a thread. bfloat16 comes as uint16.
-    """
-    heads, size = q.shape[1], q.shape[2]
-    states = np.empty((2, shares, 2, QUERY_TILE, heads), np.float32)
-    acc = np.empty((shares, 2, QUERY_TILE, heads, size), np.float32)
-    scaled = np.empty((shares, QUERY_TILE, heads, size), np.float32)
-    m, l = states[0], states[1]
-    if shares > 1:
-        _run_shares(shares, q, keys, values, table, block_size, units, costs, out, m, l, acc, scaled)
-        _join_shares(shares, units, costs, out, m, l, acc)
-    else:
-        _run_share(0, 1, q, keys, values, table, block_size, units, costs, out, m, l, acc, scaled)
+    for share in prange(len(offsets) - 1):
+        for p in range(offsets[share], offsets[share + 1]):
+            state = pieces[p, STATE]
+            _attend_piece(q, keys, values, table, block_size, pieces[p], peak[state], norm[state], acc[state], scaled[share])
+            if pieces[p, FIRST] == 0 and pieces[p, LAST] == pieces[p, TILES]:
+                _finish(out, pieces[p], norm[state], acc[state])
+    begun = 0
+    for p in cuts:  # in order: the state of a sequence's first piece takes in the others
+        state = pieces[p, STATE]
+        if pieces[p, FIRST] == 0:
+            begun = state
+        else:
+            _merge(pieces[p, QUERIES], peak[begun], norm[begun], acc[begun], peak[state], norm[state], acc[state])
+            if pieces[p, LAST] == pieces[p, TILES]:
+                _finish(out, pieces[p], norm[begun], acc[begun])
