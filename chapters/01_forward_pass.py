@@ -653,13 +653,14 @@ glue("rate_last", series["no_cache"][-1], ".1f")
 glue("mfu_last", 100 * series["mfu"][-1], ".0f")
 glue("mbu_last", 100 * series["mbu"][-1], ".0f")
 glue("peak_mb", memory[-1], ",.0f")
+glue("peak_of", "of GPU memory" if device.type == "cuda" else "on top of what the process held")
 record.headline("tokens a second without a cache, longest answer", series["no_cache"][-1], "tok/s")
 
 # %% [markdown]
 # {glue:text}`rate_first` tokens a second over {glue:text}`generated_first` tokens, {glue:text}`rate_last` over
 # {glue:text}`generated_last`. In the longest run the machine used {glue:text}`mfu_last` % of its arithmetic ceiling and
 # {glue:text}`mbu_last` % of its bandwidth ceiling ({term}`MFU` and {term}`MBU`, against the ceilings measured above). Peak
-# memory was {glue:text}`peak_mb` MB.
+# memory was {glue:text}`peak_mb` MB {glue:text}`peak_of`.
 #
 # On the published A100 the curve rises before it falls ({numref}`fig-01-throughput`). That machine's ridge lies further out
 # than a short sequence, so its first tokens cost only the launch of the work, whatever their number; and a first, slow call is
