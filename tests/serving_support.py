@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
 import httpx
-import openai
-import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -47,32 +46,10 @@ def write_checkpoint(folder: Path, hidden: int = 64, layers: int = 2, seed: int 
     return folder
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def server(checkpoint):
-    """A server that nobody may break or leave busy."""
-    with ServerProcess(*tiny(checkpoint), "--max-concurrent-requests", "64") as process:
-        yield process
-
-
-@pytest.fixture
-def client(server):
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        yield client
-
-
-@pytest.fixture
-def ai(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=30) as client:
-        yield client
-
-
-def tiny(checkpoint: Path) -> list[str]:
-    return ["--model", str(checkpoint), "--device", "cpu", "--num-blocks", "4097"]
+def start(checkpoint: Path, *arguments: str, module: str = "lib.serving") -> ServerProcess:
+    """Not started yet: use `with`. One thread, because the model is tiny and tests may run side by side."""
+    return ServerProcess("--model", str(checkpoint), "--device", "cpu", *arguments, startup_timeout=120,
+                         command=[sys.executable, "-m", module], environment={"OMP_NUM_THREADS": "1"})
 
 
 def gauges(client: httpx.Client) -> dict[str, float]:

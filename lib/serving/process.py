@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from typing import Any
 class ServerProcess:
     """`with ServerProcess("--model", "smollm2") as server:` starts it on a free port and waits until it is ready.
 
-    `arguments` are the command line's. `url` is http://host:port. `command` stands in for `python -m lib.serving`.
+    `arguments` are the command line's. `url` is http://host:port. `command` stands in for `python -m lib.serving`,
+    `environment` adds variables.
     Leaving the block sends SIGTERM, and SIGKILL where that does not help. Raises RuntimeError, with the end of the
     log, if the server does not get ready within `startup_timeout` seconds.
     """
 
-    def __init__(self, *arguments: str, startup_timeout: float = 300.0, command: Sequence[str] | None = None) -> None:
+    def __init__(self, *arguments: str, startup_timeout: float = 300.0, command: Sequence[str] | None = None,
+                 environment: Mapping[str, str] | None = None) -> None:
         self.command = [*(command or (sys.executable, "-m", "lib.serving")), "--port", "0", *arguments]
         self.startup_timeout, self.url, self.returncode = startup_timeout, "", None
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> ServerProcess:
@@ -48,7 +52,8 @@ class ServerProcess:
         """Start it, and return as soon as it listens: its engine may still be loading."""
         self._log = tempfile.NamedTemporaryFile(prefix="serving-", suffix=".log", delete=False)
         self._process = subprocess.Popen(self.command, stdout=self._log, stderr=subprocess.STDOUT,
-                                         stdin=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+                                         stdin=subprocess.DEVNULL, env=self._environment,
+                                         cwd=Path(__file__).parents[2])
         deadline = time.monotonic() + self.startup_timeout
         while not self.url:
             self._check(deadline, "listen")
