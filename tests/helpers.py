@@ -79,8 +79,10 @@ class Tiny:
         defaults: dict[str, Any] = {"device": "cpu", "max_num_seqs": 8}
         if options.get("kv_cache") == "contiguous":
             defaults["max_model_len"] = 96
-        elif options.get("kv_cache", "paged") == "paged" and "kv_cache_memory_bytes" not in options:
-            defaults["num_blocks"] = 65
+        elif options.get("kv_cache", "paged") == "paged":
+            defaults["attention"] = "gather"
+            if "kv_cache_memory_bytes" not in options:
+                defaults["num_blocks"] = 65
         return LLM(self.folder, **{**defaults, **options})
 
     @torch.inference_mode()

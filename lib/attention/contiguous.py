@@ -24,12 +24,14 @@ class _Plan:
     """How a step's sequences are read; the same for every layer."""
 
     chunks: list[tuple[int, int]]  # (row of the batch, its first token): read one by one
-    tokens: Tensor                 # [R] the tokens of the sequences that are read together
-    places: Tensor                 # [R] their rows in the rectangle
     first: int                     # the rectangle: slots first..last-1, positions 0..length-1
     last: int
     length: int
-    mask: Tensor                   # [last-first, 1, 1, length]
+    tokens: Tensor                 # [R] the tokens of the sequences that are read together
+    places: Tensor                 # [R] their rows in the rectangle
+    queries: Tensor                # [last-first] the token whose query stands in each row; in a free slot's, any
+    in_order: bool                 # the rectangle's rows are the batch's tokens: nothing to rearrange
+    mask: Tensor | None            # [last-first, 1, 1, length]; None where nothing is hidden
 
 
 def _plan(batch: Batch) -> _Plan:
@@ -43,12 +45,15 @@ def _plan(batch: Batch) -> _Plan:
     together, device = set(decode), batch.input_ids.device
     chunks = [(row, starts[row]) for row in range(len(batch.query_lens)) if row not in together]
     first, last = min(slots, default=0), max(slots, default=-1) + 1
-    places = torch.tensor([slot - first for slot in slots], dtype=torch.long, device=device)
-    lengths = torch.zeros(last - first, dtype=torch.long, device=device)
     length = max((batch.kv_lens[row] for row in decode), default=0)
-    lengths[places] = torch.tensor([batch.kv_lens[row] for row in decode], dtype=torch.long, device=device)
-    tokens = torch.tensor([starts[row] for row in decode], dtype=torch.long, device=device)
-    return _Plan(chunks, tokens, places, first, last, length, length_mask(lengths, length))
+    lengths, queries = [0] * (last - first), [0] * (last - first)
+    for row, slot in zip(decode, slots):
+        lengths[slot - first], queries[slot - first] = batch.kv_lens[row], starts[row]
+    to = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    return _Plan(
+        chunks, first, last, length, to([starts[row] for row in decode]), to([slot - first for slot in slots]),
+        to(queries), in_order=not chunks and slots == list(range(first, last)),
+        mask=None if min(lengths, default=length) == length else length_mask(to(lengths), length))
 
 
 class ContiguousAttention:
@@ -62,9 +67,12 @@ class ContiguousAttention:
         self.cache.store(layer, k, v, batch.slot_mapping)
         if batch.query_lens == batch.kv_lens:  # all sequences begin in this step: their K and V are at hand
             return self._full(layer, q, k, v, batch)
-        plan, out = batch.derive(_plan), torch.empty_like(q)
+        plan = batch.derive(_plan)
+        if not plan.chunks:
+            return self._rectangle(layer, q, plan)
+        out = torch.empty_like(q)
         if plan.last > plan.first:
-            self._rectangle(layer, q, out, plan)
+            out[plan.tokens] = self._rectangle(layer, q, plan)
         for row, start in plan.chunks:
             n, length, slot = batch.query_lens[row], batch.kv_lens[row], batch.block_ids[row][0]
             keys, values = (x[layer, slot:slot + 1, :length] for x in (self.cache.k, self.cache.v))
@@ -72,9 +80,10 @@ class ContiguousAttention:
             out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
         return out
 
-    def _rectangle(self, layer: int, q: Tensor, out: Tensor, plan: _Plan) -> None:
+    def _rectangle(self, layer: int, q: Tensor, plan: _Plan) -> Tensor:
         """One query a sequence, in a single call: other slots and the tails of shorter sequences are masked."""
         keys, values = (x[layer, plan.first:plan.last, :plan.length] for x in (self.cache.k, self.cache.v))
-        query = q.new_zeros(plan.last - plan.first, 1, *q.shape[1:])
-        query[plan.places, 0] = q[plan.tokens]
-        out[plan.tokens] = attend(query, keys, values, 1, plan.mask.to(q.dtype))[plan.places, 0]
+        query = q if plan.in_order else q[plan.queries]
+        mask = None if plan.mask is None else plan.mask.to(q.dtype)
+        out = attend(query[:, None], keys, values, 1, mask)[:, 0]
+        return out if plan.in_order else out[plan.places]

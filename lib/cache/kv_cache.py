@@ -22,11 +22,13 @@ class KVCache:
         self.num_blocks, self.block_size = num_blocks, block_size
         shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
         self.k, self.v = (_zeros(shape, dtype, torch.device(device)) for _ in range(2))
+        # Views by slot, made once: on a CPU even making a view costs as much as a small copy.
+        self._k_slots, self._v_slots = ([layer.flatten(0, 1) for layer in x] for x in (self.k, self.v))
 
     def store(self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
         """Write this step's k and v [T, Hkv, D] to their slots [T]."""
-        self.k[layer].flatten(0, 1).index_copy_(0, slot_mapping, k)
-        self.v[layer].flatten(0, 1).index_copy_(0, slot_mapping, v)
+        self._k_slots[layer].index_copy_(0, slot_mapping, k)
+        self._v_slots[layer].index_copy_(0, slot_mapping, v)
 
     @property
     def nbytes(self) -> int:
