@@ -1,0 +1,54 @@
+"""Chunks of prompts, on CUDA: many queries a sequence, of different lengths, with all keys that the cache has of it.
+
+FlashAttention (Dao et al. 2022; its second version's loop order, 2023) over a block table. Introduced in chapter 7.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lib.attention.triton_kernel import rows_of, slots_of
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def varlen(q, keys, values, out, table, seq_lens, query_start_loc, scale, q_stride, table_stride,
+           KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+           ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    """Program (query tile, row, query head): ROWS queries of the row with the keys up to the last query's position.
+
+    Rows with one query are left to `decode`; tiles beyond the row's queries end at once.
+    """
+    query_tile, row, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(query_start_loc + row).to(tl.int64)
+    num_queries = (tl.load(query_start_loc + row + 1) - start).to(tl.int32)
+    if (num_queries == 1) | (query_tile * ROWS >= num_queries):
+        return
+    length = tl.load(seq_lens + row)
+    queries = query_tile * ROWS + tl.arange(0, ROWS)
+    columns, offsets = tl.arange(0, COLUMNS), tl.arange(0, TILE)
+    own_positions = length - num_queries + queries
+    mask = (queries[:, None] < num_queries) & (columns[None, :] < SIZE)
+    at = head * SIZE + columns[None, :]
+    query = tl.load(q + (start + queries[:, None]) * q_stride + at, mask=mask, other=0.0)
+    seen = tl.minimum(length, length - num_queries + (query_tile + 1) * ROWS)  # keys that the last query sees
+    table_row = table + row.to(tl.int64) * table_stride
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    norm = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for tile in range(0, tl.cdiv(seen, TILE)):
+        positions = tile * TILE + offsets
+        visible = positions < seen
+        slots = slots_of(table_row, positions, visible, BLOCK_SIZE)
+        key = rows_of(keys, slots, head // GROUP, visible, columns, KV_HEADS, SIZE)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        scores = tl.where(positions[None, :] <= own_positions[:, None], scores, float("-inf"))
+        top = tl.maximum(peak, tl.max(scores, axis=1))  # every query sees key 0, in the first tile: never -inf
+        p = tl.exp2(scores - top[:, None])
+        shrink = tl.exp2(peak - top)
+        norm = norm * shrink + tl.sum(p, axis=1)
+        value = rows_of(values, slots, head // GROUP, visible, columns, KV_HEADS, SIZE)
+        acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
+        peak = top
+    result = (acc / norm[:, None]).to(out.dtype.element_ty)
+    tl.store(out + (start + queries[:, None]) * (KV_HEADS * GROUP * SIZE) + at, result, mask=mask)

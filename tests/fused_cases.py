@@ -1,0 +1,104 @@
+"""Batches and caches for the fused kernels' tests, and the kernels under Triton's interpreter.
+
+`TRITON_INTERPRET=1 python -m tests.fused_cases` runs the Triton kernels on the CPU, a program at a time, in NumPy. It is
+a process of its own because the variable has to be set before the kernels are imported, and changes them all.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from lib.attention.gather import GatherAttention
+from lib.cache.kv_cache import KVCache
+from lib.engine.batch import Batch, Scheduled
+from lib.models.config import ModelConfig
+
+MIXED = [(1, 0), (1, 31), (5, 40), (1, 32), (16, 0), (2, 63), (1, 300), (17, 50), (40, 0), (9, 7)]  # (queries, keys before)
+
+
+def cache_of(heads: int, kv_heads: int, size: int, num_blocks: int, block_size: int, dtype: torch.dtype,
+             device: str = "cpu") -> KVCache:
+    config = ModelConfig("llama", 10, 8, 2, heads, kv_heads, size, 8, 64)
+    return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
+
+
+def batch_of(work: list[tuple[int, int]], block_size: int, seed: int = 0,
+             device: str = "cpu") -> tuple[Batch, int]:
+    """`work`: (queries, keys before them) a sequence. Blocks in random order. Returns the batch and the pool's size."""
+    needed = [-(-(n + past) // block_size) for n, past in work]
+    ids = (np.random.default_rng(seed).permutation(sum(needed) + 3) + 1).tolist()
+    scheduled = []
+    for (n, past), blocks in zip(work, needed):
+        table = [ids.pop() for _ in range(blocks)]
+        scheduled.append(Scheduled(SimpleNamespace(token_ids=[0] * (n + past), num_computed_tokens=past,
+                                                   block_ids=table), n))
+    return Batch.build(scheduled, block_size, device), sum(needed) + 4
+
+
+def fill(cache: KVCache, batch: Batch, seed: int, unused: float) -> None:
+    """Random keys and values where a sequence has some, `unused` in every other slot, the null block's too."""
+    generator = torch.Generator().manual_seed(seed)
+    for x in (cache.k, cache.v):
+        x.fill_(unused)
+        for table, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
+            for position in range(length - n):
+                block, offset = table[position // batch.block_size], position % batch.block_size
+                x[:, block, offset] = torch.randn(x.shape[0], *x.shape[3:], generator=generator).to(x)
+
+
+def compare(attention, work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0, device="cpu"):
+    """What `attention(cache)` makes of a random batch, and what gathering in float32 makes of the same numbers.
+
+    Unused slots are NaN for the one and 0 for the other; K and V must have arrived in their slots.
+    """
+    batch, num_blocks = batch_of(work, block_size, seed, device)
+    generator = torch.Generator().manual_seed(seed)
+    qkv = torch.randn(sum(n for n, _ in work), heads + 2 * kv_heads, size, generator=generator).to(device, dtype)
+    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)  # views with gaps, as the models hand them over
+    shape = (heads, kv_heads, size, num_blocks, block_size)
+    cache = cache_of(*shape, dtype, device)
+    fill(cache, batch, seed, float("nan"))
+    reference = cache_of(*shape, torch.float32, device)
+    for ours, theirs in ((cache.k, reference.k), (cache.v, reference.v)):
+        theirs.copy_(ours.float().nan_to_num_(0.0))
+    out = attention(cache)(1, q, k, v, batch)
+    for tensor, new in ((cache.k, k), (cache.v, v)):
+        assert torch.equal(tensor[1].flatten(0, 1)[batch.slot_mapping], new)
+    assert out.dtype == dtype and out.shape == q.shape
+    assert not out.isnan().any(), "a slot that nobody wrote was read"
+    return out.float(), GatherAttention(reference)(1, q.float(), k.float(), v.float(), batch)
+
+
+def triton_attention(programs: int):
+    """CudaKernels behind the attention interface, with the scratch poisoned and splits for a GPU that runs `programs`."""
+    from lib.attention.fused_cuda import CudaKernels
+
+    def build(cache: KVCache):
+        kernels = CudaKernels(cache)
+        kernels.programs = programs
+
+        def attention(layer, q, k, v, batch):
+            kernels.store(layer, k, v, batch)
+            return kernels.attend(layer, q, k, v, batch)
+        return attention
+    return build
+
+
+def interpreted() -> None:
+    empty = torch.empty
+    torch.empty = lambda *shape, **options: empty(*shape, **options).fill_(float("nan"))  # nobody relies on zeros
+    decode = [(1, 0), (1, 40), (1, 200)]
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):  # NumPy, and so the interpreter, lacks bfloat16
+        for programs, work, heads, kv_heads, size, block_size in (
+                (1, decode, 2, 2, 16, 16), (50, decode, 3, 1, 64, 16), (50, decode, 8, 1, 20, 32),
+                (50, [(1, 0), (5, 40), (1, 100), (20, 0)], 3, 1, 16, 17), (1, [(33, 0), (70, 30)], 2, 2, 16, 16)):
+            out, expected = compare(triton_attention(programs), work, heads, kv_heads, size, block_size, dtype)
+            torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+    print("interpreted: ok")
+
+
+if __name__ == "__main__":
+    interpreted()
