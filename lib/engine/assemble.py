@@ -29,6 +29,7 @@ from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
 from lib.engine.static import StaticScheduler
 from lib.models.config import ModelConfig
+from lib.models.packed import pack_linears
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
@@ -52,6 +53,7 @@ def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dty
         raise ValueError(f"max_model_len must be <= {longest}, the positions the model knows, "
                          f"got {options.max_model_len}")
     max_model_len = options.max_model_len or longest
+    pack_linears(model, options.linear)
     kv_cache = None
     if options.kv_cache == "none":
         manager: CacheManager = NoCache(max_model_len)

@@ -34,7 +34,8 @@ class LLM:
     blocks of block_size tokens. attention: how the paged cache is read. scheduler: "continuous" or "static" batching.
     max_num_seqs, max_num_batched_tokens: sequences and tokens in a step. max_model_len: longest prompt + output in tokens;
     None is the model's, or what fits. num_blocks: blocks in the pool, the null block included; None sizes it from free
-    memory, or from kv_cache_memory_bytes.
+    memory, or from kv_cache_memory_bytes. linear: "packed" rearranges the weights for the CPU's matrix kernels, "auto" those
+    that run faster so on this machine.
 
     Raises ValueError for arguments that are out of range, do not go together or do not fit into memory.
     """
@@ -43,9 +44,9 @@ class LLM:
                  dtype: str | torch.dtype = "auto", kv_cache: str = "paged", attention: str = "auto",
                  scheduler: str = "continuous", max_num_seqs: int = 64, max_num_batched_tokens: int = 2048,
                  max_model_len: int | None = None, block_size: int = 16, num_blocks: int | None = None,
-                 kv_cache_memory_bytes: int | None = None) -> None:
+                 kv_cache_memory_bytes: int | None = None, linear: str = "plain") -> None:
         self.options = EngineOptions(kv_cache, attention, scheduler, max_num_seqs, max_num_batched_tokens,
-                                     max_model_len, block_size, num_blocks, kv_cache_memory_bytes)
+                                     max_model_len, block_size, num_blocks, kv_cache_memory_bytes, linear)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         loaded = load_model(model, device=self.device, dtype=self.dtype)

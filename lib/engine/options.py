@@ -10,6 +10,7 @@ _CHOICES = {
     "kv_cache": ("none", "contiguous", "paged"),
     "attention": ("auto", "gather", "fused"),
     "scheduler": ("continuous", "static"),
+    "linear": ("plain", "auto", "packed"),
 }
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,6 +28,7 @@ class EngineOptions:
     block_size: int
     num_blocks: int | None
     kv_cache_memory_bytes: int | None
+    linear: str = "plain"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
