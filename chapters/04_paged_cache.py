@@ -50,6 +50,7 @@ else:
 
 # %%
 import gc
+import textwrap
 from dataclasses import replace
 
 import torch
@@ -61,8 +62,26 @@ from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention, gather
 from lib.bench import (
-    Record, counts, figure, glue, lines, load_records, log2_axis, log10_axis, measure, measure_roofline,
-    peak_memory, pick, recorded_lines, reference, scale, show, show_source, sweep, table, timed,
+    Record,
+    counts,
+    figure,
+    glue,
+    lines,
+    load_records,
+    log2_axis,
+    log10_axis,
+    measure,
+    measure_roofline,
+    peak_memory,
+    pick,
+    recorded_lines,
+    reference,
+    scale,
+    show,
+    show_source,
+    sweep,
+    table,
+    timed,
 )
 from lib.bench.figures import COLOURS, TEXT
 from lib.bench.paths import measurements_dir
@@ -289,11 +308,9 @@ fig.legend([Patch(color=COLOURS[i]) for i in range(len(names))], [f"request {nam
 show(fig, "04_pool")
 
 # %%
-first_held = set(frames[0]["A"][3])
 reused = sorted({b for f in frames for b in f.get("D", (0, 0, 0, []))[3]}
                 & {b for f in frames for name in "AC" for b in f[name][3]})
-glue("steps_of_run", len(frames))
-glue("reused_blocks", ", ".join(map(str, reused)) if reused else "none")
+glue("reused_blocks", "blocks " + ", ".join(map(str, reused)))
 assert llm.stats()["blocks_free"] == llm.stats()["blocks_total"] == 15  # all came back
 
 # %% [markdown]
@@ -487,7 +504,7 @@ assert BASE + SLOPE * 512 < GPU_MIB < BASE + SLOPE * 1024
 glue("fail_published", (BASE + SLOPE * 1024) / 1024, ".1f")
 glue("fail_standing", (BASE + 72 * 1024) / 1024, ".1f")
 glue("slots_equal", stress["num_blocks"] * BLOCK // 1024)
-glue("stress_limit", stress["num_blocks"] // blocks_for(50, BLOCK))
+glue("stress_limit", stress["num_blocks"] // blocks_for(50, BLOCK), ",")
 table([["contiguous, 1,024 sequences, with the reset", f"{(BASE + SLOPE * 1024) / 1024:.1f} GiB", "fails"],
        ["contiguous, 1,024 sequences, standing", f"{(BASE + 72 * 1024) / 1024:.1f} GiB", "would fit, barely"],
        ["paged, 1,024 sequences of 4 blocks", f"{1024 * 4:,} of 4,096 blocks", "fits exactly"],
@@ -538,6 +555,7 @@ log2_axis(ax, "x")
 show(fig, "04_fragmentation")
 
 # %%
+assert life == sorted(life)
 glue("life_16", life[MORE.index(16)], ".0f")
 glue("life_64", life[MORE.index(64)], ".0f")
 
@@ -587,7 +605,7 @@ options = {"dtype": "float32", "max_model_len": PROMISE, "kv_cache_memory_bytes"
 try:
     LLM("smollm2", kv_cache="contiguous", max_num_seqs=REQUESTS, **options)
 except ValueError as error:
-    print("ValueError:", error)
+    print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
 # Refused at start, with the two ways out. A server that starts and fails under load is worse than one that does not
@@ -745,6 +763,7 @@ def laid_out(kind, batch_size, context):
     return cache, attention, [Scheduled(request, 1) for request in requests], block_size
 
 
+# %% tags=["hide-input"]
 @torch.inference_mode()
 def decode_times(kind, batch_size, context, repeats):
     """Timings: a whole step, attention of all layers alone, and the copy of all layers alone (None without one)."""
@@ -841,13 +860,12 @@ def ms(seconds):
 table([[r["batch"], r["context"], f"{r['copied_bytes'] / 1e6:,.0f}", ms(r["contiguous"]), ms(r["paged"]),
         f"{r['paged'] / r['contiguous']:.2f}", ms(r["contiguous_attention"]), ms(r["paged_attention"]), ms(r["copy"]),
         ms(r["transformers"])] for r in [*by_batch_size.rows(), *by_context.rows()]],
-      headers=["batch", "context", "copied (MB)", "slots (ms)", "gathered (ms)", "ratio", "attention, slots (ms)",
-               "attention, gathered (ms)", "the copy (ms)", "transformers (ms)"])
+      headers=["batch", "context", "MB copied", "slots, ms", "gathered, ms", "ratio", "attention, ms", "gathered, ms",
+               "copy, ms", "HF, ms"])
 
-# %%
+# %% tags=["hide-input"]
 largest, longest = by_batch_size.rows()[-1], by_context.rows()[-1]
 smallest = by_batch_size.rows()[0]
-whole = [*ratios["decode_by_batch"]["whole_step"], *ratios["decode_by_context"]["whole_step"]]
 attention_ratio = [*ratios["decode_by_batch"]["attention_alone"], *ratios["decode_by_context"]["attention_alone"]]
 glue("ratio_small", smallest["paged"] / smallest["contiguous"], ".2f")
 glue("ratio_large", largest["paged"] / largest["contiguous"], ".2f")
@@ -962,11 +980,12 @@ glue("recomputed", small_computed - large_computed)
 glue("recompute_percent", 100 * (small_computed / large_computed - 1), ".0f")
 glue("small_steps", len(frames))
 glue("large_steps", len(large_frames))
-record.add("preemption", unit="tokens", params={"requests": len(crowd), "output": OUT},
-           points=[{"pool": 15, "preemptions": preemptions, "steps": len(frames), "computed": small_computed,
-                    "seconds": small_clock.seconds},
-                   {"pool": large.stats()["blocks_total"], "preemptions": 0, "steps": len(large_frames),
-                    "computed": large_computed, "seconds": large_clock.seconds}])
+preempted = record.add(
+    "preemption", unit="tokens", params={"requests": len(crowd), "output": OUT},
+    points=[{"pool": 15, "preemptions": preemptions, "steps": len(frames), "computed": small_computed,
+             "seconds": small_clock.seconds},
+            {"pool": large.stats()["blocks_total"], "preemptions": 0, "steps": len(large_frames),
+             "computed": large_computed, "seconds": large_clock.seconds}])
 
 # %% [markdown]
 # {glue:text}`preemptions` preemptions, {glue:text}`recomputed` tokens computed twice or more,
@@ -981,7 +1000,7 @@ record.add("preemption", unit="tokens", params={"requests": len(crowd), "output"
 try:
     llm.add_request(crowd["A"], SamplingParams(max_tokens=60))
 except ValueError as error:
-    print("ValueError:", error)
+    print(textwrap.fill(f"ValueError: {error}", 90))
 assert not llm.has_unfinished()
 
 # %% [markdown]
@@ -989,8 +1008,8 @@ assert not llm.has_unfinished()
 #
 # On a GPU the next cell repeats the published sweep with this engine and shows its peak memory, weights included,
 # beside what was counted. The contiguous cache is asked for a slot of 1,024 tokens a sequence and the paged one has the
-# 4,096 blocks of the stress run. Where memory is too small, the refusal is shown. On a CPU the cell only checks the
-# count.
+# 4,096 blocks of the stress run. Where memory is too small, the refusal is shown. On a CPU one batch
+# keeps the cell alive, and peaks are left out.
 
 # %% tags=["hide-input"]
 MEMORY_BATCHES = pick(smoke=[1], cpu=[1], gpu=[1, 4, 16, 64, 256, 512, 1024])
@@ -1033,10 +1052,9 @@ for n in sweep(MEMORY_BATCHES, "memory"):
         engine = None
     points.append(point)
 record.add("memory_by_batch", unit="MiB", params={"new_tokens": NEW, "prompt": 10}, points=points)
-if device.type == "cuda":
-    keys = [f"{name}_{what}" for name in ("contiguous", "paged") for what in ("cache_mib", "peak_mib", "tok_s")]
-    table([[q["batch"], *("–" if q[key] is None else f"{q[key]:,.0f}" for key in keys)] for q in points],
-          headers=["batch", "slots (MiB)", "peak (MiB)", "tokens/s", "pool (MiB)", "peak (MiB)", "tokens/s"])
+keys = [f"{name}_{what}" for name in ("contiguous", "paged") for what in ("cache_mib", "peak_mib", "tok_s")]
+table([[q["batch"], *("–" if q[key] is None else f"{q[key]:,.0f}" for key in keys)] for q in points],
+      headers=["batch", "slots (MiB)", "peak (MiB)", "tokens/s", "pool (MiB)", "peak (MiB)", "tokens/s"])
 
 # %% [markdown]
 # ## Sharing
