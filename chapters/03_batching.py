@@ -5,25 +5,26 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** How many sequences should share one read of the weights, and how does an engine keep that many together when
-# each of them ends at a time of its own?
+# **Question.** How many sequences should share one read of the weights, and how does an engine keep that many together
+# when each of them ends at a time of its own?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | two minutes | 8 GB of GPU memory | the same |
 #
-# **Adds to `lib/`.** `engine/scheduler.py`: which requests compute how many tokens in the next step. `engine/static.py`: its
-# sibling that waits. `bench/workloads.py` and `bench/trace.py`: requests of known lengths, and what an engine did with them.
+# **Adds to `lib/`.** `engine/scheduler.py`: which requests compute how many tokens in the next step.
+# `engine/static.py`: its sibling that waits. `bench/workloads.py` and `bench/trace.py`: requests of known lengths, and
+# what an engine did with them.
 # :::
 #
-# The KV cache of chapter 2 made a step cheap: one token in, one token out. It also made the step wasteful in a new way. The
-# processor reads every weight of the model from memory, uses each for one multiply–add, and throws it away. Had a second
-# sequence been waiting for its own next token, the same read would have served both.
+# The KV cache of chapter 2 made a step cheap: one token in, one token out. It also made the step wasteful in a new way.
+# The processor reads every weight of the model from memory, uses each for one multiply–add, and throws it away. Had a
+# second sequence been waiting for its own next token, the same read would have served both.
 #
-# So far we have been one user. This chapter is about many. Its first half is arithmetic: what sharing the read is worth, and
-# where that ends. Its second half is about people: they ask short questions and long ones, and their answers do not end
-# together.
+# So far we have been one user. This chapter is about many. Its first half is arithmetic: what sharing the read is
+# worth, and where that ends. Its second half is about people: they ask short questions and long ones, and their answers
+# do not end together.
 
 # %% tags=["remove-cell"]
 # On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
@@ -52,6 +53,7 @@ else:
 import gc
 import math
 from dataclasses import replace
+from textwrap import shorten
 from types import SimpleNamespace
 
 import psutil
@@ -68,7 +70,7 @@ from lib.bench.peers import hf_generate, hf_generate_batch
 from lib.bench.style import COLOURS, ON_COLOUR
 from lib.bench.trace import continuous_steps, static_steps, trace
 from lib.bench.twin import transformers_twin
-from lib.bench.workloads import QUESTIONS, Workload, chat, equal_length, random_prompts, uniform, variable_length
+from lib.bench.workloads import QUESTIONS, Workload, chat, equal_length, random_prompts, variable_length
 from lib.engine.batch import Batch, Scheduled
 from lib.engine.scheduler import Scheduler
 from lib.engine.static import StaticScheduler
@@ -89,9 +91,9 @@ roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
 # %% [markdown]
 # ## Prediction: sharing one read
 #
-# Take a {term}`decode` step of $B$ sequences, each $S$ tokens long. It reads the weights once, $W$ bytes, and every sequence's
-# keys and values, $S\,M_\text{token}$ bytes each ({eq}`eq-kv-bytes`). It does about $2P$ operations for each sequence. Its
-# {term}`arithmetic intensity` is therefore
+# Take a {term}`decode` step of $B$ sequences, each $S$ tokens long. It reads the weights once, $W$ bytes, and every
+# sequence's keys and values, $S\,M_\text{token}$ bytes each ({eq}`eq-kv-bytes`). It does about $2P$ operations for each
+# sequence. Its {term}`arithmetic intensity` is therefore
 #
 # ```{math}
 # :label: eq-batch-intensity
@@ -99,14 +101,14 @@ roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
 # ```
 #
 # At $B = 1$ this is close to $2P/W = 2/b$: half an operation a byte in float32, one in bfloat16. The machine could do
-# {glue:text}`ridge32` operations in the time in which it reads one byte, in float32 as measured here. Almost all of its arithmetic is idle.
-# Each further sequence adds operations and next to no bytes. While the weights dominate the bytes, the step takes the same
-# time however many sequences share it, and throughput grows in proportion to $B$.
+# {glue:text}`ridge32` operations in the time in which it reads one byte, in float32 as measured here. Almost all of its
+# arithmetic is idle. Each further sequence adds operations and next to no bytes. While the weights dominate the bytes,
+# the step takes the same time however many sequences share it, and throughput grows in proportion to $B$.
 #
-# This ends in one of two ways. Either the intensity reaches the machine's own ratio $F/\mathit{BW}$, and the step is bound by
-# arithmetic from there on. Or the caches outweigh the weights first: for large $B$, {eq}`eq-batch-intensity` tends to
-# $2P/(S\,M_\text{token})$, and where that is below the machine's ratio, no batch is large enough. The counts are exact, so
-# that we can look for the turning point before we run anything.
+# This ends in one of two ways. Either the intensity reaches the machine's own ratio $F/\mathit{BW}$, and the step is
+# bound by arithmetic from there on. Or the caches outweigh the weights first: for large $B$, {eq}`eq-batch-intensity`
+# tends to $2P/(S\,M_\text{token})$, and where that is below the machine's ratio, no batch is large enough. The counts
+# are exact, so that we can look for the turning point before we run anything.
 
 # %%
 PROMPT, NEW = pick(smoke=4, cpu=8, gpu=8), pick(smoke=3, cpu=8, gpu=50)
@@ -142,7 +144,8 @@ def in_words(batch):
 
 
 table([[b, f"{counts.step_bytes(config, 'float32', [middle] * b) / 1e6:,.0f}",
-        f"{counts.step_flops(config, [middle] * b) / 1e9:.2f}", f"{counts.intensity(config, 'float32', [middle] * b):.1f}",
+        f"{counts.step_flops(config, [middle] * b) / 1e9:.2f}",
+        f"{counts.intensity(config, 'float32', [middle] * b):.1f}",
         *(f"{1e3 * t:.2f}" for t in step_times(b, middle, "float32")),
         f"{b / max(step_times(b, middle, 'float32')):,.0f}"] for b in (1, 4, 16, 64, 256)],
       headers=["batch", "MB to read", "GFLOP", "FLOPs per byte", "bytes (ms)", "FLOPs (ms)", "bound (tokens/s)"])
@@ -152,6 +155,8 @@ turning = {(dtype, n): turning_point(n, dtype) for dtype in ("float32", half) fo
 if turning["float32", middle] is not None:
     before, after = (step_times(turning["float32", middle] - i, middle, "float32") for i in (1, 0))
     assert before[1] < before[0] and after[1] >= after[0]  # FLOPs overtake bytes just there
+
+# %% tags=["hide-input"]
 glue("ridge32", roofline.ridge("float32"), ".1f")
 glue("middle", middle)
 glue("turning32", in_words(turning["float32", middle]))
@@ -161,16 +166,17 @@ glue("turning16_long", in_words(turning[half, 1000]))
 glue("half", half)
 
 # %% [markdown]
-# The table is GPT-2's in float32, with sequences of {glue:text}`middle` tokens, which is where this chapter's sweep is halfway.
-# *We predict that decoding turns from bandwidth to arithmetic {glue:text}`turning32` in float32, and {glue:text}`turning16` in
-# {glue:text}`half`. With sequences of 1,000 tokens it turns {glue:text}`turning32_long` and {glue:text}`turning16_long`.* Up to
-# there a larger batch should be free.
+# The table is GPT-2's in float32, with sequences of {glue:text}`middle` tokens, which is where this chapter's sweep is
+# halfway. *We predict that decoding turns from bandwidth to arithmetic {glue:text}`turning32` in float32, and
+# {glue:text}`turning16` in {glue:text}`half`. With sequences of 1,000 tokens it turns {glue:text}`turning32_long` and
+# {glue:text}`turning16_long`.* Up to there a larger batch should be free.
 #
 # ## Build: a static batch, padded
 #
-# The obvious way to compute $B$ sequences at once is a rectangle: one row a sequence, all rows equally long. Prompts are not
-# equally long, so the shorter ones are filled up with {term}`padding`. It goes to the left ({numref}`fig-left-padding`), because
-# then all rows end in the same column, and each step adds one column on the right.
+# The obvious way to compute $B$ sequences at once is a rectangle: one row a sequence, all rows equally long. Prompts
+# are not equally long, so the shorter ones are filled up with {term}`padding`. It goes to the left
+# ({numref}`fig-left-padding`), because then all rows end in the same column, and each step adds one column on the
+# right.
 #
 # ```{diagram} ../book/images/left_padding.svg
 # :name: fig-left-padding
@@ -180,15 +186,15 @@ glue("half", half)
 # Four prompts as a padded rectangle and as a flat list. Dashed places hold padding: they are computed and thrown away.
 # ```
 #
-# Two things must be put right, or the text changes. A row's **positions** count from its own first token, not from the edge of
-# the rectangle. And the **mask** hides padding from every query, on top of the causal rule. Our models take any attention as
-# an argument, so a padded batch needs a batch with shifted positions and an attention that knows the padding. Nothing in the
-# models changes.
+# Two things must be put right, or the text changes. A row's **positions** count from its own first token, not from the
+# edge of the rectangle. And the **mask** hides padding from every query, on top of the causal rule. Our models take any
+# attention as an argument, so a padded batch needs a batch with shifted positions and an attention that knows the
+# padding. Nothing in the models changes.
 
 
 # %%
 class PaddedAttention:
-    """Attention over a rectangle of rows, with its own K and V: [L, B, columns, Hkv, D]. `pads` [B]: padding of each row."""
+    """Attention over a rectangle of rows, with its own K and V [L, B, columns, Hkv, D]. `pads` [B]: a row's padding."""
 
     def __init__(self, config, pads, columns):
         shape = (2, config.num_layers, len(pads), columns, config.num_kv_heads, config.head_dim)
@@ -208,7 +214,7 @@ class PaddedAttention:
         keys = torch.arange(batch.kv_lens[0], device=self.pads.device)
         queries = keys[-batch.query_lens[0]:, None]
         seen = (keys <= queries) & (keys >= self.pads[:, None, None])
-        return (seen | (keys == queries))[:, None]  # padding sees itself: a softmax over nothing is NaN
+        return (seen | (keys == queries))[:, None]  # padding sees itself, so that no query sees nothing
 
 
 def padded_batch(rows, start, pads):
@@ -242,8 +248,8 @@ def static_generate(model, prompts, new_tokens):
 # %% [markdown]
 # ## Check: the same tokens
 #
-# The oracle is chapter 1's loop: one sequence, no cache, no padding. Four prompts of different lengths, batched, have to give
-# its tokens.
+# The oracle is chapter 1's loop: one sequence, no cache, no padding. Four prompts of different lengths, batched, have
+# to give its tokens.
 
 
 # %%
@@ -257,7 +263,8 @@ def oracle(model, prompt, new_tokens):
 
 texts = ["The capital of France is", "Water boils at", "One, two, three, four, five, six, seven, eight, nine,",
          "The opposite of cold is"]
-prompts, wanted = [tokenizer.encode(text) for text in texts], pick(smoke=[3, 2, 2, 3], cpu=[6, 3, 4, 6], gpu=[16, 8, 12, 16])
+prompts = [tokenizer.encode(text) for text in texts]
+wanted = pick(smoke=[3, 2, 2, 3], cpu=[6, 3, 4, 6], gpu=[16, 8, 12, 16])
 padded = static_generate(llm.model, prompts, wanted)
 flat = llm.generate(prompts, [SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in wanted])
 for prompt, n, one, other in zip(prompts, wanted, padded, flat):
@@ -266,13 +273,36 @@ table([[text, len(prompt), len(left_pad(prompts)[0][0]) - len(prompt), tokenizer
        for text, prompt, answer in zip(texts, prompts, padded)], headers=["prompt", "tokens", "padding", "answer"])
 
 # %% [markdown]
-# The engine gave the same tokens without a rectangle. Its {term}`batch` is the flat list of {numref}`fig-left-padding`, which
-# it has been since chapter 1. A linear layer does not care to which sequence a row belongs. Only attention does, and it gets
-# the offsets.
+# This check has a hole. SmolLM2's positions are rotations, and RoPE scores depend on distances alone: shift a whole row
+# and nothing changes. GPT-2 learned a vector for each position. So we check there too, and look at what forgetting the
+# shift would have done to either.
+
+
+# %%
+@torch.inference_mode()
+def padded_logits(model, prompts, shift):
+    rows, pads = left_pad(prompts)
+    batch = padded_batch(rows, 0, pads if shift else torch.zeros_like(pads))
+    return model(batch, PaddedAttention(model.config, pads, len(rows[0])))
+
+
+short = random_prompts([2, 4, 1], config.vocab_size, seed=0)
+for prompt, answer in zip(short, static_generate(gpt2.model, short, [3, 2, 3])):
+    assert answer == oracle(gpt2.model, prompt, len(answer))
+forgotten = {name: (padded_logits(model, some, True) - padded_logits(model, some, False)).abs().max().item()
+             for name, model, some in (("SmolLM2", llm.model, prompts), ("GPT-2", gpt2.model, short))}
+table([[name, f"{difference:.1e}"] for name, difference in forgotten.items()],
+      headers=["model", "largest change of a logit if positions are not shifted"])
+
+# %% [markdown]
+# The engine gave the same tokens without a rectangle. Its {term}`batch` is the flat list of {numref}`fig-left-padding`,
+# which it has been since chapter 1. A linear layer does not care to which sequence a row belongs. Only attention does,
+# and it gets the offsets.
 #
 # ### What padding costs
 #
-# We can count that. Take 32 requests with prompts of 16 to 96 tokens, from `bench/workloads.py`, in static batches of eight.
+# We can count that. Take 32 requests with prompts of 16 to 96 tokens, from `bench/workloads.py`, in static batches of
+# eight.
 
 # %%
 workload = variable_length(llm.config.vocab_size, n=pick(smoke=12, cpu=32, gpu=32))
@@ -298,11 +328,13 @@ def flat_prompts():
 
 
 repeats = pick(smoke=1, cpu=2, gpu=10)
-padded_time, flat_time = (measure(fn, warmup=1, repeats=repeats, device=device) for fn in (padded_prompts, flat_prompts))
-record = Record("03_batching", model="smollm2, gpt2", weights=gpt2.weights, dtype="float32", device=device, seed=workload.seed,
-                roofline=roofline)
+padded_time = measure(padded_prompts, warmup=1, repeats=repeats, device=device)
+flat_time = measure(flat_prompts, warmup=1, repeats=repeats, device=device)
+record = Record("03_batching", model="smollm2, gpt2", weights=gpt2.weights, dtype="float32", device=device,
+                seed=workload.seed, roofline=roofline)
 record.add("padding", unit="s", params={"slots": SLOTS}, columns={
-    "layout": ["padded", "flat"], "tokens": [len(rows) * len(rows[0]), sum(map(len, first))], "seconds": [padded_time, flat_time]})
+    "layout": ["padded", "flat"], "tokens": [len(rows) * len(rows[0]), sum(map(len, first))],
+    "seconds": [padded_time, flat_time]})
 glue("requests", len(workload))
 glue("prompt_tokens", prompt_tokens, ",")
 glue("padded_tokens", padded_tokens, ",")
@@ -312,17 +344,19 @@ glue("padding_time_ratio", padded_time.median / flat_time.median, ".2f")
 
 # %% [markdown]
 # The prompts have {glue:text}`prompt_tokens` tokens. The rectangles have {glue:text}`padded_tokens` places, so that
-# {glue:text}`padding_share` % of them hold nothing. For the first batch alone the rectangle has {glue:text}`padding_tokens_ratio`
-# times the tokens, and its forward pass took {glue:text}`padding_time_ratio` times as long as the flat one. Where arithmetic
-# bounds the pass the two ratios should be close. Where launching the work dominates, as for a small model on a large GPU, padding
-# costs little, and the flat list's one attention call for each length can cost as much.
+# {glue:text}`padding_share` % of them hold nothing. For the first batch alone the rectangle has
+# {glue:text}`padding_tokens_ratio` times the tokens, and its forward pass took {glue:text}`padding_time_ratio` times as
+# long as the flat one. Where arithmetic bounds the pass the two ratios should be close. Where launching the work
+# dominates, as for a small model on a large GPU, padding costs little, and the flat list's one attention call for each
+# length can cost as much.
 #
 # Padding is the smaller waste. The larger one is waiting, and we come to it once we know what a full batch is worth.
 #
 # ## Measure: the batch sweep
 #
-# One batch of $B$ equal prompts, {glue:text}`sweep_prompt` tokens in and {glue:text}`sweep_new` out, so that nothing is padded
-# and nobody waits. The model is GPT-2, as in the published sweep. `transformers` runs on the same weights in the same minute.
+# One batch of $B$ equal prompts, {glue:text}`sweep_prompt` tokens in and {glue:text}`sweep_new` out, so that nothing is
+# padded and nobody waits. The model is GPT-2, as in the published sweep. `transformers` runs on the same weights in the
+# same minute.
 
 # %% tags=["hide-input"]
 if gpt2.weights == "random":
@@ -337,8 +371,8 @@ REPEATS = pick(smoke=1, cpu=2, gpu=2)
 
 def sweep_bound(batch, dtype):
     """Least seconds for the whole run: the prompts' step, then NEW - 1 decode steps."""
-    prompts = roofline.time(bytes=counts.streamed_bytes(config, dtype), flops=batch * counts.prefill_flops(config, PROMPT), dtype=dtype)
-    return prompts + sum(max(step_times(batch, PROMPT + i, dtype)) for i in range(1, NEW))
+    first = roofline.time(counts.streamed_bytes(config, dtype), batch * counts.prefill_flops(config, PROMPT), dtype)
+    return first + sum(max(step_times(batch, PROMPT + i, dtype)) for i in range(1, NEW))
 
 
 def memory(peak, engine, batch):
@@ -350,18 +384,24 @@ def memory(peak, engine, batch):
 
 def run_sweep(engine, dtype):
     params, points = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True), []
+
+    def generate(prompts):
+        engine.generate(prompts, params)
+
     for batch in sweep(BATCHES, f"batch, {dtype}"):
         prompts = random_prompts([PROMPT] * batch, config.vocab_size, seed=batch)
         with peak_memory(device) as peak:
-            timing = measure(lambda: engine.generate(prompts, params), warmup=1, repeats=REPEATS, device=device)
+            timing = measure(generate, setup=lambda p=prompts: p, warmup=1, repeats=REPEATS, device=device)
         flops = batch * counts.generate_flops(config, PROMPT, NEW)
         read = counts.streamed_bytes(config, dtype) + sum(
             counts.step_bytes(config, dtype, [PROMPT + i] * batch) for i in range(1, NEW))
         points.append({
             "batch": batch, "tok_s": timing.rates(batch * NEW), "step_ms": 1e3 * timing.median / NEW,
-            "bound_tok_s": batch * NEW / sweep_bound(batch, dtype), "mfu": counts.mfu(flops, timing.median, roofline, dtype),
+            "bound_tok_s": batch * NEW / sweep_bound(batch, dtype),
+            "mfu": counts.mfu(flops, timing.median, roofline, dtype),
             "mbu": counts.mbu(read, timing.median, roofline), "memory_mb": memory(peak, engine, batch) / 1e6})
-    return record.add(f"batch_sweep_{dtype}", unit="tokens/s", params={"prompt": PROMPT, "new_tokens": NEW}, points=points)
+    lengths = {"prompt": PROMPT, "new_tokens": NEW}
+    return record.add(f"batch_sweep_{dtype}", unit="tokens/s", params=lengths, points=points)
 
 
 sweeps = {"float32": run_sweep(gpt2, "float32")}
@@ -389,7 +429,8 @@ p, ours, others = published["batch_sweep"], sweeps["float32"], load_records("03"
 at = {b: x for b, x in zip(theirs["batch"], theirs["tok_s"])}
 recorded = [recorded_lines(others, f"batch_sweep_{d}", x="batch", y={d: "tok_s"}) for d in sweeps]
 fig, (left, right) = figure(2, height=3.4)
-lines(left, x=BATCHES, y={**{d: s["tok_s"] for d, s in sweeps.items()}, "transformers, float32": [at.get(b) for b in BATCHES]},
+rates = {d: s["tok_s"] for d, s in sweeps.items()}
+lines(left, x=BATCHES, y={**rates, "transformers, float32": [at.get(b) for b in BATCHES]},
       recorded={run: (xs, {**ys, **(recorded[1].get(run, (0, {}))[1] if len(recorded) > 1 else {})})
                 for run, (xs, ys) in recorded[0].items()},
       reference={published.label: (p["batch"], {"float32": p["tok_s"]})})
@@ -405,7 +446,7 @@ log2_axis(right, "x")
 log10_axis(right, "y")
 show(fig, "03_batch_sweep")
 
-# %%
+# %% tags=["hide-input"]
 def doubling(batches, step_ms):
     """The batch at which a step takes twice as long as at batch 1, read off between two measured ones."""
     for (a, low), (b, high) in zip(zip(batches, step_ms), zip(batches[1:], step_ms[1:])):
@@ -432,75 +473,84 @@ last_twin = BATCHES.index(twin_batches[-1])
 glue("vs_twin_largest", ours["tok_s"][last_twin] / theirs["tok_s"][-1], ".2f")
 glue("twin_largest", twin_batches[-1])
 record.headline(f"batch {BATCHES[-1]} over batch 1, GPT-2 float32", gain, "×")
-record.headline(f"over transformers generate, batch {twin_batches[-1]}", ours["tok_s"][last_twin] / theirs["tok_s"][-1], "×")
+record.headline(f"over transformers generate, batch {twin_batches[-1]}",
+                ours["tok_s"][last_twin] / theirs["tok_s"][-1], "×")
 
 # %% [markdown]
-# From batch 1 to batch {glue:text}`largest`, throughput went from {glue:text}`rate_1` to {glue:text}`rate_largest` tokens a
-# second: {glue:text}`gain` times. The bounds allow {glue:text}`bound_gain` times between the same two batches. The published run
-# gained {glue:text}`published_gain` times on the way to batch 512. `transformers` is behind by a factor of {glue:text}`vs_twin_1` at batch 1
-# and {glue:text}`vs_twin_largest` at batch {glue:text}`twin_largest`; below one it would be ahead.
+# From batch 1 to batch {glue:text}`largest`, throughput went from {glue:text}`rate_1` to {glue:text}`rate_largest`
+# tokens a second: {glue:text}`gain` times. The bounds allow {glue:text}`bound_gain` times between the same two batches.
+# The published run gained {glue:text}`published_gain` times on the way to batch 512. `transformers` is behind by a
+# factor of {glue:text}`vs_twin_1` at batch 1 and {glue:text}`vs_twin_largest` at batch {glue:text}`twin_largest`; below
+# one it would be ahead.
 #
-# A step takes twice as long as alone at {glue:text}`doubling`. The bound does so at {glue:text}`bound_doubling`. A step takes
-# {glue:text}`over_bound_1` times its bound at batch 1 and {glue:text}`over_bound_largest` times at batch {glue:text}`largest`.
-# Two things pull these apart. Where a step at batch 1 is far above its bound, what it pays is not bandwidth but overhead, and overhead
-# is shared by a batch just as weights are: the gain is larger than the bounds allow. A GPU with a small model is such a place.
-# Where a product with few rows runs far below the rate of the large square one that set the ceiling, the step gets longer early:
-# the gain is smaller. A CPU is such a place, and chapter 8 returns to it.
+# A step takes twice as long as alone at {glue:text}`doubling`. The bound does so at {glue:text}`bound_doubling`. A step
+# takes {glue:text}`over_bound_1` times its bound at batch 1 and {glue:text}`over_bound_largest` times at batch
+# {glue:text}`largest`. Two things pull these apart. Where a step at batch 1 is far above its bound, what it pays is not
+# bandwidth but overhead, and overhead is shared by a batch just as weights are: the gain is larger than the bounds
+# allow. A GPU with a small model is such a place. Where a product with few rows runs far below the rate of the large
+# square one that set the ceiling, the step gets longer early: the gain is smaller. A CPU is such a place, and chapter 8
+# returns to it.
 #
 # {term}`MFU` and {term}`MBU` say the same in the machine's terms ({numref}`fig-03-utilisation`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-utilisation", "caption": "Left: the share of each ceiling that the run reached, float32. Right: memory in use, weights included; dotted, the same weights with a reservation of 1,024 tokens for every sequence, by count; dashed, the published run."}}
 fig, (left, right) = figure(2, height=3.4)
-lines(left, x=BATCHES, y={"arithmetic (MFU)": [100 * m for m in ours["mfu"]], "bandwidth (MBU)": [100 * m for m in ours["mbu"]]},
+lines(left, x=BATCHES, y={"arithmetic (MFU)": [100 * m for m in ours["mfu"]],
+                          "bandwidth (MBU)": [100 * m for m in ours["mbu"]]},
       reference={published.label: (p["batch"], {"arithmetic (MFU)": p["mfu_pct"]})})
 left.set(xlabel="batch (sequences)", ylabel="% of the ceiling", ylim=(0, None))
 log2_axis(left, "x")
 none = [None] * len(BATCHES)  # the third colour is memory's
-lines(right, x=BATCHES, y={"arithmetic (MFU)": none, "bandwidth (MBU)": none, "memory": ours["memory_mb"]}, reference={published.label: (p["batch"], {"memory": p["peak_mb"]})})
-bound(right, p["batch"], [(gpt2_weights + b * 1024 * counts.kv_bytes_per_token(config, "float32")) / 1e6 for b in p["batch"]],
+lines(right, x=BATCHES, y={"arithmetic (MFU)": none, "bandwidth (MBU)": none, "memory": ours["memory_mb"]},
+      reference={published.label: (p["batch"], {"memory": p["peak_mb"]})})
+per_token = counts.kv_bytes_per_token(config, "float32")
+bound(right, p["batch"], [(gpt2_weights + b * 1024 * per_token) / 1e6 for b in p["batch"]],
       "1,024 tokens reserved a sequence")
 right.set(xlabel="batch (sequences)", ylabel="memory (MB)")
 log2_axis(right, "x")
 log10_axis(right, "y")
 show(fig, "03_utilisation")
 
-# %%
+# %% tags=["hide-input"]
 peak_mfu = max(range(len(BATCHES)), key=lambda i: ours["mfu"][i])
 glue("mbu_1", 100 * ours["mbu"][0], ".0f")
 glue("mfu_1", 100 * ours["mfu"][0], ".1f")
 glue("mbu_largest", 100 * ours["mbu"][-1], ".0f")
 glue("mfu_best", 100 * ours["mfu"][peak_mfu], ".0f")
 glue("mfu_best_batch", BATCHES[peak_mfu])
-glue("reserved_512", (gpt2_weights + 512 * 1024 * counts.kv_bytes_per_token(config, "float32")) / 1e9, ".0f")
-glue("used_largest", BATCHES[-1] * (PROMPT + NEW - 1) * counts.kv_bytes_per_token(config, "float32") / 1e6, ",.0f")
+glue("reserved_512", (gpt2_weights + 512 * 1024 * per_token) / 1e9, ".0f")
+glue("used_largest", BATCHES[-1] * (PROMPT + NEW - 1) * per_token / 1e6, ",.0f")
 
 # %% [markdown]
-# At batch 1 the run used {glue:text}`mbu_1` % of the bandwidth and {glue:text}`mfu_1` % of the arithmetic. The best use of
-# arithmetic was {glue:text}`mfu_best` %, at batch {glue:text}`mfu_best_batch`. The batch trades one ceiling for the other.
+# At batch 1 the run used {glue:text}`mbu_1` % of the bandwidth and {glue:text}`mfu_1` % of the arithmetic. The best use
+# of arithmetic was {glue:text}`mfu_best` %, at batch {glue:text}`mfu_best_batch`. The batch trades one ceiling for the
+# other.
 #
-# The price is memory, and there the published run and ours part. Ours reserved just as many tokens as it was going to write:
-# {glue:text}`used_largest` MB of keys and values at the largest batch. A server does not know how long an answer will be. A
-# cache that reserves all 1,024 positions of GPT-2 for each of 512 sequences takes {glue:text}`reserved_512` GB with the
-# weights, by count, and the published memory grows at least as steeply. Chapter 4 is about that line.
+# The price is memory, and there the published run and ours part. Ours reserved just as many tokens as it was going to
+# write: {glue:text}`used_largest` MB of keys and values at the largest batch. A server does not know how long an answer
+# will be. A cache that reserves all 1,024 positions of GPT-2 for each of 512 sequences takes {glue:text}`reserved_512`
+# GB with the weights, by count, and the published memory grows at least as steeply. Chapter 4 is about that line.
 #
 # ## The problem with people
 #
-# The sweep was a world in which all answers end together. Let us ask SmolLM2 questions instead. It ends each answer itself, with
-# an {term}`EOS` token, or it is cut off.
+# The sweep was a world in which all answers end together. Let us ask SmolLM2 questions instead. It ends each answer
+# itself, with an {term}`EOS` token, or it is cut off.
 
 # %%
 conversation = chat(tokenizer, n=pick(smoke=10, cpu=16, gpu=24), max_tokens=pick(smoke=6, cpu=96, gpu=96))
 trace(llm, replace(conversation, prompts=conversation.prompts[:2], max_tokens=[2, 2]))  # warm-up
 continuous = trace(llm, conversation)
 answer_lengths = [len(output.token_ids) for output in continuous.outputs]
-table([[i + 1, QUESTIONS[i], len(o.token_ids), o.finish_reason, o.text[:60].replace("\n", " ") + ("…" if len(o.text) > 60 else "")]
+table([[i + 1, QUESTIONS[i], len(o.token_ids), o.finish_reason, shorten(o.text, 60, placeholder=" …")]
        for i, o in list(enumerate(continuous.outputs))[:8]],
       headers=["request", "question", "tokens", "finish reason", "answer"])
 
 # %% [markdown]
-# The shortest answer has {glue:text}`answer_min` tokens and the longest {glue:text}`answer_max`. (SmolLM2 is small. That it is
-# sometimes wrong does not matter here; that it stops does.) A static batch of eight that holds one long answer keeps seven places
-# for it that do nothing. {term}`Static batching <static batching>` of these answers, with $n_i$ tokens each, takes
+# The shortest answer has {glue:text}`answer_min` tokens and the longest {glue:text}`answer_max`. (SmolLM2 is small.
+# That it is sometimes wrong does not matter here; that it stops does.) Call the room of one running sequence a slot, as
+# chapter 2's contiguous cache does; the engine has `max_num_seqs` of them, here eight. A static batch with one long
+# answer keeps seven slots waiting for it. {term}`Static batching <static batching>` of these answers, with $n_i$ tokens
+# each, takes
 #
 # ```{math}
 # :label: eq-static-steps
@@ -511,18 +561,19 @@ table([[i + 1, QUESTIONS[i], len(o.token_ids), o.finish_reason, o.text[:60].repl
 #
 # ## Build: decide at every step
 #
-# The remedy is old enough to have a classic paper, Orca {cite}`yu2022orca`: do not form batches of requests. Form a batch of
-# *tokens*, anew at each step. A sequence that ended leaves; a waiting request takes its place at once. This is
+# The remedy is old enough to have a classic paper, Orca {cite}`yu2022orca`: do not form batches of requests. Form a
+# batch of *tokens*, anew at each step. A sequence that ended leaves; a waiting request takes its place at once. This is
 # {term}`continuous batching`. In our engine it is a method of twenty lines and a loop around it.
 
 # %% tags=["remove-input"]
 show_source(Scheduler, "schedule", "_continue_running", "_admit")
 
 # %% [markdown]
-# Read it for what it does not contain. There is no prompt phase and no decode phase. A request has some tokens, and some of them
-# are computed. `_fit` says how many are missing. For a new request that is its whole prompt, for a running one a single token,
-# and the flat batch takes both in the same step. That is what the rectangle could not do: a newcomer's prompt and seven single tokens make a
-# rectangle that is mostly padding.
+# Read it for what it does not contain. There is no prompt phase and no decode phase. A request has tokens, and some of
+# them are computed. `_fit` says how many are missing. For a new request that is its whole prompt, for a running one a
+# single token, and the flat batch takes both in the same step. (`_make_room` is for a cache that can run out halfway;
+# chapter 4 needs it, a slot of fixed length does not.) That is what the rectangle could not do: a newcomer's prompt and
+# seven single tokens make a rectangle that is mostly padding.
 #
 # The static scheduler differs in one decision. It admits only into an empty engine.
 
@@ -532,8 +583,8 @@ show_source(StaticScheduler)
 # %% [markdown]
 # ## Prediction: count the steps first
 #
-# Steps can be counted without a model. For the static scheduler, {eq}`eq-static-steps` does it. For the continuous one, imagine
-# eight counters: each request in turn goes to the slot that falls free first. This is Graham's list scheduling
+# Steps can be counted without a model. For the static scheduler, {eq}`eq-static-steps` does it. For the continuous one,
+# imagine eight counters: each request in turn goes to the slot that falls free first. This is Graham's list scheduling
 # {cite}`graham1969bounds`, and it takes at least $\sum_i n_i / 8$ steps and at least the longest answer.
 
 # %% tags=["remove-input"]
@@ -541,6 +592,8 @@ show_source(continuous_steps)
 
 # %%
 predicted = {"static": static_steps(answer_lengths, SLOTS), "continuous": continuous_steps(answer_lengths, SLOTS)}
+
+# %% tags=["hide-input"]
 glue("answer_min", min(answer_lengths))
 glue("answer_max", max(answer_lengths))
 glue("chat_static", predicted["static"])
@@ -550,14 +603,15 @@ glue("chat_tokens", sum(answer_lengths))
 glue("chat_ratio", predicted["static"] / predicted["continuous"], ".2f")
 
 # %% [markdown]
-# For the {glue:text}`chat_requests` answers above, {glue:text}`chat_tokens` tokens in all, that makes {glue:text}`chat_static` steps
-# against {glue:text}`chat_continuous`. *If a step took the same time whoever is in it, continuous batching would be
-# {glue:text}`chat_ratio` times as fast.* It will be less: a step with eight sequences takes longer than a step with one left over.
+# For the {glue:text}`chat_requests` answers above, {glue:text}`chat_tokens` tokens in all, that makes
+# {glue:text}`chat_static` steps against {glue:text}`chat_continuous`. *If a step took the same time whoever is in it,
+# continuous batching would be {glue:text}`chat_ratio` times as fast.* It should gain less than that: a step with eight
+# sequences takes longer than a step with one left over.
 #
 # ## Measure: slots that fill and drain
 #
-# `trace` runs a workload and notes at each step which request held which slot. Same questions, same weights, same number of
-# slots. The steps have to be those that we counted, and the tokens have to be the same under both schedulers.
+# `trace` runs a workload and notes at each step which request held which slot. Same questions, same weights, same
+# number of slots. The steps have to be those that we counted, and the tokens have to be the same under both schedulers.
 
 # %%
 static_llm = smollm2(scheduler="static")
@@ -576,7 +630,8 @@ def mean(values):
 
 chat_series = record.add("chat", unit="tokens/s", params={"slots": SLOTS, "requests": len(conversation)}, columns={
     "scheduler": list(chats), "steps": [len(r.steps) for r in chats.values()],
-    "idle_slot_steps": [r.idle_slot_steps for r in chats.values()], "slot_steps": [r.slot_steps for r in chats.values()],
+    "idle_slot_steps": [r.idle_slot_steps for r in chats.values()],
+    "slot_steps": [r.slot_steps for r in chats.values()],
     "seconds": [r.seconds for r in chats.values()], "tok_s": [r.throughput for r in chats.values()],
     "ttft_mean_s": [mean(r.ttft) for r in chats.values()], "ttft_max_s": [max(r.ttft) for r in chats.values()]})
 
@@ -605,11 +660,13 @@ bottom.set(xlabel="step")
 show(fig, "03_timeline")
 
 # %% tags=["hide-input"]
-table([[name, len(r.steps), f"{r.slot_steps:,}", f"{r.idle_slot_steps:,}", f"{100 * r.idle_slot_steps / r.slot_steps:.0f} %",
-        f"{r.seconds:.2f}", f"{r.throughput:,.0f}", f"{mean(r.ttft):.2f}", f"{max(r.ttft):.2f}"] for name, r in chats.items()],
-      headers=["scheduler", "steps", "slot-steps", "idle", "idle share", "time (s)", "tokens/s", "mean TTFT (s)", "worst TTFT (s)"])
+table([[name, len(r.steps), f"{r.slot_steps:,}", f"{r.idle_slot_steps:,}",
+        f"{100 * r.idle_slot_steps / r.slot_steps:.0f} %", f"{r.seconds:.2f}", f"{r.throughput:,.0f}",
+        f"{mean(r.ttft):.2f}", f"{max(r.ttft):.2f}"] for name, r in chats.items()],
+      headers=["scheduler", "steps", "slot-steps", "idle", "idle share", "time (s)", "tokens/s", "mean TTFT (s)",
+               "worst TTFT (s)"])
 
-# %%
+# %% tags=["hide-input"]
 idle = {name: 100 * r.idle_slot_steps / r.slot_steps for name, r in chats.items()}
 chat_gain = continuous.throughput / static.throughput
 glue("idle_static", idle["static"], ".0f")
@@ -620,25 +677,27 @@ glue("chat_ttft_continuous", mean(continuous.ttft), ".2f")
 record.headline("continuous over static, chat, 8 slots", chat_gain, "×")
 
 # %% [markdown]
-# In {numref}`fig-03-timeline` the white is what we pay for. Under static batching {glue:text}`idle_static` % of the slot-steps
-# computed nothing, under continuous batching {glue:text}`idle_continuous` %. What is left in the lower panel is the end: when nobody
-# waits any more, slots drain. A server with a queue never gets there.
+# In {numref}`fig-03-timeline` the empty space is what we pay for. Under static batching {glue:text}`idle_static` % of
+# the slot-steps computed nothing, under continuous batching {glue:text}`idle_continuous` %. What is left in the lower
+# panel is the end: when nobody waits any more, slots drain. A server whose queue never empties never gets there.
 #
-# Throughput was {glue:text}`chat_gain` times as high, of the {glue:text}`chat_ratio` that the steps promised. And the mean
-# {term}`TTFT` was {glue:text}`chat_ttft_continuous` s instead of {glue:text}`chat_ttft_static` s: whoever sits in the second
-# batch of a static engine waits for the slowest of the first.
+# Throughput was {glue:text}`chat_gain` times as high, of the {glue:text}`chat_ratio` that the steps promised. And the
+# mean {term}`TTFT` was {glue:text}`chat_ttft_continuous` s instead of {glue:text}`chat_ttft_static` s: whoever sits in
+# the second batch of a static engine waits for the slowest of the first.
 #
 # ## Measure: lengths with a seed
 #
-# A chat with a model is real but it is one draw. The workload from above makes the lengths explicit: {glue:text}`requests`
-# requests, answers with a log-normal length, many short and few long. How much this can gain depends on the draw, so we
-# count before we choose one.
+# A chat with a model is real but it is one draw. The workload from above makes the lengths explicit:
+# {glue:text}`requests` requests, answers with a log-normal length, many short and few long. How much this can gain
+# depends on the draw, so we count before we choose one.
 
 # %%
 ratios = sorted(static_steps(n, SLOTS) / continuous_steps(n, SLOTS)
                 for n in (variable_length(2, seed=seed).max_tokens for seed in range(pick(smoke=20, cpu=300, gpu=300))))
 outputs = workload.max_tokens
 expected = {"static": static_steps(outputs, SLOTS), "continuous": continuous_steps(outputs, SLOTS)}
+
+# %% tags=["hide-input"]
 glue("seeds", len(ratios))
 glue("ratio_low", ratios[len(ratios) // 20], ".2f")
 glue("ratio_middle", ratios[len(ratios) // 2], ".2f")
@@ -651,10 +710,10 @@ glue("var_tokens", sum(outputs), ",")
 glue("var_mean", mean(outputs), ".0f")
 
 # %% [markdown]
-# Over {glue:text}`seeds` seeds, nine draws out of ten need between {glue:text}`ratio_low` and {glue:text}`ratio_high` times as many
-# steps under static batching, half of them more than {glue:text}`ratio_middle`. The draw that we run has
-# {glue:text}`ratio_ours`: {glue:text}`var_static` steps against {glue:text}`var_continuous`, for {glue:text}`var_tokens` tokens,
-# {glue:text}`var_mean` an answer. Of all draws, {glue:text}`ratio_share` % gain less.
+# Over {glue:text}`seeds` seeds, nine draws out of ten need between {glue:text}`ratio_low` and {glue:text}`ratio_high`
+# times as many steps under static batching, half of them more than {glue:text}`ratio_middle`. The draw that we run has
+# {glue:text}`ratio_ours`: {glue:text}`var_static` steps against {glue:text}`var_continuous`, for
+# {glue:text}`var_tokens` tokens, {glue:text}`var_mean` an answer. Of all draws, {glue:text}`ratio_share` % gain less.
 #
 # Beside our two schedulers run three others: ours with a slot for every request, `transformers` with static batches of
 # eight, and `transformers`' own continuous batching. All produce the same number of tokens for each prompt.
@@ -684,19 +743,22 @@ del twin
 hf_static, hf_continuous = peers.values()
 assert hf_static["steps"] == expected["static"] and hf_static["tokens"] == hf_continuous["tokens"] == sum(outputs)
 same = sum(a.token_ids == b for a, b in zip(narrow.outputs, hf_static["token_ids"]))
-record.add("variable_lengths", unit="tokens/s", params={"requests": len(workload), "slots": SLOTS, **hf_static["versions"]}, points=[
-    *({"engine": name, "tok_s": r.throughput, "seconds": r.seconds, "steps": len(r.steps), "idle_slot_steps": r.idle_slot_steps,
-       "slot_steps": r.slot_steps, "ttft_mean_s": mean(r.ttft)} for name, r in runs.items()),
+setting = {"requests": len(workload), "slots": SLOTS, **hf_static["versions"]}
+by_engine = record.add("variable_lengths", unit="tokens/s", params=setting, points=[
+    *({"engine": name, "tok_s": r.throughput, "seconds": r.seconds, "steps": len(r.steps),
+       "idle_slot_steps": r.idle_slot_steps, "slot_steps": r.slot_steps, "ttft_mean_s": mean(r.ttft)}
+      for name, r in runs.items()),
     *({"engine": name, "tok_s": r["tokens_per_second"], "seconds": r["seconds"], "steps": r.get("steps"),
        "idle_slot_steps": SLOTS * r["steps"] - r["tokens"] if "steps" in r else None,
        "slot_steps": SLOTS * r["steps"] if "steps" in r else None,
        "ttft_mean_s": None} for name, r in peers.items())])
 
 # %% tags=["hide-input"]
-rows_of = record["variable_lengths"].rows()
+rows_of = by_engine.rows()
 table([[r["engine"], "–" if r["steps"] is None else r["steps"],
-        "–" if r["slot_steps"] is None else f"{100 * r['idle_slot_steps'] / r['slot_steps']:.0f} %", f"{r['seconds']:.2f}",
-        f"{r['tok_s']:,.0f}", "–" if r["ttft_mean_s"] is None else f"{r['ttft_mean_s']:.2f}"] for r in rows_of],
+        "–" if r["slot_steps"] is None else f"{100 * r['idle_slot_steps'] / r['slot_steps']:.0f} %",
+        f"{r['seconds']:.2f}", f"{r['tok_s']:,.0f}", "–" if r["ttft_mean_s"] is None else f"{r['ttft_mean_s']:.2f}"]
+       for r in rows_of],
       headers=["engine", "steps", "idle", "time (s)", "tokens/s", "mean TTFT (s)"])
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-variable", "caption": "Output tokens a second for the workload of variable lengths, SmolLM2, float32."}}
@@ -711,38 +773,41 @@ ax.margins(x=0.12)
 ax.set(xlabel="tokens a second")
 show(fig, "03_variable_lengths")
 
-# %%
+# %% tags=["hide-input"]
 glue("var_gain", narrow.throughput / narrow_static.throughput, ".2f")
 glue("wide_gain", widest.throughput / narrow.throughput, ".2f")
 glue("wide_steps", len(widest.steps))
-glue("over_hf_static", widest.throughput / hf_static["tokens_per_second"], ".1f")
-glue("over_hf_continuous", widest.throughput / hf_continuous["tokens_per_second"], ".1f")
+over_hf_static = widest.throughput / hf_static["tokens_per_second"]
+over_hf_continuous = widest.throughput / hf_continuous["tokens_per_second"]
+glue("over_hf_static", over_hf_static, ".1f")
+glue("over_hf_continuous", over_hf_continuous, ".1f")
 glue("ours_over_hf_static", narrow_static.throughput / hf_static["tokens_per_second"], ".2f")
 glue("same_answers", same)
 record.headline("continuous over static, variable lengths, 8 slots", narrow.throughput / narrow_static.throughput, "×")
-record.headline("over transformers generate in batches of 8, variable lengths", widest.throughput / hf_static["tokens_per_second"], "×")
-record.headline("over transformers generate_batch, variable lengths", widest.throughput / hf_continuous["tokens_per_second"], "×")
+record.headline("over transformers generate in batches of 8, variable lengths", over_hf_static, "×")
+record.headline("over transformers generate_batch, variable lengths", over_hf_continuous, "×")
 
 # %% [markdown]
-# With the same eight slots, deciding at every step gave {glue:text}`var_gain` times the throughput, where the steps promised
-# {glue:text}`ratio_ours`. With a slot for everybody the run takes as many steps as its longest answer,
-# {glue:text}`wide_steps`, and throughput is {glue:text}`wide_gain` times that of eight slots. That engine has no queue, and so no scheduling
-# to do; what it shows is that the first half of this chapter and the second multiply.
+# With the same eight slots, deciding at every step gave {glue:text}`var_gain` times the throughput, where the steps
+# promised {glue:text}`ratio_ours`. With a slot for everybody the run takes as many steps as its longest answer,
+# {glue:text}`wide_steps`, and throughput is {glue:text}`wide_gain` times that of eight slots. That engine has no queue,
+# and so no scheduling to do; what it shows is that the first half of this chapter and the second multiply.
 #
-# Our static scheduler and `generate` take the same steps, {glue:text}`var_static`, so that their ratio,
-# {glue:text}`ours_over_hf_static`, compares step with step, and padding with none. {glue:text}`same_answers` of {glue:text}`requests`
-# answers are the same to the last token. Where one differs, two tokens had almost the same logit and the order of a sum
-# decided. Against the engine with all slots, `generate` in batches of eight is slower by a factor of
-# {glue:text}`over_hf_static`, and `generate_batch` by {glue:text}`over_hf_continuous`. The second is written for GPUs, with a paged
-# cache; on a CPU its preparation of every step weighs more than the step.
+# Our static scheduler and `generate` take the same steps, {glue:text}`var_static`. Ours has
+# {glue:text}`ours_over_hf_static` times its throughput: that compares step with step, and a flat batch with a padded
+# one. {glue:text}`same_answers` of {glue:text}`requests` answers are the same to the last token. Where one differs, two
+# tokens had almost the same logit, and the order of a sum decided. Against the engine with all slots, `generate` in
+# batches of eight takes {glue:text}`over_hf_static` times as long, and `generate_batch` {glue:text}`over_hf_continuous`
+# times. The latter decides at every step, as ours does, over a paged cache. So it has no waiting to be slow with; what
+# remains is the price of one of its steps.
 #
 # ## The comparison that could show nothing
 #
 # The published measurements have this comparison too: 24 prompts, static against continuous,
-# {glue:text}`published_static` against {glue:text}`published_continuous` tokens a second. From this one could conclude that
-# continuous batching gains nothing. But every answer in that run had 50 tokens. Put equal lengths into {eq}`eq-static-steps`,
-# and the maximum is the mean: nobody waits, so there is nothing to win back. Both schedulers take the same
-# steps, whatever the number of slots. We can count that for all of them, and run one.
+# {glue:text}`published_static` against {glue:text}`published_continuous` tokens a second. From this one could conclude
+# that continuous batching gains nothing. But every answer in that run had 50 tokens. Put equal lengths into
+# {eq}`eq-static-steps`, and the maximum is the mean: nobody waits, so there is nothing to win back. Both schedulers
+# take the same steps, whatever the number of slots. We can count that for all of them, and run one.
 
 # %%
 EQUAL = pick(smoke=4, cpu=16, gpu=50)
@@ -755,31 +820,34 @@ record.add("equal_lengths", unit="tokens/s", params={"requests": 24, "slots": SL
            columns={"scheduler": list(equal_runs), "tok_s": [r.throughput for r in equal_runs.values()],
                     "steps": [len(r.steps) for r in equal_runs.values()]})
 p = published["continuous_vs_static"]
-table([[name, len(r.steps), r.idle_slot_steps, f"{r.throughput:,.1f}", p[f"{name}_tok_s"]] for name, r in equal_runs.items()],
+table([[name, len(r.steps), r.idle_slot_steps, f"{r.throughput:,.1f}", p[f"{name}_tok_s"]]
+       for name, r in equal_runs.items()],
       headers=["scheduler", "steps", "idle slot-steps", "tokens/s, this run", "tokens/s, published (A100)"])
 
-# %%
+# %% tags=["hide-input"]
 glue("published_static", p["static_tok_s"])
 glue("published_continuous", p["continuous_tok_s"])
 glue("published_ratio", p["continuous_tok_s"] / p["static_tok_s"], ".3f")
 glue("equal_ratio", equal_runs["continuous"].throughput / equal_runs["static"].throughput, ".3f")
 glue("equal_new", EQUAL)
-nearest = min(zip(published["batch_sweep"]["batch"], published["batch_sweep"]["tok_s"]), key=lambda x: abs(x[1] - p["static_tok_s"]))
+nearest = min(zip(published["batch_sweep"]["batch"], published["batch_sweep"]["tok_s"]),
+              key=lambda point: abs(point[1] - p["static_tok_s"]))
 glue("nearest_batch", nearest[0])
 glue("nearest_rate", nearest[1])
 
 # %% [markdown]
-# No slot was idle under either. The ratio was {glue:text}`equal_ratio` here, with answers of {glue:text}`equal_new` tokens, and
-# {glue:text}`published_ratio` in the published run. Both are what two timings of the same work differ by. (The published rate is close to
-# {glue:text}`nearest_rate`, the published sweep's at batch {glue:text}`nearest_batch`, which suggests that many slots.) The
-# conclusion was not wrong because of the measurement. It was decided by the workload before anybody measured.
+# No slot was idle under either. The ratio was {glue:text}`equal_ratio` here, with answers of {glue:text}`equal_new`
+# tokens, and {glue:text}`published_ratio` in the published run. Both are what two timings of the same work differ by.
+# (The published rate is close to {glue:text}`nearest_rate`, the published sweep's at batch {glue:text}`nearest_batch`,
+# which suggests that many slots.) The conclusion was not wrong because of the measurement. It was decided by the
+# workload before anybody measured.
 #
 # ## A long prompt arrives
 #
-# One problem is left, and continuous batching made it. Since prompts join running sequences in the same step, a long prompt makes
-# that step long, and everybody's next token waits for it. The remedy is a limit on the tokens of a step,
-# `max_num_batched_tokens` ({numref}`fig-token-budget`). Running sequences are served first. A prompt that does not fit into what
-# is left is computed in {term}`chunks <chunk>` {cite}`agrawal2024sarathi`.
+# One problem is left, and continuous batching made it. Since prompts join running sequences in the same step, a long
+# prompt makes that step long, and everybody's next token waits for it. The remedy is a limit on the tokens of a step,
+# `max_num_batched_tokens` ({numref}`fig-token-budget`). Running sequences are served first. A prompt that does not fit
+# into what is left is computed in {term}`chunks <chunk>` {cite}`agrawal2024sarathi`.
 #
 # ```{diagram} ../book/images/token_budget.svg
 # :name: fig-token-budget
@@ -789,14 +857,16 @@ glue("nearest_rate", nearest[1])
 # Three running sequences, and a prompt of 15 tokens (pink) that arrives. Each column is a step; its width is its time.
 # ```
 #
-# A running sequence takes one token of the budget, so with $R$ of them a prompt of $S_p$ tokens needs
-# $\lceil S_p / (\text{budget} - R) \rceil$ steps. The longest gap between two tokens should shrink from the time of the whole
-# prompt to the time of one chunk. What it costs: the prompt's own first token comes later, since each chunk also reads the weights once more.
+# A running sequence takes one token of the budget, so with $R$ of them a prompt of $S_p$ tokens needs $\lceil S_p /
+# (\text{budget} - R) \rceil$ steps. The longest gap between two tokens should shrink from the time of the whole prompt
+# to the time of one chunk. What it costs: the prompt's own first token comes later, since each chunk also reads the
+# weights once more.
 
 # %%
 LONG, DECODING, SMALL = pick(smoke=40, cpu=512, gpu=4096), 6, pick(smoke=16, cpu=64, gpu=256)
 answers = pick(smoke=16, cpu=24, gpu=48)
-mixed = Workload("long prompt", random_prompts([8] * DECODING + [LONG], llm.config.vocab_size, seed=0), [answers] * DECODING + [4])
+mixed = Workload("long prompt", random_prompts([8] * DECODING + [LONG], llm.config.vocab_size, seed=0),
+                 [answers] * DECODING + [4])
 arrivals = [0] * DECODING + [5]
 budgets = {}
 for budget in (LONG + DECODING, SMALL):
@@ -809,11 +879,13 @@ for budget, run in budgets.items():
     prompt_steps = [step for step in run.steps if step.tokens.get(DECODING, 0) > 1]
     assert len(prompt_steps) == math.ceil(LONG / (budget - DECODING))
     assert max(sum(step.tokens.values()) for step in run.steps) == budget
-    assert all(step.answered >= set(range(DECODING)) for step in prompt_steps)  # everybody else got a token in each of them
+    assert all(step.answered >= set(range(DECODING)) for step in prompt_steps)  # everybody else got a token too
 assert [o.token_ids for o in large.outputs] == [o.token_ids for o in small.outputs]
 chunk_series = record.add("token_budget", unit="s", params={"prompt": LONG, "decoding": DECODING}, columns={
-    "budget": list(budgets), "prompt_steps": [sum(s.tokens.get(DECODING, 0) > 1 for s in r.steps) for r in budgets.values()],
-    "longest_gap_s": [max(r.gaps(0)) for r in budgets.values()], "ttft_long_s": [r.ttft[DECODING] for r in budgets.values()],
+    "budget": list(budgets),
+    "prompt_steps": [sum(s.tokens.get(DECODING, 0) > 1 for s in r.steps) for r in budgets.values()],
+    "longest_gap_s": [max(r.gaps(0)) for r in budgets.values()],
+    "ttft_long_s": [r.ttft[DECODING] for r in budgets.values()],
     "seconds": [r.seconds for r in budgets.values()]})
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-budget", "caption": "A long prompt arrives while six sequences decode. Left: tokens computed in each step, counted. Right: the gap between two output tokens of a running sequence, measured."}}
@@ -824,7 +896,8 @@ def padded_to(values, length):
 names = {f"budget {budget:,} tokens": run for budget, run in budgets.items()}
 longest = max(len(run.steps) for run in names.values())
 fig, (left, right) = figure(2, height=3.0)
-lines(left, x=range(longest), y={n: padded_to([sum(s.tokens.values()) for s in r.steps], longest) for n, r in names.items()})
+lines(left, x=range(longest), y={name: padded_to([sum(s.tokens.values()) for s in run.steps], longest)
+                                 for name, run in names.items()})
 left.set(xlabel="step", ylabel="tokens in the step")
 log10_axis(left, "y")
 lines(right, x=range(1, answers), y={n: [1e3 * g for g in r.gaps(0)] for n, r in names.items()})
@@ -834,7 +907,7 @@ for ax in (left, right):
     ax.xaxis.get_major_locator().set_params(integer=True)
 show(fig, "03_token_budget")
 
-# %%
+# %% tags=["hide-input"]
 glue("long_prompt", LONG, ",")
 glue("decoding", DECODING)
 glue("small_budget", SMALL)
@@ -842,100 +915,110 @@ glue("large_budget", LONG + DECODING, ",")
 glue("chunks", chunk_series["prompt_steps"][1])
 glue("gap_large", 1e3 * chunk_series["longest_gap_s"][0], ",.0f")
 glue("gap_small", 1e3 * chunk_series["longest_gap_s"][1], ",.0f")
-glue("gap_ratio", chunk_series["longest_gap_s"][0] / chunk_series["longest_gap_s"][1], ".1f")
+gap_ratio = chunk_series["longest_gap_s"][0] / chunk_series["longest_gap_s"][1]
+glue("gap_ratio", gap_ratio, ".1f")
 glue("long_ttft_large", chunk_series["ttft_long_s"][0], ".2f")
 glue("long_ttft_small", chunk_series["ttft_long_s"][1], ".2f")
-record.headline("longest gap, whole prompt over chunks", chunk_series["longest_gap_s"][0] / chunk_series["longest_gap_s"][1], "×")
+record.headline("longest gap, whole prompt over chunks", gap_ratio, "×")
 
 # %% [markdown]
-# The prompt of {glue:text}`long_prompt` tokens was computed in one step under a budget of {glue:text}`large_budget`, and in
-# {glue:text}`chunks` under a budget of {glue:text}`small_budget`. In each of these steps all {glue:text}`decoding` running sequences got
-# their token; the cell asserts it. The longest {term}`inter-token latency` went from {glue:text}`gap_large` ms to
-# {glue:text}`gap_small` ms, a factor of {glue:text}`gap_ratio`. The newcomer's own first token came after {glue:text}`long_ttft_small` s
-# instead of {glue:text}`long_ttft_large` s. The budget is a dial between the two, and the tokens are the same at any setting.
+# The prompt of {glue:text}`long_prompt` tokens was computed in one step under a budget of {glue:text}`large_budget`,
+# and in {glue:text}`chunks` under a budget of {glue:text}`small_budget`. In each of these steps all
+# {glue:text}`decoding` running sequences got their token; the cell asserts it. The longest {term}`inter-token latency`
+# went from {glue:text}`gap_large` ms to {glue:text}`gap_small` ms, a factor of {glue:text}`gap_ratio`. The newcomer's
+# own first token came after {glue:text}`long_ttft_small` s instead of {glue:text}`long_ttft_large` s. The budget is a
+# dial between the two, and the tokens are the same at any setting.
 #
 # ## What broke, and how this benchmark could mislead
 #
-# - **NaN from padding.** The first version of `PaddedAttention` hid padding from everybody, padding included. A softmax over
-#   nothing is NaN. The NaN belongs to a place that nobody looks at, so it should be harmless. It is not: in the next layer it
-#   is a value with weight zero, and zero times NaN is NaN. Hence `keys == queries`.
-# - **Padding on the right** looks simpler. Then the last token of each row stands in another column, and the new one would
-#   overwrite padding in some rows and extend others. It works for a prompt alone. It does not for generation.
-# - **A workload without variance** shows no difference between schedulers that differ by a factor. So would a workload with
-#   enough slots for everyone, or one so long that the drained end disappears, in the other direction. State the lengths.
-# - **Equal prompts.** The sweep's sequences all have the same length, which is kind to attention: one rectangle, no mask. Mixed
-#   lengths in one batch cost a little more, and this sweep does not show it.
-# - **Throughput is the server's number.** At batch {glue:text}`largest` a step takes longer than at batch 1, and each user sees
-#   that as a slower stream. Chapter 6 measures both sides.
-# - **Arrivals.** Here everyone was in the queue from the start. Real users arrive when they like, which makes static batching
-#   look worse still: a batch has to be closed before it is full, or wait.
+# - **A check that cannot fail.** The first version of this chapter compared tokens for SmolLM2 alone. Without the shift
+#   of positions it passes as well, for the reason given there. Ask of each check what would make it fail.
+# - **A query that sees nothing.** Hide padding from everybody, and a padding query has no key left. A softmax over
+#   nothing is NaN; in the next layer the NaN is a value with weight zero, and zero times NaN is NaN for the whole row.
+#   PyTorch's kernels return zero there by now, which makes the mistake depend on who computes. Hence `keys == queries`.
+# - **Padding on the right** looks simpler. Then the last token of each row stands in another column, and the new one
+#   would overwrite padding in some rows and extend others. It works for a prompt alone. It does not for generation.
+# - **A workload without variance** shows no difference between schedulers that differ by a factor. So would a workload
+#   with enough slots for everyone, or one so long that the drained end disappears, in the other direction. State the
+#   lengths.
+# - **Equal prompts.** The sweep's sequences all have the same length, which is kind to attention: one rectangle, no
+#   mask. Mixed lengths in one batch cost a little more, and this sweep does not show it.
+# - **Throughput is the server's number.** At batch {glue:text}`largest` a step takes longer than at batch 1, and each
+#   user sees that as a slower stream. Chapter 6 measures both sides.
+# - **Arrivals.** Here everyone was in the queue from the start. Real users arrive when they like, which makes static
+#   batching look worse still: a batch has to be closed before it is full, or wait.
 #
 # ## In production
 #
-# Orca {cite}`yu2022orca` introduced scheduling by step, and with it *selective batching*: everything but attention runs on a flat
-# list of tokens. The scheduler of vLLM's V1 engine {cite}`kwon2023pagedattention` is the model for ours. It, too, has no phases: each request has a number of
-# computed tokens and a number of tokens, and a step assigns the difference within `max_num_batched_tokens`. Chunked
-# prompts, prefix hits and speculative drafts all fall out of that one rule. Sarathi-Serve {cite}`agrawal2024sarathi` is where the
-# budget comes from; its argument is the one of {numref}`fig-03-budget`. SGLang {cite}`zheng2024sglang` orders its queue by the
-# length of the prefix that is already in the cache, and overlaps the scheduling of the next step with the computation of this one.
+# Orca {cite}`yu2022orca` introduced scheduling by step, and with it *selective batching*: everything but attention runs
+# on a flat list of tokens. The scheduler of vLLM's V1 engine {cite}`kwon2023pagedattention` is the model for ours. It,
+# too, has no phases: each request has a number of computed tokens and a number of tokens, and a step assigns the
+# difference within `max_num_batched_tokens`. Chunked prompts, prefix hits and speculative drafts all fall out of that
+# one rule. Sarathi-Serve {cite}`agrawal2024sarathi` is where the budget comes from; its argument is the one of
+# {numref}`fig-03-budget`. SGLang {cite}`zheng2024sglang` orders its queue by the length of the prefix that is already
+# in the cache, and overlaps the scheduling of the next step with the computation of this one.
 #
-# What they add beyond that: priorities and fairness between users, limits by memory rather than by slots (chapter 4), and, at the
-# largest scale, separate machines for prompts and for decoding {cite}`zhong2024distserve`, so that neither waits for the other.
+# What they add beyond that: priorities and fairness between users, limits by memory rather than by slots (chapter 4),
+# and, at the largest scale, separate machines for prompts and for decoding {cite}`zhong2024distserve`, so that neither
+# waits for the other.
 #
 # ## Exercises
 #
-# **1. Predict.** The published comparison again: 24 prompts, 50 tokens each. With 7 slots instead of 8, the last batch has only
-# three members. Which scheduler needs fewer steps, and by how many?
+# **1. Predict.** The published comparison again: 24 prompts, 50 tokens each. With 7 slots instead of 8, the last batch
+# has only three members. Which scheduler needs fewer steps, and by how many?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# Neither. Equal answers end in the same step, so all slots fall free together, and the continuous scheduler fills them together:
-# waves of 7, 7, 7 and 3, the same batches as the static one. Four waves of 50 steps each. Now the last wave leaves idle slots under
-# both. The assertion over all numbers of slots in this chapter says so.
+# Neither. Equal answers end in the same step, so all slots fall free together, and the continuous scheduler fills them
+# together: waves of 7, 7, 7 and 3, the same batches as the static one. Four waves of 50 steps each. Now the last wave
+# leaves idle slots under both. The assertion over all numbers of slots in this chapter says so.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/engine/static.py`, let `may_admit` return `True`. All tokens stay the same. Does
-# any test notice?
+# **2. Break it and watch which test fails.** In `lib/engine/static.py`, let `may_admit` return `True`. All tokens stay
+# the same. Does any test notice?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# The tests that compare tokens with the oracle do not: a scheduler decides when a token is computed, never which. `pytest
-# tests/test_bench_workloads.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it counts steps. Bugs in a
-# scheduler are bugs in counts. This chapter's cell with the timeline would fail too.
+# The tests that compare tokens with the oracle do not: a scheduler decides when a token is computed, never which.
+# `pytest tests/test_bench_workloads.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
+# counts steps. Bugs in a scheduler are bugs in counts. This chapter's cell with the timeline would fail too.
 # ```
 #
-# **3. Count.** Give the steps of both schedulers on 32 requests and 8 slots when one answer in eight has 96 tokens and all others 8, and
-# the long ones are spread evenly over the batches. Then sort the queue by length, if a friendly oracle knew it. What do you gain?
+# **3. Count.** Give the steps of both schedulers on 32 requests and 8 slots when one answer in eight has 96 tokens and
+# all others 8, and the long ones are spread evenly over the batches. Then sort the queue by length, if a friendly
+# oracle knew it. What do you gain?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# Static, unsorted: every batch holds a long answer, $4 \times 96 = 384$ steps. Sorted: the four long ones share a batch,
-# $3 \times 8 + 96 = 120$. Continuous, with a long one at the head of each eight: `continuous_steps(([96] + [8] * 7) * 4, 8)` gives
-# 120 as well. Knowing the future, the static scheduler draws level. Nobody knows it, and the continuous one did not need to.
+# Static, unsorted: every batch holds a long answer, $4 \times 96 = 384$ steps. Sorted: the four long ones share a
+# batch, $3 \times 8 + 96 = 120$. Continuous, with a long one at the head of each eight: `continuous_steps(([96] + [8] *
+# 7) * 4, 8)` gives 120 as well. Knowing the future, the static scheduler draws level. Nobody knows it, and the
+# continuous one did not need to.
 # ```
 #
-# **4. Extend.** Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps that follow; the
-# rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes for the workload of this
-# chapter.
+# **4. Extend.** Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps
+# that follow; the rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes
+# for the workload of this chapter.
 #
 # ```{admonition} Solution
 # :class: dropdown
-# The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one. The rectangle: for
-# each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is kind to static
-# batching: an idle slot here costs a place that somebody could have used, and there arithmetic as well.
+# The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
+# The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is
+# kind to static batching: an idle slot here costs a place that somebody could have used, and there arithmetic as well.
 # ```
 #
 # ## Takeaways
 #
-# 1. A decode step reads all weights for however many sequences share it, so batching multiplies throughput until arithmetic, the caches'
-#    own bytes, or memory ends it; the turning point can be computed before it is measured.
-# 2. Answers end at different times. Deciding at every step who runs keeps the slots full; equal lengths hide that, and so can a benchmark.
-# 3. A flat batch needs no padding and no phases: prompts, chunks and single tokens share a step, within a budget that keeps everyone's
-#    next token near.
+# 1. A decode step reads all weights for however many sequences share it, so batching multiplies throughput until
+#    arithmetic, the caches' own bytes, or memory ends it; the turning point can be computed before it is measured.
+# 2. Answers end at different times. Deciding at every step who runs keeps the slots full; equal lengths hide that, and
+#    so can a benchmark.
+# 3. A flat batch needs no padding and no phases: prompts, chunks and single tokens share a step, within a budget that
+#    keeps everyone's next token near.
 #
-# **Sources.** Scheduling by step: {cite:t}`yu2022orca`. Chunked prompts: {cite:t}`agrawal2024sarathi`. The bound on list scheduling:
-# {cite:t}`graham1969bounds`. Batches and the roofline of decoding: {cite:t}`pope2023efficiently`, {cite:t}`williams2009roofline`.
-# Utilisation: {cite:t}`chowdhery2022palm`.
+# **Sources.** Scheduling by step: {cite:t}`yu2022orca`. Chunked prompts: {cite:t}`agrawal2024sarathi`. The bound on
+# list scheduling: {cite:t}`graham1969bounds`. Batches and the roofline of decoding: {cite:t}`pope2023efficiently`,
+# {cite:t}`williams2009roofline`. Utilisation: {cite:t}`chowdhery2022palm`.
 
 # %% tags=["remove-cell"]
 record.finish()
