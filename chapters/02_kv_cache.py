@@ -57,27 +57,9 @@ from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.bench import (
-    Record,
-    Timing,
-    bound,
-    counts,
-    figure,
-    glue,
-    lines,
-    load_records,
-    log2_axis,
-    log10_axis,
-    measure,
-    measure_roofline,
-    pick,
-    profile,
-    recorded_lines,
-    reference,
-    show,
-    show_source,
-    stacked_bars,
-    sweep,
-    table,
+    Record, Timing, bound, counts, figure, glue, lines, load_records, log2_axis, log10_axis,
+    measure, measure_roofline, pick, profile, recorded_lines, reference, show, show_source,
+    stacked_bars, sweep, table,
 )
 from lib.bench.peers import hf_generate
 from lib.bench.twin import transformers_twin
