@@ -1,0 +1,119 @@
+// The engine at work: listens to /engine/events and shows what it hears.
+
+import { call, events } from "./api.js";
+import { chart, format } from "./charts.js";
+import { colour, dark, forgetAllBut } from "./colours.js";
+import { Minute, quantile } from "./minute.js";
+import { Pool } from "./pool.js";
+
+const $ = (id) => document.getElementById(id);
+const MOST_PILLS = 48;
+
+export class Engine {
+  constructor(mine, onKeyNeeded) {
+    this.mine = mine;             // ids of this page's own chat
+    this.onKeyNeeded = onKeyNeeded;
+    this.minute = new Minute();
+    this.pool = new Pool($("pool"), (id) => this.pick(id));
+    this.spoken = 0;
+    for (const list of ["running-list", "waiting-list"]) {
+      $(list).addEventListener("pointerover", (event) => this.pick(event.target.closest("li")?.dataset.id ?? null));
+      $(list).addEventListener("pointerleave", () => this.pick(null));
+    }
+    setInterval(() => this.showMinute(), 500);
+    dark.addEventListener("change", () => { this.showMinute(); if (this.snapshot) this.show(this.snapshot); });
+  }
+
+  async listen() {
+    for (;;) {
+      try {
+        for await (const snapshot of events("engine/events")) this.show(snapshot);
+      } catch (error) {
+        if (error.status === 401) await this.onKeyNeeded();
+      }
+      const health = await call("health").then(() => "", (error) => error.status === 503 ? "starting or stopping" : "not there");
+      if (health) this.state(health === "not there" ? "gone" : "loading", `the server is ${health}`);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+
+  show(snapshot) {
+    this.snapshot = snapshot;
+    this.minute.add(snapshot);
+    snapshot.ttft_ms = []; snapshot.itl_ms = []; snapshot.tokens = 0;  // counted, should it be shown again
+    const { running, waiting, num_waiting: waitingCount, blocks_total: total, blocks_free: free } = snapshot;
+    forgetAllBut(new Set([...running, ...waiting].map(([id]) => id)));
+    $("running").textContent = running.length;
+    $("slots").textContent = ` of ${snapshot.max_num_seqs}`;
+    $("waiting").textContent = waitingCount;
+    $("preemptions").textContent = snapshot.preemptions;
+    $("used").textContent = total - free;
+    $("total").textContent = total;
+    this.pills($("running-list"), running, running.length, (row) => row[3], "written");
+    this.pills($("waiting-list"), waiting, waitingCount, (row) => row[2] + row[3], "waiting");
+    this.pool.update(snapshot);
+    this.caption();
+    const busy = running.length + waitingCount > 0;
+    this.state(busy ? "busy" : "idle", busy ? `${running.length} running, ${waitingCount} waiting` : "idle");
+    if (performance.now() - this.spoken > 2000) {
+      this.spoken = performance.now();
+      $("pool").setAttribute("aria-label", `The block pool: ${total - free} of ${total} blocks in use by ${running.length} sequences`);
+    }
+  }
+
+  pills(list, rows, count, tokens, verb) {
+    const shown = rows.slice(0, MOST_PILLS), more = count - shown.length;
+    while (list.children.length > shown.length) list.lastChild.remove();
+    shown.forEach((row, index) => {
+      const item = list.children[index] ?? list.appendChild(document.createElement("li"));
+      const [id, part, prompt, output] = row, mine = this.mine.has(id);
+      item.dataset.id = id;
+      item.className = mine ? "mine" : "";
+      item.title = `${id}${part ? `, number ${part + 1}` : ""}: prompt of ${prompt} tokens, ${output} written`;
+      item.style.setProperty("--colour", verb === "written" ? colour(id) : "transparent");
+      item.textContent = mine ? `you ${tokens(row)}` : tokens(row);
+    });
+    if (more > 0) {
+      const item = list.appendChild(document.createElement("li"));
+      item.className = "more";
+      item.textContent = `and ${more} more`;
+    }
+  }
+
+  pick(id) {
+    this.picked = id;
+    this.pool.highlight(id);
+    this.caption();
+  }
+
+  caption() {
+    const { snapshot } = this;
+    if (!snapshot) return;
+    const row = this.picked && snapshot.running.find(([id]) => id === this.picked);
+    if (row) {
+      $("pool-caption").textContent = `${this.mine.has(row[0]) ? "Your chat" : row[0]}: ${row[2]} prompt + ${row[3]} output tokens in ${row[5].length} blocks`;
+    } else if (!snapshot.blocks_total) {
+      $("pool-caption").textContent = "This engine keeps no KV cache.";
+    } else {
+      const share = this.pool.share > 1 ? `A square is ${this.pool.share} blocks` : "A square is a block";
+      $("pool-caption").textContent = `${share} of ${snapshot.block_size} tokens of KV cache; its colour is the request that owns it.`;
+    }
+  }
+
+  showMinute() {
+    const { minute } = this, ttft = minute.all("ttft"), itl = minute.all("itl");
+    $("rate").textContent = format(Math.round(minute.rate()));
+    $("ttft").textContent = format(quantile(ttft, 0.5));
+    $("itl").textContent = format(quantile(itl, 0.5));
+    $("ttft-more").textContent = ttft.length ? `p95 ${format(quantile(ttft, 0.95))}` : "";
+    $("itl-more").textContent = itl.length ? `p95 ${format(quantile(itl, 0.95))}` : "";
+    chart($("rate-chart"), minute.series((bucket) => bucket.tokens));
+    chart($("ttft-chart"), minute.series((bucket) => (bucket.ttft.length ? quantile(bucket.ttft, 0.5) : null)), { dots: true });
+    chart($("itl-chart"), minute.series((bucket) => (bucket.itl.length ? quantile(bucket.itl, 0.5) : null)), { dots: true });
+  }
+
+  state(name, text) {
+    if ($("status").dataset.state !== name) $("status").dataset.state = name;
+    if ($("status-text").textContent !== text) $("status-text").textContent = text;
+  }
+}
