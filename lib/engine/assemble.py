@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -23,7 +22,7 @@ from lib.cache.blocks import BlockManager
 from lib.cache.kv_cache import KVCache
 from lib.cache.sizing import available_bytes, gib
 from lib.cache.slots import SlotManager
-from lib.engine.batch import Batch, Scheduled
+from lib.engine.batch import Batch
 from lib.engine.options import EngineOptions
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
@@ -125,13 +124,16 @@ def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> i
     if options.kv_cache_memory_bytes is not None:
         return options.kv_cache_memory_bytes
     tokens = options.max_num_batched_tokens if device.type == "cuda" else 1
-    length = min(tokens, model.config.max_position_embeddings)
     runner = ModelRunner(model, FullAttention())
 
     def largest_step() -> None:
-        rows = [length] * max(1, min(tokens // length, options.max_num_seqs))
-        requests = [SimpleNamespace(token_ids=[0] * n, num_computed_tokens=0, block_ids=[]) for n in rows]
-        runner.run(Batch.build([Scheduled(r, len(r.token_ids)) for r in requests], device=device)).float().sort(-1)
+        # As many sequences as a step may have, the first of them as long as may be: most logits and most attention.
+        lengths, spare = [1] * min(tokens, options.max_num_seqs), tokens - min(tokens, options.max_num_seqs)
+        for row in range(len(lengths)):
+            extra = min(spare, model.config.max_position_embeddings - 1)
+            lengths[row], spare = 1 + extra, spare - extra
+        batch = Batch.of_prompts([[0] * n for n in lengths], device)
+        runner.run(batch).double().sort(-1)  # what sampling takes: float64, an order and a running sum
 
     return available_bytes(device, largest_step)
 
