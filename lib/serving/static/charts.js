@@ -4,8 +4,9 @@ import { css, surface } from "./colours.js";
 
 const TOP = 12;
 
-export function chart(canvas, values, { dots = false } = {}) {
+export function chart(canvas, values, { dots = false, label = format } = {}) {
   const { context, width, height } = surface(canvas);
+  context.clearRect(0, 0, width, height);
   const present = values.filter((value) => value !== null);
   const highest = Math.max(...present, 0);
   const x = (index) => (index / (values.length - 1)) * (width - 4) + 2;
@@ -20,7 +21,7 @@ export function chart(canvas, values, { dots = false } = {}) {
   context.fillStyle = css("--soft");
   context.font = `10px ${css("--sans")}`;
   context.textAlign = "right";
-  context.fillText(format(highest), width, 9);
+  context.fillText(label(highest), width, 9);
   context.fillStyle = context.strokeStyle = accent;
   if (dots) {
     values.forEach((value, index) => {
@@ -45,7 +46,12 @@ export function chart(canvas, values, { dots = false } = {}) {
 
 export function format(value) {
   if (value === null) return "–";
-  if (value >= 10000) return `${(value / 1000).toFixed(0)}k`;
-  if (value >= 100) return value.toFixed(0);
-  return value >= 10 ? value.toFixed(value % 1 ? 1 : 0) : value.toFixed(value ? 1 : 0);
+  if (value >= 10000) return `${Math.round(value / 1000)}k`;
+  return value >= 100 || value % 1 === 0 ? value.toFixed(0) : value.toFixed(1);
+}
+
+// Milliseconds as [number, unit] that fit into a tile.
+export function duration(ms) {
+  if (ms === null) return ["–", ""];
+  return ms < 1000 ? [format(ms), "ms"] : [(ms / 1000).toFixed(ms < 10000 ? 1 : 0), "s"];
 }

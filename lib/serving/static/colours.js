@@ -21,16 +21,16 @@ export function colour(id) {
 export const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 export const dark = matchMedia("(prefers-color-scheme: dark)");
 
-// A canvas sized to its box in device pixels, drawn in CSS pixels.
+// A canvas sized to its box in device pixels, drawn in CSS pixels. `fresh`: its size changed, which empties it.
 export function surface(canvas) {
   const { width, height } = canvas.getBoundingClientRect();
   const ratio = window.devicePixelRatio || 1;
-  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+  const fresh = canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio);
+  if (fresh) {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
   }
   const context = canvas.getContext("2d");
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  context.clearRect(0, 0, width, height);
-  return { context, width, height };
+  return { context, width, height, fresh };
 }

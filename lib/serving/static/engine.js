@@ -1,7 +1,7 @@
 // The engine at work: listens to /engine/events and shows what it hears.
 
 import { call, events } from "./api.js";
-import { chart, format } from "./charts.js";
+import { chart, duration, format } from "./charts.js";
 import { colour, dark, forgetAllBut } from "./colours.js";
 import { Minute, quantile } from "./minute.js";
 import { Pool } from "./pool.js";
@@ -101,15 +101,17 @@ export class Engine {
   }
 
   showMinute() {
+    const label = (ms) => duration(ms).join(" ");
     const { minute } = this, ttft = minute.all("ttft"), itl = minute.all("itl");
     $("rate").textContent = format(Math.round(minute.rate()));
-    $("ttft").textContent = format(quantile(ttft, 0.5));
-    $("itl").textContent = format(quantile(itl, 0.5));
-    $("ttft-more").textContent = ttft.length ? `p95 ${format(quantile(ttft, 0.95))}` : "";
-    $("itl-more").textContent = itl.length ? `p95 ${format(quantile(itl, 0.95))}` : "";
+    for (const [name, values] of [["ttft", ttft], ["itl", itl]]) {
+      const [number, unit] = duration(quantile(values, 0.5));
+      $(name).textContent = number;
+      $(`${name}-more`).textContent = values.length ? `${unit}, p95 ${duration(quantile(values, 0.95)).join(" ")}` : "";
+    }
     chart($("rate-chart"), minute.series((bucket) => bucket.tokens));
-    chart($("ttft-chart"), minute.series((bucket) => (bucket.ttft.length ? quantile(bucket.ttft, 0.5) : null)), { dots: true });
-    chart($("itl-chart"), minute.series((bucket) => (bucket.itl.length ? quantile(bucket.itl, 0.5) : null)), { dots: true });
+    chart($("ttft-chart"), minute.series((bucket) => (bucket.ttft.length ? quantile(bucket.ttft, 0.5) : null)), { dots: true, label });
+    chart($("itl-chart"), minute.series((bucket) => (bucket.itl.length ? quantile(bucket.itl, 0.5) : null)), { dots: true, label });
   }
 
   state(name, text) {

@@ -3,6 +3,7 @@
 import { colour, css, reduced, surface } from "./colours.js";
 
 const FADE = 350;  // ms for a block to appear and to go
+const FRAME = 40;  // ms between two pictures: the engine needs the processor more
 const GAP = 2, SMALLEST = 7;
 
 export class Pool {
@@ -11,7 +12,7 @@ export class Pool {
     this.cells = [];       // { id, level, was, since }
     this.snapshot = null;
     this.highlighted = null;
-    this.frame = 0;
+    this.frame = this.drawn = this.until = 0;
     new ResizeObserver(() => { if (this.snapshot) this.update(this.snapshot); }).observe(canvas);
     canvas.addEventListener("pointermove", (event) => onPick(this.at(event)));
     canvas.addEventListener("pointerleave", () => onPick(null));
@@ -19,7 +20,7 @@ export class Pool {
 
   update(snapshot) {
     this.snapshot = snapshot;
-    const { width, height } = this.canvas.getBoundingClientRect();
+    const { width } = this.canvas.getBoundingClientRect(), height = innerWidth > 860 ? 230 : 190;
     const total = snapshot.blocks_total;
     this.share = 1;        // blocks a cell
     const fits = () => Math.floor((width + GAP) / SMALLEST) * Math.floor((height + GAP) / SMALLEST);
@@ -29,6 +30,7 @@ export class Pool {
     while (this.pitch > SMALLEST &&
       Math.floor((width + GAP) / this.pitch) * Math.floor((height + GAP) / this.pitch) < count) this.pitch -= 1;
     this.columns = Math.max(1, Math.floor((width + GAP) / this.pitch));
+    this.canvas.style.height = `${Math.max(1, Math.ceil(count / this.columns)) * this.pitch}px`;
 
     const levels = new Float32Array(count), owners = new Array(count).fill(null);
     for (const [id, , , , computed, blocks] of snapshot.running) {
@@ -42,10 +44,12 @@ export class Pool {
     const now = performance.now();
     if (this.cells.length !== count) this.cells = owners.map(() => ({ id: null, level: 0, was: null, since: -FADE }));
     this.cells.forEach((cell, index) => {
-      if (cell.id !== owners[index]) Object.assign(cell, { was: cell.id, wasLevel: cell.level, since: now, id: owners[index] });
+      if (cell.id !== owners[index]) {
+        Object.assign(cell, { was: cell.id, wasLevel: cell.level, since: now, id: owners[index] });
+        this.until = now + FADE;
+      }
       cell.level = levels[index];
     });
-    this.until = now + FADE;
     this.request();
   }
 
@@ -59,20 +63,28 @@ export class Pool {
 
   draw() {
     this.frame = 0;
-    const { context } = surface(this.canvas);
-    const now = performance.now(), size = this.pitch - GAP, empty = css("--faint"), known = new Map();
+    const now = performance.now();
+    if (now < this.until) this.request();
+    if (now - this.drawn < FRAME && now < this.until) return;
+    this.drawn = now;
+    const { context, width, height, fresh } = surface(this.canvas);
+    const moved = fresh || this.shape !== `${this.pitch} ${this.cells.length}`;
+    this.shape = `${this.pitch} ${this.cells.length}`;
+    if (moved) context.clearRect(0, 0, width, height);
+    const size = this.pitch - GAP, empty = css("--faint"), known = new Map();
     const paint = (id) => known.get(id) ?? known.set(id, colour(id)).get(id);
     this.cells.forEach((cell, index) => {
-      const x = (index % this.columns) * this.pitch, y = Math.floor(index / this.columns) * this.pitch;
       const progress = reduced.matches ? 1 : Math.min(1, (now - cell.since) / FADE);
+      const dim = this.highlighted !== null && this.highlighted !== cell.id ? 0.22 : 1;
+      const look = `${cell.id} ${Math.round(cell.level * size)} ${progress} ${cell.id && dim} ${empty}`;
+      if (look === cell.look && !moved) return;  // most cells, most of the time
+      cell.look = look;
+      const x = (index % this.columns) * this.pitch, y = Math.floor(index / this.columns) * this.pitch;
+      context.clearRect(x - 1, y - 1, this.pitch, this.pitch);
       box(context, x, y, size, size, empty, 1);
       if (cell.was !== null && progress < 1) fill(context, x, y, size, cell.wasLevel, paint(cell.was), 1 - progress);
-      if (cell.id !== null) {
-        const dim = this.highlighted !== null && this.highlighted !== cell.id ? 0.22 : 1;
-        fill(context, x, y, size, cell.level, paint(cell.id), progress * dim);
-      }
+      if (cell.id !== null) fill(context, x, y, size, cell.level, paint(cell.id), progress * dim);
     });
-    if (now < this.until) this.request();
   }
 
   at(event) {

@@ -1,0 +1,179 @@
+"""The page at / in a real browser: type, stream, stop, burst, numbers move."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import pytest
+
+from tests.serving_support import start
+
+pytest_plugins = ["tests.serving_fixtures"]
+pytestmark = pytest.mark.browser
+
+SECONDS = 60_000  # ms; a busy machine with two cores runs the server, the browser and this
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        browser = driver.chromium.launch(executable_path=path, args=[
+            *sandbox, "--disable-gpu", "--disable-background-networking"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint):
+    """Room for 4 sequences at a time and 24 in all."""
+    with start(checkpoint, "--max-num-seqs", "4", "--max-concurrent-requests", "24", "--num-blocks", "513") as process:
+        yield process
+
+
+@pytest.fixture
+def page(browser, small):
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    page.problems, page.elsewhere = [], []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith((small.url, "data:"))
+            else page.elsewhere.append(request.url))
+    page.goto(small.url)
+    page.wait_for_function("() => document.getElementById('model').textContent === 'tiny'")
+    page.wait_for_selector("[data-state=idle]")
+    yield page
+    assert not page.problems and not page.elsewhere
+    context.close()
+
+
+def number(page, name: str) -> int:
+    return int(page.inner_text("#" + name))
+
+
+def test_type_and_stream(page) -> None:
+    page.focus("#prompt")
+    page.keyboard.type("Hello")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.turn.assistant .text').textContent.length > 2")
+    assert page.inner_text(".turn.user") == "Hello" and page.input_value("#prompt") == ""
+    page.wait_for_selector(".turn.assistant:not(.writing)")
+    assert re.search(r"first token \d+ ms · \d+ tokens", page.inner_text(".turn.assistant .meta"))
+    page.click("#clear")
+    assert page.locator(".turn").count() == 0
+
+
+def test_sampling_reaches_the_server(page) -> None:
+    page.click("summary")
+    for name, value in (("max_tokens", "5"), ("seed", "7")):
+        page.fill("#" + name, value)
+    answers = []
+    for _ in range(2):
+        page.fill("#prompt", "Again")
+        with page.expect_request("**/v1/chat/completions") as sent:
+            page.keyboard.press("Control+a")
+            page.press("#prompt", "Enter")
+        body = sent.value.post_data_json
+        assert (body["max_tokens"], body["seed"], body["top_p"], body["stream"]) == (5, 7, 0.95, True)
+        page.wait_for_selector(".turn.assistant:not(.writing)")
+        answers.append(page.inner_text(".turn.assistant .text"))
+        page.click("#clear")
+    assert answers[0] == answers[1]
+    page.fill("#max_tokens", "99999")
+    page.fill("#prompt", "Too long")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector(".turn.error")
+    assert "max_tokens" in page.inner_text(".turn.error")
+
+
+def test_stop(page) -> None:
+    page.click("summary")
+    page.fill("#max_tokens", "1900")
+    page.fill("#temperature", "2")
+    for _ in range(5):  # a random model may end its answer by itself
+        page.fill("#prompt", "Go on")
+        page.press("#prompt", "Enter")
+        page.wait_for_selector("#running-list .mine, .turn.assistant:not(.writing)")
+        if page.locator("#stop").is_visible():
+            page.keyboard.press("Escape")
+            page.wait_for_selector(".turn.assistant:not(.writing)")
+        if "stopped" in page.locator(".turn.assistant .meta").last.inner_text():
+            break
+    assert "stopped" in page.locator(".turn.assistant .meta").last.inner_text()
+    page.wait_for_function("() => document.getElementById('used').textContent === '0'")
+    assert page.evaluate("document.activeElement.id") in ("prompt", "")
+
+
+def test_burst_and_moving_numbers(page) -> None:
+    page.fill("#burst-count", "16")
+    page.fill("#burst-tokens", "40")
+    page.press("#burst-tokens", "Enter")
+    page.wait_for_function("() => +document.getElementById('running').textContent === 4"
+                           " && +document.getElementById('waiting').textContent > 0")
+    page.wait_for_function("() => +document.getElementById('used').textContent > 0")
+    assert page.locator("#running-list li").count() == 4
+    assert "blocks in use" in page.get_attribute("#pool", "aria-label") or page.get_attribute("#pool", "aria-label")
+    colours = page.evaluate("""() => {
+        const pool = document.getElementById('pool');
+        const data = pool.getContext('2d').getImageData(0, 0, pool.width, pool.height).data, seen = new Set();
+        for (let i = 0; i < data.length; i += 4) seen.add(data[i] >> 4 << 8 | data[i + 1] >> 4 << 4 | data[i + 2] >> 4);
+        return seen.size; }""")
+    assert colours >= 4, "the pool is coloured by request"
+    page.wait_for_function("() => document.getElementById('burst-result').textContent.startsWith('16 of 16 done')")
+    assert float(page.inner_text("#rate").replace("k", "")) > 0
+    assert page.inner_text("#ttft") != "–" and page.inner_text("#itl") != "–"
+    page.wait_for_function("() => document.getElementById('used').textContent === '0'")
+    page.wait_for_selector("[data-state=idle]")
+    assert number(page, "running") == number(page, "waiting") == 0
+
+
+def test_a_burst_beyond_the_limit_is_refused_and_can_be_stopped(page) -> None:
+    page.fill("#burst-count", "40")
+    page.fill("#burst-tokens", "1000")
+    page.click("#burst-send")
+    page.wait_for_function("() => document.getElementById('burst-result').textContent.includes('refused: 503')")
+    page.click("#burst-stop")
+    page.wait_for_function("() => document.getElementById('burst-result').textContent.includes('refused: stopped')")
+    page.wait_for_function("() => document.getElementById('used').textContent === '0'")
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits(browser, small, width: int, scheme: str) -> None:
+    """No sideways scrolling, and everything that can be used is there, named, and reachable by Tab."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(small.url)
+    page.wait_for_selector("[data-state=idle]")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) > 382) == (scheme == "light")
+    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input, textarea, canvas')].filter(
+        e => !(e.labels?.length || e.ariaLabel || e.textContent.trim())).map(e => e.id)""")
+    assert nameless == []
+    reached = set()
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"prompt", "send", "SUMMARY", "clear", "burst-count", "burst-send"} <= reached
+    context.close()
+
+
+def test_the_key_is_asked_for(browser, checkpoint) -> None:
+    with start(checkpoint, "--api-key", "sesame") as process:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(process.url)
+        page.fill("#key", "sesame")
+        page.press("#key", "Enter")
+        page.wait_for_selector("[data-state=idle]", timeout=SECONDS)
+        page.wait_for_function("() => document.getElementById('model').textContent === 'tiny'")
+        assert page.locator("#key-form").is_hidden()
+        context.close()
