@@ -28,7 +28,7 @@ CAPACITY = 12
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     checkpoint = write_checkpoint(tmp_path_factory.mktemp("load") / "tiny")
-    with start(checkpoint, "--max-concurrent-requests", str(CAPACITY), "--max-num-seqs", "8") as process:
+    with start(checkpoint, "--max-concurrent-requests", str(CAPACITY), "--max-num-seqs", "12") as process:
         yield process
 
 
@@ -39,13 +39,13 @@ def load(*arguments: str) -> list[str]:
 def test_a_sweep_below_the_limit_loses_nothing(server, tmp_path):
     out = tmp_path / "run.json"
     result = subprocess.run(
-        load("--url", server.url, "--concurrency", "1,4,12", "--num-requests", "24", "--max-tokens", "8", "--vocab-size",
+        load("--url", server.url, "--concurrency", "1,12", "--num-requests", "12", "--max-tokens", "4", "--vocab-size",
              "256", "--out", str(out)), capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""  # no terminal, no live line
     for run in json.loads(out.read_text())["runs"]:
         s = run["summary"]
-        assert (s["completed"], s["output_tokens"], s["counted"]) == (24, 24 * 8, True)
+        assert (s["completed"], s["output_tokens"], s["counted"]) == (12, 12 * 4, True)
         assert all(r["prompt_tokens"] == 6 and r["finish_reason"] == "length" for r in run["requests"])
 
 
@@ -55,13 +55,13 @@ def test_above_the_limit_exactly_those_over_capacity_are_refused(server):
     s = summarize(run, {"ttft": 600.0})
     assert (s["completed"], s["rejected"], s["good"]) == (CAPACITY, 40 - CAPACITY, CAPACITY)
     assert all("sequences are running or waiting" in t.error for t in run.traces if t.outcome == "rejected")
-    assert max(g["running"] for g in run.gauges if g["running"] is not None) <= 8
+    assert max(g["running"] for g in run.gauges if g["running"] is not None) <= CAPACITY
 
 
 def test_real_eos(server):
     """Without ignore_eos an answer may end early, and the tokens that are counted are those that came."""
-    run = closed_loop(Target(server.url, ignore_eos=False), make_requests("short", 10, max_tokens=30, vocab_size=256), 4)
-    assert all(t.completed and 1 <= t.output_tokens <= 30 for t in run.traces)
+    run = closed_loop(Target(server.url, ignore_eos=False), make_requests("short", 6, max_tokens=10, vocab_size=256), 6)
+    assert all(t.completed and 1 <= t.output_tokens <= 10 for t in run.traces)
 
 
 def test_an_interrupted_command_reports_what_completed():
