@@ -10,7 +10,7 @@ from tests.helpers import Tiny, check_books, check_empty, drain, held_blocks, pr
 
 STAGES = [("none", "continuous"), ("none", "static"), ("contiguous", "continuous"), ("contiguous", "static"),
           ("paged", "continuous"), ("paged", "static")]
-# The paged cache is read by 'gather' here; the fused reads have tests of their own beside the property tests.
+# `Tiny.engine` reads the paged cache by 'gather'; the fused reads have tests of their own.
 stages = pytest.mark.parametrize("kv_cache, scheduler", STAGES, ids=["-".join(s) for s in STAGES])
 models = pytest.mark.parametrize("name", ["llama", "gpt2"])
 

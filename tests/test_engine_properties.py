@@ -102,14 +102,20 @@ def test_contiguous(tiny, work, name, scheduler, max_num_seqs, budget, spare):
 
 
 @settings(max_examples=80)
-@given(**common, block_size=st.sampled_from([1, 2, 4, 16]), spare=st.integers(0, 6),
-       attention=st.sampled_from(["gather", "gather", "auto"]))
-def test_paged_with_a_pool_barely_large_enough(tiny, work, name, scheduler, max_num_seqs, budget, block_size, spare,
-                                               attention):
+@given(**common, block_size=st.sampled_from([1, 2, 4, 16]), spare=st.integers(0, 6))
+def test_paged_with_a_pool_barely_large_enough(tiny, work, name, scheduler, max_num_seqs, budget, block_size, spare):
     longest = max(job.prompt + job.max_tokens for job in work)
     blocks = -(-longest // block_size) + 1 + spare
     run(tiny[name], work, kv_cache="paged", scheduler=scheduler, max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=budget, block_size=block_size, num_blocks=blocks, attention=attention)
+        max_num_batched_tokens=budget, block_size=block_size, num_blocks=blocks)
+
+
+@settings(max_examples=10)
+@given(**common, block_size=st.sampled_from([1, 2, 4, 16]))
+def test_paged_and_read_in_place(tiny, work, name, scheduler, max_num_seqs, budget, block_size):
+    longest = max(job.prompt + job.max_tokens for job in work)
+    run(tiny[name], work, kv_cache="paged", scheduler=scheduler, max_num_seqs=max_num_seqs, attention="auto",
+        max_num_batched_tokens=budget, block_size=block_size, num_blocks=-(-longest // block_size) + 3)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
