@@ -10,18 +10,18 @@
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB) |
-# | Colab or a data-centre GPU | two minutes | 8 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
+# | Colab or a data-centre GPU | two minutes | 10 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `serving/`: an HTTP server that speaks OpenAI's protocol. One thread for the engine, one for all
 # connections, bounded queues between them, limits, metrics, and a page that shows the engine at work.
 # :::
 #
-# The engine of chapter 4 runs many sequences in one step. But it is a Python object. Whoever wants an answer must live in
-# its process, must be in its thread, and gets all answers of a `generate` together, at the end.
+# The engine of chapter 4 runs many sequences in one step. But it is a Python object. Whoever wants an answer must live
+# in its process, must be in its thread, and gets all answers of a `generate` together, at the end.
 #
-# A server has to do four things that an object does not. It answers while it computes. It hands out each token as soon as
-# there is one. It stops working for those who have left. And it says no, at once, when it is full. This chapter builds it,
-# starts it as a process, and measures each of the four. First it measures a server that does none of them.
+# A server has to do four things that an object does not. It answers while it computes. It hands out each token as soon
+# as there is one. It stops working for those who have left. And it says no, at once, when it is full. This chapter
+# builds it, starts it as a process, and measures each of the four. First it measures a server that does none of them.
 
 # %% tags=["remove-cell"]
 # On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
@@ -140,7 +140,7 @@ ENGINE = {
     "attention": "gather",
     "max_num_seqs": SEQS,
     "max_model_len": LONGEST,
-    "num_blocks": pick(smoke=513, cpu=513, gpu=2049),
+    "num_blocks": pick(smoke=513, cpu=513, gpu=1025),
 }
 llm = LLM(**ENGINE)
 record = Record(
@@ -172,8 +172,8 @@ if llm.weights == "random":
 # %% [markdown]
 # ## The problem: what one writes first
 #
-# A web framework makes it easy. A function becomes a route, and the function calls `generate`. Here are two versions, in
-# forty lines. `/blocking` is the one that everybody writes first. `/locked` is what its author tries after the first
+# A web framework makes it easy. A function becomes a route, and the function calls `generate`. Here are two versions,
+# in forty lines. `/blocking` is the one that everybody writes first. `/locked` is what its author tries after the first
 # complaint: a thread for each caller, and a lock, because only one of them may call the engine.
 
 
@@ -223,10 +223,10 @@ def naive_server(llm, sock):
 
 
 # %% [markdown]
-# `async def` promises the framework that the function never blocks for long. One thread, the **event loop**, runs all such
-# functions in turns, and a function gives up its turn only where it says `await`. `generate` says it nowhere. Until it
-# returns, no connection is accepted, no byte is sent, and a load balancer that asks `/health` hears nothing. It may well
-# conclude that the process is dead and kill it.
+# `async def` promises the framework that the function never blocks for long. One thread, the **event loop**, runs all
+# such functions in turns, and a function gives up its turn only where it says `await`. `generate` says it nowhere.
+# Until it returns, no connection is accepted, no byte is sent, and a load balancer that asks `/health` hears nothing.
+# It may well conclude that the process is dead and kill it.
 #
 # ## Prediction: who waits for what
 #
@@ -279,22 +279,22 @@ glue("limit_worst_s", waves(LIMIT) * batch.median, ".1f")
 # %% [markdown]
 # Four predictions.
 #
-# 1. *The loop.* {glue:text}`users` users ask for {glue:text}`answer` tokens each, at the same moment. A server that computes
-#    on its event loop serves them one after the other. A `/health` request that arrives just after them waits for all:
-#    up to {glue:text}`naive_worst_s` s. If the loop never computes, it waits for less than one step,
+# 1. *The loop.* {glue:text}`users` users ask for {glue:text}`answer` tokens each, at the same moment. A server that
+#    computes on its event loop serves them one after the other. A `/health` request that arrives just after them waits
+#    for all: up to {glue:text}`naive_worst_s` s. If the loop never computes, it waits for less than one step,
 #    {glue:text}`step_ms` ms, however long the answers are.
 # 2. *The batch.* The naive servers run one sequence at a time, so {glue:text}`users` answers take
 #    {glue:text}`naive_worst_s` s on either. An engine that gets all of them at once shares its steps between them. By
 #    chapter 3 that takes little more than one answer takes: at least {glue:text}`alone_s` s.
-# 3. *The client that leaves.* A server that does not notice computes every token that was asked for. One that does can stop
-#    only between two steps, so it computes one or two tokens for nobody.
+# 3. *The client that leaves.* A server that does not notice computes every token that was asked for. One that does can
+#    stop only between two steps, so it computes one or two tokens for nobody.
 # 4. *The queue.* {glue:text}`burst` requests arrive at once, and {glue:text}`seqs` fit into a batch. They make
-#    {glue:text}`burst_waves` batches of {glue:text}`wave_s` s, so the last one waits {glue:text}`burst_worst_s` s. If no more
-#    than {glue:text}`limit` may be inside, nobody who is let in waits longer than {glue:text}`limit_worst_s` s, and the
-#    others know at once.
+#    {glue:text}`burst_waves` batches of {glue:text}`wave_s` s, so the last one waits {glue:text}`burst_worst_s` s. If
+#    no more than {glue:text}`limit` may be inside, nobody who is let in waits longer than {glue:text}`limit_worst_s` s,
+#    and the others know at once.
 #
-# The fourth is an instance of a law that needs no assumption about who arrives when. Over a long time, the mean number of
-# requests inside a system is their arrival rate times the mean time that they stay {cite:p}`little1961proof`:
+# The fourth is an instance of a law that needs no assumption about who arrives when. Over a long time, the mean number
+# of requests inside a system is their arrival rate times the mean time that they stay {cite:p}`little1961proof`:
 #
 # ```{math}
 # :label: eq-little
@@ -306,8 +306,8 @@ glue("limit_worst_s", waves(LIMIT) * batch.median, ".1f")
 #
 # ## Build: two threads that leave each other notes
 #
-# A step takes milliseconds to seconds and cannot be interrupted. So it gets a thread of its own, and the event loop keeps
-# its own. {numref}`fig-two-threads` shows what passes between them.
+# A step takes milliseconds to seconds and cannot be interrupted. So it gets a thread of its own, and the event loop
+# keeps its own. {numref}`fig-two-threads` shows what passes between them.
 #
 # ```{diagram} ../book/images/two_threads.svg
 # :name: fig-two-threads
@@ -318,34 +318,34 @@ glue("limit_worst_s", waves(LIMIT) * batch.median, ".1f")
 # piece, and the loop sorts it into one queue a request. Tokenising, which can take long, has a small pool of threads.
 # ```
 #
-# **The engine's thread** is the loop of chapter 1 with a door. While there is work, it takes whatever commands have come,
-# and steps. When there is none, it sleeps on a condition and costs nothing.
+# **The engine's thread** is the loop of chapter 1 with a door. While there is work, it takes whatever commands have
+# come, and steps. When there is none, it sleeps on a condition and costs nothing.
 
 # %% tags=["remove-input"]
 show_source(EngineThread, "_run", "_wait_for_work", "_turn")
 
 # %% [markdown]
-# A `Turn` carries the news of all sequences in the step. That is deliberate: the event loop is woken once a step, not once a
-# token. The section on the interpreter lock below shows what the difference is worth.
+# A `Turn` carries the news of all sequences in the step. That is deliberate: the event loop is woken once a step, not
+# once a token. The section on the interpreter lock below shows what the difference is worth.
 #
-# **The event loop's side** begins with admission. It is one comparison, made before anything is tokenised, because saying
-# no has to be cheap. A server is asked to say it exactly when it has no time.
+# **The event loop's side** begins with admission. It is one comparison, made before anything is tokenised, because
+# saying no has to be cheap. A server is asked to say it exactly when it has no time.
 
 # %% tags=["remove-input"]
 show_source(AsyncEngine, "open", "submit", "abort")
 
 # %% [markdown]
-# The number of sequences inside is bounded, so the queue of commands is too: it holds at most one `Add` for each of them.
-# Each request then waits on a queue of its own, with its deadline around the wait. `close` is called however a request
-# ends. It takes back what was reserved, and asks the engine to drop what still runs.
+# The number of sequences inside is bounded, so the queue of commands is too: it holds at most one `Add` for each of
+# them. Each request then waits on a queue of its own, with its deadline around the wait. `close` is called however a
+# request ends. It takes back what was reserved, and asks the engine to drop what still runs.
 
 # %% tags=["remove-input"]
 show_source(Call, "next", "in_time", "close")
 
 # %% [markdown]
-# **The stream** is a sequence of server-sent events {cite:p}`whatwg2024sse`: lines that begin with `data: `, each followed by
-# a blank one, and at the end OpenAI's `data: [DONE]`. Two tasks run side by side. One sends. The other does nothing but
-# listen for the client to hang up. Whichever ends first ends the other.
+# **The stream** is a sequence of server-sent events {cite:p}`whatwg2024sse`: lines that begin with `data: `, each
+# followed by a blank one, and at the end OpenAI's `data: [DONE]`. Two tasks run side by side. One sends. The other does
+# nothing but listen for the client to hang up. Whichever ends first ends the other.
 
 # %% tags=["remove-input"]
 show_source(EventStream, "__call__", "_send")
@@ -353,8 +353,8 @@ show_source(EventStream, "__call__", "_send")
 # %% [markdown]
 # ## Start it, and talk to it
 #
-# The server is a program. Here it runs as a child process, on a free port, with the same engine that this page has in its own
-# memory.
+# The server is a program. Here it runs as a child process, on a free port, with the same engine that this page has in
+# its own memory.
 
 
 # %%
@@ -376,8 +376,8 @@ for line in server.log():
     print({name: value for name, value in line.items() if name not in ("time", "level")})
 
 # %% [markdown]
-# The log has one JSON object a line. The simplest route takes a prompt and returns when all is done. It takes text, and it
-# takes token ids, which is all that a model without a tokenizer understands.
+# The log has one JSON object a line. The simplest route takes a prompt and returns when all is done. It takes text, and
+# it takes token ids, which is all that a model without a tokenizer understands.
 
 # %%
 prompt = "The capital of France is" if can_chat else prompts_of([5])[0]
@@ -385,8 +385,8 @@ response = client.post("/generate", json={"prompt": prompt, "max_tokens": ANSWER
 print(json.dumps(response.json(), indent=2))
 
 # %% [markdown]
-# The rest speaks OpenAI's protocol, which every tool knows. The official client needs a new `base_url`, and nothing else. If
-# the model can chat, it is asked a question; if not, it continues a list of token ids.
+# The rest speaks OpenAI's protocol, which every tool knows. The official client needs a new `base_url`, and nothing
+# else. If the model can chat, it is asked a question; if not, it continues a list of token ids.
 
 # %%
 ai = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
@@ -421,9 +421,9 @@ glue("pieces", len(pieces))
 glue("last_s", pieces[-1][0], ".2f")
 
 # %% [markdown]
-# The first of {glue:text}`pieces` pieces came after {glue:text}`first_ms` ms, the last after {glue:text}`last_s` s. A reader
-# who sees the first words early does not mind the rest, as long as it comes faster than they read. This is why servers
-# stream, although streaming makes nothing faster.
+# The first of {glue:text}`pieces` pieces came after {glue:text}`first_ms` ms, the last after {glue:text}`last_s` s. A
+# reader who sees the first words early does not mind the rest, as long as it comes faster than they read. This is why
+# servers stream, although streaming makes nothing faster.
 #
 # ## Check: the same tokens
 #
@@ -500,8 +500,8 @@ def run(work):
 
 
 # %% [markdown]
-# The engine in this process is the reference. Streamed or whole, the server has to give its tokens, and a stream has to bring
-# them one at a time.
+# The engine in this process is the reference. Streamed or whole, the server has to give its tokens, and a stream has to
+# bring them one at a time.
 
 # %%
 expected = llm.generate(single, answers_of(ANSWER))[0].token_ids
@@ -523,8 +523,8 @@ table(
 # %% [markdown]
 # ## Measure: four users on one timeline
 #
-# Users do not arrive together. Here each one comes a few steps after the one before, while earlier answers are still being
-# written. {numref}`fig-05-timeline` shows what each of them sees.
+# Users do not arrive together. Here each one comes a few steps after the one before, while earlier answers are still
+# being written. {numref}`fig-05-timeline` shows what each of them sees.
 
 # %%
 LENGTHS = pick(smoke=[8, 64, 16, 8], cpu=[32, 256, 64, 32], gpu=[32, 512, 64, 32])
@@ -581,18 +581,19 @@ glue("gap_median_ms", 1e3 * Timing(tuple(gaps)).median, ".0f")
 glue("gap_max_ms", 1e3 * max(gaps), ".0f")
 
 # %% [markdown]
-# Where several users have marks, the marks stand above each other: one step brings a token to everybody in the batch. That is
-# continuous batching, seen from the street. The prompt of {glue:text}`long_prompt` tokens waits {glue:text}`long_ttft_ms` ms
-# for its first token, and the others wait with it, since it is computed in the same steps. User 1's tokens come
-# {glue:text}`gap_median_ms` ms apart at the median, and {glue:text}`gap_max_ms` ms at worst. Chapter 3's token budget is the
-# knob for that trade.
+# Where several users have marks, the marks stand above each other: one step brings a token to everybody in the batch.
+# That is continuous batching, seen from the street. The prompt of {glue:text}`long_prompt` tokens waits
+# {glue:text}`long_ttft_ms` ms for its first token, and the others wait with it, since it is computed in the same steps.
+# User 1's tokens come {glue:text}`gap_median_ms` ms apart at the median, and {glue:text}`gap_max_ms` ms at worst.
+# Chapter 3's token budget is the knob for that trade.
 #
 # ## Measure: what blocking the loop does
 #
-# Now the first two predictions. The naive server runs as a process too. For each of the three ways, {glue:text}`users` users
-# ask at once, and meanwhile somebody asks `/health` at a fixed rhythm. That rhythm does not wait for answers. A probe that
-# waits for each answer before it asks again would ask once during a long stall, and report one slow request among many fast
-# ones. The error has a name, {term}`coordinated omission` {cite:p}`tene2015latency`, and chapter 6 returns to it.
+# Now the first two predictions. The naive server runs as a process too. For each of the three ways, {glue:text}`users`
+# users ask at once, and meanwhile somebody asks `/health` at a fixed rhythm. That rhythm does not wait for answers. A
+# probe that waits for each answer before it asks again would ask once during a long stall, and report one slow request
+# among many fast ones. The error has a name, {term}`coordinated omission` {cite:p}`tene2015latency`, and chapter 6
+# returns to it.
 
 # %%
 code = f"""import json, socket
@@ -725,15 +726,16 @@ record.headline(
 )
 
 # %% [markdown]
-# The server that computes on its loop draws a slope. Each probe waits for the end of the same stall, and the earlier it was
-# asked, the longer it waits: {glue:text}`blocking_worst` s at worst, against {glue:text}`naive_worst_s` s predicted. With a
-# lock and threads the loop is free, and the worst probe took {glue:text}`locked_worst_ms` ms. But its users still go one by
-# one. All answers together took {glue:text}`locked_all` s, which is {glue:text}`locked_over` times the prediction.
+# The server that computes on its loop draws a slope. Each probe waits for the end of the same stall, and the earlier it
+# was asked, the longer it waits: {glue:text}`blocking_worst` s at worst, against {glue:text}`naive_worst_s` s
+# predicted. With a lock and threads the loop is free, and the worst probe took {glue:text}`locked_worst_ms` ms. But its
+# users still go one by one. All answers together took {glue:text}`locked_all` s, which is {glue:text}`locked_over`
+# times the prediction.
 #
-# With an engine thread, the worst probe took {glue:text}`threaded_worst_ms` ms, the median {glue:text}`threaded_median_ms` ms,
-# beside a step of {glue:text}`step_ms` ms. All answers took {glue:text}`threaded_all` s, {glue:text}`threaded_over` times one
-# answer alone, and {glue:text}`batching_gain` times as fast as with the lock. The lock protects the engine and starves it:
-# the scheduler never sees two requests.
+# With an engine thread, the worst probe took {glue:text}`threaded_worst_ms` ms, the median
+# {glue:text}`threaded_median_ms` ms, beside a step of {glue:text}`step_ms` ms. All answers took
+# {glue:text}`threaded_all` s, {glue:text}`threaded_over` times one answer alone, and {glue:text}`batching_gain` times
+# as fast as with the lock. The lock protects the engine and starves it: the scheduler never sees two requests.
 #
 # ## Measure: the client that leaves
 #
@@ -799,7 +801,7 @@ fig, ax = figure(height=2.4)
 ax.step([at for at, _ in pool], [used for _, used in pool], where="post", color=COLOURS[0])
 ax.axvline(left, color=TEXT, linestyle=":")
 ax.annotate(
-    "hangs up", (left, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
+    "hangs up", (left, 0.08), xycoords=("data", "axes fraction"), xytext=(4, 0),
     textcoords="offset points", fontsize=8.5,
 )  # fmt: skip
 ax.set(xlabel="time since the requests (s)", ylabel="blocks in use", ylim=(0, None))
@@ -807,21 +809,24 @@ show(fig, "05_leaving")
 
 # %% tags=["remove-input"]
 used_before = max(used for at, used in pool if at <= left)
-used_after = next((used for at, used in pool if at > left + 3 * step_seconds), 0)
-reported = next((at - left for at, used in pool if at > left and used < used_before / 2), None)
+long_blocks = -(-(LONG + LEAVES_AFTER) // 16)
+freed_at, used_after = next(
+    ((at, used) for at, used in pool if at > left and used < used_before - long_blocks / 2),
+    (left, 0),
+)
 glue("used_before", used_before)
 glue("used_after", used_after)
 glue("leaves_after", LEAVES_AFTER)
 glue("wasted", wasted)
 glue("asked_for", LONGEST - LONG)
-glue("long_blocks", -(-(LONG + LEAVES_AFTER) // 16))
-glue("freed_ms", 1e3 * reported if reported is not None else 0.0, ".0f")
+glue("long_blocks", long_blocks)
+glue("freed_ms", 1e3 * (freed_at - left), ".0f")
 
 # %% [markdown]
-# The pool held {glue:text}`used_before` blocks. {glue:text}`long_blocks` of them are what the leaver's prompt and answer
-# filled. {glue:text}`freed_ms` ms after the hang-up, the metrics no longer showed them, and the others went on with
-# {glue:text}`used_after`. The log says how many tokens were computed for the leaver. {glue:text}`leaves_after` arrived, and
-# {glue:text}`wasted` were computed for nobody, of {glue:text}`asked_for` that it had asked for.
+# The pool held {glue:text}`used_before` blocks. {glue:text}`long_blocks` of them are what the leaver's prompt and
+# answer filled. {glue:text}`freed_ms` ms after the hang-up, the metrics no longer showed them, and the others went on
+# with {glue:text}`used_after`. The log says how many tokens were computed for the leaver. {glue:text}`leaves_after`
+# arrived, and {glue:text}`wasted` were computed for nobody, of {glue:text}`asked_for` that it had asked for.
 #
 # The naive server gets the same treatment: a client that gives up after a few steps.
 
@@ -858,14 +863,14 @@ departures = record.add(
 glue("tokens_wanted", tokens_wanted)
 
 # %% [markdown]
-# It computed all {glue:text}`tokens_wanted`. It could not even know that the client had left, because the one thread that
-# might have been told was computing. Users who are tired of waiting press reload. On this server each reload adds a full
-# answer to the queue that made them wait.
+# It computed all {glue:text}`tokens_wanted`. It could not even know that the client had left, because the one thread
+# that might have been told was computing. Users who are tired of waiting press reload. On this server each reload adds
+# a full answer to the queue that made them wait.
 #
 # ## Measure: the queue, with an end and without
 #
-# The fourth prediction. {glue:text}`burst` requests arrive at once, first at the server above, whose limit is out of reach,
-# then at one that takes {glue:text}`limit` sequences and gives each a deadline.
+# The fourth prediction. {glue:text}`burst` requests arrive at once, first at the server above, whose limit is out of
+# reach, then at one that takes {glue:text}`limit` sequences and gives each a deadline.
 
 # %%
 TIMEOUT = pick(smoke=3.0, cpu=6.0, gpu=1.5)  # seconds
@@ -950,24 +955,25 @@ glue("too_long_tokens", last_words["output_tokens"])
 # %% [markdown]
 # Without an end, all {glue:text}`burst` were answered, the last after {glue:text}`no_end_worst` s, which is
 # {glue:text}`no_end_over` times the prediction. With an end, {glue:text}`taken` were answered, the last after
-# {glue:text}`taken_worst` s ({glue:text}`taken_over` times its prediction), and {glue:text}`refused` were refused, after
-# {glue:text}`refused_ms` ms at the median. More than {glue:text}`limit` can be answered where a place becomes free while the
-# burst is still arriving.
+# {glue:text}`taken_worst` s ({glue:text}`taken_over` times its prediction), and {glue:text}`refused` were refused,
+# after {glue:text}`refused_ms` ms at the median. More than {glue:text}`limit` can be answered where a place becomes
+# free while the burst is still arriving.
 #
-# Both servers did the same work per second. They differ in what those who cannot be served now get: a place in a queue whose
-# length they do not see, or a **503** with `Retry-After`, with which they can go elsewhere. Telling the sender to stop is
-# called **backpressure**. A queue without an end looks kinder for as long as the overload is short. When it is not, every
-# request waits until its client has given up, and the engine computes answers for nobody, at full throughput.
+# Both servers have the same engine. They differ in what those who cannot be served now get: a place in a queue
+# whose length they do not see, or a **503** with `Retry-After`, with which they can go elsewhere. Telling the sender to
+# stop is called **backpressure**. A queue without an end looks kinder for as long as the overload is short. When it is
+# not, every request waits until its client has given up, and the engine computes answers for nobody, at full
+# throughput.
 #
-# The **504** is the other limit. A request that wants more than the server can give in {glue:text}`timeout_s` s was ended
-# after {glue:text}`too_long_s` s, with {glue:text}`too_long_tokens` tokens computed, and its blocks are free. In a stream,
-# where the status has long been sent, the same error comes as an event.
+# The **504** is the other limit. A request that wants more than the server can give in {glue:text}`timeout_s` s was
+# ended after {glue:text}`too_long_s` s, with {glue:text}`too_long_tokens` tokens computed, and its blocks are free. In
+# a stream, where the status has long been sent, the same error comes as an event.
 #
 # ## Measure: what HTTP costs
 #
-# The last question is what all this takes from the engine. First a bound. The naive server has a route that streams events
-# and computes nothing. It tells what an event costs when there is nothing else to do: the framework, the socket, and a
-# client that reads.
+# The last question is what all this takes from the engine. First a bound. The naive server has a route that streams
+# events and computes nothing. It tells what an event costs when there is nothing else to do: the framework, the socket,
+# and a client that reads.
 
 # %%
 chunk = {
@@ -998,9 +1004,9 @@ naive.stop(timeout=5)
 glue("event_us", 1e6 * event_seconds, ".0f")
 
 # %% [markdown]
-# An event costs $c =$ {glue:text}`event_us` µs. An engine that makes $X$ tokens a second needs $c X$ seconds of that in each
-# second. If nothing of it could happen while a step computes, a token would take $1/X + c$ instead of $1/X$. Throughput over
-# HTTP, as a share of throughput without, would then be
+# An event costs $c =$ {glue:text}`event_us` µs. An engine that makes $X$ tokens a second needs $c X$ seconds of that in
+# each second. If nothing of it could happen while a step computes, a token would take $1/X + c$ instead of $1/X$.
+# Throughput over HTTP, as a share of throughput without, would then be
 #
 # ```{math}
 # :label: eq-http-share
@@ -1008,7 +1014,8 @@ glue("event_us", 1e6 * event_seconds, ".0f")
 # ```
 #
 # and it is better than that by as much as the two threads really overlap. We measure $X$ offline, and then the same
-# workload over HTTP: streamed, where every token is an event, and whole, where every answer is one. The three take turns.
+# workload over HTTP: streamed, where every token is an event, and whole, where every answer is one. The three take
+# turns.
 
 # %%
 REQUESTS, ROUNDS = pick(smoke=4, cpu=16, gpu=256), pick(smoke=1, cpu=2, gpu=3)
@@ -1121,18 +1128,21 @@ record.headline(
 )
 
 # %% [markdown]
-# At {glue:text}`offline_rate` tokens a second, events would take {glue:text}`loop_busy` % of one core, and without any overlap
-# {glue:text}`share_bound` % of the throughput would be left. Measured: {glue:text}`share_streamed` % streamed, and
-# {glue:text}`share_whole` % in whole answers. The goal was 90 %. A value near 100, on either side, is within what
-# {glue:text}`rounds` rounds on a machine with other things to do can tell. On a machine with few cores there is a third
-# party: the client that reads the events runs here too, and takes its share of the cores.
+# At {glue:text}`offline_rate` tokens a second, events would take {glue:text}`loop_busy` % of one core, and without any
+# overlap {glue:text}`share_bound` % of the throughput would be left. Measured: {glue:text}`share_streamed` % streamed,
+# and {glue:text}`share_whole` % in whole answers. The goal was 90 %. A value near 100, on either side, is within what
+# {glue:text}`rounds` rounds on a machine with other things to do can tell. A value below the bound says that something
+# else costs too: the bound counts events, not the parsing of each request, nor the passing of work between threads at
+# each step. They weigh where steps are short. On a machine with few cores there is a third party: the client that reads
+# the events runs here too, and takes its share of the cores.
 #
 # ## Measure: what the interpreter lock costs
 #
 # Two threads in one Python process do not run Python at the same time. The **global interpreter lock** lets one of them
-# through. That sounds like the end of our design, and it is not: PyTorch gives the lock back while an operation runs, and
-# the event loop sleeps most of the time. But there is a trap. A thread that wants the lock back has to wait until the
-# other one lets go, and a thread that is busy in Python lets go only when it is asked to, after a *switch interval*.
+# through. That sounds like the end of our design, and it is not: PyTorch gives the lock back while an operation runs,
+# and the event loop sleeps most of the time. But there is a trap. A thread that wants the lock back has to wait until
+# the other one lets go, and a thread that is busy in Python lets go only when it is asked to, after a *switch
+# interval*.
 
 
 # %%
@@ -1183,9 +1193,9 @@ glue("interval_ms", 1e3 * interval, "g")
 glue("convoy_s", calls * interval, ".2f")
 
 # %% [markdown]
-# *Prediction:* beside a thread that never stops, a step takes up to {glue:text}`calls` times {glue:text}`interval_ms` ms longer,
-# {glue:text}`convoy_s` s. Beside a *process* that never stops, it takes no longer than the loss of a core explains. Both
-# neighbours keep one core busy. Only the thread shares our lock.
+# *Prediction:* beside a thread that never stops, a step takes up to {glue:text}`calls` times {glue:text}`interval_ms`
+# ms longer, {glue:text}`convoy_s` s. Beside a *process* that never stops, it takes no longer than the loss of a core
+# explains. Both neighbours keep one core busy. Only the thread shares our lock.
 
 
 # %%
@@ -1252,14 +1262,14 @@ record.headline("a step beside a busy thread over a step alone", thread_ratio, "
 
 # %% [markdown]
 # Beside a busy process, a step took {glue:text}`process_ratio` times as long as alone. Beside a busy thread, it took
-# {glue:text}`thread_ratio` times as long: {glue:text}`thread_ms` ms. The difference of the two is {glue:text}`lost` switch
-# intervals, for {glue:text}`calls` calls. The lock was lost at {glue:text}`lost_share` % of them: an operation that is over
-# before the neighbour has woken up gets its lock back.
+# {glue:text}`thread_ratio` times as long: {glue:text}`thread_ms` ms. The difference of the two is {glue:text}`lost`
+# switch intervals, for {glue:text}`calls` calls. The lock was lost at {glue:text}`lost_share` % of them: an operation
+# that is over before the neighbour has woken up gets its lock back.
 #
-# This is the price of one line of careless Python on the event loop. It is also why this server can afford its thread. Its
-# loop is not busy: {glue:text}`loop_busy` % of one core, by the estimate above. It is woken once a step and then sorts out
-# the whole batch, so that the engine has to ask for the lock once, not once a token. And what takes long, such as tokenising
-# a long prompt, runs in code that has given the lock back.
+# This is the price of one line of careless Python on the event loop. This server can afford its thread for as long as
+# its loop is mostly asleep. By the estimate above, the loop is busy for {glue:text}`loop_busy` % of the time. It is
+# woken once a step and then sorts out the whole batch, so that the engine has to ask for the lock once, not once a
+# token. And what takes long, such as tokenising a long prompt, runs in code that has given the lock back.
 #
 # ## What an operator sees
 #
@@ -1296,10 +1306,11 @@ table(
 )
 
 # %% [markdown]
-# People are not good at reading counters. For them, the same process serves a page at `/`: a chat, and beside it the running
-# and the waiting sequences, the last minute's throughput, TTFT and inter-token latency, and the block pool of chapter 4 as a grid, with a
-# colour for each sequence. A button sends a burst. One then sees the batch fill, the queue grow, and blocks appear, fill and
-# go. Here it was photographed with SmolLM2 on a machine that was busy with other things:
+# People are not good at reading counters. For them, the same process serves a page at `/`: a chat, and beside it the
+# running and the waiting sequences, the last minute's throughput, TTFT and inter-token latency, and the block pool of
+# chapter 4 as a grid, with a colour for each sequence. A button sends a burst. One then sees the batch fill, the queue
+# grow, and blocks appear, fill and go. Here it was photographed with SmolLM2 on a machine that was busy with other
+# things:
 #
 # ```{image} ../book/images/server_page.png
 # :alt: The server's page: a chat on the left; on the right throughput, latencies, a burst of 20 prompts of which 6 run, and a grid of blocks in the colours of the sequences.
@@ -1310,7 +1321,8 @@ table(
 # :class: only-dark
 # ```
 #
-# It costs the engine little: a snapshot of who owns which block at most ten times a second, and none while nobody watches.
+# It costs the engine little: a snapshot of who owns which block at most ten times a second, and none while nobody
+# watches.
 #
 # The last duty of a server is to end well. On SIGTERM it refuses new work with 503, lets those inside finish, and exits
 # with status 0.
@@ -1342,45 +1354,46 @@ print(health, late.status, late.body["error"]["message"], f"exit status {status}
 # %% [markdown]
 # ## What broke, and how this benchmark could mislead
 #
-# - **Two threads in one engine.** Take the lock out of `/locked`, and it works until two users ask at once. Two steps then
-#   share one scheduler: a sequence is in both batches, or its blocks are freed while the other step writes them. The
-#   answers are wrong, and seldom enough that a test with one user never sees it.
-# - **Forty milliseconds from nowhere.** Our first version answered every request about 40 ms late. A socket that is bound by
-#   hand and does not name its protocol does not get `TCP_NODELAY` from asyncio. Small packets then wait for the client's
-#   acknowledgement (Nagle's algorithm). No profiler shows a wait that happens in the kernel.
-# - **A generator's `finally` that never runs.** An asynchronous generator that was never started does not run its `finally`
-#   when it is closed. A client that left before its first token kept its place in the count of those inside. So `close` is
-#   called by the response, not left to the generator.
-# - **One client, one machine.** Client and server share the cores here, so the client's work counts against the server. On a
-#   real network the client is elsewhere and the network is between them.
-# - **A stall between two probes.** `/health` was asked every few hundredths of a second. A shorter stall can hide between
-#   two questions. The median says little; look at the worst.
+# - **Two threads in one engine.** Take the lock out of `/locked`, and it works until two users ask at once. Two steps
+#   may then share one scheduler: a sequence gets into both batches, or its blocks are freed while the other step writes
+#   them. A test with one user never sees it.
+# - **Forty milliseconds from nowhere.** A socket that is bound by hand and does not name its protocol does not get
+#   `TCP_NODELAY` from asyncio. Each answer then waits for the client to acknowledge the packet before (Nagle's
+#   algorithm), and the client takes its time. No profiler of Python shows a wait that happens in the kernel; a latency
+#   that is the same for short answers and long ones does.
+# - **A generator's `finally` that never runs.** An asynchronous generator that was never started does not run its
+#   `finally` when it is closed. A client that leaves before its first token would keep its place in the count of those
+#   inside. So `close` is called by the response, not left to the generator.
+# - **One client, one machine.** Client and server share the cores here, so the client's work counts against the server.
+#   On a real network the client is elsewhere and the network is between them.
+# - **A stall between two probes.** `/health` was asked every few hundredths of a second. A shorter stall can hide
+#   between two questions. The median says little; look at the worst.
 #
 # ## In production
 #
 # vLLM started with an engine in the event loop's process, and later moved it into one of its own: `AsyncLLM` in the API
-# server's process, `EngineCore` in another, and ZeroMQ between them {cite:p}`vllm2025v1`. The reason is the measurement above. On a large
-# GPU a step takes a few milliseconds for hundreds of sequences, and $cX$ in {eq}`eq-http-share` gets near one: tokenising,
-# detokenising and JSON would fill a core, and the lock would make the engine wait for it. SGLang
+# server's process, `EngineCore` in another, and ZeroMQ between them {cite:p}`vllm2025v1`. The reason is the measurement
+# above. On a large GPU a short step serves hundreds of sequences, and $cX$ in {eq}`eq-http-share` gets
+# near one: tokenising, detokenising and JSON would fill a core, and the lock would make the engine wait for it. SGLang
 # {cite:p}`zheng2024sglang` splits in three: the tokenizer's process, which also serves HTTP, the scheduler's, and the
-# detokenizer's. Text Generation Inference has a router in Rust, which admits, queues and batches, and a Python server that
-# only computes, with gRPC between them {cite:p}`tgi2024architecture`.
+# detokenizer's. Text Generation Inference has a router in Rust, which admits, queues and batches, and a Python server
+# that only computes, with gRPC between them {cite:p}`tgi2024architecture`.
 #
-# Our messages were made for that step: `Add`, `Abort` and `Turn` are plain data. What else production adds is in front of all this.
-# A gateway knows many such servers. It sends a request to the one whose queue is short or whose cache has the prompt's
-# beginning, keeps each customer to a share, and tries elsewhere after a 503, which is why it matters that the 503 comes at
-# once.
+# Our messages were made for that step: `Add`, `Abort` and `Turn` are plain data. What else production adds is in front
+# of all this. A gateway knows many such servers. It sends a request to the one whose queue is short or whose cache has
+# the prompt's beginning, keeps each customer to a share, and tries elsewhere after a 503, which is why it matters that
+# the 503 comes at once.
 #
 # ## Exercises
 #
-# **1. Predict.** The limit stays at {glue:text}`limit`, and you halve `--max-num-seqs`. What happens to the worst time of an
-# answer in a burst, and to the number of requests refused?
+# **1. Predict.** The limit stays at {glue:text}`limit`, and you halve `--max-num-seqs`. What happens to the worst time
+# of an answer in a burst, and to the number of requests refused?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# The number refused stays as it is: admission counts everybody inside, running or waiting. The worst time is the number of
-# batches times the time of a batch. There are about twice as many batches. Each is faster, but by less than half as long as
-# decode is bound by bandwidth (chapter 3), since a smaller batch still reads all weights. So it gets worse. In
+# The number refused stays as it is: admission counts everybody inside, running or waiting. The worst time is the number
+# of batches times the time of a batch. There are about twice as many batches. Each is faster, but by less than half as
+# long as decode is bound by bandwidth (chapter 3), since a smaller batch still reads all weights. So it gets worse. In
 # {eq}`eq-little`, $N$ is the same and $X$ is lower.
 # ```
 #
@@ -1398,14 +1411,14 @@ print(health, late.status, late.body["error"]["message"], f"exit status {status}
 # another piece of code listens.
 # ```
 #
-# **3. Count.** Nobody should wait longer than two seconds for a complete answer of {glue:text}`answer` tokens. Which limit do
-# you set on this machine?
+# **3. Count.** Nobody should wait longer than two seconds for a complete answer of {glue:text}`answer` tokens. Which
+# limit do you set on this machine?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# By {eq}`eq-little`, $N = X\,t_\text{E2E}$. A batch of {glue:text}`seqs` answers takes {glue:text}`wave_s` s, so $X$ is their
-# ratio, and the limit is {glue:text}`count_limit` requests. Below {glue:text}`seqs` the batch is not full, and $X$ itself
-# falls with $N$: then the formula promises too much, and the answer is to measure a smaller batch.
+# By {eq}`eq-little`, $N = X\,t_\text{E2E}$. A batch of {glue:text}`seqs` answers takes {glue:text}`wave_s` s, so $X$ is
+# their ratio, and the limit is {glue:text}`count_limit` requests. Below {glue:text}`seqs` the batch is not full, and
+# $X$ itself falls with $N$: then the formula promises too much, and the answer is to measure a smaller batch.
 # ```
 #
 # **4. Extend.** Write a client that honours `Retry-After`. Let {glue:text}`burst` of them run against a server with the limit
@@ -1420,11 +1433,12 @@ print(health, late.status, late.body["error"]["message"], f"exit status {status}
 #
 # ## Takeaways
 #
-# 1. An event loop must never compute and an engine must never wait: one thread each, plain messages between them, one wake-up
-#    a step.
-# 2. A queue does not make a full engine faster. Bound it, refuse at once what does not fit, and stop for those who have left.
-# 3. Over HTTP the engine keeps nearly all of its throughput as long as $cX$ is small; when it is not, the interpreter lock
-#    makes it a matter of processes.
+# 1. An event loop must never compute and an engine must never wait: one thread each, plain messages between them, one
+#    wake-up a step.
+# 2. A queue does not make a full engine faster. Bound it, refuse at once what does not fit, and stop for those who have
+#    left.
+# 3. Over HTTP the engine keeps nearly all of its throughput as long as $cX$ is small; when it is not, the interpreter
+#    lock makes it a matter of processes.
 #
 # **Sources.** The law of queues: {cite:t}`little1961proof`. Streams: {cite:t}`whatwg2024sse`. Probing without waiting:
 # {cite:t}`tene2015latency`. Engines in processes of their own: {cite:t}`vllm2025v1`, {cite:t}`zheng2024sglang`,
