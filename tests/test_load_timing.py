@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from statistics import median
 
 import pytest
@@ -84,8 +85,10 @@ def test_without_usage_chunks_are_counted_and_it_is_said():
 def test_an_open_loop_sends_on_time_whatever_the_server_does():
     times = arrival_times("poisson", 20, rate=25, seed=2)
     with FakeServer(lambda i, body: Plan(ttft=0.4, tokens=1)) as server:
+        began = time.perf_counter()
         run = open_loop(Target(server.url), make_requests("short", 20, max_tokens=1), times)
     assert [trace.scheduled for trace in run.traces] == times
+    assert 0 <= run.started - began < 2 and run.started + run.traces[-1].end <= time.perf_counter()
     assert typical(t.lag for t in run.traces) == near(0) and all(0 <= t.lag < HICCUP for t in run.traces)
     assert typical(t.ttft for t in run.traces) == near(0.4) and all(t.wait == 0 for t in run.traces)
     assert all(t.ttft == about(0.4) and t.ttft_sent == pytest.approx(t.ttft - t.lag) for t in run.traces)

@@ -19,7 +19,10 @@ Watcher = Callable[[Session], None]  # called a few times a second while a run g
 
 @dataclass
 class LoadRun:
-    """A run's raw data. `config` says what was asked; `problem`, why it ended early (None: it did not)."""
+    """A run's raw data. `config` says what was asked; `problem`, why it ended early (None: it did not).
+
+    started: `time.perf_counter()` at which all times in `traces` and `gauges` are zero.
+    """
 
     config: dict[str, Any]
     traces: list[RequestTrace]
@@ -28,6 +31,7 @@ class LoadRun:
     lateness: list[float] = field(default_factory=list)
     problem: str | None = None
     interrupted: bool = False
+    started: float = 0.0
 
 
 def closed_loop(target: Target, requests: Sequence[LoadRequest], concurrency: int, *,
@@ -93,7 +97,8 @@ def _run(target: Target, requests: Sequence[LoadRequest], warmup: Sequence[LoadR
                 for helper in helpers:
                     helper.cancel()
                 await asyncio.wait(helpers)
-            run.gauges, run.lateness, run.problem = gauges.samples, gauges.lateness, main.problem
+            run.gauges, run.lateness = gauges.samples, gauges.lateness
+            run.problem, run.started = main.problem, main.started
 
     def body() -> None:
         try:

@@ -26,11 +26,11 @@ class Session:
         self.in_flight: dict[asyncio.Future, RequestTrace] = {}
         self._http, self._target = http, target
         self._over = asyncio.Event()
-        self._start = self._heard_at = 0.0
+        self.started = self._heard_at = 0.0
 
     def clock(self) -> float:
         """Seconds since the run began."""
-        return time.perf_counter() - self._start
+        return time.perf_counter() - self.started
 
     async def closed(self, concurrency: int) -> None:
         queue = iter(self.traces)
@@ -104,7 +104,7 @@ class Session:
         self._heard_at = self.clock()
 
     async def _watched(self, *work: Coroutine) -> None:
-        self._start = time.perf_counter()
+        self.started = time.perf_counter()
         watch = asyncio.ensure_future(self._watch())
         try:
             await asyncio.gather(*work)
