@@ -719,7 +719,7 @@ for name, (key, over) in {
     "an engine thread": ("threaded", alone.median),
 }.items():
     glue(f"{key}_worst", max(latency[name].samples), ".2f")
-    glue(f"{key}_worst_ms", 1e3 * max(latency[name].samples), ",.0f")
+    glue(f"{key}_worst_ms", 1e3 * max(latency[name].samples), ".0f")
     glue(f"{key}_median_ms", 1e3 * latency[name].median, ".1f")
     glue(f"{key}_all", probed_runs[name][0], ".2f")
     glue(f"{key}_over", probed_runs[name][0] / over, ".2f")
@@ -1126,7 +1126,7 @@ table(
 )
 
 # %% tags=["remove-input"]
-glue("offline_rate", rate["offline"], ",.0f")
+glue("offline_rate", rate["offline"], ".0f")
 glue("loop_busy", 100 * event_seconds * rate["offline"], ".1f")
 glue("share_bound", 100 * predicted_share, ".0f")
 glue("share_streamed", 100 * rate["streamed"] / rate["offline"], ".0f")
@@ -1264,8 +1264,8 @@ thread_ratio = beside["a busy thread"].median / beside["nobody"].median
 lost = (beside["a busy thread"].median - beside["a busy process"].median) / interval
 glue("process_ratio", process_ratio, ".1f")
 glue("thread_ratio", thread_ratio, ".1f")
-glue("thread_ms", 1e3 * beside["a busy thread"].median, ",.0f")
-glue("lost", max(0.0, lost), ",.0f")
+glue("thread_ms", 1e3 * beside["a busy thread"].median, ".0f")
+glue("lost", max(0.0, lost), ".0f")
 glue("lost_share", 100 * max(0.0, lost) / calls, ".0f")
 record.headline("a step beside a busy thread over a step alone", thread_ratio, "×")
 
