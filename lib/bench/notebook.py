@@ -27,13 +27,13 @@ def in_notebook() -> bool:
 
 
 class _Plain:
-    """Text that Jupyter shows without the quotes of a str's repr."""
+    """Text for the prose. MyST-NB evaluates what it can as a Python literal, so "1,000" has to look like a string."""
 
     def __init__(self, text: str):
         self.text = text
 
     def __repr__(self) -> str:
-        return self.text
+        return repr(self.text)
 
 
 def glue(name: str, value: Any, fmt: str = "") -> None:
