@@ -49,6 +49,7 @@ else:
     os.chdir(home / "chapters")
 
 # %%
+import functools
 import gc
 import textwrap
 from dataclasses import replace
@@ -769,19 +770,19 @@ def decode_times(kind, batch_size, context, repeats):
     """Timings: a whole step, attention of all layers alone, and the copy of all layers alone (None without one)."""
     cache, attention, scheduled, block_size = laid_out(kind, batch_size, context)
     runner = ModelRunner(gpt2.model, attention)
-    whole = measure(lambda: runner.run(Batch.build(scheduled, block_size, device)).argmax(-1).tolist(), warmup=2,
+    whole = measure(lambda: runner.run(Batch.build(scheduled, block_size, device)).argmax(-1).tolist(), warmup=1,
                     repeats=repeats, device=device)
     batch = Batch.build(scheduled, block_size, device)
     q, k, v = (torch.randn(batch_size, config.num_heads, config.head_dim, device=device) for _ in range(3))
     layers = range(config.num_layers)
-    alone = measure(lambda: [attention(layer, q, k, v, batch) for layer in layers], warmup=2, repeats=repeats,
+    alone = measure(lambda: [attention(layer, q, k, v, batch) for layer in layers], warmup=1, repeats=repeats,
                     device=device)
     if kind == "contiguous":
         return whole, alone, None
     tables = batch.block_table.long()
     copied = 2 * config.num_layers * gather(cache.k[0], tables).nbytes
     assert copied == batch_size * blocks_for(context, BLOCK) * BLOCK * per_token  # counted: a step's copies
-    copy = measure(lambda: [gather(x[layer], tables) for layer in layers for x in (cache.k, cache.v)], warmup=2,
+    copy = measure(lambda: [gather(x[layer], tables) for layer in layers for x in (cache.k, cache.v)], warmup=1,
                    repeats=repeats, device=device)
     return whole, alone, copy
 
@@ -809,9 +810,10 @@ BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16], gpu=[1, 4, 16, 64, 128])
 CONTEXT = pick(smoke=32, cpu=256, gpu=512)
 CONTEXTS = pick(smoke=[16, 32], cpu=[64, 256, 1000], gpu=[64, 256, 512, 1000])
 BATCH = pick(smoke=2, cpu=4, gpu=64)
-REPEATS = pick(smoke=1, cpu=5, gpu=20)
+REPEATS = pick(smoke=1, cpu=3, gpu=20)
 
 
+@functools.cache  # the two sweeps share a point
 def gather_point(batch_size, context):
     slot_whole, slot_alone, _ = decode_times("contiguous", batch_size, context, REPEATS)
     block_whole, block_alone, copy = decode_times("paged", batch_size, context, REPEATS)
