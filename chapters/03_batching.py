@@ -111,7 +111,7 @@ roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
 # are exact, so that we can look for the turning point before we run anything.
 
 # %%
-PROMPT, NEW = pick(smoke=4, cpu=8, gpu=8), pick(smoke=3, cpu=8, gpu=50)
+PROMPT, NEW = pick(smoke=4, cpu=8, gpu=8), pick(smoke=3, cpu=6, gpu=50)
 BATCHES = pick(smoke=[1, 2], cpu=[1, 2, 4, 8, 16, 32, 64], gpu=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
 half = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 DTYPES = pick(smoke=["float32"], cpu=["float32"], gpu=["float32", half])
@@ -810,7 +810,7 @@ record.headline("over transformers generate_batch, variable lengths", over_hf_co
 # take the same steps, whatever the number of slots. We can count that for all of them, and run one.
 
 # %%
-EQUAL = pick(smoke=4, cpu=16, gpu=50)
+EQUAL = pick(smoke=4, cpu=8, gpu=50)
 equal = equal_length(llm.config.vocab_size, n=24, prompt=PROMPT, output=EQUAL)
 assert all(static_steps([50] * 24, slots) == continuous_steps([50] * 24, slots) for slots in range(1, 25))
 equal_runs = {name: trace(engine, equal) for name, engine in (("static", static_llm), ("continuous", llm))}
