@@ -105,13 +105,21 @@ _ = atexit.register(open_until_the_end.close)
 
 
 def tiny_checkpoint(folder):
-    config = {"model_type": "gpt2", "vocab_size": 1000, "n_positions": 256, "n_embd": 64}
+    config = {
+        "model_type": "gpt2",
+        "vocab_size": 1000,
+        "n_positions": 256,
+        "n_embd": 64,
+    }
     config |= {"n_layer": 2, "n_head": 4, "eos_token_id": 999}
     (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(0)
     shapes = build_model(load_config(folder)).checkpoint_shapes()
     save_file(
-        {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()},
+        {
+            name: 0.2 * torch.randn(shape, generator=generator)
+            for name, shape in shapes.items()
+        },
         folder / "model.safetensors",
     )
     return str(folder)
@@ -187,7 +195,9 @@ show_source(RequestTrace, "ttft", "ttft_sent", "e2e", "tpot", "gaps", "lag")
 # on how many may wait. It will be needed at the end.
 
 # %%
-LEVELS = pick(smoke=[1, 4], cpu=[1, 4, 8, 16, 32], gpu=[1, 4, 8, 16, 32, 64, 128])  # users
+LEVELS = pick(
+    smoke=[1, 4], cpu=[1, 4, 8, 16, 32], gpu=[1, 4, 8, 16, 32, 64, 128]
+)  # users
 SEQS = LEVELS[-1]  # sequences in a step: all users find a place
 LIMIT = SEQS + SEQS // 4  # of the fourth server: running or waiting
 ANSWER = pick(smoke=4, cpu=16, gpu=50)  # tokens of each answer
@@ -209,8 +219,12 @@ SERVERS = {
 SEQUENTIAL, CONTIGUOUS, PAGED, LIMITED = SERVERS
 COMPARED = [SEQUENTIAL, CONTIGUOUS, PAGED]
 
-servers = {name: ServerProcess(*shared, *arguments) for name, arguments in SERVERS.items()}
-with ThreadPoolExecutor() as pool:  # they load side by side, and sleep until they are asked
+servers = {
+    name: ServerProcess(*shared, *arguments) for name, arguments in SERVERS.items()
+}
+with (
+    ThreadPoolExecutor() as pool
+):  # they load side by side, and sleep until they are asked
     list(pool.map(open_until_the_end.enter_context, servers.values()))
 targets = {name: Target(server.url, "model") for name, server in servers.items()}
 served = httpx.get(servers[PAGED].url + "/v1/models", trust_env=False).json()["data"][0]
@@ -230,8 +244,8 @@ glue("compare_at", COMPARE_AT)
 glue("levels", ", ".join(map(str, LEVELS)))
 if served["weights"] == "random":
     print(
-        "The weights are RANDOM in this run. Speed does not depend on what the weights say.\n"
-        "Prompts are random token ids and answers have a fixed length, so no text is needed."
+        "The weights are RANDOM in this run. Speed does not depend on what they say.\n"
+        "Prompts are random token ids, answers have a fixed length: no text is needed."
     )
 
 # %% [markdown]
@@ -256,29 +270,37 @@ if served["weights"] == "random":
 # %%
 def ask(n, workload="short", seed=0, tokens=ANSWER):
     """n requests. All servers get the same ones."""
-    return make_requests(workload, n, max_tokens=tokens, vocab_size=VOCABULARY, seed=seed)
+    return make_requests(
+        workload, n, max_tokens=tokens, vocab_size=VOCABULARY, seed=seed
+    )
 
 
 def requests_at(users):
-    """Two rounds, so that every user but the first comes to a server that is busy with the others."""
+    """Two rounds, so that users come to a server that is busy with others."""
     return max(pick(smoke=2, cpu=4, gpu=8), 2 * users)
 
 
 def users_at_once(name, users, workload="short", seed=0):
     warmup = ask(min(users, 4), workload, seed=1000 + seed)
-    run = closed_loop(targets[name], ask(requests_at(users), workload, seed), users, warmup=warmup)
-    assert all(t.completed for t in run.traces), text_report(run)  # below the limit nothing fails
+    run = closed_loop(
+        targets[name], ask(requests_at(users), workload, seed), users, warmup=warmup
+    )
+    assert all(t.completed for t in run.traces), text_report(
+        run
+    )  # below the limit nothing fails
     return run
 
 
 def model_of(name):
-    """a and b of the step, in seconds, from one user and from as many as find a place."""
+    """a and b of the step (s), from one user and from as many as find a place."""
     if name == SEQUENTIAL:
         alone = summarize(users_at_once(name, 1, seed=500))
         return alone["e2e"]["p50"] / ANSWER, 0.0
     times = []
     for users in (1, SEQS):
-        run = closed_loop(targets[name], ask(users * 2, seed=500), users, warmup=ask(2, seed=1500))
+        run = closed_loop(
+            targets[name], ask(users * 2, seed=500), users, warmup=ask(2, seed=1500)
+        )
         times.append(median(t.e2e_sent for t in run.traces) / ANSWER)
     b = max(1e-6, (times[1] - times[0]) / (SEQS - 1))
     return max(1e-6, times[0] - b), b
@@ -309,13 +331,20 @@ table(
         ]
         for name in COMPARED
     ],
-    headers=["server", "a (ms)", "b (ms)", "tok/s, 1 user", f"{SEQS} users", "answer (s)"],
+    headers=[
+        "server",
+        "a (ms)",
+        "b (ms)",
+        "tok/s, 1 user",
+        f"{SEQS} users",
+        "answer (s)",
+    ],
 )
 
 # %% tags=["remove-input"]
-batching_predicted = predicted_throughput(CONTIGUOUS, COMPARE_AT) / predicted_throughput(
-    SEQUENTIAL, COMPARE_AT
-)
+batching_predicted = predicted_throughput(
+    CONTIGUOUS, COMPARE_AT
+) / predicted_throughput(SEQUENTIAL, COMPARE_AT)
 paging_predicted = predicted_throughput(PAGED, COMPARE_AT) / predicted_throughput(
     CONTIGUOUS, COMPARE_AT
 )
@@ -376,7 +405,7 @@ stall_count = max(12, round(stall_rate * pick(smoke=1, cpu=5, gpu=10)))
 
 
 def stop_for_a_while(server, times):
-    """From now on, in another thread: let it run, stop it, let it run again. Notes when."""
+    """Let it run, stop it, let it run again. Notes when."""
     for number in (signal.SIGSTOP, signal.SIGCONT):
         time.sleep(STALL)
         server.signal(number)
@@ -436,7 +465,7 @@ glue("stall_p90_sent", s["e2e_sent"]["p90"], ".2f")
 # {glue:text}`stall_p90_sent` s by the first clock and {glue:text}`stall_p90_due` s by the second. The users had the second.
 # From here on, times are since due.
 #
-# ## Measure: from one user to {glue:text}`seqs`
+# ## Measure: from one user to many
 
 # %%
 closed = {}
@@ -447,7 +476,12 @@ add_to_record(
     record,
     "closed_loop",
     list(closed.values()),
-    params={"workload": "short", "prompt": FIXED["short"], "answer": ANSWER, "max_num_seqs": SEQS},
+    params={
+        "workload": "short",
+        "prompt": FIXED["short"],
+        "answer": ANSWER,
+        "max_num_seqs": SEQS,
+    },
     server=[name for name, _ in closed],
     users=[users for _, users in closed],
 )
@@ -459,7 +493,10 @@ by_users = record.add(
     params={"answer": ANSWER},
     columns={
         "users": LEVELS,
-        **{name: [closed_rows[name, u]["output_throughput"] for u in LEVELS] for name in COMPARED},
+        **{
+            name: [closed_rows[name, u]["output_throughput"] for u in LEVELS]
+            for name in COMPARED
+        },
         **{
             f"{name}, predicted": [predicted_throughput(name, u) for u in LEVELS]
             for name in COMPARED
@@ -540,10 +577,16 @@ lines(
     x=LEVELS,
     y={name: latency_by_users[f"{name}, p95"] for name in COMPARED},
     recorded=recorded_lines(
-        others, "latency_by_users", x="users", y={name: f"{name}, p95" for name in COMPARED}
+        others,
+        "latency_by_users",
+        x="users",
+        y={name: f"{name}, p95" for name in COMPARED},
     ),
     reference={
-        published.label: (p["concurrency"], {SEQUENTIAL: p["sequential"], PAGED: p["paged"]})
+        published.label: (
+            p["concurrency"],
+            {SEQUENTIAL: p["sequential"], PAGED: p["paged"]},
+        )
     },
 )
 ax.set(xlabel="users", ylabel="p95 of an answer (s)")
@@ -557,7 +600,10 @@ for i, name in enumerate(COMPARED):
     lines(
         ax,
         x=[1e3 * closed_rows[name, u]["e2e"]["p50"] / ANSWER for u in LEVELS],
-        y={n: by_users[n] if n == name else [None] * len(LEVELS) for n in COMPARED[: i + 1]},
+        y={
+            n: by_users[n] if n == name else [None] * len(LEVELS)
+            for n in COMPARED[: i + 1]
+        },
     )
 ax.set(xlabel="ms a token, as the median user sees it", ylabel="tokens a second")
 log10_axis(ax, "x")
@@ -596,7 +642,7 @@ for workload in FIXED:
         if workload == "short":
             lengths[workload, name] = closed_rows[name, COMPARE_AT]["output_throughput"]
             continue
-        # A queue does not change what the sequential server gives, as the sweep has shown: a few requests are enough.
+        # A queue does not change what this one gives, as the sweep has shown.
         users = pick(smoke=2, cpu=4, gpu=16) if name == SEQUENTIAL else COMPARE_AT
         run = users_at_once(name, users, workload, seed=30)
         lengths[workload, name] = summarize(run)["output_throughput"]
@@ -710,7 +756,7 @@ glue("http_share", 100 * http["share"][0], ".0f")
 
 # %%
 def fit(name):
-    """a and b again, by least squares over all numbers of users that have now been measured."""
+    """a and b again, by least squares over all numbers of users measured."""
     times = [closed_rows[name, users]["e2e_sent"]["p50"] / ANSWER for users in LEVELS]
     slope, shared_part = linear_regression(LEVELS, times)
     return max(1e-6, shared_part), max(1e-6, slope)
@@ -730,9 +776,14 @@ SLO = {"ttft": ANSWER * (a + b * SEQS) / 2, "tpot": 1.5 * (a + b * SEQS)}
 
 
 def predicted_ttft(share, seconds=SECONDS):
-    """Mean wait for the first token, in seconds: half a step and a step, and in overload the queue."""
+    """Mean wait for the first token (s): one and a half steps, and the queue."""
     inside = min(
-        SEQS, share * capacity * ANSWER * (a + b) / max(1e-9, 1 - share * capacity * ANSWER * b)
+        SEQS,
+        share
+        * capacity
+        * ANSWER
+        * (a + b)
+        / max(1e-9, 1 - share * capacity * ANSWER * b),
     )
     inside = SEQS if share >= 1 or inside < 0 else inside
     return 1.5 * (a + b * inside) + max(0.0, share - 1) * seconds / 2
@@ -744,7 +795,9 @@ def arrivals_at(name, share, kind="poisson", seed=0, burstiness=1.0, seconds=SEC
     times = arrival_times(kind, n, rate=rate, burstiness=burstiness, seed=seed)
     if kind == "burst":
         times = arrival_times("burst", n)
-    return open_loop(targets[name], ask(n, seed=70 + seed), times, warmup=ask(2, seed=71 + seed))
+    return open_loop(
+        targets[name], ask(n, seed=70 + seed), times, warmup=ask(2, seed=71 + seed)
+    )
 
 
 opened = {}
@@ -754,9 +807,12 @@ for i, share in enumerate(sweep(SHARES, "offered rate")):
         opened[LIMITED, share] = arrivals_at(LIMITED, share, seed=i)
 for (name, _), run in opened.items():
     counts = summarize(run)
-    assert sum(counts[outcome] for outcome in OUTCOMES) == counts["requests"]  # one outcome each
     assert (
-        counts["completed"] + (counts["rejected"] if name == LIMITED else 0) == counts["requests"]
+        sum(counts[outcome] for outcome in OUTCOMES) == counts["requests"]
+    )  # one outcome each
+    assert (
+        counts["completed"] + (counts["rejected"] if name == LIMITED else 0)
+        == counts["requests"]
     )
 add_to_record(
     record,
@@ -796,7 +852,9 @@ glue("first_share", SHARES[0])
 glue("ttft_low", open_rows[PAGED, SHARES[0]]["ttft"]["p50"], ".2f")
 glue("ttft_high", open_rows[PAGED, SHARES[-1]]["ttft"]["p50"], ".2f")
 glue("ttft_high_predicted", predicted_ttft(SHARES[-1]), ".2f")
-reached = max(row["request_throughput"] for (name, _), row in open_rows.items() if name == PAGED)
+reached = max(
+    row["request_throughput"] for (name, _), row in open_rows.items() if name == PAGED
+)
 glue("reached_share", 100 * reached / capacity, ".0f")
 record.headline("requests/s reached / predicted capacity", reached / capacity)
 
@@ -826,9 +884,12 @@ lines(
     y={
         "no limit: goodput": [open_rows[PAGED, x]["goodput"] for x in SHARES],
         "with a limit: goodput": [
-            open_rows[LIMITED, x]["goodput"] if x in limited_shares else None for x in SHARES
+            open_rows[LIMITED, x]["goodput"] if x in limited_shares else None
+            for x in SHARES
         ],
-        "no limit: throughput": [open_rows[PAGED, x]["request_throughput"] for x in SHARES],
+        "no limit: throughput": [
+            open_rows[PAGED, x]["request_throughput"] for x in SHARES
+        ],
     },
 )
 bound(ax, [0, SHARES[-1] * capacity], [0, SHARES[-1] * capacity], "offered")
@@ -845,7 +906,10 @@ for i, name in enumerate((PAGED, LIMITED)):
         lines(
             ax,
             x=[g["t"] for g in samples],
-            y={n: [g["waiting"] if n == label[name] else None for g in samples] for n in names},
+            y={
+                n: [g["waiting"] if n == label[name] else None for g in samples]
+                for n in names
+            },
         )
 ax.set(xlabel="time (s)", ylabel="waiting", ylim=(0, None))
 show(fig, "06_queue")
