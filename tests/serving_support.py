@@ -48,7 +48,8 @@ def write_checkpoint(folder: Path, hidden: int = 64, layers: int = 2, seed: int 
 
 def start(checkpoint: Path, *arguments: str, module: str = "lib.serving") -> ServerProcess:
     """Not started yet: use `with`. One thread, because the model is tiny and tests may run side by side."""
-    return ServerProcess("--model", str(checkpoint), "--device", "cpu", *arguments, startup_timeout=120,
+    return ServerProcess("--model", str(checkpoint), "--device", "cpu", "--attention", "gather", *arguments,
+                         startup_timeout=300,
                          command=[sys.executable, "-m", module], environment={"OMP_NUM_THREADS": "1"})
 
 

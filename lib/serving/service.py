@@ -19,6 +19,7 @@ from lib.serving.metrics import Metrics
 from lib.serving.observer import Observer
 from lib.serving.streaming import DONE, ClientGone, EventStream, event, unless_gone
 from lib.serving.tokens import TokenizerPool
+from lib.serving.warmup import warm_up
 
 Prepare = Callable[[], Awaitable[tuple[list[list[int]], SamplingParams]]]  # the prompts' token ids, and the parameters
 
@@ -44,6 +45,7 @@ class Service:
 
         def make() -> LLM:
             llm = make_llm()
+            warm_up(llm)
             self.tokens = TokenizerPool(llm)
             return llm
 
