@@ -22,7 +22,7 @@ from lib.engine.batch import Batch
 
 # The kernel does one dot product at a time: right where memory is the limit, which a few queries share each time. With
 # many queries arithmetic is the limit, and a matrix product does it faster, even after a copy.
-_MOST_QUERIES = 16
+_MOST_QUERIES = 8
 
 
 @dataclass

@@ -59,7 +59,25 @@ def _narrow(typingctx, x, like):
     return like(types.float32, like), generate
 
 
+@intrinsic
+def _prefetch_line(typingctx, address):
+    """Start loading the cache line at `address` into the second level, and do not wait."""
+    def generate(context, builder, signature, args):
+        pointer = ir.IntType(8).as_pointer()
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer],
+                                                    ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32]))
+        builder.call(prefetch, [builder.inttoptr(args[0], pointer), _I32(0), _I32(2), _I32(1)])
+        return context.get_dummy_value()
+    return types.void(types.intp), generate
+
+
 _I32 = ir.IntType(32)
+
+
+@_compiled
+def _prefetch(address, num_bytes):
+    for line in range(0, num_bytes, 64):
+        _prefetch_line(address + line)
 
 
 @_compiled
@@ -101,23 +119,30 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
             for d in range(size):
                 acc[i, g, d] = np.float32(0)
                 scaled[i, g, d] = _widen(q[token + i, g, d]) * scale
+    head_bytes, keys_at, values_at = size * keys.itemsize, keys.ctypes.data, values.ctypes.data
     scores = np.empty((heads, KEY_TILE), np.float32)
-    bits, slots = np.empty(KEY_TILE, np.int32), np.empty(KEY_TILE, np.int64)
+    bits, slots = np.empty(KEY_TILE, np.int32), np.empty(2 * KEY_TILE, np.int64)  # slots of this tile and the next
     for tile in range(piece[FIRST], piece[LAST]):
         start = tile * KEY_TILE
-        for t in range(min(KEY_TILE, seen - start)):
-            position = start + t
+        for t in range(2 * KEY_TILE):
+            position = min(start + t, seen - 1)  # beyond the end the last key again: to be read four by four, and weigh 0
             slots[t] = np.int64(table[row, position // block_size]) * block_size + position % block_size
         for i in range(queries):
             count = min(KEY_TILE, seen - (queries - 1 - i) - start)  # keys of this tile that query i sees
-            for t in range(count):  # tokens outside, heads inside: memory is read in the order it lies in
-                slot = slots[t]
+            for t in range(0, count, 4):  # tokens outside, heads inside: memory is read in the order it lies in
+                s0, s1, s2, s3 = slots[t], slots[t + 1], slots[t + 2], slots[t + 3]
                 for h in range(kv_heads):
+                    for u in range(t, t + 4 if i == 0 else t):  # these keys' values are next: blocks lie too far apart
+                        _prefetch(values_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)  # for the CPU to guess
                     for g in range(h * group, (h + 1) * group):  # the group's queries share what was loaded
-                        score = np.float32(0)
+                        a = b = c = e = np.float32(0)
                         for d in range(size):
-                            score += scaled[i, g, d] * _widen(keys[slot, h, d])
-                        scores[g, t] = score
+                            x = scaled[i, g, d]
+                            a += x * _widen(keys[s0, h, d])
+                            b += x * _widen(keys[s1, h, d])
+                            c += x * _widen(keys[s2, h, d])
+                            e += x * _widen(keys[s3, h, d])
+                        scores[g, t], scores[g, t + 1], scores[g, t + 2], scores[g, t + 3] = a, b, c, e
             for g in range(heads if count > 0 else 0):
                 top = peak[i, g]
                 for t in range(count):
@@ -135,13 +160,18 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
                     for d in range(size):
                         acc[i, g, d] *= shrink
                 norm[i, g] += total
-            for t in range(count):
-                slot = slots[t]
+                for t in range(count, KEY_TILE):
+                    scores[g, t] = np.float32(0)
+            for t in range(0, count, 4):
+                s0, s1, s2, s3 = slots[t], slots[t + 1], slots[t + 2], slots[t + 3]
                 for h in range(kv_heads):
+                    for u in range(KEY_TILE + t, KEY_TILE + t + 4 if i == 0 else t):  # and then the next tile's keys
+                        _prefetch(keys_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
                     for g in range(h * group, (h + 1) * group):
-                        p = scores[g, t]
+                        a, b, c, e = scores[g, t], scores[g, t + 1], scores[g, t + 2], scores[g, t + 3]
                         for d in range(size):
-                            acc[i, g, d] += p * _widen(values[slot, h, d])
+                            acc[i, g, d] += (a * _widen(values[s0, h, d]) + b * _widen(values[s1, h, d])
+                                             + c * _widen(values[s2, h, d]) + e * _widen(values[s3, h, d]))
 
 
 @_compiled
