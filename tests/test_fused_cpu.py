@@ -114,3 +114,16 @@ def test_auto_in_float16(llama):
         assert isinstance(llama.engine(dtype="float16", attention="auto").runner.attention, GatherAttention)
     with pytest.raises(ValueError, match="dtype must be one of"):
         llama.engine(dtype="float16", attention="fused")
+
+
+def test_where_nothing_can_be_kept_on_disk_the_kernel_still_compiles(monkeypatch):
+    from lib.attention import numba_kernel
+
+    def njit(function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return function, options
+
+    monkeypatch.setattr(numba_kernel, "njit", njit)
+    assert numba_kernel._compiled(len)[0] is len
+    assert numba_kernel._compiled(parallel=True)(len)[1]["parallel"]
