@@ -50,7 +50,7 @@ def test_a_sweep_below_the_limit_loses_nothing(server, tmp_path):
 
 
 def test_above_the_limit_exactly_those_over_capacity_are_refused(server):
-    requests = make_requests("short", 40, max_tokens=100, vocab_size=256)
+    requests = make_requests("short", 40, max_tokens=800, vocab_size=256)
     run = open_loop(Target(server.url), requests, [0.0] * 40)
     s = summarize(run, {"ttft": 600.0})
     assert (s["completed"], s["rejected"], s["good"]) == (CAPACITY, 40 - CAPACITY, CAPACITY)
