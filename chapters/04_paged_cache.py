@@ -64,6 +64,7 @@ from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention, gather
 from lib.bench import (
     Record,
+    Timing,
     counts,
     figure,
     glue,
@@ -765,34 +766,28 @@ def laid_out(kind, batch_size, context):
 
 
 # %% tags=["hide-input"]
-@torch.inference_mode()
-def decode_times(kind, batch_size, context, repeats):
-    """Timings: a whole step, attention of all layers alone, and the copy of all layers alone (None without one)."""
+def decode_jobs(kind, batch_size, context):
+    """What to time, by name: a whole step, attention of all layers alone, and for blocks the copies of all layers."""
     cache, attention, scheduled, block_size = laid_out(kind, batch_size, context)
     runner = ModelRunner(gpt2.model, attention)
-    whole = measure(lambda: runner.run(Batch.build(scheduled, block_size, device)).argmax(-1).tolist(), warmup=1,
-                    repeats=repeats, device=device)
     batch = Batch.build(scheduled, block_size, device)
     q, k, v = (torch.randn(batch_size, config.num_heads, config.head_dim, device=device) for _ in range(3))
     layers = range(config.num_layers)
-    alone = measure(lambda: [attention(layer, q, k, v, batch) for layer in layers], warmup=1, repeats=repeats,
-                    device=device)
-    if kind == "contiguous":
-        return whole, alone, None
-    tables = batch.block_table.long()
-    copied = 2 * config.num_layers * gather(cache.k[0], tables).nbytes
-    assert copied == batch_size * blocks_for(context, BLOCK) * BLOCK * per_token  # counted: a step's copies
-    copy = measure(lambda: [gather(x[layer], tables) for layer in layers for x in (cache.k, cache.v)], warmup=1,
-                   repeats=repeats, device=device)
-    return whole, alone, copy
+    jobs = {kind: lambda: runner.run(Batch.build(scheduled, block_size, device)).argmax(-1).tolist(),
+            f"{kind}_attention": lambda: [attention(layer, q, k, v, batch) for layer in layers]}
+    if kind == "paged":
+        tables = batch.block_table.long()
+        copied = 2 * config.num_layers * gather(cache.k[0], tables).nbytes
+        assert copied == batch_size * blocks_for(context, BLOCK) * BLOCK * per_token  # counted: a step's copies
+        jobs["copy"] = lambda: [gather(x[layer], tables) for layer in layers for x in (cache.k, cache.v)]
+    return jobs
 
 
 twin = transformers_twin(gpt2)
 
 
-@torch.inference_mode()
-def twin_step_times(batch_size, context, repeats):
-    """transformers' decode step over a dynamic cache that holds `context` - 1 tokens of each sequence."""
+def twin_job(batch_size, context):
+    """transformers' decode step over a dynamic cache of `context` - 1 tokens a sequence, and its setup."""
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
     piece = torch.randn(config.num_heads, 1, config.head_dim, device=device)
 
@@ -802,26 +797,29 @@ def twin_step_times(batch_size, context, repeats):
             cache.update(*(piece.expand(batch_size, -1, context - 1, -1).contiguous() for _ in range(2)), layer)
         return cache
 
-    return measure(lambda cache: twin(input_ids=ids, past_key_values=cache, use_cache=True).logits.argmax(-1).tolist(),
-                   setup=filled, warmup=1, repeats=repeats, device=device)
+    return lambda cache: twin(input_ids=ids, past_key_values=cache, use_cache=True).logits.argmax(-1).tolist(), filled
 
 
 BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16], gpu=[1, 4, 16, 64, 128])
 CONTEXT = pick(smoke=32, cpu=256, gpu=512)
 CONTEXTS = pick(smoke=[16, 32], cpu=[64, 256, 1000], gpu=[64, 256, 512, 1000])
 BATCH = pick(smoke=2, cpu=4, gpu=64)
-REPEATS = pick(smoke=1, cpu=3, gpu=20)
+REPEATS = pick(smoke=1, cpu=5, gpu=20)
 
 
 @functools.cache  # the two sweeps share a point
+@torch.inference_mode()
 def gather_point(batch_size, context):
-    slot_whole, slot_alone, _ = decode_times("contiguous", batch_size, context, REPEATS)
-    block_whole, block_alone, copy = decode_times("paged", batch_size, context, REPEATS)
+    """All timings of one point. They take turns, so that a busy moment of the machine meets all of them alike."""
+    jobs = {**decode_jobs("contiguous", batch_size, context), **decode_jobs("paged", batch_size, context)}
+    jobs = {name: (job, None) for name, job in jobs.items()} | {"transformers": twin_job(batch_size, context)}
+    samples = {name: [] for name in jobs}
+    for turn in range(1 + REPEATS):  # the first is the warm-up
+        for name, (job, setup) in jobs.items():
+            timing = measure(job, setup=setup, warmup=0, repeats=1, device=device)
+            samples[name] += timing.samples if turn else ()
     bound_slot, bound_block = predict(batch_size, context)
-    gc.collect()
-    return {"batch": batch_size, "context": context, "contiguous": slot_whole, "paged": block_whole,
-            "contiguous_attention": slot_alone, "paged_attention": block_alone, "copy": copy,
-            "transformers": twin_step_times(batch_size, context, REPEATS),
+    return {"batch": batch_size, "context": context, **{name: Timing(tuple(taken)) for name, taken in samples.items()},
             "bound_contiguous": bound_slot, "bound_paged": bound_block,
             "copied_bytes": batch_size * blocks_for(context, BLOCK) * BLOCK * per_token}
 

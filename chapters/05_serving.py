@@ -38,16 +38,7 @@ else:
 
     home = Path("/content/token-by-token")
     if not home.exists():
-        subprocess.run(
-            [
-                "git",
-                "clone",
-                "--depth=1",
-                "https://github.com/token-by-token/token-by-token",
-                str(home),
-            ],
-            check=True,
-        )
+        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
         (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)

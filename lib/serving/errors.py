@@ -13,8 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from lib.serving.refusals import describe
 from lib.serving.logs import log
+from lib.serving.refusals import describe
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 500: "server_error",
           503: "overloaded_error", 504: "timeout_error"}
