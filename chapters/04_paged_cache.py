@@ -114,20 +114,30 @@ def request_of(token_ids, name="request"):
 # promise for each of them. Count what is ever written into the slots:
 
 # %%
-PROMISE = pick(smoke=256, cpu=512, gpu=2048)  # the longest sequence that the server allows, in tokens
+PROMISE = pick(
+    smoke=256, cpu=512, gpu=2048
+)  # the longest sequence that the server allows, in tokens
 REQUESTS = pick(smoke=6, cpu=20, gpu=256)
 work = variable_length(vocab_size=49152, n=REQUESTS)
 if scale() == "smoke":
     work = replace(work, max_tokens=[min(n, 4) for n in work.max_tokens])
-stored = [len(prompt) + n - 1 for prompt, n in zip(work.prompts, work.max_tokens)]  # the last token is never fed back
+stored = [
+    len(prompt) + n - 1 for prompt, n in zip(work.prompts, work.max_tokens)
+]  # the last token is never fed back
 used = sum(stored) / (REQUESTS * PROMISE)
 glue("requests", REQUESTS)
 glue("promise", PROMISE)
 glue("used_percent", 100 * used, ".0f")
-table([["requests", REQUESTS], ["tokens a slot is reserved for", PROMISE],
-       ["tokens of the mean sequence", f"{sum(stored) / REQUESTS:.0f}"], ["tokens of the longest", max(stored)],
-       ["share of the slots that is ever written", f"{used:.0%}"]],
-      headers=["", "counted"])
+table(
+    [
+        ["requests", REQUESTS],
+        ["tokens a slot is reserved for", PROMISE],
+        ["tokens of the mean sequence", f"{sum(stored) / REQUESTS:.0f}"],
+        ["tokens of the longest", max(stored)],
+        ["share of the slots that is ever written", f"{used:.0%}"],
+    ],
+    headers=["", "counted"],
+)
 
 # %% [markdown]
 # {glue:text}`used_percent` % of the memory holds something at the end of each sequence, and less before. The paper that
@@ -155,6 +165,7 @@ table([["requests", REQUESTS], ["tokens a slot is reserved for", PROMISE],
 # $(N_\text{block} - 1)/2$ on average if lengths are spread evenly. This is **internal fragmentation**. There is no
 # other kind: all blocks have one size, so a free block fits everybody.
 
+
 # %%
 def blocks_for(num_tokens, block_size):
     return -(-num_tokens // block_size)  # rounded up
@@ -167,9 +178,13 @@ waste = (paged_tokens - sum(stored)) / REQUESTS
 glue("reserve_ratio", contiguous_tokens / paged_tokens, ".1f")
 glue("mean_waste", waste, ".1f")
 glue("expected_waste", (BLOCK - 1) / 2, ".1f")
-table([["contiguous", f"{contiguous_tokens:,}", f"{sum(stored) / contiguous_tokens:.0%}"],
-       [f"paged, blocks of {BLOCK}", f"{paged_tokens:,}", f"{sum(stored) / paged_tokens:.0%}"]],
-      headers=["cache", "tokens reserved for the workload", "share used at the end"])
+table(
+    [
+        ["contiguous", f"{contiguous_tokens:,}", f"{sum(stored) / contiguous_tokens:.0%}"],
+        [f"paged, blocks of {BLOCK}", f"{paged_tokens:,}", f"{sum(stored) / paged_tokens:.0%}"],
+    ],
+    headers=["cache", "tokens reserved for the workload", "share used at the end"],
+)
 
 # %% [markdown]
 # Two predictions. *On the same bytes, blocks of 16 hold up to {glue:text}`reserve_ratio` times as many of these
@@ -223,8 +238,14 @@ b.block_ids, b.num_computed_tokens = [5, 2], 6
 batch = Batch.build([Scheduled(a, 1), Scheduled(b, 1)], block_size=4)
 assert batch.slot_mapping.tolist() == [25, 10]
 assert batch.block_table.tolist() == [[3, 1, 6], [5, 2, 0]]
-table([["positions", batch.positions.tolist()], ["block_table", batch.block_table.tolist()],
-       ["slot_mapping", batch.slot_mapping.tolist()]], headers=["field", "value"])
+table(
+    [
+        ["positions", batch.positions.tolist()],
+        ["block_table", batch.block_table.tolist()],
+        ["slot_mapping", batch.slot_mapping.tolist()],
+    ],
+    headers=["field", "value"],
+)
 
 # %% [markdown]
 # Writing needs no more than that: `slot_mapping` says where each new key and value goes. Reading is the harder half.
@@ -244,7 +265,15 @@ show_source(GatherAttention, "__call__")
 # which block, and how much of it is filled.
 
 # %%
-llm = LLM("smollm2", dtype="float32", kv_cache="paged", attention="gather", block_size=4, num_blocks=16, max_num_seqs=8)
+llm = LLM(
+    "smollm2",
+    dtype="float32",
+    kv_cache="paged",
+    attention="gather",
+    block_size=4,
+    num_blocks=16,
+    max_num_seqs=8,
+)
 device, tokenizer = llm.device, llm.tokenizer
 
 
@@ -257,42 +286,104 @@ def watch(llm, arrivals):
     frames, outputs, known = [], {}, {}
     while llm.has_unfinished() or any(step >= len(frames) for step in arrivals):
         for name, token_ids, max_tokens in arrivals.get(len(frames), []):
-            llm.add_request(token_ids, SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True), name)
+            llm.add_request(
+                token_ids,
+                SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True),
+                name,
+            )
         known |= {r.request_id: r for r in [*llm.scheduler.running, *llm.scheduler.waiting]}
         before = {name: r.num_computed_tokens for name, r in known.items()}
         outputs |= {output.request_id: output.token_ids for output in llm.step() if output.finished}
-        frames.append({name: (r.status, max(0, r.num_computed_tokens - before[name]), r.metrics.num_preemptions,
-                              list(r.block_ids), r.num_computed_tokens) for name, r in known.items()})
+        frames.append(
+            {
+                name: (
+                    r.status,
+                    max(0, r.num_computed_tokens - before[name]),
+                    r.metrics.num_preemptions,
+                    list(r.block_ids),
+                    r.num_computed_tokens,
+                )
+                for name, r in known.items()
+            }
+        )
     return frames, outputs
 
 
-texts = {"A": "The capital of France is Paris, and the capital of Italy", "B": "One, two, three, four,",
-         "C": "The sun rises", "D": "Once upon a time there was a little mouse who lived in"}
+texts = {
+    "A": "The capital of France is Paris, and the capital of Italy",
+    "B": "One, two, three, four,",
+    "C": "The sun rises",
+    "D": "Once upon a time there was a little mouse who lived in",
+}
 prompts = {name: tokenizer.encode(text) for name, text in texts.items()}
-frames, answers = watch(llm, {0: [("A", prompts["A"], 10), ("B", prompts["B"], 20), ("C", prompts["C"], 6)],
-                              8: [("D", prompts["D"], 14)]})
-table([[name, len(prompts[name]), len(answers[name]), repr(texts[name] + tokenizer.decode(answers[name]))[:72]]
-       for name in texts],
-      headers=["request", "prompt tokens", "output tokens", "text (its beginning)"])
+frames, answers = watch(
+    llm,
+    {
+        0: [("A", prompts["A"], 10), ("B", prompts["B"], 20), ("C", prompts["C"], 6)],
+        8: [("D", prompts["D"], 14)],
+    },
+)
+table(
+    [
+        [
+            name,
+            len(prompts[name]),
+            len(answers[name]),
+            repr(texts[name] + tokenizer.decode(answers[name]))[:72],
+        ]
+        for name in texts
+    ],
+    headers=["request", "prompt tokens", "output tokens", "text (its beginning)"],
+)
+
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-pool", "caption": "The pool of a real run after six of its steps: 16 blocks of 4 slots. Full colour: slots that hold a token. Pale: slots that are reserved and still empty, which is internal fragmentation. Dashed: free. Block 0 is the null block. D arrives late; where the fresh blocks are used up, it takes blocks that A and C have given back."}}
 def draw_pool(ax, frame, num_blocks, block_size, names, columns=8):
     """The pool's blocks in rows; in each block, one cell a slot."""
-    owner = {block: (name, i) for name, (_, _, _, blocks, _) in frame.items() for i, block in enumerate(blocks)}
+    owner = {
+        block: (name, i)
+        for name, (_, _, _, blocks, _) in frame.items()
+        for i, block in enumerate(blocks)
+    }
     for block in range(num_blocks):
         x, y = block % columns, -(block // columns)
         held = owner.get(block)
         for slot in range(block_size):
             colour = COLOURS[names.index(held[0])] if held else "none"
             full = held is not None and held[1] * block_size + slot < frame[held[0]][4]
-            ax.add_patch(Rectangle((x + 0.06 + 0.88 * slot / block_size, y + 0.08), 0.88 / block_size - 0.03, 0.5,
-                                   facecolor=colour, alpha=1 if full else 0.22, linewidth=0))
+            ax.add_patch(
+                Rectangle(
+                    (x + 0.06 + 0.88 * slot / block_size, y + 0.08),
+                    0.88 / block_size - 0.03,
+                    0.5,
+                    facecolor=colour,
+                    alpha=1 if full else 0.22,
+                    linewidth=0,
+                )
+            )
         edge = COLOURS[names.index(held[0])] if held else TEXT
-        ax.add_patch(Rectangle((x + 0.03, y + 0.04), 0.92, 0.58, facecolor="none", linewidth=0.9, edgecolor=edge,
-                               linestyle="-" if held else (0, (2, 2)), hatch="////" if block == 0 else None,
-                               alpha=1 if held or block == 0 else 0.6))
-        ax.text(x + 0.5, y + 0.68, f"{held[0]} {block}" if held else str(block), ha="center", fontsize=7.5,
-                color=edge, fontweight="bold" if held else "normal")
+        ax.add_patch(
+            Rectangle(
+                (x + 0.03, y + 0.04),
+                0.92,
+                0.58,
+                facecolor="none",
+                linewidth=0.9,
+                edgecolor=edge,
+                linestyle="-" if held else (0, (2, 2)),
+                hatch="////" if block == 0 else None,
+                alpha=1 if held or block == 0 else 0.6,
+            )
+        )
+        ax.text(
+            x + 0.5,
+            y + 0.68,
+            f"{held[0]} {block}" if held else str(block),
+            ha="center",
+            fontsize=7.5,
+            color=edge,
+            fontweight="bold" if held else "normal",
+        )
     ax.set(xlim=(0, columns), ylim=(-((num_blocks - 1) // columns) - 0.02, 1.05))
     ax.axis("off")
 
@@ -305,13 +396,19 @@ for ax, step in zip(axes.flat, chosen):
     reserved, filled = 4 * sum(len(f[3]) for f in held), sum(f[4] for f in held)
     draw_pool(ax, frames[step], 16, 4, names)
     ax.set_title(f"step {step + 1}: {filled} of {reserved} reserved slots filled", fontsize=9)
-fig.legend([Patch(color=COLOURS[i]) for i in range(len(names))], [f"request {name}" for name in names],
-           loc="outside upper left", ncols=4)
+fig.legend(
+    [Patch(color=COLOURS[i]) for i in range(len(names))],
+    [f"request {name}" for name in names],
+    loc="outside upper left",
+    ncols=4,
+)
 show(fig, "04_pool")
 
-# %%
-reused = sorted({b for f in frames for b in f.get("D", (0, 0, 0, []))[3]}
-                & {b for f in frames for name in "AC" for b in f[name][3]})
+# %% tags=["remove-input"]
+reused = sorted(
+    {b for f in frames for b in f.get("D", (0, 0, 0, []))[3]}
+    & {b for f in frames for name in "AC" for b in f[name][3]}
+)
 glue("reused_blocks", "blocks " + ", ".join(map(str, reused)))
 assert llm.stats()["blocks_free"] == llm.stats()["blocks_total"] == 15  # all came back
 
@@ -332,7 +429,9 @@ assert llm.stats()["blocks_free"] == llm.stats()["blocks_total"] == 15  # all ca
 def oracle(model, token_ids, num_tokens):
     token_ids = list(token_ids)
     for _ in range(num_tokens):
-        token_ids.append(model(Batch.of_prompts([token_ids], device), FullAttention())[0].argmax().item())
+        token_ids.append(
+            model(Batch.of_prompts([token_ids], device), FullAttention())[0].argmax().item()
+        )
     return token_ids[-num_tokens:]
 
 
@@ -343,9 +442,9 @@ print("blocks of 4, shared pool, reused blocks: the same tokens as without a cac
 # %% [markdown]
 # ## Measure, first by counting: the published memory
 #
-# The published measurements give peak memory for GPT-2 in float32 on an A100, contiguous and paged. Memory is not like
-# time. It can be counted, and a count that is right is right to the last digit. We try to reproduce the published table
-# exactly.
+# The published measurements {cite}`achi9629engine` give peak memory for GPT-2 in float32 on an A100, contiguous and
+# paged. Memory is not like time. It can be counted, and a count that is right is right to the last digit. We try to
+# reproduce the published table exactly.
 #
 # A token of GPT-2 takes 2 · 12 layers · 768 numbers · 4 bytes. The contiguous column turns out to be a straight line.
 
@@ -356,12 +455,17 @@ per_token = kv_cache_bytes(GPT2_CONFIG, 1, torch.float32)
 assert per_token == 2 * 12 * 768 * 4 == 72 * 1024
 
 BASE, SLOPE = 534.8, 108
-for series, column in ((published["paged_vs_contiguous_by_batch"], "contiguous_mb"),
-                       (published["batch_sweep"], "peak_mb"),
-                       (sweeps["by_batch"], "contiguous_mb"), (sweeps["stress"], "contiguous_mb")):
+for series, column in (
+    (published["paged_vs_contiguous_by_batch"], "contiguous_mb"),
+    (published["batch_sweep"], "peak_mb"),
+    (sweeps["by_batch"], "contiguous_mb"),
+    (sweeps["stress"], "contiguous_mb"),
+):
     for batch_size, megabytes in zip(series["batch"], series[column]):
         assert megabytes is None or round(BASE + SLOPE * batch_size, 1) == megabytes
-print(f"{BASE} + {SLOPE}·B is every published contiguous entry; {SLOPE} MiB are {SLOPE * MIB // per_token:,} tokens")
+print(
+    f"{BASE} + {SLOPE}·B is every published contiguous entry; {SLOPE} MiB are {SLOPE * MIB // per_token:,} tokens"
+)
 
 # %% [markdown]
 # Every entry of four tables, to the last digit. (So "MB" there means MiB: with $10^6$ bytes, the slope would be no
@@ -376,8 +480,10 @@ print(f"{BASE} + {SLOPE}·B is every published contiguous entry; {SLOPE} MiB are
 # %%
 def peak_of_reset(k, v):
     """Bytes alive at most while `self.k = zeros(...); self.v = zeros(...)` replaces an older pair."""
-    return max(k + v + k,   # old K, old V, and the new K before the old one goes
-               k + v + v)   # new K, old V, new V
+    return max(
+        k + v + k,  # old K, old V, and the new K before the old one goes
+        k + v + v,
+    )  # new K, old V, new V
 
 
 slot = 1024 * per_token
@@ -395,8 +501,15 @@ assert slot == 72 * MIB and peak_of_reset(slot // 2, slot // 2) == SLOPE * MIB
 weights_mib = counts.weight_bytes(GPT2_CONFIG, "float32") / MIB
 masks_mib = 12 * 1024 * 1024 * 4 / MIB
 glue("base_rest", BASE - weights_mib - masks_mib, ".1f")
-table([["weights", f"{weights_mib:.1f}"], ["twelve masks", f"{masks_mib:.1f}"],
-       ["not derived", f"{BASE - weights_mib - masks_mib:.1f}"], ["together", f"{BASE:.1f}"]], headers=["part", "MiB"])
+table(
+    [
+        ["weights", f"{weights_mib:.1f}"],
+        ["twelve masks", f"{masks_mib:.1f}"],
+        ["not derived", f"{BASE - weights_mib - masks_mib:.1f}"],
+        ["together", f"{BASE:.1f}"],
+    ],
+    headers=["part", "MiB"],
+)
 
 # %% [markdown]
 # {glue:text}`base_rest` MiB are left. A work area of the matrix library and the allocator's rounding are of that size,
@@ -411,14 +524,27 @@ table([["weights", f"{weights_mib:.1f}"], ["twelve masks", f"{masks_mib:.1f}"],
 by_batch = sweeps["by_batch"]
 pool_mib = by_batch["num_blocks"] * by_batch["block_size"] * per_token / MIB
 row_mib = GPT2_CONFIG.vocab_size * 4 / MIB
-rests = [paged - BASE - pool_mib - 11 * batch_size * row_mib
-         for batch_size, paged in zip(by_batch["batch"], by_batch["paged_mb"])]
+rests = [
+    paged - BASE - pool_mib - 11 * batch_size * row_mib
+    for batch_size, paged in zip(by_batch["batch"], by_batch["paged_mb"])
+]
 assert pool_mib == 2137.5 and all(5.9 < rest < 8.2 for rest in rests)
 glue("rest_low", min(rests), ".1f")
 glue("rest_high", max(rests), ".1f")
-table([[batch_size, f"{paged:,.1f}", f"{BASE}", f"{pool_mib:,.1f}", f"{11 * batch_size * row_mib:.1f}", f"{rest:.1f}"]
-       for batch_size, paged, rest in zip(by_batch["batch"], by_batch["paged_mb"], rests)],
-      headers=["batch", "published", "base", "pool", "11 rows of logits × batch", "not derived"])
+table(
+    [
+        [
+            batch_size,
+            f"{paged:,.1f}",
+            f"{BASE}",
+            f"{pool_mib:,.1f}",
+            f"{11 * batch_size * row_mib:.1f}",
+            f"{rest:.1f}",
+        ]
+        for batch_size, paged, rest in zip(by_batch["batch"], by_batch["paged_mb"], rests)
+    ],
+    headers=["batch", "published", "base", "pool", "11 rows of logits × batch", "not derived"],
+)
 
 # %% [markdown]
 # Base, pool and eleven rows leave between {glue:text}`rest_low` and {glue:text}`rest_high` MiB at every batch size.
@@ -435,7 +561,9 @@ contiguous_at = dict(zip(by_batch["batch"], by_batch["contiguous_mb"]))
 def cross(slope):
     """First batch at which a contiguous cache of `slope` MiB a sequence takes more than the published paged run."""
     rest = sum(rests) / len(rests)
-    return next(n for n in range(1, 999) if BASE + slope * n > BASE + pool_mib + 11 * n * row_mib + rest)
+    return next(
+        n for n in range(1, 999) if BASE + slope * n > BASE + pool_mib + 11 * n * row_mib + rest
+    )
 
 
 glue("per_sequence_mib", per_sequence, ".1f")
@@ -445,13 +573,30 @@ glue("ratio_published", contiguous_at[256] / paged_at[256], ".2f")
 glue("ratio_standing", (BASE + 72 * 256) / paged_at[256], ".1f")
 glue("ratio_fitting", (BASE + 72 * 256) / (paged_at[256] - pool_mib + 256 * per_sequence), ".1f")
 glue("at_once_pool", by_batch["num_blocks"] // blocks_for(50, BLOCK))
-assert 16 < cross(SLOPE) <= 32 and per_sequence + row_mib * 11 + max(rests) < 72  # a fitting pool: less from batch 1 on
-table([["as published", f"{contiguous_at[256] / paged_at[256]:.2f}×", cross(SLOPE)],
-       ["contiguous without the reset's extra keys", f"{(BASE + 72 * 256) / paged_at[256]:.1f}×", cross(72)],
-       ["the same, and a pool of just the blocks in use",
-        f"{(BASE + 72 * 256) / (paged_at[256] - pool_mib + 256 * per_sequence):.1f}×", "1"],
-       ["keys and values alone", f"{72 / per_sequence:.0f}×", "1"]],
-      headers=["contiguous over paged, 50 tokens a sequence", "at batch 256", "paged is smaller from batch"])
+assert (
+    16 < cross(SLOPE) <= 32 and per_sequence + row_mib * 11 + max(rests) < 72
+)  # a fitting pool: less from batch 1 on
+table(
+    [
+        ["as published", f"{contiguous_at[256] / paged_at[256]:.2f}×", cross(SLOPE)],
+        [
+            "contiguous without the reset's extra keys",
+            f"{(BASE + 72 * 256) / paged_at[256]:.1f}×",
+            cross(72),
+        ],
+        [
+            "the same, and a pool of just the blocks in use",
+            f"{(BASE + 72 * 256) / (paged_at[256] - pool_mib + 256 * per_sequence):.1f}×",
+            "1",
+        ],
+        ["keys and values alone", f"{72 / per_sequence:.0f}×", "1"],
+    ],
+    headers=[
+        "contiguous over paged, 50 tokens a sequence",
+        "at batch 256",
+        "paged is smaller from batch",
+    ],
+)
 
 # %% [markdown]
 # The published ratio at batch 256, given as 8.7, is {glue:text}`ratio_published`. Without the reset's extra keys it
@@ -469,22 +614,53 @@ table([["as published", f"{contiguous_at[256] / paged_at[256]:.2f}×", cross(SLO
 sizes, lengths = by_batch["batch"], [10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
 by_length = sweeps["by_length"]
 others = load_records("04", others_only=True)
-with_peak = [run for run in others if run["memory_by_batch"] and any(run["memory_by_batch"]["paged_peak_mib"])]
+with_peak = [
+    run
+    for run in others
+    if run["memory_by_batch"] and any(run["memory_by_batch"]["paged_peak_mib"])
+]
 fig, (left, right) = figure(2)
-lines(left, x=sizes, y={"contiguous": [weights_mib + 72 * n for n in sizes],
-                        "paged": [weights_mib + per_sequence * n for n in sizes]}, label="counted",
-      recorded=recorded_lines(with_peak, "memory_by_batch", x="batch",
-                              y={"contiguous": "contiguous_peak_mib", "paged": "paged_peak_mib"}),
-      reference={published.label: (sizes, {"contiguous": by_batch["contiguous_mb"], "paged": by_batch["paged_mb"]})})
+lines(
+    left,
+    x=sizes,
+    y={
+        "contiguous": [weights_mib + 72 * n for n in sizes],
+        "paged": [weights_mib + per_sequence * n for n in sizes],
+    },
+    label="counted",
+    recorded=recorded_lines(
+        with_peak,
+        "memory_by_batch",
+        x="batch",
+        y={"contiguous": "contiguous_peak_mib", "paged": "paged_peak_mib"},
+    ),
+    reference={
+        published.label: (
+            sizes,
+            {"contiguous": by_batch["contiguous_mb"], "paged": by_batch["paged_mb"]},
+        )
+    },
+)
 left.set(xlabel="batch", ylabel="memory (MiB)")
 log2_axis(left, "x")
 log10_axis(left, "y")
-lines(right, x=lengths, y={"contiguous": [weights_mib + 72 * 4 for _ in lengths],
-                           "paged": [weights_mib + 4 * blocks_for(n, BLOCK) * BLOCK * per_token / MIB
-                                     for n in lengths]},
-      label="counted",
-      reference={published.label: (by_length["max_tokens"], {"contiguous": by_length["contiguous_mb"],
-                                                             "paged": by_length["paged_mb"]})})
+lines(
+    right,
+    x=lengths,
+    y={
+        "contiguous": [weights_mib + 72 * 4 for _ in lengths],
+        "paged": [
+            weights_mib + 4 * blocks_for(n, BLOCK) * BLOCK * per_token / MIB for n in lengths
+        ],
+    },
+    label="counted",
+    reference={
+        published.label: (
+            by_length["max_tokens"],
+            {"contiguous": by_length["contiguous_mb"], "paged": by_length["paged_mb"]},
+        )
+    },
+)
 right.set(xlabel="tokens a sequence", ylim=(400, 1050))
 show(fig, "04_memory")
 
@@ -507,10 +683,23 @@ glue("fail_published", (BASE + SLOPE * 1024) / 1024, ".1f")
 glue("fail_standing", (BASE + 72 * 1024) / 1024, ".1f")
 glue("slots_equal", stress["num_blocks"] * BLOCK // 1024)
 glue("stress_limit", stress["num_blocks"] // blocks_for(50, BLOCK), ",")
-table([["contiguous, 1,024 sequences, with the reset", f"{(BASE + SLOPE * 1024) / 1024:.1f} GiB", "fails"],
-       ["contiguous, 1,024 sequences, standing", f"{(BASE + 72 * 1024) / 1024:.1f} GiB", "would fit, barely"],
-       ["paged, 1,024 sequences of 4 blocks", f"{1024 * 4:,} of 4,096 blocks", "fits exactly"],
-       ["paged, 2,048 sequences of 4 blocks", f"{2048 * 4:,} of 4,096 blocks", "fails"]], headers=["case", "needs", ""])
+table(
+    [
+        [
+            "contiguous, 1,024 sequences, with the reset",
+            f"{(BASE + SLOPE * 1024) / 1024:.1f} GiB",
+            "fails",
+        ],
+        [
+            "contiguous, 1,024 sequences, standing",
+            f"{(BASE + 72 * 1024) / 1024:.1f} GiB",
+            "would fit, barely",
+        ],
+        ["paged, 1,024 sequences of 4 blocks", f"{1024 * 4:,} of 4,096 blocks", "fits exactly"],
+        ["paged, 2,048 sequences of 4 blocks", f"{2048 * 4:,} of 4,096 blocks", "fails"],
+    ],
+    headers=["case", "needs", ""],
+)
 
 # %% [markdown]
 # The contiguous cache failed at {glue:text}`fail_published` GiB. Without the second set of keys it would have needed
@@ -532,12 +721,15 @@ for block_size, percent in zip(SIZES, fragmentation["frag_pct"]):
     empty = blocks * block_size - fragmentation["tokens_per_sequence"]
     assert round(100 * empty / (blocks * block_size), 1) == percent
     rows.append([block_size, blocks, blocks * block_size, empty, percent])
-table(rows, headers=["block size", "blocks", "slots reserved", "empty", "%, equal to the published"])
+table(
+    rows, headers=["block size", "blocks", "slots reserved", "empty", "%, equal to the published"]
+)
 
 # %% [markdown]
 # Equal, all five. But 50 is one length, and the last three entries are the same only because 64 is the next multiple of
 # 16, of 32 and of 64. A distribution of lengths says more. {numref}`fig-04-fragmentation` counts it for the
 # variable-length workload, over the life of each sequence and not at its end alone.
+
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-fragmentation", "caption": "Share of reserved slots that are empty, counted. Published: 50 tokens a sequence. Workload: variable lengths, averaged over all decoding steps of all sequences."}}
 def life_waste(block_size):
@@ -549,14 +741,21 @@ def life_waste(block_size):
 MORE = [1, 2, 4, 8, 16, 32, 64, 128]
 life = [100 * life_waste(n) for n in MORE]
 fig, ax = figure(height=2.7)
-lines(ax, x=MORE, label="counted",
-      y={"50 tokens a sequence": [100 * (1 - 50 / (blocks_for(50, n) * n)) for n in MORE], "variable lengths": life},
-      reference={"published": (SIZES, {"50 tokens a sequence": fragmentation["frag_pct"]})})
+lines(
+    ax,
+    x=MORE,
+    label="counted",
+    y={
+        "50 tokens a sequence": [100 * (1 - 50 / (blocks_for(50, n) * n)) for n in MORE],
+        "variable lengths": life,
+    },
+    reference={"published": (SIZES, {"50 tokens a sequence": fragmentation["frag_pct"]})},
+)
 ax.set(xlabel="block size (tokens)", ylabel="% of slots empty", ylim=(0, None))
 log2_axis(ax, "x")
 show(fig, "04_fragmentation")
 
-# %%
+# %% tags=["remove-input"]
 assert life == sorted(life)
 glue("life_16", life[MORE.index(16)], ".0f")
 glue("life_64", life[MORE.index(64)], ".0f")
@@ -582,13 +781,20 @@ def sequences_that_fit(num_blocks, block_size, num_tokens):
 
 pressure = published["allocator_pressure"]
 ours = sequences_that_fit(pressure["num_blocks"], pressure["block_size"], pressure["max_tokens"])
-with_null = sequences_that_fit(pressure["num_blocks"] + 1, pressure["block_size"], pressure["max_tokens"])
-assert ours == (pressure["num_blocks"] - 1) // 4 == 15 and with_null == pressure["num_blocks"] // 4 == 16
+with_null = sequences_that_fit(
+    pressure["num_blocks"] + 1, pressure["block_size"], pressure["max_tokens"]
+)
+assert (
+    ours == (pressure["num_blocks"] - 1) // 4 == 15
+    and with_null == pressure["num_blocks"] // 4 == 16
+)
 assert pressure["fits_batch"] == 16 and 17 * 4 > pressure["num_blocks"]
 for n, fits in zip(sweeps["allocator"]["batch"], sweeps["allocator"]["fits"]):
     assert (n <= with_null) == fits
-print(f"{pressure['num_blocks']} blocks to hand out: {with_null} sequences. "
-      f"With the null block among the {pressure['num_blocks']}: {ours}.")
+print(
+    f"{pressure['num_blocks']} blocks to hand out: {with_null} sequences. "
+    f"With the null block among the {pressure['num_blocks']}: {ours}."
+)
 
 # %% [markdown]
 # 16 fit and 17 do not. The published engine has no null block and hands out all 64. In ours `num_blocks` includes the
@@ -622,12 +828,16 @@ glue("slots", SLOTS)
 glue("budget_mib", budget / MIB, ",.0f")
 glue("usable_blocks", usable)
 glue("predicted_at_once", predicted_at_once, ".0f")
-print(f"{budget / MIB:.0f} MiB: {SLOTS} slots of {PROMISE} tokens, or {usable} blocks of {BLOCK} and the null block;\n"
-      f"at {mean_blocks:.1f} blocks for a finished sequence, about {predicted_at_once:.0f} at once")
+print(
+    f"{budget / MIB:.0f} MiB: {SLOTS} slots of {PROMISE} tokens, or {usable} blocks of {BLOCK} and the null block;\n"
+    f"at {mean_blocks:.1f} blocks for a finished sequence, about {predicted_at_once:.0f} at once"
+)
 
 # %%
-engines = {"contiguous": LLM("smollm2", kv_cache="contiguous", max_num_seqs=SLOTS, **options),
-           "paged": LLM("smollm2", kv_cache="paged", attention="gather", max_num_seqs=REQUESTS, **options)}
+engines = {
+    "contiguous": LLM("smollm2", kv_cache="contiguous", max_num_seqs=SLOTS, **options),
+    "paged": LLM("smollm2", kv_cache="paged", attention="gather", max_num_seqs=REQUESTS, **options),
+}
 assert engines["contiguous"].kv_cache.nbytes == budget >= engines["paged"].kv_cache.nbytes
 
 
@@ -645,12 +855,18 @@ def serve(llm, work):
 
 served = {}
 for name, engine in engines.items():
-    engine.generate(work.prompts[0], SamplingParams(max_tokens=2, temperature=0))  # a first call pays extra
+    engine.generate(
+        work.prompts[0], SamplingParams(max_tokens=2, temperature=0)
+    )  # a first call pays extra
     before = engine.stats()
     running, seconds, tokens = serve(engine, work)
-    served[name] = {"running": running, "seconds": seconds, "tokens": tokens,
-                    "preemptions": engine.stats()["preemptions"] - before["preemptions"],
-                    "computed": engine.stats()["tokens_computed"] - before["tokens_computed"]}
+    served[name] = {
+        "running": running,
+        "seconds": seconds,
+        "tokens": tokens,
+        "preemptions": engine.stats()["preemptions"] - before["preemptions"],
+        "computed": engine.stats()["tokens_computed"] - before["tokens_computed"],
+    }
     assert [len(t) for t in tokens] == work.max_tokens
     assert engine.stats()["blocks_free"] == engine.stats()["blocks_total"]
 output_tokens = sum(work.max_tokens)
@@ -659,29 +875,63 @@ same = sum(a == b for a, b in zip(served["contiguous"]["tokens"], served["paged"
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-budget", "caption": "Sequences that each step advanced, on the same bytes of cache. Both lines enclose the same area: the same number of tokens. Dotted: the slots of the contiguous cache."}}
 fig, ax = figure(height=2.7)
 for i, (name, run) in enumerate(served.items()):
-    ax.step(range(1, len(run["running"]) + 1), run["running"], where="pre", color=COLOURS[i], label=name)
+    ax.step(
+        range(1, len(run["running"]) + 1), run["running"], where="pre", color=COLOURS[i], label=name
+    )
 ax.axhline(SLOTS, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
 ax.set(xlabel="step", ylabel="sequences in the step", ylim=(0, None), xlim=(0, None))
 fig.legend(loc="outside upper left", ncols=2)
 show(fig, "04_budget")
 
 # %%
-gpt2 = LLM("gpt2", dtype="float32", kv_cache="paged", attention="gather", num_blocks=65)  # for the next section
+gpt2 = LLM(
+    "gpt2", dtype="float32", kv_cache="paged", attention="gather", num_blocks=65
+)  # for the next section
 config = gpt2.config
 roofline = measure_roofline(device, dtypes=("float32",))
-record = Record("04_paged_cache", model="gpt2", weights=gpt2.weights, dtype="float32", device=device, seed=0,
-                roofline=roofline)
+record = Record(
+    "04_paged_cache",
+    model="gpt2",
+    weights=gpt2.weights,
+    dtype="float32",
+    device=device,
+    seed=0,
+    roofline=roofline,
+)
 served_rows = record.add(
-    "same_bytes", unit="sequences",
+    "same_bytes",
+    unit="sequences",
     params={"model": "smollm2", "budget_bytes": budget, "promise": PROMISE, "requests": REQUESTS},
-    points=[{"cache": name, "steps": len(run["running"]), "peak_running": max(run["running"]),
-             "mean_running": sum(run["running"]) / len(run["running"]), "seconds": run["seconds"],
-             "tok_s": output_tokens / run["seconds"], "preemptions": run["preemptions"],
-             "tokens_computed": run["computed"]} for name, run in served.items()])
-table([[r["cache"], r["peak_running"], r["steps"], r["preemptions"], f"{r['seconds']:.1f}", f"{r['tok_s']:.0f}"]
-       for r in served_rows.rows()], headers=["cache", "most at once", "steps", "preemptions", "seconds", "tokens/s"])
+    points=[
+        {
+            "cache": name,
+            "steps": len(run["running"]),
+            "peak_running": max(run["running"]),
+            "mean_running": sum(run["running"]) / len(run["running"]),
+            "seconds": run["seconds"],
+            "tok_s": output_tokens / run["seconds"],
+            "preemptions": run["preemptions"],
+            "tokens_computed": run["computed"],
+        }
+        for name, run in served.items()
+    ],
+)
+table(
+    [
+        [
+            r["cache"],
+            r["peak_running"],
+            r["steps"],
+            r["preemptions"],
+            f"{r['seconds']:.1f}",
+            f"{r['tok_s']:.0f}",
+        ]
+        for r in served_rows.rows()
+    ],
+    headers=["cache", "most at once", "steps", "preemptions", "seconds", "tokens/s"],
+)
 
-# %%
+# %% tags=["remove-input"]
 c, p = served_rows.rows()
 gain = p["tok_s"] / c["tok_s"]
 assert c["peak_running"] <= SLOTS < p["peak_running"] and p["steps"] < c["steps"]
@@ -692,8 +942,11 @@ glue("serve_gain", gain, ".2f")
 glue("serve_verdict", "more" if gain > 1.02 else "less" if gain < 0.98 else "the same")
 glue("paged_preemptions", p["preemptions"])
 glue("same_tokens", same)
-record.headline("sequences at once on the same bytes, paged over contiguous", p["peak_running"] / c["peak_running"],
-                "×")
+record.headline(
+    "sequences at once on the same bytes, paged over contiguous",
+    p["peak_running"] / c["peak_running"],
+    "×",
+)
 record.headline("throughput on the same bytes, paged over contiguous", gain, "×")
 
 # %% [markdown]
@@ -724,7 +977,9 @@ record.headline("throughput on the same bytes, paged over contiguous", gain, "×
 
 # %%
 if gpt2.weights == "random":
-    print("GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached. Only times are shown.")
+    print(
+        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached. Only times are shown."
+    )
 
 
 def predict(batch_size, context):
@@ -732,7 +987,9 @@ def predict(batch_size, context):
     kv = batch_size * context * counts.kv_bytes_per_token(config, "float32")
     attention_flops = config.num_layers * 4 * context * config.hidden_size
     linear_flops = batch_size * (counts.decode_flops(config, context) - attention_flops)
-    linear = roofline.time(bytes=counts.streamed_bytes(config, "float32"), flops=linear_flops, dtype="float32")
+    linear = roofline.time(
+        bytes=counts.streamed_bytes(config, "float32"), flops=linear_flops, dtype="float32"
+    )
     return linear + kv / roofline.bandwidth, linear + 3 * kv / roofline.bandwidth
 
 
@@ -747,7 +1004,10 @@ def predict(batch_size, context):
 @torch.inference_mode()
 def laid_out(kind, batch_size, context):
     """A cache of `kind` that holds `batch_size` sequences of `context` tokens, about to compute the last of them."""
-    requests = [request_of([(7 * i + j) % config.vocab_size for j in range(context)]) for i in range(batch_size)]
+    requests = [
+        request_of([(7 * i + j) % config.vocab_size for j in range(context)])
+        for i in range(batch_size)
+    ]
     if kind == "contiguous":
         manager, num_blocks, block_size = SlotManager(batch_size, context), batch_size, context
     else:
@@ -759,7 +1019,10 @@ def laid_out(kind, batch_size, context):
     for request in requests:
         request.num_computed_tokens = context - 1
     cache = KVCache(config, num_blocks, block_size, dtype=torch.float32, device=device)
-    for tensor in (cache.k, cache.v):  # written, so that the pages exist; not zeros, so that nothing is special
+    for tensor in (
+        cache.k,
+        cache.v,
+    ):  # written, so that the pages exist; not zeros, so that nothing is special
         tensor.copy_(torch.randn(tensor.shape[-2:], device=device).expand_as(tensor))
     attention = (ContiguousAttention if kind == "contiguous" else GatherAttention)(cache)
     return cache, attention, [Scheduled(request, 1) for request in requests], block_size
@@ -771,15 +1034,29 @@ def decode_jobs(kind, batch_size, context):
     cache, attention, scheduled, block_size = laid_out(kind, batch_size, context)
     runner = ModelRunner(gpt2.model, attention)
     batch = Batch.build(scheduled, block_size, device)
-    q, k, v = (torch.randn(batch_size, config.num_heads, config.head_dim, device=device) for _ in range(3))
+    q, k, v = (
+        torch.randn(batch_size, config.num_heads, config.head_dim, device=device) for _ in range(3)
+    )
     layers = range(config.num_layers)
-    jobs = {kind: lambda: runner.run(Batch.build(scheduled, block_size, device)).argmax(-1).tolist(),
-            f"{kind}_attention": lambda: [attention(layer, q, k, v, batch) for layer in layers]}
+    jobs = {
+        kind: lambda: runner.run(Batch.build(scheduled, block_size, device)).argmax(-1).tolist(),
+        f"{kind}_attention": lambda: [attention(layer, q, k, v, batch) for layer in layers],
+    }
     if kind == "paged":
         tables = batch.block_table.long()
         copied = 2 * config.num_layers * gather(cache.k[0], tables).nbytes
-        assert copied == batch_size * blocks_for(context, BLOCK) * BLOCK * per_token  # counted: a step's copies
-        jobs["copy"] = lambda: [gather(x[layer], tables) for layer in layers for x in (cache.k, cache.v)]
+        assert (
+            copied == batch_size * blocks_for(context, BLOCK) * BLOCK * per_token
+        )  # counted: a step's copies
+
+        def copy():
+            for layer in layers:
+                for pool in (cache.k, cache.v):
+                    gather(
+                        pool[layer], tables
+                    )  # dropped at once, as attention drops it after a layer
+
+        jobs["copy"] = copy
     return jobs
 
 
@@ -794,10 +1071,18 @@ def twin_job(batch_size, context):
     def filled():
         cache = DynamicCache()
         for layer in range(config.num_layers):
-            cache.update(*(piece.expand(batch_size, -1, context - 1, -1).contiguous() for _ in range(2)), layer)
+            cache.update(
+                *(piece.expand(batch_size, -1, context - 1, -1).contiguous() for _ in range(2)),
+                layer,
+            )
         return cache
 
-    return lambda cache: twin(input_ids=ids, past_key_values=cache, use_cache=True).logits.argmax(-1).tolist(), filled
+    return (
+        lambda cache: (
+            twin(input_ids=ids, past_key_values=cache, use_cache=True).logits.argmax(-1).tolist()
+        ),
+        filled,
+    )
 
 
 BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16], gpu=[1, 4, 16, 64, 128])
@@ -811,40 +1096,78 @@ REPEATS = pick(smoke=1, cpu=5, gpu=20)
 @torch.inference_mode()
 def gather_point(batch_size, context):
     """All timings of one point. They take turns, so that a busy moment of the machine meets all of them alike."""
-    jobs = {**decode_jobs("contiguous", batch_size, context), **decode_jobs("paged", batch_size, context)}
-    jobs = {name: (job, None) for name, job in jobs.items()} | {"transformers": twin_job(batch_size, context)}
+    jobs = {
+        **decode_jobs("contiguous", batch_size, context),
+        **decode_jobs("paged", batch_size, context),
+    }
+    jobs = {name: (job, None) for name, job in jobs.items()} | {
+        "transformers": twin_job(batch_size, context)
+    }
     samples = {name: [] for name in jobs}
     for turn in range(1 + REPEATS):  # the first is the warm-up
         for name, (job, setup) in jobs.items():
             timing = measure(job, setup=setup, warmup=0, repeats=1, device=device)
             samples[name] += timing.samples if turn else ()
     bound_slot, bound_block = predict(batch_size, context)
-    return {"batch": batch_size, "context": context, **{name: Timing(tuple(taken)) for name, taken in samples.items()},
-            "bound_contiguous": bound_slot, "bound_paged": bound_block,
-            "copied_bytes": batch_size * blocks_for(context, BLOCK) * BLOCK * per_token}
+    return {
+        "batch": batch_size,
+        "context": context,
+        **{name: Timing(tuple(taken)) for name, taken in samples.items()},
+        "bound_contiguous": bound_slot,
+        "bound_paged": bound_block,
+        "copied_bytes": batch_size * blocks_for(context, BLOCK) * BLOCK * per_token,
+    }
 
 
-by_batch_size = record.add("decode_by_batch", unit="s", params={"context": CONTEXT, "block_size": BLOCK},
-                           points=[gather_point(n, CONTEXT) for n in sweep(BATCHES, "batch")])
-by_context = record.add("decode_by_context", unit="s", params={"batch": BATCH, "block_size": BLOCK},
-                        points=[gather_point(BATCH, n) for n in sweep(CONTEXTS, "context")])
+by_batch_size = record.add(
+    "decode_by_batch",
+    unit="s",
+    params={"context": CONTEXT, "block_size": BLOCK},
+    points=[gather_point(n, CONTEXT) for n in sweep(BATCHES, "batch")],
+)
+by_context = record.add(
+    "decode_by_context",
+    unit="s",
+    params={"batch": BATCH, "block_size": BLOCK},
+    points=[gather_point(BATCH, n) for n in sweep(CONTEXTS, "context")],
+)
 ratios = {}
 for series in (by_batch_size, by_context):
-    ratios[series.name] = record.add(f"gather_ratio_{series.name}", unit="ratio", columns={
-        "batch": series["batch"], "context": series["context"],
-        "whole_step": [a / b for a, b in zip(series["paged"], series["contiguous"])],
-        "attention_alone": [a / b for a, b in zip(series["paged_attention"], series["contiguous_attention"])],
-        "predicted": [a / b for a, b in zip(series["bound_paged"], series["bound_contiguous"])],
-        "transformers": [a / b for a, b in zip(series["transformers"], series["contiguous"])]})
+    ratios[series.name] = record.add(
+        f"gather_ratio_{series.name}",
+        unit="ratio",
+        columns={
+            "batch": series["batch"],
+            "context": series["context"],
+            "whole_step": [a / b for a, b in zip(series["paged"], series["contiguous"])],
+            "attention_alone": [
+                a / b for a, b in zip(series["paged_attention"], series["contiguous_attention"])
+            ],
+            "predicted": [a / b for a, b in zip(series["bound_paged"], series["bound_contiguous"])],
+            "transformers": [a / b for a, b in zip(series["transformers"], series["contiguous"])],
+        },
+    )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-gather", "caption": "Time of a decode step over that of the contiguous cache, GPT-2 in float32: gathered, as the bytes predict, with the dynamic cache of transformers, and for attention alone. Left: by batch. Right: by context length."}}
 fig, axes = figure(2, sharey=True)
-series_names = {"gathered": "whole_step", "attention alone": "attention_alone", "predicted": "predicted",
-                "transformers": "transformers"}
+series_names = {
+    "gathered": "whole_step",
+    "attention alone": "attention_alone",
+    "predicted": "predicted",
+    "transformers": "transformers",
+}
 for ax, (name, r), x in zip(axes, ratios.items(), ("batch", "context")):
-    lines(ax, x=r[x], y={label: r[column] for label, column in series_names.items()},
-          recorded=recorded_lines(load_records("04", others_only=True), f"gather_ratio_{name}", x=x,
-                                  y={"gathered": "whole_step", "attention alone": "attention_alone"}))
+    lines(
+        ax,
+        x=r[x],
+        y={label: r[column] for label, column in series_names.items()},
+        recorded=recorded_lines(
+            load_records("04", others_only=True),
+            f"gather_ratio_{name}",
+            x=x,
+            y={"gathered": "whole_step", "attention alone": "attention_alone"},
+        ),
+    )
     ax.axhline(1, color=TEXT, linewidth=1)
     log2_axis(ax, "x")
     log2_axis(ax, "y")
@@ -852,21 +1175,49 @@ axes[0].set(xlabel=f"batch, at {CONTEXT} tokens of context", ylabel="time over c
 axes[1].set(xlabel=f"context (tokens), at batch {BATCH}")
 show(fig, "04_gather")
 
+
 # %% tags=["hide-input"]
 def ms(seconds):
     return f"{1e3 * seconds:.1f}"
 
 
-table([[r["batch"], r["context"], f"{r['copied_bytes'] / 1e6:,.0f}", ms(r["contiguous"]), ms(r["paged"]),
-        f"{r['paged'] / r['contiguous']:.2f}", ms(r["contiguous_attention"]), ms(r["paged_attention"]), ms(r["copy"]),
-        ms(r["transformers"])] for r in [*by_batch_size.rows(), *by_context.rows()]],
-      headers=["batch", "context", "MB copied", "slots, ms", "gathered, ms", "ratio", "attention, ms", "gathered, ms",
-               "copy, ms", "HF, ms"])
+table(
+    [
+        [
+            r["batch"],
+            r["context"],
+            f"{r['copied_bytes'] / 1e6:,.0f}",
+            ms(r["contiguous"]),
+            ms(r["paged"]),
+            f"{r['paged'] / r['contiguous']:.2f}",
+            ms(r["contiguous_attention"]),
+            ms(r["paged_attention"]),
+            ms(r["copy"]),
+            ms(r["transformers"]),
+        ]
+        for r in [*by_batch_size.rows(), *by_context.rows()]
+    ],
+    headers=[
+        "batch",
+        "context",
+        "MB copied",
+        "slots, ms",
+        "gathered, ms",
+        "ratio",
+        "attention, ms",
+        "gathered, ms",
+        "copy, ms",
+        "HF, ms",
+    ],
+)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 largest, longest = by_batch_size.rows()[-1], by_context.rows()[-1]
 smallest = by_batch_size.rows()[0]
-attention_ratio = [*ratios["decode_by_batch"]["attention_alone"], *ratios["decode_by_context"]["attention_alone"]]
+attention_ratio = [
+    *ratios["decode_by_batch"]["attention_alone"],
+    *ratios["decode_by_context"]["attention_alone"],
+]
 glue("ratio_small", smallest["paged"] / smallest["contiguous"], ".2f")
 glue("ratio_large", largest["paged"] / largest["contiguous"], ".2f")
 glue("predicted_small", smallest["bound_paged"] / smallest["bound_contiguous"], ".2f")
@@ -878,16 +1229,31 @@ glue("ratio_longest", longest["paged"] / longest["contiguous"], ".2f")
 glue("attention_low", min(attention_ratio), ".1f")
 glue("attention_high", max(attention_ratio), ".1f")
 glue("copied_mb", longest["copied_bytes"] / 1e6, ",.0f")
-glue("copy_bandwidth", 100 * 2 * longest["copied_bytes"] / longest["copy"] / roofline.bandwidth, ".0f")
+glue(
+    "copy_bandwidth",
+    100 * 2 * longest["copied_bytes"] / longest["copy"] / roofline.bandwidth,
+    ".0f",
+)
 glue("hf_low", min(ratios["decode_by_batch"]["transformers"]), ".1f")
 glue("hf_high", max(ratios["decode_by_batch"]["transformers"]), ".1f")
 surprise = ratios["decode_by_batch"]["whole_step"][-1] / ratios["decode_by_batch"]["predicted"][-1]
-glue("gather_verdict", "as predicted, within a fifth" if 0.8 < surprise < 1.2 else
-     "more than the bytes say" if surprise > 1 else "less than the bytes say")
-glue("published_overhead", "1.4–1.8×" if "1.4-1.8x" in published["findings"][3] else published["findings"][3])
+glue(
+    "gather_verdict",
+    "as predicted, within a fifth"
+    if 0.8 < surprise < 1.2
+    else "more than the bytes say"
+    if surprise > 1
+    else "less than the bytes say",
+)
+glue(
+    "published_overhead",
+    "1.4–1.8×" if "1.4-1.8x" in published["findings"][3] else published["findings"][3],
+)
 glue("published_first_low", by_batch["contiguous_tok_s"][0] / by_batch["paged_tok_s"][0], ".1f")
 glue("published_first_high", by_batch["contiguous_tok_s"][-1] / by_batch["paged_tok_s"][-1], ".0f")
-record.headline("cost of the gather, whole step, largest batch", largest["paged"] / largest["contiguous"], "×")
+record.headline(
+    "cost of the gather, whole step, largest batch", largest["paged"] / largest["contiguous"], "×"
+)
 
 # %% [markdown]
 # At batch {glue:text}`batch_small` a gathered step takes {glue:text}`ratio_small` times as long as a contiguous one,
@@ -928,8 +1294,19 @@ show_source(Scheduler, "_make_room", "_preempt")
 
 # %%
 OUT = pick(smoke=12, cpu=20, gpu=20)
-crowd = {name: tokenizer.encode(text) for name, text in zip("ABCDE", (
-    "The capital of France is", "Two plus two is", "My favourite colour is", "The opposite of hot is", "Birds can"))}
+crowd = {
+    name: tokenizer.encode(text)
+    for name, text in zip(
+        "ABCDE",
+        (
+            "The capital of France is",
+            "Two plus two is",
+            "My favourite colour is",
+            "The opposite of hot is",
+            "Birds can",
+        ),
+    )
+}
 start = llm.stats()
 with timed(device) as small_clock:
     frames, small_answers = watch(llm, {0: [(name, ids, OUT) for name, ids in crowd.items()]})
@@ -938,13 +1315,23 @@ preemptions = llm.stats()["preemptions"] - start["preemptions"]
 large = engines["paged"]
 start = large.stats()
 with timed(device) as large_clock:
-    large_frames, large_answers = watch(large, {0: [(name, ids, OUT) for name, ids in crowd.items()]})
+    large_frames, large_answers = watch(
+        large, {0: [(name, ids, OUT) for name, ids in crowd.items()]}
+    )
 large_computed = large.stats()["tokens_computed"] - start["tokens_computed"]
-assert small_answers == large_answers and preemptions > 0 and large.stats()["preemptions"] == start["preemptions"]
+assert (
+    small_answers == large_answers
+    and preemptions > 0
+    and large.stats()["preemptions"] == start["preemptions"]
+)
 assert large_computed == sum(len(ids) + OUT - 1 for ids in crowd.values())  # each token once
-table([["small", 15, preemptions, len(frames), small_computed],
-       ["large", large.stats()["blocks_total"], 0, len(large_frames), large_computed]],
-      headers=["pool", "blocks", "preemptions", "steps", "tokens computed"])
+table(
+    [
+        ["small", 15, preemptions, len(frames), small_computed],
+        ["large", large.stats()["blocks_total"], 0, len(large_frames), large_computed],
+    ],
+    headers=["pool", "blocks", "preemptions", "steps", "tokens computed"],
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-preemption", "caption": "Five requests in a pool of 15 blocks. Above: what each computed in each step. Below: blocks in use. A cross marks the step in which a sequence lost its blocks; the dark cells after it are its second computation."}}
 people = list(crowd)
@@ -955,10 +1342,25 @@ for row, name in enumerate(people):
         earlier = frames[step - 1][name][2] if step else 0
         if tokens > 1:
             colour = COLOURS[1] if times else COLOURS[0]
-            top.add_patch(Rectangle((step + 0.55, row - 0.4), 0.9, 0.8, facecolor=colour, linewidth=0))
-            top.text(step + 1, row, str(tokens), ha="center", va="center", fontsize=6.5, color="#ffffff")
-        elif tokens == 1 or (status is Status.FINISHED and frames[step - 1][name][0] is not Status.FINISHED):
-            top.add_patch(Rectangle((step + 0.55, row - 0.4), 0.9, 0.8, facecolor=COLOURS[2], alpha=0.55, linewidth=0))
+            top.add_patch(
+                Rectangle((step + 0.55, row - 0.4), 0.9, 0.8, facecolor=colour, linewidth=0)
+            )
+            top.text(
+                step + 1, row, str(tokens), ha="center", va="center", fontsize=6.5, color="#ffffff"
+            )
+        elif tokens == 1 or (
+            status is Status.FINISHED and frames[step - 1][name][0] is not Status.FINISHED
+        ):
+            top.add_patch(
+                Rectangle(
+                    (step + 0.55, row - 0.4),
+                    0.9,
+                    0.8,
+                    facecolor=COLOURS[2],
+                    alpha=0.55,
+                    linewidth=0,
+                )
+            )
         if times > earlier:
             top.plot(step + 1, row, marker="x", color=COLOURS[1], markersize=7, markeredgewidth=2)
         elif status is Status.WAITING:
@@ -971,21 +1373,41 @@ bottom.step(range(1, len(frames) + 1), used_blocks, where="mid", color=COLOURS[0
 bottom.axhline(15, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
 bottom.set(xlabel="step", ylabel="blocks in use", ylim=(0, 16.5), xlim=(0.4, len(frames) + 0.6))
 keys = [Patch(color=COLOURS[0]), Patch(color=COLOURS[2], alpha=0.55), Patch(color=COLOURS[1])]
-fig.legend(keys, ["prompt (tokens)", "decode", "computed again (tokens)"], loc="outside upper left", ncols=3)
+fig.legend(
+    keys,
+    ["prompt (tokens)", "decode", "computed again (tokens)"],
+    loc="outside upper left",
+    ncols=3,
+)
 show(fig, "04_preemption")
 
-# %%
+# %% tags=["remove-input"]
 glue("preemptions", preemptions)
 glue("recomputed", small_computed - large_computed)
 glue("recompute_percent", 100 * (small_computed / large_computed - 1), ".0f")
 glue("small_steps", len(frames))
 glue("large_steps", len(large_frames))
 preempted = record.add(
-    "preemption", unit="tokens", params={"requests": len(crowd), "output": OUT},
-    points=[{"pool": 15, "preemptions": preemptions, "steps": len(frames), "computed": small_computed,
-             "seconds": small_clock.seconds},
-            {"pool": large.stats()["blocks_total"], "preemptions": 0, "steps": len(large_frames),
-             "computed": large_computed, "seconds": large_clock.seconds}])
+    "preemption",
+    unit="tokens",
+    params={"requests": len(crowd), "output": OUT},
+    points=[
+        {
+            "pool": 15,
+            "preemptions": preemptions,
+            "steps": len(frames),
+            "computed": small_computed,
+            "seconds": small_clock.seconds,
+        },
+        {
+            "pool": large.stats()["blocks_total"],
+            "preemptions": 0,
+            "steps": len(large_frames),
+            "computed": large_computed,
+            "seconds": large_clock.seconds,
+        },
+    ],
+)
 
 # %% [markdown]
 # {glue:text}`preemptions` preemptions, {glue:text}`recomputed` tokens computed twice or more,
@@ -1026,8 +1448,14 @@ def allocated():
 
 
 base = {"paged": allocated()}  # what this notebook held before each engine came
-pool_engine = LLM("gpt2", dtype="float32", attention="gather", num_blocks=pick(smoke=65, cpu=65, gpu=4097),
-                  max_num_seqs=1024, max_num_batched_tokens=16384)
+pool_engine = LLM(
+    "gpt2",
+    dtype="float32",
+    attention="gather",
+    num_blocks=pick(smoke=65, cpu=65, gpu=4097),
+    max_num_seqs=1024,
+    max_num_batched_tokens=16384,
+)
 points = []
 for n in sweep(MEMORY_BATCHES, "memory"):
     point = {"batch": n}
@@ -1037,24 +1465,55 @@ for n in sweep(MEMORY_BATCHES, "memory"):
             torch.cuda.empty_cache()
         base["contiguous"] = allocated()
         try:
-            engine = pool_engine if name == "paged" else LLM(
-                "gpt2", dtype="float32", kv_cache="contiguous", max_num_seqs=n, max_model_len=1024,
-                max_num_batched_tokens=16384, kv_cache_memory_bytes=None if device.type == "cuda" else n * slot)
-            assert name == "paged" or engine.kv_cache.nbytes == n * slot  # counted: 72 MiB a sequence
+            engine = (
+                pool_engine
+                if name == "paged"
+                else LLM(
+                    "gpt2",
+                    dtype="float32",
+                    kv_cache="contiguous",
+                    max_num_seqs=n,
+                    max_model_len=1024,
+                    max_num_batched_tokens=16384,
+                    kv_cache_memory_bytes=None if device.type == "cuda" else n * slot,
+                )
+            )
+            assert (
+                name == "paged" or engine.kv_cache.nbytes == n * slot
+            )  # counted: 72 MiB a sequence
             engine.generate(tens[:1], SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
             with peak_memory(device) as peak, timed(device) as clock:
                 engine.generate(tens[:n], params)
-            point |= {f"{name}_cache_mib": engine.kv_cache.nbytes / MIB, f"{name}_tok_s": n * NEW / clock.seconds,
-                      f"{name}_peak_mib": (peak.bytes - base[name]) / MIB if device.type == "cuda" else None}
+            point |= {
+                f"{name}_cache_mib": engine.kv_cache.nbytes / MIB,
+                f"{name}_tok_s": n * NEW / clock.seconds,
+                f"{name}_peak_mib": (peak.bytes - base[name]) / MIB
+                if device.type == "cuda"
+                else None,
+            }
         except ValueError as error:
             print(f"batch {n}, {name}: {error}")
             point |= {f"{name}_cache_mib": None, f"{name}_tok_s": None, f"{name}_peak_mib": None}
         engine = None
     points.append(point)
 record.add("memory_by_batch", unit="MiB", params={"new_tokens": NEW, "prompt": 10}, points=points)
-keys = [f"{name}_{what}" for name in ("contiguous", "paged") for what in ("cache_mib", "peak_mib", "tok_s")]
-table([[q["batch"], *("–" if q[key] is None else f"{q[key]:,.0f}" for key in keys)] for q in points],
-      headers=["batch", "slots (MiB)", "peak (MiB)", "tokens/s", "pool (MiB)", "peak (MiB)", "tokens/s"])
+keys = [
+    f"{name}_{what}"
+    for name in ("contiguous", "paged")
+    for what in ("cache_mib", "peak_mib", "tok_s")
+]
+table(
+    [[q["batch"], *("–" if q[key] is None else f"{q[key]:,.0f}" for key in keys)] for q in points],
+    headers=[
+        "batch",
+        "slots (MiB)",
+        "peak (MiB)",
+        "tokens/s",
+        "pool (MiB)",
+        "peak (MiB)",
+        "tokens/s",
+    ],
+)
 
 # %% [markdown]
 # ## Sharing
@@ -1095,8 +1554,13 @@ with torch.inference_mode():
     for poison in (0.0, float("nan")):
         cache.v[:, 0] = poison
         out = attention(0, q, k, v, batch)
-        print(f"null block holds {poison}: " + ", ".join(
-            f"sequence {name} {'fine' if row.isfinite().all() else 'NaN'}" for name, row in zip("AB", out)))
+        print(
+            f"null block holds {poison}: "
+            + ", ".join(
+                f"sequence {name} {'fine' if row.isfinite().all() else 'NaN'}"
+                for name, row in zip("AB", out)
+            )
+        )
 
 # %% [markdown]
 # **A prompt of exactly $k \cdot N_\text{block}$ tokens.** Its last block is full, and the next token needs a new one.
@@ -1194,12 +1658,15 @@ except RuntimeError as error:
 # **4. Swap or recompute?** A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at
 # least as long as its operations. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 swap_bytes = blocks_for(500, BLOCK) * BLOCK * per_token
 glue("swap_mb", swap_bytes / 1e6, ".1f")
 glue("swap_ms", 1e3 * 2 * swap_bytes / 25e9, ".1f")
-recompute_ms = 1e3 * roofline.time(bytes=counts.streamed_bytes(config, "float32"),
-                                   flops=counts.prefill_flops(config, 500), dtype="float32")
+recompute_ms = 1e3 * roofline.time(
+    bytes=counts.streamed_bytes(config, "float32"),
+    flops=counts.prefill_flops(config, 500),
+    dtype="float32",
+)
 glue("recompute_ms", recompute_ms, ".1f" if recompute_ms < 100 else ".0f")
 glue("swap_verdict", "Swapping" if recompute_ms > 1e3 * 2 * swap_bytes / 25e9 else "Recomputing")
 
@@ -1222,8 +1689,8 @@ glue("swap_verdict", "Swapping" if recompute_ms > 1e3 * 2 * swap_bytes / 25e9 el
 # 3. The price is reading: a gather moves every key and value three times. Chapter 7 removes the copy.
 #
 # **Sources.** Paging, and swap against recomputation: {cite:t}`kwon2023pagedattention`. Admission at every step:
-# {cite:t}`yu2022orca`. Prefixes in a tree: {cite:t}`zheng2024sglang`. Published figures:
-# [llm-inference-engine](https://github.com/achi9629/llm-inference-engine), its [paged
+# {cite:t}`yu2022orca`. Prefixes in a tree: {cite:t}`zheng2024sglang`. Published figures: {cite:t}`achi9629engine`, its
+# [paged
 # benchmarks](https://github.com/achi9629/llm-inference-engine/blob/main/docs/benchmark/paged_kv_cache_benchmark.md) and
 # its [cache](https://github.com/achi9629/llm-inference-engine/blob/main/src/llm_engine/cache/kv_cache.py).
 
