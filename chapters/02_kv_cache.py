@@ -955,10 +955,10 @@ glue("agree", agree)
 #
 # Much of the recent history of model architectures is an attempt to make $M_\text{token}$ smaller. Multi-query attention keeps
 # one head of K and V {cite}`shazeer2019mqa`, grouped-query attention a few {cite}`ainslie2023gqa`. Multi-head latent attention
-# ([DeepSeek-V2](https://arxiv.org/abs/2405.04434)) keeps one compressed vector, from which all heads' keys and values are
-# computed when they are read. Others store K and V in 8 bits, which vLLM offers as an option of its cache, or fewer
-# ([KIVI](https://arxiv.org/abs/2402.02750)). And since prefill and decode are bound by different ceilings, some systems run
-# them on different machines and send the cache across {cite}`zhong2024distserve`.
+# keeps one compressed vector, from which all heads' keys and values are computed when they are read {cite}`deepseek2024v2`.
+# Others store K and V in 8 bits, which vLLM offers as an option of its cache, or in two {cite}`liu2024kivi`. And since prefill
+# and decode are bound by different ceilings, some systems run them on different machines and send the cache across
+# {cite}`zhong2024distserve`.
 #
 # ## Exercises
 #

@@ -73,7 +73,7 @@ def assert_follows(counts: Counter, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("params", [
-    dict(), dict(temperature=0.5), dict(temperature=2.0), dict(top_k=5), dict(top_k=1), dict(top_k=-1), dict(top_k=40),
+    dict(), dict(temperature=0.5), dict(temperature=2.0), dict(top_k=5), dict(top_k=1), dict(top_k=-1), dict(top_k=40), dict(top_k=2**70),
     dict(top_p=0.9), dict(top_p=0.3), dict(top_p=1e-6), dict(min_p=0.1), dict(min_p=1.0), dict(top_k=10, top_p=0.8),
     dict(top_p=0.95, min_p=0.05, temperature=0.7), dict(top_k=7, top_p=0.9, min_p=0.02, temperature=1.5),
 ], ids=str)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +17,7 @@ import pytest
 
 from lib import LLM
 from lib.serving.args import parse
+from lib.serving.process import ServerProcess
 from tests.serving_failing import DIE, FAIL_ALWAYS, FAIL_ONCE, STALL
 from tests.serving_support import gauges, idle, sse, start, wait_until
 
@@ -138,6 +143,28 @@ def test_a_port_in_use_ends_with_1(server, checkpoint) -> None:
         process.start()
     assert any(line.get("event") == "cannot listen" for line in process.log())
     process.stop()
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv, to have the child die with its parent")
+def test_a_parent_that_is_killed_leaves_no_server(checkpoint, tmp_path) -> None:
+    script = ("import os, sys, time\nfrom pathlib import Path\nfrom lib.serving.process import ServerProcess\n"
+              "server = ServerProcess('--model', sys.argv[1], '--device', 'cpu')\nserver.start()\n"
+              "Path(sys.argv[2]).write_text(str(server.pid))\ntime.sleep(120)\n")
+    pid_file = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", script, str(checkpoint), str(pid_file)],
+                              env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)})
+    try:
+        wait_until(lambda: pid_file.exists() and pid_file.read_text(), 60)
+        child = psutil.Process(int(pid_file.read_text()))
+    finally:
+        parent.kill()
+        parent.wait(10)
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 45)
+
+
+def test_a_server_that_would_not_log_its_port_is_not_started() -> None:
+    with pytest.raises(ValueError, match="--log-level must be debug or info.*'warning'"):
+        ServerProcess("--log-level", "warning")
 
 
 def test_every_argument_of_the_llm_is_a_flag() -> None:

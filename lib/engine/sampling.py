@@ -98,7 +98,8 @@ def _draw_truncated(scaled: Tensor, requests: Sequence[Request], uniform: Tensor
                     width: int = _CANDIDATES) -> Tensor:
     vocab_size = scaled.shape[1]
     width = min(width, vocab_size)
-    top_k = torch.tensor([[k if k > 0 else vocab_size] for k in (r.params.top_k for r in requests)]).to(scaled.device)
+    top_k = [r.params.top_k if 0 < r.params.top_k < vocab_size else vocab_size for r in requests]
+    top_k = torch.tensor(top_k).unsqueeze(1).to(scaled.device)
     top_p = _column([r.params.top_p for r in requests], scaled).double()
     min_p = _column([r.params.min_p for r in requests], scaled)
     values, ids = scaled.topk(width, dim=-1)

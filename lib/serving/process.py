@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +22,17 @@ class ServerProcess:
 
     `arguments` are the command line's. `url` is http://host:port. `command` stands in for `python -m lib.serving`,
     `environment` adds variables.
-    Leaving the block sends SIGTERM, and SIGKILL where that does not help. Raises RuntimeError, with the end of the
-    log, if the server does not get ready within `startup_timeout` seconds.
+    Leaving the block sends SIGTERM, and SIGKILL where that does not help; on Linux the thread's end does so too, however
+    it ends. Raises RuntimeError, with the end of the log, if the server does not get ready within `startup_timeout`
+    seconds, and ValueError for a --log-level at which the server does not log where it listens.
     """
 
     def __init__(self, *arguments: str, startup_timeout: float = 300.0, command: Sequence[str] | None = None,
                  environment: Mapping[str, str] | None = None) -> None:
-        self.command = [*(command or (sys.executable, "-m", "lib.serving")), "--port", "0", *arguments]
+        level = next((b for a, b in zip(arguments, arguments[1:]) if a == "--log-level"), "info")
+        if level not in ("debug", "info"):
+            raise ValueError(f"--log-level must be debug or info, or nobody learns the server's port, got {level!r}")
+        self.command = [*_dies_with_us(), *(command or (sys.executable, "-m", "lib.serving")), "--port", "0", *arguments]
         self.startup_timeout, self.url, self.returncode = startup_timeout, "", None
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen | None = None
@@ -106,3 +111,9 @@ class ServerProcess:
             raise RuntimeError(f"the server did not {what}: "
                                f"{'it is still trying' if status is None else f'it exited with {status}'}\n{tail}")
         time.sleep(0.05)
+
+
+def _dies_with_us() -> tuple[str, ...]:
+    """What to put before a command so that a parent that is killed leaves no server behind; () where that is not known."""
+    setpriv = shutil.which("setpriv")  # util-linux; it execs the command, so the process id stays
+    return (setpriv, "--pdeathsig", "TERM") if setpriv and sys.platform == "linux" else ()
