@@ -46,7 +46,7 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %%
+# %% tags=["hide-input"]
 import time
 from functools import partial
 

@@ -49,7 +49,7 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %%
+# %% tags=["hide-input"]
 import gc
 import math
 from dataclasses import replace

@@ -48,7 +48,7 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %%
+# %% tags=["hide-input"]
 import functools
 import gc
 import textwrap

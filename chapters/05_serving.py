@@ -46,7 +46,7 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %%
+# %% tags=["hide-input"]
 import asyncio
 import atexit
 import inspect

@@ -47,7 +47,7 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %%
+# %% tags=["hide-input"]
 import atexit
 import gc
 import json
