@@ -83,10 +83,11 @@ from lib.models import gpt2, llama
 
 # %% [markdown]
 # The model that talks is SmolLM2 {cite}`allal2025smollm2`: 135 million parameters, trained to answer questions, small
-# enough for a laptop. `kv_cache="none"` asks for the engine in its simplest form. It remembers nothing between steps.
+# enough for a laptop. `kv_cache="none"` and `linear="plain"` ask for the engine in its simplest form. It remembers nothing
+# between steps, and multiplies matrices as PyTorch does by default.
 
 # %%
-llm = LLM("smollm2", kv_cache="none", dtype="float32")
+llm = LLM("smollm2", kv_cache="none", linear="plain", dtype="float32")
 tokenizer, device = llm.tokenizer, llm.device
 prompt = "The capital of France is"
 token_ids = tokenizer.encode(prompt)
@@ -195,7 +196,7 @@ table(
 # adds a term that grows with the sequence. `lib/bench/counts.py` counts exactly, term by term.
 
 # %%
-record_model = LLM("gpt2", kv_cache="none", dtype="float32")
+record_model = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
 models = {"SmolLM2-135M": llm.config, "GPT-2 124M": record_model.config}
 table(
     [

@@ -75,7 +75,7 @@ from lib.engine.scheduler import Scheduler
 # SmolLM2 answers the question of chapter 1, without a cache. Each step is timed.
 
 # %%
-talk = LLM("smollm2", kv_cache="none", dtype="float32")
+talk = LLM("smollm2", kv_cache="none", linear="plain", dtype="float32")
 tokenizer, device = talk.tokenizer, talk.device
 question = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
 chat_ids = tokenizer.encode(
@@ -167,8 +167,8 @@ glue("same_rows", n)
 # The measurements below are GPT-2's, in float32, as in chapter 1. Both ceilings of this machine first.
 
 # %%
-plain = LLM("gpt2", kv_cache="none", dtype="float32")
-cached = LLM("gpt2", kv_cache="contiguous", dtype="float32",
+plain = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
+cached = LLM("gpt2", kv_cache="contiguous", linear="plain", dtype="float32",
              max_num_seqs=2, max_model_len=1024)
 config = plain.config
 roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
@@ -333,7 +333,7 @@ def greedy(model, token_ids, num_tokens):
     return token_ids
 
 
-remember = LLM("smollm2", kv_cache="contiguous", dtype="float32",
+remember = LLM("smollm2", kv_cache="contiguous", linear="plain", dtype="float32",
                max_num_seqs=2, max_model_len=1024)
 prompts = ["The capital of France is", "Water boils at", "The sky is"]
 LENGTH = pick(smoke=4, cpu=12, gpu=24)

@@ -81,7 +81,7 @@ SLOTS = 8
 def smollm2(**options):
     """SmolLM2 with chapter 2's cache. Sequences of up to 256 tokens unless the caller says otherwise."""
     options = {"max_num_seqs": SLOTS, "max_model_len": 256, **options}
-    return LLM("smollm2", dtype="float32", kv_cache="contiguous", **options)
+    return LLM("smollm2", dtype="float32", kv_cache="contiguous", linear="plain", **options)
 
 
 llm = smollm2()
@@ -118,7 +118,8 @@ DTYPES = pick(smoke=["float32"], cpu=["float32"], gpu=["float32", half])
 if half not in roofline.flops:
     roofline = measure_roofline(device, dtypes=("float32", half))
 baseline = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
-gpt2 = LLM("gpt2", dtype="float32", kv_cache="contiguous", max_num_seqs=BATCHES[-1], max_model_len=PROMPT + NEW,
+gpt2 = LLM("gpt2", dtype="float32", kv_cache="contiguous", linear="plain",
+           max_num_seqs=BATCHES[-1], max_model_len=PROMPT + NEW,
            max_num_batched_tokens=BATCHES[-1] * PROMPT)
 config = gpt2.config
 middle = PROMPT + NEW // 2  # tokens of a sequence halfway through its answer
@@ -418,7 +419,8 @@ for dtype in DTYPES[1:]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         baseline = torch.cuda.memory_allocated()
-    gpt2 = LLM("gpt2", dtype=dtype, kv_cache="contiguous", max_num_seqs=BATCHES[-1], max_model_len=PROMPT + NEW,
+    gpt2 = LLM("gpt2", dtype=dtype, kv_cache="contiguous", linear="plain",
+               max_num_seqs=BATCHES[-1], max_model_len=PROMPT + NEW,
                max_num_batched_tokens=BATCHES[-1] * PROMPT)
     sweeps[dtype] = run_sweep(gpt2, dtype)
     del gpt2

@@ -270,6 +270,7 @@ llm = LLM(
     dtype="float32",
     kv_cache="paged",
     attention="gather",
+    linear="plain",
     block_size=4,
     num_blocks=16,
     max_num_seqs=8,
@@ -809,7 +810,12 @@ print(
 # %%
 SLOTS = pick(smoke=2, cpu=3, gpu=16)
 budget = SLOTS * PROMISE * llm.config.kv_bytes_per_token(4)
-options = {"dtype": "float32", "max_model_len": PROMISE, "kv_cache_memory_bytes": budget}
+options = {
+    "dtype": "float32",
+    "linear": "plain",
+    "max_model_len": PROMISE,
+    "kv_cache_memory_bytes": budget,
+}
 try:
     LLM("smollm2", kv_cache="contiguous", max_num_seqs=REQUESTS, **options)
 except ValueError as error:
@@ -885,7 +891,7 @@ show(fig, "04_budget")
 
 # %%
 gpt2 = LLM(
-    "gpt2", dtype="float32", kv_cache="paged", attention="gather", num_blocks=65
+    "gpt2", dtype="float32", kv_cache="paged", attention="gather", linear="plain", num_blocks=65
 )  # for the next section
 config = gpt2.config
 roofline = measure_roofline(device, dtypes=("float32",))
@@ -1452,6 +1458,7 @@ pool_engine = LLM(
     "gpt2",
     dtype="float32",
     attention="gather",
+    linear="plain",
     num_blocks=pick(smoke=65, cpu=65, gpu=4097),
     max_num_seqs=1024,
     max_num_batched_tokens=16384,
@@ -1472,6 +1479,7 @@ for n in sweep(MEMORY_BATCHES, "memory"):
                     "gpt2",
                     dtype="float32",
                     kv_cache="contiguous",
+                    linear="plain",
                     max_num_seqs=n,
                     max_model_len=1024,
                     max_num_batched_tokens=16384,

@@ -1245,6 +1245,7 @@ bars(
     ax,
     [f"beside {name}" for name in beside],
     {"step": [1e3 * timing.median for timing in beside.values()]},
+    fmt=",.0f",
 )
 ax.set(xlabel="time of a step (ms)")
 show(fig, "05_gil")

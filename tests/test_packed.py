@@ -56,6 +56,8 @@ def test_every_linear_is_replaced_and_the_embedding_stays(tiny):
 def test_auto_packs_what_runs_faster(monkeypatch):
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 16)).requires_grad_(False)
     asked = []
+    assert pack_linears(model, "auto") == 0, "small weights are not worth a measurement"
+    monkeypatch.setattr(module, "_LEAST", 1)
     monkeypatch.setattr(module, "runs_faster", lambda linear: asked.append(linear.in_features) or linear.in_features == 8)
     assert pack_linears(model, "auto") == 2
     assert asked == [8, 16], "one measurement a shape"

@@ -44,7 +44,7 @@ class LLM:
                  dtype: str | torch.dtype = "auto", kv_cache: str = "paged", attention: str = "auto",
                  scheduler: str = "continuous", max_num_seqs: int = 64, max_num_batched_tokens: int = 2048,
                  max_model_len: int | None = None, block_size: int = 16, num_blocks: int | None = None,
-                 kv_cache_memory_bytes: int | None = None, linear: str = "plain") -> None:
+                 kv_cache_memory_bytes: int | None = None, linear: str = "auto") -> None:
         self.options = EngineOptions(kv_cache, attention, scheduler, max_num_seqs, max_num_batched_tokens,
                                      max_model_len, block_size, num_blocks, kv_cache_memory_bytes, linear)
         self.device = pick_device(device)

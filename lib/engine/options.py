@@ -28,7 +28,7 @@ class EngineOptions:
     block_size: int
     num_blocks: int | None
     kv_cache_memory_bytes: int | None
-    linear: str = "plain"
+    linear: str = "auto"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

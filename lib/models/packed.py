@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_LEAST = 2**16      # elements: a smaller weight stays in the cache, where its layout does not matter
 _TOKENS = (1, 16)  # sizes of a step at which the layouts are compared
 _REPEATS = 5       # the fastest counts: whatever else the machine does can only add
 
@@ -58,7 +59,7 @@ def pack_linears(model: nn.Module, linear: str) -> int:
     """Replace the model's nn.Linear in place; returns how many were.
 
     `linear`: "plain" none; "packed" all, ValueError where that cannot be; "auto" those whose shape runs faster packed on this
-    machine, none where it cannot be. A tied head is packed beside the embedding, which needs its rows as they are.
+    machine, none where it cannot be; small ones stay plain. A tied head is packed beside the embedding, which needs its rows as they are.
     """
     if linear == "plain":
         return 0
@@ -75,7 +76,7 @@ def pack_linears(model: nn.Module, linear: str) -> int:
                 continue
             shape = (child.in_features, child.out_features, child.bias is not None)
             if linear == "auto" and shape not in faster:
-                faster[shape] = runs_faster(child)
+                faster[shape] = child.weight.numel() >= _LEAST and runs_faster(child)
             if linear == "packed" or faster[shape]:
                 setattr(parent, name, PackedLinear(child))  # the plain weight goes before the next one is packed
                 packed += 1
