@@ -51,6 +51,7 @@ else:
 import functools
 import gc
 import math
+import mmap
 import os
 import subprocess
 import sys
@@ -62,6 +63,11 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from lib import LLM, SamplingParams
 from lib.attention.base import attend, chunk_mask, length_mask
@@ -267,7 +273,8 @@ print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 #
 # **Step 3: a maximum that may change.** Take the largest score *so far*, the peak $m$, and keep both sums relative to
 # it: the norm $\ell = \sum_j e^{s_j - m}$ and the accumulator $a = \sum_j e^{s_j - m}\, v_j$. When a tile of new keys
-# $J$ arrives with a larger score, both sums are relative to an old peak. One factor corrects all of their terms at once:
+# $J$ arrives with a larger score, both sums are relative to an old peak. One factor corrects all of their terms at
+# once:
 #
 # ```{math}
 # :label: eq-07-online
@@ -286,9 +293,9 @@ print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 
 # %%
 def walk(q, keys, values, block_table, seen, block_size):
-    """Attend q [D] to the first `seen` keys of a sequence; yield (peak, norm, acc) after each block.
+    """Attend q [D] to a sequence's first `seen` keys; yield (peak, norm, acc) after each block.
 
-    keys, values [num_blocks, block_size, D]: the pool. block_table: the sequence's blocks, in order.
+    keys, values [num_blocks, block_size, D]: the pool. block_table: the sequence's blocks.
     """
     peak, norm, acc = -math.inf, 0.0, torch.zeros_like(q)
     for i, block in enumerate(block_table):
@@ -386,8 +393,8 @@ print(f"cut after any of the {len(block_table) - 1} inner block ends: the same o
 
 # %% [markdown]
 # **Step 5: the mask is a count.** A decode query sees every key of its sequence. In a chunk of $n$ queries that ends a
-# sequence of $S$ tokens, query $i$ sees the first $S - (n - 1 - i)$ keys. There is no matrix of forbidden pairs in this,
-# only a number at which the walk stops. Keys behind it are not multiplied by zero. They are never read.
+# sequence of $S$ tokens, query $i$ sees the first $S - (n - 1 - i)$ keys. There is no matrix of forbidden pairs in
+# this, only a number at which the walk stops. Keys behind it are not multiplied by zero. They are never read.
 
 # %%
 n, S = 5, 12
@@ -442,17 +449,18 @@ glue("most_queries", fused_cpu._MOST_QUERIES)
 # - **A tile of keys is not a block.** The softmax is updated every {glue:text}`key_tile` keys, whatever the block size.
 #   The slots of a tile are looked up first, one by one. So the block size may be 1 or 5 or 512, and the arithmetic is
 #   the same.
-# - **Tokens outside, heads inside.** In the pool, the heads of a token lie next to each other. A loop over heads outside
-#   would jump over the other heads' numbers and come back for them later. With heads inside, memory is read in the
-#   order in which it lies. And the queries that share a K/V head use it while it is in registers or the first cache.
+# - **Tokens outside, heads inside.** In the pool, the heads of a token lie next to each other. A loop over heads
+#   outside would jump over the other heads' numbers and come back for them later. With heads inside, memory is read in
+#   the order in which it lies. And the queries that share a K/V head use it while it is in registers or the first
+#   cache.
 # - **Four keys at a time.** One dot product is a chain of additions, each of which waits for the one before. Four
 #   independent chains keep the arithmetic units busy. Beyond the last visible key the last key is repeated, and its
 #   weight set to zero.
-# - **Prefetch.** Processors guess which memory is wanted next and load it ahead, as long as one runs straight on. At the
-#   end of a block the guess is wrong. But we know the table. While the kernel multiplies keys it requests the values,
-#   and while it adds values it requests the next tile's keys.
-# - **A tile of queries.** Up to {glue:text}`query_tile` queries of one sequence share a reading of its keys. A decode step
-#   has one. A short chunk, or a speculative draft to be verified, has a few.
+# - **Prefetch.** Processors guess which memory is wanted next and load it ahead, as long as one runs straight on. At
+#   the end of a block the guess is wrong. But we know the table. While the kernel multiplies keys it requests the
+#   values, and while it adds values it requests the next tile's keys.
+# - **A tile of queries.** Up to {glue:text}`query_tile` queries of one sequence share a reading of its keys. A decode
+#   step has one. A short chunk, or a speculative draft to be verified, has a few.
 #
 # Two details are small and necessary. `_exp` is a polynomial of our own, because calling the mathematics library for
 # every score would cost as much as the dot product. And bfloat16 arrives as 16-bit integers, since NumPy has no such
@@ -493,10 +501,10 @@ table(
 # ### What it does not do: long prompts
 #
 # With many queries the balance tips. Each key is then used by all of them, the intensity of {eq}`eq-07-intensity` grows
-# with their number, and arithmetic becomes the limit. A matrix product does arithmetic faster than our dot products can,
-# because it keeps tiles of *both* operands in registers. So chunks of more than {glue:text}`most_queries` queries are
-# handed to PyTorch's attention, after a gather where the cache is needed. The copy is then shared by all queries of the
-# chunk, and it is paid once for a chunk, not once for every token:
+# with their number, and arithmetic becomes the limit. A matrix product does arithmetic faster than our dot products
+# can, because it keeps tiles of *both* operands in registers. So chunks of more than {glue:text}`most_queries` queries
+# are handed to PyTorch's attention, after a gather where the cache is needed. The copy is then shared by all queries of
+# the chunk, and it is paid once for a chunk, not once for every token:
 
 # %% tags=["remove-input"]
 show_source(fused_cpu.CpuKernels, "attend")
@@ -564,8 +572,8 @@ else:
 #
 # On a GPU the same walk is written in Triton {cite}`tillet2019triton`. A Triton kernel is one *program*, started many
 # times side by side, and each instance asks by `program_id` which piece of the work is its own. Inside, one writes on
-# small arrays that live in registers, such as a tile of keys, and the compiler arranges the threads. Two helpers do what
-# the diagram shows: find the slots of some positions, and load the rows that lie there.
+# small arrays that live in registers, such as a tile of keys, and the compiler arranges the threads. Two helpers do
+# what the diagram shows: find the slots of some positions, and load the rows that lie there.
 
 # %% tags=["remove-input"]
 try:
@@ -682,7 +690,7 @@ def engine_with(**options):
 
 
 def step(engine):
-    """One step of an engine, greedily: the sequences it advanced. Chapter 3's loop, without sampling."""
+    """One step of an engine, greedily: the sequences it advanced. Chapter 3's loop, no sampling."""
     scheduled = engine.scheduler.schedule()
     batch = Batch.build(scheduled, engine.manager.block_size, device)
     token_ids = engine.runner.run(batch).argmax(-1).tolist()
@@ -731,9 +739,11 @@ print(
 
 # %% [markdown]
 # Tokens are a coarse test, since an argmax forgives small errors. The fine one compares numbers with float64, over a
-# pool that holds NaN in every slot that no sequence uses. In float32 we ask for $10^{-5}$. In bfloat16 the reference gets
-# the same rounded keys, values and queries. All sums are float32, so what may differ is the rounding of the output:
-# bfloat16 has 8 significant bits, and rounding errs by at most half of the last, $2^{-8}$ of the number at the worst.
+# pool that holds NaN in every slot that no sequence uses. In float32 we ask for $10^{-5}$. In bfloat16 the reference
+# gets the same rounded keys, values and queries. The CPU kernel's sums are float32, so all that may differ is the
+# rounding of the output. bfloat16 has 8 significant bits, and rounding errs by at most half of the last: $2^{-8}$ of
+# the number at the worst. Where a matrix product takes over, for long chunks on a CPU and for most of the work on a
+# GPU, the weights are rounded before they meet the values, and we allow twice that.
 
 # %%
 half = torch.bfloat16
@@ -743,7 +753,7 @@ half_name = str(half).removeprefix("torch.")
 
 
 def random_batch(work, block_size, dtype, layers=1):
-    """A paged cache for `work`, (queries, tokens before them) a sequence; NaN where nobody stores."""
+    """A paged cache for `work`, (queries, tokens before them) a sequence; NaN in free slots."""
     shape = replace(config, num_layers=layers)
     needed = [-(-(n + past) // block_size) for n, past in work]
     ids = (torch.randperm(sum(needed)) + 1).tolist()
@@ -772,7 +782,7 @@ def random_batch(work, block_size, dtype, layers=1):
 
 
 def in_float64(cache, batch, q):
-    """Attention with all scores at once, in float64, after the step's keys and values were stored."""
+    """Attention with all scores at once, in float64, after this step's K and V were stored."""
     out, start = torch.empty(q.shape, dtype=torch.float64), 0
     for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
         own = torch.tensor(blocks, device=device)
@@ -788,35 +798,39 @@ def in_float64(cache, batch, q):
     return out
 
 
-MIXED = [(1, 0), (1, 30), (5, 40), (1, 31), (2, 63), (8, 17), (1, 200), (20, 12), (16, 0)]
+KERNEL = [(1, 0), (1, 30), (5, 40), (1, 31), (2, 63), (8, 17), (1, 200)]
+CHUNKED = [(20, 12), (16, 0), (33, 70)]
 rows = []
 with torch.inference_mode():
-    for dtype, allowed in ((torch.float32, 1e-5), (half, 2**-8)):
+    for dtype in (torch.float32, half):
         for block_size in sizes:
-            cache, batch, q, k, v = random_batch(MIXED, block_size, dtype)
+            cache, batch, q, k, v = random_batch(KERNEL + CHUNKED, block_size, dtype)
             out = FusedAttention(cache)(0, q, k, v, batch).double().cpu()
             exact = in_float64(cache, batch, q)
-            worst = ((out - exact).abs() / exact.abs().amax(-1, keepdim=True)).max().item()
-            rows.append([str(dtype)[6:], block_size, f"{worst:.1e}", f"{allowed:.1e}"])
+            worst = ((out - exact).abs() / exact.abs().amax(-1, keepdim=True)).amax((1, 2))
+            short = worst[: sum(n for n, _ in KERNEL)].max().item()
+            long = worst[sum(n for n, _ in KERNEL) :].max().item()
+            rows.append([str(dtype)[6:], block_size, f"{short:.1e}", f"{long:.1e}"])
             if device.type == "cpu":
-                assert worst < (allowed if dtype == torch.float32 else 2 * allowed)
-table(rows, headers=["stored as", "block size", "largest error", "stated"])
+                assert short < (1e-5 if dtype == torch.float32 else 1.01 * 2**-8)
+                assert long < (1e-5 if dtype == torch.float32 else 2**-7)
+table(rows, headers=["stored as", "block size", "decode, short chunks", "long chunks"])
 
 # %% [markdown]
-# The error is relative to the largest number of its output row. Decoding, short chunks and long ones stood in one batch.
-# (The assert for half precision allows twice what is stated: long chunks go to PyTorch, which rounds its weights too.)
+# Errors are relative to the largest number of their output row; $2^{-8}$ is 3.9e-03. Decoding, short chunks and long
+# ones stood in one batch.
 #
 # ### Poison
 #
 # Chapter 4 showed that a mask does not protect from NaN: a weight of zero times NaN is NaN. It came from the null block
-# there. A former owner's slots are the likelier source, say from a request whose activations overflowed. Now the rest of
-# the last block of the shorter of two sequences is poisoned, a place that neither may see:
+# there. A former owner's slots are the likelier source, say from a request whose activations overflowed. Now the rest
+# of the last block of the shorter of two sequences is poisoned, a place that neither may see:
 
 
 # %%
 @torch.inference_mode()
 def poisoned(kind, poison):
-    """Outputs of a decode step of two sequences, 40 and 9 tokens, with `poison` in all unused slots."""
+    """A decode step of two sequences, 40 and 9 tokens, with `poison` in all unused slots."""
     torch.manual_seed(0)
     lengths, size = (40, 9), 48 if kind == "contiguous" else BLOCK
     cache, batch, q, k, v = random_batch([(1, n - 1) for n in lengths], size, torch.float32)
@@ -849,9 +863,9 @@ table(
 # ### The kernels for CUDA, without a GPU
 #
 # Triton has an interpreter that runs a kernel on the CPU, one program at a time, in NumPy. It must be asked for before
-# the kernels are imported, so it gets a process of its own. Slow, and good enough for tiny sizes. `compare` of the book's
-# tests runs a kernel and the gather on the same random batch, again with NaN in every unused slot. With a GPU the same
-# cases run compiled.
+# the kernels are imported, so it gets a process of its own. Slow, and good enough for tiny sizes. `compare` of the
+# book's tests runs a kernel and the gather on the same random batch, again with NaN in every unused slot. With a GPU
+# the same cases run compiled.
 
 # %% tags=["hide-input"]
 CASES = """
@@ -887,8 +901,8 @@ else:
 # Caches are laid out as in chapter 4: already full, the blocks of growing sequences interleaved. What is timed is one
 # decode step's attention through all layers, storing included, divided by the number of layers. Two precautions matter.
 # Each layer has keys of its own, as in a model. And before every sample we read a large array, so that no sample finds
-# its keys in the processor's caches. In a real step the weights do that. The three ways take turns, so that a busy moment
-# of the machine meets them alike.
+# its keys in the processor's caches. In a real step the weights do that. The three ways take turns, so that a busy
+# moment of the machine meets them alike.
 
 # %% tags=["hide-input"]
 EVICT = torch.ones(pick(smoke=2**20, cpu=2**25, gpu=2**26), device=device)  # cpu: 128 MiB
@@ -901,9 +915,23 @@ def evict():
     EVICT.sum()
 
 
+def faults():
+    """Pages that the system has handed to this process since its start; 0 where it does not say."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
+
+
+def settle():
+    """Let glibc see a large piece freed: from then on it keeps such memory instead of returning it.
+
+    A process that has served for a while is in this state anyway, a young one is not.
+    """
+    torch.empty(31 * MIB // 4).fill_(0)
+
+
 def alternate(jobs, repeats=REPEATS, setup=evict):
     """Time the jobs in turns: name -> Timing. The first turn is a warm-up."""
     samples = {name: [] for name in jobs}
+    settle()
     for turn in range(1 + repeats):
         for name, job in jobs.items():
             setup()
@@ -914,7 +942,7 @@ def alternate(jobs, repeats=REPEATS, setup=evict):
 
 @torch.inference_mode()
 def laid_out(kind, batch_size, context, dtype=torch.float32, block_size=BLOCK, shuffled=False):
-    """A full cache of `kind`, its attention, and what the step that computes the last tokens schedules."""
+    """A full cache of `kind`, its attention, and the step that computes each last token."""
     requests = [Request(str(i), [i % 97] * context, GREEDY) for i in range(batch_size)]
     if kind == "contiguous":
         block_size, num_blocks = context, batch_size
@@ -1004,12 +1032,12 @@ by_context = record.add(
 )
 layer_point.cache_clear()
 gc.collect()
-sweeps = (("attention_by_batch", by_batch, "batch"), ("attention_by_context", by_context, "context"))
+sweeps = ((by_batch, "batch"), (by_context, "context"))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-bandwidth", "caption": "Bandwidth that one layer's decode attention achieves: the bytes of its keys and values, counted once, over the time, as a share of the bandwidth measured on this machine. A gather cannot pass a third unless its copy stays in the processor's caches. Left: by batch. Right: by context. In half precision the same bytes are twice as many keys."}}
 others = load_records("07", others_only=True)
 fig, axes = figure(2, sharey=True, height=3.4)
-for ax, (name, series, x) in zip(axes, sweeps):
+for ax, (series, x) in zip(axes, sweeps):
     lines(
         ax,
         x=series[x],
@@ -1031,7 +1059,8 @@ def us(seconds):
     return f"{1e6 * seconds:,.0f}"
 
 
-rows = list({(r["batch"], r["context"]): r for r in [*by_batch.rows(), *by_context.rows()]}.values())
+both = [*by_batch.rows(), *by_context.rows()]
+rows = list({(r["batch"], r["context"]): r for r in both}.values())
 table(
     [
         [
@@ -1094,8 +1123,8 @@ record.headline(
 
 # %% [markdown]
 # At batch {glue:text}`big_batch` and {glue:text}`big_context` tokens, the gather takes {glue:text}`layer_gather` the
-# contiguous read, {glue:text}`gather_surprise`. The fused kernel takes {glue:text}`layer_fused` the contiguous read, and
-# the gather takes {glue:text}`gather_over_fused` times as long as fused. Counting each byte once, fused achieves
+# contiguous read, {glue:text}`gather_surprise`. The fused kernel takes {glue:text}`layer_fused` the contiguous read,
+# and the gather takes {glue:text}`gather_over_fused` times as long as fused. Counting each byte once, fused achieves
 # {glue:text}`fused_mbu` % of the machine's bandwidth, the contiguous read {glue:text}`contiguous_mbu` %, the gather
 # {glue:text}`gather_mbu` %. Over all points of {numref}`fig-07-bandwidth`, the gather takes {glue:text}`gather_low` to
 # {glue:text}`gather_high` times as long as the contiguous read, and fused {glue:text}`fused_low` to
@@ -1106,83 +1135,123 @@ record.headline(
 # later, and with few sequences there are few such pieces to hand out. The fused kernel reads straight on and cuts where
 # it likes.
 #
-# In {glue:text}`half_name` the bytes halve. The fused kernel takes {glue:text}`half_speedup` times less time, the
-# contiguous read {glue:text}`half_contiguous` times less. A factor of 2 would say that bytes are all that counts. What is
-# missing is arithmetic: two bytes have to be widened to four, and the number of multiplications stays the same.
+# In {glue:text}`half_name` the bytes halve. The fused kernel is {glue:text}`half_speedup` times as fast as in float32,
+# the contiguous read {glue:text}`half_contiguous` times. A factor of 2 would say that bytes are all that counts. What
+# does not shrink with the bytes is arithmetic: two bytes are widened to four, and then there are as many
+# multiplications as before. How much of the time that is, we will see when we look at warm caches.
 #
 # ### Where the gather's time goes
 #
-# The prediction of 3 lumps a read, a write and a read together. Taken apart, at batch {glue:text}`parts_batch` and
-# {glue:text}`parts_context` tokens: the copy by itself; attention over one piece, without a mask, and with the mask that
-# the gather needs; and the whole.
+# The prediction of 3 lumps a read, a write and a read together. Here they are apart, at batch {glue:text}`count_batch`
+# and {glue:text}`count_context` tokens. The copy comes in three kinds, because a copy needs a place: memory that is
+# kept for it, new tensors as the gather makes them, and pages fresh from the operating system, which have to be zeroed
+# and entered into the process's own page table first.
 
 # %% tags=["hide-input"]
 with torch.inference_mode():
-    slots, _, _, _ = laid_out("contiguous", BATCH, CONTEXT)
-    pool, gathered, scheduled, _ = laid_out("gather", BATCH, CONTEXT)
+    slots, _, _, _ = laid_out("contiguous", COUNT_BATCH, COUNT_CONTEXT)
+    pool, gathered, scheduled, _ = laid_out("gather", COUNT_BATCH, COUNT_CONTEXT)
     batch = Batch.build(scheduled, BLOCK, device)
     tables = batch.block_table.long()
     q, k, v = (
-        torch.randn(BATCH, heads, config.head_dim, device=device)
+        torch.randn(COUNT_BATCH, heads, config.head_dim, device=device)
         for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
     )
-    mask = length_mask(batch.seq_lens, CONTEXT)
+    mask = length_mask(batch.seq_lens, COUNT_CONTEXT)
     layers = range(config.num_layers)
+    shape = (tables.numel(), *pool.k.shape[2:])
+    kept = [torch.empty(shape, device=device) for _ in range(2)]
 
-    def copy():
-        for layer in layers:
-            for tensor in (pool.k, pool.v):
-                gather(tensor[layer], tables)  # dropped at once, as attention drops it after a layer
+    def copy_into(places):
+        def run():
+            for layer in layers:
+                for tensor, place in zip((pool.k, pool.v), places()):
+                    torch.index_select(tensor[layer], 0, tables.flatten(), out=place)
+
+        return run
+
+    def copy_new():
+        for layer in layers:  # both alive at once, and dropped with the layer, as attention does
+            _, _ = (gather(tensor[layer], tables) for tensor in (pool.k, pool.v))
+
+    def fresh():
+        size = math.prod(shape) * 4
+        return [torch.frombuffer(mmap.mmap(-1, size), dtype=torch.float32).view(shape)
+                for _ in range(2)]  # fmt: skip
 
     def over_slots(mask):
         return lambda: [attend(q[:, None], slots.k[n], slots.v[n], 1, mask) for n in layers]
 
     parts = {
-        "copy": copy,
+        "copy into memory that is kept": copy_into(lambda: kept),
+        "copy into new tensors": copy_new,
+        "copy into fresh pages": copy_into(fresh),
         "attention over one piece": over_slots(None),
         "the same with a mask": over_slots(mask),
         "gather, all of it": lambda: [gathered(layer, q, k, v, batch) for layer in layers],
     }
-    parts = {name: per_layer(timing) for name, timing in alternate(parts).items()}
-    slots = pool = gathered = copy = None
+    moves = dict(zip(parts, (2, 2, 2, 1, 1, 3)))
+    if device.type != "cpu":
+        del parts["copy into fresh pages"]
+    jobs, parts = parts, alternate(parts, repeats=pick(smoke=1, cpu=3, gpu=20))
+    parts = {name: per_layer(timing) for name, timing in parts.items()}
+    pages = {}
+    for name, job in jobs.items():
+        before = faults()
+        job()
+        pages[name] = (faults() - before) / config.num_layers
+    slots = pool = gathered = jobs = job = kept = None
+    del copy_into, copy_new, over_slots
 gc.collect()
 one_piece = parts["attention over one piece"].median
 parts_series = record.add(
     "gather_parts",
     unit="s",
-    params={"batch": BATCH, "context": CONTEXT, "per": "layer"},
-    points=[{"part": name, "seconds": timing} for name, timing in parts.items()],
+    params={"batch": COUNT_BATCH, "context": COUNT_CONTEXT, "per": "layer"},
+    points=[
+        {"part": name, "seconds": timing, "page_faults": pages[name]}
+        for name, timing in parts.items()
+    ],
 )
-once = layer_bytes(BATCH, CONTEXT) / roofline.bandwidth
+once = layer_bytes(COUNT_BATCH, COUNT_CONTEXT) / roofline.bandwidth
 table(
     [
-        [name, us(moves * once), us(timing.median), f"{timing.median / one_piece:.2f}"]
-        for (name, timing), moves in zip(parts.items(), (2, 1, 1, 3))
+        [name, us(moves[name] * once), us(timing.median), f"{timing.median / one_piece:.2f}",
+         f"{pages[name]:,.0f}"]
+        for name, timing in parts.items()
     ],
-    headers=["part", "by bytes, µs", "measured, µs", "over one piece"],
-)
+    headers=["part", "by bytes, µs", "measured, µs", "over one piece", "page faults"],
+)  # fmt: skip
 
 # %% tags=["remove-input"]
-glue("parts_batch", BATCH)
-glue("parts_context", CONTEXT)
+new_copy = parts["copy into new tensors"].median
 glue("mask_ratio", parts["the same with a mask"].median / one_piece, ".2f")
-glue("copy_ratio", parts["copy"].median / one_piece, ".1f")
+glue("copy_ratio", new_copy / one_piece, ".1f")
+glue("copy_mbu", 100 * 2 * once / new_copy, ".0f")
+glue("piece_mbu", 100 * once / one_piece, ".0f")
 glue(
-    "copy_mbu",
-    100 * 2 * layer_bytes(BATCH, CONTEXT) / parts["copy"].median / roofline.bandwidth,
-    ".0f",
+    "copy_words",
+    "less than reading alone has, since a line of memory is usually read before it is written"
+    if 2 * once < new_copy
+    else "more than memory can deliver: some of the copy never leaves the processor's caches",
 )
+if "copy into fresh pages" in parts:
+    costly = parts["copy into fresh pages"].median / parts["copy into memory that is kept"].median
+    glue("fresh_words", f"takes {costly:.1f} times as long as one into memory that is kept")
+else:
+    glue("fresh_words", "is not measured on a GPU, where PyTorch keeps its memory")
 
 # %% [markdown]
-# The copy takes {glue:text}`copy_ratio` times as long as attention over one piece, where its bytes say 2. It moves its
-# bytes at {glue:text}`copy_mbu` % of the bandwidth that reading has. Writing is dearer than reading on most machines: a
-# line of memory is read before it is written, and a new tensor costs the system fresh pages. The mask makes attention
-# take {glue:text}`mask_ratio` times as long. A fused kernel pays neither.
+# The copy takes {glue:text}`copy_ratio` times as long as attention over one piece, where the bytes say 2. It moves its
+# bytes at {glue:text}`copy_mbu` % of the bandwidth, {glue:text}`copy_words`. Attention over one piece moves its own at
+# {glue:text}`piece_mbu` %. The mask makes attention take {glue:text}`mask_ratio` times as long. And a copy into fresh
+# pages {glue:text}`fresh_words`. Whether a new tensor means fresh pages is up to the C library: the last column counts
+# them. A fused kernel needs no copy, no mask and no place.
 #
 # ### Chunks: where the hand-over is right
 #
 # On a CPU, chunks of more than {glue:text}`most_queries` queries go to PyTorch. Is that the right place? We let the
-# kernel do all chunk sizes itself and compare, with {glue:text}`parts_context` tokens already in the cache.
+# kernel do all chunk sizes itself and compare, with {glue:text}`big_context` tokens already in the cache.
 
 # %% tags=["hide-input"]
 CHUNKS = pick(smoke=[1, 8], cpu=[1, 4, 8, 16, 64], gpu=[1, 4, 16, 64, 256])
@@ -1340,8 +1409,10 @@ record.headline("decode step, fused paged over contiguous, largest batch", step_
 # for this chapter was to stay within a tenth: {glue:text}`goal` in this run. The gathered step takes
 # {glue:text}`step_gather` the contiguous one, predicted {glue:text}`step_predicted`; fused saves
 # {glue:text}`step_saved` % of the gathered step. A fused step takes {glue:text}`step_over_bound` times its own bound.
-# Attention, timed alone above, is about {glue:text}`attention_share` % of it, so most of what a better attention kernel
-# could still win is limited to that share.
+# Whatever a step spends beyond its bound outside attention dilutes the ratios of attention, so the whole step's ratio
+# is nearer to 1 than the prediction where that is much. Attention, timed alone above, is about
+# {glue:text}`attention_share` % of it, so most of what a better attention kernel could still win is limited to that
+# share.
 #
 # ## Memory of chapter 4, speed of chapter 3
 #
@@ -1421,20 +1492,20 @@ record.headline(
 )
 
 # %% [markdown]
-# On {glue:text}`serve_budget` MiB, {glue:text}`serve_slots` slots became {glue:text}`serve_at_once` sequences at once, as
-# in chapter 4. Fused has {glue:text}`serve_gain` times the throughput of the contiguous engine and
+# On {glue:text}`serve_budget` MiB, {glue:text}`serve_slots` slots became {glue:text}`serve_at_once` sequences at once,
+# as in chapter 4. Fused has {glue:text}`serve_gain` times the throughput of the contiguous engine and
 # {glue:text}`serve_over_gather` times that of the gathering one. The sequences here are short, so attention is a small
 # part of their steps, and most of the gain over slots comes from the batch that fits. {glue:text}`serve_same` of
-# {glue:text}`serve_requests` requests got the same tokens from slots and from blocks. Where one did not, two logits were
-# nearly equal, and the order of a sum decided.
+# {glue:text}`serve_requests` requests got the same tokens from slots and from blocks. Where one did not, two logits
+# were nearly equal, and the order of a sum decided.
 #
 # ## What broke, and how this benchmark could mislead
 #
 # **A mask instead of a count.** The first idea for a tile that reaches beyond the sequence is to compute all of its
 # scores and hide some. The table of poisoned slots above is what becomes of it.
 #
-# **Merging nothing.** A split that received no keys has the state $m = -\infty$, $\ell = 0$, $a = 0$. Merge two of those
-# and $e^{-\infty - (-\infty)}$ is NaN:
+# **Merging nothing.** A split that received no keys has the state $m = -\infty$, $\ell = 0$, $a = 0$. Merge two of
+# those and $e^{-\infty - (-\infty)}$ is NaN:
 
 # %%
 nothing = (-math.inf, 0.0, torch.zeros(1))
@@ -1448,7 +1519,7 @@ with np.errstate(invalid="ignore"):
 # of a captured CUDA graph that only fills up the batch has no keys at all, so this is no rare case.
 #
 # **Hot and cold.** A benchmark that calls one layer again and again finds its keys in the processor's cache from the
-# second call on. Here are four sequences of {glue:text}`parts_context` tokens in the three ways: as above, with all
+# second call on. Here are four sequences of {glue:text}`big_context` tokens in the three ways: as above, with all
 # layers in turn but nothing evicted, and with one layer over and over.
 
 # %% tags=["hide-input"]
@@ -1494,10 +1565,22 @@ glue(
     else "no more than memory could deliver, so on this machine the number would not have given "
     "itself away",
 )
+warm = hot.rows()[-1]["fused"] / hot.rows()[0]["fused"]
+glue("warm_percent", 100 * warm, ".0f")
 
 # %% [markdown]
 # The keys of one layer are {glue:text}`hot_mb` MB here. Read again and again they come at {glue:text}`hot_percent` % of
 # the memory's bandwidth, {glue:text}`hot_verdict`. No real step reads a layer twice.
+#
+# The warm run is useful all the same, because it shows what is left when memory is no obstacle. The fused kernel then
+# still takes {glue:text}`warm_percent` % of its time with cold caches. That part is arithmetic and overhead. It is what
+# a faster kernel could still save, and why half the bytes did not mean half the time.
+#
+# **A young process.** glibc returns a large piece of memory to the system when it is freed, until it has seen that such
+# pieces come again. The first version of this chapter timed the gather before that point, and its copies paid for fresh
+# pages in every layer. The gather looked much worse than inside an engine, where other things keep the memory alive.
+# `settle` above brings every measurement into the later state, which is kinder to the gather. Where chapter 4 found
+# ratios above 3 for attention alone, fresh pages were part of them.
 #
 # **The order of blocks.** Blocks of sequences that grow together lie interleaved, which is kind to prefetchers. An old
 # pool is mixed. And small blocks make more jumps. Shuffled completely, by block size:
@@ -1545,9 +1628,9 @@ table(
 #
 # ## In production
 #
-# vLLM chooses among several [attention backends](https://docs.vllm.ai/en/latest/design/attention_backends/).
-# On Hopper GPUs FlashAttention-3 {cite}`shah2024flashattention3` is the usual one. It reads paged keys and values, moves
-# tiles with the tensor memory accelerator (TMA) while tensor cores compute, gives the two jobs to different warps (*warp
+# vLLM chooses among several [attention backends](https://docs.vllm.ai/en/latest/design/attention_backends/). On Hopper
+# GPUs FlashAttention-3 {cite}`shah2024flashattention3` is the usual one. It reads paged keys and values, moves tiles
+# with the tensor memory accelerator (TMA) while tensor cores compute, gives the two jobs to different warps (*warp
 # specialisation*), and can compute in fp8. vLLM's [Triton
 # backend](https://docs.vllm.ai/en/latest/api/vllm/v1/attention/backends/triton_attn/) is the closest relative of ours:
 # portable, one unified kernel for chunks and decoding, and a path that splits the keys where a decode batch is small.
@@ -1564,14 +1647,14 @@ table(
 # - **fp8 and 4-bit keys and values**, with scales. Halving the bytes again is worth more than any tuning.
 # - **Shared prefixes.** Where many sequences share their first blocks, *cascade attention* reads those once for all of
 #   them and merges the states with each sequence's own part: {eq}`eq-07-merge` at work again.
-# - **Sliding windows, soft caps, sinks, bias**, and the compressed caches of latent attention. Each is a few lines in the
-#   loop, and a production kernel has them all.
+# - **Sliding windows, soft caps, sinks, bias**, and the compressed caches of latent attention. Each is a few lines in
+#   the loop, and a production kernel has them all.
 #
 # ## Exercises
 #
 # **1. Predict.** A model with 32 query heads and 8 K/V heads keeps its cache in 8-bit numbers. What is the intensity of
-# its decode attention? On a machine that reads at 100 GB/s, what arithmetic rate must the kernel sustain to stay bound by
-# bandwidth?
+# its decode attention? On a machine that reads at 100 GB/s, what arithmetic rate must the kernel sustain to stay bound
+# by bandwidth?
 #
 # ```{admonition} Solution
 # :class: dropdown
@@ -1621,8 +1704,8 @@ table(
 #    once, and takes {glue:text}`step_fused` a contiguous step, at batch {glue:text}`step_batch` here.
 # 3. A count of visible keys is better than a mask: what is not read costs nothing and cannot poison the rest.
 #
-# **Sources.** Online softmax: {cite:t}`milakov2018online`. Attention in constant memory: {cite:t}`rabe2021memory`. Tiles
-# near the processor: {cite:t}`dao2022flashattention`; the loop order: {cite:t}`dao2024flashattention2`; Hopper:
+# **Sources.** Online softmax: {cite:t}`milakov2018online`. Attention in constant memory: {cite:t}`rabe2021memory`.
+# Tiles near the processor: {cite:t}`dao2022flashattention`; the loop order: {cite:t}`dao2024flashattention2`; Hopper:
 # {cite:t}`shah2024flashattention3`. Splitting keys: {cite:t}`dao2023flashdecoding`. Blocks:
 # {cite:t}`kwon2023pagedattention`. Planned, ragged, paged: {cite:t}`ye2025flashinfer`. Triton:
 # {cite:t}`tillet2019triton`.
