@@ -87,6 +87,7 @@ from lib.bench import (
     log10_axis,
     measure,
     measure_roofline,
+    percent_axis,
     pick,
     recorded_lines,
     scale,
@@ -1042,14 +1043,18 @@ for ax, (series, x) in zip(axes, sweeps):
         ax,
         x=series[x],
         y={
-            **{kind: [100 * m for m in series[f"mbu_{kind}"]] for kind in KINDS},
-            f"fused, {half_name}": [100 * m for m in series["mbu_fused_half"]],
+            **{kind: series[f"mbu_{kind}"] for kind in KINDS},
+            f"fused, {half_name}": series["mbu_fused_half"],
         },
+        recorded=recorded_lines(
+            others, series.name, x=x, y={kind: f"mbu_{kind}" for kind in KINDS}
+        ),
     )
-    ax.axhline(100 / 3, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
-    ax.axhline(100, color=TEXT, linewidth=1)
+    ax.axhline(1 / 3, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
+    ax.axhline(1, color=TEXT, linewidth=1)
     log2_axis(ax, "x")
-axes[0].set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="% of bandwidth", ylim=(0, None))
+    percent_axis(ax)
+axes[0].set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="share of bandwidth", ylim=(0, None))
 axes[1].set(xlabel=f"context (tokens), at batch {BATCH}")
 show(fig, "07_bandwidth")
 
