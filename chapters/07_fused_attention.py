@@ -48,6 +48,7 @@ else:
     os.chdir(home / "chapters")
 
 # %%
+import ctypes
 import functools
 import gc
 import math
@@ -119,7 +120,6 @@ llm = LLM(
 )
 device, config = llm.device, llm.config
 glue("model", "SmolLM2" if config.architecture == "llama" else "GPT-2")
-glue("num_layers", config.num_layers)
 if llm.weights == "random":
     print(
         "The weights are RANDOM in this run: the Hugging Face hub could not be reached. "
@@ -921,18 +921,22 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
 
 
-def settle():
-    """Let glibc see a large piece freed: from then on it keeps such memory instead of returning it.
+def keep_memory():
+    """Ask glibc to keep the memory that is freed, as PyTorch does on a GPU; elsewhere do nothing."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # the names of malloc.h
+    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**25))
 
-    A process that has served for a while is in this state anyway, a young one is not.
-    """
-    torch.empty(31 * MIB // 4).fill_(0)
+
+MEMORY_KEPT = keep_memory()
 
 
 def alternate(jobs, repeats=REPEATS, setup=evict):
     """Time the jobs in turns: name -> Timing. The first turn is a warm-up."""
     samples = {name: [] for name in jobs}
-    settle()
     for turn in range(1 + repeats):
         for name, job in jobs.items():
             setup()
@@ -1089,8 +1093,8 @@ table(
 def compared(ratio, margin=0.05):
     """A ratio of times in words."""
     if abs(ratio - 1) <= margin:
-        return "as long as"
-    return f"{ratio:.2f} times as long as" if ratio > 1 else f"{1 / ratio:.1f} times less than"
+        return "about as long as"
+    return f"{ratio:.2f} times as long as"
 
 
 biggest = by_batch.rows()[-1]
@@ -1212,7 +1216,9 @@ one_piece = parts["attention over one piece"].median
 parts_series = record.add(
     "gather_parts",
     unit="s",
-    params={"batch": COUNT_BATCH, "context": COUNT_CONTEXT, "per": "layer"},
+    params={
+        "batch": COUNT_BATCH, "context": COUNT_CONTEXT, "per": "layer", "memory_kept": MEMORY_KEPT
+    },  # fmt: skip
     points=[
         {"part": name, "seconds": timing, "page_faults": pages[name]}
         for name, timing in parts.items()
@@ -1245,6 +1251,8 @@ if "copy into fresh pages" in parts:
     glue("fresh_words", f"takes {costly:.1f} times as long as one into memory that is kept")
 else:
     glue("fresh_words", "is not measured on a GPU, where PyTorch keeps its memory")
+glue("gather_faults", pages["gather, all of it"], ",.0f")
+glue("fresh_faults", f"{pages['copy into fresh pages']:,.0f}" if device.type == "cpu" else "none")
 
 # %% [markdown]
 # The copy takes {glue:text}`copy_ratio` times as long as attention over one piece, where the bytes say 2. It moves its
@@ -1578,14 +1586,17 @@ glue("warm_percent", 100 * warm, ".0f")
 # the memory's bandwidth, {glue:text}`hot_verdict`. No real step reads a layer twice.
 #
 # The warm run is useful all the same, because it shows what is left when memory is no obstacle. The fused kernel then
-# still takes {glue:text}`warm_percent` % of its time with cold caches. That part is arithmetic and overhead. It is what
-# a faster kernel could still save, and why half the bytes did not mean half the time.
+# still takes {glue:text}`warm_percent` % of its time with cold caches. That part is arithmetic and overhead, and half
+# the bytes do not halve it. The prediction called attention bound by bandwidth because it counted with the rate of
+# matrix products. Dot products, exponentials and table lookups run at a lower one.
 #
-# **A young process.** glibc returns a large piece of memory to the system when it is freed, until it has seen that such
-# pieces come again. The first version of this chapter timed the gather before that point, and its copies paid for fresh
-# pages in every layer. The gather looked much worse than inside an engine, where other things keep the memory alive.
-# `settle` above brings every measurement into the later state, which is kinder to the gather. Where chapter 4 found
-# ratios above 3 for attention alone, fresh pages were part of them.
+# **Where the copies go.** glibc returns freed memory to the system, or does not, depending on what the process has
+# allocated before. The first version of this chapter left that to chance. The same gather of the same bytes then took
+# very different times in different places of the page, and looked much worse alone than inside an engine, where it
+# found its memory again. `keep_memory` in the code above asks glibc to keep what is freed. That is kind to the gather,
+# and makes the comparison repeatable. The page faults show whether it worked: {glue:text}`gather_faults` a layer for
+# the gather, {glue:text}`fresh_faults` where fresh pages were asked for. Chapter 4 let glibc decide, so the cost of the
+# gather there is not the same number.
 #
 # **The order of blocks.** Blocks of sequences that grow together lie interleaved, which is kind to prefetchers. An old
 # pool is mixed. And small blocks make more jumps. Shuffled completely, by block size:
