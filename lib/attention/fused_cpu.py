@@ -54,18 +54,20 @@ class CpuKernels:
         self.cache.store(layer, k, v, batch.slot_mapping)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:  # all begin: their K and V are at hand
+        if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:
+            # All sequences begin in this step: their K and V are at hand.
             return self._full(layer, q, k, v, batch)
         plan, out = batch.derive(_plan), torch.empty(q.shape, dtype=q.dtype)
         if len(plan.shares.pieces):
             self._run(layer, _array(q.contiguous()), plan, _array(out))
         for row, start in plan.chunks:
             n, length = batch.query_lens[row], batch.kv_lens[row]
-            if n == length:  # a sequence that begins with this chunk: nothing of it is in the cache alone
+            if n == length:  # it begins with this chunk: nothing of it is in the cache alone
                 keys, values, mask = k[None, start:start + n], v[None, start:start + n], None
             else:
                 table = batch.block_table[row:row + 1, :-(-length // batch.block_size)].long()
-                keys, values = (gather(x[layer], table)[:, :length] for x in (self.cache.k, self.cache.v))
+                keys, values = (gather(x[layer], table)[:, :length]
+                                for x in (self.cache.k, self.cache.v))
                 mask = chunk_mask(n, length, q)
             out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
         return out

@@ -104,10 +104,11 @@ def _exp(x, n, bits):
 
 @_compiled
 def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, scaled):
-    """Attend the piece's queries to its key tiles; leave the state in peak, norm [QUERY_TILE, Hq] and acc [.., D].
+    """Attend the piece's queries to its key tiles; leave the state in peak, norm [QUERY_TILE, Hq]
+    and acc [.., D].
 
-    The last query sees the first `seen` keys of the sequence, the one before it one less: that is the whole causal mask,
-    and slots beyond are never read.
+    The last query sees the first `seen` keys of the sequence, the one before it one less: that is
+    the whole causal mask, and slots beyond are never read.
     """
     row, token, queries, seen = piece[ROW], piece[TOKEN], piece[QUERIES], piece[SEEN]
     heads, kv_heads, size = q.shape[1], keys.shape[1], q.shape[2]
@@ -121,20 +122,26 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
                 scaled[i, g, d] = _widen(q[token + i, g, d]) * scale
     head_bytes, keys_at, values_at = size * keys.itemsize, keys.ctypes.data, values.ctypes.data
     scores = np.empty((heads, KEY_TILE), np.float32)
-    bits, slots = np.empty(KEY_TILE, np.int32), np.empty(2 * KEY_TILE, np.int64)  # slots of this tile and the next
+    bits = np.empty(KEY_TILE, np.int32)
+    slots = np.empty(2 * KEY_TILE, np.int64)  # of this tile and the next
     for tile in range(piece[FIRST], piece[LAST]):
         start = tile * KEY_TILE
         for t in range(2 * KEY_TILE):
-            position = min(start + t, seen - 1)  # beyond the end the last key again: to be read four by four, and weigh 0
-            slots[t] = np.int64(table[row, position // block_size]) * block_size + position % block_size
+            # Beyond the end the last key again: to be read four by four, and weigh 0.
+            position = min(start + t, seen - 1)
+            block = np.int64(table[row, position // block_size])
+            slots[t] = block * block_size + position % block_size
         for i in range(queries):
-            count = min(KEY_TILE, seen - (queries - 1 - i) - start)  # keys of this tile that query i sees
-            for t in range(0, count, 4):  # tokens outside, heads inside: memory is read in the order it lies in
+            count = min(KEY_TILE, seen - (queries - 1 - i) - start)  # of this tile's keys, i sees
+            # Tokens outside, heads inside: memory is read in the order it lies in.
+            for t in range(0, count, 4):
                 s0, s1, s2, s3 = slots[t], slots[t + 1], slots[t + 2], slots[t + 3]
                 for h in range(kv_heads):
-                    for u in range(t, t + 4 if i == 0 else t):  # these keys' values are next: blocks lie too far apart
-                        _prefetch(values_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)  # for the CPU to guess
-                    for g in range(h * group, (h + 1) * group):  # the group's queries share what was loaded
+                    # These keys' values are next: blocks lie too far apart for the CPU to guess.
+                    for u in range(t, t + 4 if i == 0 else t):
+                        _prefetch(values_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
+                    # The group's queries share what was loaded.
+                    for g in range(h * group, (h + 1) * group):
                         a = b = c = e = np.float32(0)
                         for d in range(size):
                             x = scaled[i, g, d]
@@ -142,7 +149,8 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
                             b += x * _widen(keys[s1, h, d])
                             c += x * _widen(keys[s2, h, d])
                             e += x * _widen(keys[s3, h, d])
-                        scores[g, t], scores[g, t + 1], scores[g, t + 2], scores[g, t + 3] = a, b, c, e
+                        scores[g, t], scores[g, t + 1] = a, b
+                        scores[g, t + 2], scores[g, t + 3] = c, e
             for g in range(heads if count > 0 else 0):
                 top = peak[i, g]
                 for t in range(count):
@@ -165,13 +173,16 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
             for t in range(0, count, 4):
                 s0, s1, s2, s3 = slots[t], slots[t + 1], slots[t + 2], slots[t + 3]
                 for h in range(kv_heads):
-                    for u in range(KEY_TILE + t, KEY_TILE + t + 4 if i == 0 else t):  # and then the next tile's keys
+                    # And then come the next tile's keys.
+                    for u in range(KEY_TILE + t, KEY_TILE + t + 4 if i == 0 else t):
                         _prefetch(keys_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
                     for g in range(h * group, (h + 1) * group):
-                        a, b, c, e = scores[g, t], scores[g, t + 1], scores[g, t + 2], scores[g, t + 3]
+                        a, b = scores[g, t], scores[g, t + 1]
+                        c, e = scores[g, t + 2], scores[g, t + 3]
                         for d in range(size):
-                            acc[i, g, d] += (a * _widen(values[s0, h, d]) + b * _widen(values[s1, h, d])
-                                             + c * _widen(values[s2, h, d]) + e * _widen(values[s3, h, d]))
+                            acc[i, g, d] += (
+                                a * _widen(values[s0, h, d]) + b * _widen(values[s1, h, d])
+                                + c * _widen(values[s2, h, d]) + e * _widen(values[s3, h, d]))
 
 
 @_compiled
@@ -191,24 +202,29 @@ def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
     for i in range(queries):
         for g in range(acc.shape[1]):
             top = max(peak[i, g], peak2[i, g])
-            a, b = np.float32(math.exp(peak[i, g] - top)), np.float32(math.exp(peak2[i, g] - top))
+            a = np.float32(math.exp(peak[i, g] - top))
+            b = np.float32(math.exp(peak2[i, g] - top))
             peak[i, g], norm[i, g] = top, norm[i, g] * a + norm2[i, g] * b
             for d in range(acc.shape[2]):
                 acc[i, g, d] = acc[i, g, d] * a + acc2[i, g, d] * b
 
 
 @_compiled(parallel=_PRANGE)
-def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out, peak, norm, acc, scaled):
-    """Paged attention of q [T, Hq, D] to keys, values [slots, Hkv, D] as `lib.attention.shares.Shares` divides it.
+def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out,
+           peak, norm, acc, scaled):
+    """Paged attention of q [T, Hq, D] to keys, values [slots, Hkv, D] as
+    `lib.attention.shares.Shares` divides it.
 
-    Slots of table [B, max_blocks]: block * block_size + offset. pieces [P, 8]; offsets [shares + 1]; cuts [C] the pieces
-    that need merging. out [T, Hq, D]. Scratch: peak, norm [C + shares, QUERY_TILE, Hq], acc [.., D], scaled
-    [shares, QUERY_TILE, Hq, D]. bfloat16 (q, keys, values, out) comes as uint16.
+    Slots of table [B, max_blocks]: block * block_size + offset. pieces [P, 8]; offsets
+    [shares + 1]; cuts [C] the pieces that need merging. out [T, Hq, D]. Scratch: peak, norm
+    [C + shares, QUERY_TILE, Hq], acc [.., D], scaled [shares, QUERY_TILE, Hq, D]. bfloat16
+    (q, keys, values, out) comes as uint16.
     """
     for share in prange(len(offsets) - 1):
         for p in range(offsets[share], offsets[share + 1]):
             state = pieces[p, STATE]
-            _attend_piece(q, keys, values, table, block_size, pieces[p], peak[state], norm[state], acc[state], scaled[share])
+            _attend_piece(q, keys, values, table, block_size, pieces[p],
+                          peak[state], norm[state], acc[state], scaled[share])
             if pieces[p, FIRST] == 0 and pieces[p, LAST] == pieces[p, TILES]:
                 _finish(out, pieces[p], norm[state], acc[state])
     begun = 0
@@ -217,6 +233,7 @@ def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out, peak,
         if pieces[p, FIRST] == 0:
             begun = state
         else:
-            _merge(pieces[p, QUERIES], peak[begun], norm[begun], acc[begun], peak[state], norm[state], acc[state])
+            _merge(pieces[p, QUERIES], peak[begun], norm[begun], acc[begun],
+                   peak[state], norm[state], acc[state])
             if pieces[p, LAST] == pieces[p, TILES]:
                 _finish(out, pieces[p], norm[begun], acc[begun])

