@@ -115,6 +115,7 @@ GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 llm = LLM(
     pick(smoke="smollm2", cpu="smollm2", gpu="gpt2"),
     dtype="float32",
+    linear="plain",
     num_blocks=65,
     max_num_seqs=8,
 )
