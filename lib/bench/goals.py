@@ -105,7 +105,8 @@ def main() -> int:
         varied = Workload(varied.name, varied.prompts, [min(n, new) for n in varied.max_tokens])
     longest, blocks = max(work.longest for work in (*equal, varied)), max(map(blocks_for, (*equal, varied)))
     engines = {
-        "contiguous, plain": LLM("smollm2", dtype="float32", kv_cache="contiguous", linear="plain", max_num_seqs=rows, max_model_len=longest),
+        "contiguous, plain": LLM("smollm2", dtype="float32", kv_cache="contiguous", linear="plain", max_num_seqs=rows,
+                                 max_model_len=longest),
         "fused, packed where faster": LLM("smollm2", dtype="float32", linear="auto", max_num_seqs=rows, num_blocks=blocks,
                                           max_model_len=longest, block_size=BLOCK),
     }

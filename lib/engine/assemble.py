@@ -23,10 +23,12 @@ from lib.cache.kv_cache import KVCache
 from lib.cache.sizing import available_bytes, gib
 from lib.cache.slots import SlotManager
 from lib.engine.batch import Batch
+from lib.engine.graphs import GraphRunner, ladder
 from lib.engine.options import EngineOptions
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
 from lib.engine.static import StaticScheduler
+from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.packed import pack_linears
 
@@ -37,11 +39,12 @@ _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 class Engine:
     """The parts of one engine. `kv_cache` is None where nothing is kept."""
 
-    runner: ModelRunner
+    runner: ModelRunner | GraphRunner
     scheduler: Scheduler
     manager: CacheManager
     kv_cache: KVCache | None
     max_model_len: int
+    compile_seconds: float = 0.0
 
 
 def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Engine:
@@ -52,7 +55,10 @@ def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dty
         raise ValueError(f"max_model_len must be <= {longest}, the positions the model knows, "
                          f"got {options.max_model_len}")
     max_model_len = options.max_model_len or longest
+    if options.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"cuda_graphs needs a CUDA device, got device {str(device)!r}")
     pack_linears(model, options.linear)
+    compile_seconds = compile_blocks(model) if options.compile else 0.0
     kv_cache = None
     if options.kv_cache == "none":
         manager: CacheManager = NoCache(max_model_len)
@@ -66,7 +72,13 @@ def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dty
         else:
             manager, attention = BlockManager(num_blocks, block_size), _paged_attention(options, kv_cache)
     scheduler = _SCHEDULERS[options.scheduler](manager, options.max_num_seqs, options.max_num_batched_tokens)
-    return Engine(ModelRunner(model, attention), scheduler, manager, kv_cache, max_model_len)
+    runner: ModelRunner | GraphRunner = ModelRunner(model, attention)
+    if options.cuda_graphs:
+        if not isinstance(attention, FusedAttention):  # 'auto' has found no kernels, and said why
+            raise ValueError("cuda_graphs needs attention 'fused', which cannot be had here")
+        max_blocks = math.ceil(max_model_len / options.block_size)
+        runner = GraphRunner(runner, ladder(options.max_num_seqs), options.block_size, max_blocks, device)
+    return Engine(runner, scheduler, manager, kv_cache, max_model_len, compile_seconds)
 
 
 def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:

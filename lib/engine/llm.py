@@ -35,7 +35,8 @@ class LLM:
     max_num_seqs, max_num_batched_tokens: sequences and tokens in a step. max_model_len: longest prompt + output in tokens;
     None is the model's, or what fits. num_blocks: blocks in the pool, the null block included; None sizes it from free
     memory, or from kv_cache_memory_bytes. linear: "packed" rearranges the weights for the CPU's matrix kernels, "auto" those
-    that run faster so on this machine.
+    that run faster so on this machine. compile: torch.compile what lies between the matrix products. cuda_graphs: record
+    decode steps and replay them, on CUDA with the paged cache and fused attention.
 
     Raises ValueError for arguments that are out of range, do not go together or do not fit into memory.
     """
@@ -44,9 +45,11 @@ class LLM:
                  dtype: str | torch.dtype = "auto", kv_cache: str = "paged", attention: str = "auto",
                  scheduler: str = "continuous", max_num_seqs: int = 64, max_num_batched_tokens: int = 2048,
                  max_model_len: int | None = None, block_size: int = 16, num_blocks: int | None = None,
-                 kv_cache_memory_bytes: int | None = None, linear: str = "auto") -> None:
+                 kv_cache_memory_bytes: int | None = None, linear: str = "auto", compile: bool = False,
+                 cuda_graphs: bool = False) -> None:
         self.options = EngineOptions(kv_cache, attention, scheduler, max_num_seqs, max_num_batched_tokens,
-                                     max_model_len, block_size, num_blocks, kv_cache_memory_bytes, linear)
+                                     max_model_len, block_size, num_blocks, kv_cache_memory_bytes, linear,
+                                     compile, cuda_graphs)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         loaded = load_model(model, device=self.device, dtype=self.dtype)
@@ -55,6 +58,7 @@ class LLM:
         engine = assemble(self.model, self.options, self.device, self.dtype)
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
+        self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
         self._progressed: dict[str, None] = {}      # ids with something for `step` to hand out, in order
         self._owned: set[str] = set()               # ids that generate or stream waits for

@@ -29,11 +29,19 @@ class EngineOptions:
     num_blocks: int | None
     kv_cache_memory_bytes: int | None
     linear: str = "auto"
+    compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
+        for name in ("compile", "cuda_graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.cuda_graphs and (self.kv_cache != "paged" or self.attention == "gather"):
+            raise ValueError("cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
+                             f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}")
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "num_blocks",
                      "kv_cache_memory_bytes"):
             value = getattr(self, name)

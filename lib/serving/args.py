@@ -47,6 +47,8 @@ def _llm_group(parser: argparse.ArgumentParser) -> Any:
     add("--kv-cache", default="paged", help="none, contiguous or paged (%(default)s)")
     add("--attention", default="auto", help="auto, gather or fused: how the paged cache is read (%(default)s)")
     add("--linear", default="auto", help="plain, packed or auto: how the weights lie in memory (%(default)s)")
+    add("--compile", action="store_true", help="torch.compile what lies between the matrix products")
+    add("--cuda-graphs", action="store_true", help="record decode steps and replay them (CUDA, fused attention)")
     add("--scheduler", default="continuous", help="continuous or static (%(default)s)")
     add("--max-num-seqs", type=int, default=64, help="sequences in a step (%(default)s)")
     add("--max-num-batched-tokens", type=int, default=2048, help="tokens in a step (%(default)s)")
