@@ -107,6 +107,8 @@ def main() -> int:
     engines = {
         "contiguous, plain": LLM("smollm2", dtype="float32", kv_cache="contiguous", linear="plain", max_num_seqs=rows,
                                  max_model_len=longest),
+        "contiguous, packed where faster": LLM("smollm2", dtype="float32", kv_cache="contiguous", linear="auto",
+                                               max_num_seqs=rows, max_model_len=longest),
         "fused, packed where faster": LLM("smollm2", dtype="float32", linear="auto", max_num_seqs=rows, num_blocks=blocks,
                                           max_model_len=longest, block_size=BLOCK),
     }
@@ -131,6 +133,7 @@ def main() -> int:
     print(f"batch 1: {share:.0%} of the bandwidth bound ({roofline.bandwidth / 1e9:.1f} GB/s measured in this run)")
     record.add("goals", unit="tok/s", params={"prompt": prompt, "new_tokens": new, "goal": GOAL}, points=[
         {"work": result.name, "contiguous": result.timings["contiguous, plain"].rates(result.tokens),
+         "contiguous_packed": result.timings["contiguous, packed where faster"].rates(result.tokens),
          "fused": result.timings[best].rates(result.tokens), "peer": peer,
          "theirs": result.timings[peer].rates(result.tokens), "same": result.same} for result, peer in results])
     record.add("bandwidth_share", unit="share", points=[{"batch": 1, "share": share}])
