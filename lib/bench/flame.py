@@ -19,7 +19,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lib.bench.figures import COLOURS, ON_COLOUR, TEXT
+from lib.bench.figures import COLOURS, ON_COLOUR
 
 # The first pattern that is found in a frame's name decides.
 KINDS = (
@@ -124,6 +124,23 @@ def by_kind(root: Frame) -> dict[str, float]:
     return {name: seconds / total for name, seconds in shares.items()}
 
 
+def splice(frame: Frame, names: tuple[str, ...] = ("_wrapped_call_impl", "_call_impl", "decorate_context")) -> Frame:
+    """The same frames without those that only pass a call on; their own time becomes their caller's. Returns a copy."""
+    copy = Frame(frame.name, frame.native, frame.calls, frame.seconds)
+    for child in frame.children.values():
+        child = splice(child, names)
+        for part in child.children.values() if child.name.endswith(names) else [child]:
+            known = copy.children.setdefault(part.name, Frame(part.name, part.native))
+            _add(known, part)
+    return copy
+
+
+def _add(frame: Frame, other: Frame) -> None:
+    frame.calls, frame.seconds = frame.calls + other.calls, frame.seconds + other.seconds
+    for name, child in other.children.items():
+        _add(frame.children.setdefault(name, Frame(name, child.native)), child)
+
+
 def draw(ax: Axes, root: Frame, seconds: float, depth: int = 10, least: float = 0.004) -> None:
     """An icicle: the step on top, callees below, a frame as wide as its share of `seconds` (of one call), in milliseconds.
 
@@ -169,4 +186,4 @@ def _native_name(function: Any) -> str:
     return f"{module or getattr(owner, '__name__', '')}.{getattr(function, '__name__', function)}"
 
 
-__all__ = ["KINDS", "PYTHON", "TEXT", "Frame", "by_kind", "draw", "kind", "record"]
+__all__ = ["KINDS", "PYTHON", "Frame", "by_kind", "draw", "kind", "record", "splice"]
