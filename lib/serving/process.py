@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,9 +23,9 @@ class ServerProcess:
 
     `arguments` are the command line's. `url` is http://host:port. `command` stands in for `python -m lib.serving`,
     `environment` adds variables.
-    Leaving the block sends SIGTERM, and SIGKILL where that does not help; on Linux the thread's end does so too, however
-    it ends. Raises RuntimeError, with the end of the log, if the server does not get ready within `startup_timeout`
-    seconds, and ValueError for a --log-level at which the server does not log where it listens.
+    Leaving the block sends SIGTERM, and SIGKILL where that does not help; on Linux a server that the main thread started
+    also ends with this process, however that ends. Raises RuntimeError, with the end of the log, if the server does not
+    get ready within `startup_timeout` seconds, and ValueError for a --log-level at which it does not log where it listens.
     """
 
     def __init__(self, *arguments: str, startup_timeout: float = 300.0, command: Sequence[str] | None = None,
@@ -32,7 +33,7 @@ class ServerProcess:
         level = next((b for a, b in zip(arguments, arguments[1:]) if a == "--log-level"), "info")
         if level not in ("debug", "info"):
             raise ValueError(f"--log-level must be debug or info, or nobody learns the server's port, got {level!r}")
-        self.command = [*_dies_with_us(), *(command or (sys.executable, "-m", "lib.serving")), "--port", "0", *arguments]
+        self.command = [*(command or (sys.executable, "-m", "lib.serving")), "--port", "0", *arguments]
         self.startup_timeout, self.url, self.returncode = startup_timeout, "", None
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen | None = None
@@ -56,7 +57,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start it, and return as soon as it listens: its engine may still be loading."""
         self._log = tempfile.NamedTemporaryFile(prefix="serving-", suffix=".log", delete=False)
-        self._process = subprocess.Popen(self.command, stdout=self._log, stderr=subprocess.STDOUT,
+        self._process = subprocess.Popen([*_dies_with_us(), *self.command], stdout=self._log, stderr=subprocess.STDOUT,
                                          stdin=subprocess.DEVNULL, env=self._environment,
                                          cwd=Path(__file__).parents[2])
         deadline = time.monotonic() + self.startup_timeout
@@ -116,4 +117,5 @@ class ServerProcess:
 def _dies_with_us() -> tuple[str, ...]:
     """What to put before a command so that a parent that is killed leaves no server behind; () where that is not known."""
     setpriv = shutil.which("setpriv")  # util-linux; it execs the command, so the process id stays
-    return (setpriv, "--pdeathsig", "TERM") if setpriv and sys.platform == "linux" else ()
+    here = threading.current_thread() is threading.main_thread()  # to Linux the parent is a thread, and others end sooner
+    return (setpriv, "--pdeathsig", "TERM") if setpriv and here and sys.platform == "linux" else ()
