@@ -23,9 +23,10 @@ class ServerProcess:
 
     `arguments` are the command line's. `url` is http://host:port. `command` stands in for `python -m lib.serving`,
     `environment` adds variables.
-    Leaving the block sends SIGTERM, and SIGKILL where that does not help; on Linux a server that the main thread started
-    also ends with this process, however that ends. Raises RuntimeError, with the end of the log, if the server does not
-    get ready within `startup_timeout` seconds, and ValueError for a --log-level at which it does not log where it listens.
+    Leaving the block sends SIGTERM, and SIGKILL where that does not help; on Linux a server that the main thread
+    started also ends with this process, however that ends. Raises RuntimeError, with the end of the log, if the server
+    does not get ready within `startup_timeout` seconds, and ValueError for a --log-level at which it does not say where
+    it listens.
     """
 
     def __init__(self, *arguments: str, startup_timeout: float = 300.0, command: Sequence[str] | None = None,
@@ -115,7 +116,8 @@ class ServerProcess:
 
 
 def _dies_with_us() -> tuple[str, ...]:
-    """What to put before a command so that a parent that is killed leaves no server behind; () where that is not known."""
+    """What to put before a command so that a parent that is killed leaves no server behind; () where nothing does."""
     setpriv = shutil.which("setpriv")  # util-linux; it execs the command, so the process id stays
-    here = threading.current_thread() is threading.main_thread()  # to Linux the parent is a thread, and others end sooner
+    # To Linux the parent is the thread that started it, and threads other than the main one end sooner.
+    here = threading.current_thread() is threading.main_thread()
     return (setpriv, "--pdeathsig", "TERM") if setpriv and here and sys.platform == "linux" else ()
