@@ -345,7 +345,8 @@ for name, llm in {"plain": plain, packed_name: packed}.items():
     for batch in (1, ROWS):
         begin(llm, batch)
         frames[name, batch] = flame.splice(
-            flame.record(lambda llm=llm: one_step(llm), pick(smoke=1, cpu=5, gpu=7))
+            flame.record(lambda llm=llm: one_step(llm), pick(smoke=1, cpu=5, gpu=7)),
+            (*flame.PASSING, "one_step"),
         )
         shares[name, batch] = flame.by_kind(frames[name, batch])
         end(llm)
@@ -360,7 +361,7 @@ print(f"{python_calls:,} calls of Python functions in a step")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-before", "caption": "One decode step at batch 1, plain linear layers. Each frame is as wide as its time; below a frame are those that it calls; calls with the same stack are added up, so the layers appear as one. What is left of a frame above its callees is its own."}}
 fig, ax = figure(height=3.6)
-flame.draw(ax, before, before.seconds / before.calls, depth=12)
+flame.draw(ax, before, before.seconds / before.calls, depth=11)
 ax.set_xlabel("ms")
 fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, handlelength=1.0)
 show(fig, "08_flame_before")
