@@ -346,7 +346,8 @@ for name, llm in {"plain": plain, packed_name: packed}.items():
     for batch in (1, ROWS):
         begin(llm, batch)
         frames[name, batch] = flame.splice(
-            flame.record(lambda llm=llm: one_step(llm), pick(smoke=1, cpu=5, gpu=7))
+            flame.record(lambda llm=llm: one_step(llm), pick(smoke=1, cpu=5, gpu=7)),
+            (*flame.PASSING, "one_step"),
         )
         shares[name, batch] = flame.by_kind(frames[name, batch])
         end(llm)
@@ -361,7 +362,7 @@ print(f"{python_calls:,} calls of Python functions in a step")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-before", "caption": "One decode step at batch 1, plain linear layers. Each frame is as wide as its time; below a frame are those that it calls; calls with the same stack are added up, so the layers appear as one. What is left of a frame above its callees is its own."}}
 fig, ax = figure(height=3.6)
-flame.draw(ax, before, before.seconds / before.calls, depth=12)
+flame.draw(ax, before, before.seconds / before.calls, depth=11)
 ax.set_xlabel("ms")
 fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, handlelength=1.0)
 show(fig, "08_flame_before")
@@ -576,9 +577,9 @@ glue("packed_count", packed_count)
 # {glue:text}`packing_verdict` {glue:text}`half_words`
 #
 # In the engine, `linear="auto"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. Two things did
-# not help and are not in `lib/`. Cutting the output head into pieces of a thousand rows made the plain head faster at
-# batch 64, but the packed head whole was faster still. And one product for q, k and v, one for gate and up, were there
-# from the first chapter.
+# suggest themselves and bring nothing more. Cutting the output head into pieces of a thousand rows makes the plain head
+# faster at batch 64 on some CPUs, but on the one that we tried the packed head was faster whole than in pieces. And one
+# product for q, k and v, and one for gate and up, have been there since the first chapter.
 #
 # ## Fewer operations: torch.compile
 #
@@ -968,8 +969,9 @@ glue(
 # It saves {glue:text}`flat_words`. We keep the modules: a model that one can read is worth that. The point of the
 # measurement is the other direction. If Python is blamed for a slow engine, this is how much it can be guilty of.
 #
-# We tried three more things on the CPU's step: a rotation with fewer operators, additions in place, a gate multiplied in
-# place. None was faster in a run where they took turns with the original, and none is in `lib/`.
+# We tried three more things on two CPU cores: a rotation with fewer operators, additions in place, a gate multiplied in
+# place. None was faster by more than the noise of a run in which they took turns with the original, and none is in
+# `lib/`.
 #
 # ### And the prompt?
 #
@@ -1152,9 +1154,9 @@ pool = None
 # %% [markdown]
 # The pools of this chapter are as small as the work allows and were written before anything was timed.
 #
-# **The stale row.** The first version of `_fill` copied the batch into the first rows and left the others as they were.
-# Logits of the real rows were right. But a padded row *writes*: its old slot belonged to a sequence that still ran, in
-# another row by now, and lost a key. `tests/test_graphs.py` compares the cache before and after and allows changes in
+# **The stale row.** The obvious `_fill` copies the batch into the first rows and leaves the others as they were. Logits
+# of the real rows are right. But a padded row *writes*: its old slot belongs to a sequence that may still run, in
+# another row by now, and loses a key. `tests/test_graphs.py` compares the cache before and after and allows changes in
 # the batch's own slots and in the null block, nowhere else.
 #
 # **Compiled twice.** Dynamo guards more than shapes. The first parallel loop of the attention kernel changes the number
@@ -1191,8 +1193,8 @@ pool = None
 # [TensorRT-LLM](https://nvidia.github.io/TensorRT-LLM/features/overlap-scheduler.html) has the same. The price is that a
 # sequence may run one step beyond its end. On a CPU there is nothing to overlap: the same cores do both.
 #
-# For CPUs, vLLM and others pack weights at load as we do, most often in bfloat16 or with eight bits or fewer. llama.cpp
-# goes further and leaves Python out altogether.
+# For CPUs, vLLM's backend packs weights at load too, most often in bfloat16 or with eight bits or fewer. llama.cpp goes
+# further and leaves Python out altogether.
 #
 # ## Exercises
 #
@@ -1231,7 +1233,7 @@ glue("big_small_ms", 1e3 * counts.streamed_bytes(config, "bfloat16") / 2e12, ".2
 # ```{admonition} Solution
 # :class: dropdown
 # It saves the padding, at most seven rows. Decode steps are bound by bytes up to large batches, and a padded row adds
-# hardly any. It costs five times the recordings: time at load, and memory for each size's logits, which stay alive. The
+# hardly any. It costs nearly six times the recordings: time at load, and memory for each size's logits, which stay alive. The
 # ladder is finer where a row is a large part of the batch.
 # ```
 #

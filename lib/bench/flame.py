@@ -28,6 +28,7 @@ KINDS = (
     ("other operators", ("torch.", "Tensor.", "TensorBase.", "_C.")),
 )
 PYTHON = "Python"
+PASSING = ("_wrapped_call_impl", "_call_impl", "decorate_context", "<lambda>")  # frames that only pass a call on
 
 
 @dataclass
@@ -124,8 +125,8 @@ def by_kind(root: Frame) -> dict[str, float]:
     return {name: seconds / total for name, seconds in shares.items()}
 
 
-def splice(frame: Frame, names: tuple[str, ...] = ("_wrapped_call_impl", "_call_impl", "decorate_context")) -> Frame:
-    """The same frames without those that only pass a call on; their own time becomes their caller's. Returns a copy."""
+def splice(frame: Frame, names: tuple[str, ...] = PASSING) -> Frame:
+    """A copy without frames whose name ends with one of `names`: their own time becomes their caller's."""
     copy = Frame(frame.name, frame.native, frame.calls, frame.seconds)
     for child in frame.children.values():
         child = splice(child, names)
@@ -162,8 +163,8 @@ def _rows(ax: Axes, frame: Frame, left: float, ms: float, row: int, depth: int, 
             alpha=1.0 if not frame.children else 0.75, linewidth=0.4, edgecolor=ON_COLOUR)
     span = ax.get_figure(root=True).get_figwidth() * 72 * 0.95  # points
     share = width / max(1e-9, least) * 0.004
-    label = frame.name.rpartition(".")[2]
-    if share * span > 5.4 * len(label):
+    label = frame.name.rpartition(".")[2] if frame.native else frame.name.partition(".")[2]
+    if share * span > 4.6 * len(label):
         ax.text(left + width / 2, -row + 0.45, label, ha="center", va="center", fontsize=7, color=ON_COLOUR, clip_on=True)
     deepest = row
     if row + 1 < depth:
@@ -186,4 +187,4 @@ def _native_name(function: Any) -> str:
     return f"{module or getattr(owner, '__name__', '')}.{getattr(function, '__name__', function)}"
 
 
-__all__ = ["KINDS", "PYTHON", "Frame", "by_kind", "draw", "kind", "record", "splice"]
+__all__ = ["KINDS", "PASSING", "PYTHON", "Frame", "by_kind", "draw", "kind", "record", "splice"]
