@@ -1130,8 +1130,9 @@ glue(
     if 0.85 < excess < 1.15
     else "So the copy costs more than its bytes; the next section takes it apart."
     if excess > 1
-    else "The prediction took attention itself to run at the memory's bandwidth. PyTorch's reaches "
-    f"{100 * biggest['mbu_contiguous']:.0f} % of it here, and beside a slow read the copy weighs less.",
+    else "The prediction took attention itself to run at the memory's bandwidth. PyTorch's "
+    f"reaches {100 * biggest['mbu_contiguous']:.0f} % of it here, and beside a slow read the copy "
+    "weighs less.",
 )
 record.headline(
     "attention of a layer, gather over fused, largest batch",
