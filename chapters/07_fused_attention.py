@@ -150,6 +150,8 @@ kv_bytes = layer_bytes(COUNT_BATCH, COUNT_CONTEXT)
 copied = 2 * COUNT_BATCH * COUNT_CONTEXT * config.num_kv_heads * config.head_dim * 4
 assert kv_bytes == copied
 mask_bytes = COUNT_BATCH * COUNT_CONTEXT * 4
+
+# %% tags=["remove-input"]
 table(
     [
         ["contiguous", f"{kv_bytes / 1e6:,.1f}", "–", "–", "–", f"{kv_bytes / 1e6:,.1f}"],
@@ -165,8 +167,6 @@ table(
     ],
     headers=["MB a layer", "read", "write copy", "read copy", "mask", "together"],
 )
-
-# %% tags=["remove-input"]
 glue("count_batch", COUNT_BATCH)
 glue("count_context", COUNT_CONTEXT)
 glue("mask_percent", 100 * mask_bytes / kv_bytes, ".1f")
@@ -221,6 +221,8 @@ def step_bound(batch_size, context, transfers=1):
 
 whole = {name: step_bound(COUNT_BATCH, COUNT_CONTEXT, n) for name, n in TRANSFERS.items()}
 alone = {name: attention_bound(COUNT_BATCH, COUNT_CONTEXT, n) for name, n in TRANSFERS.items()}
+
+# %% tags=["remove-input"]
 table(
     [
         [name, f"{1e3 * alone[name]:.2f}", f"{1e3 * whole[name]:.1f}",
@@ -229,8 +231,6 @@ table(
     ],
     headers=["", "attention of a layer, ms", "whole step, ms", "over contiguous"],
 )  # fmt: skip
-
-# %% tags=["remove-input"]
 INTENSITY = 2 / 4 * group
 glue("intensity", INTENSITY, ".1f")
 glue("ridge", roofline.ridge("float32"), ".1f")
@@ -488,6 +488,8 @@ tiles_of = [
 ]
 assert sum(tiles_of) == sum(-(-n // numba_kernel.KEY_TILE) for n in lengths)
 assert max(tiles_of) - min(tiles_of) <= 1
+
+# %% tags=["remove-input"]
 table(
     [
         [f"thread {share}", f"sequence {row}", lengths[row], f"{first}–{last - 1} of {tiles}"]
@@ -567,8 +569,9 @@ else:
     print("Compile times are shown where the Numba kernel is used, at cpu scale.")
 
 # %% [markdown]
-# Seconds once, and fractions of one in every later process. That is why `numba_kernel.py` is one file: Numba keeps
-# compiled code as long as the file it came from is unchanged. A server calls the kernel once before it opens its doors.
+# The first process pays for compiling, the later ones for loading what is there. That is why `numba_kernel.py` is one
+# file: Numba keeps compiled code as long as the file it came from is unchanged. A server calls the kernel once before
+# it opens its doors.
 #
 # ## The kernels for CUDA
 #
@@ -948,7 +951,7 @@ def alternate(jobs, repeats=REPEATS, setup=evict):
 
 @torch.inference_mode()
 def laid_out(kind, batch_size, context, dtype=torch.float32, block_size=BLOCK, shuffled=False):
-    """A full cache of `kind`, its attention, and the step that computes each last token."""
+    """A full cache, "contiguous" or "paged", the step that computes each last token, block size."""
     requests = [Request(str(i), [i % 97] * context, GREEDY) for i in range(batch_size)]
     if kind == "contiguous":
         block_size, num_blocks = context, batch_size
@@ -967,36 +970,54 @@ def laid_out(kind, batch_size, context, dtype=torch.float32, block_size=BLOCK, s
     cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
     for tensor in (cache.k, cache.v):  # written, so that the pages exist
         tensor.copy_(torch.randn(tensor.shape[1:], device=device).expand_as(tensor))
-    return cache, KINDS[kind](cache), [Scheduled(request, 1) for request in requests], block_size
+    return cache, [Scheduled(request, 1) for request in requests], block_size
 
 
-def attention_job(kind, batch_size, context, dtype=torch.float32, layers=None, **options):
-    """One decode step's attention, all layers in turn (or those in `layers`)."""
-    _, attention, scheduled, block_size = laid_out(kind, batch_size, context, dtype, **options)
-    batch = Batch.build(scheduled, block_size, device)
+def layouts(kinds, *arguments, **options):
+    """kind -> (attention, scheduled, block size). Gather and fused read the same paged cache."""
+    made = {}
+    for kind in kinds:
+        layout = "contiguous" if kind == "contiguous" else "paged"
+        if layout not in made:
+            made[layout] = laid_out(layout, *arguments, **options)
+        cache, scheduled, block_size = made[layout]
+        yield kind, (KINDS[kind](cache), scheduled, block_size)
+
+
+def attention_jobs(batch_size, context, dtype=torch.float32, layers=None, kinds=KINDS, **options):
+    """By kind: one decode step's attention, all layers in turn (or those in `layers`)."""
     q, k, v = (
         torch.randn(batch_size, heads, config.head_dim, device=device).to(dtype)
         for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
     )
-    chosen = range(config.num_layers) if layers is None else layers
-    return lambda: [attention(layer, q, k, v, batch) for layer in chosen]
+    chosen, jobs = range(config.num_layers) if layers is None else layers, {}
+    for kind, (attention, scheduled, size) in layouts(kinds, batch_size, context, dtype, **options):
+        batch = Batch.build(scheduled, size, device)
+
+        def job(attention=attention, batch=batch):
+            for layer in chosen:
+                attention(layer, q, k, v, batch)
+
+        jobs[kind] = job
+    return jobs
 
 
 def per_layer(timing):
     return Timing(tuple(seconds / config.num_layers for seconds in timing.samples))
 
 
-BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64, 128])
+BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64])
 CONTEXT = pick(smoke=32, cpu=512, gpu=512)
-CONTEXTS = pick(smoke=[16, 32], cpu=[128, 512, 2048], gpu=[128, 512, 2048, 4096])
+CONTEXTS = pick(smoke=[16, 32], cpu=[128, 512, 2048], gpu=[128, 512, 2048])
 BATCH = pick(smoke=2, cpu=16, gpu=16)
 
 
 @functools.cache  # the two sweeps share a point
 @torch.inference_mode()
 def layer_point(batch_size, context):
-    jobs = {kind: attention_job(kind, batch_size, context) for kind in KINDS}
-    jobs |= {f"{kind}_half": attention_job(kind, batch_size, context, half) for kind in KINDS}
+    jobs = attention_jobs(batch_size, context)
+    in_half = attention_jobs(batch_size, context, half)
+    jobs |= {f"{kind}_half": job for kind, job in in_half.items()}
     taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
     moved = {"": layer_bytes(batch_size, context), "_half": layer_bytes(batch_size, context, half)}
     return {
@@ -1131,8 +1152,9 @@ glue(
     if 0.85 < excess < 1.15
     else "So the copy costs more than its bytes; the next section takes it apart."
     if excess > 1
-    else "The prediction took attention itself to run at the memory's bandwidth. PyTorch's reaches "
-    f"{100 * biggest['mbu_contiguous']:.0f} % of it here, and beside a slow read the copy weighs less.",
+    else "The prediction took attention itself to run at the memory's bandwidth. PyTorch's "
+    f"reaches {100 * biggest['mbu_contiguous']:.0f} % of it here, and beside a slow read the copy "
+    "weighs less.",
 )
 record.headline(
     "attention of a layer, gather over fused, largest batch",
@@ -1168,8 +1190,9 @@ record.headline(
 
 # %% tags=["hide-input"]
 with torch.inference_mode():
-    slots, _, _, _ = laid_out("contiguous", COUNT_BATCH, COUNT_CONTEXT)
-    pool, gathered, scheduled, _ = laid_out("gather", COUNT_BATCH, COUNT_CONTEXT)
+    slots, _, _ = laid_out("contiguous", COUNT_BATCH, COUNT_CONTEXT)
+    pool, scheduled, _ = laid_out("paged", COUNT_BATCH, COUNT_CONTEXT)
+    gathered = GatherAttention(pool)
     batch = Batch.build(scheduled, BLOCK, device)
     tables = batch.block_table.long()
     q, k, v = (
@@ -1339,8 +1362,7 @@ STEP_BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64, 128])
 @torch.inference_mode()
 def step_point(batch_size, context):
     jobs = {}
-    for kind in KINDS:
-        _, attention, scheduled, size = laid_out(kind, batch_size, context)
+    for kind, (attention, scheduled, size) in layouts(KINDS, batch_size, context):
         runner = ModelRunner(llm.model, attention)
 
         def whole_step(runner=runner, scheduled=scheduled, size=size):
@@ -1551,10 +1573,8 @@ with np.errstate(invalid="ignore"):
 # %% tags=["hide-input"]
 HOT = pick(smoke=2, cpu=4, gpu=4)
 with torch.inference_mode():
-    every = {kind: attention_job(kind, HOT, CONTEXT) for kind in KINDS}
-    again = {
-        kind: attention_job(kind, HOT, CONTEXT, layers=[0] * config.num_layers) for kind in KINDS
-    }
+    every = attention_jobs(HOT, CONTEXT)
+    again = attention_jobs(HOT, CONTEXT, layers=[0] * config.num_layers)
     protocols = {
         "all layers, caches emptied before": alternate(every),
         "all layers, nothing emptied": alternate(every, setup=lambda: None),
@@ -1619,12 +1639,16 @@ SIZES = [16, 32, 64, 128] if device.type == "cuda" else [1, 4, 16, 64]
 jobs = {}
 with torch.inference_mode():
     for size in SIZES:
-        for kind in ("gather", "fused"):
-            jobs[kind, size] = attention_job(
-                kind, BATCH, pick(smoke=32, cpu=256, gpu=512), block_size=size, shuffled=True
-            )
+        made = attention_jobs(
+            BATCH,
+            pick(smoke=32, cpu=256, gpu=512),
+            kinds=("gather", "fused"),
+            block_size=size,
+            shuffled=True,
+        )
+        jobs |= {(kind, size): job for kind, job in made.items()}
     taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
-    jobs = None
+    jobs = made = None
 gc.collect()
 by_size = record.add(
     "shuffled_blocks",
