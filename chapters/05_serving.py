@@ -1310,8 +1310,8 @@ table(
 # People are not good at reading counters. For them, the same process serves a page at `/`: a chat, and beside it the
 # running and the waiting sequences, the last minute's throughput, TTFT and inter-token latency, and the block pool of
 # chapter 4 as a grid, with a colour for each sequence. A button sends a burst. One then sees the batch fill, the queue
-# grow, and blocks appear, fill and go. Here it was photographed with SmolLM2 on a machine that was busy with other
-# things:
+# grow, and blocks appear, fill and go. Here it was photographed with SmolLM2 on two CPU
+# cores, with room for six sequences in a step:
 #
 # ```{image} ../book/images/server_page.png
 # :alt: The server's page: a chat on the left; on the right throughput, latencies, a burst of 20 prompts of which 6 run, and a grid of blocks in the colours of the sequences.
