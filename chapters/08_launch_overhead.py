@@ -1224,8 +1224,8 @@ glue("big_small_ms", 1e3 * counts.streamed_bytes(config, "bfloat16") / 2e12, ".2
 # ```{admonition} Solution
 # :class: dropdown
 # The chapter may pass: a stale slot does harm only while its former owner still runs and reads it.
-# `pytest tests/test_graphs.py -k "null_block or arrivals"` fails: one test sees a slot change that belongs to no row of the
-# batch, the other a token that is not the oracle's.
+# `pytest tests/test_graphs.py -k null_block` does not leave it to chance. It compares the cache before and after, and a
+# slot has changed that belongs to no row of the batch.
 # ```
 #
 # **3. Another ladder.** Record every size from 1 to 64 instead. What does it save, and what does it cost?
