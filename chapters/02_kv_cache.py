@@ -496,6 +496,7 @@ record.headline(f"time of a step at {LENGTHS[-1]} tokens, no cache over KV cache
 # {glue:text}`step_over_with` with one. A pass over the whole sequence reached {glue:text}`long_rate_share` % of the arithmetic
 # ceiling.
 #
+# (sec-kv-throughput)=
 # ## Measure: throughput against generated length
 #
 # What a reader of the answer sees is the sum of steps. Both stages write the same number of tokens after a short prompt. A
@@ -724,6 +725,7 @@ glue("prefill_share", 100 * latency["first_token"][-1] / latency["kv_cache"][-1]
 # {term}`prefill`. With its cache, `transformers` takes {glue:text}`peer_short` times our time at the shortest prompt and
 # {glue:text}`peer_long` times at the longest.
 #
+# (sec-kv-profile)=
 # ## Another kind of work
 #
 # Chapter 1's profile was nearly all matrix–matrix products. The same model, writing the same token with a cache, multiplies

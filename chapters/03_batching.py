@@ -353,6 +353,7 @@ glue("padding_time_ratio", padded_time.median / flat_time.median, ".2f")
 #
 # Padding is the smaller waste. The larger one is waiting, and we come to it once we know what a full batch is worth.
 #
+# (sec-batch-sweep)=
 # ## Measure: the batch sweep
 #
 # One batch of $B$ equal prompts, {glue:text}`sweep_prompt` tokens in and {glue:text}`sweep_new` out, so that nothing is

@@ -466,6 +466,7 @@ glue("stall_p90_sent", s["e2e_sent"]["p90"], ".2f")
 # {glue:text}`stall_p90_sent` s by the first clock and {glue:text}`stall_p90_due` s by the second. The users had the second.
 # From here on, times are since due.
 #
+# (sec-users)=
 # ## Measure: from one user to many
 
 # %%

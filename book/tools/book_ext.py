@@ -1,4 +1,5 @@
-"""What this book adds to Sphinx: `diagram` (light and dark), `machine` (what ran the chapters), `chapters` (the list)."""
+"""What this book adds to Sphinx: `diagram` (light and dark), `machine` (what ran the chapters), `chapters` (the list),
+and `scoreboard` (published claims beside recorded runs)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from myst_nb.core import render
 from sphinx import addnodes
 from sphinx.directives.patches import Figure
@@ -17,6 +19,8 @@ if str(ROOT) not in sys.path:
 
 from book.tools.dark_svg import dark_name  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
+from book.tools.scoreboard_page import page_part  # noqa: E402
+from lib.bench.scoreboard import scoreboard  # noqa: E402
 
 
 class Diagram(Figure):
@@ -72,6 +76,18 @@ class Chapters(SphinxDirective):
         return [items]
 
 
+class Scoreboard(SphinxDirective):
+    """One part of the scoreboard: `summary`, `headline`, `finding`, `failure` or `hardware` (see scoreboard_page.py)."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        box = nodes.container("", is_div=True, classes=["scoreboard"])
+        text = page_part(self.arguments[0], scoreboard())
+        self.state.nested_parse(StringList(text.splitlines(), "scoreboard"), self.content_offset, box)
+        return box.children
+
+
 def join_streams(outputs: list[dict]) -> list[dict]:
     """A cell's outputs with all of stdout as one text, and all of stderr as one, each where it first appears."""
     joined: list[dict] = []
@@ -92,4 +108,5 @@ def setup(app):
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("chapters", Chapters)
+    app.add_directive("scoreboard", Scoreboard)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
