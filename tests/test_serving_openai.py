@@ -7,6 +7,7 @@ import json
 import httpx
 import pytest
 
+from lib.serving.streaming import event
 from tests.serving_support import sse
 
 pytest_plugins = ["tests.serving_fixtures"]
@@ -148,3 +149,11 @@ def test_information(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     assert {"/v1/completions", "/v1/chat/completions", "/generate", "/health", "/metrics"} <= set(schema["paths"])
     assert "422" not in json.dumps(schema)
+
+
+def test_an_event_is_one_line_for_every_client() -> None:
+    """JSON may hold Unicode's line ends as they are, and httpx's iter_lines would cut the event at them."""
+    payload = {"text": "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r\n é 😀"}
+    sent = event(payload).decode()
+    assert len(sent.splitlines()) == 2 and sent.endswith("\n\n")
+    assert json.loads(sent.removeprefix("data: ")) == payload and "é 😀" in sent

@@ -19,8 +19,15 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
+# Unicode's own line ends, which JSON may hold as they are. Clients that split a stream with str.splitlines (httpx's
+# iter_lines does) would cut an event in two at one of them.
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+
+
 def event(payload: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """One event, on one line whatever a client takes for the end of a line."""
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+    return b"data: " + text.encode() + b"\n\n"
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
