@@ -17,10 +17,10 @@
 # :::
 #
 # The headline of the published measurements {cite:p}`achi9629engine` is a load test. At 64 users, an engine with
-# continuous batching and a paged cache gave 11.1 times the throughput of a server that takes one request at a time. It
-# is a fair measurement of two servers. But the two differ in two things, and one number cannot say which of them did it.
+# continuous batching and a paged cache gave {glue:text}`published_gain` times the throughput of a server that takes one
+# request at a time. It is a fair measurement of two servers. But the two differ in two things, and one number cannot say which of them did it.
 #
-# So this chapter puts a third server between the two, and takes the 11.1 apart. Then it asks what throughput leaves out.
+# So this chapter puts a third server between the two, and takes the {glue:text}`published_gain` apart. Then it asks what throughput leaves out.
 # A user does not feel tokens a second over all users. A user feels the wait for the first token, the pace of the
 # others, and the word "no".
 
@@ -99,6 +99,23 @@ from lib.serving.process import ServerProcess
 
 open_until_the_end = ExitStack()  # servers: they end with this chapter, however it ends
 _ = atexit.register(open_until_the_end.close)
+
+# %% tags=["remove-cell"]
+# What was published, as the text quotes it.
+_p = reference()
+_load = _p["load_p95_s"]
+_alone, _users = _load["sequential"][0], _load["concurrency"][-1]
+_rate, _tokens = _p["load_c64"]["sequential_tok_s"][0], _p["load_setup"]["max_tokens"]
+glue("published_gain", _p["headline"]["system_throughput_gain_c64"])
+glue("published_gains", "{}, {} and {}".format(*_p["load_c64"]["gain"]))
+glue("published_prompts", "{}, {} and {}".format(*_p["load_setup"]["prompt_tokens"].values()))
+glue("published_alone", _alone)
+glue("published_users", _users)
+glue("published_p95", _load["sequential"][-1])
+glue("published_rate", _rate)
+glue("little_all", _users * _alone, ".0f")
+glue("little_burst", 0.95 * _users * _alone, ".1f")
+glue("little_rate", 0.95 * _users * _tokens / _rate, ".1f")
 
 # %% tags=["remove-cell"]
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
@@ -635,7 +652,8 @@ glue("closed_runs", len(closed_rows))
 # The generator sent its requests at most {glue:text}`lag_ms` ms late (99th percentile of the worst run), and
 # {glue:text}`lagged` of {glue:text}`closed_runs` runs are marked as lagging.
 #
-# Does the gain depend on the prompts? The published gains are 11.1, 10.5 and 9.5 for prompts of 6, 28 and 56 tokens.
+# Does the gain depend on the prompts? The published gains are {glue:text}`published_gains` for prompts of
+# {glue:text}`published_prompts` tokens.
 
 # %%
 lengths = {}
@@ -988,7 +1006,7 @@ glue("pattern_n", pattern_rows["steady"]["requests"])
 #
 # - **Flat throughput under load.** The sequential server gives {numref}`fig-06-throughput`'s flat line: requests queue at a
 #   batch of one. It is one of the published failures, and the reason why the other two servers exist.
-# - **Two changes, one number.** The published 11.1 compares a sequential contiguous server with a continuous paged one.
+# - **Two changes, one number.** The published {glue:text}`published_gain` compares a sequential contiguous server with a continuous paged one.
 #   Nothing in it is wrong, and nothing in it says what paging did.
 # - **Little memory, no difference.** All sequences fit here, so paging had nothing to win. Chapter 4 shows the other case.
 # - **One machine.** Generator, server and engine share its cores. The dispatch lag above says when that mattered. On two
@@ -1009,14 +1027,16 @@ glue("pattern_n", pattern_rows["steady"]["requests"])
 #
 # ## Exercises
 #
-# **1. Predict.** The published sequential server takes 0.32 s for a request at one user and 36.66 s (p95) at 128 users. What
-# does Little's law say it should be?
+# **1. Predict.** The published sequential server takes {glue:text}`published_alone` s for a request at one user and
+# {glue:text}`published_p95` s (p95) at {glue:text}`published_users` users. What does Little's law say it should be?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# With one server and 128 users who never pause, $t_\text{E2E} = N / X = 128 \times 0.32 = 41$ s if all of them are always
-# there. In a burst of 128 with no second round, the $k$-th request waits for $k - 1$ others: the 95th percentile is
-# $0.95 \times 128 \times 0.3 = 36.5$ s. So the published run looks like one round.
+# With one server and $N$ users who never pause, $t_\text{E2E} = N / X$: {glue:text}`published_users` times
+# {glue:text}`published_alone` s, or {glue:text}`little_all` s, if all of them are always there. In a burst with no second round,
+# the $k$-th request waits for $k - 1$ others, and the 95th percentile is 0.95 of that, {glue:text}`little_burst` s. At the rate of
+# {glue:text}`published_rate` tokens a second that the server kept up under load, it is {glue:text}`little_rate` s. So the published
+# run looks like one round.
 # ```
 #
 # **2. Break it and watch which test fails.** In `lib/bench/load_session.py`, set `trace.scheduled` to `self.clock()` when a

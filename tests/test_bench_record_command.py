@@ -92,6 +92,21 @@ def test_a_real_record_is_found_and_resumed(chapters, capsys):
     assert chapters.run() == 0 and "up to date" in capsys.readouterr().out
 
 
+def test_figures_of_the_last_record_stay_and_no_others(chapters):
+    drawing = FAKE + """
+figures = pathlib.Path(sys.argv[sys.argv.index("--figures") + 1])
+(figures / "{{}}_a.svg".format("{name}"[:2])).write_text("new")
+"""
+    chapters("01_a", drawing)
+    chapters("02_b", drawing + "raise RuntimeError")
+    folder = chapters.out / hardware()["slug"] / "figures"
+    folder.mkdir(parents=True)
+    for name in ("01_old.svg", "02_old.svg"):
+        (folder / name).write_text("old")
+    assert chapters.run() == 1
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"01_a.svg": "new", "02_old.svg": "old"}
+
+
 def test_a_failure_is_told_and_the_others_go_on(chapters, capsys):
     chapters("02_b", "raise RuntimeError('out of luck')")
     chapters("03_c", "print('no record')")

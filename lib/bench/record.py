@@ -1,4 +1,4 @@
-"""`python -m lib.bench.record`: runs the chapters as plain scripts and writes their records.
+"""`python -m lib.bench.record`: runs the chapters as plain scripts, writes their records, keeps their figures.
 
 Needs no Jupyter and no network. Each chapter has its own process, so that one which fails, hangs or fills the memory
 costs its own record and no other. Running it again goes on where it ended.
@@ -8,6 +8,7 @@ Introduced in chapter 1.
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,10 +91,10 @@ def run_chapter(script: Path, out: Path, slug: str, at_scale: str, seconds_left:
         return Result(script.stem, "not run", detail="the budget was spent")
     environment = {**os.environ, "BOOK_SCALE": at_scale, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, str(script.resolve()), "--record", str(out.resolve())]
     start = time.perf_counter()
     before = path.stat().st_mtime_ns if there else None
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as drawn:
+        command = [sys.executable, str(script.resolve()), "--record", str(out.resolve()), "--figures", drawn]
         child = subprocess.Popen(
             command, cwd=script.resolve().parent, env=environment, stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -106,14 +107,24 @@ def run_chapter(script: Path, out: Path, slug: str, at_scale: str, seconds_left:
             _kill_group(child)  # also what a chapter that ended left behind, such as a server; also on Ctrl-C
         log.seek(0)
         tail = "\n".join(log.read().decode(errors="replace").splitlines()[-25:])
-    seconds = time.perf_counter() - start
-    if code is None:
-        return Result(script.stem, "out of time", seconds, detail="killed: it outran what was left of the budget")
-    if code != 0:
-        return Result(script.stem, "failed", seconds, detail=f"exit code {code}\n{tail}")
-    if not path.is_file() or path.stat().st_mtime_ns == before:
-        return Result(script.stem, "failed", seconds, detail=f"ended well but wrote no {path.name}\n{tail}")
+        seconds = time.perf_counter() - start
+        if code is None:
+            return Result(script.stem, "out of time", seconds, detail="killed: it outran what was left of the budget")
+        if code != 0:
+            return Result(script.stem, "failed", seconds, detail=f"exit code {code}\n{tail}")
+        if not path.is_file() or path.stat().st_mtime_ns == before:
+            return Result(script.stem, "failed", seconds, detail=f"ended well but wrote no {path.name}\n{tail}")
+        keep_figures(Path(drawn), path.parent / "figures", script.stem[:2])
     return Result(script.stem, "recorded", seconds, headline(read_record(path)))
+
+
+def keep_figures(drawn: Path, folder: Path, number: str) -> None:
+    """Puts a chapter's figures (NN_name.svg) in the place of those of its last record."""
+    for old in folder.glob(f"{number}_*.svg"):
+        old.unlink()
+    for new in sorted(drawn.glob("*.svg")):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(new, folder / new.name)
 
 
 def _kill_group(child: subprocess.Popen) -> None:
