@@ -1025,6 +1025,90 @@ glue("pattern_n", pattern_rows["steady"]["requests"])
 # its 99th percentile within limits: goodput in another form. In production a limit on waiting sits in the gateway too, with
 # priorities and retries; a client that retries at once turns a refusal into more load, so the answer carries `Retry-After`.
 #
+# (sec-load-tools)=
+# ## Appendix: what two other tools say
+#
+# An instrument is compared with others before it is believed. Two load tools can be had from PyPI:
+# [guidellm](https://github.com/vllm-project/guidellm), from the vLLM project, and
+# [aiperf](https://github.com/ai-dynamo/aiperf), from NVIDIA. Each of them and our generator sent the
+# same prompts, as text, to one server with SmolLM2, in a closed loop with equally many users. Every answer has the same
+# length. They went in turns, over several rounds, so that whatever else the machine did met all three. Each keeps to one
+# process that sends. The server counted the tokens, and every tool must report every request, with exactly the tokens that it
+# asked for.
+#
+# The same names first had to mean the same things. TTFT starts when a request is sent, in all three, so ours is the one since
+# sent, not since due. TPOT is the mean time of a token after the first. Both tools call that inter-token latency; what
+# guidellm calls the time per output token is $t_\text{E2E} / n$, with the first token in it. Throughput is all output tokens
+# over the time from the first request to the last answer, in all three. Times are means over a run's requests, and the table
+# has the medians over the rounds.
+
+# %% tags=["hide-input"]
+rows, verdicts = [], []
+for run in load_records("load_tools"):
+    tools = run["tools"]
+    p, worst = tools.params, 0.0
+    for tool in tools.rows():
+        over = {
+            name: tool[f"{column}_over_ours"]
+            for name, column in (
+                ("TTFT", "ttft"),
+                ("TPOT", "tpot"),
+                ("throughput", "throughput"),
+            )
+        }
+        for name, ratio in over.items():
+            if abs(ratio - 1) >= abs(worst):
+                worst, whose = ratio - 1, f"{tool['tool']}'s {name}"
+        times = [f"{1e3 * tool['ttft']:.1f}", f"{1e3 * tool['tpot']:.2f}"]
+        rows.append(
+            [run.label, tool["tool"], tool["version"] or "–", *times]
+            + [f"{tool['throughput']:.1f}"]
+            + [f"{ratio:.2f}" for ratio in over.values()]
+        )
+    agree = "all agree" if abs(worst) <= p["limit"] else "they do NOT all agree"
+    verdicts.append(
+        f"On {run.label}, {p['users']} users sent {p['requests']} requests of "
+        f"{p['prompt_tokens']} tokens, each for {p['output_tokens']}, in each of "
+        f"{p['rounds']} round(s): {agree} with ours within {p['limit']:.0%}. The largest "
+        f"difference is {worst:+.1%}, {whose}."
+    )
+if rows:
+    table(
+        rows,
+        headers=[
+            "hardware",
+            "tool",
+            "version",
+            "TTFT (ms)",
+            "TPOT (ms)",
+            "tok/s",
+            "TTFT / ours",
+            "TPOT / ours",
+            "tok/s / ours",
+        ],
+    )
+else:
+    print("No machine has recorded this comparison yet.")
+
+# %% tags=["remove-input"]
+glue(
+    "tools_verdict",
+    " ".join(verdicts) or "There is no record yet, and so no verdict.",
+)
+
+# %% [markdown]
+# {glue:text}`tools_verdict` The tools share the machine with the server. Where it has few cores, a tool that needs more
+# of them for itself sees a slower server, and that is no error of its clock.
+#
+# Neither tool is needed to run this book. To repeat the comparison, give each an environment of its own:
+#
+# ```
+# python -m venv guidellm && guidellm/bin/pip install "guidellm==0.8.*"
+# python -m venv aiperf && aiperf/bin/pip install "aiperf==0.13.*"
+# python -m lib.bench.load_compare --guidellm guidellm/bin/guidellm --aiperf aiperf/bin/aiperf --record book/measurements
+# ```
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Predict.** The published sequential server takes {glue:text}`published_alone` s for a request at one user and

@@ -1,0 +1,122 @@
+"""`python -m lib.bench.load_compare --guidellm PATH --aiperf PATH`: our load generator beside two others, in turns.
+
+One server, one list of prompts, one closed loop: each tool sends the same requests to /v1/completions and says what it
+saw. `--record DIR` keeps every round. BOOK_SCALE sets how much. PATH is a tool's program; neither is a dependency.
+
+Introduced in chapter 6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lib.bench.load_client import Target
+from lib.bench.load_requests import FIXED, make_requests
+from lib.bench.load_run import closed_loop
+from lib.bench.load_tools import MODEL, OURS, Reading, ToolError, aiperf, guidellm, read_ours
+from lib.bench.records import Record
+from lib.bench.scale import pick
+from lib.bench.tables import table
+from lib.bench.timing import Rates, Timing
+from lib.serving.process import ServerProcess
+
+WORKLOAD = "long"
+LIMIT = 0.10  # tools that differ by no more agree
+TIMES = ("ttft", "tpot", "throughput")
+
+
+def compare(tools: Mapping[str, Callable[[], Reading]], rounds: int) -> dict[str, list[Reading]]:
+    """Each tool's readings, a round each. A round before the first one does not count: the server compiles then.
+
+    The order moves by one from round to round, so that none always comes after the same other.
+    """
+    readings: dict[str, list[Reading]] = {name: [] for name in tools}
+    for turn in range(1 + rounds):
+        names = list(tools)
+        for name in names[turn % len(names):] + names[:turn % len(names)]:
+            sys.stderr.write(f"round {turn} of {rounds}: {name}\n")
+            reading = tools[name]()
+            if turn:
+                readings[name].append(reading)
+    return readings
+
+
+def rows(readings: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
+    """One a tool, ours first: medians over the rounds with all samples, and each one's ratio to ours."""
+    result = []
+    for tool, found in readings.items():
+        row: dict[str, Any] = {"tool": tool, "version": found[0].version, "completed": sum(r.completed for r in found)}
+        for name in TIMES:
+            kind = Rates if name == "throughput" else Timing
+            row[name] = kind(tuple(getattr(reading, name) for reading in found))
+            row[f"{name}_over_ours"] = row[name].median / median(getattr(r, name) for r in readings[OURS])
+        result.append(row | {"lagged": sum(reading.lagged for reading in found)})
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: 0 when all agree within LIMIT, 1 when a tool failed or differs by more, 2 for bad arguments."""
+    parser = argparse.ArgumentParser(prog="python -m lib.bench.load_compare", description=__doc__.partition("\n")[0])
+    parser.add_argument("--guidellm", required=True, metavar="PATH", help="its program, such as venv/bin/guidellm")
+    parser.add_argument("--aiperf", required=True, metavar="PATH", help="its program, such as venv/bin/aiperf")
+    parser.add_argument("--rounds", type=int, default=pick(smoke=1, cpu=3, gpu=5), help="that count (%(default)s)")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="write DIR/<hardware>/load_tools.json")
+    args = parser.parse_args(arguments)
+    programs = {name: shutil.which(getattr(args, name)) for name in ("guidellm", "aiperf")}
+    for name, program in programs.items():
+        if program is None:
+            parser.error(f"--{name} {getattr(args, name)}: there is no such program")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be >= 1, got {args.rounds}")
+    try:  # absolute: each runs in a folder of its own
+        return _measure({name: os.path.abspath(path) for name, path in programs.items()}, args.rounds, args.record)
+    except (ToolError, RuntimeError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _measure(programs: Mapping[str, str], rounds: int, folder: Path | None) -> int:
+    users, n, answer = pick(smoke=(2, 4, 4), cpu=(8, 64, 32), gpu=(8, 256, 64))
+    requests = make_requests(WORKLOAD, n, max_tokens=answer, text=True)
+    record = Record("load_tools", model=MODEL, weights="real", dtype="float32", seed=0)
+    prompt, length = FIXED[WORKLOAD], 128  # tokens; a sequence has at most `length`
+    blocks = users * length // 16 + 1  # room for all of them, and the null block
+    with ServerProcess("--model", MODEL, "--dtype", "float32", "--max-num-seqs", str(users), "--max-model-len",
+                       str(length), "--num-blocks", str(blocks)) as server:
+
+        def theirs(run: Callable[..., Reading], name: str) -> Reading:
+            with tempfile.TemporaryDirectory() as work:
+                return run(programs[name], server.url, requests, users, Path(work)).check(requests, prompt)
+
+        def ours() -> Reading:
+            return read_ours(closed_loop(Target(server.url, MODEL), requests, users)).check(requests, prompt)
+
+        readings = compare({OURS: ours, "guidellm": lambda: theirs(guidellm, "guidellm"),
+                            "aiperf": lambda: theirs(aiperf, "aiperf")}, rounds)
+    points = rows(readings)
+    table([[p["tool"], p["version"], f"{1e3 * p['ttft'].median:.1f}", f"{1e3 * p['tpot'].median:.2f}",
+            f"{p['throughput'].median:.1f}", *(f"{p[f'{name}_over_ours']:.3f}" for name in TIMES)] for p in points],
+          headers=["tool", "version", "TTFT (ms)", "TPOT (ms)", "tok/s", "over ours: TTFT", "TPOT", "tok/s"])
+    worst = max(abs(point[f"{name}_over_ours"] - 1) for point in points for name in TIMES)
+    print(f"largest difference from ours: {worst:.1%}; within {LIMIT:.0%}: {'yes' if worst <= LIMIT else 'NO'}")
+    if points[0]["lagged"]:
+        print(f"OUR GENERATOR LAGGED in {points[0]['lagged']} of {rounds} rounds: its times are partly its own")
+    record.add("tools", unit="s, tokens/s", points=points, params={
+        "users": users, "requests": n, "prompt_tokens": prompt, "output_tokens": answer, "rounds": rounds,
+        "limit": LIMIT, "statistic": "mean over a run's requests; the median of the rounds' means"})
+    record.headline("largest difference of another load tool from ours", 100 * worst, "%")
+    if folder is not None:
+        print(f"wrote {record.save(folder)}")
+    return 0 if worst <= LIMIT else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
