@@ -57,6 +57,7 @@ from lib.attention.base import attend
 from lib.attention.full import FullAttention
 from lib.bench import (
     Record,
+    UtilisationSampler,
     counts,
     figure,
     glue,
@@ -584,15 +585,14 @@ GENERATED = pick(
     gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000],
 )
 PROMPT = pick(smoke=4, cpu=10, gpu=10)
-generated, memory = [], []
+generated, memory, driver_memory, busy_share = [], [], [], []
 for n in sweep(GENERATED, "generated tokens"):
-    with peak_memory(device) as peak:
-        generated.append(
-            measure(
-                lambda: run(PROMPT, n), warmup=0, repeats=pick(smoke=1, cpu=1, gpu=2), device=device
-            )
-        )
+    repeats = pick(smoke=1, cpu=1, gpu=3 if n <= 100 else 1)
+    with peak_memory(device) as peak, UtilisationSampler(device) as busy:
+        generated.append(measure(lambda: run(PROMPT, n), warmup=0, repeats=repeats, device=device))
     memory.append(peak.bytes / 1e6)
+    driver_memory.append(None if peak.nvml is None else peak.nvml / 1e6)  # of the whole GPU
+    busy_share.append(busy.mean if device.type == "cuda" else None)  # % of time with any kernel
 done = [counts.generate_flops(config, PROMPT, n, kv_cache=False) for n in GENERATED]
 useful = [counts.generate_flops(config, PROMPT, n) for n in GENERATED]  # every token once
 series = record.add(
@@ -605,6 +605,8 @@ series = record.add(
         "no_cache": [n / t.median for n, t in zip(GENERATED, generated)],
         "bound": [n / sum(forward_bound(config, PROMPT + i) for i in range(n)) for n in GENERATED],
         "peak_mb": memory,
+        "nvml_mb": driver_memory,
+        "gpu_busy": busy_share,
         "arithmetic": [counts.mfu(f, t.median, roofline, "float32") for f, t in zip(done, generated)],
         "mfu": [counts.mfu(f, t.median, roofline, "float32") for f, t in zip(useful, generated)],
         "mbu": [

@@ -57,11 +57,11 @@ from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.bench import (
-    Record, Timing, bound, counts, figure, glue, lines, load_records, log2_axis, log10_axis,
-    measure, measure_roofline, pick, profile, recorded_lines, reference, show, show_source,
-    stacked_bars, sweep, table,
+    Record, Timing, UtilisationSampler, bound, counts, figure, glue, lines, load_records, log2_axis,
+    log10_axis, measure, measure_roofline, peak_memory, pick, profile, recorded_lines, reference,
+    show, show_source, stacked_bars, sweep, table,
 )
-from lib.bench.peers import hf_generate
+from lib.bench.peers import attempt, hf_generate
 from lib.bench.twin import transformers_twin
 from lib.cache.kv_cache import KVCache
 from lib.cache.slots import SlotManager
@@ -500,7 +500,9 @@ record.headline(f"time of a step at {LENGTHS[-1]} tokens, no cache over KV cache
 # ## Measure: throughput against generated length
 #
 # What a reader of the answer sees is the sum of steps. Both stages write the same number of tokens after a short prompt. A
-# stream that is timed at every token gives the whole curve in one run. `transformers`, with its cache, runs beside them.
+# stream that is timed at every token gives the whole curve in one run. `transformers`, with its cache, runs beside them. That
+# cache grows. The static cache of `transformers` does not; on a GPU it is compiled as well, which takes longer than the
+# generation itself, so that it runs at the scale of a GPU only.
 
 # %%
 GENERATED = pick(smoke=[2, 4], cpu=[10, 25, 50, 100, 150],
@@ -522,21 +524,44 @@ def clocks(engine, prompt_len, new_tokens, repeats):
     return [clock(engine, prompt_len, new_tokens) for _ in range(repeats)]
 
 
-def run_twin(prompt_len, new_tokens, use_cache, repeats=1, warmup=0):
+def run_twin(prompt_len, new_tokens, use_cache, repeats=1, warmup=0, cache="dynamic"):
     return hf_generate(twin, [random_prompt(prompt_len)], new_tokens, use_cache=use_cache,
-                       warmup=warmup, repeats=repeats)
+                       cache=cache, warmup=warmup, repeats=repeats)
 
 
-runs_without = clocks(plain, PROMPT, GENERATED[-1], pick(smoke=1, cpu=1, gpu=2))
-runs_with = clocks(cached, PROMPT, GENERATED[-1], pick(smoke=1, cpu=2, gpu=3))
+def run_static(prompt_len, new_tokens):
+    """The same over a static cache; None where that does not run."""
+    return attempt(f"transformers' static cache, {new_tokens} tokens,",
+                   lambda: run_twin(prompt_len, new_tokens, True, warmup=1, cache="static"))
+
+
+def watched(engine, repeats):
+    """Times of the tokens of the longest generation, and what it took of the machine."""
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+    with peak_memory(device) as peak, UtilisationSampler(device) as busy:
+        runs = clocks(engine, PROMPT, GENERATED[-1], repeats)
+    mb = {"before_mb": before, "torch_mb": peak.allocated, "nvml_mb": peak.nvml}
+    return runs, {**{name: value and value / 1e6 for name, value in mb.items()},
+                  "gpu_busy": busy.mean if device.type == "cuda" else None}
+
+
+runs_without, use_without = watched(plain, pick(smoke=1, cpu=1, gpu=2))
+runs_with, use_with = watched(cached, pick(smoke=1, cpu=2, gpu=3))
+record.add("peak_and_busy", unit="MB, %", params={"generated": GENERATED[-1]}, points=[
+    {"stage": "no_cache", **use_without}, {"stage": "kv_cache", **use_with}])
 run_twin(PROMPT, 4, True)  # warm-up
 peer = {n: run_twin(PROMPT, n, True) for n in sweep(PEER, "transformers")}
+# The longest first: shorter answers then use the cache that is there, and what was compiled for it.
+STATIC = pick(smoke=[4], cpu=[], gpu=[1000, 500, 200])
+static = {n: run_static(PROMPT, n) for n in sweep(STATIC, "static cache")}
 at = lambda runs, n: Timing(tuple(run[n - 1] for run in runs))  # noqa: E731
 throughput = record.add(
     "throughput_by_generated", unit="tokens/s", params={"prompt": PROMPT, "batch": 1}, columns={
         "generated": GENERATED, "no_cache": [at(runs_without, n).rates(n) for n in GENERATED],
         "kv_cache": [at(runs_with, n).rates(n) for n in GENERATED],
-        "transformers": [peer[n]["tokens_per_second"] if n in peer else None for n in GENERATED]})
+        "transformers": [peer[n]["tokens_per_second"] if n in peer else None for n in GENERATED],
+        "transformers_static": [static[n]["tokens_per_second"] if static.get(n) else None
+                                for n in GENERATED]})
 gain = [b / a for a, b in zip(throughput["no_cache"], throughput["kv_cache"])]
 
 # %% [markdown]
@@ -585,8 +610,11 @@ table([[machine, n, f"{p:.2f} ×", f"{m:.2f} ×"] for machine, n, p, m in rows],
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this run."}}
 fig, (left, right) = figure(2)
+peers = {"transformers, its cache": throughput["transformers"]}
+if any(throughput["transformers_static"]):
+    peers["transformers, static cache"] = throughput["transformers_static"]
 lines(left, x=GENERATED, y={"no cache": throughput["no_cache"], "KV cache": throughput["kv_cache"],
-                            "transformers, its cache": throughput["transformers"]},
+                            **peers},
       recorded=recorded_lines(load_records("02", others_only=True), "throughput_by_generated", x="generated",
                               y={"no cache": "no_cache", "KV cache": "kv_cache"}),
       reference={published.label: (by_generated["tokens"], {"no cache": by_generated["no_cache_tok_s"],
@@ -610,6 +638,12 @@ glue("generated_first", GENERATED[0])
 glue("gain_last", gain[-1], ".2f")
 glue("gain_predicted", here[-1], ".2f")
 glue("peer_last", throughput["kv_cache"][-1] / throughput["transformers"][-1], ".2f")
+static_last = throughput["transformers_static"][-1]
+glue("static_words", f"{throughput['kv_cache'][-1] / static_last:.2f} times that of its static cache"
+     if static_last else "its static cache did not run here")
+glue("busy_words", "The record of a GPU also says for which share of the time any kernel was running" + (
+    f": {use_without['gpu_busy']:.0f} % without a cache and {use_with['gpu_busy']:.0f} % with one."
+    if None not in (use_without["gpu_busy"], use_with["gpu_busy"]) else "."))
 for i, n in enumerate(by_generated["tokens"]):
     glue(f"a100_tokens_{i}", n, ",")
     glue(f"a100_predicted_{i}", a100[i], ".2f")
@@ -632,7 +666,8 @@ record.headline(f"speed over transformers with cache, {GENERATED[-1]:,} generate
 # with one. The gain is {glue:text}`gain_first` over {glue:text}`generated_first` tokens and {glue:text}`gain_last` over
 # {glue:text}`generated_last`, where the model of floor and rate predicted {glue:text}`gain_predicted`. The model knows one floor
 # and one rate. Passes of a few tokens are above the floor and still below that rate, so an answer that spends its time there
-# gains more than the model says. Our throughput with the cache is {glue:text}`peer_last` times that of `transformers` with its own.
+# gains more than the model says. Our throughput with the cache is {glue:text}`peer_last` times that of `transformers` with its own;
+# {glue:text}`static_words`. {glue:text}`busy_words`
 #
 # ### Why it hardly helps at short lengths, there
 #
@@ -666,10 +701,12 @@ for length in sweep(PROMPTS, "prompt length"):
     slow, fast = (clocks(engine, length, NEW, LATENCY_REPEATS) for engine in (plain, cached))
     peer_slow, peer_fast = (run_twin(length, NEW, use_cache, pick(smoke=1, cpu=1, gpu=3),
                                      pick(smoke=0, cpu=0, gpu=1)) for use_cache in (False, True))
+    peer_static = run_static(length, NEW) if STATIC else None
     lengths = range(length, length + NEW)
     points.append({
         "prompt": length, "no_cache": at(slow, NEW), "kv_cache": at(fast, NEW),
         "transformers_no_cache": peer_slow["timing"], "transformers_kv_cache": peer_fast["timing"],
+        "transformers_static": peer_static and peer_static["timing"],
         "first_token": at(fast, 1),
         "further_token": Timing(tuple((run[-1] - run[0]) / (NEW - 1) for run in fast)),
         "further_no_cache": Timing(tuple((run[-1] - run[0]) / (NEW - 1) for run in slow)),

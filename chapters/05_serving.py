@@ -1226,7 +1226,7 @@ def busy_process():
         process.wait()
 
 
-STEPS = pick(smoke=3, cpu=3, gpu=20)
+STEPS = pick(smoke=3, cpu=3, gpu=5)
 beside = {"nobody": decode_steps(3 * STEPS)}
 with busy_process():
     beside["a busy process"] = decode_steps(3 * STEPS)

@@ -784,7 +784,7 @@ def fit(name):
 
 a, b = fit(PAGED)
 capacity = SEQS / (ANSWER * (a + b * SEQS))  # requests a second
-SECONDS = pick(smoke=0.5, cpu=6, gpu=15)  # during which requests arrive
+SECONDS = pick(smoke=0.5, cpu=6, gpu=8)  # during which requests arrive
 SHARES = pick(
     smoke=[0.5, 3.0],
     cpu=[0.3, 0.6, 0.9, 1.2, 1.6],
@@ -963,7 +963,7 @@ record.headline(
 
 # %%
 PATTERN_SHARE = 0.7
-pattern_seconds = pick(smoke=0.3, cpu=4, gpu=10)
+pattern_seconds = pick(smoke=0.3, cpu=4, gpu=6)
 patterns = {"burst": 1.0, "steady": 1.0, "poisson": 1.0, "gamma": 0.25}
 pattern_runs = {
     kind: arrivals_at(PAGED, PATTERN_SHARE, kind, 40, burstiness, pattern_seconds)

@@ -72,6 +72,20 @@ def compare(attention, work, heads=6, kv_heads=2, size=16, block_size=16, dtype=
     return out.float(), GatherAttention(reference)(1, q.float(), k.float(), v.float(), batch)
 
 
+def in_float64(cache: KVCache, layer: int, batch: Batch, q: torch.Tensor) -> torch.Tensor:
+    """What attention must give after this step's K and V were stored: all scores at once, in float64, on the CPU."""
+    group, start, rows = q.shape[1] // cache.k.shape[3], 0, []
+    for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
+        own = torch.tensor(blocks, device=cache.k.device)
+        keys, values = (x[layer][own].flatten(0, 1)[:length].double().cpu().repeat_interleave(group, 1)
+                        for x in (cache.k, cache.v))
+        scores = torch.einsum("ihd,jhd->hij", q[start:start + n].double().cpu(), keys) / q.shape[2] ** 0.5
+        hidden = torch.arange(length) > torch.arange(length - n, length)[:, None]
+        rows.append(torch.einsum("hij,jhd->ihd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values))
+        start += n
+    return torch.cat(rows)
+
+
 def triton_attention(programs: int):
     """CudaKernels behind the attention interface, with the scratch poisoned and splits for a GPU that runs `programs`."""
     from lib.attention.fused_cuda import CudaKernels

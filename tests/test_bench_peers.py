@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.bench.peers import hf_generate, hf_generate_batch
+from lib.bench.peers import attempt, hf_generate, hf_generate_batch
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
 LIMITS = [5, 9, 3]
@@ -40,9 +40,27 @@ def test_static_batches(model, alone, use_cache):
     assert result["tokens_per_second"] == pytest.approx(17 / result["seconds"]) and result["versions"]["transformers"]
 
 
+def test_a_static_cache_has_one_length_for_all_batches(model, alone):
+    result = hf_generate(model, PROMPTS, LIMITS, batch_size=2, cache="static", warmup=0, repeats=1)
+    assert result["token_ids"] == alone and result["api"] == "generate, static cache"
+    assert model._previous_max_cache_length >= 5 + 9  # the longest prompt and answer of the batches
+
+
 def test_continuous_batching(model, alone):
+    attention = model.config._attn_implementation
     result = hf_generate_batch(model, PROMPTS, LIMITS, warmup=1, repeats=2)
     assert result["token_ids"] == alone and result["tokens"] == 17 and len(result["timing"].samples) == 2
+    assert model.config._attn_implementation == attention
+
+
+def test_a_rival_that_fails_costs_one_line(capsys):
+    def compile_something():
+        raise RuntimeError("\n  no compiler\nand a long trace")
+
+    assert attempt("generate", lambda: 3) == 3 and capsys.readouterr().out == ""
+    assert attempt("generate, static cache", compile_something) is None
+    said = capsys.readouterr().out
+    assert said == "generate, static cache does not run here, and is left out: RuntimeError: no compiler\n"
 
 
 def test_eos_ends_a_sequence_only_when_it_counts(model, alone):

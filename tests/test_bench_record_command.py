@@ -37,7 +37,8 @@ time.sleep(600)
 
 @pytest.fixture
 def chapters(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "describe_device", lambda: "device")
+    monkeypatch.setattr(command, "describe_in_a_process", lambda: "device")
+    monkeypatch.setattr(command, "hub_answers", lambda: False)
     folder, log = tmp_path / "chapters", tmp_path / "log"
     folder.mkdir()
 
@@ -139,6 +140,14 @@ def test_the_budget_kills_a_chapter_with_its_children(chapters, capsys):
     assert not _alive(child)
 
 
+def test_the_gpu_scale_without_a_gpu_ends_before_it_begins(chapters, capsys, monkeypatch):
+    chapters("01_a")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        chapters.run("--scale", "gpu")
+    assert ended.value.code == 2 and "needs a CUDA device" in capsys.readouterr().err
+
+
 def test_wrong_arguments_end_with_a_message(chapters, capsys):
     for args in (["--only", "07"], ["--budget", "soon"], []):
         with pytest.raises(SystemExit) as ended:
@@ -153,3 +162,20 @@ def _alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return os.path.exists(f"/proc/{pid}")
+
+
+def test_a_hub_that_takes_no_connection_is_found_out_at_once(monkeypatch):
+    import socket
+
+    from lib.bench.surroundings import hub_answers
+
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not hub_answers.__wrapped__()  # bound, but nobody listens
+        server.listen()
+        assert hub_answers.__wrapped__()
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    assert hub_answers.__wrapped__()  # not ours to tell

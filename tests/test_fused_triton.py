@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lib.attention.fused import FusedAttention
-from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill
+from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill, in_float64
 
 pytest.importorskip("triton")
 
@@ -62,16 +62,20 @@ def test_on_a_gpu_equals_gather(dtype, block_size, heads, kv_heads, size):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_against_float64():
-    batch, num_blocks = batch_of([(1, 3000)], 16, device="cuda")
-    cache = cache_of(3, 1, 64, num_blocks, 16, torch.float32, "cuda")
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("work", [[(1, 3000)], [(1, 40), (1, 0), (1, 700)], [(200, 0), (33, 500), (1, 64)]],
+                         ids=["one long", "decode", "chunks"])
+def test_on_a_gpu_against_float64(work, dtype, device="cuda"):
+    """Scores of size 4, so that a softmax is no mere average."""
+    batch, num_blocks = batch_of(work, 16, device=device)
+    cache = cache_of(6, 2, 64, num_blocks, 16, dtype, device)
     fill(cache, batch, 0, float("nan"))
-    q, k, v = torch.randn(3, 1, 3, 64, generator=torch.Generator().manual_seed(3)).cuda().unbind(0)
-    out = FusedAttention(cache)(0, 4 * q, k[:, :1], v[:, :1], batch)
-    slots = torch.tensor([batch.block_ids[0][p // 16] * 16 + p % 16 for p in range(3001)])
-    keys, values = (x[0].flatten(0, 1).cpu()[slots, 0].double() for x in (cache.k, cache.v))
-    expected = (4 * q[0].double().cpu() @ keys.T / 8).softmax(-1) @ values
-    torch.testing.assert_close(out[0].double().cpu(), expected, atol=2e-6, rtol=1e-5)
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (scale * torch.randn(len(batch.input_ids), heads, 64, generator=generator).to(device, dtype)
+               for scale, heads in ((4, 6), (1, 2), (1, 2)))
+    out = FusedAttention(cache)(0, q, k, v, batch).double().cpu()
+    tolerance = 3e-5 if dtype == torch.float32 else 2 * TOLERANCE[dtype]
+    torch.testing.assert_close(out, in_float64(cache, 0, batch, q), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.gpu
@@ -100,9 +104,12 @@ def test_a_captured_decode_replays_for_other_lengths_and_tables():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_on_a_gpu_the_engine_answers_as_the_oracle(tiny, name):
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 40}, {"num_blocks": 10, "max_num_seqs": 4}],
+                         ids=["plain", "chunks", "preempted"])
+def test_on_a_gpu_the_engine_answers_as_the_oracle(tiny, name, options):
     from tests.helpers import prompt_of
     from tests.test_fused_engine import WORK, run
 
-    engine = tiny[name].engine(device="cuda", dtype="float32", attention="fused", max_num_batched_tokens=40)
+    engine = tiny[name].engine(device="cuda", dtype="float32", attention="fused", **options)
     assert run(engine) == [tiny[name].greedy(prompt_of(length, seed), n) for seed, (length, n) in enumerate(WORK)]
+    assert (engine.stats()["preemptions"] > 0) == ("num_blocks" in options)

@@ -7,8 +7,12 @@ import torch
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
+from lib.bench.peers import hf_generate, hf_generate_batch
+from lib.bench.roofline import tf32
+from lib.bench.twin import transformers_twin
 from lib.engine.batch import Batch
-from lib.models.checkpoint import load_model
+from lib.models.checkpoint import RandomWeightsWarning, load_model
+from lib.serving.process import ServerProcess
 from tests.helpers import check_books, check_empty, drain, prompt_of
 
 pytestmark = pytest.mark.gpu
@@ -17,13 +21,29 @@ STAGES = [("none", "continuous"), ("contiguous", "continuous"), ("contiguous", "
 WORK = [(1, 9), (17, 12), (5, 1), (33, 8), (16, 20), (2, 2), (40, 15)]
 
 
+DEVICE = "cuda"
+
+
 @pytest.fixture(autouse=True)
 def exact_matmuls():
-    """TF32 keeps 10 bits: with it float32 would not be float32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """TF32 keeps 10 bits: with it float32 would not be float32. It is off where nobody turns it on."""
+    assert torch.get_float32_matmul_precision() == "highest"
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_float32_is_exact_unless_tf32_is_asked_for():
+    a, b = torch.randn(2, 512, 512, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    exact = a.double() @ b.double()
+
+    def error():
+        return ((a @ b).double() - exact).abs().max().item()
+
+    assert error() < 1e-3  # products of 512 normal numbers: about 22, of which float32 keeps 7 digits
+    if torch.cuda.get_device_capability() >= (8, 0):
+        with tf32(True):
+            assert error() > 1e-3
+    assert error() < 1e-3
 
 
 def greedy(max_tokens: int) -> SamplingParams:
@@ -78,7 +98,7 @@ def test_sampled_tokens_equal_the_cpus(llama):
 
 def test_the_pool_is_sized_from_free_memory(llama):
     free, total = torch.cuda.mem_get_info()
-    engine = LLM(llama.folder, device="cuda", max_num_seqs=10**7)
+    engine = LLM(llama.folder, device="cuda", max_num_seqs=10**7, block_size=256)  # large: the books are kept in Python
     used = engine.kv_cache.nbytes
     assert 0.5 * free < used <= free - 0.05 * total
     engine.generate([prompt_of(20, 1)] * 4, greedy(8))
@@ -93,6 +113,47 @@ def test_a_cache_that_does_not_fit_is_a_clear_error(llama):
     with pytest.raises(ValueError, match="which cuda.* does not have"):
         llama.engine(device="cuda", num_blocks=10**9)
     assert llama.engine(device="cuda").generate([[5, 6]], greedy(3))[0].token_ids, "the GPU is usable afterwards"
+
+
+def test_where_the_published_contiguous_cache_ran_out_blocks_go_on():
+    """GPT-2 in float32, 1,024 sequences: 72 MiB for each in slots of 1,024 tokens, or the published 1,900 blocks."""
+    slot = 72 * 2**20
+    total = torch.cuda.mem_get_info()[1]
+    options = {"device": DEVICE, "dtype": "float32", "max_num_batched_tokens": 16384}
+    with pytest.warns(RandomWeightsWarning), pytest.raises(ValueError, match="contiguous KV cache .* GiB are available"):
+        LLM("gpt2", kv_cache="contiguous", max_num_seqs=max(1024, total // slot + 1), max_model_len=1024, **options)
+    with pytest.warns(RandomWeightsWarning):
+        engine = LLM("gpt2", num_blocks=1900, max_num_seqs=1024, **options)
+    assert engine.kv_cache.nbytes == 1900 * 16 * slot // 1024
+    prompts = [prompt_of(6, seed, vocab=50257) for seed in range(1024)]
+    outputs = engine.generate(prompts, greedy(8))
+    assert all(len(output.token_ids) == 8 for output in outputs) and engine.stats()["preemptions"] == 0
+    check_empty(engine)
+    del engine
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("kv_cache", ["contiguous", "paged"])
+def test_a_server_on_the_gpu_answers_as_the_oracle(llama, kv_cache):
+    import httpx
+
+    prompt = prompt_of(9, 1)
+    with ServerProcess("--model", str(llama.folder), "--device", DEVICE, "--dtype", "float32", "--kv-cache", kv_cache,
+                       "--max-num-seqs", "4", "--max-model-len", "96") as server:
+        body = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=60, trust_env=False).json()
+    assert answer["choices"][0]["token_ids"] == llama.greedy(prompt, 12)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_transformers_does_the_same_work_in_all_its_ways(tiny, name):
+    """What the record sets beside ours: if one of them cannot run here, this is where it says why."""
+    twin = transformers_twin(tiny[name].engine(device=DEVICE, dtype="float32"))
+    prompts, limits = [prompt_of(n, 5) for n in (7, 3, 12)], [6, 9, 4]
+    expected = [tiny[name].greedy(p, n) for p, n in zip(prompts, limits)]
+    for run in (hf_generate, hf_generate_batch, lambda *args, **how: hf_generate(*args, cache="static", **how)):
+        assert run(twin, prompts, limits, warmup=1, repeats=1)["token_ids"] == expected
+    torch.compiler.reset()
 
 
 def test_auto_takes_the_gpu(llama):

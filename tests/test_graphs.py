@@ -177,8 +177,10 @@ def test_on_a_gpu_the_same_tokens_as_the_oracle(tiny, name, compiled):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_replayed_logits_equal_eager_ones(llama):
-    eager, graph = (llama.engine(device="cuda", dtype="bfloat16", attention="fused", cuda_graphs=c) for c in (False, True))
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("bfloat16", 0.15)])
+def test_on_a_gpu_replayed_logits_equal_eager_ones(llama, dtype, tolerance):
+    """Logits are of size 10. A padded batch may be another kernel's, so equal means: up to rounding in the dtype."""
+    eager, graph = (llama.engine(device="cuda", dtype=dtype, attention="fused", cuda_graphs=c) for c in (False, True))
     tokens = [prompt_of(60, seed) for seed in range(7)]
     for rows in (7, 3, 1, 5):
         logits = []
@@ -190,4 +192,4 @@ def test_on_a_gpu_replayed_logits_equal_eager_ones(llama):
             logits.append(engine.runner.run(batch).clone())
             for request_id in ids:
                 engine.abort(request_id)
-        torch.testing.assert_close(*logits)
+        torch.testing.assert_close(*logits, atol=tolerance, rtol=2e-2 if dtype == "bfloat16" else 1e-4)

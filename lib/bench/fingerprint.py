@@ -27,7 +27,8 @@ def default_device() -> torch.device:
 def fingerprint(device: torch.device | str | None = None) -> dict[str, Any]:
     """Facts of this machine for a record. Works without git, NVML or psutil; holds no host name and no path.
 
-    Keys: hardware {kind, name, slug, label}, gpu (CUDA only), cpu, os, versions, threads, git {commit, dirty}, date (UTC).
+    Keys: hardware {kind, name, slug, label}, gpu (CUDA only), cpu, os, versions, threads, float32_matmul, git {commit,
+    dirty}, date (UTC). float32_matmul "highest" means that float32 products are exact: TF32 is off.
     """
     device = default_device() if device is None else torch.device(device)
     result = {
@@ -36,6 +37,7 @@ def fingerprint(device: torch.device | str | None = None) -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "threads": {"torch": torch.get_num_threads(), "interop": torch.get_num_interop_threads()},
+        "float32_matmul": torch.get_float32_matmul_precision(),
         "git": _git(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

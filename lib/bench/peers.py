@@ -2,20 +2,20 @@
 
 Introduced in chapter 1.
 """
-import importlib.metadata
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from lib.bench.timing import Timing, measure
+from lib.bench.peer_support import Limits, Prompts, as_limits, as_result, attempt, load_peer, plain_greedy
+from lib.bench.timing import measure
 
-Prompts = Sequence[Sequence[int]]
-Limits = int | Sequence[int]
+__all__ = ["attempt", "hf_generate", "hf_generate_batch", "load_peer"]
+
+_MOST_BATCH_TOKENS = 8192  # what transformers itself takes where nothing is asked for
 
 
 def hf_generate(
@@ -36,23 +36,30 @@ def hf_generate(
 
     model: a transformers model, or a checkpoint folder or hub id, which is loaded to `device` in `dtype`. prompts:
     token ids, left-padded within a batch. max_new_tokens: one number, or one a prompt: a static batch then runs to
-    the longest of its members, but only the tokens asked for count and are returned. cache: "dynamic", or "static"
-    (preallocated; compiled by transformers on CUDA). With `ignore_eos`, every prompt gets its exact number of tokens.
+    the longest of its members, but only the tokens asked for count and are returned. With `ignore_eos`, every prompt
+    gets its exact number of tokens. cache: "dynamic", or "static": preallocated, and on CUDA transformers compiles the
+    decode step over it and records it as CUDA graphs, in the first call with a new shape: give it a warm-up.
 
     Returns {seconds (median), timing, tokens, tokens_per_second, steps, slot_steps, token_ids, api, versions}:
     steps counts decoding steps, slot_steps those times the batch; slot_steps - tokens is what waiting wasted.
     """
     if cache not in ("dynamic", "static"):
         raise ValueError(f"cache={cache!r}: must be 'dynamic' or 'static'")
-    limits = _limits(prompts, max_new_tokens)
+    limits = as_limits(prompts, max_new_tokens)
     size = len(prompts) if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     model = load_peer(model, device, dtype)
     batches = [range(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)]
+    static = use_cache and cache == "static"
     options: dict[str, Any] = {"do_sample": False, "use_cache": use_cache}
-    if use_cache and cache == "static":
+    if static:
         options["cache_implementation"] = "static"
+        # transformers makes a cache as long as the longest so far. All batches start at that: one shape, one compilation.
+        model._previous_max_cache_length = max(
+            getattr(model, "_previous_max_cache_length", -1),
+            *(max(len(prompts[i]) for i in batch) + max(limits[i] for i in batch) for batch in batches),
+        )
     rows: dict[int, list[int]] = {}
     steps: dict[int, int] = {}
 
@@ -65,12 +72,14 @@ def hf_generate(
             steps[batch[0]] = len(new[0])
             rows.update(zip(batch, new))
 
-    with _generation_config(model, ignore_eos) as eos, torch.inference_mode():
+    # What is compiled updates the cache in place, and tensors of inference mode are not made for that everywhere.
+    without_gradients = torch.no_grad() if static else torch.inference_mode()
+    with plain_greedy(model, ignore_eos) as eos, without_gradients:
         timing = measure(run, warmup=warmup, repeats=repeats, device=model.device)
     token_ids = [_cut(rows[i][: limits[i]], eos) for i in range(len(prompts))]
     api = f"generate, {cache} cache" if use_cache else "generate, no cache"
     slot_steps = sum(steps[batch[0]] * len(batch) for batch in batches)
-    return _result(timing, token_ids, api, steps=sum(steps.values()), slot_steps=slot_steps)
+    return as_result(timing, token_ids, api, steps=sum(steps.values()), slot_steps=slot_steps)
 
 
 def hf_generate_batch(
@@ -91,12 +100,12 @@ def hf_generate_batch(
     prompts and starts and stops the manager at each call, which costs more than a short batch itself. Here it is
     started and warmed once, as in a server, and the time is from the first request handed over to the last one done.
     Its cache holds every request at once, so that it never has to preempt, and shares no prefixes, which repeats of the
-    same prompts would otherwise find computed. `config` goes to `ContinuousBatchingConfig`.
-    Raises RuntimeError where transformers loses or fails a request.
+    same prompts would otherwise find computed. A step may hold all prompts, up to `_MOST_BATCH_TOKENS` tokens.
+    `config` goes to `ContinuousBatchingConfig`. Raises RuntimeError where transformers loses or fails a request.
     """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    limits = _limits(prompts, max_new_tokens)
+    limits = as_limits(prompts, max_new_tokens)
     model = load_peer(model, device, dtype)
     fields = ContinuousBatchingConfig.__dataclass_fields__
     page = config.setdefault("page_size" if "page_size" in fields else "block_size", 256)  # 5.17 has the older name
@@ -104,9 +113,15 @@ def hf_generate_batch(
     config.setdefault(
         "num_blocks", sum(math.ceil((len(prompt) + limit) / page) + 1 for prompt, limit in zip(prompts, limits))
     )
+    # Left alone, 5.17 fills the GPU's free memory with a mask for as many tokens as it could hold.
+    tokens = max(len(prompts), sum(map(len, prompts)))
+    config.setdefault("max_batch_tokens", max(256, min(tokens, _MOST_BATCH_TOKENS)))
     outputs: list[list[int]] = []
     # Its thread updates tensors that this one makes: under inference_mode that would be refused.
-    with _generation_config(model, ignore_eos) as eos, _quiet(), torch.inference_mode(False), torch.no_grad():
+    with (
+        plain_greedy(model, ignore_eos) as eos, _quiet(), _same_attention(model, config, fields),
+        torch.inference_mode(False), torch.no_grad(),
+    ):  # fmt: skip
         plan = GenerationConfig(max_new_tokens=max(limits), do_sample=False, eos_token_id=list(eos) or -1)
         with model.continuous_batching_context_manager(
             generation_config=plan, continuous_batching_config=ContinuousBatchingConfig(**config), block=True, timeout=10
@@ -115,7 +130,7 @@ def hf_generate_batch(
                 lambda: outputs.__setitem__(slice(None), _requests(manager, prompts, limits, list(eos) or -1)),
                 warmup=warmup, repeats=repeats, device=model.device,
             )  # fmt: skip
-    return _result(timing, outputs, "continuous batching (generate_batch)")
+    return as_result(timing, outputs, "continuous batching (generate_batch)")
 
 
 def _requests(manager: Any, prompts: Prompts, limits: Sequence[int], eos: list[int] | int) -> list[list[int]]:
@@ -138,6 +153,24 @@ def _requests(manager: Any, prompts: Prompts, limits: Sequence[int], eos: list[i
 
 
 @contextmanager
+def _same_attention(model: Any, config: dict[str, Any], fields: Any) -> Iterator[None]:
+    """Keeps a float32 model on the attention it has. Continuous batching would change to FlashAttention where that is
+    installed, or can be had from the hub, and FlashAttention knows no float32."""
+    if model.dtype != torch.float32:
+        yield
+    elif "auto_switch_to_flash" in fields:
+        config.setdefault("auto_switch_to_flash", False)
+        yield
+    else:  # before 5.20 or so, the name of the attention says it
+        before = model.config._attn_implementation
+        model.set_attn_implementation("paged|" + before.removeprefix("paged|"))
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Warnings of the continuous batching logger stay out of a page; its errors do not."""
     logger = logging.getLogger("ContinuousBatchingLogger")
@@ -147,42 +180,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def load_peer(model: Any, device: torch.device | str | None = None, dtype: torch.dtype | str = "float32") -> Any:
-    """A transformers model ready to generate; a model object is used as it is, wherever it is."""
-    if not isinstance(model, (str, Path)):
-        return model.eval()
-    from transformers import AutoModelForCausalLM
-
-    from lib.bench.fingerprint import default_device
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, str(dtype).removeprefix("torch.")))
-    return loaded.to(device or default_device()).eval()
-
-
-@contextmanager
-def _generation_config(model: Any, ignore_eos: bool) -> Iterator[tuple[int, ...]]:
-    """Swaps the checkpoint's own settings (sampling, penalties, EOS) for plain greedy; yields the EOS ids that count."""
-    from transformers import GenerationConfig
-
-    saved = model.generation_config
-    eos = saved.eos_token_id
-    ids = () if ignore_eos or eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=list(ids) or None)
-    try:
-        yield ids
-    finally:
-        model.generation_config = saved
-
-
-def _limits(prompts: Prompts, max_new_tokens: Limits) -> list[int]:
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if not prompts or not all(prompts):
-        raise ValueError("prompts: must be one or more non-empty lists of token ids")
-    if len(limits) != len(prompts) or min(limits) < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r}: must be one number >= 1, or one for each prompt")
-    return limits
 
 
 def _left_pad(prompts: Prompts, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,12 +193,3 @@ def _cut(tokens: list[int], eos: tuple[int, ...]) -> list[int]:
     """Tokens up to and with the first EOS: what follows it in a static batch is padding."""
     end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
     return tokens[:end]
-
-
-def _result(timing: Timing, token_ids: list[list[int]], api: str, **counts: int) -> dict[str, Any]:
-    tokens = sum(len(ids) for ids in token_ids)
-    return {
-        "seconds": timing.median, "timing": timing, "tokens": tokens, "tokens_per_second": timing.rate(tokens), **counts,
-        "token_ids": token_ids, "api": api,
-        "versions": {name: importlib.metadata.version(name) for name in ("transformers", "torch")},
-    }  # fmt: skip

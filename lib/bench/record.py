@@ -17,12 +17,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.bench.fingerprint import default_device, fingerprint, hardware
+from lib.bench.fingerprint import default_device, hardware
 from lib.bench.paths import measurements_dir, repository
 from lib.bench.records import source_digest
-from lib.bench.roofline import measure_roofline
 from lib.bench.scale import SCALES, scale
 from lib.bench.stored import read_record
+from lib.bench.surroundings import describe_in_a_process, hub_answers
 
 # Where time is short, the chapters whose numbers the book leans on come first; chapters not named here follow.
 ORDER = ("03", "02", "04", "07", "08", "01", "06", "05")
@@ -90,6 +90,8 @@ def run_chapter(script: Path, out: Path, slug: str, at_scale: str, seconds_left:
     if seconds_left <= 0:
         return Result(script.stem, "not run", detail="the budget was spent")
     environment = {**os.environ, "BOOK_SCALE": at_scale, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
+    if not hub_answers():  # else each model that is loaded waits for the hub before it does without
+        environment["HF_HUB_OFFLINE"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join([str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])])
     start = time.perf_counter()
     before = path.stat().st_mtime_ns if there else None
@@ -138,22 +140,6 @@ def _kill_group(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def describe_device() -> str:
-    """Name, memory, driver and both ceilings, measured: a machine that is not what it should be shows here."""
-    device = default_device()
-    facts, ceilings = fingerprint(device), measure_roofline(device)
-    memory = (facts.get("gpu") or facts["cpu"])["memory_bytes"] or 0
-    driver = (facts.get("gpu") or {}).get("nvml", {}).get("driver")
-    rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in ceilings.flops.items())
-    return "\n".join([
-        f"device     {facts['hardware']['label']}, {memory / 2**30:.1f} GiB" + (f", driver {driver}" if driver else ""),
-        f"ceilings   {ceilings.bandwidth / 1e9:.1f} GB/s, {rates}",
-        f"software   Python {facts['versions']['python']}, torch {facts['versions']['torch']}, "
-        f"transformers {facts['versions']['transformers']}",
-        f"commit     {facts['git']['commit'] or 'unknown'}" + (" with local changes" if facts["git"]["dirty"] else ""),
-    ])  # fmt: skip
-
-
 def summary(results: list[Result]) -> str:
     """The table at the end."""
     rows = [("chapter", "seconds", "status", "headline")]
@@ -180,10 +166,12 @@ def main(argv: list[str] | None = None) -> int:
         budget = parse_budget(args.budget) if args.budget else float("inf")
     except ValueError as error:
         parser.error(str(error))
+    if at_scale == "gpu" and default_device().type != "cuda":
+        parser.error("scale gpu needs a CUDA device, and PyTorch sees none")
     if not scripts:
         parser.error(f"no chapters (NN_name.py) in {args.chapters}")
     deadline = time.monotonic() + budget
-    print(describe_device(), f"recording  {len(scripts)} chapters at {at_scale} scale", sep="\n", flush=True)
+    print(describe_in_a_process(), f"recording  {len(scripts)} chapters at {at_scale} scale", sep="\n", flush=True)
     slug, results = hardware(default_device())["slug"], []
     for i, script in enumerate(scripts, 1):
         print(f"[{i}/{len(scripts)}] {script.stem} ...", flush=True)
