@@ -55,7 +55,7 @@ def hf_generate(
     options: dict[str, Any] = {"do_sample": False, "use_cache": use_cache}
     if static:
         options["cache_implementation"] = "static"
-        # transformers makes a cache as long as the longest so far. All batches start at that: one shape, one compilation.
+        # transformers makes a cache as long as the longest so far. All batches start at that: one shape to compile.
         model._previous_max_cache_length = max(
             getattr(model, "_previous_max_cache_length", -1),
             *(max(len(prompts[i]) for i in batch) + max(limits[i] for i in batch) for batch in batches),
