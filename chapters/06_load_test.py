@@ -1030,17 +1030,22 @@ glue("pattern_n", pattern_rows["steady"]["requests"])
 #
 # An instrument is compared with others before it is believed. Two load tools can be had from PyPI:
 # [guidellm](https://github.com/vllm-project/guidellm), from the vLLM project, and
-# [aiperf](https://github.com/ai-dynamo/aiperf), from NVIDIA. Each of them and our generator sent the
-# same prompts, as text, to one server with SmolLM2, in a closed loop with equally many users. Every answer has the same
-# length. They went in turns, over several rounds, so that whatever else the machine did met all three. Each keeps to one
-# process that sends. The server counted the tokens, and every tool must report every request, with exactly the tokens that it
-# asked for.
+# [aiperf](https://github.com/ai-dynamo/aiperf), from NVIDIA. Each of them and our generator sent the same prompts, as text,
+# to one server with SmolLM2, in a closed loop with equally many users. They went in turns, over several rounds, so that
+# whatever else the machine did met all three. The server counted the tokens, and every tool had to report every request, with
+# exactly the tokens that were asked for.
 #
 # The same names first had to mean the same things. TTFT starts when a request is sent, in all three, so ours is the one since
 # sent, not since due. TPOT is the mean time of a token after the first. Both tools call that inter-token latency; what
 # guidellm calls the time per output token is $t_\text{E2E} / n$, with the first token in it. Throughput is all output tokens
-# over the time from the first request to the last answer, in all three. Times are means over a run's requests, and the table
-# has the medians over the rounds.
+# over the time from the first request to the last answer. The table has the median over a run's requests, and of those the
+# median over the rounds.
+#
+# Two things had to be the same that no definition mentions. One is the processor. A tool on the server's own machine takes
+# cores from it, and then times a slower server with a clock that is right. So each tool sends from one process, and the
+# server leaves it a core. And aiperf is given a request rate that these users cannot reach: without one, it looks for a free
+# user in a loop that never sleeps. The other is the rhythm. With answers of one length, all users finish together and come
+# back together, and a millisecond in the tool decides which of them share a step. So the answers differ in length.
 
 # %% tags=["hide-input"]
 rows, verdicts = [], []
@@ -1068,9 +1073,10 @@ for run in load_records("load_tools"):
     agree = "all agree" if abs(worst) <= p["limit"] else "they do NOT all agree"
     verdicts.append(
         f"On {run.label}, {p['users']} users sent {p['requests']} requests of "
-        f"{p['prompt_tokens']} tokens, each for {p['output_tokens']}, in each of "
-        f"{p['rounds']} round(s): {agree} with ours within {p['limit']:.0%}. The largest "
-        f"difference is {worst:+.1%}, {whose}."
+        f"{p['prompt_tokens']} tokens, for {p['fewest_output_tokens']} to "
+        f"{p['most_output_tokens']}, in each of {p['rounds']} rounds: {agree} with ours "
+        f"within {100 * p['limit']:.0f} %. The largest difference is "
+        f"{100 * worst:+.1f} %, {whose}."
     )
 if rows:
     table(
@@ -1097,10 +1103,8 @@ glue(
 )
 
 # %% [markdown]
-# {glue:text}`tools_verdict` The tools share the machine with the server. Where it has few cores, a tool that needs more
-# of them for itself sees a slower server, and that is no error of its clock.
-#
-# Neither tool is needed to run this book. To repeat the comparison, give each an environment of its own:
+# {glue:text}`tools_verdict` Neither tool is needed to run this book. To repeat the comparison, give each an environment of
+# its own:
 #
 # ```
 # python -m venv guidellm && guidellm/bin/pip install "guidellm==0.8.*"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from statistics import median
 
 import pytest
 
 from lib.bench import load_compare, load_tools
 from lib.bench.load_client import Target
-from lib.bench.load_compare import compare, main, rows
+from lib.bench.load_compare import compare, main, make_work, rows
 from lib.bench.load_requests import make_requests
 from lib.bench.load_run import closed_loop
 from lib.bench.load_tools import OURS, Reading, ToolError, read_aiperf, read_guidellm, read_ours, run_tool
@@ -26,21 +27,32 @@ GUIDELLM = json.loads("""
   "start_time": 1795526922.3893192, "end_time": 1795526951.1488402, "duration": 28.759521007537842,
   "metrics": {
    "request_totals": {"successful": 12, "errored": 0, "incomplete": 0, "total": 12},
-   "prompt_token_count": {"successful":
-     {"mean": 56.0, "median": 56.0, "min": 56.0, "max": 56.0, "count": 12, "total_sum": 672.0}},
-   "output_token_count": {"successful":
-     {"mean": 8.0, "median": 8.0, "min": 8.0, "max": 8.0, "count": 12, "total_sum": 96.0}},
-   "time_to_first_token_ms": {"successful":
-     {"mean": 4866.342604160309, "median": 5219.747066497803, "min": 1657.7959060668945, "max": 11111.006259918213,
-      "count": 12, "total_sum": 58396.111249923706}},
-   "time_per_output_token_ms": {"successful":
-     {"mean": 1194.4480737050374, "median": 900.9112119674683, "min": 329.6760618686676, "max": 2515.11687040329,
-      "count": 96, "total_sum": 114667.0150756836}},
-   "inter_token_latency_ms": {"successful":
-     {"mean": 669.8917122114271, "median": 284.057685307094, "min": 83.33219800676618, "max": 1741.2004130227226,
-      "count": 84, "total_sum": 56270.90382575988}},
-   "output_tokens_per_second": {"successful":
-     {"mean": 3.3380249961339232, "median": 1.148922299146287, "min": 0.0, "max": 5825.422222222222, "count": 96}}}}]}
+   "output_tokens_per_second": {"successful": {"mean": 3.3380249961339232, "median": 1.148922299146287, "count": 96}}},
+  "requests": {"errored": [], "incomplete": [], "successful": [
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 6600.0297,
+    "inter_token_latency_ms": 1741.2004, "time_per_output_token_ms": 2348.5541},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 6589.7052,
+    "inter_token_latency_ms": 1741.1706, "time_per_output_token_ms": 2347.2374},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 6589.1516,
+    "inter_token_latency_ms": 1741.1472, "time_per_output_token_ms": 2347.1477},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 11111.0063,
+    "inter_token_latency_ms": 1287.1327, "time_per_output_token_ms": 2515.1169},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 5220.3882,
+    "inter_token_latency_ms": 284.4758, "time_per_output_token_ms": 901.4648},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 5219.7471,
+    "inter_token_latency_ms": 283.9347, "time_per_output_token_ms": 900.9112},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 5212.2173,
+    "inter_token_latency_ms": 284.0577, "time_per_output_token_ms": 900.0776},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 4821.4006,
+    "inter_token_latency_ms": 167.3269, "time_per_output_token_ms": 749.0861},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 1660.1923,
+    "inter_token_latency_ms": 141.6605, "time_per_output_token_ms": 331.4769},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 1657.7959,
+    "inter_token_latency_ms": 141.6409, "time_per_output_token_ms": 331.1602},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 1660.3940,
+    "inter_token_latency_ms": 141.6211, "time_per_output_token_ms": 331.4677},
+   {"prompt_tokens": 56, "output_tokens": 8, "time_to_first_token_ms": 2054.0831,
+    "inter_token_latency_ms": 83.3322, "time_per_output_token_ms": 329.6761}]}}]}
 """)
 AIPERF = json.loads("""
 {"schema_version": "1.4", "aiperf_version": "0.13.0", "is_complete": true,
@@ -51,7 +63,7 @@ AIPERF = json.loads("""
  "inter_token_latency": {"unit": "ms", "avg": 1699.2825887499998, "p50": 1920.6793975714284, "min": 1252.921989142857,
    "max": 1924.287571142857, "count": 12},
  "output_token_throughput": {"unit": "tokens/sec", "avg": 1.5034224012311375},
- "usage_prompt_tokens": {"unit": "tokens", "avg": 56.0, "p50": 56.0, "min": 56.0, "max": 56.0, "count": 12},
+ "usage_prompt_tokens": {"unit": "tokens", "avg": 56.0, "min": 56.0, "max": 56.0, "count": 12, "sum": 672.0},
  "usage_completion_tokens": {"unit": "tokens", "avg": 8.0, "min": 8.0, "max": 8.0, "count": 12, "sum": 96.0},
  "benchmark_duration": {"unit": "sec", "avg": 63.845337344}}
 """)
@@ -75,31 +87,41 @@ def edited(report: dict, path: str, value: object = None) -> dict:
 def test_guidellm_report():
     reading = read_guidellm(GUIDELLM).check(REQUESTS, prompt=56)
     assert (reading.tool, reading.version, reading.completed) == ("guidellm", "0.8.1", 12)
-    assert reading.ttft == pytest.approx(4.8663426)
-    assert reading.tpot == pytest.approx(0.6698917)  # its ITL; what it calls TPOT has the first token in it
+    assert reading.ttft == pytest.approx((5.2122173 + 5.2197471) / 2)
+    assert reading.tpot == pytest.approx((0.2839347 + 0.2840577) / 2)  # its ITL; its TPOT has the first token in it
     # What it prints as mean output tokens a second is the same ratio.
     shown = GUIDELLM["benchmarks"][0]["metrics"]["output_tokens_per_second"]["successful"]["mean"]
     assert reading.throughput == pytest.approx(96 / 28.759521) == pytest.approx(shown)
 
 
+def test_guidellm_inter_token_latency_is_our_tpot():
+    for request in GUIDELLM["benchmarks"][0]["requests"]["successful"]:
+        n, ttft = request["output_tokens"], request["time_to_first_token_ms"]
+        last = request["time_per_output_token_ms"] * n  # from sent to the last token
+        assert request["inter_token_latency_ms"] == pytest.approx((last - ttft) / (n - 1), rel=1e-4)
+
+
 def test_aiperf_report():
     reading = read_aiperf(AIPERF).check(REQUESTS, prompt=56)
     assert (reading.tool, reading.version, reading.completed) == ("aiperf", "0.13.0", 12)
-    assert (reading.ttft, reading.tpot) == (pytest.approx(9.3768649), pytest.approx(1.6992826))
-    # (E2E − TTFT) / (n − 1), by its own numbers
-    assert reading.tpot == pytest.approx((21.271843 - reading.ttft) / 7)
+    assert (reading.ttft, reading.tpot) == (pytest.approx(10.4972414), pytest.approx(1.9206794))
     # Over its own duration; what it prints has a few ms more.
     assert reading.throughput == pytest.approx(96 / 63.845337)
     assert reading.throughput == pytest.approx(AIPERF["output_token_throughput"]["avg"], rel=1e-3)
+
+
+def test_aiperf_inter_token_latency_is_our_tpot():
+    mean = {name: AIPERF[name]["avg"] for name in ("request_latency", "time_to_first_token", "inter_token_latency")}
+    assert mean["inter_token_latency"] == pytest.approx((mean["request_latency"] - mean["time_to_first_token"]) / 7)
 
 
 def test_our_own_run_counts_from_when_a_request_is_sent():
     with FakeServer(lambda i, body: Plan(ttft=0.05, gap=0.02, tokens=8)) as server:
         run = closed_loop(Target(server.url, "model"), REQUESTS, 4)
     reading = read_ours(run)
-    assert reading.completed == 12 and reading.tokens[2:] == (8, 8)
-    assert reading.ttft == pytest.approx(sum(t.chunks[0] - t.sent for t in run.traces) / 12)
-    assert reading.tpot == pytest.approx(sum((t.chunks[-1] - t.chunks[0]) / 7 for t in run.traces) / 12)
+    assert (reading.completed, reading.output_tokens) == (12, 96)
+    assert reading.ttft == pytest.approx(median(t.chunks[0] - t.sent for t in run.traces))
+    assert reading.tpot == pytest.approx(median((t.chunks[-1] - t.chunks[0]) / 7 for t in run.traces))
     assert reading.throughput == pytest.approx(96 / max(t.end for t in run.traces))
     assert {body["prompt"] for body in server.bodies} == {request.prompt for request in REQUESTS}
 
@@ -116,7 +138,7 @@ def test_our_own_run_with_a_failure_or_without_counts_is_refused():
 
 @pytest.mark.parametrize("read, report, path", [
     (read_guidellm, GUIDELLM, "benchmarks.0"), (read_guidellm, GUIDELLM, "benchmarks.0.duration"),
-    (read_guidellm, GUIDELLM, "benchmarks.0.metrics.inter_token_latency_ms"),
+    (read_guidellm, GUIDELLM, "benchmarks.0.requests.successful.3.inter_token_latency_ms"),
     (read_guidellm, GUIDELLM, "metadata.guidellm_version"), (read_aiperf, AIPERF, "inter_token_latency"),
     (read_aiperf, AIPERF, "usage_completion_tokens"), (read_aiperf, AIPERF, "benchmark_duration.avg"),
 ])
@@ -131,15 +153,23 @@ def test_a_report_in_another_unit():
 
 
 @pytest.mark.parametrize("read, report, path, value, message", [
-    (read_guidellm, GUIDELLM, "benchmarks.0.metrics.request_totals.successful", 11, "completed 11 of 12"),
-    (read_aiperf, AIPERF, "completed_request_count.avg", 11.0, "completed 11 of 12"),
-    (read_guidellm, GUIDELLM, "benchmarks.0.metrics.output_token_count.successful.min", 3.0, "answers of 3 to 8"),
-    (read_aiperf, AIPERF, "usage_completion_tokens.max", 9.0, "answers of 8 to 9"),
-    (read_aiperf, AIPERF, "usage_prompt_tokens.min", 55.0, "prompts of 55 to 56"),
+    (read_guidellm, GUIDELLM, "benchmarks.0.requests.successful.11", None, r"completed 11 requests with 616 \+ 88"),
+    (read_aiperf, AIPERF, "completed_request_count.avg", 11.0, "completed 11 requests"),
+    (read_guidellm, GUIDELLM, "benchmarks.0.requests.successful.4.output_tokens", 3, r"12 requests with 672 \+ 91"),
+    (read_aiperf, AIPERF, "usage_completion_tokens.sum", 97.0, r"12 requests with 672 \+ 97"),
+    (read_aiperf, AIPERF, "usage_prompt_tokens.sum", 671.0, r"with 671 \+ 96 tokens; asked for were 12 with 672"),
 ])
 def test_counts_must_be_exact(read, report, path, value, message):
     with pytest.raises(ToolError, match=message):
         read(edited(report, path, value)).check(REQUESTS, prompt=56)
+
+
+def test_the_work_is_the_same_each_time_and_its_answers_differ_in_length():
+    work = make_work(64, 16, 48)
+    assert work == make_work(64, 16, 48)
+    lengths = [request.max_tokens for request in work]
+    assert min(lengths) >= 16 and max(lengths) <= 48 and len(set(lengths)) > 16
+    assert len({request.prompt for request in work}) == 64
 
 
 def test_a_tool_that_fails_shows_the_end_of_its_output(tmp_path):
@@ -182,7 +212,7 @@ def test_a_program_that_is_not_there_is_said_before_anything_starts(capsys):
 
 
 def reading(tool: str, ttft: float) -> Reading:
-    return Reading(tool, "1", 12, (56, 56, 8, 8), ttft, 0.02, 100.0)
+    return Reading(tool, "1", 12, 672, 96, ttft, 0.02, 100.0)
 
 
 def test_turns_change_their_order_and_the_first_round_does_not_count(capsys):
@@ -211,12 +241,14 @@ def test_the_command_writes_a_record_and_says_whether_all_agree(ttft, code, tmp_
     """With everything that runs something replaced: what is left is the table, the verdict and the record."""
     class Server:
         url = "http://127.0.0.1:9"
-        __init__ = lambda self, *arguments: None  # noqa: E731
+        __init__ = lambda self, *arguments, environment: None  # noqa: E731
         __enter__ = lambda self: self  # noqa: E731
         __exit__ = lambda self, *error: None  # noqa: E731
 
+    asked = sum(request.max_tokens for request in make_work(64, 16, 48))
+
     def plain(tool, factor):
-        return lambda *args: Reading(tool, "1", 64, (56, 56, 32, 32), factor, 0.02, 100.0)
+        return lambda *args: Reading(tool, "1", 64, 64 * 56, asked, factor, 0.02, 100.0)
 
     monkeypatch.setenv("BOOK_SCALE", "cpu")
     monkeypatch.setattr(load_compare, "ServerProcess", Server)
