@@ -65,8 +65,9 @@ def hardware_table(machines: Mapping[str, Records]) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """One sentence: how many claims came to which verdict."""
     kinds = [next(kind for kind in BADGES if row.verdict.startswith(kind)) for row in rows]
-    counts = [f"{kinds.count(kind)} {kind}{' more than the claim says' * (kind == DEPENDS)}" for kind in BADGES
-              if kind in kinds]  # fmt: skip
+    words = {kind: kind for kind in BADGES}
+    words[DEPENDS] = f"depend{'s' * (kinds.count(DEPENDS) == 1)} on more than the claim says"
+    counts = [f"{kinds.count(kind)} {words[kind]}" for kind in BADGES if kind in kinds]
     return f"Of {len(rows)} published claims: {', '.join(counts)}."
 
 
