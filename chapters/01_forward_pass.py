@@ -10,7 +10,7 @@
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | two to three minutes | 3 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
-# | Colab or a data-centre GPU | three minutes | 3 GB of GPU memory | the same |
+# | Colab or a data-centre GPU | three minutes, by estimate | 3 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `models/`: two model families and their checkpoints. `attention/full.py`: attention without a cache.
 # `engine/`: batch, sampling, and a loop that turns a prompt into text. `bench/`: everything that measures.

@@ -10,7 +10,7 @@
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
-# | Colab or a data-centre GPU | two minutes | 4 GB of GPU memory | the same |
+# | Colab or a data-centre GPU | two minutes, by estimate | 4 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `cache/kv_cache.py`: the tensors that keep keys and values. `cache/slots.py`: one slot a sequence.
 # `attention/contiguous.py`: attention that reads the cache where it lies.

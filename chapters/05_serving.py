@@ -10,7 +10,7 @@
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB) |
-# | Colab or a data-centre GPU | two minutes | 10 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
+# | Colab or a data-centre GPU | two minutes, by estimate | 10 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `serving/`: an HTTP server that speaks OpenAI's protocol. One thread for the engine, one for all
 # connections, bounded queues between them, limits, metrics, and a page that shows the engine at work.

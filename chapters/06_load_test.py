@@ -10,7 +10,7 @@
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | five minutes | 6 GB | GPT-2 (0.5 GB) where the hub answers |
-# | Colab or a data-centre GPU | ten minutes | 12 GB of GPU memory | the same |
+# | Colab or a data-centre GPU | ten minutes, by estimate | 12 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `bench/load*.py`: a load generator for any server that speaks OpenAI's protocol. It sends, it notes
 # when every token came, and it knows when it was itself too slow.

@@ -10,8 +10,8 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two minutes | 6 GB | SmolLM2 (93 MB) |
-# | Colab or a data-centre GPU | two minutes | 12 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
+# | laptop, two cores | two to three minutes | 6 GB | SmolLM2 (93 MB) |
+# | Colab or a data-centre GPU | two minutes, by estimate | 12 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `attention/fused.py` and behind it two kernels: `numba_kernel.py` with `shares.py` for the CPU,
 # `triton_decode.py`, `triton_varlen.py` and `triton_kernel.py` for CUDA.

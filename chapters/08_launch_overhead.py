@@ -9,8 +9,8 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | three minutes | 8 GB | SmolLM2 (93 MB) |
-# | Colab or a data-centre GPU | three minutes | 8 GB | the same |
+# | laptop, two cores | four minutes | 8 GB | SmolLM2 (93 MB) |
+# | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same |
 #
 # **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/compiled.py`:
 # what lies between the matrix products, compiled. `engine/graphs.py`: decode steps recorded once and replayed.

@@ -175,6 +175,12 @@ def test_what_the_paged_cache_does_is_counted_where_no_gpu_measured_it(folder):
     assert folder.verdict("slow_when_small") == folder.verdict("gather_cost") == REFUTED
 
 
+@pytest.mark.parametrize("cost, verdict", [(0.97, REFUTED), (1.01, f"{DEPENDS} the hardware"), (1.4, REPRODUCED)])
+def test_a_difference_within_the_noise_shows_no_direction(folder, cost, verdict):
+    folder.add("a", "04", decode_by_batch={"batch": [1], "paged": [cost], "contiguous": [1.0]})
+    assert folder.verdict("slow_when_small") == verdict
+
+
 def test_a_damaged_record_is_an_error_that_names_its_file(folder):
     (folder.path / "a").mkdir()
     (folder.path / "a" / "03_name.json").write_text("{")

@@ -10,6 +10,7 @@ from lib.bench.stored import Reference, Run
 
 REPRODUCED, REFUTED, DEPENDS, UNMEASURED = "reproduced", "not reproduced", "depends on", "not measured here"
 TOLERANCE = 0.25  # a timed figure is as published when it is within a quarter of it
+NOISE = 0.05  # timings of the same work differ by as much: a smaller difference shows no direction
 HARDWARE = "the hardware"
 
 Records = Mapping[str, Run]  # one hardware's runs by the number of the chapter: {"02": ..., "03": ...}
