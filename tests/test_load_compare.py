@@ -99,6 +99,8 @@ def test_guidellm_inter_token_latency_is_our_tpot():
         n, ttft = request["output_tokens"], request["time_to_first_token_ms"]
         last = request["time_per_output_token_ms"] * n  # from sent to the last token
         assert request["inter_token_latency_ms"] == pytest.approx((last - ttft) / (n - 1), rel=1e-4)
+        alone = edited(GUIDELLM, "benchmarks.0.requests.successful", [request])
+        assert read_guidellm(alone).tpot == pytest.approx((last - ttft) / (n - 1) / 1e3, rel=1e-4)
 
 
 def test_aiperf_report():
@@ -113,6 +115,8 @@ def test_aiperf_report():
 def test_aiperf_inter_token_latency_is_our_tpot():
     mean = {name: AIPERF[name]["avg"] for name in ("request_latency", "time_to_first_token", "inter_token_latency")}
     assert mean["inter_token_latency"] == pytest.approx((mean["request_latency"] - mean["time_to_first_token"]) / 7)
+    typical = edited(AIPERF, "inter_token_latency.p50", mean["inter_token_latency"])
+    assert read_aiperf(typical).tpot == pytest.approx((mean["request_latency"] - mean["time_to_first_token"]) / 7e3)
 
 
 def test_our_own_run_counts_from_when_a_request_is_sent():
