@@ -37,7 +37,7 @@ serve: $(SETUP)
 	$(PY) -m lib.serving $(ARGS)
 
 record: $(SETUP)
-	@$(PY) -m lib.bench.record $(ARGS)
+	@$(PY) -m lib.bench.records $(ARGS)
 
 notebooks: $(SETUP)
 	@$(PY) book/tools/notebooks.py $(ARGS)

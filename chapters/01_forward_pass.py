@@ -51,35 +51,30 @@ else:
 import time
 
 import torch
-
 from lib import LLM, SamplingParams
-from lib.attention.base import attend
 from lib.attention.full import FullAttention
-from lib.bench import (
-    Record,
-    UtilisationSampler,
-    counts,
+from lib.attention.sdpa import attend
+from lib.bench.measure import counts
+from lib.bench.measure.memory import UtilisationSampler, peak_memory
+from lib.bench.measure.profiler import profile
+from lib.bench.measure.roofline import measure_roofline
+from lib.bench.measure.timing import measure
+from lib.bench.notebook.figures import (
     figure,
-    glue,
     lines,
-    load_records,
     log2_axis,
     log10_axis,
-    measure,
-    measure_roofline,
-    peak_memory,
-    pick,
-    profile,
     recorded_lines,
-    reference,
     show,
-    show_source,
-    sweep,
     table,
 )
-from lib.bench.peers import hf_generate
-from lib.bench.twin import transformers_twin
-from lib.engine.batch import Batch
+from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.peers.hf import hf_generate
+from lib.bench.peers.hf_model import transformers_model
+from lib.bench.records.files import read_records, reference
+from lib.bench.records.record import Record
+from lib.bench.scale import pick
+from lib.core.batch import Batch
 from lib.models import gpt2, llama
 
 # %% [markdown]
@@ -194,7 +189,7 @@ table(
 # %% [markdown]
 # The model's side is arithmetic on shapes. A forward pass reads each weight once, which is $W = P\,b$ bytes, and for each
 # token it multiplies and adds with each weight once, which is close to $2P$ operations {cite}`kaplan2020scaling`. Attention
-# adds a term that grows with the sequence. `lib/bench/counts.py` counts exactly, term by term.
+# adds a term that grows with the sequence. `lib/lib/bench/measure/counts.py` counts exactly, term by term.
 
 # %%
 record_model = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
@@ -369,8 +364,8 @@ show_source(attend)
 
 # %%
 twins = {
-    "SmolLM2-135M": (llm, transformers_twin(llm)),
-    "GPT-2 124M": (record_model, transformers_twin(record_model)),
+    "SmolLM2-135M": (llm, transformers_model(llm)),
+    "GPT-2 124M": (record_model, transformers_model(record_model)),
 }
 generator = torch.Generator().manual_seed(0)
 differences = {}
@@ -505,8 +500,8 @@ def run_twin(prompt_len, new_tokens):
 
 ours, theirs, bounds = [], [], []
 for n in sweep(PROMPTS, "prompt length"):
-    ours.append(measure(lambda: run(n, NEW), warmup=1, repeats=REPEATS, device=device))
-    theirs.append(measure(lambda: run_twin(n, NEW), warmup=1, repeats=REPEATS, device=device))
+    ours.append(measure(lambda n=n: run(n, NEW), warmup=1, repeats=REPEATS, device=device))
+    theirs.append(measure(lambda n=n: run_twin(n, NEW), warmup=1, repeats=REPEATS, device=device))
     bounds.append(sum(forward_bound(config, n + i) for i in range(NEW)))
 latency = record.add(
     "latency_by_prompt",
@@ -539,7 +534,7 @@ lines(
         "bound": per_token["bound"],
     },
     recorded=recorded_lines(
-        load_records("01", others_only=True),
+        read_records("01", others_only=True),
         "token_time_by_prompt",
         x="prompt",
         y={"this engine": "no_cache"},
@@ -589,7 +584,7 @@ generated, memory, driver_memory, busy_share = [], [], [], []
 for n in sweep(GENERATED, "generated tokens"):
     repeats = pick(smoke=1, cpu=1, gpu=3 if n <= 100 else 1)
     with peak_memory(device) as peak, UtilisationSampler(device) as busy:
-        generated.append(measure(lambda: run(PROMPT, n), warmup=0, repeats=repeats, device=device))
+        generated.append(measure(lambda n=n: run(PROMPT, n), warmup=0, repeats=repeats, device=device))
     memory.append(peak.bytes / 1e6)
     driver_memory.append(None if peak.nvml is None else peak.nvml / 1e6)  # of the whole GPU
     busy_share.append(busy.mean if device.type == "cuda" else None)  # % of time with any kernel
@@ -624,7 +619,7 @@ lines(
     x=GENERATED,
     y={"no cache": series["no_cache"], "bound": series["bound"]},
     recorded=recorded_lines(
-        load_records("01", others_only=True),
+        read_records("01", others_only=True),
         "throughput_by_generated",
         x="generated",
         y={"no cache": "no_cache"},
@@ -742,7 +737,7 @@ glue("gemm_share", 100 * (profiled.by_family().get("gemm", 0)), ".0f")
 # ```{admonition} Solution
 # :class: dropdown
 # It writes English for a while, and then loses the thread: nearby tokens are turned by almost the right angles, distant ones
-# are not. Text that looks fine is a poor test. `pytest tests/test_models.py` fails at once, because logits differ from
+# are not. Text that looks fine is a poor test. `pytest tests/models/test_models.py` fails at once, because logits differ from
 # `transformers` by far more than rounding.
 # ```
 #

@@ -12,7 +12,7 @@
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | two minutes, by estimate | 4 GB of GPU memory | the same |
 #
-# **Adds to `lib/`.** `cache/kv_cache.py`: the tensors that keep keys and values. `cache/slots.py`: one slot a sequence.
+# **Adds to `lib/`.** `cache/kv_cache.py`: the tensors that keep keys and values. `cache/slot_manager.py`: one slot a sequence.
 # `attention/contiguous.py`: attention that reads the cache where it lies.
 # :::
 #
@@ -52,21 +52,35 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-
 from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
-from lib.bench import (
-    Record, Timing, UtilisationSampler, bound, counts, figure, glue, lines, load_records, log2_axis,
-    log10_axis, measure, measure_roofline, peak_memory, pick, profile, recorded_lines, reference,
-    show, show_source, stacked_bars, sweep, table,
+from lib.bench.measure import counts
+from lib.bench.measure.memory import UtilisationSampler, peak_memory
+from lib.bench.measure.profiler import profile
+from lib.bench.measure.roofline import measure_roofline
+from lib.bench.measure.timing import Timing, measure
+from lib.bench.notebook.figures import (
+    bound,
+    figure,
+    lines,
+    log2_axis,
+    log10_axis,
+    recorded_lines,
+    show,
+    stacked_bars,
+    table,
 )
-from lib.bench.peers import attempt, hf_generate
-from lib.bench.twin import transformers_twin
+from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.peers.hf import attempt, hf_generate
+from lib.bench.peers.hf_model import transformers_model
+from lib.bench.records.files import read_records, reference
+from lib.bench.records.record import Record
+from lib.bench.scale import pick
 from lib.cache.kv_cache import KVCache
-from lib.cache.slots import SlotManager
-from lib.engine.batch import Batch, Scheduled
-from lib.engine.request import Request
+from lib.cache.slot_manager import SlotManager
+from lib.core.batch import Batch, Scheduled
+from lib.core.request import Request
 from lib.engine.scheduler import Scheduler
 
 # %% [markdown]
@@ -342,7 +356,7 @@ oracle = [greedy(talk.model, ids, LENGTH)[len(ids):] for ids in map(tokenizer.en
 without = [output.token_ids for output in talk.generate(prompts, params)]
 # Three prompts, two slots: one has to wait, and then gets a slot that somebody else has used.
 kept = [output.token_ids for output in remember.generate(prompts, params)]
-talk_twin = transformers_twin(talk)
+talk_twin = transformers_model(talk)
 theirs = [hf_generate(talk_twin, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)["token_ids"][0]
           for p in prompts]
 assert oracle == without == kept == theirs
@@ -451,7 +465,7 @@ to_ms = lambda values: [1e3 * v for v in values]  # noqa: E731
 fig, ax = figure()
 lines(ax, x=LENGTHS, y={"no cache": to_ms(steps["no_cache"]), "KV cache": to_ms(steps["kv_cache"])},
       recorded={label: (x, {name: to_ms(y) for name, y in ys.items()}) for label, (x, ys) in recorded_lines(
-          load_records("02", others_only=True), "step_by_length", x="length",
+          read_records("02", others_only=True), "step_by_length", x="length",
           y={"no cache": "no_cache", "KV cache": "kv_cache"}).items()})
 bound(ax, LENGTHS, to_ms(steps["bound_no_cache"]), "bounds")
 bound(ax, LENGTHS, to_ms(steps["bound_kv_cache"]), "bounds")
@@ -509,7 +523,7 @@ GENERATED = pick(smoke=[2, 4], cpu=[10, 25, 50, 100, 150],
                  gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000])
 PEER = pick(smoke=[4], cpu=[150], gpu=[200, 500, 1000])
 PROMPT = pick(smoke=4, cpu=10, gpu=10)
-twin = transformers_twin(plain)
+twin = transformers_model(plain)
 
 
 def clock(engine, prompt_len, new_tokens):
@@ -615,14 +629,14 @@ if any(throughput["transformers_static"]):
     peers["transformers, static cache"] = throughput["transformers_static"]
 lines(left, x=GENERATED, y={"no cache": throughput["no_cache"], "KV cache": throughput["kv_cache"],
                             **peers},
-      recorded=recorded_lines(load_records("02", others_only=True), "throughput_by_generated", x="generated",
+      recorded=recorded_lines(read_records("02", others_only=True), "throughput_by_generated", x="generated",
                               y={"no cache": "no_cache", "KV cache": "kv_cache"}),
       reference={published.label: (by_generated["tokens"], {"no cache": by_generated["no_cache_tok_s"],
                                                             "KV cache": by_generated["kv_cache_tok_s"]})})
 left.set(xlabel="generated tokens", ylabel="tokens a second", xscale="log")
 log10_axis(left, "y")
 lines(right, x=GENERATED, y={"no cache": [1.0] * len(gain), "KV cache": gain},
-      recorded=recorded_lines(load_records("02", others_only=True), "predicted_gain", x="generated",
+      recorded=recorded_lines(read_records("02", others_only=True), "predicted_gain", x="generated",
                               y={"KV cache": "measured"}),
       reference={published.label: (by_generated["tokens"], {"KV cache": a100_measured})})
 bound(right, GENERATED, here, "predicted")
@@ -716,7 +730,7 @@ latency = record.add("latency_by_prompt", unit="s", points=points,
                      params={"new_tokens": NEW, "batch": 1})
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time to answer against the length of the prompt; this run writes the number of new tokens that the text states, the published run 50. Right: the speed with the cache relative to that without."}}
-recorded = load_records("02", others_only=True)
+recorded = read_records("02", others_only=True)
 fig, (left, right) = figure(2)
 lines(left, x=PROMPTS, y={"no cache": latency["no_cache"], "KV cache": latency["kv_cache"],
                           "transformers, no cache": latency["transformers_no_cache"],
@@ -1022,8 +1036,8 @@ glue("smol_longest", c.max_position_embeddings, ",")
 # its float32 rate, which puts the crossover at {glue:text}`crossover_bf16` tokens, against {glue:text}`crossover_formula`.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/cache/slots.py`, let every slot be slot 0:
-# `self._free = [0] * num_slots`. Run this chapter, then `pytest tests/test_engine_oracle.py -k contiguous`. What notices?
+# **2. Break it and watch which test fails.** In `lib/lib/cache/slot_manager.py`, let every slot be slot 0:
+# `self._free = [0] * num_slots`. Run this chapter, then `pytest tests/engine/test_engine_oracle.py -k contiguous`. What notices?
 #
 # ```{admonition} Solution
 # :class: dropdown

@@ -14,7 +14,7 @@
 # | Colab or a data-centre GPU | five minutes, by estimate | 8 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `engine/scheduler.py`: which requests compute how many tokens in the next step.
-# `engine/static.py`: its sibling that waits. `bench/workloads.py` and `bench/trace.py`: requests of known lengths, and
+# `engine/static_scheduler.py`: its sibling that waits. `bench/workloads.py` and `bench/measure/engine_trace.py`: requests of known lengths, and
 # what an engine did with them.
 # :::
 #
@@ -59,22 +59,42 @@ from types import SimpleNamespace
 
 import psutil
 import torch
-
 from lib import LLM, SamplingParams
-from lib.attention.base import attend
 from lib.attention.full import FullAttention
-from lib.bench import (
-    Record, UtilisationSampler, bound, counts, figure, glue, lines, load_records, log2_axis, log10_axis, measure,
-    measure_roofline, peak_memory, pick, recorded_lines, reference, show, show_source, sweep, table, tf32,
+from lib.attention.sdpa import attend
+from lib.bench.measure import counts
+from lib.bench.measure.engine_trace import continuous_steps, static_steps, trace
+from lib.bench.measure.memory import UtilisationSampler, peak_memory
+from lib.bench.measure.roofline import measure_roofline, tf32
+from lib.bench.measure.timing import measure
+from lib.bench.notebook.figures import (
+    bound,
+    figure,
+    lines,
+    log2_axis,
+    log10_axis,
+    recorded_lines,
+    show,
+    table,
 )
-from lib.bench.peers import attempt, hf_generate, hf_generate_batch
-from lib.bench.style import COLOURS, ON_COLOUR
-from lib.bench.trace import continuous_steps, static_steps, trace
-from lib.bench.twin import transformers_twin
-from lib.bench.workloads import QUESTIONS, Workload, chat, equal_length, random_prompts, variable_length
-from lib.engine.batch import Batch, Scheduled
+from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.notebook.style import COLOURS, ON_COLOUR
+from lib.bench.peers.hf import attempt, hf_generate, hf_generate_batch
+from lib.bench.peers.hf_model import transformers_model
+from lib.bench.records.files import read_records, reference
+from lib.bench.records.record import Record
+from lib.bench.scale import pick
+from lib.bench.workloads import (
+    QUESTIONS,
+    Workload,
+    chat,
+    equal_length,
+    random_prompts,
+    variable_length,
+)
+from lib.core.batch import Batch, Scheduled
 from lib.engine.scheduler import Scheduler
-from lib.engine.static import StaticScheduler
+from lib.engine.static_scheduler import StaticScheduler
 
 SLOTS = 8
 
@@ -429,17 +449,17 @@ if HAS_TF32:
 # itself, so they run at the scale of a GPU only.
 
 # %%
-twin = transformers_twin(gpt2)
+twin = transformers_model(gpt2)
 twin_batches = pick(smoke=[1], cpu=[1, 8, 64], gpu=[1, 8, 64, 512])
 STATIC, MANAGED = pick(smoke=[1], cpu=[], gpu=[1, 64]), pick(smoke=[1], cpu=[], gpu=[1, 8, 64, 512])
 
 
-def rival(name, batches, ask):
+def rival(name, batches, ask, hf=twin):
     """Rates at `twin_batches`; None where this rival is not asked, or cannot run."""
     rates = dict.fromkeys(twin_batches)
     for b in sweep(batches, name):
         prompts = random_prompts([PROMPT] * b, config.vocab_size, seed=b)
-        done = attempt(f"{name}, batch {b},", lambda p=prompts: ask(twin, p, NEW, warmup=1, repeats=1))
+        done = attempt(f"{name}, batch {b},", lambda p=prompts: ask(hf, p, NEW, warmup=1, repeats=1))
         rates[b] = done and done["timing"].rates(done["tokens"])
         torch.compiler.reset()  # what is compiled is for one batch size, and holds memory
     return list(rates.values())
@@ -465,7 +485,7 @@ for dtype in HALVES:
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-sweep", "caption": "Throughput and time of a step against the batch size, GPT-2. Dotted: the bound from bytes and operations, float32. Dashed: the published run (float32, A100)."}}
 published = reference()
-p, ours, others = published["batch_sweep"], sweeps["float32"], load_records("03", others_only=True)
+p, ours, others = published["batch_sweep"], sweeps["float32"], read_records("03", others_only=True)
 recorded = {}  # by run: its batches, and a curve for each dtype that this run has too
 for d in sweeps:
     for run, (xs, ys) in recorded_lines(others, f"batch_sweep_{d}", x="batch", y={d: "tok_s"}).items():
@@ -815,13 +835,13 @@ assert (len(narrow_static.steps), len(narrow.steps)) == (expected["static"], exp
 assert len(widest.steps) == max(outputs)
 assert all([len(o.token_ids) for o in run.outputs] == outputs for run in runs.values())
 del wide
-twin = transformers_twin(llm)
+twin = transformers_model(llm)
 once = {"warmup": pick(smoke=0, cpu=0, gpu=1), "repeats": 1}
 GENERATE, MANAGER = f"transformers generate, batches of {SLOTS}", "transformers generate_batch"
 ways = {GENERATE: partial(hf_generate, batch_size=SLOTS), MANAGER: hf_generate_batch}
 if pick(smoke=True, cpu=False, gpu=True):
     ways[f"{GENERATE}, static cache"] = partial(hf_generate, batch_size=SLOTS, cache="static")
-peers = {name: attempt(name, lambda: way(twin, workload.prompts, outputs, **once)) for name, way in ways.items()}
+peers = {name: attempt(name, lambda way=way, hf=twin: way(hf, workload.prompts, outputs, **once)) for name, way in ways.items()}
 peers = {name: result for name, result in peers.items() if result is not None}
 torch.compiler.reset()
 del twin
@@ -1060,13 +1080,13 @@ record.headline("longest gap, whole prompt over chunks", gap_ratio, "×")
 # leaves idle slots under both. The assertion over all numbers of slots in this chapter says so.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/engine/static.py`, let `may_admit` return `True`. All tokens stay
+# **2. Break it and watch which test fails.** In `lib/lib/engine/static_scheduler.py`, let `may_admit` return `True`. All tokens stay
 # the same. Does any test notice?
 #
 # ```{admonition} Solution
 # :class: dropdown
 # The tests that compare tokens with the oracle do not: a scheduler decides when a token is computed, never which.
-# `pytest tests/test_bench_workloads.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
+# `pytest tests/bench/test_bench_workloads.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
 # counts steps. Bugs in a scheduler are bugs in counts. This chapter's cell with the timeline would fail too.
 # ```
 #

@@ -13,7 +13,7 @@
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | two minutes, by estimate | all that is free, for the largest batches | the same |
 #
-# **Adds to `lib/`.** `cache/blocks.py`: a pool of blocks, a free list, a block table for each sequence.
+# **Adds to `lib/`.** `cache/block_manager.py`: a pool of blocks, a free list, a block table for each sequence.
 # `attention/gather.py`: attention over blocks that lie anywhere, by copying them together first.
 # :::
 #
@@ -55,48 +55,42 @@ import textwrap
 from dataclasses import replace
 
 import torch
-from matplotlib.patches import Patch, Rectangle
-from transformers import DynamicCache
-
 from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention, gather
-from lib.bench import (
-    Record,
-    Timing,
-    counts,
+from lib.bench.measure import counts
+from lib.bench.measure.memory import peak_memory
+from lib.bench.measure.roofline import measure_roofline
+from lib.bench.measure.timing import Timing, measure, timed
+from lib.bench.notebook.figures import (
+    COLOURS,
+    TEXT,
     figure,
-    glue,
     lines,
-    load_records,
     log2_axis,
     log10_axis,
-    measure,
-    measure_roofline,
-    peak_memory,
-    pick,
     recorded_lines,
-    reference,
-    scale,
     show,
-    show_source,
-    sweep,
     table,
-    timed,
 )
-from lib.bench.figures import COLOURS, TEXT
+from lib.bench.notebook.glue import glue, show_source, sweep
 from lib.bench.paths import measurements_dir
-from lib.bench.twin import transformers_twin
+from lib.bench.peers.hf_model import transformers_model
+from lib.bench.records.files import read_records, reference
+from lib.bench.records.record import Record
+from lib.bench.scale import pick, scale
 from lib.bench.workloads import variable_length
-from lib.cache.blocks import BlockManager
+from lib.cache.block_manager import BlockManager
 from lib.cache.kv_cache import KVCache, kv_cache_bytes
-from lib.cache.slots import SlotManager
-from lib.engine.batch import Batch, Scheduled
-from lib.engine.request import Request, Status
+from lib.cache.slot_manager import SlotManager
+from lib.core.batch import Batch, Scheduled
+from lib.core.request import Request, Status
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
 from lib.models.checkpoint import GPT2_CONFIG
+from matplotlib.patches import Patch, Rectangle
+from transformers import DynamicCache
 
 MIB = 2**20
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
@@ -622,7 +616,7 @@ table(
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-memory", "caption": "Memory of GPT-2 in float32. Left: by batch size, 50 tokens a sequence. Right: by length, four sequences. Solid: counted here, weights included. Dashed: published. The gap between dashed and solid contiguous lines on the left is the reset; the published paged lines are flat because their pool was fixed."}}
 sizes, lengths = by_batch["batch"], [10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
 by_length = sweeps["by_length"]
-others = load_records("04", others_only=True)
+others = read_records("04", others_only=True)
 with_peak = [
     run
     for run in others
@@ -1082,7 +1076,7 @@ def decode_jobs(kind, batch_size, context):
     return jobs
 
 
-twin = transformers_twin(gpt2)
+twin = transformers_model(gpt2)
 
 
 def twin_job(batch_size, context):
@@ -1184,7 +1178,7 @@ for ax, (name, r), x in zip(axes, ratios.items(), ("batch", "context")):
         x=r[x],
         y={label: r[column] for label, column in series_names.items()},
         recorded=recorded_lines(
-            load_records("04", others_only=True),
+            read_records("04", others_only=True),
             f"gather_ratio_{name}",
             x=x,
             y={"gathered": "whole_step", "attention alone": "attention_alone"},
@@ -1664,7 +1658,7 @@ except RuntimeError as error:
 # :class: dropdown
 # The chapter stops at the assert below {numref}`fig-04-pool`: 16 blocks are free where 15 exist. The tokens would be
 # right: padding only reads block 0 here, behind a mask. It is a bug that waits for the first padded write, or the first
-# NaN. `pytest tests/test_blocks.py tests/test_engine_oracle.py` fails in dozens of places, all for one reason: after
+# NaN. `pytest tests/cache/test_block_manager.py tests/engine/test_engine_oracle.py` fails in dozens of places, all for one reason: after
 # every event these tests check the books, and a sequence held block 0.
 # ```
 #

@@ -65,34 +65,31 @@ from pathlib import Path
 import httpx
 import openai
 import torch
-from safetensors.torch import save_file
-from torch.overrides import TorchFunctionMode
-
 from lib import LLM, SamplingParams
-from lib.bench import (
-    Record,
-    Timing,
+from lib.bench.measure.timing import Timing, measure
+from lib.bench.notebook.figures import (
+    COLOURS,
+    TEXT,
+    bars,
     figure,
-    glue,
-    load_records,
     log10_axis,
-    measure,
-    pick,
-    scale,
     show,
-    show_source,
-    sweep,
     table,
 )
-from lib.bench.figures import COLOURS, TEXT, bars
-from lib.bench.style import MARKERS
+from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.notebook.style import MARKERS
+from lib.bench.records.files import read_records
+from lib.bench.records.record import Record
+from lib.bench.scale import pick, scale
 from lib.bench.workloads import random_prompts, variable_length
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
-from lib.serving.async_engine import AsyncEngine, Call
+from lib.serving.async_llm import AsyncLLM, Call
 from lib.serving.engine_thread import EngineThread
-from lib.serving.process import ServerProcess
-from lib.serving.streaming import EventStream, event
+from lib.serving.server_process import ServerProcess
+from lib.serving.sse import EventStream, event
+from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 open_until_the_end = ExitStack()  # servers: they end with this chapter, however it ends
 _ = atexit.register(open_until_the_end.close)
@@ -186,7 +183,6 @@ def naive_server(llm, sock):
     import uvicorn
     from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
-
     from lib import SamplingParams
 
     app, lock = FastAPI(), threading.Lock()
@@ -332,7 +328,7 @@ show_source(EngineThread, "_run", "_wait_for_work", "_turn")
 # saying no has to be cheap. A server is asked to say it exactly when it has no time.
 
 # %% tags=["remove-input"]
-show_source(AsyncEngine, "open", "submit", "abort")
+show_source(AsyncLLM, "open", "submit", "abort")
 
 # %% [markdown]
 # The number of sequences inside is bounded, so the queue of commands is too: it holds at most one `Add` for each of
@@ -598,7 +594,7 @@ glue("gap_max_ms", 1e3 * max(gaps), ".0f")
 # %%
 code = f"""import json, socket
 from lib import LLM
-from lib.serving.args import parse
+from lib.serving.server_options import parse
 
 {inspect.getsource(naive_server)}
 sock = socket.socket(proto=socket.IPPROTO_TCP)  # named, so that asyncio switches Nagle's algorithm off
@@ -1073,7 +1069,7 @@ throughput = record.add(
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-share", "caption": "Throughput over HTTP as a share of the same engine's throughput offline, and the bound of {eq}`eq-http-share`, in which nothing overlaps."}}
 shares = {"this run": (*throughput["share"][1:], predicted_share)}
-for other in load_records("05", others_only=True):
+for other in read_records("05", others_only=True):
     if (series := other["throughput"]) is not None:
         shares[other.label] = (*series["share"][1:], series["bound"][-1])
 fig, ax = figure(height=0.9 + 0.9 * len(shares))
@@ -1088,7 +1084,7 @@ show(fig, "05_share")
 
 # %% tags=["hide-input"]
 rows = [("this run", rate["offline"], rate["whole"], rate["streamed"], predicted_share)]
-for other in load_records("05", others_only=True):
+for other in read_records("05", others_only=True):
     series = other["throughput"]
     if series is not None:
         rows.append((other.label, *series["throughput"], series["bound"][-1]))
@@ -1401,7 +1397,7 @@ print(health, late.status, late.body["error"]["message"], f"exit status {status}
 # {eq}`eq-little`, $N$ is the same and $X$ is lower.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/serving/streaming.py`, let `EventStream.__call__` wait for `sender` alone
+# **2. Break it and watch which test fails.** In `lib/lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone
 # instead of for `sender` and `gone`. Streaming still works. Who now notices a client that leaves in the middle of its stream?
 # Which test tells you?
 #
@@ -1409,7 +1405,7 @@ print(health, late.status, late.body["error"]["message"], f"exit status {status}
 # :class: dropdown
 # Nobody does. One expects an error when the server writes to a connection that is closed. But the HTTP server below us drops
 # what it cannot deliver, without a word, and `sender` runs to the end of the answer.
-# `pytest tests/test_serving_load.py -k "hangs_up or flood"` fails in
+# `pytest tests/serving/test_serving_load.py -k "hangs_up or flood"` fails in
 # `test_a_client_that_hangs_up_is_aborted[after-stream]` and in the flood of cancelled requests, after which a fresh request
 # waits for all the abandoned ones. The other three ways to leave still pass: before the first token, and for a whole answer,
 # another piece of code listens.

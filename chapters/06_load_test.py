@@ -62,40 +62,35 @@ from statistics import linear_regression, median
 
 import httpx
 import torch
-from safetensors.torch import save_file
-
 from lib import LLM, SamplingParams
-from lib.bench import (
-    Record,
+from lib.bench.measure.timing import measure
+from lib.bench.notebook.figures import (
+    COLOURS,
     bound,
     figure,
-    glue,
     lines,
-    load_records,
     log2_axis,
     log10_axis,
-    measure,
-    pick,
     recorded_lines,
-    reference,
-    scale,
     show,
-    show_source,
-    sweep,
     table,
 )
-from lib.bench.figures import COLOURS
-from lib.bench.load_arrivals import arrival_times
-from lib.bench.load_client import Target, send
-from lib.bench.load_report import add_to_record, text_report
-from lib.bench.load_requests import FIXED, make_requests
-from lib.bench.load_run import closed_loop, open_loop
-from lib.bench.load_session import Session
-from lib.bench.load_stats import summarize
-from lib.bench.load_trace import OUTCOMES, RequestTrace
+from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.records.files import read_records, reference
+from lib.bench.records.record import Record
+from lib.bench.scale import pick, scale
+from lib.loadtest.arrivals import arrival_times
+from lib.loadtest.client import Target, send
+from lib.loadtest.report import add_to_record, text_report
+from lib.loadtest.request_trace import OUTCOMES, RequestTrace
+from lib.loadtest.requests import FIXED, make_requests
+from lib.loadtest.run import closed_loop, open_loop
+from lib.loadtest.session import Session
+from lib.loadtest.stats import summarize
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
-from lib.serving.process import ServerProcess
+from lib.serving.server_process import ServerProcess
+from safetensors.torch import save_file
 
 open_until_the_end = ExitStack()  # servers: they end with this chapter, however it ends
 _ = atexit.register(open_until_the_end.close)
@@ -405,8 +400,8 @@ show_source(send)
 # The same generator is a command for any server that speaks the protocol:
 #
 # ```
-# python -m lib.bench.load --url http://127.0.0.1:8000 --concurrency 1,4,16,64 --goodput ttft:500 tpot:50
-# python -m lib.bench.load --url http://127.0.0.1:8000 --mode open --arrivals poisson --rate 2,4,8 --out run.json
+# python -m lib.loadtest --url http://127.0.0.1:8000 --concurrency 1,4,16,64 --goodput ttft:500 tpot:50
+# python -m lib.loadtest --url http://127.0.0.1:8000 --mode open --arrivals poisson --rate 2,4,8 --out run.json
 # ```
 #
 # ## Check: a stall that only one clock sees
@@ -543,7 +538,7 @@ latency_by_users = record.add(
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-throughput", "caption": "Throughput against the number of users. Dotted: what two measurements and Little's law predicted. Dashed: the published run, which has no curve between its two ends."}}
 published = reference()
 p = published["load_c64"]
-others = load_records("06", others_only=True)
+others = read_records("06", others_only=True)
 fig, ax = figure()
 lines(
     ax,
@@ -1049,7 +1044,7 @@ glue("pattern_n", pattern_rows["steady"]["requests"])
 
 # %% tags=["hide-input"]
 rows, verdicts = [], []
-for run in load_records("load_tools"):
+for run in read_records("load_tools"):
     tools = run["tools"]
     p, worst = tools.params, 0.0
     for tool in tools.rows():
@@ -1109,7 +1104,7 @@ glue(
 # ```
 # python -m venv guidellm && guidellm/bin/pip install "guidellm==0.8.*"
 # python -m venv aiperf && aiperf/bin/pip install "aiperf==0.13.*"
-# python -m lib.bench.load_compare --guidellm guidellm/bin/guidellm --aiperf aiperf/bin/aiperf --record book/measurements
+# python -m lib.loadtest.compare_tools --guidellm guidellm/bin/guidellm --aiperf aiperf/bin/aiperf --record book/measurements
 # ```
 
 # %% [markdown]
@@ -1127,12 +1122,12 @@ glue(
 # run looks like one round.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/bench/load_session.py`, set `trace.scheduled` to `self.clock()` when a
+# **2. Break it and watch which test fails.** In `lib/lib/loadtest/session.py`, set `trace.scheduled` to `self.clock()` when a
 # request gets its place, instead of when it is due. All times still look plausible.
 #
 # ```{admonition} Solution
 # :class: dropdown
-# `pytest tests/test_load_timing.py` fails in `test_coordinated_omission_shows_only_in_times_since_due`, and in the test that
+# `pytest tests/loadtest/test_load_timing.py` fails in `test_coordinated_omission_shows_only_in_times_since_due`, and in the test that
 # compares the scheduled times with the arrival times. No test of means or throughput notices.
 # ```
 #

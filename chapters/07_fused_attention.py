@@ -71,42 +71,38 @@ except ImportError:  # Windows
     resource = None
 
 from lib import LLM, SamplingParams
-from lib.attention.base import attend, chunk_mask, length_mask
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.attention.fused import FusedAttention, why_not_fused
 from lib.attention.gather import GatherAttention, gather
-from lib.bench import (
-    Record,
-    Timing,
-    counts,
+from lib.attention.sdpa import attend, chunk_mask, length_mask
+from lib.bench.measure import counts
+from lib.bench.measure.roofline import measure_roofline
+from lib.bench.measure.timing import Timing, measure, timed
+from lib.bench.notebook.figures import (
+    COLOURS,
+    TEXT,
     figure,
-    glue,
     lines,
-    load_records,
     log2_axis,
     log10_axis,
-    measure,
-    measure_roofline,
     percent_axis,
-    pick,
     recorded_lines,
-    scale,
     show,
-    show_source,
-    sweep,
     table,
-    timed,
 )
-from lib.bench.figures import COLOURS, TEXT
+from lib.bench.notebook.glue import glue, show_source, sweep
 from lib.bench.paths import repository
+from lib.bench.records.files import read_records
+from lib.bench.records.record import Record
+from lib.bench.scale import pick, scale
 from lib.bench.workloads import variable_length
-from lib.cache.blocks import BlockManager
+from lib.cache.block_manager import BlockManager
 from lib.cache.kv_cache import KVCache
-from lib.cache.slots import SlotManager
+from lib.cache.slot_manager import SlotManager
+from lib.core.batch import Batch, Scheduled
+from lib.core.request import Request
 from lib.engine.assemble import assemble
-from lib.engine.batch import Batch, Scheduled
-from lib.engine.request import Request
 from lib.engine.runner import ModelRunner
 
 MIB = 2**20
@@ -438,7 +434,7 @@ show_source(FusedAttention, "__call__")
 
 # %% tags=["remove-input"]
 from lib.attention import fused_cpu, numba_kernel  # noqa: E402
-from lib.attention.shares import divide  # noqa: E402
+from lib.attention.work_partition import partition_work  # noqa: E402
 
 show_source(numba_kernel._attend_piece.py_func)
 glue("key_tile", numba_kernel.KEY_TILE)
@@ -480,7 +476,7 @@ show_source(numba_kernel._merge.py_func)
 
 # %%
 lengths = [1200, 70, 33, 300]
-shares = divide(np.ones(4, dtype=np.int64), np.array(lengths), longest=8, threads=2)
+shares = partition_work(np.ones(4, dtype=np.int64), np.array(lengths), longest=8, threads=2)
 owner = np.repeat(np.arange(2), np.diff(shares.offsets))
 tiles_of = [
     int((shares.pieces[owner == share, 5] - shares.pieces[owner == share, 4]).sum())
@@ -527,7 +523,7 @@ from types import SimpleNamespace
 import torch
 from lib.attention.fused import FusedAttention
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch, Scheduled
+from lib.core.batch import Batch, Scheduled
 config = SimpleNamespace(num_layers=1, num_kv_heads=3, head_dim=64)
 request = SimpleNamespace(token_ids=[0] * 20, num_computed_tokens=19, block_ids=[1, 2])
 batch = Batch.build([Scheduled(request, 1)], 16)
@@ -1062,7 +1058,7 @@ gc.collect()
 sweeps = ((by_batch, "batch"), (by_context, "context"))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-bandwidth", "caption": "Bandwidth that one layer's decode attention achieves: the bytes of its keys and values, counted once, over the time, as a share of the bandwidth measured on this machine. A gather cannot pass a third unless its copy stays in the processor's caches. Left: by batch. Right: by context. In half precision the same bytes are twice as many keys."}}
-others = load_records("07", others_only=True)
+others = read_records("07", others_only=True)
 fig, axes = figure(2, sharey=True, height=3.4)
 for ax, (series, x) in zip(axes, sweeps):
     lines(
@@ -1688,7 +1684,7 @@ table(
 # backend](https://docs.vllm.ai/en/latest/api/vllm/v1/attention/backends/triton_attn/) is the closest relative of ours:
 # portable, one unified kernel for chunks and decoding, and a path that splits the keys where a decode batch is small.
 # FlashInfer {cite}`ye2025flashinfer` separates *planning* from *running*: the CPU divides a ragged batch into equal
-# pieces of work once a step, much as `lib.attention.shares` does, in buffers of fixed size so that CUDA graphs can
+# pieces of work once a step, much as `lib.attention.work_partition` does, in buffers of fixed size so that CUDA graphs can
 # replay the launch. SGLang and vLLM can both use it.
 #
 # What ours lacks, roughly in order of what it would win on a GPU:
@@ -1723,9 +1719,9 @@ table(
 #
 # ```{admonition} Solution
 # :class: dropdown
-# `pytest -x tests/test_fused_cpu.py` fails at once in both cases, in the comparison with the gather: any sequence whose
+# `pytest -x tests/attention/test_fused_cpu.py` fails at once in both cases, in the comparison with the gather: any sequence whose
 # peak grows after its first tile is wrong. Sequences of up to one tile, {glue:text}`key_tile` keys, stay right. Most
-# cases of `tests/test_fused_engine.py` fail too, but they only say that a token differs. And not all of them do: with a
+# cases of `tests/attention/test_fused_engine.py` fail too, but they only say that a token differs. And not all of them do: with a
 # wrong norm each head's output keeps its direction and has the wrong length, and an argmax can forgive that.
 # ```
 #

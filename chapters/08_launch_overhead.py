@@ -13,8 +13,8 @@
 # | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same |
 #
 # **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/compiled.py`:
-# what lies between the matrix products, compiled. `engine/graphs.py`: decode steps recorded once and replayed.
-# `bench/flame.py`: where a call's time goes, frame by frame. `bench/goals.py`: this engine against `transformers`.
+# what lies between the matrix products, compiled. `engine/cuda_graphs.py`: decode steps recorded once and replayed.
+# `bench/measure/flame.py`: where a call's time goes, frame by frame. `bench/peers/compare.py`: this engine against `transformers`.
 # :::
 #
 # Six chapters have removed work: tokens computed twice, weights read for one sequence, memory reserved for nobody, keys
@@ -49,56 +49,47 @@ else:
     os.chdir(home / "chapters")
 
 # %%
-import gc
 import warnings
 from collections import Counter
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
-from lib.bench import (
-    Record,
-    Timing,
+from lib.bench.measure import counts, flame
+from lib.bench.measure.profiler import profile
+from lib.bench.measure.roofline import measure_roofline
+from lib.bench.measure.timing import Timing, measure, synchronize, timed
+from lib.bench.notebook.figures import (
+    COLOURS,
     bars,
     bound,
-    counts,
     figure,
-    flame,
-    glue,
     lines,
-    load_records,
     log2_axis,
     log10_axis,
-    measure,
-    measure_roofline,
-    pick,
-    profile,
-    recorded_lines,
     show,
-    show_source,
     stacked_bars,
-    sweep,
     table,
-    timed,
 )
-from lib.bench.figures import COLOURS
-from lib.bench.goals import equal_work, in_turns
-from lib.bench.peers import hf_generate
-from lib.bench.timing import synchronize
-from lib.bench.twin import transformers_twin
+from lib.bench.notebook.flame_figure import draw as draw_flame
+from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.peers.compare import equal_work, in_turns
+from lib.bench.peers.hf import hf_generate
+from lib.bench.peers.hf_model import transformers_model
+from lib.bench.records.files import read_records
+from lib.bench.records.record import Record
+from lib.bench.scale import pick
 from lib.bench.workloads import fixed, random_prompts
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch
-from lib.engine.graphs import CudaRecorder, GraphRunner, Rerun, ladder
+from lib.core.batch import Batch
+from lib.engine.cuda_graphs import CudaRecorder, GraphRunner, Rerun, ladder
 from lib.engine.runner import ModelRunner
 from lib.models import compiled
 from lib.models.packed import PackedLinear, pack, pack_linears, why_not_packed
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% [markdown]
 # ## The problem: more than the bytes
@@ -332,7 +323,7 @@ record.add(
 # ## Where the time goes, frame by frame
 #
 # A count says how much there should be. To see what there is, note every call and return of one step, from `LLM.step`
-# down to the functions in C. `lib.bench.flame` does that with Python's own hook and adds up calls that have the same
+# down to the functions in C. `lib.bench.measure.flame` does that with Python's own hook and adds up calls that have the same
 # stack. What one sees of an operator is its whole time, dispatch included.
 
 # %% tags=["remove-input"]
@@ -362,7 +353,7 @@ print(f"{python_calls:,} calls of Python functions in a step")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-before", "caption": "One decode step at batch 1, plain linear layers. Each frame is as wide as its time; below a frame are those that it calls; calls with the same stack are added up, so the layers appear as one. What is left of a frame above its callees is its own."}}
 fig, ax = figure(height=3.6)
-flame.draw(ax, before, before.seconds / before.calls, depth=11)
+draw_flame(ax, before, before.seconds / before.calls, depth=11)
 ax.set_xlabel("ms")
 fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, handlelength=1.0)
 show(fig, "08_flame_before")
@@ -818,7 +809,7 @@ bound(left, steps["batch"], [1e3 * v for v in steps["bound"]], "bound")
 left.set(xlabel="batch", ylabel="ms a step")
 log2_axis(left, "x")
 log10_axis(left, "y")
-others = load_records("08", others_only=True)
+others = read_records("08", others_only=True)
 lines(
     right,
     x=steps["batch"],
@@ -882,7 +873,7 @@ after = frames[packed_name, 1]
 fig, axes = figure(1, nrows=2, height=2.7, sharex=True)
 longest = max(before.seconds / before.calls, after.seconds / after.calls)
 for ax, frame, title in ((axes[0], before, "plain"), (axes[1], after, packed_name)):
-    flame.draw(ax, frame, longest, depth=11)
+    draw_flame(ax, frame, longest, depth=11)
     ax.set_title(f"{title}: {1e3 * frame.seconds / frame.calls:.1f} ms")
 axes[1].set_xlabel("ms")
 handles = axes[0].get_legend_handles_labels()
@@ -1031,7 +1022,7 @@ glue("new_tokens", NEW)
 # %% tags=["hide-input"]
 bare = engine(kv_cache="none")
 slots = engine(kv_cache="contiguous")
-twin = transformers_twin(plain)
+twin = transformers_model(plain)
 stages = {
     "no cache": bare,
     "contiguous cache": slots,
@@ -1125,7 +1116,7 @@ glue("mbu_1", 100 * read / roofline.bandwidth * rate(1, final[1]) / NEW, ".0f")
 # {glue:text}`fall_peer_rows` times `transformers`. From the first chapter's engine on one sequence to here, the machine
 # gives {glue:text}`fall_all` times as many tokens. It is the same machine, and the same tokens.
 #
-# `python -m lib.bench.goals` repeats the comparison at several batch sizes and with varying lengths.
+# `python -m lib.bench.peers.compare` repeats the comparison at several batch sizes and with varying lengths.
 #
 # ## What broke, and how this benchmark could mislead
 #
@@ -1156,7 +1147,7 @@ pool = None
 #
 # **The stale row.** The obvious `_fill` copies the batch into the first rows and leaves the others as they were. Logits
 # of the real rows are right. But a padded row *writes*: its old slot belongs to a sequence that may still run, in
-# another row by now, and loses a key. `tests/test_graphs.py` compares the cache before and after and allows changes in
+# another row by now, and loses a key. `tests/engine/test_cuda_graphs.py` compares the cache before and after and allows changes in
 # the batch's own slots and in the null block, nowhere else.
 #
 # **Compiled twice.** Dynamo guards more than shapes. The first parallel loop of the attention kernel changes the number
@@ -1164,7 +1155,7 @@ pool = None
 # request. `TORCH_LOGS=recompiles` tells. Set the number of threads before the engine is made.
 #
 # **A profile is not a timing.** Noting calls makes Python slower and products no slower, so a raw profile blames Python.
-# `lib.bench.flame` takes the difference to an unwatched step away again, an equal part for each call. That is a
+# `lib.bench.measure.flame` takes the difference to an unwatched step away again, an equal part for each call. That is a
 # correction, not a measurement.
 #
 # And the benchmark itself:
@@ -1224,7 +1215,7 @@ glue("big_small_ms", 1e3 * counts.streamed_bytes(config, "bfloat16") / 2e12, ".2
 # ```{admonition} Solution
 # :class: dropdown
 # The chapter may pass: a stale slot does harm only while its former owner still runs and reads it.
-# `pytest tests/test_graphs.py -k null_block` does not leave it to chance. It compares the cache before and after, and a
+# `pytest tests/engine/test_cuda_graphs.py -k null_block` does not leave it to chance. It compares the cache before and after, and a
 # slot has changed that belongs to no row of the batch.
 # ```
 #

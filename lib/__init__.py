@@ -1,6 +1,22 @@
-"""Token by Token: an LLM inference engine, built one measured step at a time. Introduced in chapter 1."""
+"""Token by Token: an LLM inference engine, built one measured step at a time. Introduced in chapter 1.
 
-from lib.engine.llm import LLM
-from lib.engine.params import SamplingParams
+`LLM` and `SamplingParams` are imported on first use, so that `lib.loadtest` starts without PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lib.core.sampling_params import SamplingParams
+    from lib.engine.llm import LLM
 
 __all__ = ["LLM", "SamplingParams"]
+_MODULES = {"LLM": "lib.engine.llm", "SamplingParams": "lib.core.sampling_params"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

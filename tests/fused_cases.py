@@ -13,7 +13,7 @@ import torch
 
 from lib.attention.gather import GatherAttention
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch, Scheduled
+from lib.core.batch import Batch, Scheduled
 from lib.models.config import ModelConfig
 
 MIXED = [(1, 0), (1, 31), (5, 40), (1, 32), (16, 0), (2, 63), (1, 300), (17, 50), (40, 0), (9, 7)]  # (queries, keys before)

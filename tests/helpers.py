@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lib.attention.full import FullAttention
-from lib.engine.batch import Batch
+from lib.core.batch import Batch
 from lib.engine.llm import LLM
 from lib.models.checkpoint import load_model
 

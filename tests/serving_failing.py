@@ -6,8 +6,8 @@ import sys
 import time
 
 from lib import LLM
-from lib.serving.args import parse
 from lib.serving.server import run
+from lib.serving.server_options import parse
 
 FAIL_ONCE, FAIL_ALWAYS, STALL, DIE = 1, 2, 3, 4  # token ids
 

@@ -7,12 +7,12 @@ import torch
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
-from lib.bench.peers import hf_generate, hf_generate_batch
-from lib.bench.roofline import tf32
-from lib.bench.twin import transformers_twin
-from lib.engine.batch import Batch
+from lib.bench.measure.roofline import tf32
+from lib.bench.peers.hf import hf_generate, hf_generate_batch
+from lib.bench.peers.hf_model import transformers_model
+from lib.core.batch import Batch
 from lib.models.checkpoint import RandomWeightsWarning, load_model
-from lib.serving.process import ServerProcess
+from lib.serving.server_process import ServerProcess
 from tests.helpers import check_books, check_empty, drain, prompt_of
 
 pytestmark = pytest.mark.gpu
@@ -148,7 +148,7 @@ def test_a_server_on_the_gpu_answers_as_the_oracle(llama, kv_cache):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_transformers_does_the_same_work_in_all_its_ways(tiny, name):
     """What the record sets beside ours: if one of them cannot run here, this is where it says why."""
-    twin = transformers_twin(tiny[name].engine(device=DEVICE, dtype="float32"))
+    twin = transformers_model(tiny[name].engine(device=DEVICE, dtype="float32"))
     prompts, limits = [prompt_of(n, 5) for n in (7, 3, 12)], [6, 9, 4]
     expected = [tiny[name].greedy(p, n) for p, n in zip(prompts, limits)]
     for run in (hf_generate, hf_generate_batch, lambda *args, **how: hf_generate(*args, cache="static", **how)):

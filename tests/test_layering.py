@@ -9,6 +9,9 @@ import pytest
 LIB = Path(__file__).resolve().parents[1] / "lib"
 # The two places that may know everything: the package's front door, and where the parts are put together.
 EXEMPT = {"lib", "lib.engine.assemble"}
+# A package imports itself and what stands before it. The engine does not know how it is measured or loaded.
+PACKAGES = ("core", "models", "cache", "attention", "engine", "serving")
+BESIDE = ("bench", "bench.measure", "bench.records", "bench.notebook", "bench.peers", "loadtest")
 CHAPTER = re.compile(r"Introduced in chapter (\d+)\b")
 
 
@@ -29,7 +32,7 @@ def imported_modules(tree: ast.Module, name: str, is_package: bool, known: set[s
             if node.level:
                 anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*anchor, *filter(None, [node.module])])
-            # `from lib.cache import blocks` names a module; `from lib.cache.blocks import BlockManager` a thing in one
+            # `from lib.cache import blocks` names a module; `from lib.cache.block_manager import BlockManager` a thing in one
             targets = [f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names]
         elif (
             isinstance(node, ast.Call)
@@ -68,6 +71,59 @@ def violations(lib: Path) -> list[str]:
                 later = f"{target} of chapter {chapters[target]}"
                 problems.append(f"{name}:{line}: chapter {chapters[name]} imports {later}")
     return problems
+
+
+def package_of(module: str) -> str:
+    """The longest known package that holds a module: bench.measure for lib.bench.measure.timing."""
+    name = module.removeprefix("lib.")
+    return max((p for p in (*PACKAGES, *BESIDE) if name == p or name.startswith(p + ".")), key=len, default="")
+
+
+def upward_imports(lib: Path) -> list[str]:
+    """One line for each import from a package that stands higher, and for each package without a place in the order."""
+    order = [*PACKAGES, *BESIDE]
+    problems = []
+    for path in sorted(lib.rglob("*.py")):
+        name = module_name(path, lib)
+        if name == "lib":
+            continue
+        own = package_of(name)
+        if not own:
+            problems.append(f"{name}: its package has no place in the order {order}")
+            continue
+        known = {module_name(p, lib) for p in lib.rglob("*.py")}
+        tree = ast.parse(path.read_text(), filename=str(path))
+        for target, line in sorted(imported_modules(tree, name, path.name == "__init__.py", known)):
+            other = package_of(target)
+            if other and order.index(other) > order.index(own):
+                problems.append(f"{name}:{line}: {own} imports {target}, which stands above it")
+    return problems
+
+
+def test_packages_import_downwards_only():
+    assert upward_imports(LIB) == []
+
+
+@pytest.mark.parametrize("own, other", [("core", "models"), ("cache", "engine"), ("engine", "bench"), ("bench.measure", "bench.notebook"),
+                                        ("bench", "loadtest")])  # fmt: skip
+def test_a_planted_upward_import_is_reported(tmp_path, own, other):
+    lib = tmp_path / "lib"
+    for package in (*PACKAGES, *BESIDE):
+        folder = lib / package.replace(".", "/")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").write_text("")
+        (folder / "thing.py").write_text("")
+    assert upward_imports(lib) == []
+    (lib / own.replace(".", "/") / "thing.py").write_text(f"def late():\n    from lib.{other}.thing import x\n")
+    (problem,) = upward_imports(lib)
+    assert problem.startswith(f"lib.{own}.thing:2: {own} imports lib.{other}.thing")
+
+
+def test_a_package_without_a_place_is_reported(tmp_path):
+    (tmp_path / "lib" / "new").mkdir(parents=True)
+    (tmp_path / "lib" / "new" / "thing.py").write_text("")
+    (problem,) = upward_imports(tmp_path / "lib")
+    assert problem.startswith("lib.new.thing: its package has no place")
 
 
 def test_modules_import_only_earlier_chapters():

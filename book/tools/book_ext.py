@@ -17,10 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from book.tools.scoreboard_page import page_part  # noqa: E402
+
+from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.tools.dark_svg import dark_name  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
-from book.tools.scoreboard_page import page_part  # noqa: E402
-from lib.bench.scoreboard import scoreboard  # noqa: E402
 
 
 class Diagram(Figure):

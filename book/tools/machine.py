@@ -26,7 +26,7 @@ def scale() -> str:
 def describe_machine() -> dict[str, str]:
     """Facts for the execution page and the terminal, in the order they are shown."""
     try:
-        from lib.bench.fingerprint import fingerprint
+        from lib.bench.measure.machine import fingerprint
     except ImportError:
         hardware, system = platform.machine(), f"{platform.system()} {platform.release()}"
         python = platform.python_version()

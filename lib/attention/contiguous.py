@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.attention.base import attend, chunk_mask, length_mask
 from lib.attention.full import FullAttention
+from lib.attention.sdpa import attend, chunk_mask, length_mask
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch
+from lib.core.batch import Batch
 
 # Decoding sequences are read as one rectangle of neighbouring slots while at least this share of its rows is theirs.
 _MIN_DENSITY = 0.5
 
 
 @dataclass
-class _Plan:
+class ContiguousPlan:
     """How a step's sequences are read; the same for every layer."""
 
     chunks: list[tuple[int, int]]  # (row of the batch, its first token): read one by one
@@ -34,7 +34,7 @@ class _Plan:
     mask: Tensor | None            # [last-first, 1, 1, length]; None where nothing is hidden
 
 
-def _plan(batch: Batch) -> _Plan:
+def _plan(batch: Batch) -> ContiguousPlan:
     starts = [0]
     for n in batch.query_lens:
         starts.append(starts[-1] + n)
@@ -50,7 +50,7 @@ def _plan(batch: Batch) -> _Plan:
     for row, slot in zip(decode, slots):
         lengths[slot - first], queries[slot - first] = batch.kv_lens[row], starts[row]
     to = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
-    return _Plan(
+    return ContiguousPlan(
         chunks, first, last, length, to([starts[row] for row in decode]), to([slot - first for slot in slots]),
         to(queries), in_order=not chunks and slots == list(range(first, last)),
         mask=None if min(lengths, default=length) == length else length_mask(to(lengths), length))
@@ -80,7 +80,7 @@ class ContiguousAttention:
             out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
         return out
 
-    def _rectangle(self, layer: int, q: Tensor, plan: _Plan) -> Tensor:
+    def _rectangle(self, layer: int, q: Tensor, plan: ContiguousPlan) -> Tensor:
         """One query a sequence, in a single call: other slots and the tails of shorter sequences are masked."""
         keys, values = (x[layer, plan.first:plan.last, :plan.length] for x in (self.cache.k, self.cache.v))
         query = q if plan.in_order else q[plan.queries]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib.attention.base import attend
-from lib.engine.batch import Batch
+from lib.attention.sdpa import attend
+from lib.core.batch import Batch
 
 
 class FullAttention:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch
+from lib.core.batch import Batch
 
 MIN_TRITON_BLOCK = 16  # keys in a tile: tl.dot takes no smaller one
 _NEEDS = {"cpu": "numba", "cuda": "triton"}
@@ -39,7 +39,7 @@ def why_not_fused(device: torch.device, dtype: torch.dtype, block_size: int) -> 
 
 
 class FusedAttention:
-    """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.attention.base.Attention`.
+    """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.core.attention.Attention`.
 
     Raises ImportError or ValueError where `why_not_fused` says so.
     """

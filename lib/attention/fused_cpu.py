@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lib.attention import numba_kernel
-from lib.attention.base import attend, chunk_mask
 from lib.attention.full import FullAttention
 from lib.attention.gather import gather
-from lib.attention.shares import Shares, divide
+from lib.attention.sdpa import attend, chunk_mask
+from lib.attention.work_partition import WorkPartition, partition_work
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch
+from lib.core.batch import Batch
 
 # The kernel does one dot product at a time: right where memory is the limit, which a few queries share each time. With
 # many queries arithmetic is the limit, and a matrix product does it faster, even after a copy.
@@ -26,20 +26,20 @@ _MOST_QUERIES = 8
 
 
 @dataclass
-class _Plan:
+class CpuPlan:
     """How a step's sequences are attended; the same for every layer."""
 
-    shares: Shares                 # for the kernel
+    shares: WorkPartition                 # for the kernel
     table: np.ndarray              # [B, max_blocks]
     chunks: list[tuple[int, int]]  # (row of the batch, its first token): more queries than the kernel is good at
 
 
-def _plan(batch: Batch) -> _Plan:
+def _plan(batch: Batch) -> CpuPlan:
     threads = min(torch.get_num_threads(), numba.get_num_threads())
-    shares = divide(np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads)
+    shares = partition_work(np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads)
     starts = np.cumsum([0, *batch.query_lens]).tolist()
     chunks = [(row, starts[row]) for row, n in enumerate(batch.query_lens) if n > _MOST_QUERIES]
-    return _Plan(shares, batch.block_table.numpy(), chunks)
+    return CpuPlan(shares, batch.block_table.numpy(), chunks)
 
 
 class CpuKernels:
@@ -72,7 +72,7 @@ class CpuKernels:
             out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
         return out
 
-    def _run(self, layer: int, q: np.ndarray, plan: _Plan, out: np.ndarray) -> None:
+    def _run(self, layer: int, q: np.ndarray, plan: CpuPlan, out: np.ndarray) -> None:
         shares, tile, heads, size = plan.shares, numba_kernel.QUERY_TILE, q.shape[1], q.shape[2]
         peak, norm = np.empty((2, shares.num_states, tile, heads), np.float32)
         acc = np.empty((shares.num_states, tile, heads, size), np.float32)

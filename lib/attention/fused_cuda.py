@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.attention import triton_decode, triton_kernel, triton_varlen
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch
+from lib.core.batch import Batch
 
 _PROGRAMS_PER_PROCESSOR = 4  # resident at once; enough to keep loads in flight
 _MAX_SPLITS = 64

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.attention.base import attend, chunk_mask, length_mask
 from lib.attention.full import FullAttention
+from lib.attention.sdpa import attend, chunk_mask, length_mask
 from lib.cache.kv_cache import KVCache
-from lib.engine.batch import Batch
+from lib.core.batch import Batch
 
 
 @dataclass

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
 KEY_TILE = 32   # keys between two rescalings: their K rows and scores stay in the first two cache levels
-ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE = range(8)  # a piece of work; see lib.attention.shares
+ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE = range(8)  # a piece of work; see lib.attention.work_partition
 _LOG2E = np.float32(math.log2(math.e))
 # Only the loop over shares is to run in parallel: looking for more to parallelise would double the compile time.
 _PRANGE = {**dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False),
@@ -213,7 +213,7 @@ def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
 def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out,
            peak, norm, acc, scaled):
     """Paged attention of q [T, Hq, D] to keys, values [slots, Hkv, D] as
-    `lib.attention.shares.Shares` divides it.
+    `lib.attention.work_partition.WorkPartition` divides it.
 
     Slots of table [B, max_blocks]: block * block_size + offset. pieces [P, 8]; offsets
     [shares + 1]; cuts [C] the pieces that need merging. out [T, Hq, D]. Scratch: peak, norm

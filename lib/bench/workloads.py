@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.engine.params import SamplingParams
+from lib.core.sampling_params import SamplingParams
 from lib.engine.prompts import chat_token_ids
 
 

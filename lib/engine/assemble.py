@@ -12,22 +12,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lib.attention.base import Attention
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.attention.fused import FusedAttention, why_not_fused
 from lib.attention.gather import GatherAttention
-from lib.cache.base import CacheManager, NoCache
-from lib.cache.blocks import BlockManager
+from lib.cache.block_manager import BlockManager
 from lib.cache.kv_cache import KVCache
+from lib.cache.manager import CacheManager, NoCache
 from lib.cache.sizing import available_bytes, gib
-from lib.cache.slots import SlotManager
-from lib.engine.batch import Batch
-from lib.engine.graphs import GraphRunner, ladder
-from lib.engine.options import EngineOptions
+from lib.cache.slot_manager import SlotManager
+from lib.core.attention import Attention
+from lib.core.batch import Batch
+from lib.core.engine_options import EngineOptions
+from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
-from lib.engine.static import StaticScheduler
+from lib.engine.static_scheduler import StaticScheduler
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.packed import pack_linears
@@ -36,7 +36,7 @@ _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
 
 @dataclass
-class Engine:
+class EngineParts:
     """The parts of one engine. `kv_cache` is None where nothing is kept."""
 
     runner: ModelRunner | GraphRunner
@@ -47,7 +47,7 @@ class Engine:
     compile_seconds: float = 0.0
 
 
-def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Engine:
+def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dtype: torch.dtype) -> EngineParts:
     """Build the parts that `options` name. Raises ValueError where they do not fit into memory."""
     config: ModelConfig = model.config
     longest = config.max_position_embeddings
@@ -78,7 +78,7 @@ def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dty
             raise ValueError("cuda_graphs needs attention 'fused', which cannot be had here")
         max_blocks = math.ceil(max_model_len / options.block_size)
         runner = GraphRunner(runner, ladder(options.max_num_seqs), options.block_size, max_blocks, device)
-    return Engine(runner, scheduler, manager, kv_cache, max_model_len, compile_seconds)
+    return EngineParts(runner, scheduler, manager, kv_cache, max_model_len, compile_seconds)
 
 
 def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lib.core.batch import Batch
+from lib.core.engine_options import EngineOptions, pick_device, pick_dtype
+from lib.core.outputs import Chunk, RequestOutput
+from lib.core.request import Request
+from lib.core.sampling_params import SamplingParams
 from lib.engine.assemble import assemble
-from lib.engine.batch import Batch
-from lib.engine.options import EngineOptions, pick_device, pick_dtype
-from lib.engine.outputs import Chunk, RequestGroup, RequestOutput
-from lib.engine.params import SamplingParams
 from lib.engine.prompts import as_token_ids, chat_token_ids
-from lib.engine.request import Request
+from lib.engine.request_group import RequestGroup
 from lib.engine.sampling import sample
 from lib.models.checkpoint import load_model
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lib.attention.base import Attention
-from lib.engine.batch import Batch
+from lib.core.attention import Attention
+from lib.core.batch import Batch
 
 
 class ModelRunner:

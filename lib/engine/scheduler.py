@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from lib.cache.base import CacheManager
-from lib.engine.batch import Scheduled
-from lib.engine.request import Request, Status
+from lib.cache.manager import CacheManager
+from lib.core.batch import Scheduled
+from lib.core.request import Request, Status
 
 
 class Scheduler:

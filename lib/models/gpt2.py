@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.attention.base import Attention
-from lib.engine.batch import Batch
+from lib.core.attention import Attention
+from lib.core.batch import Batch
 from lib.models.config import ModelConfig
 
 

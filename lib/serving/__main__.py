@@ -2,8 +2,8 @@
 
 import sys
 
-from lib.serving.args import parse
 from lib.serving.server import run
+from lib.serving.server_options import parse
 
 if __name__ == "__main__":
     sys.exit(run(parse()))

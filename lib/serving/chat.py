@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from lib.engine.outputs import Chunk, Completion
-from lib.engine.params import SamplingParams
-from lib.serving.async_engine import Call, Update
+from lib.core.outputs import Chunk, Completion
+from lib.core.sampling_params import SamplingParams
+from lib.serving.async_llm import Call, Update
 from lib.serving.completions import ERRORS
 from lib.serving.logprobs import chat_logprobs
 from lib.serving.protocol import ChatRequest

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from lib.engine.params import SamplingParams
-from lib.serving.async_engine import Call, Update
+from lib.core.sampling_params import SamplingParams
+from lib.serving.async_llm import Call, Update
 from lib.serving.errors import ApiError
 from lib.serving.logprobs import completion_logprobs
 from lib.serving.protocol import CompletionRequest, ErrorResponse, GenerateRequest, GenerateResponse

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lib.core.outputs import RequestOutput
+from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
-from lib.engine.outputs import RequestOutput
-from lib.engine.params import SamplingParams
 from lib.serving.logs import log
 from lib.serving.snapshot import take_snapshot
 

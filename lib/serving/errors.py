@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lib.serving.logs import log
-from lib.serving.refusals import describe
+from lib.serving.validation_errors import describe
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 500: "server_error",
           503: "overloaded_error", 504: "timeout_error"}

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from lib.serving.completions import ERRORS
 from lib.serving.errors import ApiError
 from lib.serving.service import Service
-from lib.serving.streaming import EventStream
+from lib.serving.sse import EventStream
 
 STATIC = Path(__file__).with_name("static")
 router = APIRouter()

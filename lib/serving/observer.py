@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib.engine.outputs import RequestOutput
-from lib.engine.params import SamplingParams
+from lib.core.outputs import RequestOutput
+from lib.core.sampling_params import SamplingParams
 from lib.serving.engine_thread import Turn
 from lib.serving.feed import Feed
 from lib.serving.logs import log
-from lib.serving.metrics import Metrics
+from lib.serving.prometheus import PrometheusMetrics
 
 
 @dataclass
-class Flight:
+class InFlightRequest:
     """What is known of a request that the engine has. Times are time.monotonic() seconds."""
 
     request_id: str
@@ -32,10 +32,10 @@ class Flight:
 
 
 class Observer:
-    def __init__(self, metrics: Metrics, feed: Feed) -> None:
+    def __init__(self, metrics: PrometheusMetrics, feed: Feed) -> None:
         self.metrics, self.feed = metrics, feed
 
-    def progressed(self, flight: Flight, output: RequestOutput, now: float) -> None:
+    def progressed(self, flight: InFlightRequest, output: RequestOutput, now: float) -> None:
         """Account for the new tokens of one request, and for its end if it ended."""
         for chunk in output.chunks:
             if count := len(chunk.token_ids):
@@ -43,7 +43,7 @@ class Observer:
         if output.finished:
             self._finished(flight, output)
 
-    def failed(self, flight: Flight) -> None:
+    def failed(self, flight: InFlightRequest) -> None:
         self.metrics.failed()
         log("request", id=flight.request_id, **flight.fields, prompt_tokens=flight.num_prompt_tokens,
             output_tokens=flight.num_tokens, reason="error")
@@ -53,7 +53,7 @@ class Observer:
         if turn.snapshot is not None:
             self.feed.publish(turn.snapshot, turn.time)
 
-    def _tokens(self, flight: Flight, index: int, count: int, now: float) -> None:
+    def _tokens(self, flight: InFlightRequest, index: int, count: int, now: float) -> None:
         previous = flight.last_token.get(index)
         if not flight.last_token:
             self.metrics.prompt_tokens(flight.num_prompt_tokens)
@@ -66,7 +66,7 @@ class Observer:
             self.metrics.next_token(now - previous, count)
             self.feed.next_token(now - previous, count)
 
-    def _finished(self, flight: Flight, output: RequestOutput) -> None:
+    def _finished(self, flight: InFlightRequest, output: RequestOutput) -> None:
         for completion in output.completions:
             self.metrics.finished(completion, flight.arrival, flight.params, flight.num_prompt_tokens)
         first = min((c.metrics.first_token_time for c in output.completions if c.metrics.first_token_time), default=None)

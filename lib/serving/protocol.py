@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lib.engine.params import MAX_LOGPROBS, SamplingParams
+from lib.core.sampling_params import MAX_LOGPROBS, SamplingParams
 
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256  # each token is compared with each of them
 _INT32 = 2**31 - 1

@@ -18,8 +18,8 @@ import uvicorn
 
 from lib.engine.llm import LLM
 from lib.serving.app import create_app
-from lib.serving.args import ServerOptions
 from lib.serving.logs import configure, log
+from lib.serving.server_options import ServerOptions
 from lib.serving.service import Service
 
 _LAST_WORDS = 1.5  # seconds that /health still answers 503 after the engine died

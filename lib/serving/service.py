@@ -9,15 +9,15 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
-from lib.engine.params import SamplingParams
-from lib.serving.args import ServerOptions
-from lib.serving.async_engine import AsyncEngine, Call, Update
+from lib.serving.async_llm import AsyncLLM, Call, Update
 from lib.serving.errors import ApiError, refuse
 from lib.serving.feed import Feed
-from lib.serving.metrics import Metrics
 from lib.serving.observer import Observer
-from lib.serving.streaming import DONE, ClientGone, EventStream, event, unless_gone
+from lib.serving.prometheus import PrometheusMetrics
+from lib.serving.server_options import ServerOptions
+from lib.serving.sse import DONE, ClientGone, EventStream, event, unless_gone
 from lib.serving.tokens import TokenizerPool
 from lib.serving.warmup import warm_up
 
@@ -41,7 +41,7 @@ class Service:
         self.options, self.model_name = options, options.served_model_name
         self.tokens: TokenizerPool | None = None  # there as soon as the engine is ready
         self.feed = Feed()
-        self.metrics = Metrics(self.model_name, lambda: self.engine.stats)
+        self.metrics = PrometheusMetrics(self.model_name, lambda: self.engine.stats)
 
         def make() -> LLM:
             llm = make_llm()
@@ -49,7 +49,7 @@ class Service:
             self.tokens = TokenizerPool(llm)
             return llm
 
-        self.engine = AsyncEngine(make, options.max_concurrent_requests, Observer(self.metrics, self.feed))
+        self.engine = AsyncLLM(make, options.max_concurrent_requests, Observer(self.metrics, self.feed))
         self.feed.watch = self.engine.watch
 
     def check_model(self, name: str | None) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
-from lib.engine.params import SamplingParams
 
 _TOKENS = 3
 

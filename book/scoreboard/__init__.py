@@ -1,0 +1,1 @@
+"""Published claims beside recorded runs. `python -m book.scoreboard` prints them."""

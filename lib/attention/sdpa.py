@@ -1,0 +1,47 @@
+"""Scaled dot-product attention of equally shaped sequences, and the masks that it takes. Introduced in chapter 1."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of equally shaped sequences, with grouped-query heads.
+
+    q [B, query_len, Hq, D]; k, v [B, kv_len, Hkv, D] (any strides). `mask` is an additive float or boolean tensor that
+    broadcasts to [B, 1, query_len, kv_len]; without one every key is seen, or, where query_len == kv_len, the causal
+    triangle. Returns [B, query_len, Hq, D].
+    """
+    batch, _, heads, size = q.shape
+    kv_heads, kv_len = k.shape[2], k.shape[1]
+    group = heads // kv_heads
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    if mask is None and query_len > 1:
+        if query_len != kv_len:  # SDPA aligns its triangle to the top left: wrong for a chunk that ends a sequence
+            raise ValueError(f"attend needs a mask when query_len ({query_len}) differs from kv_len ({kv_len})")
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1)
+        return out.transpose(1, 2)
+    # The `group` query heads that share a K/V head become rows of one query, so that K and V are read once for all.
+    q = q.view(batch, query_len, kv_heads, group, size).permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, size)
+    if mask is not None and query_len > 1 and group > 1:
+        mask = mask.repeat(1, 1, group, 1)  # rows run over (group, query)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = out.view(batch, kv_heads, group, query_len, size).permute(0, 3, 1, 2, 4)
+    return out.reshape(batch, query_len, heads, size)
+
+
+def chunk_mask(query_len: int, kv_len: int, like: Tensor) -> Tensor:
+    """Additive mask [1, 1, query_len, kv_len] for queries that are the last `query_len` of `kv_len` positions."""
+    mask = torch.full((query_len, kv_len), float("-inf"), dtype=like.dtype, device=like.device)
+    return mask.triu(kv_len - query_len + 1)[None, None]
+
+
+def length_mask(lengths: Tensor, kv_len: int) -> Tensor:
+    """Additive float32 mask [B, 1, 1, kv_len] that shows row b its first `lengths[b]` keys. `lengths` [B] integers.
+
+    A row of length 0 sees one key, of nobody: a softmax over nothing would be NaN.
+    """
+    hidden = torch.arange(kv_len, device=lengths.device) >= lengths.clamp(min=1)[:, None]
+    return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[:, None, None]

@@ -1,0 +1,46 @@
+"""Small tables: HTML in a notebook, aligned text in a script.
+
+Introduced in chapter 1.
+"""
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from lib.bench.script_options import in_notebook
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
+    """A small table: HTML in a notebook, aligned text in a script. Format the numbers yourself: 3 digits are enough."""
+    for i, row in enumerate(rows):
+        if len(row) != len(headers):
+            raise ValueError(f"row {i} has {len(row)} cells, the table has {len(headers)} headers")
+    cells = [[str(cell) for cell in row] for row in rows]
+    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
+    if not in_notebook():
+        widths = [max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)]
+        for row in [list(headers), ["-" * width for width in widths], *cells]:
+            print("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)).rstrip())
+        return
+    from IPython.display import HTML, display
+
+    align = ["right" if number else "left" for number in numeric]
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        return "<tr>" + "".join(
+            f'<{tag} style="text-align:{a};padding:.2em .8em">{html.escape(cell)}</{tag}>' for a, cell in zip(align, row)
+        ) + "</tr>"  # fmt: skip
+
+    body = "".join(line("td", row) for row in cells)
+    # The class is the one that Jupyter and the book's theme style, in light and dark.
+    display(HTML(f'<table class="dataframe"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'))
+
+
+def _is_number(cell: str) -> bool:
+    text = cell.strip().rstrip("%×x").replace(",", "").replace("−", "-").strip()
+    if text in ("", "-", "–", "—"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,191 @@
+"""`python -m lib.bench.records`: runs the chapters as plain scripts, writes their records, keeps their figures.
+
+Needs no Jupyter and no network. Each chapter has its own process, so that one which fails, hangs or fills the memory
+costs its own record and no other. Running it again goes on where it ended.
+
+Introduced in chapter 1.
+"""
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.bench.measure.machine import default_device, hardware
+from lib.bench.paths import measurements_dir, repository
+from lib.bench.records.files import read_record
+from lib.bench.records.preflight import describe_in_a_process, hub_answers
+from lib.bench.records.record import source_digest
+from lib.bench.scale import SCALES, scale
+
+# Where time is short, the chapters whose numbers the book leans on come first; chapters not named here follow.
+ORDER = ("03", "02", "04", "07", "08", "01", "06", "05")
+FAILED, CUT_OFF = 1, 3  # exit codes; argparse itself uses 2
+
+
+@dataclass
+class Result:
+    """How one chapter went: status is "recorded", "up to date", "failed", "out of time" or "not run"."""
+
+    chapter: str
+    status: str
+    seconds: float = 0.0
+    headline: str = ""
+    detail: str = ""
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of "90s", "8m", "1h" or "480". Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise ValueError(f"budget={text!r}: must be a positive number of seconds, or one with s, m or h, such as 8m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def find_chapters(folder: Path, only: str | None) -> list[Path]:
+    """The scripts NN_name.py, most informative first; with `only` ("02,04"), those, in the order given."""
+    scripts = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.py"))}
+    if only is None:
+        rank = {number: i for i, number in enumerate(ORDER)}
+        return sorted(scripts.values(), key=lambda path: (rank.get(path.stem[:2], len(ORDER)), path.stem))
+    chosen = []
+    for name in (part.strip() for part in only.split(",") if part.strip()):
+        match = [path for stem, path in scripts.items() if stem == name or stem[:2] == name.zfill(2)]
+        if not match:
+            raise ValueError(f"only={name!r}: no such chapter in {folder}; there are {', '.join(scripts) or 'none'}")
+        chosen += match
+    return chosen
+
+
+def record_path(script: Path, out: Path, slug: str) -> Path:
+    """Where a chapter's record goes."""
+    return out / slug / f"{script.stem}.json"
+
+
+def headline(record: dict) -> str:
+    """The chapter's headline figure as text."""
+    if not record["headlines"]:
+        return ""
+    first = record["headlines"][0]
+    value = first["value"]
+    number = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
+    return f"{first['text']}: {number} {first['unit']}".strip()
+
+
+def run_chapter(script: Path, out: Path, slug: str, at_scale: str, seconds_left: float, force: bool) -> Result:
+    """Runs one chapter in its own process, and kills it with all of its children when its time is over."""
+    path = record_path(script, out, slug)
+    try:
+        there = read_record(path)
+    except ValueError as error:
+        return Result(script.stem, "failed", detail=str(error))
+    if there and not force and there["scale"] == at_scale and there["source"] == source_digest(script):
+        return Result(script.stem, "up to date", headline=headline(there))
+    if seconds_left <= 0:
+        return Result(script.stem, "not run", detail="the budget was spent")
+    environment = {**os.environ, "BOOK_SCALE": at_scale, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
+    if not hub_answers():  # else each model that is loaded waits for the hub before it does without
+        environment["HF_HUB_OFFLINE"] = "1"
+    environment["PYTHONPATH"] = os.pathsep.join([str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    start = time.perf_counter()
+    before = path.stat().st_mtime_ns if there else None
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as drawn:
+        command = [sys.executable, str(script.resolve()), "--record", str(out.resolve()), "--figures", drawn]
+        child = subprocess.Popen(
+            command, cwd=script.resolve().parent, env=environment, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = child.wait(timeout=seconds_left)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _kill_group(child)  # also what a chapter that ended left behind, such as a server; also on Ctrl-C
+        log.seek(0)
+        tail = "\n".join(log.read().decode(errors="replace").splitlines()[-25:])
+        seconds = time.perf_counter() - start
+        if code is None:
+            return Result(script.stem, "out of time", seconds, detail="killed: it outran what was left of the budget")
+        if code != 0:
+            return Result(script.stem, "failed", seconds, detail=f"exit code {code}\n{tail}")
+        if not path.is_file() or path.stat().st_mtime_ns == before:
+            return Result(script.stem, "failed", seconds, detail=f"ended well but wrote no {path.name}\n{tail}")
+        keep_figures(Path(drawn), path.parent / "figures", script.stem[:2])
+    return Result(script.stem, "recorded", seconds, headline(read_record(path)))
+
+
+def keep_figures(drawn: Path, folder: Path, number: str) -> None:
+    """Puts a chapter's figures (NN_name.svg) in the place of those of its last record."""
+    for old in folder.glob(f"{number}_*.svg"):
+        old.unlink()
+    for new in sorted(drawn.glob("*.svg")):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(new, folder / new.name)
+
+
+def _kill_group(child: subprocess.Popen) -> None:
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    except (ProcessLookupError, PermissionError):
+        pass  # all gone
+    child.wait()
+
+
+def summary(results: list[Result]) -> str:
+    """The table at the end."""
+    rows = [("chapter", "seconds", "status", "headline")]
+    rows += [(r.chapter, f"{r.seconds:.0f}" if r.seconds else "-", r.status, r.headline) for r in results]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0 when every chapter has its record, 1 when one failed, 3 when the budget ended first."""
+    parser = argparse.ArgumentParser(prog="python -m lib.bench.records", description="Record the chapters' measurements.")
+    parser.add_argument("--scale", choices=SCALES, default=None, help="default: by the device")
+    parser.add_argument("--out", type=Path, help="default: book/measurements; out/measurements at smoke scale")
+    parser.add_argument("--only", help="chapters, such as 02,04; they run in this order")
+    parser.add_argument("--budget", help="stop after this time, such as 8m; run again to go on")
+    parser.add_argument("--force", action="store_true", help="run chapters again whose record is up to date")
+    parser.add_argument("--chapters", type=Path, default=repository() / "chapters", help="folder of the scripts")
+    args = parser.parse_args(argv)
+    at_scale = args.scale or scale()
+    smoke_out = repository() / "out" / "measurements"
+    out = args.out or (smoke_out if at_scale == "smoke" else measurements_dir())
+    try:
+        scripts = find_chapters(args.chapters, args.only)
+        budget = parse_budget(args.budget) if args.budget else float("inf")
+    except ValueError as error:
+        parser.error(str(error))
+    if at_scale == "gpu" and default_device().type != "cuda":
+        parser.error("scale gpu needs a CUDA device, and PyTorch sees none")
+    if not scripts:
+        parser.error(f"no chapters (NN_name.py) in {args.chapters}")
+    deadline = time.monotonic() + budget
+    print(describe_in_a_process(), f"recording  {len(scripts)} chapters at {at_scale} scale", sep="\n", flush=True)
+    slug, results = hardware(default_device())["slug"], []
+    for i, script in enumerate(scripts, 1):
+        print(f"[{i}/{len(scripts)}] {script.stem} ...", flush=True)
+        result = run_chapter(script, out, slug, at_scale, deadline - time.monotonic(), args.force)
+        print("      " + " ".join(filter(None, [result.status, f"{result.seconds:.0f} s", result.detail])), flush=True)
+        results.append(result)
+    print("\n" + summary(results), flush=True)
+    states = {result.status for result in results}
+    if "failed" in states:
+        return FAILED
+    return CUT_OFF if states & {"out of time", "not run"} else 0
+
+
+if __name__ == "__main__":
+    # A caller's time limit ends this process with SIGTERM: as an exception, it takes the running chapter along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Recording a run: what a chapter measured, and on what. `lib.bench.records.files` reads it back.
+
+Introduced in chapter 1.
+"""
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.bench.measure.machine import fingerprint
+from lib.bench.measure.roofline import Roofline, dtype_name
+from lib.bench.paths import repository
+from lib.bench.records.files import SCHEMA, read_record, write_json
+from lib.bench.records.series import Series, check_value, make_series
+from lib.bench.scale import SCALES, scale
+from lib.bench.script_options import options
+
+
+class Record:
+    """Collects what one chapter measures; `finish()` writes it when the script was started with `--record DIR`.
+
+    chapter: the script's name without .py, e.g. "02_kv_cache". model: e.g. "gpt2". weights: "real" or "random".
+    Raises ValueError for an empty name, unknown weights, and whatever `make_series` refuses.
+    """
+
+    def __init__(
+        self,
+        chapter: str,
+        *,
+        model: str,
+        weights: str,
+        dtype: torch.dtype | str,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+        roofline: Roofline | None = None,
+    ):
+        if not isinstance(chapter, str) or not chapter.strip() or Path(chapter).name != chapter:
+            raise ValueError(f"chapter={chapter!r}: must be the name of the chapter's script, without folder and .py")
+        if not isinstance(model, str) or not model.strip():
+            raise ValueError(f"model={model!r}: must be a non-empty name")
+        if weights not in ("real", "random"):
+            raise ValueError(f"weights={weights!r}: must be 'real' or 'random'")
+        self.chapter, self.model, self.weights, self.dtype = chapter, model, weights, dtype_name(dtype)
+        self.device, self.seed, self.roofline = device, seed, roofline
+        self.series: dict[str, Series] = {}
+        self.headlines: list[dict[str, Any]] = []
+        self._start = time.perf_counter()
+
+    def add(
+        self,
+        name: str,
+        *,
+        unit: str,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        points: Sequence[Mapping[str, Any]] | None = None,
+        params: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> Series:
+        """Adds a measurement and returns it. Values may be Timings, whose raw samples are kept. See `make_series`."""
+        if name in self.series:
+            raise ValueError(f"{name!r} has been added to {self.chapter} already")
+        self.series[name] = make_series(name, unit, columns, points, params, self.seed if seed is None else seed)
+        return self.series[name]
+
+    def __getitem__(self, name: str) -> Series:
+        return self.series[name]
+
+    def headline(self, text: str, value: float, unit: str = "") -> None:
+        """A figure for the scoreboard and for the record command's table; the first one is the chapter's own."""
+        self.headlines.append({"text": text, "value": check_value(value, f"headline {text!r}"), "unit": unit})
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain data."""
+        result = {
+            "schema": SCHEMA,
+            "chapter": self.chapter,
+            "scale": scale(),
+            "model": self.model,
+            "weights": self.weights,
+            "dtype": self.dtype,
+            "seconds": round(time.perf_counter() - self._start, 3),
+            "headlines": self.headlines,
+            "roofline": None,
+            "fingerprint": fingerprint(self.device),
+            "source": source_digest(_script(self.chapter)),
+            "measurements": {name: series.to_json() for name, series in self.series.items()},
+        }
+        if self.roofline is not None:
+            result["roofline"] = {
+                "bandwidth": self.roofline.bandwidth, "flops": self.roofline.flops, "details": self.roofline.details,
+            }  # fmt: skip
+        return check_value(result, self.chapter)
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes `<folder>/<hardware slug>/<chapter>.json`, whole or not at all, and returns its path.
+
+        Raises ValueError without measurements, or where it would replace a record of a larger scale.
+        """
+        if not self.series:
+            raise ValueError(f"{self.chapter}: nothing was measured, so there is nothing to save")
+        data = self.to_json()
+        path = Path(folder) / data["fingerprint"]["hardware"]["slug"] / f"{self.chapter}.json"
+        there = read_record(path)
+        if there is not None and SCALES.index(there["scale"]) > SCALES.index(data["scale"]):
+            raise ValueError(f"{path} holds a record at {there['scale']} scale: {data['scale']} must not replace it")
+        write_json(path, data)
+        return path
+
+    def finish(self) -> Path | None:
+        """The last line of a chapter: saves where `--record DIR` asks for it, does nothing otherwise."""
+        folder = options().record
+        return None if folder is None else self.save(folder)
+
+
+def source_digest(script: Path) -> str:
+    """A digest of a chapter's script and all of `lib/`: a record with the same digest was made by the same code.
+
+    This decides whether a chapter must run again, with or without git, on a clean tree or a dirty one.
+    """
+    digest = hashlib.sha256()
+    lib = repository() / "lib"
+    for path in [script, *sorted(lib.rglob("*.py"))]:
+        digest.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _script(chapter: str) -> Path:
+    """The chapter's script: the one that runs, when it bears the chapter's name, else the one in `chapters/`."""
+    running = Path(sys.argv[0])
+    return running if running.stem == chapter else repository() / "chapters" / f"{chapter}.py"

@@ -1,0 +1,69 @@
+"""The paged cache's bookkeeping: small blocks that any sequence can own. Introduced in chapter 4.
+
+Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from lib.core.request import Request
+
+NULL_BLOCK = 0  # never handed out: padding reads and writes land there, and do no harm
+
+
+class BlockManager:
+    """A pool of blocks: a free list, a reference count a block, and each request's block table.
+
+    `num_blocks` counts the null block, as KVCache does; `num_blocks - 1` can be handed out.
+    """
+
+    retains = True
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        if num_blocks < 2:
+            raise ValueError(f"num_blocks must be >= 2, the null block and one to hand out, got {num_blocks}")
+        self.block_size = block_size
+        self.num_blocks = num_blocks - 1
+        self.max_sequence_tokens = self.num_blocks * block_size
+        self.ref_counts = [0] * num_blocks
+        self._free = deque(range(1, num_blocks))
+
+    @property
+    def num_free_blocks(self) -> int:
+        return len(self._free)
+
+    def blocks_needed(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def allocate(self, request: Request, num_tokens: int) -> bool:
+        """Extend the request's block table until it holds `num_tokens` tokens. False, and no change, if it cannot."""
+        missing = self.blocks_needed(num_tokens) - len(request.block_ids)
+        if missing > len(self._free):
+            return False
+        for _ in range(missing):
+            block = self._free.popleft()
+            self.ref_counts[block] = 1
+            request.block_ids.append(block)
+        return True
+
+    def share(self, request: Request, block_ids: list[int]) -> None:
+        """Begin an empty block table with blocks that others hold too: one more reference each."""
+        if request.block_ids:
+            raise ValueError(f"request {request.request_id} already holds blocks {request.block_ids}")
+        for block in block_ids:
+            if self.ref_counts[block] == 0:
+                raise ValueError(f"block {block} is free and cannot be shared")
+            self.ref_counts[block] += 1
+        request.block_ids = list(block_ids)
+
+    def free(self, request: Request) -> None:
+        """Drop the request's references; blocks that nobody refers to go back to the free list."""
+        # Last block first: if sequences later share prefixes, the least shareable blocks are reused soonest.
+        for block in reversed(request.block_ids):
+            if self.ref_counts[block] < 1:
+                raise RuntimeError(f"block {block} of request {request.request_id} is freed twice")
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                self._free.append(block)
+        request.block_ids = []

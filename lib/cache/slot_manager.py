@@ -1,0 +1,40 @@
+"""The contiguous cache's bookkeeping: one slot of max_model_len tokens a sequence. Introduced in chapter 2."""
+
+from __future__ import annotations
+
+import heapq
+
+from lib.core.request import Request
+
+
+class SlotManager:
+    """Hands out whole slots. A slot is a block as long as the longest sequence allowed, so a sequence needs just one.
+
+    The lowest free slot goes first: the occupied ones stay together, and decoding can read them as one view.
+    """
+
+    retains = True
+
+    def __init__(self, num_slots: int, max_model_len: int) -> None:
+        self.block_size = self.max_sequence_tokens = max_model_len
+        self.num_blocks = num_slots
+        self._free = list(range(num_slots))
+
+    @property
+    def num_free_blocks(self) -> int:
+        return len(self._free)
+
+    def allocate(self, request: Request, num_tokens: int) -> bool:
+        """Make room for the first `num_tokens` tokens: a slot, unless the request has one."""
+        if num_tokens > self.block_size:
+            raise ValueError(f"num_tokens must be at most {self.block_size}, the length of a slot, got {num_tokens}")
+        if not request.block_ids:
+            if not self._free:
+                return False
+            request.block_ids = [heapq.heappop(self._free)]
+        return True
+
+    def free(self, request: Request) -> None:
+        for slot in request.block_ids:
+            heapq.heappush(self._free, slot)
+        request.block_ids = []

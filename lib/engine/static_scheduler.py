@@ -1,0 +1,20 @@
+"""Static batching: a batch is filled once, runs until its last sequence ends, and only then comes the next.
+
+Introduced in chapter 3, to be measured against.
+"""
+
+from __future__ import annotations
+
+from lib.core.batch import Scheduled
+from lib.engine.scheduler import Scheduler
+
+
+class StaticScheduler(Scheduler):
+    """The continuous scheduler but for admission: only into an empty engine, and then at once as many as fit."""
+
+    def schedule(self) -> list[Scheduled]:
+        self._filling = not self.running
+        return super().schedule()
+
+    def may_admit(self, budget: int) -> bool:
+        return self._filling

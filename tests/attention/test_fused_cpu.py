@@ -1,0 +1,129 @@
+"""The Numba kernel against the gather path and float64: any block table, any lengths, any heads, any number of shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.attention.fused import FusedAttention, why_not_fused
+from lib.attention.gather import GatherAttention
+from lib.attention.work_partition import partition_work
+from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill
+
+CPU = torch.device("cpu")
+
+
+def check(work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0) -> None:
+    out, expected = compare(FusedAttention, work, heads, kv_heads, size, block_size, dtype, seed)
+    atol, rtol = (2e-6, 1e-5) if dtype == torch.float32 else (2e-3, 1e-2)
+    torch.testing.assert_close(out, expected, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("block_size", [1, 7, 16, 64])
+@pytest.mark.parametrize("group", [1, 3, 8])
+def test_decode_and_chunks_in_one_batch(dtype, block_size, group):
+    check(MIXED, heads=2 * group, kv_heads=2, block_size=block_size, dtype=dtype)
+
+
+@given(data=st.data())
+def test_random_batches(data):
+    length = st.integers(1, 20) | st.just(1)
+    work = data.draw(st.lists(st.tuples(length, st.integers(0, 90)), min_size=1, max_size=6))
+    kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 3, 8]))
+    check(work, kv_heads * group, kv_heads, size=data.draw(st.sampled_from([8, 20, 64])),
+          block_size=data.draw(st.integers(1, 64)), seed=data.draw(st.integers(0, 99)),
+          dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16])))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_any_number_of_threads_gives_the_same(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr("numba.get_num_threads", lambda: threads)  # more shares than threads run after each other
+    check([(1, 2000)], size=64)
+    check([(1, 700), (1, 3), (12, 500), (1, 64)])
+
+
+def test_fused_against_float64():
+    """Closer to the truth than 1e-6, with scores up to +-30."""
+    batch, num_blocks = batch_of([(1, 600)], 16)
+    cache = cache_of(3, 1, 64, num_blocks, 16, torch.float32)
+    fill(cache, batch, 0, float("nan"))
+    q, k, v = torch.randn(3, 1, 3, 64, generator=torch.Generator().manual_seed(3)).unbind(0)
+    q, k, v = 4 * q, k[:, :1], v[:, :1]
+    out = FusedAttention(cache)(0, q, k, v, batch)
+    slots = torch.tensor([batch.block_ids[0][p // 16] * 16 + p % 16 for p in range(601)])
+    keys, values = (x[0].flatten(0, 1)[slots, 0].double() for x in (cache.k, cache.v))
+    expected = (q[0].double() @ keys.T / 8).softmax(-1) @ values
+    torch.testing.assert_close(out[0].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@given(lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), min_size=1, max_size=12),
+       threads=st.integers(1, 9))
+def test_shares_cover_every_key_tile_once_and_are_equal(lengths, threads):
+    queries = np.array([n for n, _ in lengths])
+    seen = queries + np.array([past for _, past in lengths])
+    shares = partition_work(queries, seen, 24, threads)
+    covered: dict[int, list[tuple[int, int]]] = {}
+    for _, token, _, _, first, last, tiles, _ in shares.pieces.tolist():
+        covered.setdefault(token, []).append((first, last))
+        assert 0 <= first < last <= tiles
+    for pieces in covered.values():
+        assert pieces[0][0] == 0 and all(a[1] == b[0] for a, b in zip(pieces, pieces[1:]))
+    assert set(covered) == {start + at for start, n in zip(np.cumsum(queries) - queries, queries.tolist()) if n <= 24
+                            for at in range(0, n, 8)}
+    states = [shares.pieces[p, 7] for p in shares.cuts]
+    assert states == list(range(len(states))) and len(shares.offsets) - 1 <= threads
+    cost = (shares.pieces[:, 5] - shares.pieces[:, 4]) * (shares.pieces[:, 2] + 4)
+    of_share = [cost[a:b].sum() for a, b in zip(shares.offsets, shares.offsets[1:])]
+    assert max(of_share) - min(of_share) <= 2 * 12, "no share is more than a tile or two ahead of another"
+
+
+def test_what_cannot_be_fused_says_why(monkeypatch):
+    assert why_not_fused(CPU, torch.float32, 1) is None
+    half = why_not_fused(CPU, torch.float16, 16)
+    assert isinstance(half, ValueError) and "dtype must be one of ['float32', 'bfloat16']" in str(half)
+    small = why_not_fused(torch.device("cuda"), torch.float16, 8)
+    assert "block_size must be >= 16" in str(small) or "pip install triton" in str(small)
+    monkeypatch.setattr("lib.attention.fused.import_module", _missing)
+    missing = why_not_fused(CPU, torch.float32, 16)
+    assert isinstance(missing, ImportError) and "pip install numba" in str(missing)
+    with pytest.raises(ImportError, match="pip install numba"):
+        FusedAttention(cache_of(2, 2, 8, 3, 16, torch.float32))
+
+
+def _missing(name: str):
+    raise ImportError(f"No module named {name!r}")
+
+
+def test_auto_falls_back_with_one_line_and_fused_does_not(llama, monkeypatch, recwarn):
+    assert isinstance(llama.engine(attention="auto").runner.attention, FusedAttention)
+    assert not recwarn.list
+    monkeypatch.setattr("lib.attention.fused.import_module", _missing)
+    with pytest.warns(UserWarning, match="falls back to 'gather'.*pip install numba"):
+        assert isinstance(llama.engine(attention="auto").runner.attention, GatherAttention)
+    with pytest.raises(ImportError, match="pip install numba"):
+        llama.engine(attention="fused")
+
+
+def test_auto_in_float16(llama):
+    with pytest.warns(UserWarning, match="falls back to 'gather'.*dtype must be one of"):
+        assert isinstance(llama.engine(dtype="float16", attention="auto").runner.attention, GatherAttention)
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        llama.engine(dtype="float16", attention="fused")
+
+
+def test_where_nothing_can_be_kept_on_disk_the_kernel_still_compiles(monkeypatch):
+    from lib.attention import numba_kernel
+
+    def njit(function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return function, options
+
+    monkeypatch.setattr(numba_kernel, "njit", njit)
+    assert numba_kernel._compiled(len)[0] is len
+    assert numba_kernel._compiled(parallel=True)(len)[1]["parallel"]

