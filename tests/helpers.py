@@ -28,24 +28,45 @@ def spread(model: nn.Module, seed: int) -> nn.Module:
             elif any(part in name for part in ("wte", "wpe", "embed", "lm_head")):
                 p.copy_(noise)
             else:
-                fan_in = p.shape[0] if ".c_" in name else p.shape[1]  # GPT-2's Conv1D keeps [in, out]
-                p.copy_(1.5 * noise / fan_in ** 0.5)
+                fan_in = (
+                    p.shape[0] if ".c_" in name else p.shape[1]
+                )  # GPT-2's Conv1D keeps [in, out]
+                p.copy_(1.5 * noise / fan_in**0.5)
     return model.eval()
 
 
 def hf_llama(seed: int = 0, **changes: Any) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = dict(vocab_size=VOCAB, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
-                  num_key_value_heads=2, max_position_embeddings=POSITIONS, rms_norm_eps=1e-5,
-                  tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=None)
+    config = dict(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=POSITIONS,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=None,
+    )
     return spread(LlamaForCausalLM(LlamaConfig(**{**config, **changes})), seed)
 
 
 def hf_gpt2(seed: int = 0, **changes: Any) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = dict(vocab_size=VOCAB, n_embd=48, n_layer=2, n_head=3, n_positions=POSITIONS, bos_token_id=2, eos_token_id=2)
+    config = dict(
+        vocab_size=VOCAB,
+        n_embd=48,
+        n_layer=2,
+        n_head=3,
+        n_positions=POSITIONS,
+        bos_token_id=2,
+        eos_token_id=2,
+    )
     return spread(GPT2LMHeadModel(GPT2Config(**{**config, **changes})), seed)
 
 
@@ -96,11 +117,15 @@ class Tiny:
         while len(answer) < num_tokens:
             best = self.logits([*prompt, *answer]).topk(2)
             margin = (best.values[0] - best.values[1]).item()
-            assert margin > self.MARGIN, f"a tie ({margin:.1e}) after {len(answer)} tokens: choose another prompt seed"
+            assert margin > self.MARGIN, (
+                f"a tie ({margin:.1e}) after {len(answer)} tokens: choose another prompt seed"
+            )
             answer.append(best.indices[0].item())
         return answer[:num_tokens]
 
-    def answer(self, prompt: list[int], max_tokens: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
+    def answer(
+        self, prompt: list[int], max_tokens: int, stop_ids: tuple[int, ...] = ()
+    ) -> list[int]:
         """Greedy tokens up to and including the first of `stop_ids`."""
         for length in range(1, max_tokens + 1):
             tokens = self.greedy(prompt, length)

@@ -38,8 +38,13 @@ class FakeServer:
     capacity: beyond so many requests at a time, 503. serial: one at a time, the others wait, in order.
     """
 
-    def __init__(self, plan: Callable[[int, dict], Plan] = lambda i, body: Plan(), capacity: int | None = None,
-                 serial: bool = False, metrics: str | None = None) -> None:
+    def __init__(
+        self,
+        plan: Callable[[int, dict], Plan] = lambda i, body: Plan(),
+        capacity: int | None = None,
+        serial: bool = False,
+        metrics: str | None = None,
+    ) -> None:
         self.plan, self.capacity, self.metrics = plan, capacity, metrics
         self.bodies: list[dict] = []
         self.in_flight = self.peak = self.refused = 0
@@ -69,7 +74,11 @@ class FakeServer:
         self._stop.set()
 
     async def _main(self, ready: threading.Event) -> None:
-        self._loop, self._stop, self._lock = asyncio.get_running_loop(), asyncio.Event(), asyncio.Lock()
+        self._loop, self._stop, self._lock = (
+            asyncio.get_running_loop(),
+            asyncio.Event(),
+            asyncio.Lock(),
+        )
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=512)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         ready.set()
@@ -80,8 +89,14 @@ class FakeServer:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                length = next((int(line.split(":")[1]) for line in head.split("\r\n")
-                               if line.lower().startswith("content-length")), 0)
+                length = next(
+                    (
+                        int(line.split(":")[1])
+                        for line in head.split("\r\n")
+                        if line.lower().startswith("content-length")
+                    ),
+                    0,
+                )
                 body = await reader.readexactly(length)
                 await self._answer(head.split()[1], body, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -117,11 +132,15 @@ class FakeServer:
 
     async def _stream(self, plan: Plan, writer: asyncio.StreamWriter) -> None:
         start = self._loop.time()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         events = -(-plan.tokens // plan.per_chunk)
         pending = b""
         for i in range(events):
-            await asyncio.sleep(max(0.0, start + plan.ttft + i * plan.gap - self._loop.time()))  # no drift
+            await asyncio.sleep(
+                max(0.0, start + plan.ttft + i * plan.gap - self._loop.time())
+            )  # no drift
             if i == plan.die_after:
                 writer.transport.abort()
                 raise ConnectionError("as scripted")
@@ -131,13 +150,28 @@ class FakeServer:
                 _chunk(writer, _event({"error": {"message": "out of luck"}}) + b"data: [DONE]\n\n")
                 return _chunk(writer, b"")
             last = i == events - 1
-            pending += _event({"choices": [{"index": 0, "text": " word" * plan.per_chunk,
-                                            "finish_reason": "length" if last and plan.done else None}], "usage": None})
+            pending += _event(
+                {
+                    "choices": [
+                        {
+                            "index": 0,
+                            "text": " word" * plan.per_chunk,
+                            "finish_reason": "length" if last and plan.done else None,
+                        }
+                    ],
+                    "usage": None,
+                }
+            )
             if last or (i + 1) % plan.lump == 0:
                 _chunk(writer, pending)
                 pending = b""
         if plan.usage:
-            _chunk(writer, _event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": plan.tokens}}))
+            _chunk(
+                writer,
+                _event(
+                    {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": plan.tokens}}
+                ),
+            )
         if plan.done:
             _chunk(writer, b"data: [DONE]\n\n")
         _chunk(writer, b"")

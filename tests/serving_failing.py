@@ -22,7 +22,11 @@ class FailingLLM(LLM):
         healthy = self.runner.run
 
         def run_batch(batch):
-            tokens = set(batch.input_ids.tolist()) if len(batch.input_ids) > len(batch.query_lens) else set()
+            tokens = (
+                set(batch.input_ids.tolist())
+                if len(batch.input_ids) > len(batch.query_lens)
+                else set()
+            )
             self.broken |= FAIL_ALWAYS in tokens
             if self.broken or FAIL_ONCE in tokens:
                 raise RuntimeError("a secret of /the/inside")

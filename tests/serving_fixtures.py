@@ -19,8 +19,15 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(checkpoint):
     """A server that nobody may break or leave busy."""
-    with start(checkpoint, "--max-concurrent-requests", "256", "--max-num-seqs", "256",
-               "--num-blocks", "32769") as process:
+    with start(
+        checkpoint,
+        "--max-concurrent-requests",
+        "256",
+        "--max-num-seqs",
+        "256",
+        "--num-blocks",
+        "32769",
+    ) as process:
         yield process
 
 
@@ -32,5 +39,7 @@ def client(server):
 
 @pytest.fixture
 def ai(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(
+        base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=30
+    ) as client:
         yield client

@@ -19,8 +19,10 @@ from lib.serving.server_process import ServerProcess
 from lib.serving.tokens import _byte_alphabet
 
 CONTEXT = 2048
-TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def write_checkpoint(folder: Path, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
@@ -32,25 +34,61 @@ def write_checkpoint(folder: Path, hidden: int = 64, layers: int = 2, seed: int 
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "llama", "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 259, "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 258}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|im_end|>",
+                "chat_template": TEMPLATE,
+            }
+        )
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "hidden_size": hidden,
+                "intermediate_size": 2 * hidden,
+                "num_hidden_layers": layers,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 259,
+                "max_position_embeddings": CONTEXT,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 10000.0,
+                "tie_word_embeddings": True,
+                "eos_token_id": 258,
+            }
+        )
+    )
     generator = torch.Generator().manual_seed(seed)
     shapes = build_model(load_config(folder)).checkpoint_shapes()
-    save_file({"model." + name: torch.ones(shape) if len(shape) == 1 else
-               torch.randn(shape, generator=generator) * 0.15 for name, shape in shapes.items()},
-              folder / "model.safetensors")
+    save_file(
+        {
+            "model." + name: torch.ones(shape)
+            if len(shape) == 1
+            else torch.randn(shape, generator=generator) * 0.15
+            for name, shape in shapes.items()
+        },
+        folder / "model.safetensors",
+    )
     return folder
 
 
 def start(checkpoint: Path, *arguments: str, module: str = "lib.serving") -> ServerProcess:
     """Not started yet: use `with`. One thread, because the model is tiny and tests may run side by side."""
-    return ServerProcess("--model", str(checkpoint), "--device", "cpu", "--attention", "gather", *arguments,
-                         startup_timeout=300,
-                         command=[sys.executable, "-m", module], environment={"OMP_NUM_THREADS": "1"})
+    return ServerProcess(
+        "--model",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--attention",
+        "gather",
+        *arguments,
+        startup_timeout=300,
+        command=[sys.executable, "-m", module],
+        environment={"OMP_NUM_THREADS": "1"},
+    )
 
 
 def gauges(client: httpx.Client) -> dict[str, float]:
@@ -76,10 +114,16 @@ def wait_until(condition, seconds: float = 5.0, what: str = "the condition"):
 
 def idle(client: httpx.Client) -> bool:
     now = gauges(client)
-    return (now["num_requests_running"], now["num_requests_waiting"], now["kv_cache_usage_perc"]) == (0, 0, 0)
+    return (
+        now["num_requests_running"],
+        now["num_requests_waiting"],
+        now["kv_cache_usage_perc"],
+    ) == (0, 0, 0)
 
 
 def sse(response: httpx.Response) -> list[dict | str]:
     """Events of a stream, parsed; the last is "[DONE]"."""
-    data = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    data = [
+        line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")
+    ]
     return [item if item == "[DONE]" else json.loads(item) for item in data]

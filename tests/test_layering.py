@@ -20,7 +20,9 @@ def module_name(path: Path, lib: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_modules(tree: ast.Module, name: str, is_package: bool, known: set[str]) -> set[tuple[str, int]]:
+def imported_modules(
+    tree: ast.Module, name: str, is_package: bool, known: set[str]
+) -> set[tuple[str, int]]:
     """(module, line) of every import of a lib module, wherever in the file it stands."""
     package = name if is_package else name.rpartition(".")[0]
     found = set()
@@ -33,7 +35,9 @@ def imported_modules(tree: ast.Module, name: str, is_package: bool, known: set[s
                 anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*anchor, *filter(None, [node.module])])
             # `from lib.cache import blocks` names a module; `from lib.cache.block_manager import BlockManager` a thing in one
-            targets = [f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names]
+            targets = [
+                f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names
+            ]
         elif (
             isinstance(node, ast.Call)
             and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__")
@@ -43,7 +47,11 @@ def imported_modules(tree: ast.Module, name: str, is_package: bool, known: set[s
             targets = [str(node.args[0].value)]
         else:
             continue
-        found |= {(target, node.lineno) for target in targets if target == "lib" or target.startswith("lib.")}
+        found |= {
+            (target, node.lineno)
+            for target in targets
+            if target == "lib" or target.startswith("lib.")
+        }
     return found
 
 
@@ -66,7 +74,9 @@ def violations(lib: Path) -> list[str]:
             if target not in paths:
                 problems.append(f"{name}:{line}: imports {target}, which does not exist")
             elif target in EXEMPT and target == "lib":
-                problems.append(f"{name}:{line}: imports the package lib itself, which imports everything")
+                problems.append(
+                    f"{name}:{line}: imports the package lib itself, which imports everything"
+                )
             elif chapters.get(target, 0) > chapters[name]:
                 later = f"{target} of chapter {chapters[target]}"
                 problems.append(f"{name}:{line}: chapter {chapters[name]} imports {later}")
@@ -76,7 +86,11 @@ def violations(lib: Path) -> list[str]:
 def package_of(module: str) -> str:
     """The longest known package that holds a module: bench.measure for lib.bench.measure.timing."""
     name = module.removeprefix("lib.")
-    return max((p for p in (*PACKAGES, *BESIDE) if name == p or name.startswith(p + ".")), key=len, default="")
+    return max(
+        (p for p in (*PACKAGES, *BESIDE) if name == p or name.startswith(p + ".")),
+        key=len,
+        default="",
+    )
 
 
 def upward_imports(lib: Path) -> list[str]:
@@ -114,7 +128,9 @@ def test_a_planted_upward_import_is_reported(tmp_path, own, other):
         (folder / "__init__.py").write_text("")
         (folder / "thing.py").write_text("")
     assert upward_imports(lib) == []
-    (lib / own.replace(".", "/") / "thing.py").write_text(f"def late():\n    from lib.{other}.thing import x\n")
+    (lib / own.replace(".", "/") / "thing.py").write_text(
+        f"def late():\n    from lib.{other}.thing import x\n"
+    )
     (problem,) = upward_imports(lib)
     assert problem.startswith(f"lib.{own}.thing:2: {own} imports lib.{other}.thing")
 
@@ -139,7 +155,10 @@ PLANTS = {
     "inside a function": ("def f():\n    import lib.later\n", "imports lib.later of chapter 4"),
     "as a relative import": ("from .later import thing\n", "imports lib.later of chapter 4"),
     "as a module of its package": ("from lib import later\n", "imports lib.later of chapter 4"),
-    "through importlib": ("import importlib\nimportlib.import_module('lib.later')\n", "imports lib.later of chapter 4"),
+    "through importlib": (
+        "import importlib\nimportlib.import_module('lib.later')\n",
+        "imports lib.later of chapter 4",
+    ),
     "through the front door": ("from lib import LLM\n", "imports the package lib itself"),
     "of a module that is gone": ("import lib.gone\n", "which does not exist"),
 }

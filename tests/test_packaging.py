@@ -37,7 +37,9 @@ def test_the_pinned_set_lies_within_the_ranges():
             continue
         (pin,) = pinned[name].specifier
         assert pin.operator == "==" and "+" not in pin.version
-        assert requirement.specifier.contains(pin.version), f"{requirement} but constraints.txt has {pin}"
+        assert requirement.specifier.contains(pin.version), (
+            f"{requirement} but constraints.txt has {pin}"
+        )
 
 
 def test_smollm2_has_one_version():

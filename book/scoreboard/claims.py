@@ -5,6 +5,7 @@
 
 Introduced in chapter 6.
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +17,58 @@ from lib.bench.records.files import Reference, Run, read_records, reference
 
 # In the order in which they were published: (rule, label of the section, why).
 FINDINGS = (
-    (rules.largest_win, "sec-batch-sweep",
-     "Both gains depend on how far a sweep goes, and on which of launching, bytes and arithmetic bounds a step."),
-    (rules.grows_with_length, "sec-kv-throughput",
-     "A step costs the floor of launching it until the arithmetic of the whole sequence outgrows that floor."),
-    (paging.memory_crossing, "sec-published-memory",
-     "The pool was fixed beforehand and is paid for in full by the first sequence."),
-    (paging.gather_cost, "sec-gather-cost",
-     "The copy moves every key and value three times, and so grows with batch and context."),
-    (paging.flat_memory, "sec-gpu-sweep",
-     "A pool is a constant, and a slot for each sequence is a straight line; where it ends is the memory of the GPU."),
-    (rules.long_prompts, "sec-users",
-     "A prompt is read once and in one step, while its answer takes a step for each token."),
-    (rules.dispatch, "sec-kv-profile",
-     "With a cache a step multiplies each matrix by one row instead of one row a token."),
+    (
+        rules.largest_win,
+        "sec-batch-sweep",
+        "Both gains depend on how far a sweep goes, and on which of launching, bytes and arithmetic bounds a step.",
+    ),
+    (
+        rules.grows_with_length,
+        "sec-kv-throughput",
+        "A step costs the floor of launching it until the arithmetic of the whole sequence outgrows that floor.",
+    ),
+    (
+        paging.memory_crossing,
+        "sec-published-memory",
+        "The pool was fixed beforehand and is paid for in full by the first sequence.",
+    ),
+    (
+        paging.gather_cost,
+        "sec-gather-cost",
+        "The copy moves every key and value three times, and so grows with batch and context.",
+    ),
+    (
+        paging.flat_memory,
+        "sec-gpu-sweep",
+        "A pool is a constant, and a slot for each sequence is a straight line; where it ends is the memory of the GPU.",
+    ),
+    (
+        rules.long_prompts,
+        "sec-users",
+        "A prompt is read once and in one step, while its answer takes a step for each token.",
+    ),
+    (
+        rules.dispatch,
+        "sec-kv-profile",
+        "With a cache a step multiplies each matrix by one row instead of one row a token.",
+    ),
 )
 FAILURES = (
-    (paging.slow_when_small, "sec-gather-cost",
-     "A gathered step does all that a contiguous one does, and copies first; chapter 7 removes the copy."),
-    (paging.out_of_memory, "sec-same-bytes",
-     "A slot reserves the longest sequence, and a block table only what is there."),
-    (rules.flat_throughput, "sec-users",
-     "One request at a time is a batch of one, however many wait."),
+    (
+        paging.slow_when_small,
+        "sec-gather-cost",
+        "A gathered step does all that a contiguous one does, and copies first; chapter 7 removes the copy.",
+    ),
+    (
+        paging.out_of_memory,
+        "sec-same-bytes",
+        "A slot reserves the longest sequence, and a block table only what is there.",
+    ),
+    (
+        rules.flat_throughput,
+        "sec-users",
+        "One request at a time is a batch of one, however many wait.",
+    ),
 )
 
 
@@ -63,7 +94,10 @@ def claims(published: Reference) -> list[Claim]:
     Raises ValueError where there are more or fewer findings or failures than rules.
     """
     head, sweep = published["headline"], published["batch_sweep"]
-    tokens, memory = published["throughput_by_generated_tokens"]["tokens"], published["paged_vs_contiguous_by_batch"]
+    tokens, memory = (
+        published["throughput_by_generated_tokens"]["tokens"],
+        published["paged_vs_contiguous_by_batch"],
+    )
     profiler, setup = published["profiler"], published["load_setup"]
     table = (
         ("Throughput of the paged server over the sequential one", f"{head['system_throughput_gain_c64']}× at 64 users, "
@@ -85,9 +119,19 @@ def claims(published: Reference) -> list[Claim]:
          "A test that runs on many cases is one function here; the number says little, what they hold says more."),
     )  # fmt: skip
     found = [Claim("headline", *row) for row in table]
-    found += [Claim("finding", text, "", *rule) for text, rule in zip(published["findings"], FINDINGS, strict=True)]
+    found += [
+        Claim("finding", text, "", *rule)
+        for text, rule in zip(published["findings"], FINDINGS, strict=True)
+    ]
     for row, rule in zip(published["failures"], FAILURES, strict=True):
-        found.append(Claim("failure", row["broke"][:1].upper() + row["broke"][1:], f"cause: {row['cause']}", *rule))
+        found.append(
+            Claim(
+                "failure",
+                row["broke"][:1].upper() + row["broke"][1:],
+                f"cause: {row['cause']}",
+                *rule,
+            )
+        )
     return found
 
 
@@ -115,9 +159,15 @@ def scoreboard(folder: Path | str | None = None, published: Reference | None = N
 def main() -> None:
     """Prints the scoreboard as text."""
     for row in scoreboard():
-        print(f"\n[{row.verdict}] {row.claim.text}" + (f" ({row.claim.published})" if row.claim.published else ""))
+        print(
+            f"\n[{row.verdict}] {row.claim.text}"
+            + (f" ({row.claim.published})" if row.claim.published else "")
+        )
         for label, outcome in row.outcomes.items():
-            print(f"    {label}: " + ("–" if outcome is None else f"{outcome.value} ({outcome.verdict})"))
+            print(
+                f"    {label}: "
+                + ("–" if outcome is None else f"{outcome.value} ({outcome.verdict})")
+            )
         print(f"    {row.claim.why}")
 
 

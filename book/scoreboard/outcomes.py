@@ -2,18 +2,26 @@
 
 Introduced in chapter 6.
 """
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lib.bench.records.files import Reference, Run
 from lib.bench.records.series import Series
 
-REPRODUCED, REFUTED, DEPENDS, UNMEASURED = "reproduced", "not reproduced", "depends on", "not measured here"
+REPRODUCED, REFUTED, DEPENDS, UNMEASURED = (
+    "reproduced",
+    "not reproduced",
+    "depends on",
+    "not measured here",
+)
 TOLERANCE = 0.25  # a timed figure is as published when it is within a quarter of it
 NOISE = 0.05  # timings of the same work differ by as much: a smaller difference shows no direction
 HARDWARE = "the hardware"
 
-Records = Mapping[str, Run]  # one hardware's runs by the number of the chapter: {"02": ..., "03": ...}
+Records = Mapping[
+    str, Run
+]  # one hardware's runs by the number of the chapter: {"02": ..., "03": ...}
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,14 @@ class Claim:
     why: str
 
 
-def decide(holds: bool, ours: float | None, theirs: float | None, *, full: bool = True, size: str = HARDWARE) -> str:
+def decide(
+    holds: bool,
+    ours: float | None,
+    theirs: float | None,
+    *,
+    full: bool = True,
+    size: str = HARDWARE,
+) -> str:
     """The verdict of a claim that has a figure.
 
     holds: whether the claim's direction does. ours, theirs: the figure at the same size, None where the two runs have
@@ -67,7 +82,9 @@ def nearest(sizes: Sequence[float], wanted: float) -> int:
 
 def times(value: float) -> str:
     """A factor as text: 118×, 11.1×, 2.22×."""
-    return f"{value:.0f}×" if value >= 99.5 else f"{value:.1f}×" if value >= 9.95 else f"{value:.2f}×"
+    return (
+        f"{value:.0f}×" if value >= 99.5 else f"{value:.1f}×" if value >= 9.95 else f"{value:.2f}×"
+    )
 
 
 def get(records: Records, chapter: str, name: str) -> Series | None:

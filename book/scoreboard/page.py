@@ -50,7 +50,9 @@ def claims_table(rows: Sequence[Row], kind: str) -> str:
 def hardware_table(machines: Mapping[str, Records]) -> str:
     """What was recorded on what, or a sentence where nothing was."""
     if not machines:
-        return "No run has been recorded yet. `make record` records one; then its values stand above."
+        return (
+            "No run has been recorded yet. `make record` records one; then its values stand above."
+        )
     lines = ["````{list-table}", ":header-rows: 1", "", "* - Hardware", "  - Chapters", "  - Scale", "  - Recorded on",
              "  - PyTorch"]  # fmt: skip
     for label, records in machines.items():

@@ -4,6 +4,7 @@ Memory is counted where it was not measured: the count needs no GPU, and chapter
 
 Introduced in chapter 6.
 """
+
 import re
 
 from book.scoreboard.outcomes import (
@@ -26,11 +27,16 @@ POOL = "the size of the pool"
 
 def memory_gain(records: Records, published: Reference) -> Outcome | None:
     """Headline: memory of the contiguous cache over the paged one at batch 256; chapter 4."""
-    peaks = gains(get(records, "04", "memory_by_batch"), "batch", "contiguous_peak_mib", "paged_peak_mib")
+    peaks = gains(
+        get(records, "04", "memory_by_batch"), "batch", "contiguous_peak_mib", "paged_peak_mib"
+    )
     counted = get(records, "04", "published_memory")
     theirs = published["headline"]["paged_memory_reduction_bs256"]
     if 256 in peaks:
-        return Outcome(f"{times(peaks[256])}, peaks measured", decide(peaks[256] > 1, peaks[256], theirs, size=POOL))
+        return Outcome(
+            f"{times(peaks[256])}, peaks measured",
+            decide(peaks[256] > 1, peaks[256], theirs, size=POOL),
+        )
     if counted is None:
         return None
     first, standing, fitting = counted["ratio"][:3]
@@ -57,8 +63,17 @@ def gather_cost(records: Records, published: Reference) -> Outcome | None:
         return None
     low, high = (float(text) for text in re.findall(r"\d\.\d", published["findings"][3]))
     last = cost[max(cost)]
-    verdict = REFUTED if last <= 1 else REPRODUCED if low <= last <= high else f"{DEPENDS} the batch and {HARDWARE}"
-    return Outcome(f"{times(cost[min(cost)])} the time of a step at batch {min(cost)}, {times(last)} at {max(cost)}", verdict)
+    verdict = (
+        REFUTED
+        if last <= 1
+        else REPRODUCED
+        if low <= last <= high
+        else f"{DEPENDS} the batch and {HARDWARE}"
+    )
+    return Outcome(
+        f"{times(cost[min(cost)])} the time of a step at batch {min(cost)}, {times(last)} at {max(cost)}",
+        verdict,
+    )
 
 
 def flat_memory(records: Records, published: Reference) -> Outcome | None:
@@ -71,12 +86,16 @@ def flat_memory(records: Records, published: Reference) -> Outcome | None:
         return None
     grown, flat = slots[max(slots)] / slots[min(slots)], blocks[max(blocks)] / blocks[min(blocks)]
     refused = [row["batch"] for row in rows if row["contiguous_cache_mib"] is None]
-    end = f"refused at {min(refused):,}" if refused else f"fits at all of them, up to {max(slots):,}"
+    end = (
+        f"refused at {min(refused):,}" if refused else f"fits at all of them, up to {max(slots):,}"
+    )
     text = (f"paged {times(flat)} from batch {min(blocks)} to {max(blocks):,}; contiguous {times(grown)} to "
             f"{max(slots):,}, {end}")  # fmt: skip
     if flat >= grown:
         return Outcome(text, REFUTED)
-    return Outcome(text, REPRODUCED if min(refused, default=0) == 1024 else f"{DEPENDS} the memory of the GPU")
+    return Outcome(
+        text, REPRODUCED if min(refused, default=0) == 1024 else f"{DEPENDS} the memory of the GPU"
+    )
 
 
 def slow_when_small(records: Records, published: Reference) -> Outcome | None:
@@ -101,7 +120,9 @@ def out_of_memory(records: Records, published: Reference) -> Outcome | None:
         slots, blocks = (row[f"{name}_cache_mib"] is not None for name in ("contiguous", "paged"))
         text = " and ".join(f"{name} {'fits' if fits else 'is refused'}"
                             for name, fits in (("contiguous", slots), ("paged", blocks)))  # fmt: skip
-        verdict = REFUTED if not blocks else f"{DEPENDS} the memory of the GPU" if slots else REPRODUCED
+        verdict = (
+            REFUTED if not blocks else f"{DEPENDS} the memory of the GPU" if slots else REPRODUCED
+        )
         return Outcome(f"at batch 1,024 {text}", verdict)
     if same is None:
         return None

@@ -6,6 +6,7 @@ the records lack what it needs.
 
 Introduced in chapter 6.
 """
+
 import re
 
 from book.scoreboard.outcomes import (
@@ -52,10 +53,15 @@ def published_batching(published: Reference) -> dict[float, float]:
 def published_cache(published: Reference) -> dict[float, float]:
     """As `cache_gains`."""
     sweep = published["throughput_by_generated_tokens"]
-    return {n: b / a for n, a, b in zip(sweep["tokens"], sweep["no_cache_tok_s"], sweep["kv_cache_tok_s"])}
+    return {
+        n: b / a
+        for n, a, b in zip(sweep["tokens"], sweep["no_cache_tok_s"], sweep["kv_cache_tok_s"])
+    }
 
 
-def curve(ours: dict[float, float], theirs: dict[float, float], where: str, axis: str) -> Outcome | None:
+def curve(
+    ours: dict[float, float], theirs: dict[float, float], where: str, axis: str
+) -> Outcome | None:
     """A gain at the size where the published curve ends, or as near as may be. `where`: "batch {}", axis: its name."""
     if not ours:
         return None
@@ -109,24 +115,39 @@ def time_saved(records: Records, published: Reference) -> Outcome | None:
     if percent is None:
         return None
     verdict = decide(percent > 0, percent, published["headline"]["cuda_time_reduction_pct"])
-    return Outcome(f"{percent:.0f} %, a step at {get(records, '02', 'profile_time').params['length']} tokens", verdict)
+    return Outcome(
+        f"{percent:.0f} %, a step at {get(records, '02', 'profile_time').params['length']} tokens",
+        verdict,
+    )
 
 
 def tests(records: Records, published: Reference) -> Outcome | None:
     """Headline: the number of tests. Counted in this repository, whatever the hardware."""
     files = (repository() / "tests").glob("test_*.py")
-    found = sum(len(re.findall(r"^\s*(?:async )?def test_", path.read_text(), re.M)) for path in files)
+    found = sum(
+        len(re.findall(r"^\s*(?:async )?def test_", path.read_text(), re.M)) for path in files
+    )
     return Outcome(f"{found} test functions", f"{DEPENDS} what counts as one") if found else None
 
 
 def largest_win(records: Records, published: Reference) -> Outcome | None:
     """Finding: batching wins more than anything else. The rival is the KV cache."""
-    batching, cache, theirs = batching_gains(records), cache_gains(records), published_batching(published)
+    batching, cache, theirs = (
+        batching_gains(records),
+        cache_gains(records),
+        published_batching(published),
+    )
     if not batching or not cache:
         return None
     size, tokens, last = max(batching), max(cache), max(theirs)
     at = last if last in batching else size
-    verdict = decide(batching[at] > cache[tokens], batching[at], theirs.get(at), full=at == last, size="the batch")
+    verdict = decide(
+        batching[at] > cache[tokens],
+        batching[at],
+        theirs.get(at),
+        full=at == last,
+        size="the batch",
+    )
     text = f"batching {times(batching[at])} at batch {at:,}, KV cache {times(cache[tokens])} at {tokens:,} tokens"
     return Outcome(text, verdict)
 
@@ -140,7 +161,9 @@ def grows_with_length(records: Records, published: Reference) -> Outcome | None:
     if low == high:
         return None
     verdict = decide(ours[high] > ours[low], ours[high] if full else None, theirs[ends[1]])
-    return Outcome(f"{times(ours[low])} at {low:,} tokens, {times(ours[high])} at {high:,}", verdict)
+    return Outcome(
+        f"{times(ours[low])} at {low:,} tokens, {times(ours[high])} at {high:,}", verdict
+    )
 
 
 def dispatch(records: Records, published: Reference) -> Outcome | None:
@@ -148,10 +171,15 @@ def dispatch(records: Records, published: Reference) -> Outcome | None:
     series, percent = get(records, "02", "profile"), computing_time_saved(records)
     if series is None or percent is None:
         return None
-    before, after = (max(series.rows(), key=lambda row: row[stage])["family"] for stage in ("no_cache", "kv_cache"))
+    before, after = (
+        max(series.rows(), key=lambda row: row[stage])["family"]
+        for stage in ("no_cache", "kv_cache")
+    )
     changed = before == "gemm" and after == "gemv"
     theirs = published["headline"]["cuda_time_reduction_pct"]
-    verdict = decide(percent > 0, percent if changed else None, theirs, size="the library's choice of kernels")
+    verdict = decide(
+        percent > 0, percent if changed else None, theirs, size="the library's choice of kernels"
+    )
     return Outcome(f"{before} to {after}, {percent:.0f} % less computing time", verdict)
 
 

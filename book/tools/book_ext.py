@@ -17,11 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from book.tools.scoreboard_page import page_part  # noqa: E402
-
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.tools.dark_svg import dark_name  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
+from book.tools.scoreboard_page import page_part  # noqa: E402
 
 
 class Diagram(Figure):
@@ -66,14 +65,23 @@ class Chapters(SphinxDirective):
             term = nodes.term()
             if (ROOT / "chapters" / f"{name}.ipynb").exists():
                 link = addnodes.pending_xref(
-                    refdomain="std", reftype="doc", reftarget=f"/chapters/{name}", refexplicit=True, refwarn=True,
+                    refdomain="std",
+                    reftype="doc",
+                    reftarget=f"/chapters/{name}",
+                    refexplicit=True,
+                    refwarn=True,
                     refdoc=self.env.docname,
                 )
                 link += nodes.inline(text=title)
                 term += link
             else:
-                term += [nodes.Text(title), nodes.inline(text=" (in preparation)", classes=["chapter-planned"])]
-            items += nodes.definition_list_item("", term, nodes.definition("", nodes.paragraph(text=sentence)))
+                term += [
+                    nodes.Text(title),
+                    nodes.inline(text=" (in preparation)", classes=["chapter-planned"]),
+                ]
+            items += nodes.definition_list_item(
+                "", term, nodes.definition("", nodes.paragraph(text=sentence))
+            )
         return [items]
 
 
@@ -85,7 +93,9 @@ class Scoreboard(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         box = nodes.container("", is_div=True, classes=["scoreboard"])
         text = page_part(self.arguments[0], scoreboard())
-        self.state.nested_parse(StringList(text.splitlines(), "scoreboard"), self.content_offset, box)
+        self.state.nested_parse(
+            StringList(text.splitlines(), "scoreboard"), self.content_offset, box
+        )
         return box.children
 
 

@@ -40,19 +40,31 @@ def digest(paths: list[Path], *extra: str) -> str:
 def files(folder: str, *suffixes: str) -> list[Path]:
     """Files under a folder, caches and hidden ones left out."""
     found = (ROOT / folder).rglob("*")
-    return [p for p in found if p.is_file() and "__pycache__" not in p.parts and not p.name.startswith(".")
-            and (not suffixes or p.suffix in suffixes)]
+    return [
+        p
+        for p in found
+        if p.is_file()
+        and "__pycache__" not in p.parts
+        and not p.name.startswith(".")
+        and (not suffixes or p.suffix in suffixes)
+    ]
 
 
 def execution_key(machine: dict[str, str]) -> str:
     """What a chapter's outputs depend on beside its own text."""
-    installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()})
-    return digest(files("lib", ".py") + files("book/measurements", ".json"), *machine.values(), *installed)
+    installed = sorted(
+        {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
+    )
+    return digest(
+        files("lib", ".py") + files("book/measurements", ".json"), *machine.values(), *installed
+    )
 
 
 def page_key(execution: str) -> str:
     """What the built pages depend on."""
-    sources = files("book") + files("chapters", ".ipynb") + [ROOT / "_config.yml", ROOT / "_toc.yml"]
+    sources = (
+        files("book") + files("chapters", ".ipynb") + [ROOT / "_config.yml", ROOT / "_toc.yml"]
+    )
     return digest(sources, execution)
 
 
@@ -69,8 +81,11 @@ def executions(since: float) -> list[tuple[str, str, str]]:
         if stamp >= newest.get(name, (0.0, 0.0))[0]:
             newest[name] = (stamp, seconds)
     chapters = [p.stem for p in sorted((ROOT / "chapters").glob("[0-9]*.ipynb"))]
-    return [(name, f"{newest[name][1]:.1f} s", "ran" if newest[name][0] >= since else "from the cache")
-            for name in chapters if name in newest]
+    return [
+        (name, f"{newest[name][1]:.1f} s", "ran" if newest[name][0] >= since else "from the cache")
+        for name in chapters
+        if name in newest
+    ]
 
 
 def print_table(rows: list[tuple[str, str, str]], machine: dict[str, str]) -> None:
@@ -87,14 +102,28 @@ def print_failures(since: float) -> None:
     """The tracebacks of the cells that failed in this build."""
     for report in sorted((HTML / "reports").rglob("*.err.log")):
         if report.stat().st_mtime >= since:
-            print(f"\n--- {report.relative_to(ROOT)}\n{report.read_text(errors='replace').rstrip()}", file=sys.stderr)
+            print(
+                f"\n--- {report.relative_to(ROOT)}\n{report.read_text(errors='replace').rstrip()}",
+                file=sys.stderr,
+            )
 
 
 def jupyter_book(fresh: bool) -> int:
     """Run the build in a process of its own; its exit status."""
     command = Path(sys.executable).with_name("jupyter-book")
-    settings = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    call = [str(command) if command.exists() else "jupyter-book", "build", ".", "-W", "--keep-going", "--all"]
+    settings = {
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    call = [
+        str(command) if command.exists() else "jupyter-book",
+        "build",
+        ".",
+        "-W",
+        "--keep-going",
+        "--all",
+    ]
     if fresh:
         print("== What the chapters depend on is new or has changed: all of them run", flush=True)
     return subprocess.run(call, cwd=ROOT, env=settings | os.environ).returncode
@@ -102,7 +131,9 @@ def jupyter_book(fresh: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--force", action="store_true", help="execute every chapter again, whatever the cache holds")
+    parser.add_argument(
+        "--force", action="store_true", help="execute every chapter again, whatever the cache holds"
+    )
     options = parser.parse_args()
     machine = describe_machine()
     execution = execution_key(machine)

@@ -9,7 +9,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1", "TOKENIZERS_PARALLELISM": "false"}
+SETTINGS = {
+    "JUPYTER_PREFER_ENV_PATH": "1",
+    "JUPYTER_PLATFORM_DIRS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def run(title: str, *arguments: str, **environment: str) -> float:
@@ -30,8 +34,13 @@ def main() -> None:
     chapters = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "chapters").glob("[0-9]*.ipynb"))
     if chapters:
         seconds = run(
-            f"{len(chapters)} chapters at smoke scale", "--nbmake", "--nbmake-kernel=python3", "--nbmake-timeout=900",
-            "--durations=0", *chapters, BOOK_SCALE="smoke",
+            f"{len(chapters)} chapters at smoke scale",
+            "--nbmake",
+            "--nbmake-kernel=python3",
+            "--nbmake-timeout=900",
+            "--durations=0",
+            *chapters,
+            BOOK_SCALE="smoke",
         )
         passed.append((f"{len(chapters)} chapter(s) at smoke scale", seconds))
     print("\nPassed: " + "; ".join(f"{name} ({seconds:.0f} s)" for name, seconds in passed))

@@ -14,14 +14,38 @@ from pathlib import Path
 
 # tag -> attributes that make a browser fetch something while it shows the page
 FETCHED = {
-    "script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "audio": ("src",),
-    "video": ("src", "poster"), "embed": ("src",), "object": ("data",), "track": ("src",), "input": ("src",),
-    "image": ("href", "xlink:href"), "use": ("href", "xlink:href"), "body": ("background",),
+    "script": ("src",),
+    "img": ("src", "srcset"),
+    "iframe": ("src",),
+    "source": ("src", "srcset"),
+    "audio": ("src",),
+    "video": ("src", "poster"),
+    "embed": ("src",),
+    "object": ("data",),
+    "track": ("src",),
+    "input": ("src",),
+    "image": ("href", "xlink:href"),
+    "use": ("href", "xlink:href"),
+    "body": ("background",),
 }
-LINK_RELS_NOT_FETCHED = {"canonical", "author", "license", "alternate", "next", "prev", "search", "index", "help"}
+LINK_RELS_NOT_FETCHED = {
+    "canonical",
+    "author",
+    "license",
+    "alternate",
+    "next",
+    "prev",
+    "search",
+    "index",
+    "help",
+}
 REMOTE = re.compile(r"^\s*(?:https?:)?//", re.I)
-CSS_REMOTE = re.compile(r"""(?:@import\s+(?:url\()?|url\()\s*['"]?\s*((?:https?:)?//[^'")\s]+)""", re.I)
-JS_REMOTE = re.compile(r"""(?:\bimport\s*\(?\s*|\bfrom\s*|importScripts\(\s*)['"]((?:https?:)?//[^'"]+)""")
+CSS_REMOTE = re.compile(
+    r"""(?:@import\s+(?:url\()?|url\()\s*['"]?\s*((?:https?:)?//[^'")\s]+)""", re.I
+)
+JS_REMOTE = re.compile(
+    r"""(?:\bimport\s*\(?\s*|\bfrom\s*|importScripts\(\s*)['"]((?:https?:)?//[^'"]+)"""
+)
 
 
 class _Page(HTMLParser):
@@ -36,7 +60,9 @@ class _Page(HTMLParser):
             self._look(tag, name, values.get(name, ""))
         if tag == "link" and not set(values.get("rel", "").lower().split()) & LINK_RELS_NOT_FETCHED:
             self._look(tag, "href", values.get("href", ""))
-        self.found += [f"<{tag} style> {url}" for url in CSS_REMOTE.findall(values.get("style", ""))]
+        self.found += [
+            f"<{tag} style> {url}" for url in CSS_REMOTE.findall(values.get("style", ""))
+        ]
         self._inside = tag if tag in ("style", "script") else ""
 
     handle_startendtag = handle_starttag
@@ -51,7 +77,11 @@ class _Page(HTMLParser):
             self.found += [f"<script> {url}" for url in JS_REMOTE.findall(data)]
 
     def _look(self, tag: str, name: str, value: str) -> None:
-        candidates = [part.strip().split(" ")[0] for part in value.split(",")] if name == "srcset" else [value]
+        candidates = (
+            [part.strip().split(" ")[0] for part in value.split(",")]
+            if name == "srcset"
+            else [value]
+        )
         self.found += [f"<{tag} {name}> {url}" for url in candidates if REMOTE.match(url)]
 
 

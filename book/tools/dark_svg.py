@@ -39,13 +39,17 @@ def to_dark(svg: str) -> str:
     """The drawing in dark colours; ValueError for a colour outside the palette."""
     unknown = sorted({c for c in re.findall(r"#[0-9a-fA-F]{6}\b", svg) if c.lower() not in PALETTE})
     if unknown:
-        raise ValueError(f"colours outside the palette: {', '.join(unknown)}; use one of {', '.join(PALETTE)}")
+        raise ValueError(
+            f"colours outside the palette: {', '.join(unknown)}; use one of {', '.join(PALETTE)}"
+        )
     return re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: PALETTE[m[0].lower()], svg)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a dark variant is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail if a dark variant is out of date"
+    )
     check = parser.parse_args().check
     stale = 0
     for light in sorted(IMAGES.glob("*.svg")):

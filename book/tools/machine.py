@@ -37,4 +37,10 @@ def describe_machine() -> dict[str, str]:
         versions = dict(facts["versions"])
         python = versions.pop("python")
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    return {"Hardware": hardware, "System": system, "Python": python, "Packages": packages, "Scale": scale()}
+    return {
+        "Hardware": hardware,
+        "System": system,
+        "Python": python,
+        "Packages": packages,
+        "Scale": scale(),
+    }

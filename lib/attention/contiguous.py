@@ -24,14 +24,14 @@ class ContiguousPlan:
     """How a step's sequences are read; the same for every layer."""
 
     chunks: list[tuple[int, int]]  # (row of the batch, its first token): read one by one
-    first: int                     # the rectangle: slots first..last-1, positions 0..length-1
+    first: int  # the rectangle: slots first..last-1, positions 0..length-1
     last: int
     length: int
-    tokens: Tensor                 # [R] the tokens of the sequences that are read together
-    places: Tensor                 # [R] their rows in the rectangle
-    queries: Tensor                # [last-first] the token whose query stands in each row; in a free slot's, any
-    in_order: bool                 # the rectangle's rows are the batch's tokens: nothing to rearrange
-    mask: Tensor | None            # [last-first, 1, 1, length]; None where nothing is hidden
+    tokens: Tensor  # [R] the tokens of the sequences that are read together
+    places: Tensor  # [R] their rows in the rectangle
+    queries: Tensor  # [last-first] the token whose query stands in each row; in a free slot's, any
+    in_order: bool  # the rectangle's rows are the batch's tokens: nothing to rearrange
+    mask: Tensor | None  # [last-first, 1, 1, length]; None where nothing is hidden
 
 
 def _plan(batch: Batch) -> ContiguousPlan:
@@ -51,9 +51,16 @@ def _plan(batch: Batch) -> ContiguousPlan:
         lengths[slot - first], queries[slot - first] = batch.kv_lens[row], starts[row]
     to = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
     return ContiguousPlan(
-        chunks, first, last, length, to([starts[row] for row in decode]), to([slot - first for slot in slots]),
-        to(queries), in_order=not chunks and slots == list(range(first, last)),
-        mask=None if min(lengths, default=length) == length else length_mask(to(lengths), length))
+        chunks,
+        first,
+        last,
+        length,
+        to([starts[row] for row in decode]),
+        to([slot - first for slot in slots]),
+        to(queries),
+        in_order=not chunks and slots == list(range(first, last)),
+        mask=None if min(lengths, default=length) == length else length_mask(to(lengths), length),
+    )
 
 
 class ContiguousAttention:
@@ -65,7 +72,9 @@ class ContiguousAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         self.cache.store(layer, k, v, batch.slot_mapping)
-        if batch.query_lens == batch.kv_lens:  # all sequences begin in this step: their K and V are at hand
+        if (
+            batch.query_lens == batch.kv_lens
+        ):  # all sequences begin in this step: their K and V are at hand
             return self._full(layer, q, k, v, batch)
         plan = batch.derive(_plan)
         if not plan.chunks:
@@ -75,14 +84,18 @@ class ContiguousAttention:
             out[plan.tokens] = self._rectangle(layer, q, plan)
         for row, start in plan.chunks:
             n, length, slot = batch.query_lens[row], batch.kv_lens[row], batch.block_ids[row][0]
-            keys, values = (x[layer, slot:slot + 1, :length] for x in (self.cache.k, self.cache.v))
+            keys, values = (
+                x[layer, slot : slot + 1, :length] for x in (self.cache.k, self.cache.v)
+            )
             mask = None if n in (1, length) else chunk_mask(n, length, q)
-            out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
+            out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
     def _rectangle(self, layer: int, q: Tensor, plan: ContiguousPlan) -> Tensor:
         """One query a sequence, in a single call: other slots and the tails of shorter sequences are masked."""
-        keys, values = (x[layer, plan.first:plan.last, :plan.length] for x in (self.cache.k, self.cache.v))
+        keys, values = (
+            x[layer, plan.first : plan.last, : plan.length] for x in (self.cache.k, self.cache.v)
+        )
         query = q if plan.in_order else q[plan.queries]
         mask = None if plan.mask is None else plan.mask.to(q.dtype)
         out = attend(query[:, None], keys, values, 1, mask)[:, 0]

@@ -17,8 +17,10 @@ class FullAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         if batch.query_lens != batch.kv_lens:
-            raise ValueError("full attention needs whole sequences: query_lens must equal kv_lens, "
-                             f"got {batch.query_lens} and {batch.kv_lens}")
+            raise ValueError(
+                "full attention needs whole sequences: query_lens must equal kv_lens, "
+                f"got {batch.query_lens} and {batch.kv_lens}"
+            )
         out, start, rows = torch.empty_like(q), 0, batch.query_lens
         first = 0
         while first < len(rows):
@@ -26,7 +28,11 @@ class FullAttention:
             while last < len(rows) and rows[last] == rows[first]:
                 last += 1
             n, tokens = last - first, (last - first) * rows[first]
-            q_, k_, v_ = (x[start:start + tokens].view(n, rows[first], *x.shape[1:]) for x in (q, k, v))
-            out[start:start + tokens] = attend(q_, k_, v_, rows[first]).reshape(tokens, *q.shape[1:])
+            q_, k_, v_ = (
+                x[start : start + tokens].view(n, rows[first], *x.shape[1:]) for x in (q, k, v)
+            )
+            out[start : start + tokens] = attend(q_, k_, v_, rows[first]).reshape(
+                tokens, *q.shape[1:]
+            )
             first, start = last, start + tokens
         return out

@@ -16,7 +16,10 @@ from lib.core.batch import Batch
 
 MIN_TRITON_BLOCK = 16  # keys in a tile: tl.dot takes no smaller one
 _NEEDS = {"cpu": "numba", "cuda": "triton"}
-_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
 
 
 def why_not_fused(device: torch.device, dtype: torch.dtype, block_size: int) -> Exception | None:
@@ -27,14 +30,22 @@ def why_not_fused(device: torch.device, dtype: torch.dtype, block_size: int) -> 
     package = _NEEDS[kind]
     try:
         import_module(package)
-    except ImportError as error:  # not there, or there and at odds with another package: it says which
-        return ImportError(f"attention 'fused' on {kind} needs {package}: pip install {package} ({error})")
+    except (
+        ImportError
+    ) as error:  # not there, or there and at odds with another package: it says which
+        return ImportError(
+            f"attention 'fused' on {kind} needs {package}: pip install {package} ({error})"
+        )
     if dtype not in _DTYPES[kind]:
         names = [str(d).removeprefix("torch.") for d in _DTYPES[kind]]
-        return ValueError(f"dtype must be one of {names} for attention 'fused' on {kind}, "
-                          f"got {str(dtype).removeprefix('torch.')}")
+        return ValueError(
+            f"dtype must be one of {names} for attention 'fused' on {kind}, "
+            f"got {str(dtype).removeprefix('torch.')}"
+        )
     if kind == "cuda" and block_size < MIN_TRITON_BLOCK:
-        return ValueError(f"block_size must be >= {MIN_TRITON_BLOCK} for attention 'fused' on cuda, got {block_size}")
+        return ValueError(
+            f"block_size must be >= {MIN_TRITON_BLOCK} for attention 'fused' on cuda, got {block_size}"
+        )
     return None
 
 

@@ -29,14 +29,18 @@ _MOST_QUERIES = 8
 class CpuPlan:
     """How a step's sequences are attended; the same for every layer."""
 
-    shares: WorkPartition                 # for the kernel
-    table: np.ndarray              # [B, max_blocks]
-    chunks: list[tuple[int, int]]  # (row of the batch, its first token): more queries than the kernel is good at
+    shares: WorkPartition  # for the kernel
+    table: np.ndarray  # [B, max_blocks]
+    chunks: list[
+        tuple[int, int]
+    ]  # (row of the batch, its first token): more queries than the kernel is good at
 
 
 def _plan(batch: Batch) -> CpuPlan:
     threads = min(torch.get_num_threads(), numba.get_num_threads())
-    shares = partition_work(np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads)
+    shares = partition_work(
+        np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads
+    )
     starts = np.cumsum([0, *batch.query_lens]).tolist()
     chunks = [(row, starts[row]) for row, n in enumerate(batch.query_lens) if n > _MOST_QUERIES]
     return CpuPlan(shares, batch.block_table.numpy(), chunks)
@@ -48,7 +52,9 @@ class CpuKernels:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self._full = FullAttention()
-        self._keys, self._values = ([_array(layer.flatten(0, 1)) for layer in x] for x in (cache.k, cache.v))
+        self._keys, self._values = (
+            [_array(layer.flatten(0, 1)) for layer in x] for x in (cache.k, cache.v)
+        )
 
     def store(self, layer: int, k: Tensor, v: Tensor, batch: Batch) -> None:
         self.cache.store(layer, k, v, batch.slot_mapping)
@@ -63,13 +69,14 @@ class CpuKernels:
         for row, start in plan.chunks:
             n, length = batch.query_lens[row], batch.kv_lens[row]
             if n == length:  # it begins with this chunk: nothing of it is in the cache alone
-                keys, values, mask = k[None, start:start + n], v[None, start:start + n], None
+                keys, values, mask = k[None, start : start + n], v[None, start : start + n], None
             else:
-                table = batch.block_table[row:row + 1, :-(-length // batch.block_size)].long()
-                keys, values = (gather(x[layer], table)[:, :length]
-                                for x in (self.cache.k, self.cache.v))
+                table = batch.block_table[row : row + 1, : -(-length // batch.block_size)].long()
+                keys, values = (
+                    gather(x[layer], table)[:, :length] for x in (self.cache.k, self.cache.v)
+                )
                 mask = chunk_mask(n, length, q)
-            out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
+            out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
     def _run(self, layer: int, q: np.ndarray, plan: CpuPlan, out: np.ndarray) -> None:
@@ -77,8 +84,21 @@ class CpuKernels:
         peak, norm = np.empty((2, shares.num_states, tile, heads), np.float32)
         acc = np.empty((shares.num_states, tile, heads, size), np.float32)
         scaled = np.empty((len(shares.offsets) - 1, tile, heads, size), np.float32)
-        numba_kernel.attend(q, self._keys[layer], self._values[layer], plan.table, self.cache.block_size,
-                            shares.pieces, shares.offsets, shares.cuts, out, peak, norm, acc, scaled)
+        numba_kernel.attend(
+            q,
+            self._keys[layer],
+            self._values[layer],
+            plan.table,
+            self.cache.block_size,
+            shares.pieces,
+            shares.offsets,
+            shares.cuts,
+            out,
+            peak,
+            norm,
+            acc,
+            scaled,
+        )
 
 
 def _array(x: Tensor) -> np.ndarray:

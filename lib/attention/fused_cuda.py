@@ -17,7 +17,7 @@ from lib.core.batch import Batch
 
 _PROGRAMS_PER_PROCESSOR = 4  # resident at once; enough to keep loads in flight
 _MAX_SPLITS = 64
-_TILE = 64                   # keys in a tile of decode
+_TILE = 64  # keys in a tile of decode
 
 
 class CudaKernels:
@@ -27,15 +27,28 @@ class CudaKernels:
         self.cache = cache
         self.kv_heads, self.size = cache.k.shape[3:]
         self.columns = max(16, triton.next_power_of_2(self.size))
-        self.scale = self.size ** -0.5 * math.log2(math.e)
+        self.scale = self.size**-0.5 * math.log2(math.e)
         device = cache.k.device
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+        processors = (
+            torch.cuda.get_device_properties(device).multi_processor_count
+            if device.type == "cuda"
+            else 2
+        )
         self.programs = processors * _PROGRAMS_PER_PROCESSOR
 
     def store(self, layer: int, k: Tensor, v: Tensor, batch: Batch) -> None:
         k, v, width = _flat_rows(k), _flat_rows(v), self.kv_heads * self.size
-        triton_kernel.store[(k.shape[0],)](k, v, self.cache.k[layer], self.cache.v[layer], batch.slot_mapping,
-                                           k.stride(0), v.stride(0), WIDTH=width, COLUMNS=triton.next_power_of_2(width))
+        triton_kernel.store[(k.shape[0],)](
+            k,
+            v,
+            self.cache.k[layer],
+            self.cache.v[layer],
+            batch.slot_mapping,
+            k.stride(0),
+            v.stride(0),
+            WIDTH=width,
+            COLUMNS=triton.next_power_of_2(width),
+        )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         q, out = _flat_rows(q), torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -49,7 +62,9 @@ class CudaKernels:
     def splits(self, batch: Batch) -> int:
         """Parts a sequence's keys are split into: a power of two, from the batch's shape alone, never from its lengths."""
         wanted = self.programs // (len(batch.query_lens) * self.kv_heads)
-        useful = triton.cdiv(batch.block_table.shape[1] * batch.block_size, _TILE)  # tiles of the longest possible
+        useful = triton.cdiv(
+            batch.block_table.shape[1] * batch.block_size, _TILE
+        )  # tiles of the longest possible
         return 1 << (max(1, min(wanted, useful, _MAX_SPLITS)).bit_length() - 1)
 
     def _decode(self, layer: int, q: Tensor, out: Tensor, batch: Batch) -> None:
@@ -57,25 +72,76 @@ class CudaKernels:
         group = heads // self.kv_heads
         use_dot = group > (4 if q.dtype == torch.float32 else 1)
         states = torch.empty((2, rows, heads, splits), dtype=torch.float32, device=q.device)
-        accs = torch.empty((rows, heads, splits, self.size) if splits > 1 else 1, dtype=torch.float32, device=q.device)
+        accs = torch.empty(
+            (rows, heads, splits, self.size) if splits > 1 else 1,
+            dtype=torch.float32,
+            device=q.device,
+        )
         triton_decode.decode[(rows, self.kv_heads, splits)](
-            q, self.cache.k[layer], self.cache.v[layer], out, states[0], states[1], accs, batch.block_table, batch.seq_lens,
-            batch.query_start_loc, self.scale, q.stride(0), batch.block_table.stride(0), splits, KV_HEADS=self.kv_heads,
-            GROUP=group, SIZE=self.size, BLOCK_SIZE=self.cache.block_size, ROWS=_rows(group, use_dot), COLUMNS=self.columns,
-            TILE=_TILE if use_dot else _TILE // 2, USE_DOT=use_dot, SPLIT=splits > 1, num_warps=4)
+            q,
+            self.cache.k[layer],
+            self.cache.v[layer],
+            out,
+            states[0],
+            states[1],
+            accs,
+            batch.block_table,
+            batch.seq_lens,
+            batch.query_start_loc,
+            self.scale,
+            q.stride(0),
+            batch.block_table.stride(0),
+            splits,
+            KV_HEADS=self.kv_heads,
+            GROUP=group,
+            SIZE=self.size,
+            BLOCK_SIZE=self.cache.block_size,
+            ROWS=_rows(group, use_dot),
+            COLUMNS=self.columns,
+            TILE=_TILE if use_dot else _TILE // 2,
+            USE_DOT=use_dot,
+            SPLIT=splits > 1,
+            num_warps=4,
+        )
         if splits > 1:
-            triton_decode.merge[(rows, heads)](out, states[0], states[1], accs, batch.query_start_loc, splits, HEADS=heads,
-                                               SIZE=self.size, SPLITS=splits, COLUMNS=self.columns, num_warps=2)
+            triton_decode.merge[(rows, heads)](
+                out,
+                states[0],
+                states[1],
+                accs,
+                batch.query_start_loc,
+                splits,
+                HEADS=heads,
+                SIZE=self.size,
+                SPLITS=splits,
+                COLUMNS=self.columns,
+                num_warps=2,
+            )
 
     def _varlen(self, layer: int, q: Tensor, out: Tensor, batch: Batch, longest: int) -> None:
         heads = q.shape[1]
         full = q.dtype == torch.float32  # no tensor cores and twice the bytes: smaller tiles
         rows = min(32 if full else 64, max(16, triton.next_power_of_2(longest)))
         triton_varlen.varlen[(triton.cdiv(longest, rows), len(batch.query_lens), heads)](
-            q, self.cache.k[layer], self.cache.v[layer], out, batch.block_table, batch.seq_lens, batch.query_start_loc,
-            self.scale, q.stride(0), batch.block_table.stride(0), KV_HEADS=self.kv_heads, GROUP=heads // self.kv_heads,
-            SIZE=self.size, BLOCK_SIZE=self.cache.block_size, ROWS=rows, COLUMNS=self.columns, TILE=32 if full else 64,
-            num_warps=4 if self.columns <= 64 else 8)
+            q,
+            self.cache.k[layer],
+            self.cache.v[layer],
+            out,
+            batch.block_table,
+            batch.seq_lens,
+            batch.query_start_loc,
+            self.scale,
+            q.stride(0),
+            batch.block_table.stride(0),
+            KV_HEADS=self.kv_heads,
+            GROUP=heads // self.kv_heads,
+            SIZE=self.size,
+            BLOCK_SIZE=self.cache.block_size,
+            ROWS=rows,
+            COLUMNS=self.columns,
+            TILE=32 if full else 64,
+            num_warps=4 if self.columns <= 64 else 8,
+        )
 
 
 def _rows(group: int, use_dot: bool) -> int:

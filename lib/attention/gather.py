@@ -21,9 +21,9 @@ class _Plan:
     """How a step's sequences are read; the same for every layer."""
 
     chunks: list[tuple[int, int]]  # (row of the batch, its first token): gathered one by one
-    tokens: Tensor                 # [R] the tokens of the sequences with one query, which are gathered together
-    tables: Tensor                 # [R, blocks] their block tables, padded with the null block
-    mask: Tensor                   # [R, 1, 1, blocks * block_size]
+    tokens: Tensor  # [R] the tokens of the sequences with one query, which are gathered together
+    tables: Tensor  # [R, blocks] their block tables, padded with the null block
+    mask: Tensor  # [R, 1, 1, blocks * block_size]
 
 
 def _plan(batch: Batch) -> _Plan:
@@ -38,8 +38,12 @@ def _plan(batch: Batch) -> _Plan:
     longest = max((batch.kv_lens[row] for row in decode), default=0)
     blocks = -(-longest // batch.block_size)
     tokens = torch.tensor([starts[row] for row in decode], dtype=torch.long, device=device)
-    return _Plan(chunks, tokens, batch.block_table[rows, :blocks].long(),
-                 length_mask(batch.seq_lens[rows], blocks * batch.block_size))
+    return _Plan(
+        chunks,
+        tokens,
+        batch.block_table[rows, :blocks].long(),
+        length_mask(batch.seq_lens[rows], blocks * batch.block_size),
+    )
 
 
 class GatherAttention:
@@ -51,7 +55,9 @@ class GatherAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         self.cache.store(layer, k, v, batch.slot_mapping)
-        if batch.query_lens == batch.kv_lens:  # all sequences begin in this step: their K and V are at hand
+        if (
+            batch.query_lens == batch.kv_lens
+        ):  # all sequences begin in this step: their K and V are at hand
             return self._full(layer, q, k, v, batch)
         plan = batch.derive(_plan)
         if not plan.chunks:
@@ -61,10 +67,12 @@ class GatherAttention:
             out[plan.tokens] = self._together(layer, q[plan.tokens], plan)
         for row, start in plan.chunks:
             n, length = batch.query_lens[row], batch.kv_lens[row]
-            table = batch.block_table[row:row + 1, :-(-length // batch.block_size)].long()
-            keys, values = (gather(x[layer], table)[:, :length] for x in (self.cache.k, self.cache.v))
+            table = batch.block_table[row : row + 1, : -(-length // batch.block_size)].long()
+            keys, values = (
+                gather(x[layer], table)[:, :length] for x in (self.cache.k, self.cache.v)
+            )
             mask = None if n == length else chunk_mask(n, length, q)
-            out[start:start + n] = attend(q[None, start:start + n], keys, values, n, mask)[0]
+            out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
     def _together(self, layer: int, q: Tensor, plan: _Plan) -> Tensor:
@@ -75,5 +83,7 @@ class GatherAttention:
 
 def gather(blocks: Tensor, tables: Tensor) -> Tensor:
     """Copy blocks [num_blocks, block_size, Hkv, D] in the order of tables [R, n]: [R, n * block_size, Hkv, D]."""
-    rows = blocks.index_select(0, tables.flatten())  # whole blocks; on a CPU several times as fast as blocks[tables]
+    rows = blocks.index_select(
+        0, tables.flatten()
+    )  # whole blocks; on a CPU several times as fast as blocks[tables]
     return rows.view(len(tables), -1, *blocks.shape[2:])

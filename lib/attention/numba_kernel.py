@@ -19,12 +19,21 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
-KEY_TILE = 32   # keys between two rescalings: their K rows and scores stay in the first two cache levels
-ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE = range(8)  # a piece of work; see lib.attention.work_partition
+KEY_TILE = (
+    32  # keys between two rescalings: their K rows and scores stay in the first two cache levels
+)
+ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE = range(
+    8
+)  # a piece of work; see lib.attention.work_partition
 _LOG2E = np.float32(math.log2(math.e))
 # Only the loop over shares is to run in parallel: looking for more to parallelise would double the compile time.
-_PRANGE = {**dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False),
-           "prange": True}
+_PRANGE = {
+    **dict.fromkeys(
+        ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"),
+        False,
+    ),
+    "prange": True,
+}
 
 
 def _compiled(function=None, **options):
@@ -40,34 +49,44 @@ def _compiled(function=None, **options):
 @intrinsic
 def _widen(typingctx, x):
     """float32 as it is; uint16 as a float32's upper half, which is what bfloat16 is. LLVM vectorises both."""
+
     def generate(context, builder, signature, args):
         if signature.args[0] == types.float32:
             return args[0]
         return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _I32(16)), ir.FloatType())
+
     return types.float32(x), generate
 
 
 @intrinsic
 def _narrow(typingctx, x, like):
     """float32 x as like's type: itself, or the nearest bfloat16's bits, ties to even."""
+
     def generate(context, builder, signature, args):
         if signature.return_type == types.float32:
             return args[0]
         bits = builder.bitcast(args[0], _I32)
         odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-        return builder.trunc(builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16)), ir.IntType(16))
+        return builder.trunc(
+            builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16)),
+            ir.IntType(16),
+        )
+
     return like(types.float32, like), generate
 
 
 @intrinsic
 def _prefetch_line(typingctx, address):
     """Start loading the cache line at `address` into the second level, and do not wait."""
+
     def generate(context, builder, signature, args):
         pointer = ir.IntType(8).as_pointer()
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer],
-                                                    ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32]))
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        )
         builder.call(prefetch, [builder.inttoptr(args[0], pointer), _I32(0), _I32(2), _I32(1)])
         return context.get_dummy_value()
+
     return types.void(types.intp), generate
 
 
@@ -181,8 +200,11 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
                         c, e = scores[g, t + 2], scores[g, t + 3]
                         for d in range(size):
                             acc[i, g, d] += (
-                                a * _widen(values[s0, h, d]) + b * _widen(values[s1, h, d])
-                                + c * _widen(values[s2, h, d]) + e * _widen(values[s3, h, d]))
+                                a * _widen(values[s0, h, d])
+                                + b * _widen(values[s1, h, d])
+                                + c * _widen(values[s2, h, d])
+                                + e * _widen(values[s3, h, d])
+                            )
 
 
 @_compiled
@@ -210,8 +232,7 @@ def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
 
 
 @_compiled(parallel=_PRANGE)
-def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out,
-           peak, norm, acc, scaled):
+def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out, peak, norm, acc, scaled):
     """Paged attention of q [T, Hq, D] to keys, values [slots, Hkv, D] as
     `lib.attention.work_partition.WorkPartition` divides it.
 
@@ -223,8 +244,18 @@ def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out,
     for share in prange(len(offsets) - 1):
         for p in range(offsets[share], offsets[share + 1]):
             state = pieces[p, STATE]
-            _attend_piece(q, keys, values, table, block_size, pieces[p],
-                          peak[state], norm[state], acc[state], scaled[share])
+            _attend_piece(
+                q,
+                keys,
+                values,
+                table,
+                block_size,
+                pieces[p],
+                peak[state],
+                norm[state],
+                acc[state],
+                scaled[share],
+            )
             if pieces[p, FIRST] == 0 and pieces[p, LAST] == pieces[p, TILES]:
                 _finish(out, pieces[p], norm[state], acc[state])
     begun = 0
@@ -233,7 +264,14 @@ def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out,
         if pieces[p, FIRST] == 0:
             begun = state
         else:
-            _merge(pieces[p, QUERIES], peak[begun], norm[begun], acc[begun],
-                   peak[state], norm[state], acc[state])
+            _merge(
+                pieces[p, QUERIES],
+                peak[begun],
+                norm[begun],
+                acc[begun],
+                peak[state],
+                norm[state],
+                acc[state],
+            )
             if pieces[p, LAST] == pieces[p, TILES]:
                 _finish(out, pieces[p], norm[begun], acc[begun])

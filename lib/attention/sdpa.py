@@ -19,12 +19,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None 
     group = heads // kv_heads
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if mask is None and query_len > 1:
-        if query_len != kv_len:  # SDPA aligns its triangle to the top left: wrong for a chunk that ends a sequence
-            raise ValueError(f"attend needs a mask when query_len ({query_len}) differs from kv_len ({kv_len})")
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1)
+        if (
+            query_len != kv_len
+        ):  # SDPA aligns its triangle to the top left: wrong for a chunk that ends a sequence
+            raise ValueError(
+                f"attend needs a mask when query_len ({query_len}) differs from kv_len ({kv_len})"
+            )
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1
+        )
         return out.transpose(1, 2)
     # The `group` query heads that share a K/V head become rows of one query, so that K and V are read once for all.
-    q = q.view(batch, query_len, kv_heads, group, size).permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, size)
+    q = (
+        q.view(batch, query_len, kv_heads, group, size)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(batch, kv_heads, -1, size)
+    )
     if mask is not None and query_len > 1 and group > 1:
         mask = mask.repeat(1, 1, group, 1)  # rows run over (group, query)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -44,4 +54,6 @@ def length_mask(lengths: Tensor, kv_len: int) -> Tensor:
     A row of length 0 sees one key, of nobody: a softmax over nothing would be NaN.
     """
     hidden = torch.arange(kv_len, device=lengths.device) >= lengths.clamp(min=1)[:, None]
-    return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+    return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[
+        :, None, None
+    ]

@@ -14,10 +14,31 @@ from lib.attention.triton_kernel import rows_of, slots_of
 
 
 @triton.jit(do_not_specialize=["table_stride", "splits"])
-def decode(q, keys, values, out, peaks, norms, accs, table, seq_lens, query_start_loc,
-           scale, q_stride, table_stride, splits, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
-           SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-           TILE: tl.constexpr, USE_DOT: tl.constexpr, SPLIT: tl.constexpr):
+def decode(
+    q,
+    keys,
+    values,
+    out,
+    peaks,
+    norms,
+    accs,
+    table,
+    seq_lens,
+    query_start_loc,
+    scale,
+    q_stride,
+    table_stride,
+    splits,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+    USE_DOT: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
     """Program (row, kv head, split): the head's GROUP queries, padded to ROWS, with split's part
     of the row's keys.
 
@@ -79,9 +100,18 @@ def decode(q, keys, values, out, peaks, norms, accs, table, seq_lens, query_star
 
 
 @triton.jit(do_not_specialize=["splits"])
-def merge(out, peaks, norms, accs, query_start_loc, splits,
-          HEADS: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr,
-          COLUMNS: tl.constexpr):
+def merge(
+    out,
+    peaks,
+    norms,
+    accs,
+    query_start_loc,
+    splits,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Program (row, query head): the states of its `splits` parts, padded to SPLITS, to out
     [T, Hq, D]."""
     row, head = tl.program_id(0), tl.program_id(1)

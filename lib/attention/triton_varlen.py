@@ -12,10 +12,25 @@ from lib.attention.triton_kernel import rows_of, slots_of
 
 
 @triton.jit(do_not_specialize=["table_stride"])
-def varlen(q, keys, values, out, table, seq_lens, query_start_loc, scale,
-           q_stride, table_stride, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
-           SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
-           COLUMNS: tl.constexpr, TILE: tl.constexpr):
+def varlen(
+    q,
+    keys,
+    values,
+    out,
+    table,
+    seq_lens,
+    query_start_loc,
+    scale,
+    q_stride,
+    table_stride,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """Program (query tile, row, query head): ROWS queries of the row with the keys up to the last
     query's position.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lib.attention.numba_kernel import KEY_TILE, QUERY_TILE
 
-_TILE_COST = 4       # reading a key tile takes about as long as the arithmetic of four queries with it
+_TILE_COST = 4  # reading a key tile takes about as long as the arithmetic of four queries with it
 _WORTH_A_SHARE = 40  # below this cost a share takes less time than waking a thread for it
 
 
@@ -31,7 +31,9 @@ class WorkPartition:
         return len(self.cuts) + len(self.offsets) - 1
 
 
-def partition_work(query_lens: np.ndarray, seq_lens: np.ndarray, longest: int, threads: int) -> WorkPartition:
+def partition_work(
+    query_lens: np.ndarray, seq_lens: np.ndarray, longest: int, threads: int
+) -> WorkPartition:
     """WorkPartition for at most `threads` threads. query_lens, seq_lens [B]; rows with more than `longest` queries are left out."""
     units = _units(query_lens, seq_lens, longest)
     tiles, weights = units[:, 6], units[:, 2] + _TILE_COST
@@ -42,7 +44,9 @@ def partition_work(query_lens: np.ndarray, seq_lens: np.ndarray, longest: int, t
     for share in range(1, shares + 1):
         end = total * share // shares
         while unit < len(whole):
-            left = -(-(end - int(ends[unit])) // int(weights[unit])) + whole[unit][6]  # tiles up to the share's end
+            left = (
+                -(-(end - int(ends[unit])) // int(weights[unit])) + whole[unit][6]
+            )  # tiles up to the share's end
             last = min(left, whole[unit][6])
             if last > tile:
                 pieces.append([*whole[unit][:4], tile, last, whole[unit][6], share - 1])
@@ -68,4 +72,6 @@ def _units(query_lens: np.ndarray, seq_lens: np.ndarray, longest: int) -> np.nda
     queries = np.minimum(QUERY_TILE, query_lens[row] - first)
     seen = seq_lens[row] - query_lens[row] + first + queries
     tiles, zero = -(-seen // KEY_TILE), np.zeros_like(row)
-    return np.stack([row, starts[row] + first, queries, seen, zero, tiles, tiles, zero], axis=1).astype(np.int64)
+    return np.stack(
+        [row, starts[row] + first, queries, seen, zero, tiles, tiles, zero], axis=1
+    ).astype(np.int64)

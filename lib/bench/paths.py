@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 from pathlib import Path
 
 

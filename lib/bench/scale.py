@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import os
 from typing import TypeVar
 
@@ -20,7 +21,9 @@ def scale() -> str:
     if not asked:
         return "gpu" if torch.cuda.is_available() else "cpu"
     if asked not in SCALES:
-        raise ValueError(f"BOOK_SCALE={asked!r}: must be one of {', '.join(SCALES)}, or unset to follow the device")
+        raise ValueError(
+            f"BOOK_SCALE={asked!r}: must be one of {', '.join(SCALES)}, or unset to follow the device"
+        )
     return asked
 
 

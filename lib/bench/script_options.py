@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import argparse
 import sys
 from dataclasses import dataclass

@@ -28,8 +28,10 @@ class Workload:
 
     def __post_init__(self) -> None:
         if not self.prompts or len(self.prompts) != len(self.max_tokens):
-            raise ValueError(f"max_tokens must have one entry a prompt and at least one, got {len(self.max_tokens)} "
-                             f"for {len(self.prompts)} prompts")
+            raise ValueError(
+                f"max_tokens must have one entry a prompt and at least one, got {len(self.max_tokens)} "
+                f"for {len(self.prompts)} prompts"
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -37,7 +39,10 @@ class Workload:
     @property
     def params(self) -> list[SamplingParams]:
         """Greedy sampling parameters, one a prompt."""
-        return [SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=self.ignore_eos) for n in self.max_tokens]
+        return [
+            SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=self.ignore_eos)
+            for n in self.max_tokens
+        ]
 
     @property
     def longest(self) -> int:
@@ -76,20 +81,36 @@ def random_prompts(lengths: Sequence[int], vocab_size: int, seed: int) -> list[l
 
 def variable_length(vocab_size: int, n: int = 32, seed: int = 1) -> Workload:
     """Prompts of 16 to 96 tokens, answers log-normal with a mean of about 32 and at most 96 tokens."""
-    return Workload("variable lengths", random_prompts(uniform(n, 16, 96, seed), vocab_size, seed),
-                    log_normal(n, 24.0, 0.85, 1, 96, seed), seed=seed)
+    return Workload(
+        "variable lengths",
+        random_prompts(uniform(n, 16, 96, seed), vocab_size, seed),
+        log_normal(n, 24.0, 0.85, 1, 96, seed),
+        seed=seed,
+    )
 
 
-def equal_length(vocab_size: int, n: int = 24, prompt: int = 8, output: int = 50, seed: int = 0) -> Workload:
+def equal_length(
+    vocab_size: int, n: int = 24, prompt: int = 8, output: int = 50, seed: int = 0
+) -> Workload:
     """n prompts of one length whose answers have one length."""
-    return Workload("equal lengths", random_prompts(fixed(n, prompt), vocab_size, seed), fixed(n, output), seed=seed)
+    return Workload(
+        "equal lengths",
+        random_prompts(fixed(n, prompt), vocab_size, seed),
+        fixed(n, output),
+        seed=seed,
+    )
 
 
 def chat(tokenizer: Any, n: int, max_tokens: int) -> Workload:
     """The first n questions through the model's chat template; the model ends its answers itself."""
     if not 1 <= n <= len(QUESTIONS):
-        raise ValueError(f"n must be >= 1 and <= {len(QUESTIONS)}, the questions there are, got {n}")
-    prompts = [chat_token_ids(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS[:n]]
+        raise ValueError(
+            f"n must be >= 1 and <= {len(QUESTIONS)}, the questions there are, got {n}"
+        )
+    prompts = [
+        chat_token_ids(tokenizer, [{"role": "user", "content": question}])
+        for question in QUESTIONS[:n]
+    ]
     return Workload("chat", prompts, fixed(n, max_tokens), ignore_eos=False)
 
 

@@ -22,7 +22,9 @@ class BlockManager:
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 2:
-            raise ValueError(f"num_blocks must be >= 2, the null block and one to hand out, got {num_blocks}")
+            raise ValueError(
+                f"num_blocks must be >= 2, the null block and one to hand out, got {num_blocks}"
+            )
         self.block_size = block_size
         self.num_blocks = num_blocks - 1
         self.max_sequence_tokens = self.num_blocks * block_size
@@ -50,7 +52,9 @@ class BlockManager:
     def share(self, request: Request, block_ids: list[int]) -> None:
         """Begin an empty block table with blocks that others hold too: one more reference each."""
         if request.block_ids:
-            raise ValueError(f"request {request.request_id} already holds blocks {request.block_ids}")
+            raise ValueError(
+                f"request {request.request_id} already holds blocks {request.block_ids}"
+            )
         for block in block_ids:
             if self.ref_counts[block] == 0:
                 raise ValueError(f"block {block} is free and cannot be shared")

@@ -17,13 +17,22 @@ class KVCache:
     chapter 4's paged cache has small blocks that any sequence can own: the storage is the same.
     """
 
-    def __init__(self, config: ModelConfig, num_blocks: int, block_size: int, *,
-                 dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
         self.k, self.v = (_zeros(shape, dtype, torch.device(device)) for _ in range(2))
         # Views by slot, made once: on a CPU even making a view costs as much as a small copy.
-        self._k_slots, self._v_slots = ([layer.flatten(0, 1) for layer in x] for x in (self.k, self.v))
+        self._k_slots, self._v_slots = (
+            [layer.flatten(0, 1) for layer in x] for x in (self.k, self.v)
+        )
 
     def store(self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
         """Write this step's k and v [T, Hkv, D] to their slots [T]."""

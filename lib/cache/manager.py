@@ -13,10 +13,10 @@ from lib.core.request import Request
 class CacheManager(Protocol):
     """Books room for tokens; the tensors themselves are KVCache's."""
 
-    block_size: int            # tokens in a block
-    num_blocks: int            # blocks that can be handed out
-    max_sequence_tokens: int   # the longest sequence that fits into an otherwise empty cache
-    retains: bool              # False: nothing is kept, so every step computes whole sequences
+    block_size: int  # tokens in a block
+    num_blocks: int  # blocks that can be handed out
+    max_sequence_tokens: int  # the longest sequence that fits into an otherwise empty cache
+    retains: bool  # False: nothing is kept, so every step computes whole sequences
 
     @property
     def num_free_blocks(self) -> int: ...

@@ -33,16 +33,22 @@ class Scheduled:
 class Batch:
     """T tokens of B sequences. Tensors lie on the model's device; the lists are their host copies."""
 
-    input_ids: Tensor        # [T] int64
-    positions: Tensor        # [T] int64, position of each token in its sequence
+    input_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64, position of each token in its sequence
     query_start_loc: Tensor  # [B+1] int32, where each sequence's tokens start in T
-    seq_lens: Tensor         # [B] int32, KV length including this step's tokens
-    block_table: Tensor      # [B, max_blocks] int32, block ids in sequence order, padded with the null block 0
-    slot_mapping: Tensor     # [T] int64, slot that each token's K and V go to
-    logits_indices: Tensor   # [B] int64, each sequence's last token in T: where the next token is predicted
+    seq_lens: Tensor  # [B] int32, KV length including this step's tokens
+    block_table: (
+        Tensor  # [B, max_blocks] int32, block ids in sequence order, padded with the null block 0
+    )
+    slot_mapping: Tensor  # [T] int64, slot that each token's K and V go to
+    logits_indices: (
+        Tensor  # [B] int64, each sequence's last token in T: where the next token is predicted
+    )
     block_size: int
-    query_lens: list[int]    # [B] tokens of this step, host side so that slicing never waits for the device
-    kv_lens: list[int]       # [B] seq_lens, host side
+    query_lens: list[
+        int
+    ]  # [B] tokens of this step, host side so that slicing never waits for the device
+    kv_lens: list[int]  # [B] seq_lens, host side
     block_ids: list[list[int]]  # [B] the rows of block_table without their padding, host side
     _derived: dict[Callable[[Batch], Any], Any] = field(default_factory=dict, repr=False)
 
@@ -53,8 +59,9 @@ class Batch:
         return self._derived[function]
 
     @classmethod
-    def build(cls, scheduled: Sequence[Scheduled], block_size: int = 1,
-              device: torch.device | str = "cpu") -> Batch:
+    def build(
+        cls, scheduled: Sequence[Scheduled], block_size: int = 1, device: torch.device | str = "cpu"
+    ) -> Batch:
         """Lay the scheduled tokens out flat. `block_size` is 1 and tables are empty where nothing is cached."""
         if not scheduled:
             raise ValueError("a batch needs at least one scheduled request")
@@ -64,31 +71,52 @@ class Batch:
         tables = [s.request.block_ids for s in scheduled]
         block_table = np.zeros((len(scheduled), max(map(len, tables), default=0)), dtype=np.int32)
         for row, table in enumerate(tables):
-            block_table[row, :len(table)] = table
+            block_table[row, : len(table)] = table
         query_start_loc = np.zeros(len(scheduled) + 1, dtype=np.int32)
         np.cumsum(query_lens, out=query_start_loc[1:])
         if max(query_lens) == 1:  # all decode: no inner loops over tokens
-            input_ids = np.array([s.request.token_ids[p] for s, p in zip(scheduled, starts)], dtype=np.int64)
+            input_ids = np.array(
+                [s.request.token_ids[p] for s, p in zip(scheduled, starts)], dtype=np.int64
+            )
             positions = np.array(starts, dtype=np.int64)
             rows = np.arange(len(scheduled))
         else:
-            input_ids = np.concatenate([np.array(s.request.token_ids[a:b], dtype=np.int64)
-                                        for s, a, b in zip(scheduled, starts, kv_lens)])
+            input_ids = np.concatenate(
+                [
+                    np.array(s.request.token_ids[a:b], dtype=np.int64)
+                    for s, a, b in zip(scheduled, starts, kv_lens)
+                ]
+            )
             positions = np.concatenate([np.arange(a, b) for a, b in zip(starts, kv_lens)])
             rows = np.repeat(np.arange(len(scheduled)), query_lens)
         if block_table.shape[1]:
-            slots = block_table[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
+            slots = (
+                block_table[rows, positions // block_size].astype(np.int64) * block_size
+                + positions % block_size
+            )
         else:
             slots = np.zeros(len(input_ids), dtype=np.int64)
         to = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
         return cls(
-            input_ids=to(input_ids), positions=to(positions), query_start_loc=to(query_start_loc),
-            seq_lens=to(np.array(kv_lens, dtype=np.int32)), block_table=to(block_table), slot_mapping=to(slots),
-            logits_indices=to(query_start_loc[1:].astype(np.int64) - 1), block_size=block_size,
-            query_lens=query_lens, kv_lens=kv_lens, block_ids=tables)
+            input_ids=to(input_ids),
+            positions=to(positions),
+            query_start_loc=to(query_start_loc),
+            seq_lens=to(np.array(kv_lens, dtype=np.int32)),
+            block_table=to(block_table),
+            slot_mapping=to(slots),
+            logits_indices=to(query_start_loc[1:].astype(np.int64) - 1),
+            block_size=block_size,
+            query_lens=query_lens,
+            kv_lens=kv_lens,
+            block_ids=tables,
+        )
 
     @classmethod
-    def of_prompts(cls, prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
+    def of_prompts(
+        cls, prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+    ) -> Batch:
         """Whole token sequences, nothing cached: what a first forward pass needs."""
-        requests = [SimpleNamespace(token_ids=list(p), num_computed_tokens=0, block_ids=[]) for p in prompts]
+        requests = [
+            SimpleNamespace(token_ids=list(p), num_computed_tokens=0, block_ids=[]) for p in prompts
+        ]
         return cls.build([Scheduled(r, len(r.token_ids)) for r in requests], device=device)

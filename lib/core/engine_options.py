@@ -35,31 +35,52 @@ class EngineOptions:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}"
+                )
         for name in ("compile", "cuda_graphs"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.cuda_graphs and (self.kv_cache != "paged" or self.attention == "gather"):
-            raise ValueError("cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
-                             f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "num_blocks",
-                     "kv_cache_memory_bytes"):
+            raise ValueError(
+                "cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
+                f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}"
+            )
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_model_len",
+            "block_size",
+            "num_blocks",
+            "kv_cache_memory_bytes",
+        ):
             value = getattr(self, name)
             optional = name in ("max_model_len", "num_blocks", "kv_cache_memory_bytes")
             if value is None and optional:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1{' or None' if optional else ''}, got {value!r}")
+                raise ValueError(
+                    f"{name} must be an integer >= 1{' or None' if optional else ''}, got {value!r}"
+                )
         if self.kv_cache != "paged":
-            for name, value, default in (("attention", self.attention, "auto"), ("num_blocks", self.num_blocks, None)):
+            for name, value, default in (
+                ("attention", self.attention, "auto"),
+                ("num_blocks", self.num_blocks, None),
+            ):
                 if value != default:
-                    raise ValueError(f"{name} must be {default!r} unless kv_cache is 'paged', got {value!r}")
+                    raise ValueError(
+                        f"{name} must be {default!r} unless kv_cache is 'paged', got {value!r}"
+                    )
         if self.kv_cache == "none" and self.kv_cache_memory_bytes is not None:
-            raise ValueError(f"kv_cache_memory_bytes must be None where kv_cache is 'none', "
-                             f"got {self.kv_cache_memory_bytes!r}")
+            raise ValueError(
+                f"kv_cache_memory_bytes must be None where kv_cache is 'none', "
+                f"got {self.kv_cache_memory_bytes!r}"
+            )
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
-            raise ValueError("num_blocks and kv_cache_memory_bytes both set the pool's size: give one, "
-                             f"got {self.num_blocks!r} and {self.kv_cache_memory_bytes!r}")
+            raise ValueError(
+                "num_blocks and kv_cache_memory_bytes both set the pool's size: give one, "
+                f"got {self.num_blocks!r} and {self.kv_cache_memory_bytes!r}"
+            )
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -72,8 +93,12 @@ def pick_device(device: str | torch.device) -> torch.device:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    if chosen.type == "cuda" and (
+        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ValueError(
+            f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     return chosen
 
 
@@ -82,7 +107,9 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         if device.type == "cpu":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     chosen = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if chosen not in _DTYPES.values():
         raise ValueError(f"dtype must be 'auto' or one of {list(_DTYPES)}, got {dtype!r}")

@@ -34,23 +34,33 @@ class Request:
     chunk of a long one, a decoded token and a recompute after preemption differ in nothing else.
     """
 
-    def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams,
-                 stop_token_ids: frozenset[int] = frozenset(), index: int = 0) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        stop_token_ids: frozenset[int] = frozenset(),
+        index: int = 0,
+    ) -> None:
         self.request_id = request_id
-        self.index = index                      # which of the n completions of its prompt
+        self.index = index  # which of the n completions of its prompt
         self.params = params
-        self.stop_token_ids = stop_token_ids    # the model's EOS ids (unless ignored) and the request's own
+        self.stop_token_ids = (
+            stop_token_ids  # the model's EOS ids (unless ignored) and the request's own
+        )
         self.token_ids = list(prompt_token_ids)  # prompt, then output
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
-        self.block_ids: list[int] = []          # the cache manager's; empty while nothing is held
+        self.block_ids: list[int] = []  # the cache manager's; empty while nothing is held
         self.status = Status.WAITING
-        self.finish_reason: str | None = None   # "stop" | "length" | "abort"
-        self.stopped_by_id = False              # the last token is an EOS or stop id
+        self.finish_reason: str | None = None  # "stop" | "length" | "abort"
+        self.stopped_by_id = False  # the last token is an EOS or stop id
         self.logprobs: list[dict[int, float]] | None = None if params.logprobs is None else []
         self.metrics = RequestMetrics()
         # One generator a request, so that its draws do not depend on its neighbours in the batch.
-        self.rng = random.Random() if params.seed is None else random.Random(f"{params.seed}/{index}")
+        self.rng = (
+            random.Random() if params.seed is None else random.Random(f"{params.seed}/{index}")
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -62,7 +72,7 @@ class Request:
 
     @property
     def output_token_ids(self) -> list[int]:
-        return self.token_ids[self.num_prompt_tokens:]
+        return self.token_ids[self.num_prompt_tokens :]
 
     @property
     def max_num_tokens(self) -> int:

@@ -66,11 +66,17 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature < 1e-5  # below this the division overflows, and argmax is what it tends to
+        return (
+            self.temperature < 1e-5
+        )  # below this the division overflows, and argmax is what it tends to
 
     @property
     def has_penalties(self) -> bool:
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (
+            1.0,
+            0.0,
+            0.0,
+        )
 
 
 def _range(low: float, high: float | None, open_low: bool = False) -> str:
@@ -85,9 +91,15 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
         raise ValueError(f"{name} must be {_range(low, high)}, got {value!r}")
 
 
-def _number(name: str, value: object, low: float, high: float | None = None, open_low: bool = False) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not -_LARGEST <= value <= _LARGEST:  # NaN is not
-        raise ValueError(f"{name} must be a finite number {_range(low, high, open_low)}, got {value!r}")
+def _number(
+    name: str, value: object, low: float, high: float | None = None, open_low: bool = False
+) -> None:
+    if (
+        not isinstance(value, Real) or isinstance(value, bool) or not -_LARGEST <= value <= _LARGEST
+    ):  # NaN is not
+        raise ValueError(
+            f"{name} must be a finite number {_range(low, high, open_low)}, got {value!r}"
+        )
     if value < low or (open_low and value == low) or (high is not None and value > high):
         raise ValueError(f"{name} must be {_range(low, high, open_low)}, got {value!r}")
 
@@ -95,6 +107,8 @@ def _number(name: str, value: object, low: float, high: float | None = None, ope
 def _list(name: str, value: object, kind: type) -> list:
     if value is None:
         return []
-    if not isinstance(value, (list, tuple)) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(v, kind) and not isinstance(v, bool) for v in value
+    ):
         raise ValueError(f"{name} must be a list of {kind.__name__}, got {value!r}")
     return list(value)

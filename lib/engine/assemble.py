@@ -47,13 +47,17 @@ class EngineParts:
     compile_seconds: float = 0.0
 
 
-def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dtype: torch.dtype) -> EngineParts:
+def assemble(
+    model: nn.Module, options: EngineOptions, device: torch.device, dtype: torch.dtype
+) -> EngineParts:
     """Build the parts that `options` name. Raises ValueError where they do not fit into memory."""
     config: ModelConfig = model.config
     longest = config.max_position_embeddings
     if options.max_model_len is not None and options.max_model_len > longest:
-        raise ValueError(f"max_model_len must be <= {longest}, the positions the model knows, "
-                         f"got {options.max_model_len}")
+        raise ValueError(
+            f"max_model_len must be <= {longest}, the positions the model knows, "
+            f"got {options.max_model_len}"
+        )
     max_model_len = options.max_model_len or longest
     if options.cuda_graphs and device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a CUDA device, got device {str(device)!r}")
@@ -70,14 +74,21 @@ def assemble(model: nn.Module, options: EngineOptions, device: torch.device, dty
         if options.kv_cache == "contiguous":
             manager, attention = SlotManager(num_blocks, block_size), ContiguousAttention(kv_cache)
         else:
-            manager, attention = BlockManager(num_blocks, block_size), _paged_attention(options, kv_cache)
-    scheduler = _SCHEDULERS[options.scheduler](manager, options.max_num_seqs, options.max_num_batched_tokens)
+            manager, attention = (
+                BlockManager(num_blocks, block_size),
+                _paged_attention(options, kv_cache),
+            )
+    scheduler = _SCHEDULERS[options.scheduler](
+        manager, options.max_num_seqs, options.max_num_batched_tokens
+    )
     runner: ModelRunner | GraphRunner = ModelRunner(model, attention)
     if options.cuda_graphs:
         if not isinstance(attention, FusedAttention):  # 'auto' has found no kernels, and said why
             raise ValueError("cuda_graphs needs attention 'fused', which cannot be had here")
         max_blocks = math.ceil(max_model_len / options.block_size)
-        runner = GraphRunner(runner, ladder(options.max_num_seqs), options.block_size, max_blocks, device)
+        runner = GraphRunner(
+            runner, ladder(options.max_num_seqs), options.block_size, max_blocks, device
+        )
     return EngineParts(runner, scheduler, manager, kv_cache, max_model_len, compile_seconds)
 
 
@@ -89,14 +100,21 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
     if problem is not None and options.attention == "fused":
         raise problem
     if problem is not None:
-        warnings.warn(f"attention 'auto' falls back to 'gather', which copies K and V at every step: {problem}",
-                      stacklevel=4)
+        warnings.warn(
+            f"attention 'auto' falls back to 'gather', which copies K and V at every step: {problem}",
+            stacklevel=4,
+        )
         return GatherAttention(kv_cache)
     return FusedAttention(kv_cache)
 
 
-def _slots(model: nn.Module, options: EngineOptions, max_model_len: int, device: torch.device,
-           dtype: torch.dtype) -> tuple[int, int, int]:
+def _slots(
+    model: nn.Module,
+    options: EngineOptions,
+    max_model_len: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[int, int, int]:
     """(slots, tokens in a slot, max_model_len). Every sequence gets a slot as long as the longest allowed."""
     per_token = model.config.kv_bytes_per_token(dtype.itemsize)
     budget = _budget(model, options, device)
@@ -107,13 +125,19 @@ def _slots(model: nn.Module, options: EngineOptions, max_model_len: int, device:
             raise ValueError(
                 f"a contiguous KV cache of max_num_seqs {options.max_num_seqs} x max_model_len {max_model_len} tokens "
                 f"takes {gib(needed)}, but {gib(budget)} are available: at most {budget // (max_model_len * per_token)} "
-                f"sequences of that length fit, or a max_model_len of {fits}")
+                f"sequences of that length fit, or a max_model_len of {fits}"
+            )
         max_model_len = fits  # nobody asked for a length: the longest that fits
     return options.max_num_seqs, max_model_len, max_model_len
 
 
-def _blocks(model: nn.Module, options: EngineOptions, max_model_len: int, device: torch.device,
-            dtype: torch.dtype) -> tuple[int, int, int]:
+def _blocks(
+    model: nn.Module,
+    options: EngineOptions,
+    max_model_len: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[int, int, int]:
     """(blocks with the null block, block_size, max_model_len)."""
     size = options.block_size
     per_block = size * model.config.kv_bytes_per_token(dtype.itemsize)
@@ -128,7 +152,8 @@ def _blocks(model: nn.Module, options: EngineOptions, max_model_len: int, device
         raise ValueError(
             f"num_blocks {num_blocks} (block 0 stays empty) of block_size {size} hold {max(capacity, 0)} tokens "
             f"({gib(num_blocks * per_block)}), less than one sequence of max_model_len {max_model_len}: "
-            f"num_blocks must be >= {math.ceil(max_model_len / size) + 1}, or max_model_len smaller")
+            f"num_blocks must be >= {math.ceil(max_model_len / size) + 1}, or max_model_len smaller"
+        )
     return num_blocks, size, min(max_model_len, capacity)
 
 
@@ -140,21 +165,34 @@ def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> i
 
     def largest_step() -> None:
         # As many sequences as a step may have, the first of them as long as may be: most logits and most attention.
-        lengths, spare = [1] * min(tokens, options.max_num_seqs), tokens - min(tokens, options.max_num_seqs)
+        lengths, spare = (
+            [1] * min(tokens, options.max_num_seqs),
+            tokens - min(tokens, options.max_num_seqs),
+        )
         for row in range(len(lengths)):
             extra = min(spare, model.config.max_position_embeddings - 1)
             lengths[row], spare = 1 + extra, spare - extra
         batch = Batch.of_prompts([[0] * n for n in lengths], device)
-        runner.run(batch).double().sort(-1)  # what sampling takes: float64, an order and a running sum
+        runner.run(batch).double().sort(
+            -1
+        )  # what sampling takes: float64, an order and a running sum
 
     return available_bytes(device, largest_step)
 
 
-def _allocate(config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype,
-              device: torch.device) -> KVCache:
+def _allocate(
+    config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
     try:
         return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError, ValueError) as error:  # NumPy: "array is too big"
+    except (
+        MemoryError,
+        torch.OutOfMemoryError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # NumPy: "array is too big"
         needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
-        raise ValueError(f"a KV cache of {num_blocks} x {block_size} tokens takes {gib(needed)}, "
-                         f"which {device} does not have: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"a KV cache of {num_blocks} x {block_size} tokens takes {gib(needed)}, "
+            f"which {device} does not have: {str(error).splitlines()[0]}"
+        ) from None

@@ -50,7 +50,9 @@ class CudaRecorder:
         here = torch.cuda.current_stream(self.device)
         side = torch.cuda.Stream(self.device)
         side.wait_stream(here)
-        with torch.cuda.stream(side):  # kernels are compiled and workspaces allocated: nothing of that may be recorded
+        with torch.cuda.stream(
+            side
+        ):  # kernels are compiled and workspaces allocated: nothing of that may be recorded
             step()
         here.wait_stream(side)
         torch.cuda.synchronize(self.device)
@@ -82,22 +84,36 @@ class GraphRunner:
     is recorded, the longest there can be. Costs: `capture_seconds`, `capture_bytes`.
     """
 
-    def __init__(self, runner: ModelRunner, sizes: Sequence[int], block_size: int, max_blocks: int, device: torch.device,
-                 recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        sizes: Sequence[int],
+        block_size: int,
+        max_blocks: int,
+        device: torch.device,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.runner, self.model, self.attention = runner, runner.model, runner.attention
         self.sizes, self.block_size = sorted(sizes), block_size
         self.num_replayed = self.num_eager = 0
         rows = self.sizes[-1]
         ints = {"dtype": torch.int64, "device": device}
-        self._input_ids, self._positions, self._slots = (torch.zeros(rows, **ints) for _ in range(3))
-        self._block_table = torch.full((rows, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device)
+        self._input_ids, self._positions, self._slots = (
+            torch.zeros(rows, **ints) for _ in range(3)
+        )
+        self._block_table = torch.full(
+            (rows, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device
+        )
         self._seq_lens = torch.ones(rows, dtype=torch.int32, device=device)
         self._query_start_loc = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._rows = torch.arange(rows, **ints)
         recorder = recorder or CudaRecorder(device)
         before, start = recorder.allocated(), time.perf_counter()
         # Largest first: what it allocates is enough for all that come after it.
-        self._graphs = {n: recorder.record(lambda n=n: runner.run(self._padded(n))) for n in reversed(self.sizes)}
+        self._graphs = {
+            n: recorder.record(lambda n=n: runner.run(self._padded(n)))
+            for n in reversed(self.sizes)
+        }
         self.capture_seconds = time.perf_counter() - start
         self.capture_bytes = recorder.allocated() - before
 
@@ -122,7 +138,9 @@ class GraphRunner:
         width = batch.block_table.shape[1]
         self._block_table[:rows, :width].copy_(batch.block_table)
         self._block_table[:rows, width:].fill_(NULL_BLOCK)
-        if rows < size:  # who was here before may still be running elsewhere: its slot must not be written again
+        if (
+            rows < size
+        ):  # who was here before may still be running elsewhere: its slot must not be written again
             self._slots[rows:size].fill_(NULL_BLOCK * self.block_size)
             self._seq_lens[rows:size].fill_(1)
             self._block_table[rows:size].fill_(NULL_BLOCK)
@@ -133,7 +151,15 @@ class GraphRunner:
         """The first n rows of the buffers as a batch. All that the host knows of it is its shape."""
         longest = self._block_table.shape[1] * self.block_size
         return Batch(
-            input_ids=self._input_ids[:n], positions=self._positions[:n], query_start_loc=self._query_start_loc[:n + 1],
-            seq_lens=self._seq_lens[:n], block_table=self._block_table[:n], slot_mapping=self._slots[:n],
-            logits_indices=self._rows[:n], block_size=self.block_size,
-            query_lens=[1] * n, kv_lens=[longest] * n, block_ids=[[]] * n)
+            input_ids=self._input_ids[:n],
+            positions=self._positions[:n],
+            query_start_loc=self._query_start_loc[: n + 1],
+            seq_lens=self._seq_lens[:n],
+            block_table=self._block_table[:n],
+            slot_mapping=self._slots[:n],
+            logits_indices=self._rows[:n],
+            block_size=self.block_size,
+            query_lens=[1] * n,
+            kv_lens=[longest] * n,
+            block_ids=[[]] * n,
+        )

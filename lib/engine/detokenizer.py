@@ -24,8 +24,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids: list[int] = []
-        self._window, self._read = 0, 0   # ids[window:read] are context, already in the text
-        self._held = ""                   # text that could be the beginning of a stop string
+        self._window, self._read = 0, 0  # ids[window:read] are context, already in the text
+        self._held = ""  # text that could be the beginning of a stop string
         self.text = ""
         self.stopped = False
 
@@ -41,7 +41,7 @@ class Detokenizer:
             if new.endswith(_REPLACEMENT) and len(self._ids) - self._read < _MAX_HELD_TOKENS:
                 continue
             self._window, self._read = self._read, len(self._ids)
-            self._emit(new[len(old):], check_stop)
+            self._emit(new[len(old) :], check_stop)
         return self.text[before:]
 
     def finish(self) -> str:
@@ -49,7 +49,7 @@ class Detokenizer:
         before = len(self.text)
         if not self.stopped:
             old = self._decode(self._window, self._read)
-            rest = self._decode(self._window, len(self._ids))[len(old):]
+            rest = self._decode(self._window, len(self._ids))[len(old) :]
             self._window = self._read = len(self._ids)
             self._emit(rest, check_stop=True)
             if not self.stopped:
@@ -57,7 +57,11 @@ class Detokenizer:
         return self.text[before:]
 
     def _decode(self, start: int, end: int) -> str:
-        return self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True) if end > start else ""
+        return (
+            self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
+            if end > start
+            else ""
+        )
 
     def _emit(self, new: str, check_stop: bool) -> None:
         if not self._stop or not check_stop:
@@ -66,8 +70,10 @@ class Detokenizer:
         pending = self._held + new
         found = [at for at in (pending.find(s) for s in self._stop) if at >= 0]
         if found:
-            self.text, self._held, self.stopped = self.text + pending[:min(found)], "", True
+            self.text, self._held, self.stopped = self.text + pending[: min(found)], "", True
             return
-        keep = max((n for s in self._stop for n in range(1, len(s)) if pending.endswith(s[:n])), default=0)
-        self.text += pending[:len(pending) - keep]
-        self._held = pending[len(pending) - keep:]
+        keep = max(
+            (n for s in self._stop for n in range(1, len(s)) if pending.endswith(s[:n])), default=0
+        )
+        self.text += pending[: len(pending) - keep]
+        self._held = pending[len(pending) - keep :]

@@ -42,15 +42,38 @@ class LLM:
     Raises ValueError for arguments that are out of range, do not go together or do not fit into memory.
     """
 
-    def __init__(self, model: str | Path = "smollm2", device: str | torch.device = "auto",
-                 dtype: str | torch.dtype = "auto", kv_cache: str = "paged", attention: str = "auto",
-                 scheduler: str = "continuous", max_num_seqs: int = 64, max_num_batched_tokens: int = 2048,
-                 max_model_len: int | None = None, block_size: int = 16, num_blocks: int | None = None,
-                 kv_cache_memory_bytes: int | None = None, linear: str = "auto", compile: bool = False,
-                 cuda_graphs: bool = False) -> None:
-        self.options = EngineOptions(kv_cache, attention, scheduler, max_num_seqs, max_num_batched_tokens,
-                                     max_model_len, block_size, num_blocks, kv_cache_memory_bytes, linear,
-                                     compile, cuda_graphs)
+    def __init__(
+        self,
+        model: str | Path = "smollm2",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        kv_cache: str = "paged",
+        attention: str = "auto",
+        scheduler: str = "continuous",
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        max_model_len: int | None = None,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        kv_cache_memory_bytes: int | None = None,
+        linear: str = "auto",
+        compile: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self.options = EngineOptions(
+            kv_cache,
+            attention,
+            scheduler,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            block_size,
+            num_blocks,
+            kv_cache_memory_bytes,
+            linear,
+            compile,
+            cuda_graphs,
+        )
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         loaded = load_model(model, device=self.device, dtype=self.dtype)
@@ -61,14 +84,18 @@ class LLM:
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
-        self._progressed: dict[str, None] = {}      # ids with something for `step` to hand out, in order
-        self._owned: set[str] = set()               # ids that generate or stream waits for
+        self._progressed: dict[
+            str, None
+        ] = {}  # ids with something for `step` to hand out, in order
+        self._owned: set[str] = set()  # ids that generate or stream waits for
         self._ids = itertools.count()
         self._steps = self._tokens = self._finished = 0
 
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
-    def add_request(self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None) -> str:
+    def add_request(
+        self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
+    ) -> str:
         """Queue a prompt; returns its id. Raises ValueError, and queues nothing, if it can never be served."""
         return self._queue(self._make_group(prompt, params, request_id))
 
@@ -100,15 +127,23 @@ class LLM:
         self._finished += len(unfinished)
         return group.output()
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None,
-                 use_tqdm: bool = False) -> list[RequestOutput]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
         """Complete one prompt or many; outputs in the prompts' order. `params`: one for all, or one a prompt."""
-        if isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(p, int) for p in prompts)):
+        if isinstance(prompts, str) or (
+            len(prompts) > 0 and all(isinstance(p, int) for p in prompts)
+        ):
             prompts = [prompts]
         if not isinstance(params, Sequence):
             params = [params] * len(prompts)
         if len(params) != len(prompts):
-            raise ValueError(f"params must be one or one a prompt, got {len(params)} for {len(prompts)} prompts")
+            raise ValueError(
+                f"params must be one or one a prompt, got {len(params)} for {len(prompts)} prompts"
+            )
         # All are checked before the first is queued: an error leaves nothing behind.
         groups = [self._make_group(p, s, None) for p, s in zip(prompts, params)]
         ids = [group.request_id for group in groups]
@@ -118,32 +153,52 @@ class LLM:
             with tqdm(total=len(ids), disable=not use_tqdm, unit="prompt") as bar:
                 unfinished = set(ids)
                 while unfinished:
-                    done = {r.request_id for r in self._step() if self._groups[r.request_id].finished}
+                    done = {
+                        r.request_id for r in self._step() if self._groups[r.request_id].finished
+                    }
                     unfinished -= done
                     bar.update(len(ids) - len(unfinished) - bar.n)
             return [self._groups[i].output() for i in ids]
         finally:
-            for request_id in ids:  # finished ones are forgotten, unfinished ones (an interrupt) end here
+            for (
+                request_id
+            ) in ids:  # finished ones are forgotten, unfinished ones (an interrupt) end here
                 self.abort(request_id)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Complete one prompt and yield what is new after each step. Closing the iterator ends the request."""
-        return self._chunks(self._make_group(prompt, params, None))  # checked now, queued at the first `next`
+        return self._chunks(
+            self._make_group(prompt, params, None)
+        )  # checked now, queued at the first `next`
 
-    def chat(self, messages: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None = None,
-             use_tqdm: bool = False) -> list[RequestOutput]:
+    def chat(
+        self,
+        messages: Sequence[Any],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
         """`generate` for one conversation, a list of {"role", "content"}, or a list of conversations."""
         conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
-        return self.generate([chat_token_ids(self.tokenizer, c) for c in conversations], params, use_tqdm)
+        return self.generate(
+            [chat_token_ids(self.tokenizer, c) for c in conversations], params, use_tqdm
+        )
 
     def stats(self) -> dict[str, Any]:
         """Counts of this moment, and since the start: preemptions, steps, tokens computed, requests finished."""
         manager = self.manager
-        return {"running": len(self.scheduler.running), "waiting": len(self.scheduler.waiting),
-                "blocks_total": manager.num_blocks, "blocks_free": manager.num_free_blocks,
-                "block_size": manager.block_size, "preemptions": self.scheduler.num_preemptions, "steps": self._steps,
-                "tokens_computed": self._tokens, "requests_finished": self._finished,
-                "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0, "max_model_len": self.max_model_len}
+        return {
+            "running": len(self.scheduler.running),
+            "waiting": len(self.scheduler.waiting),
+            "blocks_total": manager.num_blocks,
+            "blocks_free": manager.num_free_blocks,
+            "block_size": manager.block_size,
+            "preemptions": self.scheduler.num_preemptions,
+            "steps": self._steps,
+            "tokens_computed": self._tokens,
+            "requests_finished": self._finished,
+            "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
+            "max_model_len": self.max_model_len,
+        }
 
     # The loop.
 
@@ -155,12 +210,17 @@ class LLM:
         batch = Batch.build(scheduled, self.manager.block_size, self.device)
         logits = self.runner.run(batch)
         # A request whose tokens are all computed after this step has a next one; in the middle of a prompt it has not.
-        rows = [row for row, s in enumerate(scheduled)
-                if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens]
+        rows = [
+            row
+            for row, s in enumerate(scheduled)
+            if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens
+        ]
         requests = [scheduled[row].request for row in rows]
         token_ids, logprobs = [], []
         if requests:
-            token_ids, logprobs = sample(logits if len(rows) == len(scheduled) else logits[rows], requests)
+            token_ids, logprobs = sample(
+                logits if len(rows) == len(scheduled) else logits[rows], requests
+            )
         # Only now, when all that can fail or be interrupted is over: else a request would count as computed and lack a token.
         self.scheduler.update(scheduled)
         self._steps, self._tokens = self._steps + 1, self._tokens + len(batch.input_ids)
@@ -177,7 +237,9 @@ class LLM:
         self._finished += len(finished)
         return requests
 
-    def _make_group(self, prompt: Prompt, params: SamplingParams | None, request_id: str | None) -> RequestGroup:
+    def _make_group(
+        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None
+    ) -> RequestGroup:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params must be SamplingParams or None, got {params!r}")
@@ -188,21 +250,35 @@ class LLM:
         token_ids = as_token_ids(prompt, self.tokenizer, self.config.vocab_size)
         limit = min(self.max_model_len, self.manager.max_sequence_tokens)
         if len(token_ids) + params.max_tokens > limit:
-            raise ValueError(f"prompt ({len(token_ids)} tokens) + max_tokens ({params.max_tokens}) must be <= {limit} "
-                             f"tokens, the longest sequence of this engine, got {len(token_ids) + params.max_tokens}")
+            raise ValueError(
+                f"prompt ({len(token_ids)} tokens) + max_tokens ({params.max_tokens}) must be <= {limit} "
+                f"tokens, the longest sequence of this engine, got {len(token_ids) + params.max_tokens}"
+            )
         if params.stop and self.tokenizer is None:
-            raise ValueError(f"stop must be empty for a model without a tokenizer, got {params.stop!r}")
+            raise ValueError(
+                f"stop must be empty for a model without a tokenizer, got {params.stop!r}"
+            )
         for token_id in params.stop_token_ids:
             if token_id >= self.config.vocab_size:
-                raise ValueError(f"stop_token_ids must be < {self.config.vocab_size}, got {token_id}")
+                raise ValueError(
+                    f"stop_token_ids must be < {self.config.vocab_size}, got {token_id}"
+                )
         eos = () if params.ignore_eos else self.config.eos_token_ids
-        stop_ids = frozenset(i for i in (*eos, *params.stop_token_ids) if i < self.config.vocab_size)
-        requests = [Request(request_id, token_ids, params, stop_ids, index) for index in range(params.n)]
-        return RequestGroup(request_id, prompt if isinstance(prompt, str) else None, requests, self.tokenizer)
+        stop_ids = frozenset(
+            i for i in (*eos, *params.stop_token_ids) if i < self.config.vocab_size
+        )
+        requests = [
+            Request(request_id, token_ids, params, stop_ids, index) for index in range(params.n)
+        ]
+        return RequestGroup(
+            request_id, prompt if isinstance(prompt, str) else None, requests, self.tokenizer
+        )
 
     def _queue(self, group: RequestGroup, owned: bool = False) -> str:
         if group.request_id in self._groups:
-            raise ValueError(f"request_id must be new, got {group.request_id!r}, which is still being served")
+            raise ValueError(
+                f"request_id must be new, got {group.request_id!r}, which is still being served"
+            )
         self._groups[group.request_id] = group
         if owned:
             self._owned.add(group.request_id)

@@ -15,9 +15,11 @@ class _Stream:
 
     def __init__(self, request: Request, tokenizer: Any) -> None:
         self.request = request
-        self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer, request.params.stop)
-        self.fed = 0         # output tokens given to the detokenizer
-        self.delivered = 0   # output tokens handed out in chunks
+        self.detokenizer = (
+            None if tokenizer is None else Detokenizer(tokenizer, request.params.stop)
+        )
+        self.fed = 0  # output tokens given to the detokenizer
+        self.delivered = 0  # output tokens handed out in chunks
         self.text_delivered = 0
         self.closed = False  # the chunk with the finish reason went out
 
@@ -26,9 +28,13 @@ class _Stream:
             return
         start, minimum = self.request.num_prompt_tokens, self.request.params.min_tokens
         # A token that ends the text by its id is not part of it, and stop strings wait for min_tokens.
-        for position in range(self.fed, self.request.num_output_tokens - self.request.stopped_by_id):
-            self.detokenizer.feed(self.request.token_ids[start + position:start + position + 1],
-                                  check_stop=position + 1 >= minimum)
+        for position in range(
+            self.fed, self.request.num_output_tokens - self.request.stopped_by_id
+        ):
+            self.detokenizer.feed(
+                self.request.token_ids[start + position : start + position + 1],
+                check_stop=position + 1 >= minimum,
+            )
         self.fed = self.request.num_output_tokens
         if self.request.finished:
             self.detokenizer.finish()
@@ -44,16 +50,24 @@ class _Stream:
         if self.closed or (start == request.num_output_tokens and not request.finished):
             return None
         self.delivered, self.closed = request.num_output_tokens, request.finished
-        text = self.text[self.text_delivered:]
+        text = self.text[self.text_delivered :]
         self.text_delivered = len(self.text)
-        return Chunk(request.request_id, request.index, text, request.output_token_ids[start:],
-                     None if request.logprobs is None else request.logprobs[start:], request.finish_reason)
+        return Chunk(
+            request.request_id,
+            request.index,
+            text,
+            request.output_token_ids[start:],
+            None if request.logprobs is None else request.logprobs[start:],
+            request.finish_reason,
+        )
 
 
 class RequestGroup:
     """The n requests of one prompt on their way, and the one place where their outputs are put together."""
 
-    def __init__(self, request_id: str, prompt: str | None, requests: Sequence[Request], tokenizer: Any) -> None:
+    def __init__(
+        self, request_id: str, prompt: str | None, requests: Sequence[Request], tokenizer: Any
+    ) -> None:
         self.request_id, self.prompt, self.requests = request_id, prompt, list(requests)
         self._streams = [_Stream(request, tokenizer) for request in requests]
 
@@ -73,9 +87,22 @@ class RequestGroup:
         """Everything so far, with the chunks that are new since the last call."""
         chunks = [chunk for stream in self._streams if (chunk := stream.drain()) is not None]
         completions = [
-            Completion(s.request.index, s.text, s.request.output_token_ids, s.request.finish_reason,
-                       None if s.request.logprobs is None else list(s.request.logprobs), s.request.metrics)
-            for s in self._streams]
+            Completion(
+                s.request.index,
+                s.text,
+                s.request.output_token_ids,
+                s.request.finish_reason,
+                None if s.request.logprobs is None else list(s.request.logprobs),
+                s.request.metrics,
+            )
+            for s in self._streams
+        ]
         first = self.requests[0]
-        return RequestOutput(self.request_id, self.prompt, first.token_ids[:first.num_prompt_tokens], completions,
-                             self.finished, chunks)
+        return RequestOutput(
+            self.request_id,
+            self.prompt,
+            first.token_ids[: first.num_prompt_tokens],
+            completions,
+            self.finished,
+            chunks,
+        )

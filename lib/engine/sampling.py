@@ -19,14 +19,18 @@ _CANDIDATES = 1024
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[dict[int, float] | None]]:
+def sample(
+    logits: Tensor, requests: Sequence[Request]
+) -> tuple[list[int], list[dict[int, float] | None]]:
     """Choose the next token of each request.
 
     `logits` [B, V], one row a request. Returns B token ids, and for each request None or its log-probabilities
     {token id: natural log}, the sampled token first, then the most likely ones.
     """
     raw = logits.float()
-    wants_logprobs = [r for r, request in enumerate(requests) if request.params.logprobs is not None]
+    wants_logprobs = [
+        r for r, request in enumerate(requests) if request.params.logprobs is not None
+    ]
     logits = _adjust(raw, requests)
     token_ids = logits.argmax(dim=-1)
     random_rows = [r for r, request in enumerate(requests) if not request.params.greedy]
@@ -37,14 +41,19 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
         if rows:
             chosen = [requests[r] for r in rows]
             temperature = _column([r.params.temperature for r in chosen], logits)
-            uniform = torch.tensor([[r.rng.random()] for r in chosen], dtype=torch.float64).to(logits.device)
+            uniform = torch.tensor([[r.rng.random()] for r in chosen], dtype=torch.float64).to(
+                logits.device
+            )
             token_ids[rows] = draw(logits[rows] / temperature, chosen, uniform)
     ids = token_ids.tolist()
     logprobs: list[dict[int, float] | None] = [None] * len(requests)
     if wants_logprobs:
         for r, row in zip(wants_logprobs, torch.log_softmax(raw[wants_logprobs], dim=-1)):
             best = row.topk(requests[r].params.logprobs)
-            logprobs[r] = {ids[r]: row[ids[r]].item(), **dict(zip(best.indices.tolist(), best.values.tolist()))}
+            logprobs[r] = {
+                ids[r]: row[ids[r]].item(),
+                **dict(zip(best.indices.tolist(), best.values.tolist())),
+            }
     return ids, logprobs
 
 
@@ -60,15 +69,21 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 def _adjust(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     """Penalties and min_tokens; copies the logits only if there are any."""
     penalised = [r for r, request in enumerate(requests) if request.params.has_penalties]
-    held = [(r, token) for r, request in enumerate(requests)
-            if request.num_output_tokens < request.params.min_tokens for token in request.stop_token_ids]
+    held = [
+        (r, token)
+        for r, request in enumerate(requests)
+        if request.num_output_tokens < request.params.min_tokens
+        for token in request.stop_token_ids
+    ]
     if not penalised and not held:
         return logits
     logits = logits.clone()
     if penalised:
         chosen = [requests[r] for r in penalised]
-        repetition, presence, frequency = (_column([getattr(r.params, f"{name}_penalty") for r in chosen], logits)
-                                           for name in ("repetition", "presence", "frequency"))
+        repetition, presence, frequency = (
+            _column([getattr(r.params, f"{name}_penalty") for r in chosen], logits)
+            for name in ("repetition", "presence", "frequency")
+        )
         in_output = _counts([r.output_token_ids for r in chosen], logits)
         seen = _counts([r.token_ids for r in chosen], logits) > 0
         rows = logits[penalised]
@@ -94,8 +109,9 @@ def _draw(scaled: Tensor, requests: Sequence[Request], uniform: Tensor) -> Tenso
     return _invert(torch.softmax(scaled, dim=-1, dtype=torch.float64), uniform).squeeze(1)
 
 
-def _draw_truncated(scaled: Tensor, requests: Sequence[Request], uniform: Tensor,
-                    width: int = _CANDIDATES) -> Tensor:
+def _draw_truncated(
+    scaled: Tensor, requests: Sequence[Request], uniform: Tensor, width: int = _CANDIDATES
+) -> Tensor:
     vocab_size = scaled.shape[1]
     width = min(width, vocab_size)
     top_k = [r.params.top_k if 0 < r.params.top_k < vocab_size else vocab_size for r in requests]
@@ -109,13 +125,17 @@ def _draw_truncated(scaled: Tensor, requests: Sequence[Request], uniform: Tensor
     # What top_k and min_p leave is the whole distribution for top_p; if they leave all, it sums to one.
     cut = (top_k < vocab_size) | (min_p > 0)
     mass = torch.where(cut, (probs * keep).sum(-1, keepdim=True), torch.ones_like(probs[:, :1]))
-    unknown = keep[:, -1] & cut[:, 0]  # they leave more than the candidates, and nobody knows how much
+    unknown = (
+        keep[:, -1] & cut[:, 0]
+    )  # they leave more than the candidates, and nobody knows how much
     before = (probs * keep).cumsum(-1) - probs * keep
     keep &= before < top_p * mass
     token_ids = ids.gather(1, _invert(probs * keep, uniform)).squeeze(1)
     if width < vocab_size and (short := (keep[:, -1] | unknown).nonzero().squeeze(1).tolist()):
         # The candidates do not hold these rows' nucleus. The others keep what they drew, whoever is beside them.
-        token_ids[short] = _draw_truncated(scaled[short], [requests[r] for r in short], uniform[short], vocab_size)
+        token_ids[short] = _draw_truncated(
+            scaled[short], [requests[r] for r in short], uniform[short], vocab_size
+        )
     return token_ids
 
 

@@ -92,7 +92,9 @@ class Scheduler:
             num_tokens = self._fit(request, budget, first=not scheduled)
             if num_tokens:
                 scheduled.append(Scheduled(request, num_tokens))
-            budget = budget - num_tokens if num_tokens else 0  # nobody overtakes one that has to wait for a step
+            budget = (
+                budget - num_tokens if num_tokens else 0
+            )  # nobody overtakes one that has to wait for a step
 
     def _fit(self, request: Request, budget: int, first: bool) -> int:
         """Tokens of the request that this step computes: all that are missing, or as many as the budget allows."""

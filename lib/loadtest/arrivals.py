@@ -8,7 +8,9 @@ import random
 ARRIVALS = ("burst", "steady", "poisson", "gamma")
 
 
-def arrival_times(kind: str, n: int, *, rate: float | None = None, burstiness: float = 1.0, seed: int = 0) -> list[float]:
+def arrival_times(
+    kind: str, n: int, *, rate: float | None = None, burstiness: float = 1.0, seed: int = 0
+) -> list[float]:
     """n times in seconds, ascending, the first at 0.
 
     burst: all at once. steady: one each 1/rate. poisson: independent users, so that the gaps are exponential.

@@ -50,9 +50,15 @@ class Target:
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
         # Idle connections are dropped before the server does it (uvicorn: after 5 s), lest a request meets a closed one.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
-        return httpx.AsyncClient(headers=headers, limits=limits, trust_env=False,
-                                 timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT))
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0
+        )
+        return httpx.AsyncClient(
+            headers=headers,
+            limits=limits,
+            trust_env=False,
+            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
+        )
 
 
 class ServerGone(Exception):
@@ -63,16 +69,24 @@ class StreamError(Exception):
     """The answer is no answer; the message says why."""
 
 
-async def send(http: httpx.AsyncClient, target: Target, body: bytes, trace: RequestTrace, clock: Callable[[], float],
-               heard: Callable[[], None] = lambda: None) -> None:
+async def send(
+    http: httpx.AsyncClient,
+    target: Target,
+    body: bytes,
+    trace: RequestTrace,
+    clock: Callable[[], float],
+    heard: Callable[[], None] = lambda: None,
+) -> None:
     """Send one request and write into `trace` what happens. `heard` is called whenever bytes arrive.
 
     Raises ServerGone, with the trace complete, if nobody listens. Cancelled, it leaves the outcome to the canceller.
     """
     trace.sent = clock()
     try:
-        async with asyncio.timeout(target.timeout), \
-                http.stream("POST", f"{target.base}/v1/completions", content=body) as response:
+        async with (
+            asyncio.timeout(target.timeout),
+            http.stream("POST", f"{target.base}/v1/completions", content=body) as response,
+        ):
             trace.status = response.status_code
             heard()
             if response.status_code != 200:
@@ -83,7 +97,10 @@ async def send(http: httpx.AsyncClient, target: Target, body: bytes, trace: Requ
             trace.outcome = COMPLETED
     except (TimeoutError, httpx.ConnectTimeout) as error:
         waited = _CONNECT_TIMEOUT if isinstance(error, httpx.ConnectTimeout) else target.timeout
-        trace.outcome, trace.error = TIMEOUT, f"no complete answer within {waited:g} s, {_progress(trace)}"
+        trace.outcome, trace.error = (
+            TIMEOUT,
+            f"no complete answer within {waited:g} s, {_progress(trace)}",
+        )
     except httpx.ConnectError as error:
         trace.outcome, trace.error = FAILED, f"cannot connect to {target.base}: {error}"
         raise ServerGone(trace.error) from None
@@ -98,8 +115,12 @@ async def send(http: httpx.AsyncClient, target: Target, body: bytes, trace: Requ
             trace.output_tokens = len(trace.chunks)
 
 
-async def _read(response: httpx.Response, trace: RequestTrace, clock: Callable[[], float],
-                heard: Callable[[], None]) -> None:
+async def _read(
+    response: httpx.Response,
+    trace: RequestTrace,
+    clock: Callable[[], float],
+    heard: Callable[[], None],
+) -> None:
     """Note each event with output. Events that the network brings together get the same time: they came together."""
     events, done = EventReader(), False
     async for data in response.aiter_raw():
@@ -126,7 +147,10 @@ def _note(payload: str, trace: RequestTrace, now: float) -> None:
             trace.chunks.append(now)
             trace.finish_reason = choices[0].get("finish_reason") or trace.finish_reason
         if usage:
-            trace.output_tokens, trace.prompt_tokens = usage["completion_tokens"], usage.get("prompt_tokens")
+            trace.output_tokens, trace.prompt_tokens = (
+                usage["completion_tokens"],
+                usage.get("prompt_tokens"),
+            )
             trace.counted = True
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise StreamError(f"an event is not what OpenAI's protocol has ({error!r})") from None

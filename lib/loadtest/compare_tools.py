@@ -54,7 +54,7 @@ def compare(tools: Mapping[str, Callable[[], Reading]], rounds: int) -> dict[str
     readings: dict[str, list[Reading]] = {name: [] for name in tools}
     for turn in range(1 + rounds):
         names = list(tools)
-        for name in names[turn % len(names):] + names[:turn % len(names)]:
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             sys.stderr.write(f"round {turn} of {rounds}: {name}\n")
             reading = tools[name]()
             if turn:
@@ -66,22 +66,38 @@ def rows(readings: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
     """One a tool, ours first: medians over the rounds with all samples, and each one's ratio to ours."""
     result = []
     for tool, found in readings.items():
-        row: dict[str, Any] = {"tool": tool, "version": found[0].version, "completed": sum(r.completed for r in found)}
+        row: dict[str, Any] = {
+            "tool": tool,
+            "version": found[0].version,
+            "completed": sum(r.completed for r in found),
+        }
         for name in TIMES:
             kind = Rates if name == "throughput" else Timing
             row[name] = kind(tuple(getattr(reading, name) for reading in found))
-            row[f"{name}_over_ours"] = row[name].median / median(getattr(r, name) for r in readings[OURS])
+            row[f"{name}_over_ours"] = row[name].median / median(
+                getattr(r, name) for r in readings[OURS]
+            )
         result.append(row | {"lagged": sum(reading.lagged for reading in found)})
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 when all agree within LIMIT, 1 when a tool failed or differs by more, 2 for bad arguments."""
-    parser = argparse.ArgumentParser(prog="python -m lib.loadtest.compare_tools", description=__doc__.partition("\n")[0])
-    parser.add_argument("--guidellm", required=True, metavar="PATH", help="its program, such as venv/bin/guidellm")
-    parser.add_argument("--aiperf", required=True, metavar="PATH", help="its program, such as venv/bin/aiperf")
-    parser.add_argument("--rounds", type=int, default=pick(smoke=1, cpu=3, gpu=5), help="that count (%(default)s)")
-    parser.add_argument("--record", type=Path, metavar="DIR", help="write DIR/<hardware>/load_tools.json")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.loadtest.compare_tools", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--guidellm", required=True, metavar="PATH", help="its program, such as venv/bin/guidellm"
+    )
+    parser.add_argument(
+        "--aiperf", required=True, metavar="PATH", help="its program, such as venv/bin/aiperf"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=pick(smoke=1, cpu=3, gpu=5), help="that count (%(default)s)"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="write DIR/<hardware>/load_tools.json"
+    )
     args = parser.parse_args(arguments)
     programs = {name: shutil.which(getattr(args, name)) for name in ("guidellm", "aiperf")}
     for name, program in programs.items():
@@ -90,7 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.rounds < 1:
         parser.error(f"--rounds must be >= 1, got {args.rounds}")
     try:  # absolute: each runs in a folder of its own
-        return _measure({name: os.path.abspath(path) for name, path in programs.items()}, args.rounds, args.record)
+        return _measure(
+            {name: os.path.abspath(path) for name, path in programs.items()},
+            args.rounds,
+            args.record,
+        )
     except (ToolError, RuntimeError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -105,31 +125,89 @@ def _measure(programs: Mapping[str, str], rounds: int, folder: Path | None) -> i
     # One core is left to the tools. Where the server has all, its threads wait for the one that is held up, and a tool
     # that takes a core makes the server many times slower: that would compare what the tools use, not what they see.
     threads = str(max(1, (os.cpu_count() or 1) - 1))
-    with ServerProcess("--model", MODEL, "--dtype", "float32", "--max-num-seqs", str(users), "--max-model-len",
-                       str(length), "--num-blocks", str(blocks), environment=dict.fromkeys(
-                           ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads)) as server:
+    with ServerProcess(
+        "--model",
+        MODEL,
+        "--dtype",
+        "float32",
+        "--max-num-seqs",
+        str(users),
+        "--max-model-len",
+        str(length),
+        "--num-blocks",
+        str(blocks),
+        environment=dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads
+        ),
+    ) as server:
 
         def theirs(run: Callable[..., Reading], name: str) -> Reading:
             with tempfile.TemporaryDirectory() as work:
-                return run(programs[name], server.url, requests, users, Path(work)).check(requests, prompt)
+                return run(programs[name], server.url, requests, users, Path(work)).check(
+                    requests, prompt
+                )
 
         def ours() -> Reading:
-            return read_ours(closed_loop(Target(server.url, MODEL), requests, users)).check(requests, prompt)
+            return read_ours(closed_loop(Target(server.url, MODEL), requests, users)).check(
+                requests, prompt
+            )
 
-        readings = compare({OURS: ours, "guidellm": lambda: theirs(guidellm, "guidellm"),
-                            "aiperf": lambda: theirs(aiperf, "aiperf")}, rounds)
+        readings = compare(
+            {
+                OURS: ours,
+                "guidellm": lambda: theirs(guidellm, "guidellm"),
+                "aiperf": lambda: theirs(aiperf, "aiperf"),
+            },
+            rounds,
+        )
     points = rows(readings)
-    table([[p["tool"], p["version"], f"{1e3 * p['ttft'].median:.1f}", f"{1e3 * p['tpot'].median:.2f}",
-            f"{p['throughput'].median:.1f}", *(f"{p[f'{name}_over_ours']:.3f}" for name in TIMES)] for p in points],
-          headers=["tool", "version", "TTFT (ms)", "TPOT (ms)", "tok/s", "over ours: TTFT", "TPOT", "tok/s"])
+    table(
+        [
+            [
+                p["tool"],
+                p["version"],
+                f"{1e3 * p['ttft'].median:.1f}",
+                f"{1e3 * p['tpot'].median:.2f}",
+                f"{p['throughput'].median:.1f}",
+                *(f"{p[f'{name}_over_ours']:.3f}" for name in TIMES),
+            ]
+            for p in points
+        ],
+        headers=[
+            "tool",
+            "version",
+            "TTFT (ms)",
+            "TPOT (ms)",
+            "tok/s",
+            "over ours: TTFT",
+            "TPOT",
+            "tok/s",
+        ],
+    )
     worst = max(abs(point[f"{name}_over_ours"] - 1) for point in points for name in TIMES)
-    print(f"largest difference from ours: {worst:.1%}; within {LIMIT:.0%}: {'yes' if worst <= LIMIT else 'NO'}")
+    print(
+        f"largest difference from ours: {worst:.1%}; within {LIMIT:.0%}: {'yes' if worst <= LIMIT else 'NO'}"
+    )
     if points[0]["lagged"]:
-        print(f"OUR GENERATOR LAGGED in {points[0]['lagged']} of {rounds} rounds: its times are partly its own")
-    record.add("tools", unit="s, tokens/s", points=points, params={
-        "users": users, "requests": n, "prompt_tokens": prompt, "fewest_output_tokens": answers[0],
-        "most_output_tokens": answers[1], "rounds": rounds, "threads": int(threads), "limit": LIMIT,
-        "statistic": "the median over a run's requests; of those, the median over the rounds"})
+        print(
+            f"OUR GENERATOR LAGGED in {points[0]['lagged']} of {rounds} rounds: its times are partly its own"
+        )
+    record.add(
+        "tools",
+        unit="s, tokens/s",
+        points=points,
+        params={
+            "users": users,
+            "requests": n,
+            "prompt_tokens": prompt,
+            "fewest_output_tokens": answers[0],
+            "most_output_tokens": answers[1],
+            "rounds": rounds,
+            "threads": int(threads),
+            "limit": LIMIT,
+            "statistic": "the median over a run's requests; of those, the median over the rounds",
+        },
+    )
     record.headline("largest difference of another load tool from ours", 100 * worst, "%")
     if folder is not None:
         print(f"wrote {record.save(folder)}")

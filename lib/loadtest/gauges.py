@@ -51,7 +51,9 @@ class Gauges:
     each time it meant to: a late loop notes tokens late.
     """
 
-    def __init__(self, http: httpx.AsyncClient, base: str, clock: Callable[[], float], interval: float = 0.5) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, base: str, clock: Callable[[], float], interval: float = 0.5
+    ) -> None:
         if interval < TICK:
             raise ValueError(f"interval must be >= {TICK} seconds, got {interval}")
         self.samples: list[dict[str, Any]] = []
@@ -73,9 +75,14 @@ class Gauges:
                     self.samples.append(await self._sample(gpu))
 
     async def _sample(self, gpu: tuple[Any, Any] | None) -> dict[str, Any]:
-        sample: dict[str, Any] = {"t": round(self._clock(), 3), **dict.fromkeys(_GAUGES), "gpu": None,
-                                  "gpu_memory": None, "cpu": psutil.cpu_percent(),
-                                  "generator_cpu": self._process.cpu_percent()}
+        sample: dict[str, Any] = {
+            "t": round(self._clock(), 3),
+            **dict.fromkeys(_GAUGES),
+            "gpu": None,
+            "gpu_memory": None,
+            "cpu": psutil.cpu_percent(),
+            "generator_cpu": self._process.cpu_percent(),
+        }
         if self._has_metrics:
             try:
                 response = await self._http.get(f"{self._base}/metrics", timeout=2.0)

@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-COMPLETED, REJECTED, FAILED, TIMEOUT, UNSENT = OUTCOMES = ("completed", "rejected", "failed", "timeout", "unsent")
+COMPLETED, REJECTED, FAILED, TIMEOUT, UNSENT = OUTCOMES = (
+    "completed",
+    "rejected",
+    "failed",
+    "timeout",
+    "unsent",
+)
 
 
 @dataclass
@@ -87,11 +93,24 @@ class RequestTrace:
         """Raw times to the microsecond, and what follows from them."""
         rounded = lambda value: None if value is None else round(value, 6)  # noqa: E731
         return {
-            "index": self.index, "outcome": self.outcome, "status": self.status, "error": self.error,
-            "scheduled": rounded(self.scheduled), "ready": rounded(self.ready), "sent": rounded(self.sent),
-            "end": rounded(self.end), "chunks": [rounded(at) for at in self.chunks],
-            "ttft": rounded(self.ttft), "ttft_sent": rounded(self.ttft_sent), "tpot": rounded(self.tpot),
-            "e2e": rounded(self.e2e), "e2e_sent": rounded(self.e2e_sent), "lag": rounded(self.lag),
-            "wait": rounded(self.wait), "prompt_tokens": self.prompt_tokens, "output_tokens": self.output_tokens,
-            "counted": self.counted, "finish_reason": self.finish_reason,
+            "index": self.index,
+            "outcome": self.outcome,
+            "status": self.status,
+            "error": self.error,
+            "scheduled": rounded(self.scheduled),
+            "ready": rounded(self.ready),
+            "sent": rounded(self.sent),
+            "end": rounded(self.end),
+            "chunks": [rounded(at) for at in self.chunks],
+            "ttft": rounded(self.ttft),
+            "ttft_sent": rounded(self.ttft_sent),
+            "tpot": rounded(self.tpot),
+            "e2e": rounded(self.e2e),
+            "e2e_sent": rounded(self.e2e_sent),
+            "lag": rounded(self.lag),
+            "wait": rounded(self.wait),
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "counted": self.counted,
+            "finish_reason": self.finish_reason,
         }

@@ -11,13 +11,15 @@ from lib.bench.workloads import fixed, log_normal, random_prompts
 
 FIXED = {"short": 6, "medium": 28, "long": 56}  # prompt tokens, as in the published load test
 WORKLOADS = (*FIXED, "chat", "shared-prefix")
-PREFIX = 128                                    # tokens that all prompts of `shared-prefix` begin with
+PREFIX = 128  # tokens that all prompts of `shared-prefix` begin with
 
 # One token each in GPT-2's vocabulary and in most others, with the blank before it.
-_WORDS = ("time year people way day man thing woman life child world school state family student group country problem "
-          "hand part place case week company system program question work government number night point home water "
-          "room mother area money story fact month lot right study book eye job word business issue side kind head "
-          "house service friend father power hour game line end member law car city").split()
+_WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work government number night point home water "
+    "room mother area money story fact month lot right study book eye job word business issue side kind head "
+    "house service friend father power hour game line end member law car city"
+).split()
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,31 @@ class LoadRequest:
 
     def body(self, model: str | None, ignore_eos: bool) -> dict[str, Any]:
         """What POST /v1/completions takes: greedy, streamed, with the token counts at the end."""
-        body: dict[str, Any] = {"prompt": self.prompt, "max_tokens": self.max_tokens, "temperature": 0.0,
-                                "stream": True, "stream_options": {"include_usage": True}}
+        body: dict[str, Any] = {
+            "prompt": self.prompt,
+            "max_tokens": self.max_tokens,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         if model is not None:
             body["model"] = model
-        if ignore_eos:  # vLLM's field: an answer has exactly max_tokens tokens. Not every server knows it.
+        if (
+            ignore_eos
+        ):  # vLLM's field: an answer has exactly max_tokens tokens. Not every server knows it.
             body["ignore_eos"] = True
         return body
 
 
-def make_requests(workload: str, n: int, *, max_tokens: int = 50, vocab_size: int = 1000, text: bool = False,
-                  seed: int = 0) -> list[LoadRequest]:
+def make_requests(
+    workload: str,
+    n: int,
+    *,
+    max_tokens: int = 50,
+    vocab_size: int = 1000,
+    text: bool = False,
+    seed: int = 0,
+) -> list[LoadRequest]:
     """n requests; the same arguments give the same requests everywhere, and no two prompts are alike but by chance.
 
     short, medium, long: prompts of 6, 28 and 56 tokens. chat: prompts of 8 to 400 tokens and answers of at most
@@ -56,7 +72,9 @@ def make_requests(workload: str, n: int, *, max_tokens: int = 50, vocab_size: in
         outputs = log_normal(n, max(1.0, max_tokens / 2), 0.7, 1, max_tokens, seed + 1)
     else:
         lengths = fixed(n, FIXED.get(workload, FIXED["medium"]))
-    prompts: Sequence[list[Any]] = random_prompts(lengths, len(_WORDS) if text else vocab_size, seed)
+    prompts: Sequence[list[Any]] = random_prompts(
+        lengths, len(_WORDS) if text else vocab_size, seed
+    )
     if workload == "shared-prefix":
         rng = random.Random(f"prefix/{seed}")
         shared = [rng.randrange(len(_WORDS) if text else vocab_size) for _ in range(PREFIX)]

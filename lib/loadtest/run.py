@@ -34,8 +34,14 @@ class LoadRun:
     started: float = 0.0
 
 
-def closed_loop(target: Target, requests: Sequence[LoadRequest], concurrency: int, *,
-                warmup: Sequence[LoadRequest] = (), watcher: Watcher | None = None) -> LoadRun:
+def closed_loop(
+    target: Target,
+    requests: Sequence[LoadRequest],
+    concurrency: int,
+    *,
+    warmup: Sequence[LoadRequest] = (),
+    watcher: Watcher | None = None,
+) -> LoadRun:
     """`concurrency` users; each sends its next request when its last one has ended, until `requests` are through.
 
     The warm-up goes first, equally many at a time, and has drained before the clock starts.
@@ -43,13 +49,26 @@ def closed_loop(target: Target, requests: Sequence[LoadRequest], concurrency: in
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be >= 1, got {concurrency}")
-    return _run(target, requests, warmup, concurrency, watcher, {"mode": "closed", "concurrency": concurrency},
-                lambda session: session.closed(concurrency))
+    return _run(
+        target,
+        requests,
+        warmup,
+        concurrency,
+        watcher,
+        {"mode": "closed", "concurrency": concurrency},
+        lambda session: session.closed(concurrency),
+    )
 
 
-def open_loop(target: Target, requests: Sequence[LoadRequest], arrivals: Sequence[float], *,
-              max_in_flight: int | None = None, warmup: Sequence[LoadRequest] = (),
-              watcher: Watcher | None = None) -> LoadRun:
+def open_loop(
+    target: Target,
+    requests: Sequence[LoadRequest],
+    arrivals: Sequence[float],
+    *,
+    max_in_flight: int | None = None,
+    warmup: Sequence[LoadRequest] = (),
+    watcher: Watcher | None = None,
+) -> LoadRun:
     """Each request goes out at its time in `arrivals` (seconds, ascending), whatever has become of the others.
 
     `max_in_flight` makes those beyond it wait in the generator. Their clock runs: it starts when they are due.
@@ -57,22 +76,46 @@ def open_loop(target: Target, requests: Sequence[LoadRequest], arrivals: Sequenc
     """
     times = list(arrivals)
     if len(times) != len(requests) or any(b < a for a, b in zip([0.0, *times], times)):
-        raise ValueError(f"arrivals must be one time a request, ascending from 0, got {len(times)} for {len(requests)}")
+        raise ValueError(
+            f"arrivals must be one time a request, ascending from 0, got {len(times)} for {len(requests)}"
+        )
     if max_in_flight is not None and max_in_flight < 1:
         raise ValueError(f"max_in_flight must be >= 1, got {max_in_flight}")
     rate = (len(times) - 1) / times[-1] if times and times[-1] > 0 else None
-    return _run(target, requests, warmup, max_in_flight or 8, watcher,
-                {"mode": "open", "offered_rate": rate, "max_in_flight": max_in_flight},
-                lambda session: session.open(times, max_in_flight))
+    return _run(
+        target,
+        requests,
+        warmup,
+        max_in_flight or 8,
+        watcher,
+        {"mode": "open", "offered_rate": rate, "max_in_flight": max_in_flight},
+        lambda session: session.open(times, max_in_flight),
+    )
 
 
-def _run(target: Target, requests: Sequence[LoadRequest], warmup: Sequence[LoadRequest], warmup_concurrency: int,
-         watcher: Watcher | None, config: dict[str, Any], drive: Callable[[Session], Coroutine]) -> LoadRun:
+def _run(
+    target: Target,
+    requests: Sequence[LoadRequest],
+    warmup: Sequence[LoadRequest],
+    warmup_concurrency: int,
+    watcher: Watcher | None,
+    config: dict[str, Any],
+    drive: Callable[[Session], Coroutine],
+) -> LoadRun:
     """Run it in a thread of its own, with an event loop of its own: a notebook's is in use already."""
     if not requests:
         raise ValueError("requests must be at least one")
-    run = LoadRun({**config, "url": target.base, "model": target.model, "ignore_eos": target.ignore_eos,
-                   "requests": len(requests), "warmup": len(warmup)}, [])
+    run = LoadRun(
+        {
+            **config,
+            "url": target.base,
+            "model": target.model,
+            "ignore_eos": target.ignore_eos,
+            "requests": len(requests),
+            "warmup": len(warmup),
+        },
+        [],
+    )
     current: list[tuple[asyncio.AbstractEventLoop, Session]] = []
     failure: list[BaseException] = []
 
@@ -90,7 +133,10 @@ def _run(target: Target, requests: Sequence[LoadRequest], warmup: Sequence[LoadR
                     return
             gauges = Gauges(side, target.base, main.clock)
             current.append((loop, main))
-            helpers = [asyncio.ensure_future(gauges.run()), asyncio.ensure_future(_call(watcher, main))]
+            helpers = [
+                asyncio.ensure_future(gauges.run()),
+                asyncio.ensure_future(_call(watcher, main)),
+            ]
             try:
                 await drive(main)
             finally:
@@ -108,7 +154,9 @@ def _run(target: Target, requests: Sequence[LoadRequest], warmup: Sequence[LoadR
         finally:
             ended.set()
 
-    ended = threading.Event()  # Thread.join takes an interrupted wait for the thread's end (CPython before 3.13)
+    ended = (
+        threading.Event()
+    )  # Thread.join takes an interrupted wait for the thread's end (CPython before 3.13)
     threading.Thread(target=body, name="load-generator", daemon=True).start()
     while not ended.is_set():
         try:

@@ -18,9 +18,13 @@ from lib.loadtest.requests import LoadRequest
 class Session:
     """Sends a list of requests and watches over them. Belongs to one event loop."""
 
-    def __init__(self, http: httpx.AsyncClient, target: Target, requests: Sequence[LoadRequest]) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, target: Target, requests: Sequence[LoadRequest]
+    ) -> None:
         # Encoded beforehand, so that nothing but sending is left to do when a request is due.
-        self._bodies = [json.dumps(r.body(target.model, target.ignore_eos)).encode() for r in requests]
+        self._bodies = [
+            json.dumps(r.body(target.model, target.ignore_eos)).encode() for r in requests
+        ]
         self.traces = [RequestTrace(i) for i in range(len(requests))]
         self.problem: str | None = None
         self.in_flight: dict[asyncio.Future, RequestTrace] = {}
@@ -86,7 +90,10 @@ class Session:
         if not self.in_flight:
             self._heard()
         task = asyncio.ensure_future(
-            send(self._http, self._target, self._bodies[trace.index], trace, self.clock, self._heard))
+            send(
+                self._http, self._target, self._bodies[trace.index], trace, self.clock, self._heard
+            )
+        )
         self.in_flight[task] = trace
         try:
             await asyncio.wait({task})
@@ -116,5 +123,7 @@ class Session:
         while True:
             await asyncio.sleep(min(0.25, limit / 10))
             if self.in_flight and self.clock() - self._heard_at > limit:
-                self.cancel(f"not a byte from the server for {limit:g} s, with {len(self.in_flight)} requests in flight",
-                            TIMEOUT)
+                self.cancel(
+                    f"not a byte from the server for {limit:g} s, with {len(self.in_flight)} requests in flight",
+                    TIMEOUT,
+                )

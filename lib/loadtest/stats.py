@@ -15,19 +15,34 @@ from lib.loadtest.request_trace import OUTCOMES, REJECTED, RequestTrace
 from lib.loadtest.run import LoadRun
 
 QUANTILES = (50, 90, 95, 99)
-ENOUGH = 100          # samples; with fewer, a p99 is little more than the maximum
-LAG_SHARE, LAG_FLOOR = 0.1, 0.005  # a run lags if p99 lag exceeds a tenth of the median TTFT, and 5 ms
+ENOUGH = 100  # samples; with fewer, a p99 is little more than the maximum
+LAG_SHARE, LAG_FLOOR = (
+    0.1,
+    0.005,
+)  # a run lags if p99 lag exceeds a tenth of the median TTFT, and 5 ms
 SLOS = ("ttft", "tpot", "e2el")
 
 
 def distribution(samples: Sequence[float]) -> dict[str, Any]:
     """n, mean, min, max, p50 … p99 in the samples' unit; None without samples. indicative: p99 rests on n < 100."""
     if not samples:
-        return {"n": 0, "mean": None, "min": None, "max": None, **{f"p{q}": None for q in QUANTILES},
-                "indicative": True}
+        return {
+            "n": 0,
+            "mean": None,
+            "min": None,
+            "max": None,
+            **{f"p{q}": None for q in QUANTILES},
+            "indicative": True,
+        }
     ordered = sorted(samples)
-    return {"n": len(ordered), "mean": sum(ordered) / len(ordered), "min": ordered[0], "max": ordered[-1],
-            **{f"p{q}": percentile(ordered, q) for q in QUANTILES}, "indicative": len(ordered) < ENOUGH}
+    return {
+        "n": len(ordered),
+        "mean": sum(ordered) / len(ordered),
+        "min": ordered[0],
+        "max": ordered[-1],
+        **{f"p{q}": percentile(ordered, q) for q in QUANTILES},
+        "indicative": len(ordered) < ENOUGH,
+    }
 
 
 def is_good(trace: RequestTrace, slo: Mapping[str, float]) -> bool:
@@ -59,10 +74,12 @@ def summarize(run: LoadRun, slo: Mapping[str, float] | None = None) -> dict[str,
     output = sum(trace.output_tokens for trace in done)
     chunks = sum(len(trace.chunks) for trace in done)
     times = {
-        "ttft": [trace.ttft for trace in done], "ttft_sent": [trace.ttft_sent for trace in done],
+        "ttft": [trace.ttft for trace in done],
+        "ttft_sent": [trace.ttft_sent for trace in done],
         "tpot": [trace.tpot for trace in done if trace.tpot is not None],
         "itl": [gap for trace in done for gap in trace.gaps],
-        "e2e": [trace.e2e for trace in done], "e2e_sent": [trace.e2e_sent for trace in done],
+        "e2e": [trace.e2e for trace in done],
+        "e2e_sent": [trace.e2e_sent for trace in done],
         "wait": [trace.wait for trace in traces if trace.sent is not None],
         "lag": [trace.lag for trace in traces if trace.sent is not None],
         "loop_lag": run.lateness,
@@ -70,15 +87,27 @@ def summarize(run: LoadRun, slo: Mapping[str, float] | None = None) -> dict[str,
     spread = {name: distribution(samples) for name, samples in times.items()}
     good = None if slo is None else sum(is_good(trace, check_slo(slo)) for trace in done)
     return {
-        "requests": len(traces), **outcomes, "rejected_fraction": outcomes[REJECTED] / len(traces) if traces else 0.0,
-        "duration": duration, "request_throughput": per_second(len(done)), "output_throughput": per_second(output),
-        "total_token_throughput": per_second(output + sum(trace.prompt_tokens or 0 for trace in done)),
-        "output_tokens": output, "tokens_per_chunk": output / chunks if chunks else None,
+        "requests": len(traces),
+        **outcomes,
+        "rejected_fraction": outcomes[REJECTED] / len(traces) if traces else 0.0,
+        "duration": duration,
+        "request_throughput": per_second(len(done)),
+        "output_throughput": per_second(output),
+        "total_token_throughput": per_second(
+            output + sum(trace.prompt_tokens or 0 for trace in done)
+        ),
+        "output_tokens": output,
+        "tokens_per_chunk": output / chunks if chunks else None,
         "counted": all(trace.counted for trace in done),
-        "slo": None if slo is None else dict(slo), "good": good, "goodput": None if good is None else per_second(good),
+        "slo": None if slo is None else dict(slo),
+        "good": good,
+        "goodput": None if good is None else per_second(good),
         # Little's law: the mean number of requests in the server is their summed time there over the duration.
         "mean_in_flight": per_second(sum(trace.end - trace.sent for trace in ended)),
-        "lagged": _lagged(spread), **spread, "gauges": _gauges(run.gauges), "problem": run.problem,
+        "lagged": _lagged(spread),
+        **spread,
+        "gauges": _gauges(run.gauges),
+        "problem": run.problem,
     }
 
 

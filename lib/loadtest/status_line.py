@@ -16,7 +16,9 @@ class StatusLine:
     def __init__(self, stream: TextIO, label: str) -> None:
         self._stream, self._label = stream, label
         self._visible = stream.isatty()
-        self._seen: deque[tuple[float, int]] = deque(maxlen=11)  # (seconds, chunks): the rate of the last two seconds
+        self._seen: deque[tuple[float, int]] = deque(
+            maxlen=11
+        )  # (seconds, chunks): the rate of the last two seconds
 
     def __call__(self, session: Session) -> None:
         if self._visible:
@@ -35,8 +37,10 @@ class StatusLine:
         first = sorted(trace.ttft for trace in traces if trace.chunks)
         ttft = f", TTFT p50 {first[len(first) // 2] * 1e3:,.0f} ms" if first else ""
         lost = f", {len(ended) - done} not completed" if len(ended) > done else ""
-        return (f"{self._label}: {done}/{len(traces)} done{lost}, {len(session.in_flight)} in flight, {rate}{ttft}, "
-                f"{session.clock():.0f} s")
+        return (
+            f"{self._label}: {done}/{len(traces)} done{lost}, {len(session.in_flight)} in flight, {rate}{ttft}, "
+            f"{session.clock():.0f} s"
+        )
 
     def close(self) -> None:
         """Take the line away."""

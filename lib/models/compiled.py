@@ -31,9 +31,13 @@ def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tens
     return x, F.rms_norm(x, weight.shape, weight, eps)
 
 
-def split_rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_rotate(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """qkv [T, (Hq + 2 Hkv) D] to rotated q [T, Hq, D] and k [T, Hkv, D], and v [T, Hkv, D]."""
-    qk, v = qkv.view(qkv.shape[0], heads + 2 * kv_heads, -1).split((heads + kv_heads, kv_heads), dim=1)
+    qk, v = qkv.view(qkv.shape[0], heads + 2 * kv_heads, -1).split(
+        (heads + kv_heads, kv_heads), dim=1
+    )
     q, k = llama.rotate(qk, cos, sin).split((heads, kv_heads), dim=1)
     return q, k, v
 
@@ -43,7 +47,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_layer_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     x = x + y
     return x, F.layer_norm(x, weight.shape, weight, bias, eps)
 
@@ -56,7 +62,9 @@ class LlamaBlock(llama.Block):
         self.__dict__.update(block.__dict__)
         self.ops = ops
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, attention: Attention) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, attention: Attention
+    ) -> Tensor:
         qkv = self.qkv(self.ops.rms_norm(x, self.attention_norm.weight, self.attention_norm.eps))
         q, k, v = self.ops.split_rotate(qkv, cos, sin, self.num_heads, self.num_kv_heads)
         y = self.proj(attention(self.layer, q, k, v, batch).reshape(x.shape[0], -1))
@@ -119,12 +127,19 @@ def compile_blocks(model: nn.Module) -> float:
         return x
 
     try:
-        with torch._inductor.config.patch(compile_threads=1):  # no pool of workers for these few lines
+        with torch._inductor.config.patch(
+            compile_threads=1
+        ):  # no pool of workers for these few lines
             for n in (1, 8):
                 blocks[0].warm_up(lambda *shape, n=n: tokens(n, *shape))
     except Exception as error:  # whatever keeps a compiler from running, the model runs without one
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        warnings.warn(f"compile=True runs eagerly, since torch.compile does not work here: {reason}", stacklevel=4)
+        reason = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        warnings.warn(
+            f"compile=True runs eagerly, since torch.compile does not work here: {reason}",
+            stacklevel=4,
+        )
         return 0.0
     model.blocks = nn.ModuleList(blocks)
     return time.perf_counter() - start

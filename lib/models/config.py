@@ -17,7 +17,10 @@ _SUPPORTED = {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (False, True),  # a numerical choice of the reference, the same function
+        "reorder_and_upcast_attn": (
+            False,
+            True,
+        ),  # a numerical choice of the reference, the same function
     },
     "llama": {
         "hidden_act": ("silu",),
@@ -25,8 +28,11 @@ _SUPPORTED = {
     },
 }
 # What each rope_type must say beside rope_theta.
-_ROPE_KEYS = {"default": (), "linear": ("factor",), "llama3": (
-    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+_ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,23 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
-                     "intermediate_size", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+            )
         if self.architecture == "llama" and self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
         for key in _ROPE_KEYS[(self.rope_scaling or {}).get("rope_type", "default")]:
@@ -72,7 +87,9 @@ class ModelConfig:
         _positive("norm_eps", self.norm_eps)
         for token_id in self.eos_token_ids:
             if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-                raise ValueError(f"eos_token_id must be an integer >= 0 or a list of them, got {token_id!r}")
+                raise ValueError(
+                    f"eos_token_id must be an integer >= 0 or a list of them, got {token_id!r}"
+                )
 
     def kv_bytes_per_token(self, element_size: int) -> int:
         """Bytes of K and V that one token leaves behind over all layers, at `element_size` bytes an element."""
@@ -80,7 +97,11 @@ class ModelConfig:
 
 
 def _positive(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not 0 < value < float("inf")
+    ):
         raise ValueError(f"{name} must be a number > 0, got {value!r}")
 
 
@@ -89,7 +110,9 @@ def _head_dim(raw: dict[str, Any], width: str, heads: str) -> int:
         if not isinstance(raw[key], int) or raw[key] < 1:
             raise ValueError(f"{key} must be a positive integer, got {raw[key]!r}")
     if raw[width] % raw[heads]:
-        raise ValueError(f"{width} must be a multiple of {heads}, got {raw[width]} and {raw[heads]}")
+        raise ValueError(
+            f"{width} must be a multiple of {heads}, got {raw[width]} and {raw[heads]}"
+        )
     return raw[width] // raw[heads]
 
 
@@ -101,13 +124,17 @@ def load_config(folder: str | Path) -> ModelConfig:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no config.json in {folder}: a checkpoint folder holds config.json and *.safetensors")
+        raise FileNotFoundError(
+            f"no config.json in {folder}: a checkpoint folder holds config.json and *.safetensors"
+        )
     raw = _read_json(path)
     generation_path = path.with_name("generation_config.json")
     generation = _read_json(generation_path) if generation_path.is_file() else {}
     architecture = raw.get("model_type")
     if architecture not in _SUPPORTED:
-        raise ValueError(f"{path}: model_type must be one of {sorted(_SUPPORTED)}, got {architecture!r}")
+        raise ValueError(
+            f"{path}: model_type must be one of {sorted(_SUPPORTED)}, got {architecture!r}"
+        )
     for key, allowed in _SUPPORTED[architecture].items():
         if key in raw and raw[key] not in allowed:
             raise ValueError(f"{path}: {key} must be one of {list(allowed)}, got {raw[key]!r}")
@@ -142,12 +169,22 @@ def _eos_ids(generation: dict[str, Any], raw: dict[str, Any]) -> tuple[int, ...]
 def _gpt2(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
     hidden, heads = raw["n_embd"], raw["n_head"]
     return ModelConfig(
-        architecture="gpt2", vocab_size=raw["vocab_size"], hidden_size=hidden, num_layers=raw["n_layer"],
-        num_heads=heads, num_kv_heads=heads, head_dim=_head_dim(raw, "n_embd", "n_head"),
-        intermediate_size=raw.get("n_inner") or 4 * hidden, max_position_embeddings=raw["n_positions"],
-        norm_eps=raw.get("layer_norm_epsilon", 1e-5), attention_bias=True, mlp_bias=True,
-        tie_word_embeddings=raw.get("tie_word_embeddings", True), bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=eos)
+        architecture="gpt2",
+        vocab_size=raw["vocab_size"],
+        hidden_size=hidden,
+        num_layers=raw["n_layer"],
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=_head_dim(raw, "n_embd", "n_head"),
+        intermediate_size=raw.get("n_inner") or 4 * hidden,
+        max_position_embeddings=raw["n_positions"],
+        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=raw.get("tie_word_embeddings", True),
+        bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=eos,
+    )
 
 
 def _llama(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
@@ -156,18 +193,31 @@ def _llama(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
     if head_dim is None:
         head_dim = _head_dim(raw, "hidden_size", "num_attention_heads")
     # transformers 5 writes one dict, rope_parameters; older checkpoints have rope_theta beside rope_scaling.
-    rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta", 1e4)}
+    rope = raw.get("rope_parameters") or {
+        **(raw.get("rope_scaling") or {}),
+        "rope_theta": raw.get("rope_theta", 1e4),
+    }
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters must be an object, got {rope!r}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_KEYS:
         raise ValueError(f"rope_type must be one of {list(_ROPE_KEYS)}, got {kind!r}")
     return ModelConfig(
-        architecture="llama", vocab_size=raw["vocab_size"], hidden_size=hidden, num_layers=raw["num_hidden_layers"],
-        num_heads=heads, num_kv_heads=raw.get("num_key_value_heads") or heads, head_dim=head_dim,
-        intermediate_size=raw["intermediate_size"], max_position_embeddings=raw["max_position_embeddings"],
-        norm_eps=raw.get("rms_norm_eps", 1e-6), rope_theta=rope.get("rope_theta", 1e4),
+        architecture="llama",
+        vocab_size=raw["vocab_size"],
+        hidden_size=hidden,
+        num_layers=raw["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        intermediate_size=raw["intermediate_size"],
+        max_position_embeddings=raw["max_position_embeddings"],
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        rope_theta=rope.get("rope_theta", 1e4),
         rope_scaling=None if kind == "default" else {**rope, "rope_type": kind},
-        attention_bias=raw.get("attention_bias", False), mlp_bias=raw.get("mlp_bias", False),
-        tie_word_embeddings=raw.get("tie_word_embeddings", False), bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=eos)
+        attention_bias=raw.get("attention_bias", False),
+        mlp_bias=raw.get("mlp_bias", False),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=eos,
+    )

@@ -65,11 +65,20 @@ class GPT2(nn.Module):
         """
         c, d = self.config, self.config.hidden_size
         shapes: dict[str, tuple[int, ...]] = {
-            "wte.weight": (c.vocab_size, d), "wpe.weight": (c.max_position_embeddings, d),
-            "ln_f.weight": (d,), "ln_f.bias": (d,)}
+            "wte.weight": (c.vocab_size, d),
+            "wpe.weight": (c.max_position_embeddings, d),
+            "ln_f.weight": (d,),
+            "ln_f.bias": (d,),
+        }
         for i in range(c.num_layers):
-            for name, shape in (("ln_1", (d,)), ("attn.c_attn", (d, 3 * d)), ("attn.c_proj", (d, d)), ("ln_2", (d,)),
-                                ("mlp.c_fc", (d, c.intermediate_size)), ("mlp.c_proj", (c.intermediate_size, d))):
+            for name, shape in (
+                ("ln_1", (d,)),
+                ("attn.c_attn", (d, 3 * d)),
+                ("attn.c_proj", (d, d)),
+                ("ln_2", (d,)),
+                ("mlp.c_fc", (d, c.intermediate_size)),
+                ("mlp.c_proj", (c.intermediate_size, d)),
+            ):
                 shapes[f"h.{i}.{name}.weight"] = shape
                 shapes[f"h.{i}.{name}.bias"] = shape[-1:]
         if not c.tie_word_embeddings:
@@ -86,8 +95,14 @@ class GPT2(nn.Module):
         for name, param in (("ln_f.weight", self.ln_f.weight), ("ln_f.bias", self.ln_f.bias)):
             param.copy_(tensors[name])
         for i, block in enumerate(self.blocks):
-            for name, module in (("ln_1", block.ln_1), ("attn.c_attn", block.qkv), ("attn.c_proj", block.proj),
-                                 ("ln_2", block.ln_2), ("mlp.c_fc", block.fc_in), ("mlp.c_proj", block.fc_out)):
+            for name, module in (
+                ("ln_1", block.ln_1),
+                ("attn.c_attn", block.qkv),
+                ("attn.c_proj", block.proj),
+                ("ln_2", block.ln_2),
+                ("mlp.c_fc", block.fc_in),
+                ("mlp.c_proj", block.fc_out),
+            ):
                 weight = tensors[f"h.{i}.{name}.weight"]
                 module.weight.copy_(weight.T if weight.dim() == 2 else weight)
                 module.bias.copy_(tensors[f"h.{i}.{name}.bias"])

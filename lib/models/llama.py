@@ -37,9 +37,14 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     if scaling["rope_type"] == "linear":
         return freq / scaling["factor"]
     # llama3: keep the fast pairs, slow the slow ones down by `factor`, blend in between.
-    original, low, high = (scaling["original_max_position_embeddings"], scaling["low_freq_factor"],
-                           scaling["high_freq_factor"])
-    turns = original * freq / (2 * math.pi)  # full turns that a pair makes within the original context
+    original, low, high = (
+        scaling["original_max_position_embeddings"],
+        scaling["low_freq_factor"],
+        scaling["high_freq_factor"],
+    )
+    turns = (
+        original * freq / (2 * math.pi)
+    )  # full turns that a pair makes within the original context
     blend = ((turns - low) / (high - low)).clamp(0, 1)
     return blend * freq + (1 - blend) * freq / scaling["factor"]
 
@@ -53,7 +58,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        d, heads, kv_heads, size = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+        d, heads, kv_heads, size = (
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
         self.layer, self.num_heads, self.num_kv_heads, self.head_dim = layer, heads, kv_heads, size
         self.attention_norm = RMSNorm(d, config.norm_eps)
         # One matmul for q, k and v, one for gate and up: the same weights are read, in fewer and larger operations.
@@ -63,10 +73,14 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(d, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.down = nn.Linear(config.intermediate_size, d, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, attention: Attention) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, attention: Attention
+    ) -> Tensor:
         qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, self.head_dim)
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)  # both turn by the same angle
+        q, k = rotate(qk, cos, sin).split(
+            (self.num_heads, self.num_kv_heads), dim=1
+        )  # both turn by the same angle
         x = x + self.proj(attention(self.layer, q, k, v, batch).reshape(x.shape[0], -1))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
@@ -90,8 +104,10 @@ class Llama(nn.Module):
     @staticmethod
     def fresh_buffers(config: ModelConfig) -> dict[str, Tensor]:
         """Cosines and sines of every position's angles, float32 [positions, D/2]: positions are integers, so a table."""
-        angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float32),
-                             rope_frequencies(config))
+        angles = torch.outer(
+            torch.arange(config.max_position_embeddings, dtype=torch.float32),
+            rope_frequencies(config),
+        )
         return {"cos_table": angles.cos(), "sin_table": angles.sin()}
 
     def forward(self, batch: Batch, attention: Attention) -> Tensor:
@@ -106,15 +122,25 @@ class Llama(nn.Module):
         """Name and shape of every tensor that a Hugging Face checkpoint of this model holds."""
         c, d, f = self.config, self.config.hidden_size, self.config.intermediate_size
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (c.vocab_size, d), "norm.weight": (d,)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "embed_tokens.weight": (c.vocab_size, d),
+            "norm.weight": (d,),
+        }
         for i in range(c.num_layers):
             p = f"layers.{i}."
-            shapes |= {p + "input_layernorm.weight": (d,), p + "post_attention_layernorm.weight": (d,)}
+            shapes |= {
+                p + "input_layernorm.weight": (d,),
+                p + "post_attention_layernorm.weight": (d,),
+            }
             for name, out, into, bias in (
-                    ("self_attn.q_proj", q, d, c.attention_bias), ("self_attn.k_proj", kv, d, c.attention_bias),
-                    ("self_attn.v_proj", kv, d, c.attention_bias), ("self_attn.o_proj", d, q, c.attention_bias),
-                    ("mlp.gate_proj", f, d, c.mlp_bias), ("mlp.up_proj", f, d, c.mlp_bias),
-                    ("mlp.down_proj", d, f, c.mlp_bias)):
+                ("self_attn.q_proj", q, d, c.attention_bias),
+                ("self_attn.k_proj", kv, d, c.attention_bias),
+                ("self_attn.v_proj", kv, d, c.attention_bias),
+                ("self_attn.o_proj", d, q, c.attention_bias),
+                ("mlp.gate_proj", f, d, c.mlp_bias),
+                ("mlp.up_proj", f, d, c.mlp_bias),
+                ("mlp.down_proj", d, f, c.mlp_bias),
+            ):
                 shapes[f"{p}{name}.weight"] = (out, into)
                 if bias:
                     shapes[f"{p}{name}.bias"] = (out,)
@@ -133,9 +159,12 @@ class Llama(nn.Module):
             p = f"layers.{i}."
             block.attention_norm.weight.copy_(tensors[p + "input_layernorm.weight"])
             block.mlp_norm.weight.copy_(tensors[p + "post_attention_layernorm.weight"])
-            for module, names in ((block.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                                  (block.proj, ("self_attn.o_proj",)), (block.down, ("mlp.down_proj",)),
-                                  (block.gate_up, ("mlp.gate_proj", "mlp.up_proj"))):
+            for module, names in (
+                (block.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                (block.proj, ("self_attn.o_proj",)),
+                (block.down, ("mlp.down_proj",)),
+                (block.gate_up, ("mlp.gate_proj", "mlp.up_proj")),
+            ):
                 module.weight.copy_(torch.cat([tensors[f"{p}{n}.weight"] for n in names]))
                 if module.bias is not None:
                     module.bias.copy_(torch.cat([tensors[f"{p}{n}.bias"] for n in names]))

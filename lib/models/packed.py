@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_LEAST = 2**16      # elements: a smaller weight stays in the cache, where its layout does not matter
+_LEAST = 2**16  # elements: a smaller weight stays in the cache, where its layout does not matter
 _TOKENS = (1, 16)  # sizes of a step at which the layouts are compared
-_REPEATS = 5       # the fastest counts: whatever else the machine does can only add
+_REPEATS = 5  # the fastest counts: whatever else the machine does can only add
 
 
 class PackedLinear(nn.Module):
@@ -27,7 +27,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight_bytes = linear.weight.nbytes
-        self._packed = pack(linear.weight)  # opaque: no parameter or buffer, since it cannot be moved or saved
+        self._packed = pack(
+            linear.weight
+        )  # opaque: no parameter or buffer, since it cannot be moved or saved
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +48,9 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
     """What keeps weights from being packed here, or None."""
     if device.type != "cpu":
         return f"it is for the CPU's matrix kernels, not for {device.type}"
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch.backends.mkldnn.is_available() or not hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    ):
         return "this build of PyTorch has no oneDNN"
     if dtype not in _DTYPES:
         return f"it is for float32 and bfloat16, not for {str(dtype).removeprefix('torch.')}"
@@ -78,7 +82,9 @@ def pack_linears(model: nn.Module, linear: str) -> int:
             if linear == "auto" and shape not in faster:
                 faster[shape] = child.weight.numel() >= _LEAST and runs_faster(child)
             if linear == "packed" or faster[shape]:
-                setattr(parent, name, PackedLinear(child))  # the plain weight goes before the next one is packed
+                setattr(
+                    parent, name, PackedLinear(child)
+                )  # the plain weight goes before the next one is packed
                 packed += 1
     return packed
 
@@ -90,7 +96,10 @@ def runs_faster(linear: nn.Linear) -> bool:
     plain_time = packed_time = 0.0
     for tokens in _TOKENS:
         x = torch.zeros(tokens, linear.in_features, dtype=linear.weight.dtype)
-        times = _fastest(lambda x=x: F.linear(x, linear.weight, linear.bias), lambda x=x: _product(x, packed, linear.bias))
+        times = _fastest(
+            lambda x=x: F.linear(x, linear.weight, linear.bias),
+            lambda x=x: _product(x, packed, linear.bias),
+        )
         plain_time, packed_time = plain_time + times[0], packed_time + times[1]
     return packed_time < plain_time
 

@@ -29,8 +29,12 @@ def create_app(service: Service) -> FastAPI:
     if service.options.api_key is not None:
         app.add_middleware(ApiKeyGuard, key=service.options.api_key)
     if service.options.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=service.options.cors_origins, allow_methods=["GET", "POST"],
-                           allow_headers=["Authorization", "Content-Type"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.options.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     return app
 
 

@@ -41,18 +41,24 @@ class AsyncLLM:
     queue that grows without bound only turns overload into timeouts. `state`: "loading", "ready", "draining" or "dead".
     """
 
-    def __init__(self, make_llm: Callable[[], LLM], max_concurrent: int, observer: Observer) -> None:
+    def __init__(
+        self, make_llm: Callable[[], LLM], max_concurrent: int, observer: Observer
+    ) -> None:
         self.max_concurrent, self.observer = max_concurrent, observer
         self.state, self.in_flight = "loading", 0
-        self.llm: LLM | None = None          # for what never changes: config, tokenizer, limits
-        self.stats: dict[str, Any] = {}      # as of the last turn
+        self.llm: LLM | None = None  # for what never changes: config, tokenizer, limits
+        self.stats: dict[str, Any] = {}  # as of the last turn
         self.ended: asyncio.Future[BaseException] = None  # the error that ended the thread
         self.ready = asyncio.Event()
         self._calls: dict[str, tuple[Call, InFlightRequest]] = {}  # by the engine's request id
         self._idle = asyncio.Event()
         self._idle.set()
-        self._thread = EngineThread(make_llm, self._post(self._on_ready), self._post(self._on_turn),
-                                    self._post(self._on_death))
+        self._thread = EngineThread(
+            make_llm,
+            self._post(self._on_ready),
+            self._post(self._on_turn),
+            self._post(self._on_death),
+        )
         self.watch, self.stop = self._thread.watch, self._thread.stop
 
     def start(self) -> None:
@@ -60,16 +66,32 @@ class AsyncLLM:
         self.ended = self._loop.create_future()
         self._thread.start()
 
-    def open(self, call_id: str, num_sequences: int, timeout: float | None, stream: bool, **log_fields: Any) -> Call:
+    def open(
+        self,
+        call_id: str,
+        num_sequences: int,
+        timeout: float | None,
+        stream: bool,
+        **log_fields: Any,
+    ) -> Call:
         """Reserve room for a call. Raises ApiError 503 if there is none or the engine is not ready."""
         if self.state != "ready":
             raise ApiError(503, f"the engine is {self.state}", code=self.state, retry_after=5)
         if num_sequences > self.max_concurrent:
-            raise ApiError(400, f"prompts x n must be <= {self.max_concurrent}, the sequences that this server takes "
-                                f"at a time, got {num_sequences}", "n")
+            raise ApiError(
+                400,
+                f"prompts x n must be <= {self.max_concurrent}, the sequences that this server takes "
+                f"at a time, got {num_sequences}",
+                "n",
+            )
         if self.in_flight + num_sequences > self.max_concurrent:
-            raise ApiError(503, f"{self.in_flight} sequences are running or waiting, and the limit is "
-                                f"{self.max_concurrent}: try again later", code="overloaded", retry_after=1)
+            raise ApiError(
+                503,
+                f"{self.in_flight} sequences are running or waiting, and the limit is "
+                f"{self.max_concurrent}: try again later",
+                code="overloaded",
+                retry_after=1,
+            )
         self.in_flight += num_sequences
         self._idle.clear()
         return Call(self, call_id, num_sequences, timeout, stream, log_fields)
@@ -87,7 +109,12 @@ class AsyncLLM:
 
     def submit(self, call: Call, requests: Sequence[tuple[str, list[int], SamplingParams]]) -> None:
         for position, (request_id, token_ids, params) in enumerate(requests):
-            self._calls[request_id] = call, InFlightRequest(request_id, position, params, len(token_ids), call.arrival, call.fields)
+            self._calls[request_id] = (
+                call,
+                InFlightRequest(
+                    request_id, position, params, len(token_ids), call.arrival, call.fields
+                ),
+            )
         self._thread.send(Add(requests))
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -106,10 +133,14 @@ class AsyncLLM:
         def post(value: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
                 self._loop.call_soon_threadsafe(function, value)
+
         return post
 
     def _on_ready(self, llm: LLM) -> None:
-        self.llm, self.stats = llm, llm.stats()  # the thread waits for work, which only this loop can send
+        self.llm, self.stats = (
+            llm,
+            llm.stats(),
+        )  # the thread waits for work, which only this loop can send
         if self.state == "loading":
             self.state = "ready"
         self.ready.set()
@@ -124,7 +155,9 @@ class AsyncLLM:
             if output.finished:
                 self._forget(output.request_id)
             if call.stream or output.finished:
-                call.put(Update(flight.position, output.chunks, output if output.finished else None))
+                call.put(
+                    Update(flight.position, output.chunks, output if output.finished else None)
+                )
         for request_id, error in turn.errors:
             if request_id in self._calls:
                 call, flight = self._calls[request_id]
@@ -133,14 +166,23 @@ class AsyncLLM:
                     call.put(_refusal(error))
                 else:
                     self.observer.failed(flight)
-                    call.put(ApiError(500, "the engine failed while it worked on this request; try again",
-                                      code="engine_error"))
+                    call.put(
+                        ApiError(
+                            500,
+                            "the engine failed while it worked on this request; try again",
+                            code="engine_error",
+                        )
+                    )
         self.observer.turned(turn)
 
     def _on_death(self, error: BaseException) -> None:
         self.state = "dead"
-        log("engine died", logging.CRITICAL, reason=repr(error)[:500],
-            exc_info=None if isinstance(error, (ValueError, OSError)) else error)
+        log(
+            "engine died",
+            logging.CRITICAL,
+            reason=repr(error)[:500],
+            exc_info=None if isinstance(error, (ValueError, OSError)) else error,
+        )
         self._fail_all(lambda: ApiError(503, "the engine has died, the server ends", code="dead"))
         if not self.ended.done():
             self.ended.set_result(error)
@@ -160,8 +202,15 @@ class AsyncLLM:
 class Call:
     """One HTTP request's stay in the engine: open, submit, next until finished, close (always)."""
 
-    def __init__(self, engine: AsyncLLM, call_id: str, num_sequences: int, timeout: float | None, stream: bool,
-                 fields: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: AsyncLLM,
+        call_id: str,
+        num_sequences: int,
+        timeout: float | None,
+        stream: bool,
+        fields: dict[str, Any],
+    ) -> None:
         self.id, self.stream, self.fields = call_id, stream, fields
         self.arrival = time.monotonic()
         self.request_ids: list[str] = []
@@ -171,9 +220,15 @@ class Call:
         self._queue: asyncio.Queue[Update | ApiError] = asyncio.Queue()
 
     def submit(self, prompts: Sequence[list[int]], params: SamplingParams) -> None:
-        ids = [self.id] if len(prompts) == 1 else [f"{self.id}-{position}" for position in range(len(prompts))]
+        ids = (
+            [self.id]
+            if len(prompts) == 1
+            else [f"{self.id}-{position}" for position in range(len(prompts))]
+        )
         self.request_ids, self._reserved = ids, 0
-        self._engine.submit(self, [(i, token_ids, params) for i, token_ids in zip(ids, prompts, strict=True)])
+        self._engine.submit(
+            self, [(i, token_ids, params) for i, token_ids in zip(ids, prompts, strict=True)]
+        )
 
     def put(self, item: Update | ApiError) -> None:
         self._queue.put_nowait(item)
@@ -201,8 +256,11 @@ class Call:
                 return await work
         except TimeoutError:
             self.close()
-            raise ApiError(504, f"the request took longer than {self._timeout:g} s, the limit of this server",
-                           code="timeout") from None
+            raise ApiError(
+                504,
+                f"the request took longer than {self._timeout:g} s, the limit of this server",
+                code="timeout",
+            ) from None
 
     def close(self) -> None:
         """Give everything back. What still runs is aborted, and counts until the engine has let it go."""

@@ -47,38 +47,72 @@ class ChatWriter:
     def chunks(self, update: Update) -> list[dict[str, Any]]:
         body, chunks = self._body, []
         for chunk in update.chunks:
-            if not (chunk.text or chunk.finish_reason or chunk.logprobs or body.return_token_ids) and self._tokens.has_text:
+            if (
+                not (chunk.text or chunk.finish_reason or chunk.logprobs or body.return_token_ids)
+                and self._tokens.has_text
+            ):
                 continue  # a part of a character, or of what may become a stop string: it comes with the next ones
             delta: dict[str, Any] = {}
-            if chunk.index not in self._begun:  # the role rides on the first content: no chunk comes before a token
+            if (
+                chunk.index not in self._begun
+            ):  # the role rides on the first content: no chunk comes before a token
                 self._begun.add(chunk.index)
                 delta = {"role": "assistant", "content": chunk.text}
             elif chunk.text or not chunk.finish_reason:
                 delta = {"content": chunk.text}
-            choice = {"index": chunk.index, "delta": delta, "logprobs": self._logprobs(chunk),
-                      "finish_reason": chunk.finish_reason}
+            choice = {
+                "index": chunk.index,
+                "delta": delta,
+                "logprobs": self._logprobs(chunk),
+                "finish_reason": chunk.finish_reason,
+            }
             if body.return_token_ids:
                 choice["token_ids"] = chunk.token_ids
-            chunks.append({**self._frame, "object": "chat.completion.chunk", "choices": [choice],
-                           **({"usage": None} if body.include_usage else {})})
+            chunks.append(
+                {
+                    **self._frame,
+                    "object": "chat.completion.chunk",
+                    "choices": [choice],
+                    **({"usage": None} if body.include_usage else {}),
+                }
+            )
         return chunks
 
     def usage_chunk(self, call: Call) -> dict[str, Any] | None:
         if not self._body.include_usage:
             return None
-        return {**self._frame, "object": "chat.completion.chunk", "choices": [], "usage": usage(call)}
+        return {
+            **self._frame,
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": usage(call),
+        }
 
     def body(self, call: Call) -> dict[str, Any]:
         output, choices = call.outputs[0], []
         for completion in output.completions:
-            choice = {"index": completion.index, "message": {"role": "assistant", "content": completion.text},
-                      "logprobs": self._logprobs(completion), "finish_reason": completion.finish_reason}
+            choice = {
+                "index": completion.index,
+                "message": {"role": "assistant", "content": completion.text},
+                "logprobs": self._logprobs(completion),
+                "finish_reason": completion.finish_reason,
+            }
             if self._body.return_token_ids:
-                choice |= {"token_ids": completion.token_ids, "prompt_token_ids": output.prompt_token_ids}
+                choice |= {
+                    "token_ids": completion.token_ids,
+                    "prompt_token_ids": output.prompt_token_ids,
+                }
             choices.append(choice)
-        return {**self._frame, "object": "chat.completion", "choices": choices, "usage": usage(call)}
+        return {
+            **self._frame,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage(call),
+        }
 
     def _logprobs(self, part: Chunk | Completion) -> dict[str, Any] | None:
         if part.logprobs is None:
             return None
-        return chat_logprobs(part.token_ids, part.logprobs, self._tokens, self._body.top_logprobs or 0)
+        return chat_logprobs(
+            part.token_ids, part.logprobs, self._tokens, self._body.top_logprobs or 0
+        )

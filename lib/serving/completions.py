@@ -26,7 +26,9 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     service.check_model(body.model)
     params = checked(lambda: body.sampling_params(body.max_tokens, body.logprobs))
     prompts = body.prompts
-    call = service.open("cmpl", len(prompts) * params.n, bool(body.stream), route="completions", user=body.user)
+    call = service.open(
+        "cmpl", len(prompts) * params.n, bool(body.stream), route="completions", user=body.user
+    )
     writer = CompletionWriter(service, call, body, params.n)
 
     async def prepare() -> tuple[list[list[int]], SamplingParams]:
@@ -40,8 +42,12 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
 class CompletionWriter:
     def __init__(self, service: Service, call: Call, body: CompletionRequest, n: int) -> None:
         self._tokens, self._body, self._n = service.tokens, body, n
-        self._frame = {"id": call.id, "object": "text_completion", "created": int(time.time()),
-                       "model": service.model_name}
+        self._frame = {
+            "id": call.id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.model_name,
+        }
         self._echo: list[str] = [""] * len(body.prompts)
         self._offsets: dict[int, int] = {}  # by choice: where its next token begins in the text
         self._begun: set[int] = set()
@@ -59,32 +65,58 @@ class CompletionWriter:
             if index not in self._begun:
                 self._begun.add(index)
                 text = self._echo[update.position] + text
-            if not (text or chunk.finish_reason or body.return_token_ids or chunk.logprobs) and self._tokens.has_text:
+            if (
+                not (text or chunk.finish_reason or body.return_token_ids or chunk.logprobs)
+                and self._tokens.has_text
+            ):
                 continue  # a part of a character, or of what may become a stop string: it comes with the next ones
-            choice = {"index": index, "text": text, "logprobs": None, "finish_reason": chunk.finish_reason}
+            choice = {
+                "index": index,
+                "text": text,
+                "logprobs": None,
+                "finish_reason": chunk.finish_reason,
+            }
             if chunk.logprobs is not None:
                 choice["logprobs"], self._offsets[index] = completion_logprobs(
-                    chunk.token_ids, chunk.logprobs, self._tokens, self._offsets.get(index, 0))
+                    chunk.token_ids, chunk.logprobs, self._tokens, self._offsets.get(index, 0)
+                )
             if body.return_token_ids:
                 choice["token_ids"] = chunk.token_ids
-            chunks.append({**self._frame, "choices": [choice], **({"usage": None} if body.include_usage else {})})
+            chunks.append(
+                {
+                    **self._frame,
+                    "choices": [choice],
+                    **({"usage": None} if body.include_usage else {}),
+                }
+            )
         return chunks
 
     def usage_chunk(self, call: Call) -> dict[str, Any] | None:
-        return {**self._frame, "choices": [], "usage": usage(call)} if self._body.include_usage else None
+        return (
+            {**self._frame, "choices": [], "usage": usage(call)}
+            if self._body.include_usage
+            else None
+        )
 
     def body(self, call: Call) -> dict[str, Any]:
         choices = []
         for position, output in sorted(call.outputs.items()):
             for completion in output.completions:
-                choice = {"index": position * self._n + completion.index,
-                          "text": self._echo[position] + completion.text, "logprobs": None,
-                          "finish_reason": completion.finish_reason}
+                choice = {
+                    "index": position * self._n + completion.index,
+                    "text": self._echo[position] + completion.text,
+                    "logprobs": None,
+                    "finish_reason": completion.finish_reason,
+                }
                 if completion.logprobs is not None:
                     choice["logprobs"], _ = completion_logprobs(
-                        completion.token_ids, completion.logprobs, self._tokens, 0)
+                        completion.token_ids, completion.logprobs, self._tokens, 0
+                    )
                 if self._body.return_token_ids:
-                    choice |= {"token_ids": completion.token_ids, "prompt_token_ids": output.prompt_token_ids}
+                    choice |= {
+                        "token_ids": completion.token_ids,
+                        "prompt_token_ids": output.prompt_token_ids,
+                    }
                 choices.append(choice)
         return {**self._frame, "choices": choices, "usage": usage(call)}
 
@@ -93,7 +125,9 @@ class CompletionWriter:
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """The shortest way to some text."""
     service: Service = request.app.state.service
-    params = checked(lambda: SamplingParams(max_tokens=body.max_tokens, temperature=body.temperature))
+    params = checked(
+        lambda: SamplingParams(max_tokens=body.max_tokens, temperature=body.temperature)
+    )
     call = service.open("gen", 1, False, route="generate")
 
     async def prepare() -> tuple[list[list[int]], SamplingParams]:
@@ -110,4 +144,8 @@ class GenerateWriter:
 
     def body(self, call: Call) -> dict[str, Any]:
         output = call.outputs[0]
-        return {"request_id": call.id, "generated_text": output.text, "token_count": len(output.token_ids)}
+        return {
+            "request_id": call.id,
+            "generated_text": output.text,
+            "token_count": len(output.token_ids),
+        }

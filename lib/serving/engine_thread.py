@@ -55,9 +55,19 @@ class EngineThread:
     The callbacks run in this thread and should only pass things on.
     """
 
-    def __init__(self, make_llm: Callable[[], LLM], on_ready: Callable[[LLM], None], on_turn: Callable[[Turn], None],
-                 on_death: Callable[[BaseException], None]) -> None:
-        self._make_llm, self._on_ready, self._on_turn, self._on_death = make_llm, on_ready, on_turn, on_death
+    def __init__(
+        self,
+        make_llm: Callable[[], LLM],
+        on_ready: Callable[[LLM], None],
+        on_turn: Callable[[Turn], None],
+        on_death: Callable[[BaseException], None],
+    ) -> None:
+        self._make_llm, self._on_ready, self._on_turn, self._on_death = (
+            make_llm,
+            on_ready,
+            on_turn,
+            on_death,
+        )
         self._inbox: deque[Add | Abort] = deque()
         self._wake = threading.Condition()
         self._stopping = self._watched = False
@@ -118,7 +128,9 @@ class EngineThread:
             if isinstance(command, Add):
                 self._add(llm, command, turn)
             else:
-                turn.outputs += [output for i in command.request_ids if (output := llm.abort(i)) is not None]
+                turn.outputs += [
+                    output for i in command.request_ids if (output := llm.abort(i)) is not None
+                ]
         if llm.has_unfinished():
             try:
                 turn.outputs += llm.step()
@@ -130,7 +142,10 @@ class EngineThread:
             self._snapshot_due = True
             if turn.time >= self._next_snapshot:
                 turn.snapshot = take_snapshot(llm)
-                self._next_snapshot, self._snapshot_due = turn.time + SNAPSHOT_INTERVAL, llm.has_unfinished()
+                self._next_snapshot, self._snapshot_due = (
+                    turn.time + SNAPSHOT_INTERVAL,
+                    llm.has_unfinished(),
+                )
         self._on_turn(turn)
 
     def _add(self, llm: LLM, command: Add, turn: Turn) -> None:
@@ -147,7 +162,13 @@ class EngineThread:
         """End the requests that were in the step. The others have nothing in the cache that it could have spoilt."""
         self._failed_steps += 1
         victims = list(dict.fromkeys(request.request_id for request in llm.scheduler.running))
-        log("step failed", logging.ERROR, exc_info=error, failed_in_a_row=self._failed_steps, requests=victims)
+        log(
+            "step failed",
+            logging.ERROR,
+            exc_info=error,
+            failed_in_a_row=self._failed_steps,
+            requests=victims,
+        )
         for request_id in victims:
             llm.abort(request_id)
         turn.errors += [(request_id, error) for request_id in victims]

@@ -37,9 +37,16 @@ class Feed:
             self._itl[round(seconds * 1000 / count, 1)] += count
 
     def publish(self, snapshot: dict[str, Any], now: float) -> None:
-        news = {"time": now, "tokens": self._tokens, "ttft_ms": self._ttft, "itl_ms": list(self._itl.items())}
+        news = {
+            "time": now,
+            "tokens": self._tokens,
+            "ttft_ms": self._ttft,
+            "itl_ms": list(self._itl.items()),
+        }
         self._forget()
-        message = b"data: " + json.dumps({**snapshot, **news}, separators=(",", ":")).encode() + b"\n\n"
+        message = (
+            b"data: " + json.dumps({**snapshot, **news}, separators=(",", ":")).encode() + b"\n\n"
+        )
         for queue in self._watchers:
             if queue.full():
                 queue.get_nowait()  # a slow watcher misses some; the next one is newer anyway
@@ -48,7 +55,9 @@ class Feed:
     def subscribe(self) -> AsyncIterator[bytes]:
         """Server-sent events until the watcher leaves or the server does."""
         if len(self._watchers) >= MAX_WATCHERS:
-            raise ApiError(503, f"{MAX_WATCHERS} pages are watching already", code="overloaded", retry_after=10)
+            raise ApiError(
+                503, f"{MAX_WATCHERS} pages are watching already", code="overloaded", retry_after=10
+            )
         return self._events()
 
     async def _events(self) -> AsyncIterator[bytes]:

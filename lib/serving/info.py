@@ -24,8 +24,10 @@ router = APIRouter()
 async def health(request: Request) -> Response:
     """200 while the engine takes requests."""
     engine = request.app.state.service.engine
-    return JSONResponse({"status": "ok" if engine.state == "ready" else engine.state},
-                        200 if engine.state == "ready" else 503)
+    return JSONResponse(
+        {"status": "ok" if engine.state == "ready" else engine.state},
+        200 if engine.state == "ready" else 503,
+    )
 
 
 @router.get("/version")
@@ -47,32 +49,53 @@ async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(request)]}
 
 
-@router.get("/v1/models/{name:path}", responses={status: ERRORS[status] for status in (401, 404, 503)})
+@router.get(
+    "/v1/models/{name:path}", responses={status: ERRORS[status] for status in (401, 404, 503)}
+)
 async def show_model(name: str, request: Request) -> dict[str, Any]:
     request.app.state.service.check_model(name)
     return _model(request)
 
 
-@router.get("/engine/events", response_model=None, responses={status: ERRORS[status] for status in (401, 503)})
+@router.get(
+    "/engine/events",
+    response_model=None,
+    responses={status: ERRORS[status] for status in (401, 503)},
+)
 async def engine_events(request: Request) -> Response:
     """Server-sent events for the page: at most ten snapshots of the engine a second."""
     service: Service = request.app.state.service
     if service.engine.state != "ready":
-        raise ApiError(503, f"the engine is {service.engine.state}", code=service.engine.state, retry_after=2)
+        raise ApiError(
+            503, f"the engine is {service.engine.state}", code=service.engine.state, retry_after=2
+        )
     return EventStream(service.feed.subscribe())
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
-    return FileResponse(STATIC / "index.html", headers={
-        "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'self'"})
+    return FileResponse(
+        STATIC / "index.html",
+        headers={
+            "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'self'"
+        },
+    )
 
 
 def _model(request: Request) -> dict[str, Any]:
     service: Service = request.app.state.service
     if service.tokens is None:
-        raise ApiError(503, f"the engine is {service.engine.state}", code=service.engine.state, retry_after=5)
+        raise ApiError(
+            503, f"the engine is {service.engine.state}", code=service.engine.state, retry_after=5
+        )
     llm = service.engine.llm
-    return {"id": service.model_name, "object": "model", "created": request.app.state.started,
-            "owned_by": "token-by-token", "max_model_len": service.tokens.limit, "weights": llm.weights,
-            "chat": bool(getattr(llm.tokenizer, "chat_template", None)), "text": service.tokens.has_text}
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": request.app.state.started,
+        "owned_by": "token-by-token",
+        "max_model_len": service.tokens.limit,
+        "weights": llm.weights,
+        "chat": bool(getattr(llm.tokenizer, "chat_template", None)),
+        "text": service.tokens.has_text,
+    }

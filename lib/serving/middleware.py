@@ -23,10 +23,15 @@ class ApiKeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_GUARDED):
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            given = next(
+                (value for name, value in scope["headers"] if name == b"authorization"), b""
+            )
             if not hmac.compare_digest(given, self._expected):  # takes as long wherever they differ
-                error = ApiError(401, "Authorization must be 'Bearer' and the key of this server",
-                                 code="invalid_api_key")
+                error = ApiError(
+                    401,
+                    "Authorization must be 'Bearer' and the key of this server",
+                    code="invalid_api_key",
+                )
                 error.headers["WWW-Authenticate"] = "Bearer"
                 return await refuse(scope["path"], error)(scope, receive, send)
         await self.app(scope, receive, send)
@@ -44,8 +49,11 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "0")
         try:
             # What is far too large is not even waited for.
-            body = None if declared.isdigit() and int(declared[:18]) > _DISCARDED * self._most else \
-                await asyncio.wait_for(self._read(receive), _BODY_SECONDS)
+            body = (
+                None
+                if declared.isdigit() and int(declared[:18]) > _DISCARDED * self._most
+                else await asyncio.wait_for(self._read(receive), _BODY_SECONDS)
+            )
         except TimeoutError:
             error = ApiError(408, f"the body did not arrive within {_BODY_SECONDS:g} s")
             return await refuse(scope["path"], error)(scope, receive, send)

@@ -18,11 +18,11 @@ class InFlightRequest:
     """What is known of a request that the engine has. Times are time.monotonic() seconds."""
 
     request_id: str
-    position: int                  # of its prompt in the call
+    position: int  # of its prompt in the call
     params: SamplingParams
     num_prompt_tokens: int
-    arrival: float                 # at the HTTP server, before tokenisation
-    fields: dict[str, Any]         # for the log
+    arrival: float  # at the HTTP server, before tokenisation
+    fields: dict[str, Any]  # for the log
     last_token: dict[int, float] = field(default_factory=dict)  # by completion index
     num_tokens: int = 0
 
@@ -45,8 +45,14 @@ class Observer:
 
     def failed(self, flight: InFlightRequest) -> None:
         self.metrics.failed()
-        log("request", id=flight.request_id, **flight.fields, prompt_tokens=flight.num_prompt_tokens,
-            output_tokens=flight.num_tokens, reason="error")
+        log(
+            "request",
+            id=flight.request_id,
+            **flight.fields,
+            prompt_tokens=flight.num_prompt_tokens,
+            output_tokens=flight.num_tokens,
+            reason="error",
+        )
 
     def turned(self, turn: Turn) -> None:
         self.metrics.turned(turn.stats)
@@ -68,17 +74,33 @@ class Observer:
 
     def _finished(self, flight: InFlightRequest, output: RequestOutput) -> None:
         for completion in output.completions:
-            self.metrics.finished(completion, flight.arrival, flight.params, flight.num_prompt_tokens)
-        first = min((c.metrics.first_token_time for c in output.completions if c.metrics.first_token_time), default=None)
+            self.metrics.finished(
+                completion, flight.arrival, flight.params, flight.num_prompt_tokens
+            )
+        first = min(
+            (c.metrics.first_token_time for c in output.completions if c.metrics.first_token_time),
+            default=None,
+        )
         end = max(c.metrics.finish_time for c in output.completions)
         reasons = sorted({c.finish_reason for c in output.completions})
         # Over the n sequences: each one's first token is TTFT's, the others are TPOT's.
-        gaps = [(c.metrics.finish_time - c.metrics.first_token_time) / (len(c.token_ids) - 1)
-                for c in output.completions if len(c.token_ids) > 1]
-        log("request", id=flight.request_id, **flight.fields, prompt_tokens=flight.num_prompt_tokens,
-            output_tokens=flight.num_tokens, ttft_ms=_ms(first and first - flight.arrival),
-            tpot_ms=_ms(sum(gaps) / len(gaps) if gaps else None), e2e_ms=_ms(end - flight.arrival),
-            preemptions=sum(c.metrics.num_preemptions for c in output.completions), reason=",".join(reasons))
+        gaps = [
+            (c.metrics.finish_time - c.metrics.first_token_time) / (len(c.token_ids) - 1)
+            for c in output.completions
+            if len(c.token_ids) > 1
+        ]
+        log(
+            "request",
+            id=flight.request_id,
+            **flight.fields,
+            prompt_tokens=flight.num_prompt_tokens,
+            output_tokens=flight.num_tokens,
+            ttft_ms=_ms(first and first - flight.arrival),
+            tpot_ms=_ms(sum(gaps) / len(gaps) if gaps else None),
+            e2e_ms=_ms(end - flight.arrival),
+            preemptions=sum(c.metrics.num_preemptions for c in output.completions),
+            reason=",".join(reasons),
+        )
 
 
 def _ms(seconds: float | None) -> float | None:

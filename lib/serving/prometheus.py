@@ -14,10 +14,75 @@ from lib.core.outputs import Completion
 from lib.core.sampling_params import SamplingParams
 
 # vLLM's bucket bounds, in seconds and in tokens.
-_TTFT = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
-_ITL = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-_LATENCY = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-_TOKENS = tuple(m * 10 ** e for e in range(6) for m in (1, 2, 5))
+_TTFT = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
+_ITL = (
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
+_LATENCY = (
+    0.3,
+    0.5,
+    0.8,
+    1,
+    1.5,
+    2,
+    2.5,
+    5,
+    10,
+    15,
+    20,
+    30,
+    40,
+    50,
+    60,
+    120,
+    240,
+    480,
+    960,
+    1920,
+    7680,
+)
+_TOKENS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
 _COUNTS = (1, 2, 5, 10, 20)
 
 
@@ -31,29 +96,63 @@ class PrometheusMetrics:
         self.registry = CollectorRegistry()
         self._model, self._preemptions_seen = model_name, 0
         for name, text, value in (
-                ("num_requests_running", "Sequences in the running batch.", lambda s: s["running"]),
-                ("num_requests_waiting", "Sequences that wait to be admitted.", lambda s: s["waiting"]),
-                ("kv_cache_usage_perc", "Share of KV cache blocks in use, 0 to 1.",
-                 lambda s: 1 - s["blocks_free"] / s["blocks_total"] if s["blocks_total"] else 0)):
-            self._make(Gauge, name, text).set_function(lambda value=value: value(s) if (s := stats()) else 0)
-        self._preemptions = self._make(Counter, "num_preemptions", "Times a sequence lost its blocks.")
-        self._prompt = self._make(Counter, "prompt_tokens", "Prompt tokens of prompts that got a first token.")
+            ("num_requests_running", "Sequences in the running batch.", lambda s: s["running"]),
+            ("num_requests_waiting", "Sequences that wait to be admitted.", lambda s: s["waiting"]),
+            (
+                "kv_cache_usage_perc",
+                "Share of KV cache blocks in use, 0 to 1.",
+                lambda s: 1 - s["blocks_free"] / s["blocks_total"] if s["blocks_total"] else 0,
+            ),
+        ):
+            self._make(Gauge, name, text).set_function(
+                lambda value=value: value(s) if (s := stats()) else 0
+            )
+        self._preemptions = self._make(
+            Counter, "num_preemptions", "Times a sequence lost its blocks."
+        )
+        self._prompt = self._make(
+            Counter, "prompt_tokens", "Prompt tokens of prompts that got a first token."
+        )
         self._generation = self._make(Counter, "generation_tokens", "Tokens generated.")
-        self._success = Counter("vllm:request_success", "Sequences that ended.", ["model_name", "finished_reason"],
-                                registry=self.registry)
+        self._success = Counter(
+            "vllm:request_success",
+            "Sequences that ended.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
         histogram = lambda name, text, buckets: self._make(Histogram, name, text, buckets=buckets)  # noqa: E731
-        self._ttft = histogram("time_to_first_token_seconds", "From arrival to the first token.", _TTFT)
+        self._ttft = histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", _TTFT
+        )
         self._itl = histogram("inter_token_latency_seconds", "Between a sequence's tokens.", _ITL)
-        self._tpot = histogram("request_time_per_output_token_seconds", "Mean of a sequence's inter-token times.", _ITL)
-        self._e2e = histogram("e2e_request_latency_seconds", "From arrival to the last token.", _LATENCY)
-        self._queue = histogram("request_queue_time_seconds", "From the engine's queue into the first step.", _LATENCY)
-        self._prefill = histogram("request_prefill_time_seconds", "From the first step to the first token.", _LATENCY)
-        self._decode = histogram("request_decode_time_seconds", "From the first token to the last.", _LATENCY)
-        self._inference = histogram("request_inference_time_seconds", "From the first step to the last token.", _LATENCY)
-        self._prompt_len = histogram("request_prompt_tokens", "Prompt tokens of ended requests.", _TOKENS)
-        self._output_len = histogram("request_generation_tokens", "Tokens generated for ended sequences.", _TOKENS)
+        self._tpot = histogram(
+            "request_time_per_output_token_seconds", "Mean of a sequence's inter-token times.", _ITL
+        )
+        self._e2e = histogram(
+            "e2e_request_latency_seconds", "From arrival to the last token.", _LATENCY
+        )
+        self._queue = histogram(
+            "request_queue_time_seconds", "From the engine's queue into the first step.", _LATENCY
+        )
+        self._prefill = histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", _LATENCY
+        )
+        self._decode = histogram(
+            "request_decode_time_seconds", "From the first token to the last.", _LATENCY
+        )
+        self._inference = histogram(
+            "request_inference_time_seconds", "From the first step to the last token.", _LATENCY
+        )
+        self._prompt_len = histogram(
+            "request_prompt_tokens", "Prompt tokens of ended requests.", _TOKENS
+        )
+        self._output_len = histogram(
+            "request_generation_tokens", "Tokens generated for ended sequences.", _TOKENS
+        )
         self._params_n = histogram("request_params_n", "The n that requests ask for.", _COUNTS)
-        self._params_max = histogram("request_params_max_tokens", "The max_tokens that requests ask for.", _TOKENS)
+        self._params_max = histogram(
+            "request_params_max_tokens", "The max_tokens that requests ask for.", _TOKENS
+        )
 
     def render(self) -> bytes:
         """The text format of Prometheus."""
@@ -71,7 +170,9 @@ class PrometheusMetrics:
             self._itl.observe(seconds / count)
         self._generation.inc(count)
 
-    def finished(self, completion: Completion, arrival: float, params: SamplingParams, num_prompt_tokens: int) -> None:
+    def finished(
+        self, completion: Completion, arrival: float, params: SamplingParams, num_prompt_tokens: int
+    ) -> None:
         times, tokens = completion.metrics, len(completion.token_ids)
         self._success.labels(self._model, completion.finish_reason).inc()
         self._e2e.observe(times.finish_time - arrival)
@@ -97,4 +198,6 @@ class PrometheusMetrics:
         self._preemptions_seen = stats["preemptions"]
 
     def _make(self, kind: type, name: str, text: str, **options: Any) -> Any:
-        return kind(f"vllm:{name}", text, ["model_name"], registry=self.registry, **options).labels(self._model)
+        return kind(f"vllm:{name}", text, ["model_name"], registry=self.registry, **options).labels(
+            self._model
+        )

@@ -41,16 +41,24 @@ class GenerationRequest(Strict):
     top_k: int | None = Field(None, ge=-1, le=_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
-        None, description=f"a string of 1 to {MAX_STOP_LENGTH} characters or a list of at most {MAX_STOP_STRINGS}")
-    stop_token_ids: list[int] | None = Field(None, max_length=1024, description="a list of at most 1024 token ids")
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = (
+        Field(
+            None,
+            description=f"a string of 1 to {MAX_STOP_LENGTH} characters or a list of at most {MAX_STOP_STRINGS}",
+        )
+    )
+    stop_token_ids: list[int] | None = Field(
+        None, max_length=1024, description="a list of at most 1024 token ids"
+    )
     ignore_eos: bool | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None  # as in vLLM: token_ids beside the text, all there is without a tokenizer
+    return_token_ids: bool | None = (
+        None  # as in vLLM: token_ids beside the text, all there is without a tokenizer
+    )
     user: str | None = Field(None, max_length=128)  # goes into the log
 
     @model_validator(mode="after")
@@ -65,9 +73,24 @@ class GenerationRequest(Strict):
 
     def sampling_params(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """Raises ValueError where fields do not go together."""
-        fields = ("min_tokens", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids",
-                  "ignore_eos", "presence_penalty", "frequency_penalty", "repetition_penalty")
-        given: dict[str, Any] = {name: value for name in fields if (value := getattr(self, name)) is not None}
+        fields = (
+            "min_tokens",
+            "n",
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "seed",
+            "stop",
+            "stop_token_ids",
+            "ignore_eos",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        )
+        given: dict[str, Any] = {
+            name: value for name in fields if (value := getattr(self, name)) is not None
+        }
         if max_tokens is not None:
             given["max_tokens"] = max_tokens
         return SamplingParams(logprobs=logprobs, **given)
@@ -75,14 +98,17 @@ class GenerationRequest(Strict):
 
 class CompletionRequest(GenerationRequest):
     prompt: Text | Ids | Annotated[list[Text | Ids], Field(min_length=1)] = Field(
-        description="a string, a list of token ids, or a list of either, and not empty")
+        description="a string, a list of token ids, or a list of either, and not empty"
+    )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
 
     @model_validator(mode="after")
     def _echo_without_logprobs(self) -> CompletionRequest:
         if self.echo and self.logprobs is not None:
-            raise ValueError("echo does not go together with logprobs: the prompt's are not computed here")
+            raise ValueError(
+                "echo does not go together with logprobs: the prompt's are not computed here"
+            )
         return self
 
     @property
@@ -103,15 +129,22 @@ class Message(Strict):
 
 class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(
-        min_length=1, description="a list of {role: system, user or assistant, content: a string or text parts}, "
-                                  "and not empty")
-    max_completion_tokens: int | None = Field(None, ge=1, le=_INT32)  # OpenAI's newer name of max_tokens
+        min_length=1,
+        description="a list of {role: system, user or assistant, content: a string or text parts}, "
+        "and not empty",
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=_INT32
+    )  # OpenAI's newer name of max_tokens
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
     def _names_agree(self) -> ChatRequest:
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+        if (
+            None not in (self.max_tokens, self.max_completion_tokens)
+            and self.max_tokens != self.max_completion_tokens
+        ):
             raise ValueError("max_completion_tokens is another name of max_tokens, and they differ")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
@@ -119,8 +152,15 @@ class ChatRequest(GenerationRequest):
 
     @property
     def conversation(self) -> list[dict[str, str]]:
-        return [{"role": m.role, "content": m.content if isinstance(m.content, str)
-                 else "\n".join(part.text for part in m.content)} for m in self.messages]
+        return [
+            {
+                "role": m.role,
+                "content": m.content
+                if isinstance(m.content, str)
+                else "\n".join(part.text for part in m.content),
+            }
+            for m in self.messages
+        ]
 
 
 class GenerateRequest(Strict):

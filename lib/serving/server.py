@@ -23,7 +23,7 @@ from lib.serving.server_options import ServerOptions
 from lib.serving.service import Service
 
 _LAST_WORDS = 1.5  # seconds that /health still answers 503 after the engine died
-_CLOSING = 5.0     # seconds that connections get to close, and the engine to end its step
+_CLOSING = 5.0  # seconds that connections get to close, and the engine to end its step
 
 
 class _Server(uvicorn.Server):
@@ -43,27 +43,48 @@ def run(options: ServerOptions, make_llm: Callable[[], LLM] | None = None) -> in
     try:
         sock = _bind(options.host, options.port)
     except OSError as error:
-        log("cannot listen", logging.ERROR, host=options.host, port=options.port, reason=error.strerror or str(error))
+        log(
+            "cannot listen",
+            logging.ERROR,
+            host=options.host,
+            port=options.port,
+            reason=error.strerror or str(error),
+        )
         return 1
     service = Service(options, make_llm or (lambda: LLM(**options.llm)))
     status = asyncio.run(_serve(service, sock))
     if not service.engine.stop(_CLOSING):
         sys.stderr.flush()
-        os._exit(status)  # a step that does not end; a thread inside native code cannot be stopped otherwise
+        os._exit(
+            status
+        )  # a step that does not end; a thread inside native code cannot be stopped otherwise
     return status
 
 
 async def _serve(service: Service, sock: socket.socket) -> int:
     loop, engine, options = asyncio.get_running_loop(), service.engine, service.options
     host, port = sock.getsockname()[:2]
-    server = _Server(uvicorn.Config(create_app(service), log_config=None, access_log=False, server_header=False,
-                                    lifespan="off", ws="none", timeout_graceful_shutdown=int(_CLOSING)))
+    server = _Server(
+        uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=int(_CLOSING),
+        )
+    )
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     engine.start()
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
-    log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", model=service.model_name)
+    log(
+        "listening",
+        url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        model=service.model_name,
+    )
     loading = asyncio.ensure_future(_announce(service))
     signalled = asyncio.ensure_future(signals.get())
     await asyncio.wait({serving, engine.ended, signalled}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,8 +113,16 @@ async def _serve(service: Service, sock: socket.socket) -> int:
 async def _announce(service: Service) -> None:
     await service.engine.ready.wait()
     llm, stats = service.engine.llm, service.engine.stats
-    log("ready", model=service.model_name, weights=llm.weights, device=str(llm.device), dtype=str(llm.dtype),
-        max_model_len=llm.max_model_len, blocks=stats["blocks_total"], block_size=stats["block_size"])
+    log(
+        "ready",
+        model=service.model_name,
+        weights=llm.weights,
+        device=str(llm.device),
+        dtype=str(llm.dtype),
+        max_model_len=llm.max_model_len,
+        blocks=stats["blocks_total"],
+        block_size=stats["block_size"],
+    )
 
 
 def _bind(host: str, port: int) -> socket.socket:

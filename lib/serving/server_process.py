@@ -29,12 +29,24 @@ class ServerProcess:
     it listens.
     """
 
-    def __init__(self, *arguments: str, startup_timeout: float = 300.0, command: Sequence[str] | None = None,
-                 environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        startup_timeout: float = 300.0,
+        command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         level = next((b for a, b in zip(arguments, arguments[1:]) if a == "--log-level"), "info")
         if level not in ("debug", "info"):
-            raise ValueError(f"--log-level must be debug or info, or nobody learns the server's port, got {level!r}")
-        self.command = [*(command or (sys.executable, "-m", "lib.serving")), "--port", "0", *arguments]
+            raise ValueError(
+                f"--log-level must be debug or info, or nobody learns the server's port, got {level!r}"
+            )
+        self.command = [
+            *(command or (sys.executable, "-m", "lib.serving")),
+            "--port",
+            "0",
+            *arguments,
+        ]
         self.startup_timeout, self.url, self.returncode = startup_timeout, "", None
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen | None = None
@@ -58,13 +70,20 @@ class ServerProcess:
     def start(self) -> None:
         """Start it, and return as soon as it listens: its engine may still be loading."""
         self._log = tempfile.NamedTemporaryFile(prefix="serving-", suffix=".log", delete=False)
-        self._process = subprocess.Popen([*_dies_with_us(), *self.command], stdout=self._log, stderr=subprocess.STDOUT,
-                                         stdin=subprocess.DEVNULL, env=self._environment,
-                                         cwd=Path(__file__).parents[2])
+        self._process = subprocess.Popen(
+            [*_dies_with_us(), *self.command],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=self._environment,
+            cwd=Path(__file__).parents[2],
+        )
         deadline = time.monotonic() + self.startup_timeout
         while not self.url:
             self._check(deadline, "listen")
-            self.url = next((line["url"] for line in self.log() if line.get("event") == "listening"), "")
+            self.url = next(
+                (line["url"] for line in self.log() if line.get("event") == "listening"), ""
+            )
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + self.startup_timeout
@@ -110,8 +129,10 @@ class ServerProcess:
         status = self._process.poll()
         if status is not None or time.monotonic() > deadline:
             tail = "\n".join(json.dumps(line) for line in self.log()[-10:])
-            raise RuntimeError(f"the server did not {what}: "
-                               f"{'it is still trying' if status is None else f'it exited with {status}'}\n{tail}")
+            raise RuntimeError(
+                f"the server did not {what}: "
+                f"{'it is still trying' if status is None else f'it exited with {status}'}\n{tail}"
+            )
         time.sleep(0.05)
 
 

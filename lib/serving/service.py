@@ -21,7 +21,9 @@ from lib.serving.sse import DONE, ClientGone, EventStream, event, unless_gone
 from lib.serving.tokens import TokenizerPool
 from lib.serving.warmup import warm_up
 
-Prepare = Callable[[], Awaitable[tuple[list[list[int]], SamplingParams]]]  # the prompts' token ids, and the parameters
+Prepare = Callable[
+    [], Awaitable[tuple[list[list[int]], SamplingParams]]
+]  # the prompts' token ids, and the parameters
 
 
 class Writer(Protocol):
@@ -49,18 +51,29 @@ class Service:
             self.tokens = TokenizerPool(llm)
             return llm
 
-        self.engine = AsyncLLM(make, options.max_concurrent_requests, Observer(self.metrics, self.feed))
+        self.engine = AsyncLLM(
+            make, options.max_concurrent_requests, Observer(self.metrics, self.feed)
+        )
         self.feed.watch = self.engine.watch
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model_name:
-            raise ApiError(404, f"model {name[:80]!r} does not exist here, {self.model_name!r} does", "model",
-                           "model_not_found")
+            raise ApiError(
+                404,
+                f"model {name[:80]!r} does not exist here, {self.model_name!r} does",
+                "model",
+                "model_not_found",
+            )
 
     def open(self, prefix: str, num_sequences: int, stream: bool, **log_fields: Any) -> Call:
         fields = {name: value for name, value in log_fields.items() if value is not None}
-        return self.engine.open(f"{prefix}-{uuid.uuid4().hex[:24]}", num_sequences, self.options.request_timeout,
-                                stream, **fields)
+        return self.engine.open(
+            f"{prefix}-{uuid.uuid4().hex[:24]}",
+            num_sequences,
+            self.options.request_timeout,
+            stream,
+            **fields,
+        )
 
 
 def checked(make: Callable[[], SamplingParams]) -> SamplingParams:
@@ -99,10 +112,14 @@ async def _until_answerable(call: Call, prepare: Prepare) -> list[Update]:
     return updates
 
 
-async def _events(request: Request, call: Call, updates: list[Update], writer: Writer) -> AsyncIterator[bytes]:
+async def _events(
+    request: Request, call: Call, updates: list[Update], writer: Writer
+) -> AsyncIterator[bytes]:
     try:
         while True:
-            if data := b"".join(event(chunk) for update in updates for chunk in writer.chunks(update)):
+            if data := b"".join(
+                event(chunk) for update in updates for chunk in writer.chunks(update)
+            ):
                 yield data
             if call.finished:
                 break
@@ -118,5 +135,11 @@ async def _events(request: Request, call: Call, updates: list[Update], writer: W
 def usage(call: Call) -> dict[str, int]:
     """Tokens of the call so far: each prompt once, whatever n is."""
     prompt = sum(len(output.prompt_token_ids) for output in call.outputs.values())
-    completion = sum(len(c.token_ids) for output in call.outputs.values() for c in output.completions)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    completion = sum(
+        len(c.token_ids) for output in call.outputs.values() for c in output.completions
+    )
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }

@@ -58,7 +58,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], close: Callable[[], None] = lambda: None
+    ) -> None:
         self.events, self.close, self.status_code, self.background = events, close, 200, None
         # No buffering in a proxy on the way, or tokens would arrive in lumps.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -78,7 +80,9 @@ class EventStream(Response):
             raise sender.exception()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
         async for data in self.events:
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

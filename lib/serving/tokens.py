@@ -31,20 +31,28 @@ class TokenizerPool:
         self._local, self._lock = threading.local(), threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="tokenizer")
         self._bytes: dict[int, bytes] = {}
-        self._byte_of = _byte_alphabet() if self.has_text and _is_byte_level(self._tokenizer) else None
+        self._byte_of = (
+            _byte_alphabet() if self.has_text and _is_byte_level(self._tokenizer) else None
+        )
 
     async def encode(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
         """Token ids of each prompt, checked. Raises ApiError 400."""
-        return await self._run("prompt", lambda tokenizer: [
-            as_token_ids(prompt, tokenizer, self._vocab_size) for prompt in prompts])
+        return await self._run(
+            "prompt",
+            lambda tokenizer: [
+                as_token_ids(prompt, tokenizer, self._vocab_size) for prompt in prompts
+            ],
+        )
 
     async def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """A conversation through the chat template. Raises ApiError 400."""
         return await self._run("messages", lambda tokenizer: chat_token_ids(tokenizer, messages))
 
     async def decode(self, prompts: Sequence[list[int]]) -> list[str]:
-        return await self._run("prompt", lambda tokenizer: [
-            tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts])
+        return await self._run(
+            "prompt",
+            lambda tokenizer: [tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts],
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for: not always whole characters. For the loop, which keeps what it has seen."""
@@ -70,12 +78,15 @@ class TokenizerPool:
                 with self._lock:
                     self._local.tokenizer = copy.deepcopy(self._tokenizer)
             return function(self._local.tokenizer)
+
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except ValueError as error:
             raise ApiError(400, str(error)[:500], param) from None
         except TemplateError as error:
-            raise ApiError(400, f"messages do not fit the model's chat template: {error}"[:500], param) from None
+            raise ApiError(
+                400, f"messages do not fit the model's chat template: {error}"[:500], param
+            ) from None
 
     def _to_bytes(self, token_id: int) -> bytes:
         if not self.has_text:
@@ -89,7 +100,9 @@ class TokenizerPool:
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
-    return "ByteLevel" in repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
+    return "ByteLevel" in repr(
+        getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", "")
+    )
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -6,26 +6,49 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _KINDS = {
-    "string": "a string", "int": "an integer", "float": "a number", "bool": "true or false", "list": "a list",
-    "dict": "an object", "model": "an object", "finite": "a finite number",
+    "string": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+    "finite": "a finite number",
 }
-_BOUNDS = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+_BOUNDS = (
+    ("minimum", ">="),
+    ("exclusiveMinimum", ">"),
+    ("maximum", "<="),
+    ("exclusiveMaximum", "<"),
+)
 _SHOWN = 80  # characters of a value that an answer repeats
 
 
-def describe(findings: Sequence[Mapping[str, Any]], content_type: str,
-             schema: Mapping[str, Any]) -> tuple[str, str | None]:
+def describe(
+    findings: Sequence[Mapping[str, Any]], content_type: str, schema: Mapping[str, Any]
+) -> tuple[str, str | None]:
     """(message, name of the field at fault or None). `schema`: the body's JSON schema."""
     media = content_type.split(";")[0].strip().lower()
-    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
-        return f"Content-Type must be application/json, got {media!r}" if media else "Content-Type is missing, " \
-            "it must be application/json", None
+    if media != "application/json" and not (
+        media.startswith("application/") and media.endswith("+json")
+    ):
+        return (
+            f"Content-Type must be application/json, got {media!r}"
+            if media
+            else "Content-Type is missing, it must be application/json",
+            None,
+        )
     finding = findings[0]
     location = [part for part in finding["loc"] if part != "body"]
     kind = finding["type"]
     if kind == "json_invalid":
-        return f"the body is not valid JSON: {finding.get('ctx', {}).get('error', 'cannot be parsed')}", None
-    if kind == "value_error":  # a validator of ours, whose sentence is complete and begins with the field
+        return (
+            f"the body is not valid JSON: {finding.get('ctx', {}).get('error', 'cannot be parsed')}",
+            None,
+        )
+    if (
+        kind == "value_error"
+    ):  # a validator of ours, whose sentence is complete and begins with the field
         message = str(finding["ctx"]["error"])
         return message, message.split()[0]
     if not location:
@@ -37,7 +60,10 @@ def describe(findings: Sequence[Mapping[str, Any]], content_type: str,
         name = ".".join(str(part) for part in location if not _is_branch(part))
         return f"{name[:_SHOWN]} is not supported by this server", name[:_SHOWN]
     known = schema.get("properties", {}).get(field, {})
-    known = {**(known.get("anyOf") or [{}])[0], **known}  # the other form of an optional field is null
+    known = {
+        **(known.get("anyOf") or [{}])[0],
+        **known,
+    }  # the other form of an optional field is null
     value = repr(finding.get("input"))
     if "description" in known:  # a field of several forms: what the last form lacked would not help
         return f"{field} must be {known['description']}, got {value[:_SHOWN]}", field
@@ -46,7 +72,9 @@ def describe(findings: Sequence[Mapping[str, Any]], content_type: str,
 
 def _is_branch(part: object) -> bool:
     """Whether a part of a location names a branch of a union, such as 'list[int]', and not a field."""
-    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part or part[:1].isupper())
+    return isinstance(part, str) and (
+        part in ("str", "int", "float", "bool") or "[" in part or part[:1].isupper()
+    )
 
 
 def _expected(kind: str, finding: Mapping[str, Any], known: Mapping[str, Any]) -> str:
@@ -56,5 +84,8 @@ def _expected(kind: str, finding: Mapping[str, Any], known: Mapping[str, Any]) -
         if limits and kind.startswith(("greater", "less")):
             return limits
         message = str(finding["msg"])
-        return message.removeprefix("Input should be ")[:1].lower() + message.removeprefix("Input should be ")[1:]
+        return (
+            message.removeprefix("Input should be ")[:1].lower()
+            + message.removeprefix("Input should be ")[1:]
+        )
     return f"{noun} {limits}".strip()

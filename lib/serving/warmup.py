@@ -10,10 +10,22 @@ _TOKENS = 3
 
 def warm_up(llm: LLM) -> None:
     """A long and a short prompt, prefill and decode, each way to sample: what would else cost a first client seconds."""
-    longest = min(llm.max_model_len, llm.manager.max_sequence_tokens, llm.options.max_num_batched_tokens) - _TOKENS
+    longest = (
+        min(llm.max_model_len, llm.manager.max_sequence_tokens, llm.options.max_num_batched_tokens)
+        - _TOKENS
+    )
     if longest < 1:
         return
     token = llm.config.vocab_size // 2
     prompts = [[token] * min(length, longest) for length in (48, 5, 1)]
-    llm.generate(prompts, [SamplingParams(max_tokens=_TOKENS, ignore_eos=True, **how) for how in (
-        {"temperature": 0.0, "logprobs": 1}, {"top_p": 0.9, "top_k": 50}, {"repetition_penalty": 1.1})])
+    llm.generate(
+        prompts,
+        [
+            SamplingParams(max_tokens=_TOKENS, ignore_eos=True, **how)
+            for how in (
+                {"temperature": 0.0, "logprobs": 1},
+                {"top_p": 0.9, "top_k": 50},
+                {"repetition_penalty": 1.1},
+            )
+        ],
+    )

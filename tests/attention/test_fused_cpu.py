@@ -34,15 +34,23 @@ def test_random_batches(data):
     length = st.integers(1, 20) | st.just(1)
     work = data.draw(st.lists(st.tuples(length, st.integers(0, 90)), min_size=1, max_size=6))
     kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 3, 8]))
-    check(work, kv_heads * group, kv_heads, size=data.draw(st.sampled_from([8, 20, 64])),
-          block_size=data.draw(st.integers(1, 64)), seed=data.draw(st.integers(0, 99)),
-          dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16])))
+    check(
+        work,
+        kv_heads * group,
+        kv_heads,
+        size=data.draw(st.sampled_from([8, 20, 64])),
+        block_size=data.draw(st.integers(1, 64)),
+        seed=data.draw(st.integers(0, 99)),
+        dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16])),
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_any_number_of_threads_gives_the_same(monkeypatch, threads):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr("numba.get_num_threads", lambda: threads)  # more shares than threads run after each other
+    monkeypatch.setattr(
+        "numba.get_num_threads", lambda: threads
+    )  # more shares than threads run after each other
     check([(1, 2000)], size=64)
     check([(1, 700), (1, 3), (12, 500), (1, 64)])
 
@@ -61,8 +69,10 @@ def test_fused_against_float64():
     torch.testing.assert_close(out[0].double(), expected, atol=1e-6, rtol=1e-5)
 
 
-@given(lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), min_size=1, max_size=12),
-       threads=st.integers(1, 9))
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), min_size=1, max_size=12),
+    threads=st.integers(1, 9),
+)
 def test_shares_cover_every_key_tile_once_and_are_equal(lengths, threads):
     queries = np.array([n for n, _ in lengths])
     seen = queries + np.array([past for _, past in lengths])
@@ -73,19 +83,27 @@ def test_shares_cover_every_key_tile_once_and_are_equal(lengths, threads):
         assert 0 <= first < last <= tiles
     for pieces in covered.values():
         assert pieces[0][0] == 0 and all(a[1] == b[0] for a, b in zip(pieces, pieces[1:]))
-    assert set(covered) == {start + at for start, n in zip(np.cumsum(queries) - queries, queries.tolist()) if n <= 24
-                            for at in range(0, n, 8)}
+    assert set(covered) == {
+        start + at
+        for start, n in zip(np.cumsum(queries) - queries, queries.tolist())
+        if n <= 24
+        for at in range(0, n, 8)
+    }
     states = [shares.pieces[p, 7] for p in shares.cuts]
     assert states == list(range(len(states))) and len(shares.offsets) - 1 <= threads
     cost = (shares.pieces[:, 5] - shares.pieces[:, 4]) * (shares.pieces[:, 2] + 4)
     of_share = [cost[a:b].sum() for a, b in zip(shares.offsets, shares.offsets[1:])]
-    assert max(of_share) - min(of_share) <= 2 * 12, "no share is more than a tile or two ahead of another"
+    assert max(of_share) - min(of_share) <= 2 * 12, (
+        "no share is more than a tile or two ahead of another"
+    )
 
 
 def test_what_cannot_be_fused_says_why(monkeypatch):
     assert why_not_fused(CPU, torch.float32, 1) is None
     half = why_not_fused(CPU, torch.float16, 16)
-    assert isinstance(half, ValueError) and "dtype must be one of ['float32', 'bfloat16']" in str(half)
+    assert isinstance(half, ValueError) and "dtype must be one of ['float32', 'bfloat16']" in str(
+        half
+    )
     small = why_not_fused(torch.device("cuda"), torch.float16, 8)
     assert "block_size must be >= 16" in str(small) or "pip install triton" in str(small)
     monkeypatch.setattr("lib.attention.fused.import_module", _missing)
@@ -111,7 +129,9 @@ def test_auto_falls_back_with_one_line_and_fused_does_not(llama, monkeypatch, re
 
 def test_auto_in_float16(llama):
     with pytest.warns(UserWarning, match="falls back to 'gather'.*dtype must be one of"):
-        assert isinstance(llama.engine(dtype="float16", attention="auto").runner.attention, GatherAttention)
+        assert isinstance(
+            llama.engine(dtype="float16", attention="auto").runner.attention, GatherAttention
+        )
     with pytest.raises(ValueError, match="dtype must be one of"):
         llama.engine(dtype="float16", attention="fused")
 

@@ -17,8 +17,13 @@ pytest.importorskip("triton")
 
 
 def test_interpreted_kernels_equal_gather():
-    run = subprocess.run([sys.executable, "-m", "tests.fused_cases"], capture_output=True, text=True,
-                         cwd=Path(__file__).parents[2], env={**os.environ, "TRITON_INTERPRET": "1"})
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.fused_cases"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
     assert "interpreted: ok" in run.stdout, run.stderr[-3000:]
 
 
@@ -32,19 +37,30 @@ def test_kernels_compile_without_a_gpu(capability, dtype):
     from lib.attention import triton_decode, triton_kernel, triton_varlen
 
     data = "*" + dtype
-    types = {**dict.fromkeys(["q", "k", "v", "keys", "values", "out"], data),
-             **dict.fromkeys(["peaks", "norms", "accs"], "*fp32"), "slot_mapping": "*i64", "scale": "fp32",
-             **dict.fromkeys(["table", "seq_lens", "query_start_loc"], "*i32"),
-             **dict.fromkeys(["q_stride", "k_stride", "v_stride", "table_stride", "splits"], "i32")}
+    types = {
+        **dict.fromkeys(["q", "k", "v", "keys", "values", "out"], data),
+        **dict.fromkeys(["peaks", "norms", "accs"], "*fp32"),
+        "slot_mapping": "*i64",
+        "scale": "fp32",
+        **dict.fromkeys(["table", "seq_lens", "query_start_loc"], "*i32"),
+        **dict.fromkeys(["q_stride", "k_stride", "v_stride", "table_stride", "splits"], "i32"),
+    }
     model = {"KV_HEADS": 3, "GROUP": 3, "SIZE": 64, "BLOCK_SIZE": 16, "COLUMNS": 64}
     for kernel, constants in (
-            (triton_kernel.store, {"WIDTH": 192, "COLUMNS": 256}),
-            (triton_decode.decode, {**model, "ROWS": 16, "TILE": 64, "USE_DOT": True, "SPLIT": True}),
-            (triton_decode.decode, {**model, "GROUP": 1, "ROWS": 1, "TILE": 32, "USE_DOT": False, "SPLIT": False}),
-            (triton_decode.merge, {"HEADS": 9, "SIZE": 64, "SPLITS": 8, "COLUMNS": 64}),
-            (triton_varlen.varlen, {**model, "ROWS": 32, "TILE": 32})):
-        source = ASTSource(fn=kernel, signature={n: types.get(n, "constexpr") for n in kernel.arg_names},
-                           constexprs={(kernel.arg_names.index(n),): value for n, value in constants.items()})
+        (triton_kernel.store, {"WIDTH": 192, "COLUMNS": 256}),
+        (triton_decode.decode, {**model, "ROWS": 16, "TILE": 64, "USE_DOT": True, "SPLIT": True}),
+        (
+            triton_decode.decode,
+            {**model, "GROUP": 1, "ROWS": 1, "TILE": 32, "USE_DOT": False, "SPLIT": False},
+        ),
+        (triton_decode.merge, {"HEADS": 9, "SIZE": 64, "SPLITS": 8, "COLUMNS": 64}),
+        (triton_varlen.varlen, {**model, "ROWS": 32, "TILE": 32}),
+    ):
+        source = ASTSource(
+            fn=kernel,
+            signature={n: types.get(n, "constexpr") for n in kernel.arg_names},
+            constexprs={(kernel.arg_names.index(n),): value for n, value in constants.items()},
+        )
         assert "ptx" in triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
 
 
@@ -54,25 +70,39 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("block_size", [16, 17, 64])
-@pytest.mark.parametrize("heads, kv_heads, size", [(12, 12, 64), (9, 3, 64), (16, 2, 128), (3, 1, 20)])
+@pytest.mark.parametrize(
+    "heads, kv_heads, size", [(12, 12, 64), (9, 3, 64), (16, 2, 128), (3, 1, 20)]
+)
 def test_on_a_gpu_equals_gather(dtype, block_size, heads, kv_heads, size):
-    for work in (MIXED, [(1, n) for n in (0, 15, 16, 31, 500, 3000)], [(1, 5000)], [(200, 0), (300, 700)]):
-        out, expected = compare(FusedAttention, work, heads, kv_heads, size, block_size, dtype, device="cuda")
+    for work in (
+        MIXED,
+        [(1, n) for n in (0, 15, 16, 31, 500, 3000)],
+        [(1, 5000)],
+        [(200, 0), (300, 700)],
+    ):
+        out, expected = compare(
+            FusedAttention, work, heads, kv_heads, size, block_size, dtype, device="cuda"
+        )
         torch.testing.assert_close(out, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("work", [[(1, 3000)], [(1, 40), (1, 0), (1, 700)], [(200, 0), (33, 500), (1, 64)]],
-                         ids=["one long", "decode", "chunks"])
+@pytest.mark.parametrize(
+    "work",
+    [[(1, 3000)], [(1, 40), (1, 0), (1, 700)], [(200, 0), (33, 500), (1, 64)]],
+    ids=["one long", "decode", "chunks"],
+)
 def test_on_a_gpu_against_float64(work, dtype, device="cuda"):
     """Scores of size 4, so that a softmax is no mere average."""
     batch, num_blocks = batch_of(work, 16, device=device)
     cache = cache_of(6, 2, 64, num_blocks, 16, dtype, device)
     fill(cache, batch, 0, float("nan"))
     generator = torch.Generator().manual_seed(3)
-    q, k, v = (scale * torch.randn(len(batch.input_ids), heads, 64, generator=generator).to(device, dtype)
-               for scale, heads in ((4, 6), (1, 2), (1, 2)))
+    q, k, v = (
+        scale * torch.randn(len(batch.input_ids), heads, 64, generator=generator).to(device, dtype)
+        for scale, heads in ((4, 6), (1, 2), (1, 2))
+    )
     out = FusedAttention(cache)(0, q, k, v, batch).double().cpu()
     tolerance = 3e-5 if dtype == torch.float32 else 2 * TOLERANCE[dtype]
     torch.testing.assert_close(out, in_float64(cache, 0, batch, q), atol=tolerance, rtol=tolerance)
@@ -96,7 +126,7 @@ def test_a_captured_decode_replays_for_other_lengths_and_tables():
         out = attention(0, q, k, v, batch)
     batch.seq_lens.copy_(other.seq_lens)
     batch.slot_mapping.copy_(other.slot_mapping)
-    batch.block_table.zero_()[:, :other.block_table.shape[1]].copy_(other.block_table)
+    batch.block_table.zero_()[:, : other.block_table.shape[1]].copy_(other.block_table)
     out.fill_(float("nan"))
     graph.replay()
     torch.testing.assert_close(out, expected, atol=2e-3, rtol=2e-3)
@@ -104,13 +134,17 @@ def test_a_captured_decode_replays_for_other_lengths_and_tables():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 40}, {"num_blocks": 10, "max_num_seqs": 4}],
-                         ids=["plain", "chunks", "preempted"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_num_batched_tokens": 40}, {"num_blocks": 10, "max_num_seqs": 4}],
+    ids=["plain", "chunks", "preempted"],
+)
 def test_on_a_gpu_the_engine_answers_as_the_oracle(tiny, name, options):
+    from tests.helpers import prompt_of
     from tests.test_fused_engine import WORK, run
 
-    from tests.helpers import prompt_of
-
     engine = tiny[name].engine(device="cuda", dtype="float32", attention="fused", **options)
-    assert run(engine) == [tiny[name].greedy(prompt_of(length, seed), n) for seed, (length, n) in enumerate(WORK)]
+    assert run(engine) == [
+        tiny[name].greedy(prompt_of(length, seed), n) for seed, (length, n) in enumerate(WORK)
+    ]
     assert (engine.stats()["preemptions"] > 0) == ("num_blocks" in options)

@@ -1,4 +1,5 @@
 """Counted numbers against brute force: torch's own parameter and FLOP counts of transformers' models."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,9 @@ def gpt2(d=48, heads=3, layers=2, vocab=101, positions=32, inner=None, tied=True
     )  # fmt: skip
 
 
-def llama(d=48, heads=6, kv_heads=2, head_dim=8, layers=3, vocab=101, inner=80, tied=False, bias=False):
+def llama(
+    d=48, heads=6, kv_heads=2, head_dim=8, layers=3, vocab=101, inner=80, tied=False, bias=False
+):
     model = LlamaForCausalLM(LlamaConfig(
         hidden_size=d, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
         num_hidden_layers=layers, vocab_size=vocab, intermediate_size=inner, tie_word_embeddings=tied,
@@ -93,7 +96,9 @@ def test_generation_is_the_sum_of_its_passes(pair):
     masked = sum(config.num_layers * 4 * config.num_heads * config.head_dim * (n * n - counts.attention_pairs(n, n))
                  for n in range(5, 9))  # fmt: skip
     assert counts.generate_flops(config, 5, 4, kv_cache=False) + masked == _without_rope(counter)
-    with_cache = counts.prefill_flops(config, 5) + sum(counts.decode_flops(config, n) for n in (6, 7, 8))
+    with_cache = counts.prefill_flops(config, 5) + sum(
+        counts.decode_flops(config, n) for n in (6, 7, 8)
+    )
     assert counts.generate_flops(config, 5, 4) == with_cache
 
 
@@ -101,7 +106,9 @@ def test_kv_bytes(pair):
     model, config = pair
     with torch.no_grad():
         cache = model(torch.randint(0, 101, (1, 7)), use_cache=True).past_key_values
-    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    held = sum(
+        t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)
+    )
     assert counts.kv_bytes_per_token(config, torch.float32) * 7 == held
 
 
@@ -109,7 +116,9 @@ def test_step_bytes_and_intensity_grow_with_the_batch(pair):
     _, config = pair
     one, four = (counts.step_bytes(config, "float32", [100] * n) for n in (1, 4))
     assert four - one == 300 * counts.kv_bytes_per_token(config, "float32")
-    assert counts.intensity(config, "float32", [100]) < counts.intensity(config, "float32", [100] * 4)
+    assert counts.intensity(config, "float32", [100]) < counts.intensity(
+        config, "float32", [100] * 4
+    )
 
 
 def test_causal_pairs_against_a_mask():

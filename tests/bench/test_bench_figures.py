@@ -1,4 +1,5 @@
 """Figures: contrast as computed, strokes and legends as promised, SVG that fits a page; notebook helpers in a script."""
+
 import itertools
 import re
 import sys
@@ -35,11 +36,17 @@ def test_contrast_of_known_pairs():
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_series_read_on_light_and_dark(colour):
-    assert contrast(colour, LIGHT) >= 3 and contrast(colour, DARK) >= 3 and contrast(ON_COLOUR, colour) >= 3
+    assert (
+        contrast(colour, LIGHT) >= 3
+        and contrast(colour, DARK) >= 3
+        and contrast(ON_COLOUR, colour) >= 3
+    )
 
 
 def test_text_in_saved_files_is_as_good_as_one_grey_can_be():
-    best = max(min(contrast(f"#{v:02x}{v:02x}{v:02x}", b) for b in (LIGHT, DARK)) for v in range(256))
+    best = max(
+        min(contrast(f"#{v:02x}{v:02x}{v:02x}", b) for b in (LIGHT, DARK)) for v in range(256)
+    )
     assert best < 4.5  # why a page gets currentColor instead
     assert min(contrast(TEXT, LIGHT), contrast(TEXT, DARK)) >= best - 0.05
 
@@ -47,9 +54,21 @@ def test_text_in_saved_files_is_as_good_as_one_grey_can_be():
 # What a reader without one kind of cone sees, on linear RGB (Machado, Oliveira & Fernandes, 2009, severity 1).
 VISION = {
     "all cones": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.01182, 0.04294, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.3039],
+    ],
 }
 XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
@@ -83,7 +102,10 @@ def test_colour_is_the_series_and_stroke_is_the_run(drawn):
     by_run = {(line.book_run, line.get_color()): line for line in ax.lines}
     assert set(by_run) == {("this run", COLOURS[0]), ("this run", COLOURS[1]), ("NVIDIA H200", COLOURS[0]),
                            ("A100, published", COLOURS[1])}  # fmt: skip
-    assert by_run["this run", COLOURS[0]].get_marker() == "o" and by_run["NVIDIA H200", COLOURS[0]].get_marker() == "None"
+    assert (
+        by_run["this run", COLOURS[0]].get_marker() == "o"
+        and by_run["NVIDIA H200", COLOURS[0]].get_marker() == "None"
+    )
     assert by_run["A100, published", COLOURS[1]].get_linestyle() == "--"
     series, runs = ([text.get_text() for text in legend.get_texts()] for legend in fig.legends)
     assert series == ["a", "b"] and runs == ["this run", "NVIDIA H200", "A100, published"]
@@ -113,9 +135,14 @@ def test_inline_svg_takes_the_page_s_colour_and_font(drawn):
     svg = to_svg(drawn[0], inline=True)
     ElementTree.fromstring(svg)
     assert TEXT not in svg and "currentColor" in svg and "DejaVu" not in svg
-    ids, used = set(re.findall(r'\bid="([^"]+)"', svg)), set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
+    ids, used = (
+        set(re.findall(r'\bid="([^"]+)"', svg)),
+        set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)),
+    )
     assert {a or b for a, b in used} <= ids
-    assert to_svg(drawn[0], inline=True) == svg  # the same figure, the same bytes: a rebuild changes nothing
+    assert (
+        to_svg(drawn[0], inline=True) == svg
+    )  # the same figure, the same bytes: a rebuild changes nothing
 
 
 def test_two_inline_figures_share_no_id(drawn):
@@ -156,23 +183,39 @@ def test_bars():
 def test_recorded_lines_leave_out_what_a_run_lacks():
     def run(label, columns):
         entry = {"unit": "s", "params": {}, "seed": None, "samples": {}, "columns": columns}
-        return Run({"measurements": {"m": entry} if columns else {}, "fingerprint": {"hardware": {"label": label}}})
+        return Run(
+            {
+                "measurements": {"m": entry} if columns else {},
+                "fingerprint": {"hardware": {"label": label}},
+            }
+        )
 
-    runs = [run("full", {"n": [1], "ours": [2], "peer": [3]}), run("part", {"n": [1], "ours": [4]}), run("none", None)]
+    runs = [
+        run("full", {"n": [1], "ours": [2], "peer": [3]}),
+        run("part", {"n": [1], "ours": [4]}),
+        run("none", None),
+    ]
     found = recorded_lines(runs, "m", x="n", y={"Ours": "ours", "Peer": "peer"})
     assert found == {"full": ([1], {"Ours": [2], "Peer": [3]}), "part": ([1], {"Ours": [4]})}
 
 
 def test_table_as_text_and_as_html(capsys, monkeypatch):
     table([["gpt2", "124.4"], ["smollm2", "-"]], ["model", "M"])
-    assert capsys.readouterr().out.splitlines() == ["model        M", "-------  -----", "gpt2     124.4", "smollm2      -"]
+    assert capsys.readouterr().out.splitlines() == [
+        "model        M",
+        "-------  -----",
+        "gpt2     124.4",
+        "smollm2      -",
+    ]
     with pytest.raises(ValueError, match="row 0 has 1 cells"):
         table([["x"]], ["a", "b"])
     shown = []
     monkeypatch.setattr(tables, "in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", shown.append)
     table([["<b>", 1]], ["a", "b"])
-    assert "&lt;b&gt;" in shown[0].data and 'text-align:right;padding:.2em .8em">1<' in shown[0].data
+    assert (
+        "&lt;b&gt;" in shown[0].data and 'text-align:right;padding:.2em .8em">1<' in shown[0].data
+    )
 
 
 class _Toy:

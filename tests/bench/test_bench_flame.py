@@ -32,7 +32,11 @@ def test_stacks_are_added_up_and_named():
     frame = root.find("outer")
     assert (frame.calls, frame.find("inner").calls) == (2, 6)
     linear = frame.find("_nn.linear")
-    assert linear.native and flame.kind(linear) == "matrix products" and flame.kind(frame) == flame.PYTHON
+    assert (
+        linear.native
+        and flame.kind(linear) == "matrix products"
+        and flame.kind(frame) == flame.PYTHON
+    )
     assert frame.find("sleep").seconds >= 0.02 * 0.9
     assert frame.seconds >= sum(child.seconds for child in frame.children.values())
 
@@ -49,7 +53,9 @@ def test_shares_sum_to_one_and_splicing_keeps_the_time():
     assert sum(flame.by_kind(root).values()) == pytest.approx(1)
     short = flame.splice(root, ("inner", "<lambda>"))
     assert short.find("inner") is None and short.find("_nn.linear").calls == 15
-    assert short.seconds == root.seconds and short.find("outer").seconds == pytest.approx(root.find("outer").seconds)
+    assert short.seconds == root.seconds and short.find("outer").seconds == pytest.approx(
+        root.find("outer").seconds
+    )
 
 
 def test_noting_is_taken_away():
@@ -61,19 +67,26 @@ def test_noting_is_taken_away():
     many()
     alone = time.perf_counter() - start
     noted = flame.record(many, repeats=3)
-    assert noted.seconds / noted.calls < 3 * alone + 0.01, "20,000 notes take several times as long as the calls"
+    assert noted.seconds / noted.calls < 3 * alone + 0.01, (
+        "20,000 notes take several times as long as the calls"
+    )
 
 
 def test_it_draws():
     fig, ax = figures.figure()
     root = flame.record(lambda: outer(torch.ones(4, 4)))
     draw(ax, root, root.seconds / root.calls)
-    assert len(ax.patches) >= 3 and ax.get_legend_handles_labels()[1] == [*(name for name, _ in flame.KINDS), flame.PYTHON]
+    assert len(ax.patches) >= 3 and ax.get_legend_handles_labels()[1] == [
+        *(name for name, _ in flame.KINDS),
+        flame.PYTHON,
+    ]
 
 
 def test_contestants_take_turns():
     order = []
-    timings = in_turns({"a": lambda: order.append("a"), "b": lambda: Timing((5.0,))}, repeats=3, warmup=1)
+    timings = in_turns(
+        {"a": lambda: order.append("a"), "b": lambda: Timing((5.0,))}, repeats=3, warmup=1
+    )
     assert order == ["a"] * 4 and len(timings["a"].samples) == 3 and timings["b"].median == 5.0
 
 

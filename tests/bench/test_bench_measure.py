@@ -1,4 +1,5 @@
 """Scale, options, timing, memory, ceilings, fingerprint: what a measurement rests on."""
+
 import json
 import os
 import platform
@@ -42,7 +43,9 @@ def test_options_skip_what_belongs_to_others():
 def test_percentiles_against_torch():
     samples = [0.3, 0.1, 0.9, 0.5, 0.2, 0.7]
     for q in (0, 10, 50, 90, 100):
-        assert percentile(samples, q) == pytest.approx(torch.tensor(samples).double().quantile(q / 100).item())
+        assert percentile(samples, q) == pytest.approx(
+            torch.tensor(samples).double().quantile(q / 100).item()
+        )
     timing = Timing((4.0, 1.0, 2.0))
     assert (timing.median, timing.rate(10)) == (2.0, 5.0)
     assert timing.rates(8).median == 4.0 and timing.rates(8).samples == (2.0, 8.0, 4.0)
@@ -65,11 +68,20 @@ def test_measure_counts_runs_and_leaves_setup_out():
 def test_measure_stops_at_its_budget_but_never_without_a_sample():
     timing = measure(lambda: time.sleep(0.02), warmup=0, repeats=50, budget=0.05, device="cpu")
     assert 1 <= len(timing.samples) <= 3
-    assert len(measure(lambda: time.sleep(0.02), warmup=0, repeats=50, budget=0.001, device="cpu").samples) == 1
+    assert (
+        len(
+            measure(
+                lambda: time.sleep(0.02), warmup=0, repeats=50, budget=0.001, device="cpu"
+            ).samples
+        )
+        == 1
+    )
     assert timing.median >= 0.02
 
 
-@pytest.mark.parametrize("bad", [{"repeats": 0}, {"warmup": -1}, {"clock": "sun"}, {"clock": "events"}])
+@pytest.mark.parametrize(
+    "bad", [{"repeats": 0}, {"warmup": -1}, {"clock": "sun"}, {"clock": "events"}]
+)
 def test_measure_refuses(bad):
     with pytest.raises(ValueError):
         measure(lambda: None, device="cpu", **bad)
@@ -152,11 +164,17 @@ def test_fingerprint_is_json_and_tells_nobody_where_it_was():
     assert facts["hardware"]["kind"] == "cpu" and facts["versions"]["torch"] == torch.__version__
     assert "gpu" not in facts and facts["date"].endswith("+00:00") and facts["cpu"]["cores"] >= 1
     host = platform.node()
-    assert os.path.expanduser("~") not in text and os.getcwd() not in text and (len(host) < 4 or host not in text)
+    assert (
+        os.path.expanduser("~") not in text
+        and os.getcwd() not in text
+        and (len(host) < 4 or host not in text)
+    )
 
 
 def test_fingerprint_without_git_or_psutil(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git")))
+    monkeypatch.setattr(
+        subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git"))
+    )
     monkeypatch.setitem(sys.modules, "psutil", None)
     facts = fingerprint("cpu")
     assert facts["git"] == {"commit": None, "dirty": None} and facts["cpu"]["memory_bytes"] is None

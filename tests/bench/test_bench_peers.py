@@ -1,4 +1,5 @@
 """The transformers peers generate exactly what was asked for, and the same tokens in every way of batching."""
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,11 +34,18 @@ def alone(model):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_static_batches(model, alone, use_cache):
-    result = hf_generate(model, PROMPTS, LIMITS, batch_size=2, use_cache=use_cache, warmup=0, repeats=2)
+    result = hf_generate(
+        model, PROMPTS, LIMITS, batch_size=2, use_cache=use_cache, warmup=0, repeats=2
+    )
     assert result["token_ids"] == alone and result["tokens"] == 17
-    assert result["steps"] == 9 + 3 and result["slot_steps"] == 2 * 9 + 3  # a batch runs to its longest
+    assert (
+        result["steps"] == 9 + 3 and result["slot_steps"] == 2 * 9 + 3
+    )  # a batch runs to its longest
     assert len(result["timing"].samples) == 2 and result["seconds"] > 0
-    assert result["tokens_per_second"] == pytest.approx(17 / result["seconds"]) and result["versions"]["transformers"]
+    assert (
+        result["tokens_per_second"] == pytest.approx(17 / result["seconds"])
+        and result["versions"]["transformers"]
+    )
 
 
 def test_a_static_cache_has_one_length_for_all_batches(model, alone):
@@ -49,7 +57,11 @@ def test_a_static_cache_has_one_length_for_all_batches(model, alone):
 def test_continuous_batching(model, alone):
     attention = model.config._attn_implementation
     result = hf_generate_batch(model, PROMPTS, LIMITS, warmup=1, repeats=2)
-    assert result["token_ids"] == alone and result["tokens"] == 17 and len(result["timing"].samples) == 2
+    assert (
+        result["token_ids"] == alone
+        and result["tokens"] == 17
+        and len(result["timing"].samples) == 2
+    )
     assert model.config._attn_implementation == attention
 
 
@@ -60,7 +72,10 @@ def test_a_rival_that_fails_costs_one_line(capsys):
     assert attempt("generate", lambda: 3) == 3 and capsys.readouterr().out == ""
     assert attempt("generate, static cache", compile_something) is None
     said = capsys.readouterr().out
-    assert said == "generate, static cache does not run here, and is left out: RuntimeError: no compiler\n"
+    assert (
+        said
+        == "generate, static cache does not run here, and is left out: RuntimeError: no compiler\n"
+    )
 
 
 def test_eos_ends_a_sequence_only_when_it_counts(model, alone):
@@ -70,7 +85,10 @@ def test_eos_ends_a_sequence_only_when_it_counts(model, alone):
         model.generation_config.eos_token_id = eos
         assert hf_generate(model, PROMPTS, LIMITS, warmup=0, repeats=1)["token_ids"] == alone
         for peer in (hf_generate, hf_generate_batch):
-            assert peer(model, PROMPTS, LIMITS, ignore_eos=False, warmup=0, repeats=1)["token_ids"] == expected
+            assert (
+                peer(model, PROMPTS, LIMITS, ignore_eos=False, warmup=0, repeats=1)["token_ids"]
+                == expected
+            )
         assert model.generation_config.eos_token_id == eos  # put back
     finally:
         model.generation_config.eos_token_id = saved

@@ -1,4 +1,5 @@
 """`python -m lib.bench.records` on tiny chapters: order, resume, failures, and a budget that really ends things."""
+
 import json
 import os
 import time
@@ -48,7 +49,9 @@ def chapters(tmp_path, monkeypatch):
         script.with_suffix(".digest").write_text(source_digest(script))
 
     write.folder, write.log, write.out = folder, log, tmp_path / "out"
-    write.run = lambda *args: main(["--scale", "smoke", "--chapters", str(folder), "--out", str(write.out), *args])
+    write.run = lambda *args: main(
+        ["--scale", "smoke", "--chapters", str(folder), "--out", str(write.out), *args]
+    )
     return write
 
 
@@ -82,7 +85,10 @@ def test_records_resumes_and_forces(chapters, capsys):
     assert "up to date" in capsys.readouterr().out
     chapters("01_a", FAKE + "\n# changed")
     assert chapters.run() == 0 and chapters.log.read_text() == "02_b 01_a 01_a "
-    assert chapters.run("--force", "--only", "02") == 0 and chapters.log.read_text() == "02_b 01_a 01_a 02_b "
+    assert (
+        chapters.run("--force", "--only", "02") == 0
+        and chapters.log.read_text() == "02_b 01_a 01_a 02_b "
+    )
 
 
 def test_a_real_record_is_found_and_resumed(chapters, capsys):
@@ -94,10 +100,13 @@ def test_a_real_record_is_found_and_resumed(chapters, capsys):
 
 
 def test_figures_of_the_last_record_stay_and_no_others(chapters):
-    drawing = FAKE + """
+    drawing = (
+        FAKE
+        + """
 figures = pathlib.Path(sys.argv[sys.argv.index("--figures") + 1])
 (figures / "{{}}_a.svg".format("{name}"[:2])).write_text("new")
 """
+    )
     chapters("01_a", drawing)
     chapters("02_b", drawing + "raise RuntimeError")
     folder = chapters.out / hardware()["slug"] / "figures"
@@ -105,7 +114,10 @@ figures = pathlib.Path(sys.argv[sys.argv.index("--figures") + 1])
     for name in ("01_old.svg", "02_old.svg"):
         (folder / name).write_text("old")
     assert chapters.run() == 1
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {"01_a.svg": "new", "02_old.svg": "old"}
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "01_a.svg": "new",
+        "02_old.svg": "old",
+    }
 
 
 def test_a_failure_is_told_and_the_others_go_on(chapters, capsys):

@@ -1,4 +1,5 @@
 """Records: what is refused, what survives a round trip, and that a file is whole or absent."""
+
 import json
 import math
 import sys
@@ -19,7 +20,15 @@ from lib.bench.records.series import make_series
 def record(monkeypatch):
     monkeypatch.setenv("BOOK_SCALE", "cpu")
     roof = Roofline("cpu", 1e9, {"float32": 1e11}, {"mv": 1e9})
-    made = Record("02_toy", model="gpt2", weights="random", dtype=torch.float32, device="cpu", seed=7, roofline=roof)
+    made = Record(
+        "02_toy",
+        model="gpt2",
+        weights="random",
+        dtype=torch.float32,
+        device="cpu",
+        seed=7,
+        roofline=roof,
+    )
     made.add("latency", unit="s", params={"new_tokens": 50},
              columns={"prompt": [64, 256], "ours": [Timing((3.0, 1.0, 2.0)), 0.5], "peer": [None, np.float32(0.25)]})  # fmt: skip
     made.headline("KV cache", 2.25, "×")
@@ -28,14 +37,27 @@ def record(monkeypatch):
 
 def test_round_trip_keeps_medians_samples_and_what_it_ran_on(record, tmp_path):
     path = record.save(tmp_path)
-    assert path.parent.name == record.to_json()["fingerprint"]["hardware"]["slug"] and path.name == "02_toy.json"
+    assert (
+        path.parent.name == record.to_json()["fingerprint"]["hardware"]["slug"]
+        and path.name == "02_toy.json"
+    )
     (run,) = read_records("02", folder=tmp_path)
     series = run["latency"]
-    assert series["ours"] == [2.0, 0.5] and series["peer"] == [None, 0.25] and series["prompt"] == [64, 256]
-    assert series.samples == {"ours": [[3.0, 1.0, 2.0], []]} and series.seed == 7 and series.unit == "s"
+    assert (
+        series["ours"] == [2.0, 0.5]
+        and series["peer"] == [None, 0.25]
+        and series["prompt"] == [64, 256]
+    )
+    assert (
+        series.samples == {"ours": [[3.0, 1.0, 2.0], []]}
+        and series.seed == 7
+        and series.unit == "s"
+    )
     assert series.rows()[0] == {"prompt": 64, "ours": 2.0, "peer": None}
     assert (run.scale, run.weights, run.dtype, run.model) == ("cpu", "random", "float32", "gpt2")
-    assert run["absent"] is None and run.roofline.rate() == 1e11 and run.headlines[0]["value"] == 2.25
+    assert (
+        run["absent"] is None and run.roofline.rate() == 1e11 and run.headlines[0]["value"] == 2.25
+    )
     assert run.fingerprint["versions"]["torch"] == torch.__version__ and len(run.date) == 10
     with pytest.raises(AttributeError):
         _ = run.nonsense
@@ -84,7 +106,9 @@ def test_series_refuses(arguments, message):
 ])  # fmt: skip
 def test_record_refuses(change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        Record(**{"chapter": "01_x", "model": "gpt2", "weights": "real", "dtype": "float32", **change})
+        Record(
+            **{"chapter": "01_x", "model": "gpt2", "weights": "real", "dtype": "float32", **change}
+        )
 
 
 def test_a_name_is_added_once_and_an_empty_record_is_not_saved(record, tmp_path):
@@ -107,10 +131,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     write_json(path, {"schema": 1})
     with pytest.raises(ValueError):
         write_json(path, {"x": math.nan})
-    monkeypatch.setattr(stored.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        stored.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError):
         write_json(path, {"schema": 2})
-    assert json.loads(path.read_text()) == {"schema": 1} and [p.name for p in path.parent.iterdir()] == ["x.json"]
+    assert json.loads(path.read_text()) == {"schema": 1} and [
+        p.name for p in path.parent.iterdir()
+    ] == ["x.json"]
 
 
 def test_a_smaller_scale_never_replaces_a_larger_one(record, tmp_path, monkeypatch):
@@ -128,8 +156,12 @@ def test_smoke_and_own_hardware_are_left_out(record, tmp_path, monkeypatch):
     other = record.to_json()
     other["fingerprint"]["hardware"].update(slug="nvidia-h200", label="NVIDIA H200")
     write_json(tmp_path / "nvidia-h200" / "02_toy.json", other)
-    assert [run.label for run in read_records("02_toy", others_only=True, folder=tmp_path)] == ["NVIDIA H200"]
-    assert len(read_records("02", folder=tmp_path)) == 2 and read_records("03", folder=tmp_path) == []
+    assert [run.label for run in read_records("02_toy", others_only=True, folder=tmp_path)] == [
+        "NVIDIA H200"
+    ]
+    assert (
+        len(read_records("02", folder=tmp_path)) == 2 and read_records("03", folder=tmp_path) == []
+    )
     monkeypatch.setenv("BOOK_SCALE", "smoke")
     write_json(tmp_path / "nvidia-h200" / "02_toy.json", {**other, "scale": "smoke"})
     assert len(read_records("02", folder=tmp_path)) == 1
@@ -167,5 +199,9 @@ def test_the_published_figures():
             reference()
         return
     published = reference()
-    assert published["headline"]["batch_gain_512"] == 118.3 and "A100" in published.label and published.source
+    assert (
+        published["headline"]["batch_gain_512"] == 118.3
+        and "A100" in published.label
+        and published.source
+    )
     assert isinstance(published, Reference)

@@ -47,16 +47,19 @@ def test_lengths():
     assert [len(p) for p in prompts] == [1, 5, 9] and all(0 <= t < 7 for p in prompts for t in p)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: fixed(0, 5), "n must be >= 1, got 0"),
-    (lambda: fixed(1, 0), "length must be >= 1, got 0"),
-    (lambda: uniform(1, 5, 4, seed=0), "low and high must be 1 <= low <= high, got 5 and 4"),
-    (lambda: log_normal(1, 0, 1, 1, 9, seed=0), "median must be > 0"),
-    (lambda: random_prompts([0], 9, seed=0), "lengths must be >= 1, got 0"),
-    (lambda: Workload("w", [[1]], [1, 2]), "max_tokens must have one entry a prompt"),
-    (lambda: chat(None, 0, 8), "n must be >= 1 and <= 24"),
-    (lambda: chat(None, 99, 8), "n must be >= 1 and <= 24"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: fixed(0, 5), "n must be >= 1, got 0"),
+        (lambda: fixed(1, 0), "length must be >= 1, got 0"),
+        (lambda: uniform(1, 5, 4, seed=0), "low and high must be 1 <= low <= high, got 5 and 4"),
+        (lambda: log_normal(1, 0, 1, 1, 9, seed=0), "median must be > 0"),
+        (lambda: random_prompts([0], 9, seed=0), "lengths must be >= 1, got 0"),
+        (lambda: Workload("w", [[1]], [1, 2]), "max_tokens must have one entry a prompt"),
+        (lambda: chat(None, 0, 8), "n must be >= 1 and <= 24"),
+        (lambda: chat(None, 99, 8), "n must be >= 1 and <= 24"),
+    ],
+)
 def test_errors_name_the_field(call, words):
     with pytest.raises(ValueError, match=words):
         call()
@@ -78,11 +81,17 @@ def test_chat_asks_each_question_once(llama):
 
 
 def engine(llama, **options) -> LLM:
-    return LLM(str(llama.folder), device="cpu", dtype="float32", **{
-        "kv_cache": "contiguous", "max_num_seqs": 4, "max_model_len": 200, **options})
+    return LLM(
+        str(llama.folder),
+        device="cpu",
+        dtype="float32",
+        **{"kv_cache": "contiguous", "max_num_seqs": 4, "max_model_len": 200, **options},
+    )
 
 
-@pytest.mark.parametrize("scheduler, predict", [("static", static_steps), ("continuous", continuous_steps)])
+@pytest.mark.parametrize(
+    "scheduler, predict", [("static", static_steps), ("continuous", continuous_steps)]
+)
 @pytest.mark.parametrize("slots", [1, 4, 5])
 def test_a_trace_takes_the_predicted_steps(llama, scheduler, predict, slots):
     workload = variable_length(61, n=13)
@@ -94,17 +103,24 @@ def test_a_trace_takes_the_predicted_steps(llama, scheduler, predict, slots):
     assert all(len(set(step.slots.values())) == len(step.slots) for step in run.steps)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"max_num_batched_tokens": 7}, {"scheduler": "static", "max_num_batched_tokens": 7},
-    {"kv_cache": "paged", "block_size": 8, "num_blocks": 26},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_num_batched_tokens": 7},
+        {"scheduler": "static", "max_num_batched_tokens": 7},
+        {"kv_cache": "paged", "block_size": 8, "num_blocks": 26},
+    ],
+)
 def test_a_trace_counts_each_token_that_the_engine_computed(llama, options):
     llm, workload = engine(llama, **options), variable_length(61, n=13)
     run = trace(llm, workload)
     stats = llm.stats()
     assert run.computed_tokens == stats["tokens_computed"] and len(run.steps) == stats["steps"]
     if stats["preemptions"] == 0:
-        assert run.computed_tokens == sum(len(p) + n - 1 for p, n in zip(workload.prompts, workload.max_tokens))
+        assert run.computed_tokens == sum(
+            len(p) + n - 1 for p, n in zip(workload.prompts, workload.max_tokens)
+        )
     if budget := options.get("max_num_batched_tokens"):
         assert max(sum(step.tokens.values()) for step in run.steps) == budget
     assert run.output_tokens == sum(workload.max_tokens)

@@ -72,11 +72,19 @@ def built(tmp_path_factory) -> Path:
     left_out = shutil.ignore_patterns("__pycache__", "measurements", "*.md")
     shutil.copytree(ROOT / "book", folder / "book", ignore=left_out)
     shutil.copy(ROOT / "_config.yml", folder)
-    (folder / "book" / "bibliography.md").write_text((ROOT / "book" / "bibliography.md").read_text())
+    (folder / "book" / "bibliography.md").write_text(
+        (ROOT / "book" / "bibliography.md").read_text()
+    )
     (folder / "chapters").mkdir()
-    (folder / "chapters" / "page.py").write_text("raise SystemExit('the notebook is the source, not this script')\n")
+    (folder / "chapters" / "page.py").write_text(
+        "raise SystemExit('the notebook is the source, not this script')\n"
+    )
     (folder / "chapters" / "page.ipynb").write_text(to_notebook(PAGE))
-    toc = {"format": "jb-book", "root": "chapters/page", "chapters": [{"file": "book/bibliography"}]}
+    toc = {
+        "format": "jb-book",
+        "root": "chapters/page",
+        "chapters": [{"file": "book/bibliography"}],
+    }
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
     result = subprocess.run(
         [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W", "--keep-going"],
@@ -103,15 +111,23 @@ def test_math_comes_from_the_book(built):
 def test_the_page_is_the_executed_notebook(built):
     html = (built / "chapters" / "page.html").read_text()
     assert "token by token\nto stdout\n" in html, "a stream is one text"
-    assert html.count("to stderr") == 1, "stderr is progress bars: the source shows, the output does not"
-    assert 'class="only-light"' in html and 'class="only-dark"' in html and "request_path.dark.svg" in html
+    assert html.count("to stderr") == 1, (
+        "stderr is progress bars: the source shows, the output does not"
+    )
+    assert (
+        'class="only-light"' in html
+        and 'class="only-dark"' in html
+        and "request_path.dark.svg" in html
+    )
     assert "https://colab.research.google.com/github/" in html
 
 
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_browser_without_a_network_renders_the_math(built, tmp_path):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         pytest.skip("no chromium here")
     result = subprocess.run(
@@ -160,5 +176,7 @@ def test_the_check_reads_style_sheets_and_wants_pages(tmp_path):
 
 
 def test_the_reference_measurements_are_data():
-    reference = json.loads((ROOT / "book" / "measurements" / "reference" / "seed_results.json").read_text())
+    reference = json.loads(
+        (ROOT / "book" / "measurements" / "reference" / "seed_results.json").read_text()
+    )
     assert reference["source"] and reference["setup"]["gpu"]

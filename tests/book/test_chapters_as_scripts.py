@@ -29,7 +29,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_without_jupyter(script: Path, folder: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "BOOK_SCALE": "smoke", "MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **os.environ,
+        "BOOK_SCALE": "smoke",
+        "MPLBACKEND": "Agg",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_JUPYTER, str(script)],
         cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,

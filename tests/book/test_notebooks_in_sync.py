@@ -45,17 +45,27 @@ def test_the_script_is_plain_python(script):
     for cell in jupytext.read(script, fmt="py:percent").cells:
         if cell.cell_type == "code":
             # jupytext would comment a magic out on its way into the script
-            assert not re.search(r"^\s*(?:#\s*)?(?:%{1,2}[a-z]|![a-z])", cell.source, re.M), cell.source
+            assert not re.search(r"^\s*(?:#\s*)?(?:%{1,2}[a-z]|![a-z])", cell.source, re.M), (
+                cell.source
+            )
 
 
 def test_everything_generated_is_up_to_date():
-    stale = [str(path.relative_to(ROOT)) for path, text in notebooks.generated() if path.read_text() != text]
+    stale = [
+        str(path.relative_to(ROOT))
+        for path, text in notebooks.generated()
+        if path.read_text() != text
+    ]
     assert stale == [], "run `make notebooks`"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=names)
 def test_the_colab_cell_names_the_repository_of_the_config(script):
-    code = [cell.source for cell in jupytext.read(script, fmt="py:percent").cells if cell.cell_type == "code"]
+    code = [
+        cell.source
+        for cell in jupytext.read(script, fmt="py:percent").cells
+        if cell.cell_type == "code"
+    ]
     assert f'"{notebooks.repository_url()}"' in code[0] and "google.colab" in code[0]
 
 
@@ -88,7 +98,11 @@ def test_the_same_script_gives_the_same_notebook():
 
 def diagrams() -> list[Path]:
     images = sorted(dark_svg.IMAGES.glob("*.svg"))
-    return [p for p in images if p.name not in dark_svg.NOT_DIAGRAMS and not p.name.endswith(".dark.svg")]
+    return [
+        p
+        for p in images
+        if p.name not in dark_svg.NOT_DIAGRAMS and not p.name.endswith(".dark.svg")
+    ]
 
 
 @pytest.mark.parametrize("diagram", diagrams(), ids=lambda p: p.name)

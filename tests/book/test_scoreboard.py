@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from book.tools.scoreboard_page import page_part
 
 from book.scoreboard import claims as board
 from book.scoreboard.outcomes import (
@@ -19,6 +18,7 @@ from book.scoreboard.outcomes import (
     nearest,
     times,
 )
+from book.tools.scoreboard_page import page_part
 from lib.bench.records.files import SCHEMA, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,13 @@ class Folder:
 
     def add(self, hardware, chapter, scale="gpu", params=None, **measurements):
         series = {
-            name: {"unit": "x", "params": (params or {}).get(name, {}), "seed": 0, "columns": columns, "samples": {}}
+            name: {
+                "unit": "x",
+                "params": (params or {}).get(name, {}),
+                "seed": 0,
+                "columns": columns,
+                "samples": {},
+            }
             for name, columns in measurements.items()
         }
         data = {
@@ -67,14 +73,22 @@ def sweep(*pairs):
 
 
 def generated(*triples):
-    return {"generated": [n for n, _, _ in triples], "no_cache": [a for _, a, _ in triples], "kv_cache": [b for *_, b in triples]}
+    return {
+        "generated": [n for n, _, _ in triples],
+        "no_cache": [a for _, a, _ in triples],
+        "kv_cache": [b for *_, b in triples],
+    }
 
 
 def test_every_published_claim_has_its_row_and_its_own_words(folder):
     rows = folder.rows()
     assert len(rows) == COUNT
     texts = " ".join(f"{row.claim.text} {row.claim.published}".lower() for row in rows)
-    for text in [*PUBLISHED["findings"], *(row["broke"] for row in PUBLISHED["failures"]), *map(str, PUBLISHED["headline"].values())]:
+    for text in [
+        *PUBLISHED["findings"],
+        *(row["broke"] for row in PUBLISHED["failures"]),
+        *map(str, PUBLISHED["headline"].values()),
+    ]:
         assert text.lower() in texts
 
 
@@ -85,7 +99,9 @@ def test_without_records_nothing_is_measured_but_the_tests(folder):
 
 
 def test_a_folder_that_does_not_exist_is_one_without_records(tmp_path):
-    assert {row.verdict for row in board.scoreboard(tmp_path / "none") if row.claim.text != "Tests"} == {UNMEASURED}
+    assert {
+        row.verdict for row in board.scoreboard(tmp_path / "none") if row.claim.text != "Tests"
+    } == {UNMEASURED}
 
 
 def test_smoke_runs_are_no_measurements(folder):
@@ -98,7 +114,9 @@ def test_a_figure_is_reproduced_only_at_the_size_that_the_claim_names(folder):
     assert folder.verdict("batch_gain") == REPRODUCED
     folder.add("a", "03", batch_sweep_float32=sweep((1, 10.0), (64, 467.0)))
     assert folder.verdict("batch_gain") == f"{DEPENDS} the batch"
-    assert folder.row("batch_gain").outcomes["a"].value == "46.7× at batch 64 (published there: 46.7×)"
+    assert (
+        folder.row("batch_gain").outcomes["a"].value == "46.7× at batch 64 (published there: 46.7×)"
+    )
     folder.add("a", "03", batch_sweep_float32=sweep((1, 10.0), (64, 60.0)))
     assert folder.verdict("batch_gain") == f"{DEPENDS} the hardware"
     folder.add("a", "03", batch_sweep_float32=sweep((1, 10.0), (64, 9.0)))
@@ -120,10 +138,20 @@ def test_zeros_and_gaps_are_left_out_and_never_divided_by(folder):
     assert "at batch 32" in folder.row("batch_gain").outcomes["a"].value
     folder.add("a", "02", throughput_by_generated=generated((200, 0.0, 5.0), (1000, None, 5.0)),
                profile_time={"no_cache": [0.0], "kv_cache": [0.0]})  # fmt: skip
-    assert folder.verdict("cache_gain") == folder.verdict("time_saved") == folder.verdict("grows_with_length") == UNMEASURED
+    assert (
+        folder.verdict("cache_gain")
+        == folder.verdict("time_saved")
+        == folder.verdict("grows_with_length")
+        == UNMEASURED
+    )
     folder.add("a", "06", gain_by_length={"gain": [0.0], "batching": [1.0], "paging": [0.0]},
                throughput_by_users={"users": [1, 4], "sequential": [0.0, 3.0], "continuous, paged": [1, 2]})  # fmt: skip
-    assert folder.verdict("load_gain") == folder.verdict("long_prompts") == folder.verdict("flat_throughput") == UNMEASURED
+    assert (
+        folder.verdict("load_gain")
+        == folder.verdict("long_prompts")
+        == folder.verdict("flat_throughput")
+        == UNMEASURED
+    )
 
 
 def test_a_sweep_that_does_not_begin_at_one_has_no_gain_over_one(folder):
@@ -137,11 +165,16 @@ def test_hardware_that_agrees_shares_a_verdict_and_hardware_that_does_not_depend
     folder.add("c", "04", same_bytes={"cache": ["contiguous", "paged"], "peak_running": [3, 9]},
                params={"same_bytes": {"budget_bytes": 2**27}})  # fmt: skip
     row = folder.row("batch_gain")
-    assert row.verdict == REPRODUCED and row.outcomes["c"] is None  # no record of chapter 3: it has no say
+    assert (
+        row.verdict == REPRODUCED and row.outcomes["c"] is None
+    )  # no record of chapter 3: it has no say
     folder.add("b", "03", batch_sweep_float32=sweep((1, 10.0), (512, 20.0)))
     assert folder.verdict("batch_gain") == f"{DEPENDS} the hardware"
     assert "a: 118× at batch 512 → reproduced" in page_part("headline", folder.rows())
-    assert "128 MiB, 3 sequences at once in slots, 9 in blocks" in folder.row("out_of_memory").outcomes["c"].value
+    assert (
+        "128 MiB, 3 sequences at once in slots, 9 in blocks"
+        in folder.row("out_of_memory").outcomes["c"].value
+    )
 
 
 @pytest.mark.parametrize("kv, verdict", [(22.0, REPRODUCED), (2000.0, REFUTED)])
@@ -153,7 +186,10 @@ def test_batching_is_the_largest_win_only_if_it_beats_the_cache(folder, kv, verd
 
 
 def test_the_published_run_reproduces_itself(folder):
-    tokens, memory = PUBLISHED["throughput_by_generated_tokens"], PUBLISHED["paged_vs_contiguous_by_batch"]
+    tokens, memory = (
+        PUBLISHED["throughput_by_generated_tokens"],
+        PUBLISHED["paged_vs_contiguous_by_batch"],
+    )
     load, profile = PUBLISHED["load_c64"], PUBLISHED["profiler"]
     s = PUBLISHED["batch_sweep"]
     folder.add("a", "03", batch_sweep_float32={"batch": s["batch"], "tok_s": s["tok_s"]})
@@ -170,7 +206,10 @@ def test_the_published_run_reproduces_itself(folder):
                throughput_by_users={"users": [1, 64], "sequential": [165, 165], "continuous, paged": [165, 1840]},
                params={"gain_by_length": {"users": 64, "answer": 50}})  # fmt: skip
     verdicts = {row.claim.judge.__name__: row.verdict for row in folder.rows()}
-    assert {name for name, verdict in verdicts.items() if verdict != REPRODUCED} == {"memory_crossing", "tests"}
+    assert {name for name, verdict in verdicts.items() if verdict != REPRODUCED} == {
+        "memory_crossing",
+        "tests",
+    }
 
 
 def test_what_the_paged_cache_does_is_counted_where_no_gpu_measured_it(folder):
@@ -178,12 +217,18 @@ def test_what_the_paged_cache_does_is_counted_where_no_gpu_measured_it(folder):
     folder.add("a", "04", scale="cpu", published_memory=counted, decode_by_batch={"batch": [1], "paged": [1.0], "contiguous": [1.0]},
                memory_by_batch={"batch": [1], "contiguous_peak_mib": [None], "paged_peak_mib": [None],
                                 "contiguous_cache_mib": [72], "paged_cache_mib": [73]})  # fmt: skip
-    assert folder.verdict("memory_gain") == folder.verdict("memory_crossing") == f"{DEPENDS} the size of the pool"
+    assert (
+        folder.verdict("memory_gain")
+        == folder.verdict("memory_crossing")
+        == f"{DEPENDS} the size of the pool"
+    )
     assert folder.verdict("flat_memory") == folder.verdict("out_of_memory") == UNMEASURED
     assert folder.verdict("slow_when_small") == folder.verdict("gather_cost") == REFUTED
 
 
-@pytest.mark.parametrize("cost, verdict", [(0.97, REFUTED), (1.01, f"{DEPENDS} the hardware"), (1.4, REPRODUCED)])
+@pytest.mark.parametrize(
+    "cost, verdict", [(0.97, REFUTED), (1.01, f"{DEPENDS} the hardware"), (1.4, REPRODUCED)]
+)
 def test_a_difference_within_the_noise_shows_no_direction(folder, cost, verdict):
     folder.add("a", "04", decode_by_batch={"batch": [1], "paged": [cost], "contiguous": [1.0]})
     assert folder.verdict("slow_when_small") == verdict
@@ -203,8 +248,16 @@ def test_more_findings_than_rules_is_an_error():
 
 
 def test_the_arithmetic_of_a_verdict():
-    assert decide(True, 1.25, 1.0) == REPRODUCED and decide(True, 1.26, 1.0) == decide(True, 0.7, 1.0) == "depends on the hardware"
-    assert decide(True, None, 1.0, size="x") == decide(True, 2.0, None, size="x") == decide(True, 1, 1, full=False, size="x") == "depends on x"
+    assert (
+        decide(True, 1.25, 1.0) == REPRODUCED
+        and decide(True, 1.26, 1.0) == decide(True, 0.7, 1.0) == "depends on the hardware"
+    )
+    assert (
+        decide(True, None, 1.0, size="x")
+        == decide(True, 2.0, None, size="x")
+        == decide(True, 1, 1, full=False, size="x")
+        == "depends on x"
+    )
     assert decide(False, 1.0, 1.0) == REFUTED
     assert [times(x) for x in (118.3, 11.14, 2.216, 0.05)] == ["118×", "11.1×", "2.22×", "0.05×"]
     assert nearest([1, 64, 1000], 512) == 2

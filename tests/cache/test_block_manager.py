@@ -21,7 +21,10 @@ def request(tokens: int = 5) -> Request:
     return Request("r", list(range(100, 100 + tokens)), SamplingParams())
 
 
-@given(block_size=st.sampled_from([1, 2, 4, 16]), events=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 70)), max_size=60))
+@given(
+    block_size=st.sampled_from([1, 2, 4, 16]),
+    events=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 70)), max_size=60),
+)
 def test_allocation_gives_what_is_needed_or_nothing(block_size, events):
     manager = BlockManager(12, block_size)
     requests = [request() for _ in range(6)]
@@ -35,10 +38,12 @@ def test_allocation_gives_what_is_needed_or_nothing(block_size, events):
         needed = max(0, -(-tokens // block_size) - len(held))
         assert manager.allocate(one, tokens) == (needed <= free)
         if needed <= free:
-            assert one.block_ids[:len(held)] == held and len(one.block_ids) == len(held) + needed
+            assert one.block_ids[: len(held)] == held and len(one.block_ids) == len(held) + needed
             assert manager.num_free_blocks == free - needed
         else:
-            assert one.block_ids == held and manager.num_free_blocks == free, "a failed allocation changed something"
+            assert one.block_ids == held and manager.num_free_blocks == free, (
+                "a failed allocation changed something"
+            )
         everything = [b for r in requests for b in r.block_ids]
         assert len(set(everything)) == len(everything) and NULL_BLOCK not in everything
         assert len(everything) + manager.num_free_blocks == manager.num_blocks == 11
@@ -90,35 +95,62 @@ def test_slots_stay_together():
     with pytest.raises(ValueError, match="num_tokens must be at most 32"):
         manager.allocate(requests[0], 33)
     manager.free(requests[2]), manager.free(requests[1])
-    assert manager.allocate(requests[4], 1) and requests[4].block_ids == [1], "the lowest slot first"
+    assert manager.allocate(requests[4], 1) and requests[4].block_ids == [1], (
+        "the lowest slot first"
+    )
 
 
-@given(block_size=st.sampled_from([1, 2, 4, 16]), seed=st.integers(0, 999),
-       rows=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=5))
+@given(
+    block_size=st.sampled_from([1, 2, 4, 16]),
+    seed=st.integers(0, 999),
+    rows=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=5),
+)
 def test_batch_build_against_the_definition(block_size, seed, rows):
     rng = np.random.default_rng(seed)
     scheduled = []
     free = list(rng.permutation(np.arange(1, 400)))
     for done, new in rows:
-        one = Request("r", rng.integers(0, 99, done + new + int(rng.integers(0, 3))).tolist(), SamplingParams())
+        one = Request(
+            "r",
+            rng.integers(0, 99, done + new + int(rng.integers(0, 3))).tolist(),
+            SamplingParams(),
+        )
         one.num_computed_tokens = done
-        one.block_ids = [int(free.pop()) for _ in range(-(-(done + new) // block_size) + int(rng.integers(0, 2)))]
+        one.block_ids = [
+            int(free.pop()) for _ in range(-(-(done + new) // block_size) + int(rng.integers(0, 2)))
+        ]
         scheduled.append(Scheduled(one, new))
     batch = Batch.build(scheduled, block_size)
-    tokens = [(s.request, p) for s in scheduled
-              for p in range(s.request.num_computed_tokens, s.request.num_computed_tokens + s.num_tokens)]
+    tokens = [
+        (s.request, p)
+        for s in scheduled
+        for p in range(s.request.num_computed_tokens, s.request.num_computed_tokens + s.num_tokens)
+    ]
     assert batch.input_ids.tolist() == [r.token_ids[p] for r, p in tokens]
     assert batch.positions.tolist() == [p for _, p in tokens]
-    assert batch.slot_mapping.tolist() == [r.block_ids[p // block_size] * block_size + p % block_size for r, p in tokens]
-    assert batch.query_start_loc.tolist() == [sum(n for _, n in rows[:i]) for i in range(len(rows) + 1)]
+    assert batch.slot_mapping.tolist() == [
+        r.block_ids[p // block_size] * block_size + p % block_size for r, p in tokens
+    ]
+    assert batch.query_start_loc.tolist() == [
+        sum(n for _, n in rows[:i]) for i in range(len(rows) + 1)
+    ]
     assert batch.seq_lens.tolist() == batch.kv_lens == [done + new for done, new in rows]
     assert batch.query_lens == [new for _, new in rows]
-    assert batch.logits_indices.tolist() == [sum(n for _, n in rows[:i + 1]) - 1 for i in range(len(rows))]
+    assert batch.logits_indices.tolist() == [
+        sum(n for _, n in rows[: i + 1]) - 1 for i in range(len(rows))
+    ]
     for row, s in zip(batch.block_table.tolist(), scheduled):
         held = s.request.block_ids
         assert row == held + [NULL_BLOCK] * (len(row) - len(held))
-    assert (batch.input_ids.dtype, batch.positions.dtype, batch.slot_mapping.dtype, batch.logits_indices.dtype) == (torch.int64,) * 4
-    assert (batch.query_start_loc.dtype, batch.seq_lens.dtype, batch.block_table.dtype) == (torch.int32,) * 3
+    assert (
+        batch.input_ids.dtype,
+        batch.positions.dtype,
+        batch.slot_mapping.dtype,
+        batch.logits_indices.dtype,
+    ) == (torch.int64,) * 4
+    assert (batch.query_start_loc.dtype, batch.seq_lens.dtype, batch.block_table.dtype) == (
+        torch.int32,
+    ) * 3
 
 
 def test_an_empty_batch_is_refused():
@@ -136,9 +168,15 @@ def test_what_is_derived_is_derived_once():
 def test_kv_cache_stores_where_the_slots_say_and_counts_its_bytes(dtype):
     cache = KVCache(GPT2_CONFIG, 5, 4, dtype=dtype, device="cpu")
     assert cache.k[0].shape == cache.v[11].shape == (5, 4, 12, 64)
-    assert cache.nbytes == kv_cache_bytes(GPT2_CONFIG, 20, dtype) == 20 * 2 * 12 * 768 * dtype.itemsize
+    assert (
+        cache.nbytes == kv_cache_bytes(GPT2_CONFIG, 20, dtype) == 20 * 2 * 12 * 768 * dtype.itemsize
+    )
     assert not cache.k.any() and not cache.v.any()
     k, v = torch.randn(3, 12, 64).to(dtype), torch.randn(3, 12, 64).to(dtype)
     cache.store(7, k, v, torch.tensor([9, 4, 19]))
-    assert torch.equal(cache.k[7, 2, 1], k[0]) and torch.equal(cache.v[7, 1, 0], v[1]) and torch.equal(cache.k[7, 4, 3], k[2])
+    assert (
+        torch.equal(cache.k[7, 2, 1], k[0])
+        and torch.equal(cache.v[7, 1, 0], v[1])
+        and torch.equal(cache.k[7, 4, 3], k[2])
+    )
     assert cache.k.count_nonzero() == k.count_nonzero(), "wrote elsewhere too"

@@ -35,7 +35,9 @@ def test_every_field_is_covered():
     assert set(BAD) == set(SamplingParams.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("field, value, allowed", [(f, v, text) for f, (values, text) in BAD.items() for v in values])
+@pytest.mark.parametrize(
+    "field, value, allowed", [(f, v, text) for f, (values, text) in BAD.items() for v in values]
+)
 def test_invalid_values_are_refused(field, value, allowed):
     with pytest.raises(ValueError) as error:
         SamplingParams(**{field: value})
@@ -61,13 +63,39 @@ def test_unknown_fields_are_refused():
         SamplingParams(best_of=2)
 
 
-@pytest.mark.parametrize("good", [
-    {}, dict(n=128), dict(max_tokens=10**6), dict(max_tokens=5, min_tokens=5), dict(temperature=0), dict(temperature=0.0),
-    dict(temperature=Fraction(1, 2)), dict(temperature=np.float32(0.5)), dict(top_k=-1), dict(top_k=0),
-    dict(top_k=np.int64(4)), dict(top_p=1), dict(top_p=1e-9), dict(min_p=1.0), dict(seed=0), dict(seed=-(2**63)),
-    dict(seed=2**64 - 1), dict(stop="x"), dict(stop=["x", "yy"]), dict(stop=("x",)), dict(stop_token_ids=[0]),
-    dict(stop_token_ids=()), dict(logprobs=0), dict(logprobs=20), dict(repetition_penalty=0.01), dict(presence_penalty=-2),
-    dict(frequency_penalty=2.0), dict(ignore_eos=True)])
+@pytest.mark.parametrize(
+    "good",
+    [
+        {},
+        dict(n=128),
+        dict(max_tokens=10**6),
+        dict(max_tokens=5, min_tokens=5),
+        dict(temperature=0),
+        dict(temperature=0.0),
+        dict(temperature=Fraction(1, 2)),
+        dict(temperature=np.float32(0.5)),
+        dict(top_k=-1),
+        dict(top_k=0),
+        dict(top_k=np.int64(4)),
+        dict(top_p=1),
+        dict(top_p=1e-9),
+        dict(min_p=1.0),
+        dict(seed=0),
+        dict(seed=-(2**63)),
+        dict(seed=2**64 - 1),
+        dict(stop="x"),
+        dict(stop=["x", "yy"]),
+        dict(stop=("x",)),
+        dict(stop_token_ids=[0]),
+        dict(stop_token_ids=()),
+        dict(logprobs=0),
+        dict(logprobs=20),
+        dict(repetition_penalty=0.01),
+        dict(presence_penalty=-2),
+        dict(frequency_penalty=2.0),
+        dict(ignore_eos=True),
+    ],
+)
 def test_the_borders_of_the_ranges_are_inside(good):
     params = SamplingParams(**good)
     assert isinstance(params.stop, list) and isinstance(params.stop_token_ids, list)

@@ -29,8 +29,14 @@ def recorded(tiny, **options):
     the longest, as they are in a recorded batch: it is the CPU's stand-in for the CUDA kernels."""
     engine = tiny.engine(**options)
     size = engine.options.block_size
-    engine.runner = GraphRunner(engine.runner, ladder(engine.options.max_num_seqs), size, -(-engine.max_model_len // size),
-                                CPU, Rerun())
+    engine.runner = GraphRunner(
+        engine.runner,
+        ladder(engine.options.max_num_seqs),
+        size,
+        -(-engine.max_model_len // size),
+        CPU,
+        Rerun(),
+    )
     return engine
 
 
@@ -47,9 +53,16 @@ def test_the_ladder():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("options", [
-    {}, {"max_num_batched_tokens": 7}, {"block_size": 4, "num_blocks": 24, "max_num_seqs": 5}, {"max_num_seqs": 3},
-], ids=["plain", "chunks", "preempted", "few rows"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_num_batched_tokens": 7},
+        {"block_size": 4, "num_blocks": 24, "max_num_seqs": 5},
+        {"max_num_seqs": 3},
+    ],
+    ids=["plain", "chunks", "preempted", "few rows"],
+)
 def test_random_arrivals_give_the_oracles_tokens(tiny, name, options):
     engine, rng = recorded(tiny[name], **options), random.Random(str(options))
     work = [(rng.randint(1, 30), rng.randint(1, 18)) for _ in range(14)]
@@ -75,7 +88,10 @@ def decode_batch(lengths, block_size, tokens, first_block=1):
     for i, length in enumerate(lengths):
         request = Request(f"r{i}", tokens[i][:length], GREEDY)
         count = -(-length // block_size)
-        request.block_ids, request.num_computed_tokens = list(range(block, block + count)), length - 1
+        request.block_ids, request.num_computed_tokens = (
+            list(range(block, block + count)),
+            length - 1,
+        )
         block += count
         scheduled.append(Scheduled(request, 1))
     return Batch.build(scheduled, block_size)
@@ -96,7 +112,9 @@ def laid_out(llama):
 @pytest.mark.parametrize("rows", range(1, 10))
 def test_padded_logits_equal_plain_ones(laid_out, rows):
     runner, graph, cache, tokens = laid_out
-    graph.run(decode_batch([30, 2, 17, 9, 5, 7, 3, 1], 4, tokens))  # something stale in every buffer
+    graph.run(
+        decode_batch([30, 2, 17, 9, 5, 7, 3, 1], 4, tokens)
+    )  # something stale in every buffer
     batch = decode_batch([1 + 2 * i for i in range(rows)], 4, tokens)
     expected = runner.run(batch).clone()
     replayed = graph.num_replayed
@@ -113,7 +131,9 @@ def test_padding_writes_to_the_null_block_alone(laid_out):
     for old, new in zip(before, (cache.k, cache.v)):
         changed = (old != new).flatten(3).any(-1).any(0)  # [blocks, slots]
         slots = {block * 4 + slot for block, slot in changed.nonzero().tolist()}
-        assert set(batch.slot_mapping.tolist()) <= slots <= {*batch.slot_mapping.tolist(), 0, 1, 2, 3}
+        assert (
+            set(batch.slot_mapping.tolist()) <= slots <= {*batch.slot_mapping.tolist(), 0, 1, 2, 3}
+        )
 
 
 def test_buffers_never_move_and_sizes_are_recorded_from_the_largest(llama):
@@ -127,12 +147,21 @@ def test_buffers_never_move_and_sizes_are_recorded_from_the_largest(llama):
 
     class Attention(GatherAttention):
         def __call__(self, layer, q, k, v, batch):
-            seen.append((len(batch.query_lens), batch.block_table.data_ptr(), batch.seq_lens.data_ptr(),
-                         batch.slot_mapping.data_ptr(), batch.block_table.shape[1]))
+            seen.append(
+                (
+                    len(batch.query_lens),
+                    batch.block_table.data_ptr(),
+                    batch.seq_lens.data_ptr(),
+                    batch.slot_mapping.data_ptr(),
+                    batch.block_table.shape[1],
+                )
+            )
             return super().__call__(layer, q, k, v, batch)
 
     cache = KVCache(llama.model.config, 33, 4, dtype=torch.float32, device="cpu")
-    graph = GraphRunner(ModelRunner(llama.model, Attention(cache)), [1, 2, 4], 4, 8, CPU, Watching())
+    graph = GraphRunner(
+        ModelRunner(llama.model, Attention(cache)), [1, 2, 4], 4, 8, CPU, Watching()
+    )
     assert order == [4, 2, 1]
     tokens = [prompt_of(32, seed) for seed in range(4)]
     for rows in (1, 2, 3, 4, 1):
@@ -152,7 +181,10 @@ def test_prompts_and_larger_batches_run_as_before(laid_out):
 
 def test_where_it_cannot_be(llama):
     for options in ({"kv_cache": "contiguous"}, {"kv_cache": "none"}, {"attention": "gather"}):
-        with pytest.raises(ValueError, match="cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device"):
+        with pytest.raises(
+            ValueError,
+            match="cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device",
+        ):
             llama.engine(cuda_graphs=True, **options)
     with pytest.raises(ValueError, match="cuda_graphs needs a CUDA device, got device 'cpu'"):
         llama.engine(cuda_graphs=True, attention="fused")
@@ -164,12 +196,21 @@ def test_where_it_cannot_be(llama):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu_the_same_tokens_as_the_oracle(tiny, name, compiled):
-    engine = tiny[name].engine(device="cuda", dtype="float32", attention="fused", cuda_graphs=True, compile=compiled,
-                               num_blocks=65, max_num_seqs=6)
+    engine = tiny[name].engine(
+        device="cuda",
+        dtype="float32",
+        attention="fused",
+        cuda_graphs=True,
+        compile=compiled,
+        num_blocks=65,
+        max_num_seqs=6,
+    )
     rng = random.Random(3)
     work = [(rng.randint(1, 40), rng.randint(1, 20)) for _ in range(12)]
-    outputs = engine.generate([prompt_of(length, seed) for seed, (length, _) in enumerate(work)],
-                              [greedy(n) for _, n in work])
+    outputs = engine.generate(
+        [prompt_of(length, seed) for seed, (length, _) in enumerate(work)],
+        [greedy(n) for _, n in work],
+    )
     for seed, ((length, n), output) in enumerate(zip(work, outputs)):
         assert output.token_ids == tiny[name].greedy(prompt_of(length, seed), n)
     assert engine.runner.num_replayed > 0 and engine.runner.capture_bytes >= 0
@@ -180,16 +221,23 @@ def test_on_a_gpu_the_same_tokens_as_the_oracle(tiny, name, compiled):
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("bfloat16", 0.15)])
 def test_on_a_gpu_replayed_logits_equal_eager_ones(llama, dtype, tolerance):
     """Logits are of size 10. A padded batch may be another kernel's, so equal means: up to rounding in the dtype."""
-    eager, graph = (llama.engine(device="cuda", dtype=dtype, attention="fused", cuda_graphs=c) for c in (False, True))
+    eager, graph = (
+        llama.engine(device="cuda", dtype=dtype, attention="fused", cuda_graphs=c)
+        for c in (False, True)
+    )
     tokens = [prompt_of(60, seed) for seed in range(7)]
     for rows in (7, 3, 1, 5):
         logits = []
         for engine in (eager, graph):
-            ids = [engine.add_request(t[:20 + 5 * i], greedy(8)) for i, t in enumerate(tokens[:rows])]
+            ids = [
+                engine.add_request(t[: 20 + 5 * i], greedy(8)) for i, t in enumerate(tokens[:rows])
+            ]
             engine.step()
             scheduled = engine.scheduler.schedule()
             batch = Batch.build(scheduled, engine.manager.block_size, engine.device)
             logits.append(engine.runner.run(batch).clone())
             for request_id in ids:
                 engine.abort(request_id)
-        torch.testing.assert_close(*logits, atol=tolerance, rtol=2e-2 if dtype == "bfloat16" else 1e-4)
+        torch.testing.assert_close(
+            *logits, atol=tolerance, rtol=2e-2 if dtype == "bfloat16" else 1e-4
+        )

@@ -10,8 +10,19 @@ from lib.engine.detokenizer import Detokenizer
 from lib.models.gguf import smollm2_folder
 from lib.models.tokenizer import load_tokenizer
 
-TEXTS = ["Hello, world!", "naïve café — «déjà vu»", "🦙🦙 llamas 👩‍👩‍👧‍👦 family 🇩🇪", "日本語のテキスト、中文和한국어", "e\u0301 combining a\u0308\u0323",
-         "  leading,   inner\t and trailing  \n\n", "price: 12345.67 €", "مرحبا بالعالم", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "\u200b\ufeffzero width", "a"]
+TEXTS = [
+    "Hello, world!",
+    "naïve café — «déjà vu»",
+    "🦙🦙 llamas 👩‍👩‍👧‍👦 family 🇩🇪",
+    "日本語のテキスト、中文和한국어",
+    "e\u0301 combining a\u0308\u0323",
+    "  leading,   inner\t and trailing  \n\n",
+    "price: 12345.67 €",
+    "مرحبا بالعالم",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢",
+    "\u200b\ufeffzero width",
+    "a",
+]
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +34,7 @@ def tokenizer():
 
 
 def chunks_of(detokenizer: Detokenizer, ids: list[int], step: int = 1) -> list[str]:
-    chunks = [detokenizer.feed(ids[i:i + step]) for i in range(0, len(ids), step)]
+    chunks = [detokenizer.feed(ids[i : i + step]) for i in range(0, len(ids), step)]
     return [*chunks, detokenizer.finish()]
 
 
@@ -42,7 +53,9 @@ def test_chunks_add_up_to_the_text(tokenizer, text, step):
 def test_any_valid_text_round_trips(tokenizer, text):
     text = text.encode("utf-8", "ignore").decode()
     ids = tokenizer.encode(text, add_special_tokens=False)
-    assume(tokenizer.decode(ids) == text)  # SmolLM2's vocabulary lacks a few bytes that no real text has
+    assume(
+        tokenizer.decode(ids) == text
+    )  # SmolLM2's vocabulary lacks a few bytes that no real text has
     assert "".join(chunks_of(Detokenizer(tokenizer), ids)) == text
 
 
@@ -60,7 +73,9 @@ def test_random_ids_never_stall_and_add_up(tokenizer, ids, special):
 
 
 def test_invalid_bytes_do_not_hold_the_text_back_for_ever(tokenizer):
-    broken = tokenizer.encode("🦙", add_special_tokens=False)[0]  # the first byte(s) of a character, again and again
+    broken = tokenizer.encode("🦙", add_special_tokens=False)[
+        0
+    ]  # the first byte(s) of a character, again and again
     detokenizer = Detokenizer(tokenizer)
     for _ in range(30):
         detokenizer.feed([broken])
@@ -74,25 +89,46 @@ def test_special_tokens_are_not_text(tokenizer):
     assert detokenizer.text == "Hi there you"
 
 
-@pytest.mark.parametrize("stop, expected", [
-    (["world"], "Hello, wonderful "), (["o, w"], "Hell"), (["Hello"], ""), (["H"], ""), (["!"], "Hello, wonderful world"),
-    ([" world!"], "Hello, wonderful"), (["not there"], None), (["world", "wonder"], "Hello, "), (["ful", "wonderful"], "Hello, "),
-    (["worldly", "orld"], "Hello, wonderful w"), (["!!"], None), (["d!" + "x"], None), (["l"], "He"), (["ll", "lo"], "He"),
-    (["wonderful world! And"], "Hello, "), (["é"], None)])
+@pytest.mark.parametrize(
+    "stop, expected",
+    [
+        (["world"], "Hello, wonderful "),
+        (["o, w"], "Hell"),
+        (["Hello"], ""),
+        (["H"], ""),
+        (["!"], "Hello, wonderful world"),
+        ([" world!"], "Hello, wonderful"),
+        (["not there"], None),
+        (["world", "wonder"], "Hello, "),
+        (["ful", "wonderful"], "Hello, "),
+        (["worldly", "orld"], "Hello, wonderful w"),
+        (["!!"], None),
+        (["d!" + "x"], None),
+        (["l"], "He"),
+        (["ll", "lo"], "He"),
+        (["wonderful world! And"], "Hello, "),
+        (["é"], None),
+    ],
+)
 def test_stop_strings(tokenizer, stop, expected):
     text = "Hello, wonderful world! And more."
     detokenizer = Detokenizer(tokenizer, stop)
     shown = ""
     for token_id in tokenizer.encode(text):
         shown += detokenizer.feed([token_id])
-        assert (expected if expected is not None else text).startswith(shown), "showed a part of a stop string"
+        assert (expected if expected is not None else text).startswith(shown), (
+            "showed a part of a stop string"
+        )
     shown += detokenizer.finish()
     assert shown == detokenizer.text == (text if expected is None else expected)
     assert detokenizer.stopped == (expected is not None)
 
 
 @settings(max_examples=150)
-@given(text=st.text("ab", max_size=30), stops=st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3))
+@given(
+    text=st.text("ab", max_size=30),
+    stops=st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3),
+)
 def test_stop_strings_that_overlap_themselves(tokenizer, text, stops):
     """Fed letter by letter, the text ends where the stop string that was completed first begins."""
     detokenizer = Detokenizer(tokenizer, stops)
@@ -102,7 +138,7 @@ def test_stop_strings_that_overlap_themselves(tokenizer, text, stops):
     for end in range(1, len(text) + 1):
         found = [text[:end].find(s) for s in stops if s in text[:end]]
         if found:
-            expected = text[:min(found)]
+            expected = text[: min(found)]
             break
     assert shown == expected
 

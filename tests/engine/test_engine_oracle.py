@@ -8,15 +8,23 @@ import torch
 from lib import SamplingParams
 from tests.helpers import Tiny, check_books, check_empty, drain, held_blocks, prompt_of
 
-STAGES = [("none", "continuous"), ("none", "static"), ("contiguous", "continuous"), ("contiguous", "static"),
-          ("paged", "continuous"), ("paged", "static")]
+STAGES = [
+    ("none", "continuous"),
+    ("none", "static"),
+    ("contiguous", "continuous"),
+    ("contiguous", "static"),
+    ("paged", "continuous"),
+    ("paged", "static"),
+]
 # `Tiny.engine` reads the paged cache by 'gather'; the fused reads have tests of their own.
 stages = pytest.mark.parametrize("kv_cache, scheduler", STAGES, ids=["-".join(s) for s in STAGES])
 models = pytest.mark.parametrize("name", ["llama", "gpt2"])
 
 
 def greedy(max_tokens: int, **changes) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **changes})
+    return SamplingParams(
+        **{"max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **changes}
+    )
 
 
 def serve(engine, tiny: Tiny, work: list[tuple[list[int], int]]) -> dict:
@@ -35,16 +43,30 @@ def serve(engine, tiny: Tiny, work: list[tuple[list[int], int]]) -> dict:
 @stages
 def test_ragged_batches_equal_the_oracle(tiny, name, kv_cache, scheduler):
     engine = tiny[name].engine(kv_cache=kv_cache, scheduler=scheduler, max_num_seqs=4)
-    serve(engine, tiny[name], [(prompt_of(n, seed), m) for seed, (n, m) in enumerate(
-        [(1, 9), (17, 12), (5, 1), (33, 8), (16, 20), (2, 2), (40, 15)])])
+    serve(
+        engine,
+        tiny[name],
+        [
+            (prompt_of(n, seed), m)
+            for seed, (n, m) in enumerate(
+                [(1, 9), (17, 12), (5, 1), (33, 8), (16, 20), (2, 2), (40, 15)]
+            )
+        ],
+    )
 
 
 @models
 @stages
 @pytest.mark.parametrize("budget", [1, 3, 8])
 def test_any_token_budget(tiny, name, kv_cache, scheduler, budget):
-    engine = tiny[name].engine(kv_cache=kv_cache, scheduler=scheduler, max_num_seqs=3, max_num_batched_tokens=budget)
-    serve(engine, tiny[name], [(prompt_of(n, seed), m) for seed, (n, m) in enumerate([(10, 5), (3, 7), (21, 4), (1, 3)])])
+    engine = tiny[name].engine(
+        kv_cache=kv_cache, scheduler=scheduler, max_num_seqs=3, max_num_batched_tokens=budget
+    )
+    serve(
+        engine,
+        tiny[name],
+        [(prompt_of(n, seed), m) for seed, (n, m) in enumerate([(10, 5), (3, 7), (21, 4), (1, 3)])],
+    )
 
 
 @models
@@ -60,7 +82,10 @@ def test_the_limit_exactly_and_one_above(llama, kv_cache, scheduler):
     engine = llama.engine(kv_cache=kv_cache, scheduler=scheduler, max_model_len=32, max_num_seqs=2)
     serve(engine, llama, [(prompt_of(24, 1), 8), (prompt_of(31, 1), 1), (prompt_of(1, 1), 31)])
     for prompt, n in ((24, 9), (32, 1), (1, 32)):
-        with pytest.raises(ValueError, match=rf"prompt \({prompt} tokens\) \+ max_tokens \({n}\) must be <= 32 .*got 33"):
+        with pytest.raises(
+            ValueError,
+            match=rf"prompt \({prompt} tokens\) \+ max_tokens \({n}\) must be <= 32 .*got 33",
+        ):
             engine.add_request(prompt_of(prompt, 1), greedy(n))
     check_empty(engine)
 
@@ -79,13 +104,18 @@ def test_a_pool_with_one_spare_block(tiny, name):
     engine = tiny[name].engine(num_blocks=6, block_size=4)
     done = serve(engine, tiny[name], [(prompt_of(6, 1), 10), (prompt_of(7, 2), 9)])
     assert engine.stats()["preemptions"] >= 1
-    assert sum(output.metrics.num_preemptions for output in done.values()) == engine.stats()["preemptions"]
+    assert (
+        sum(output.metrics.num_preemptions for output in done.values())
+        == engine.stats()["preemptions"]
+    )
 
 
 @models
 def test_preempted_twice(tiny, name):
     engine = tiny[name].engine(num_blocks=8, block_size=2, max_num_seqs=3)
-    done = serve(engine, tiny[name], [(prompt_of(2, 1), 6), (prompt_of(3, 2), 11), (prompt_of(2, 3), 12)])
+    done = serve(
+        engine, tiny[name], [(prompt_of(2, 1), 6), (prompt_of(3, 2), 11), (prompt_of(2, 3), 12)]
+    )
     assert max(output.metrics.num_preemptions for output in done.values()) >= 2
 
 
@@ -119,7 +149,9 @@ def test_seeded_completions_differ_and_repeat_whatever_else_runs(llama, kv_cache
     alone = llama.engine(kv_cache="none", max_num_seqs=1).generate([prompt_of(9, 1)], params)[0]
     expected = [c.token_ids for c in alone.completions]
     assert len({tuple(tokens) for tokens in expected}) == 3
-    engine = llama.engine(kv_cache=kv_cache, scheduler=scheduler, max_num_seqs=4, max_num_batched_tokens=16)
+    engine = llama.engine(
+        kv_cache=kv_cache, scheduler=scheduler, max_num_seqs=4, max_num_batched_tokens=16
+    )
     crowd = [greedy(9), params, SamplingParams(temperature=1, top_p=0.5, max_tokens=7, seed=1)]
     outputs = engine.generate([prompt_of(4, 2), prompt_of(9, 1), prompt_of(30, 3)], crowd)
     assert [c.token_ids for c in outputs[1].completions] == expected
@@ -132,7 +164,7 @@ def test_stop_ids_end_a_sequence_and_free_its_room(tiny, name, kv_cache, schedul
     tokens = tiny[name].greedy(prompt, 12)
     for stop in set(tokens[3:9]):
         output = engine.generate([prompt], greedy(12, stop_token_ids=[stop]))[0]
-        assert output.token_ids == tokens[:tokens.index(stop) + 1]
+        assert output.token_ids == tokens[: tokens.index(stop) + 1]
         assert output.finish_reason == "stop"
     check_empty(engine)
 
@@ -143,16 +175,24 @@ def test_eos_ends_and_ignore_eos_does_not(llama, tmp_path):
 
     tokens = llama.greedy(prompt_of(12, 1), 12)
     shutil.copytree(llama.folder, tmp_path / "copy")
-    (tmp_path / "copy" / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[4], 9999]}))
+    (tmp_path / "copy" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [tokens[4], 9999]})
+    )
     engine = Tiny(tmp_path / "copy").engine()
     first = tokens.index(tokens[4]) + 1
-    assert engine.generate([prompt_of(12, 1)], greedy(12, ignore_eos=False))[0].token_ids == tokens[:first]
+    assert (
+        engine.generate([prompt_of(12, 1)], greedy(12, ignore_eos=False))[0].token_ids
+        == tokens[:first]
+    )
     assert engine.generate([prompt_of(12, 1)], greedy(12))[0].token_ids == tokens
     held = engine.generate([prompt_of(12, 1)], greedy(12, ignore_eos=False, min_tokens=8))[0]
-    assert tokens[4] not in held.token_ids[:7], "an EOS id outside the vocabulary must not disturb min_tokens"
+    assert tokens[4] not in held.token_ids[:7], (
+        "an EOS id outside the vocabulary must not disturb min_tokens"
+    )
 
 
 # Abort, at each station of a request's way.
+
 
 @stages
 def test_abort_while_waiting(llama, kv_cache, scheduler):
@@ -189,7 +229,10 @@ def test_abort_while_preempted(llama):
         engine.step()
     output = engine.abort("young")
     assert output.finish_reason == "abort" and output.metrics.num_preemptions == 1
-    assert output.token_ids == llama.greedy(prompt_of(7, 2), 9)[:len(output.token_ids)] and output.token_ids
+    assert (
+        output.token_ids == llama.greedy(prompt_of(7, 2), 9)[: len(output.token_ids)]
+        and output.token_ids
+    )
     assert drain(engine)["old"].token_ids == llama.greedy(prompt_of(6, 1), 10)
     check_empty(engine)
 
@@ -205,6 +248,7 @@ def test_abort_some_completions_of_a_prompt_aborts_all(llama, kv_cache, schedule
 
 
 # Steps.
+
 
 @pytest.mark.parametrize("kv_cache", ["contiguous", "paged"])
 def test_running_sequences_keep_decoding_while_a_long_prompt_is_chunked(llama, kv_cache):
@@ -232,8 +276,11 @@ def test_holes_between_the_slots(llama, monkeypatch):
 
     rectangles = []
     whole = ContiguousAttention._rectangle
-    monkeypatch.setattr(ContiguousAttention, "_rectangle",
-                        lambda self, *a: (rectangles.append(a[-1].last - a[-1].first), whole(self, *a))[1])
+    monkeypatch.setattr(
+        ContiguousAttention,
+        "_rectangle",
+        lambda self, *a: (rectangles.append(a[-1].last - a[-1].first), whole(self, *a))[1],
+    )
     engine = llama.engine(kv_cache="contiguous", max_num_seqs=8)
     work = [(prompt_of(5 + i, i), 14 if i in (0, 7) else 2 + i % 3) for i in range(8)]
     serve(engine, llama, work)
@@ -253,7 +300,9 @@ def test_static_takes_whole_batches_into_an_empty_engine(llama):
         done |= {output.request_id: output for output in engine.step() if output.finished}
         sizes.append(len(engine.scheduler.running))
     joined = [i for i in range(1, len(sizes)) if sizes[i] > sizes[i - 1]]
-    assert len(joined) == 1 and sizes[joined[0] - 1] == 0, f"someone joined a running batch: {sizes}"
+    assert len(joined) == 1 and sizes[joined[0] - 1] == 0, (
+        f"someone joined a running batch: {sizes}"
+    )
     assert all(done[f"r{i}"].token_ids == llama.greedy(prompt_of(10, i), 2 + i) for i in range(6))
 
 
@@ -277,7 +326,14 @@ def test_what_others_left_in_the_cache_changes_nothing(llama, kv_cache):
     assert not engine.kv_cache.k.any() and not engine.kv_cache.v.any()
     engine.kv_cache.k.uniform_(-1e3, 1e3)
     engine.kv_cache.v.fill_(1e4)
-    serve(engine, llama, [(prompt_of(n, seed), m) for seed, (n, m) in enumerate([(1, 9), (17, 3), (5, 14), (33, 8), (6, 2)])])
+    serve(
+        engine,
+        llama,
+        [
+            (prompt_of(n, seed), m)
+            for seed, (n, m) in enumerate([(1, 9), (17, 3), (5, 14), (33, 8), (6, 2)])
+        ],
+    )
 
 
 @models

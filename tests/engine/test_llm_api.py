@@ -13,46 +13,87 @@ from tests.helpers import VOCAB, Tiny, check_books, check_empty, drain, llama_ch
 
 
 def greedy(max_tokens: int, **changes) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **changes})
+    return SamplingParams(
+        **{"max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **changes}
+    )
 
 
 @pytest.fixture(scope="session")
 def texty(tmp_path_factory) -> Tiny:
     """A model that writes text: each of its 61 tokens is a letter or two."""
     folder = llama_checkpoint(tmp_path_factory.mktemp("texty"), seed=1)
-    words = ["<unk>", "<s>", "</s>", *[chr(97 + i % 26) + (chr(97 + i // 26) if i >= 26 else "") for i in range(VOCAB - 3)]]
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *[chr(97 + i % 26) + (chr(97 + i // 26) if i >= 26 else "") for i in range(VOCAB - 3)],
+    ]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
     return Tiny(folder)
 
 
 # Arguments.
 
-@pytest.mark.parametrize("options, message", [
-    (dict(kv_cache="page"), r"kv_cache must be one of \['none', 'contiguous', 'paged'\], got 'page'"),
-    (dict(kv_cache=None), "kv_cache must be one of"),
-    (dict(attention="flash"), "attention must be one of"),
-    (dict(scheduler="fifo"), "scheduler must be one of"),
-    (dict(max_num_seqs=0), "max_num_seqs must be an integer >= 1, got 0"),
-    (dict(max_num_seqs=2.0), "max_num_seqs must be an integer >= 1, got 2.0"),
-    (dict(max_num_batched_tokens=True), "max_num_batched_tokens must be an integer >= 1, got True"),
-    (dict(max_model_len=-1), "max_model_len must be an integer >= 1 or None, got -1"),
-    (dict(max_model_len=513), "max_model_len must be <= 512, the positions the model knows, got 513"),
-    (dict(block_size="16"), "block_size must be an integer >= 1, got '16'"),
-    (dict(num_blocks=0), "num_blocks must be an integer >= 1 or None, got 0"),
-    (dict(num_blocks=None, kv_cache_memory_bytes=1.5), "kv_cache_memory_bytes must be an integer"),
-    (dict(kv_cache="contiguous", attention="gather"), "attention must be 'auto' unless kv_cache is 'paged'"),
-    (dict(kv_cache="none", num_blocks=8), "num_blocks must be None unless kv_cache is 'paged', got 8"),
-    (dict(kv_cache="none", kv_cache_memory_bytes=100), "kv_cache_memory_bytes must be None where kv_cache is 'none'"),
-    (dict(num_blocks=8, kv_cache_memory_bytes=100), "give one"),
-    (dict(device="gpu"), "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
-    (dict(device="mps"), "device must be"), (dict(device=None), "device must be"), (dict(device=3.5), "device must be"),
-    (dict(device="cuda:99"), "cuda:99.*is not there: this machine has"),
-    (dict(dtype="int8"), r"dtype must be 'auto' or one of \['float32', 'bfloat16', 'float16'\], got 'int8'"),
-    (dict(dtype=torch.int64), "dtype must be"), (dict(dtype=None), "dtype must be"), (dict(dtype="fp32"), "dtype must be"),
-])
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            dict(kv_cache="page"),
+            r"kv_cache must be one of \['none', 'contiguous', 'paged'\], got 'page'",
+        ),
+        (dict(kv_cache=None), "kv_cache must be one of"),
+        (dict(attention="flash"), "attention must be one of"),
+        (dict(scheduler="fifo"), "scheduler must be one of"),
+        (dict(max_num_seqs=0), "max_num_seqs must be an integer >= 1, got 0"),
+        (dict(max_num_seqs=2.0), "max_num_seqs must be an integer >= 1, got 2.0"),
+        (
+            dict(max_num_batched_tokens=True),
+            "max_num_batched_tokens must be an integer >= 1, got True",
+        ),
+        (dict(max_model_len=-1), "max_model_len must be an integer >= 1 or None, got -1"),
+        (
+            dict(max_model_len=513),
+            "max_model_len must be <= 512, the positions the model knows, got 513",
+        ),
+        (dict(block_size="16"), "block_size must be an integer >= 1, got '16'"),
+        (dict(num_blocks=0), "num_blocks must be an integer >= 1 or None, got 0"),
+        (
+            dict(num_blocks=None, kv_cache_memory_bytes=1.5),
+            "kv_cache_memory_bytes must be an integer",
+        ),
+        (
+            dict(kv_cache="contiguous", attention="gather"),
+            "attention must be 'auto' unless kv_cache is 'paged'",
+        ),
+        (
+            dict(kv_cache="none", num_blocks=8),
+            "num_blocks must be None unless kv_cache is 'paged', got 8",
+        ),
+        (
+            dict(kv_cache="none", kv_cache_memory_bytes=100),
+            "kv_cache_memory_bytes must be None where kv_cache is 'none'",
+        ),
+        (dict(num_blocks=8, kv_cache_memory_bytes=100), "give one"),
+        (dict(device="gpu"), "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
+        (dict(device="mps"), "device must be"),
+        (dict(device=None), "device must be"),
+        (dict(device=3.5), "device must be"),
+        (dict(device="cuda:99"), "cuda:99.*is not there: this machine has"),
+        (
+            dict(dtype="int8"),
+            r"dtype must be 'auto' or one of \['float32', 'bfloat16', 'float16'\], got 'int8'",
+        ),
+        (dict(dtype=torch.int64), "dtype must be"),
+        (dict(dtype=None), "dtype must be"),
+        (dict(dtype="fp32"), "dtype must be"),
+    ],
+)
 def test_engine_arguments_that_cannot_be_are_refused(llama, options, message):
     with pytest.raises(ValueError, match=message):
         LLM(llama.folder, **{"device": "cpu", **options})
@@ -63,8 +104,16 @@ def test_unknown_arguments_are_refused(llama):
         LLM(llama.folder, tensor_parallel_size=2)
 
 
-@pytest.mark.parametrize("dtype, expected", [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16),
-                                             (torch.bfloat16, torch.bfloat16), ("torch.float32", torch.float32)])
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [
+        ("auto", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        ("torch.float32", torch.float32),
+    ],
+)
 def test_dtypes(llama, dtype, expected):
     engine = llama.engine(dtype=dtype)
     assert engine.dtype == engine.kv_cache.k.dtype == expected
@@ -76,20 +125,43 @@ def test_the_contract_in_one_piece(llama):
     engine = llama.engine()
     assert engine.weights == "real" and engine.tokenizer is None and engine.folder == llama.folder
     assert engine.device == torch.device("cpu") and engine.config.architecture == "llama"
-    assert {"running", "waiting", "blocks_total", "blocks_free", "preemptions"} <= set(engine.stats())
+    assert {"running", "waiting", "blocks_total", "blocks_free", "preemptions"} <= set(
+        engine.stats()
+    )
     output = engine.generate([[5, 6]], greedy(4, logprobs=2))[0]
-    assert output.prompt_token_ids == [5, 6] and output.text == "" and output.finish_reason == "length"
-    assert len(output.logprobs) == 4 and all(list(lp)[0] == t for lp, t in zip(output.logprobs, output.token_ids))
+    assert (
+        output.prompt_token_ids == [5, 6] and output.text == "" and output.finish_reason == "length"
+    )
+    assert len(output.logprobs) == 4 and all(
+        list(lp)[0] == t for lp, t in zip(output.logprobs, output.token_ids)
+    )
     m = output.metrics
-    assert m.arrival_time <= m.first_scheduled_time <= m.first_token_time <= m.finish_time and m.num_preemptions == 0
+    assert (
+        m.arrival_time <= m.first_scheduled_time <= m.first_token_time <= m.finish_time
+        and m.num_preemptions == 0
+    )
 
 
 # Prompts.
 
-@pytest.mark.parametrize("prompt, message", [
-    ([], "at least one token"), ("", "no tokenizer"), ("hi", "no tokenizer"), ([VOCAB], f"< {VOCAB}, got {VOCAB}"),
-    ([-1], "got -1"), ([1.5], "got 1.5"), ([True], "got True"), (["a"], "got 'a'"), ([[1]], "got"), (None, "got None"),
-    (5, "got 5"), ([5] * 600, "must be <=")])
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ([], "at least one token"),
+        ("", "no tokenizer"),
+        ("hi", "no tokenizer"),
+        ([VOCAB], f"< {VOCAB}, got {VOCAB}"),
+        ([-1], "got -1"),
+        ([1.5], "got 1.5"),
+        ([True], "got True"),
+        (["a"], "got 'a'"),
+        ([[1]], "got"),
+        (None, "got None"),
+        (5, "got 5"),
+        ([5] * 600, "must be <="),
+    ],
+)
 def test_prompts_that_cannot_be_are_refused_and_queue_nothing(llama, prompt, message):
     engine = llama.engine()
     with pytest.raises(ValueError, match=message):
@@ -101,12 +173,18 @@ def test_prompts_that_cannot_be_are_refused_and_queue_nothing(llama, prompt, mes
     check_empty(engine)
 
 
-@pytest.mark.parametrize("params, message", [
-    ([], "one or one a prompt, got 0 for 2"), ([SamplingParams()] * 3, "one or one a prompt, got 3 for 2"),
-    ({"max_tokens": 3}, "params must be SamplingParams or None"), ([SamplingParams(), None, None], "got 3 for 2"),
-    (SamplingParams(stop="x"), "stop must be empty for a model without a tokenizer"),
-    (SamplingParams(stop_token_ids=[VOCAB]), f"stop_token_ids must be < {VOCAB}, got {VOCAB}"),
-    ([SamplingParams(), SamplingParams(max_tokens=10**6)], "must be <=")])
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ([], "one or one a prompt, got 0 for 2"),
+        ([SamplingParams()] * 3, "one or one a prompt, got 3 for 2"),
+        ({"max_tokens": 3}, "params must be SamplingParams or None"),
+        ([SamplingParams(), None, None], "got 3 for 2"),
+        (SamplingParams(stop="x"), "stop must be empty for a model without a tokenizer"),
+        (SamplingParams(stop_token_ids=[VOCAB]), f"stop_token_ids must be < {VOCAB}, got {VOCAB}"),
+        ([SamplingParams(), SamplingParams(max_tokens=10**6)], "must be <="),
+    ],
+)
 def test_params_that_cannot_be_are_refused_and_queue_nothing(llama, params, message):
     engine = llama.engine()
     with pytest.raises(ValueError, match=message):
@@ -133,6 +211,7 @@ def test_outputs_come_in_the_prompts_order(llama):
 
 # Ids.
 
+
 def test_request_ids(llama):
     engine = llama.engine()
     assert engine.add_request([5], greedy(2), "mine") == "mine"
@@ -151,6 +230,7 @@ def test_request_ids(llama):
 
 
 # Several users of one engine.
+
 
 def test_step_delivers_what_ran_while_generate_did(llama):
     engine = llama.engine()
@@ -269,6 +349,7 @@ def test_step_outputs_hold_everything_so_far_and_what_is_new(llama):
 
 # Text.
 
+
 def test_text_of_a_word_level_model(texty):
     engine = texty.engine()
     output = engine.generate("a b c", greedy(6))[0]
@@ -281,10 +362,15 @@ def test_text_of_a_word_level_model(texty):
 def test_stop_strings_end_the_request_and_the_text(texty):
     engine = texty.engine()
     whole = engine.generate("a b c", greedy(12))[0]
-    for stop in {whole.text[i:i + n] for i in range(2, 9) for n in (1, 2, 3)}:
+    for stop in {whole.text[i : i + n] for i in range(2, 9) for n in (1, 2, 3)}:
         output = engine.generate("a b c", greedy(12, stop=stop))[0]
-        assert output.finish_reason == "stop" and output.text == whole.text[:whole.text.index(stop)]
-        assert len(output.token_ids) <= 12 and output.token_ids == whole.token_ids[:len(output.token_ids)]
+        assert (
+            output.finish_reason == "stop" and output.text == whole.text[: whole.text.index(stop)]
+        )
+        assert (
+            len(output.token_ids) <= 12
+            and output.token_ids == whole.token_ids[: len(output.token_ids)]
+        )
         chunks = list(engine.stream("a b c", greedy(12, stop=["never", stop])))
         assert "".join(c.text for c in chunks) == output.text and chunks[-1].finish_reason == "stop"
     check_empty(engine)
@@ -295,7 +381,9 @@ def test_a_stop_id_is_a_token_but_not_text(texty):
     whole = engine.generate("a b c", greedy(8))[0].token_ids
     output = engine.generate("a b c", greedy(8, stop_token_ids=[whole[5]]))[0]
     end = whole.index(whole[5])
-    assert output.token_ids == whole[:end + 1] and output.text == engine.tokenizer.decode(whole[:end])
+    assert output.token_ids == whole[: end + 1] and output.text == engine.tokenizer.decode(
+        whole[:end]
+    )
 
 
 def test_chat_needs_a_template(texty, llama):

@@ -18,7 +18,13 @@ from lib.engine.sampling import sample
 
 
 def request(prompt=(1, 2), output=(), stop_ids=(), index=0, **params) -> Request:
-    made = Request("r", list(prompt), SamplingParams(**{"max_tokens": 1000, **params}), frozenset(stop_ids), index)
+    made = Request(
+        "r",
+        list(prompt),
+        SamplingParams(**{"max_tokens": 1000, **params}),
+        frozenset(stop_ids),
+        index,
+    )
     made.token_ids += output
     return made
 
@@ -52,7 +58,7 @@ def draw(logits: torch.Tensor, count: int, **params) -> Counter:
     requests = [request(seed=s, **params) for s in range(count)]
     ids = []
     for start in range(0, count, 500):
-        rows = requests[start:start + 500]
+        rows = requests[start : start + 500]
         ids += sample(logits.expand(len(rows), -1).clone(), rows)[0]
     return Counter(ids)
 
@@ -69,23 +75,51 @@ def assert_follows(counts: Counter, expected: np.ndarray) -> None:
         pairs.append((rest, tail))
     freedom = max(1, len(pairs) - 1)
     chi2 = sum((seen - e) ** 2 / e for seen, e in pairs)
-    assert chi2 < freedom + 4 * math.sqrt(2 * freedom), f"chi2 {chi2:.1f} for {freedom} degrees of freedom"
+    assert chi2 < freedom + 4 * math.sqrt(2 * freedom), (
+        f"chi2 {chi2:.1f} for {freedom} degrees of freedom"
+    )
 
 
-@pytest.mark.parametrize("params", [
-    dict(), dict(temperature=0.5), dict(temperature=2.0), dict(top_k=5), dict(top_k=1), dict(top_k=-1), dict(top_k=40), dict(top_k=2**70),
-    dict(top_p=0.9), dict(top_p=0.3), dict(top_p=1e-6), dict(min_p=0.1), dict(min_p=1.0), dict(top_k=10, top_p=0.8),
-    dict(top_p=0.95, min_p=0.05, temperature=0.7), dict(top_k=7, top_p=0.9, min_p=0.02, temperature=1.5),
-], ids=str)
+@pytest.mark.parametrize(
+    "params",
+    [
+        dict(),
+        dict(temperature=0.5),
+        dict(temperature=2.0),
+        dict(top_k=5),
+        dict(top_k=1),
+        dict(top_k=-1),
+        dict(top_k=40),
+        dict(top_k=2**70),
+        dict(top_p=0.9),
+        dict(top_p=0.3),
+        dict(top_p=1e-6),
+        dict(min_p=0.1),
+        dict(min_p=1.0),
+        dict(top_k=10, top_p=0.8),
+        dict(top_p=0.95, min_p=0.05, temperature=0.7),
+        dict(top_k=7, top_p=0.9, min_p=0.02, temperature=1.5),
+    ],
+    ids=str,
+)
 def test_draws_follow_the_definition(params):
     logits = logits_of(40, seed=3)
     assert_follows(draw(logits, 4000, **params), reference(logits, **params))
 
 
-@pytest.mark.parametrize("params", [
-    dict(top_p=0.9), dict(top_p=0.999), dict(top_p=0.7, min_p=0.9), dict(top_k=2500), dict(top_k=1500, top_p=0.5),
-    dict(top_k=1024), dict(min_p=0.97),
-], ids=str)
+@pytest.mark.parametrize(
+    "params",
+    [
+        dict(top_p=0.9),
+        dict(top_p=0.999),
+        dict(top_p=0.7, min_p=0.9),
+        dict(top_k=2500),
+        dict(top_k=1500, top_p=0.5),
+        dict(top_k=1024),
+        dict(min_p=0.97),
+    ],
+    ids=str,
+)
 def test_nuclei_beyond_the_first_candidates(params):
     """A flat distribution over 3000 tokens: 1024 candidates do not hold the nucleus, and the answer is still exact."""
     logits = logits_of(3000, seed=1, scale=0.01)
@@ -94,7 +128,9 @@ def test_nuclei_beyond_the_first_candidates(params):
     assert all(expected[token] > 0 for token in counts)
     kept = (expected > 0).sum()
     if kept > 1024:
-        outside = sum(n for token, n in counts.items() if expected[token] and token not in _best(logits, 1024))
+        outside = sum(
+            n for token, n in counts.items() if expected[token] and token not in _best(logits, 1024)
+        )
         share = 1 - expected[list(_best(logits, 1024))].sum()
         assert abs(outside / 3000 - share) < 4 * math.sqrt(share * (1 - share) / 3000) + 1e-9
 
@@ -115,7 +151,9 @@ def test_top_p_counts_what_top_k_left():
         assert token == logits.topk(edge).indices[-1].item()
 
 
-@pytest.mark.parametrize("params", [dict(), dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1)], ids=str)
+@pytest.mark.parametrize(
+    "params", [dict(), dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1)], ids=str
+)
 @pytest.mark.parametrize("uniform", [0.0, 1e-17, 0.5, 1 - 2**-53])
 def test_the_ends_of_the_unit_interval_draw_possible_tokens(params, uniform):
     logits = logits_of(40, seed=4)
@@ -126,31 +164,55 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(params, uniform):
     assert reference(logits, **params)[token] > 0
 
 
-KINDS = [dict(temperature=0), dict(), dict(temperature=0.7), dict(top_k=3), dict(top_p=0.8), dict(top_p=0.999),
-         dict(min_p=0.05), dict(top_k=9, top_p=0.7, min_p=0.01), dict(presence_penalty=1.5), dict(repetition_penalty=1.3),
-         dict(min_tokens=5, top_p=0.6), dict(logprobs=3), dict(frequency_penalty=-1, temperature=0)]
+KINDS = [
+    dict(temperature=0),
+    dict(),
+    dict(temperature=0.7),
+    dict(top_k=3),
+    dict(top_p=0.8),
+    dict(top_p=0.999),
+    dict(min_p=0.05),
+    dict(top_k=9, top_p=0.7, min_p=0.01),
+    dict(presence_penalty=1.5),
+    dict(repetition_penalty=1.3),
+    dict(min_tokens=5, top_p=0.6),
+    dict(logprobs=3),
+    dict(frequency_penalty=-1, temperature=0),
+]
 
 
 @settings(max_examples=40)
-@given(rows=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 50)), min_size=2, max_size=8),
-       flat=st.booleans(), ties=st.booleans())
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 50)), min_size=2, max_size=8),
+    flat=st.booleans(),
+    ties=st.booleans(),
+)
 def test_a_row_does_not_depend_on_its_neighbours(rows, flat, ties):
     vocab = 2000
-    logits = torch.stack([logits_of(vocab, seed=s, scale=0.05 if flat and i % 2 else 3.0)
-                          for i, (_, s) in enumerate(rows)])
+    logits = torch.stack(
+        [
+            logits_of(vocab, seed=s, scale=0.05 if flat and i % 2 else 3.0)
+            for i, (_, s) in enumerate(rows)
+        ]
+    )
     if ties:
         logits = logits.bfloat16().float()  # a bfloat16 model's logits are full of equal values
 
     def fresh():
-        return [request(seed=s, prompt=[s % 7, 5], output=[9, 9, s % 11], stop_ids=[3], **kind) for kind, s in rows]
+        return [
+            request(seed=s, prompt=[s % 7, 5], output=[9, 9, s % 11], stop_ids=[3], **kind)
+            for kind, s in rows
+        ]
 
     together = sample(logits.clone(), fresh())
-    alone = [sample(logits[r:r + 1].clone(), [row]) for r, row in enumerate(fresh())]
+    alone = [sample(logits[r : r + 1].clone(), [row]) for r, row in enumerate(fresh())]
     assert together[0] == [ids[0] for ids, _ in alone]
-    for (one, (_, other)) in zip(together[1], alone):
+    for one, (_, other) in zip(together[1], alone):
         assert (one is None) == (other[0] is None)
         if one is not None:
-            assert list(one) == list(other[0]) and np.allclose(list(one.values()), list(other[0].values()), atol=1e-5)
+            assert list(one) == list(other[0]) and np.allclose(
+                list(one.values()), list(other[0].values()), atol=1e-5
+            )
 
 
 def test_a_greedy_row_draws_nothing_from_its_generator():
@@ -173,21 +235,37 @@ def test_very_high_temperatures_are_uniform():
 
 
 @settings(max_examples=60)
-@given(prompt=st.lists(st.integers(0, 19), min_size=1, max_size=8), output=st.lists(st.integers(0, 19), max_size=8),
-       repetition=st.floats(0.1, 3), presence=st.floats(-2, 2), frequency=st.floats(-2, 2), seed=st.integers(0, 99))
+@given(
+    prompt=st.lists(st.integers(0, 19), min_size=1, max_size=8),
+    output=st.lists(st.integers(0, 19), max_size=8),
+    repetition=st.floats(0.1, 3),
+    presence=st.floats(-2, 2),
+    frequency=st.floats(-2, 2),
+    seed=st.integers(0, 99),
+)
 def test_penalties_follow_their_definition(prompt, output, repetition, presence, frequency, seed):
     """Repetition over prompt and output, then frequency and presence over the output (vLLM, OpenAI)."""
     logits = logits_of(20, seed=seed)
     expected = logits.double().tolist()
     for token in set(prompt) | set(output):
-        expected[token] = expected[token] / repetition if expected[token] > 0 else expected[token] * repetition
+        expected[token] = (
+            expected[token] / repetition if expected[token] > 0 else expected[token] * repetition
+        )
     for token, times in Counter(output).items():
         expected[token] -= frequency * times + presence
-    row = request(prompt, output, repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
+    row = request(
+        prompt,
+        output,
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+    )
     plain = request()
     raw = torch.stack([logits, logits])
     adjusted = sampling._adjust(raw, [row, plain])
-    assert torch.allclose(adjusted[0].double(), torch.tensor(expected, dtype=torch.double), atol=1e-4)
+    assert torch.allclose(
+        adjusted[0].double(), torch.tensor(expected, dtype=torch.double), atol=1e-4
+    )
     assert torch.equal(adjusted[1], logits), "a neighbour's penalties"
     assert torch.equal(raw[0], logits), "the raw logits are still needed for the log-probabilities"
 
@@ -200,7 +278,9 @@ def test_min_tokens_holds_stop_ids_back_until_then():
         assert sample(logits[None].clone(), [row])[0] == [expected]
 
 
-@pytest.mark.parametrize("params", [dict(temperature=0), dict(temperature=0.3, top_k=2), dict(presence_penalty=2.0)])
+@pytest.mark.parametrize(
+    "params", [dict(temperature=0), dict(temperature=0.3, top_k=2), dict(presence_penalty=2.0)]
+)
 def test_logprobs_are_the_models_own_and_the_sampled_token_comes_first(params):
     logits = logits_of(30, seed=8)
     exact = torch.log_softmax(logits.double(), -1)
@@ -218,9 +298,15 @@ def test_logprobs_are_the_models_own_and_the_sampled_token_comes_first(params):
 
 def test_seeds_repeat_and_completions_differ():
     logits = logits_of(1000, seed=9, scale=0.1)
-    first, again = (sample(logits.expand(4, -1).clone(), [request(seed=5, index=i) for i in range(4)])[0] for _ in range(2))
+    first, again = (
+        sample(logits.expand(4, -1).clone(), [request(seed=5, index=i) for i in range(4)])[0]
+        for _ in range(2)
+    )
     assert first == again and len(set(first)) > 1
-    assert first != sample(logits.expand(4, -1).clone(), [request(seed=6, index=i) for i in range(4)])[0]
+    assert (
+        first
+        != sample(logits.expand(4, -1).clone(), [request(seed=6, index=i) for i in range(4)])[0]
+    )
 
 
 def test_half_precision_logits_are_sampled_in_float32():

@@ -23,7 +23,11 @@ def request(name: str, prompt: int, max_tokens: int = 10) -> Request:
 def step(scheduler: Scheduler) -> list[str]:
     """One step of an engine whose model says 7 to everything; the ids of who got a token."""
     scheduled = scheduler.schedule()
-    complete = [s.request for s in scheduled if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens]
+    complete = [
+        s.request
+        for s in scheduled
+        if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens
+    ]
     scheduler.update(scheduled)
     for each in complete:
         each.append(7)
@@ -64,8 +68,11 @@ def test_ten_thousand_events(kind, cache):
             tokens = sum(s.num_tokens for s in scheduled)
             assert tokens <= 32 or (len(scheduled) == 1 and cache == "none")
             assert all(s.num_tokens >= 1 for s in scheduled)
-            complete = [s.request for s in scheduled
-                        if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens]
+            complete = [
+                s.request
+                for s in scheduled
+                if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens
+            ]
             scheduler.update(scheduled)
             for each in complete:
                 each.append(7)
@@ -74,7 +81,9 @@ def test_ten_thousand_events(kind, cache):
             for each in done:
                 del alive[each.request_id]
                 ended += 1
-        assert {id(r) for r in scheduler.running} | {id(r) for r in scheduler.waiting} == set(map(id, alive.values()))
+        assert {id(r) for r in scheduler.running} | {id(r) for r in scheduler.waiting} == set(
+            map(id, alive.values())
+        )
         assert len(scheduler.running) + len(scheduler.waiting) == len(alive)
         assert all(r.status is Status.RUNNING for r in scheduler.running)
         assert all(r.status is Status.WAITING and not r.block_ids for r in scheduler.waiting)
@@ -111,7 +120,9 @@ def test_a_large_request_at_the_head_is_not_overtaken():
     step(scheduler)
     scheduler.add(request("large", 20, 4))
     scheduler.add(request("small", 1, 1))
-    assert step(scheduler) == ["runs"], "small would fit, but large came first and would wait for ever"
+    assert step(scheduler) == ["runs"], (
+        "small would fit, but large came first and would wait for ever"
+    )
     assert [r.request_id for r in scheduler.waiting] == ["large", "small"]
 
 
@@ -146,7 +157,10 @@ def test_a_step_spends_its_budget_on_running_sequences_first():
     scheduler.add(request("a", 4)), scheduler.add(request("b", 4))
     step(scheduler)
     scheduler.add(request("long", 30))
-    chunks = [{s.request.request_id: s.num_tokens for s in scheduled} for scheduled in _steps(scheduler, 4)]
+    chunks = [
+        {s.request.request_id: s.num_tokens for s in scheduled}
+        for scheduled in _steps(scheduler, 4)
+    ]
     assert chunks == [{"a": 1, "b": 1, "long": 8}] * 3 + [{"a": 1, "b": 1, "long": 6}]
 
 
@@ -154,7 +168,11 @@ def _steps(scheduler: Scheduler, count: int):
     for _ in range(count):
         scheduled = scheduler.schedule()
         yield list(scheduled)
-        complete = [s.request for s in scheduled if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens]
+        complete = [
+            s.request
+            for s in scheduled
+            if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens
+        ]
         scheduler.update(scheduled)
         for each in complete:
             each.append(7)
@@ -164,7 +182,9 @@ def test_static_waits_for_the_last_of_the_batch():
     scheduler = StaticScheduler(SlotManager(2, 64), max_num_seqs=2, max_num_batched_tokens=64)
     for name, tokens in (("short", 2), ("long", 5), ("next", 1)):
         scheduler.add(request(name, 3, tokens))
-    assert [step(scheduler) for _ in range(6)] == [["short", "long"]] * 2 + [["long"]] * 3 + [["next"]]
+    assert [step(scheduler) for _ in range(6)] == [["short", "long"]] * 2 + [["long"]] * 3 + [
+        ["next"]
+    ]
 
 
 def test_preemption_in_a_static_batch_waits_for_the_next():

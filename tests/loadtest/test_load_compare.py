@@ -97,7 +97,9 @@ def test_guidellm_report():
     reading = read_guidellm(GUIDELLM).check(REQUESTS, prompt=56)
     assert (reading.tool, reading.version, reading.completed) == ("guidellm", "0.8.1", 12)
     assert reading.ttft == pytest.approx((5.2122173 + 5.2197471) / 2)
-    assert reading.tpot == pytest.approx((0.2839347 + 0.2840577) / 2)  # its ITL; its TPOT has the first token in it
+    assert reading.tpot == pytest.approx(
+        (0.2839347 + 0.2840577) / 2
+    )  # its ITL; its TPOT has the first token in it
     # What it prints as mean output tokens a second is the same ratio.
     shown = GUIDELLM["benchmarks"][0]["metrics"]["output_tokens_per_second"]["successful"]["mean"]
     assert reading.throughput == pytest.approx(96 / 28.759521) == pytest.approx(shown)
@@ -122,10 +124,17 @@ def test_aiperf_report():
 
 
 def test_aiperf_inter_token_latency_is_our_tpot():
-    mean = {name: AIPERF[name]["avg"] for name in ("request_latency", "time_to_first_token", "inter_token_latency")}
-    assert mean["inter_token_latency"] == pytest.approx((mean["request_latency"] - mean["time_to_first_token"]) / 7)
+    mean = {
+        name: AIPERF[name]["avg"]
+        for name in ("request_latency", "time_to_first_token", "inter_token_latency")
+    }
+    assert mean["inter_token_latency"] == pytest.approx(
+        (mean["request_latency"] - mean["time_to_first_token"]) / 7
+    )
     typical = edited(AIPERF, "inter_token_latency.p50", mean["inter_token_latency"])
-    assert read_aiperf(typical).tpot == pytest.approx((mean["request_latency"] - mean["time_to_first_token"]) / 7e3)
+    assert read_aiperf(typical).tpot == pytest.approx(
+        (mean["request_latency"] - mean["time_to_first_token"]) / 7e3
+    )
 
 
 def test_our_own_run_counts_from_when_a_request_is_sent():
@@ -134,13 +143,17 @@ def test_our_own_run_counts_from_when_a_request_is_sent():
     reading = read_ours(run)
     assert (reading.completed, reading.output_tokens) == (12, 96)
     assert reading.ttft == pytest.approx(median(t.chunks[0] - t.sent for t in run.traces))
-    assert reading.tpot == pytest.approx(median((t.chunks[-1] - t.chunks[0]) / 7 for t in run.traces))
+    assert reading.tpot == pytest.approx(
+        median((t.chunks[-1] - t.chunks[0]) / 7 for t in run.traces)
+    )
     assert reading.throughput == pytest.approx(96 / max(t.end for t in run.traces))
     assert {body["prompt"] for body in server.bodies} == {request.prompt for request in REQUESTS}
 
 
 def test_our_own_run_with_a_failure_or_without_counts_is_refused():
-    with FakeServer(lambda i, body: Plan(die_after=1) if i == 5 else Plan(ttft=0.01, gap=0.01)) as server:
+    with FakeServer(
+        lambda i, body: Plan(die_after=1) if i == 5 else Plan(ttft=0.01, gap=0.01)
+    ) as server:
         failed = closed_loop(Target(server.url, "model"), REQUESTS, 4)
     with FakeServer(lambda i, body: Plan(ttft=0.01, gap=0.01, usage=False)) as server:
         uncounted = closed_loop(Target(server.url, "model"), REQUESTS, 4)
@@ -149,12 +162,18 @@ def test_our_own_run_with_a_failure_or_without_counts_is_refused():
             read_ours(run)
 
 
-@pytest.mark.parametrize("read, report, path", [
-    (read_guidellm, GUIDELLM, "benchmarks.0"), (read_guidellm, GUIDELLM, "benchmarks.0.duration"),
-    (read_guidellm, GUIDELLM, "benchmarks.0.requests.successful.3.inter_token_latency_ms"),
-    (read_guidellm, GUIDELLM, "metadata.guidellm_version"), (read_aiperf, AIPERF, "inter_token_latency"),
-    (read_aiperf, AIPERF, "usage_completion_tokens"), (read_aiperf, AIPERF, "benchmark_duration.avg"),
-])
+@pytest.mark.parametrize(
+    "read, report, path",
+    [
+        (read_guidellm, GUIDELLM, "benchmarks.0"),
+        (read_guidellm, GUIDELLM, "benchmarks.0.duration"),
+        (read_guidellm, GUIDELLM, "benchmarks.0.requests.successful.3.inter_token_latency_ms"),
+        (read_guidellm, GUIDELLM, "metadata.guidellm_version"),
+        (read_aiperf, AIPERF, "inter_token_latency"),
+        (read_aiperf, AIPERF, "usage_completion_tokens"),
+        (read_aiperf, AIPERF, "benchmark_duration.avg"),
+    ],
+)
 def test_a_report_without_what_is_needed(read, report, path):
     with pytest.raises(ToolError, match="report is not what its version"):
         read(edited(report, path))
@@ -165,13 +184,34 @@ def test_a_report_in_another_unit():
         read_aiperf(edited(AIPERF, "time_to_first_token.unit", "sec"))
 
 
-@pytest.mark.parametrize("read, report, path, value, message", [
-    (read_guidellm, GUIDELLM, "benchmarks.0.requests.successful.11", None, r"completed 11 requests with 616 \+ 88"),
-    (read_aiperf, AIPERF, "completed_request_count.avg", 11.0, "completed 11 requests"),
-    (read_guidellm, GUIDELLM, "benchmarks.0.requests.successful.4.output_tokens", 3, r"12 requests with 672 \+ 91"),
-    (read_aiperf, AIPERF, "usage_completion_tokens.sum", 97.0, r"12 requests with 672 \+ 97"),
-    (read_aiperf, AIPERF, "usage_prompt_tokens.sum", 671.0, r"with 671 \+ 96 tokens; asked for were 12 with 672"),
-])
+@pytest.mark.parametrize(
+    "read, report, path, value, message",
+    [
+        (
+            read_guidellm,
+            GUIDELLM,
+            "benchmarks.0.requests.successful.11",
+            None,
+            r"completed 11 requests with 616 \+ 88",
+        ),
+        (read_aiperf, AIPERF, "completed_request_count.avg", 11.0, "completed 11 requests"),
+        (
+            read_guidellm,
+            GUIDELLM,
+            "benchmarks.0.requests.successful.4.output_tokens",
+            3,
+            r"12 requests with 672 \+ 91",
+        ),
+        (read_aiperf, AIPERF, "usage_completion_tokens.sum", 97.0, r"12 requests with 672 \+ 97"),
+        (
+            read_aiperf,
+            AIPERF,
+            "usage_prompt_tokens.sum",
+            671.0,
+            r"with 671 \+ 96 tokens; asked for were 12 with 672",
+        ),
+    ],
+)
 def test_counts_must_be_exact(read, report, path, value, message):
     with pytest.raises(ToolError, match=message):
         read(edited(report, path, value)).check(REQUESTS, prompt=56)
@@ -186,7 +226,9 @@ def test_the_work_is_the_same_each_time_and_its_answers_differ_in_length():
 
 
 def test_a_tool_that_fails_shows_the_end_of_its_output(tmp_path):
-    script = "import sys; print('\\n'.join(f'line {i}' for i in range(99))); sys.exit('no such dataset')"
+    script = (
+        "import sys; print('\\n'.join(f'line {i}' for i in range(99))); sys.exit('no such dataset')"
+    )
     with pytest.raises(ToolError) as error:
         run_tool([sys.executable, "-c", script], tmp_path, {})
     assert "failed with exit status 1" in str(error.value) and "no such dataset" in str(error.value)
@@ -238,20 +280,32 @@ def test_turns_change_their_order_and_the_first_round_does_not_count(capsys):
     found = compare({name: lambda name=name: turn(name) for name in (OURS, "a", "b")}, rounds=2)
     assert order == [OURS, "a", "b", "a", "b", OURS, "b", OURS, "a"]
     assert {name: [r.ttft for r in readings] for name, readings in found.items()} == {
-        OURS: [6.0, 8.0], "a": [4.0, 9.0], "b": [5.0, 7.0]}
+        OURS: [6.0, 8.0],
+        "a": [4.0, 9.0],
+        "b": [5.0, 7.0],
+    }
 
 
 def test_rows_keep_every_round_and_compare_the_medians():
-    ours, theirs = rows({OURS: [reading(OURS, t) for t in (1.0, 2.0, 9.0)],
-                         "other": [reading("other", t) for t in (2.2, 0.5, 8.0)]})
+    ours, theirs = rows(
+        {
+            OURS: [reading(OURS, t) for t in (1.0, 2.0, 9.0)],
+            "other": [reading("other", t) for t in (2.2, 0.5, 8.0)],
+        }
+    )
     assert ours["ttft"].median == 2.0 and ours["ttft_over_ours"] == 1.0 and ours["completed"] == 36
-    assert theirs["ttft"].samples == (2.2, 0.5, 8.0) and theirs["ttft_over_ours"] == pytest.approx(1.1)
+    assert theirs["ttft"].samples == (2.2, 0.5, 8.0) and theirs["ttft_over_ours"] == pytest.approx(
+        1.1
+    )
     assert theirs["tpot_over_ours"] == theirs["throughput_over_ours"] == 1.0
 
 
 @pytest.mark.parametrize("ttft, code", [(1.09, 0), (1.2, 1)])
-def test_the_command_writes_a_record_and_says_whether_all_agree(ttft, code, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_record_and_says_whether_all_agree(
+    ttft, code, tmp_path, monkeypatch, capsys
+):
     """With everything that runs something replaced: what is left is the table, the verdict and the record."""
+
     class Server:
         url = "http://127.0.0.1:9"
         __init__ = lambda self, *arguments, environment: None  # noqa: E731
@@ -269,7 +323,10 @@ def test_the_command_writes_a_record_and_says_whether_all_agree(ttft, code, tmp_
     monkeypatch.setattr(load_compare, "read_ours", plain(OURS, 1.0))
     monkeypatch.setattr(load_compare, "guidellm", plain("guidellm", ttft))
     monkeypatch.setattr(load_compare, "aiperf", plain("aiperf", 1.0))
-    assert main(["--guidellm", sys.executable, "--aiperf", sys.executable, "--record", str(tmp_path)]) == code
+    assert (
+        main(["--guidellm", sys.executable, "--aiperf", sys.executable, "--record", str(tmp_path)])
+        == code
+    )
     assert ("within 10%: yes" if code == 0 else "within 10%: NO") in capsys.readouterr().out
     (run,) = read_records("load_tools", folder=tmp_path)
     assert run["tools"]["tool"] == [OURS, "guidellm", "aiperf"]

@@ -28,7 +28,9 @@ CAPACITY = 12
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     checkpoint = write_checkpoint(tmp_path_factory.mktemp("load") / "tiny")
-    with start(checkpoint, "--max-concurrent-requests", str(CAPACITY), "--max-num-seqs", "12") as process:
+    with start(
+        checkpoint, "--max-concurrent-requests", str(CAPACITY), "--max-num-seqs", "12"
+    ) as process:
         yield process
 
 
@@ -39,14 +41,33 @@ def load(*arguments: str) -> list[str]:
 def test_a_sweep_below_the_limit_loses_nothing(server, tmp_path):
     out = tmp_path / "run.json"
     result = subprocess.run(
-        load("--url", server.url, "--concurrency", "1,12", "--num-requests", "12", "--max-tokens", "4", "--vocab-size",
-             "256", "--out", str(out)), capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+        load(
+            "--url",
+            server.url,
+            "--concurrency",
+            "1,12",
+            "--num-requests",
+            "12",
+            "--max-tokens",
+            "4",
+            "--vocab-size",
+            "256",
+            "--out",
+            str(out),
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""  # no terminal, no live line
     for run in json.loads(out.read_text())["runs"]:
         s = run["summary"]
         assert (s["completed"], s["output_tokens"], s["counted"]) == (12, 12 * 4, True)
-        assert all(r["prompt_tokens"] == 6 and r["finish_reason"] == "length" for r in run["requests"])
+        assert all(
+            r["prompt_tokens"] == 6 and r["finish_reason"] == "length" for r in run["requests"]
+        )
 
 
 def test_above_the_limit_exactly_those_over_capacity_are_refused(server):
@@ -54,28 +75,54 @@ def test_above_the_limit_exactly_those_over_capacity_are_refused(server):
     run = open_loop(Target(server.url), requests, [0.0] * 40)
     s = summarize(run, {"ttft": 600.0})
     assert (s["completed"], s["rejected"], s["good"]) == (CAPACITY, 40 - CAPACITY, CAPACITY)
-    assert all("sequences are running or waiting" in t.error for t in run.traces if t.outcome == "rejected")
+    assert all(
+        "sequences are running or waiting" in t.error for t in run.traces if t.outcome == "rejected"
+    )
     assert max(g["running"] for g in run.gauges if g["running"] is not None) <= CAPACITY
 
 
 def test_real_eos(server):
     """Without ignore_eos an answer may end early, and the tokens that are counted are those that came."""
-    run = closed_loop(Target(server.url, ignore_eos=False), make_requests("short", 6, max_tokens=10, vocab_size=256), 6)
+    run = closed_loop(
+        Target(server.url, ignore_eos=False),
+        make_requests("short", 6, max_tokens=10, vocab_size=256),
+        6,
+    )
     assert all(t.completed and 1 <= t.output_tokens <= 10 for t in run.traces)
 
 
 def test_an_interrupted_command_reports_what_completed():
     with FakeServer(lambda i, body: Plan(ttft=0.1, gap=0.01, tokens=3)) as fake:
         process = subprocess.Popen(
-            load("--url", fake.url, "--model", "m", "--concurrency", "2,4", "--num-requests", "5000", "--max-tokens", "3"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], env={**os.environ})
+            load(
+                "--url",
+                fake.url,
+                "--model",
+                "m",
+                "--concurrency",
+                "2,4",
+                "--num-requests",
+                "5000",
+                "--max-tokens",
+                "3",
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ},
+        )
         deadline = time.monotonic() + 40
         while len(fake.bodies) < 20 and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130, out + err
-    assert "ENDED EARLY: interrupted" in out and "output tokens/s" in out and "1 of 2 loads were not begun" in out
+    assert (
+        "ENDED EARLY: interrupted" in out
+        and "output tokens/s" in out
+        and "1 of 2 loads were not begun" in out
+    )
 
 
 def test_the_live_line():
@@ -87,10 +134,20 @@ def test_the_live_line():
     lines = [StatusLine(terminal, "2 users"), StatusLine(plain, "2 users")]
     with FakeServer(lambda i, body: Plan(ttft=0.2, gap=0.05, tokens=3)) as fake:
         threads = []
-        closed_loop(Target(fake.url), make_requests("short", 6, max_tokens=3), 2,
-                    watcher=lambda session: (threads.append(threading.current_thread().name),
-                                             [line(session) for line in lines]))
+        closed_loop(
+            Target(fake.url),
+            make_requests("short", 6, max_tokens=3),
+            2,
+            watcher=lambda session: (
+                threads.append(threading.current_thread().name),
+                [line(session) for line in lines],
+            ),
+        )
     lines[0].close()
-    assert "2 users: " in terminal.getvalue() and "/6 done" in terminal.getvalue() and "TTFT p50" in terminal.getvalue()
+    assert (
+        "2 users: " in terminal.getvalue()
+        and "/6 done" in terminal.getvalue()
+        and "TTFT p50" in terminal.getvalue()
+    )
     assert terminal.getvalue().endswith("\r\x1b[K") and plain.getvalue() == ""
     assert set(threads) == {"load-generator"}

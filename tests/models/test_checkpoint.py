@@ -41,12 +41,18 @@ def edit_config(folder: Path, **changes) -> None:
 def edit_tensors(folder: Path, change) -> None:
     tensors = dict(load_file(folder / "model.safetensors"))
     change(tensors)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 @pytest.fixture(params=["llama", "gpt2"])
 def folder(request, tmp_path) -> Path:
-    return {"llama": llama_checkpoint, "gpt2": gpt2_checkpoint}[request.param](tmp_path / request.param, seed=3)
+    return {"llama": llama_checkpoint, "gpt2": gpt2_checkpoint}[request.param](
+        tmp_path / request.param, seed=3
+    )
 
 
 @pytest.fixture
@@ -60,6 +66,7 @@ def gpt2_folder(tmp_path) -> Path:
 
 
 # What loads.
+
 
 @pytest.mark.parametrize("make", [hf_llama, hf_gpt2])
 def test_shards_and_one_file_are_the_same(make, tmp_path):
@@ -77,7 +84,9 @@ def test_the_prefix_of_the_body_may_be_there_or_not(make, prefix, tmp_path):
     expected = logits(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
     assert any(name.startswith(prefix) for name in names)
-    edit_tensors(tmp_path, lambda t: [t.__setitem__(n.removeprefix(prefix), t.pop(n)) for n in list(t)])
+    edit_tensors(
+        tmp_path, lambda t: [t.__setitem__(n.removeprefix(prefix), t.pop(n)) for n in list(t)]
+    )
     assert not any(name.startswith(prefix) for name in load_file(tmp_path / "model.safetensors"))
     assert torch.equal(logits(tmp_path), expected)
 
@@ -112,7 +121,9 @@ def test_conv1d_weights_are_transposed(gpt2_folder):
 def test_a_tied_head_may_be_repeated_if_it_is_equal(tmp_path):
     folder = llama_checkpoint(tmp_path, seed=3, tie_word_embeddings=True)
     expected = logits(folder)
-    edit_tensors(folder, lambda t: t.__setitem__("lm_head.weight", t["model.embed_tokens.weight"].clone()))
+    edit_tensors(
+        folder, lambda t: t.__setitem__("lm_head.weight", t["model.embed_tokens.weight"].clone())
+    )
     assert torch.equal(logits(folder), expected)
     model = load_model(folder).model
     assert model.lm_head.weight.data_ptr() == model.token_embedding.weight.data_ptr()
@@ -124,7 +135,9 @@ def test_a_tied_head_may_be_repeated_if_it_is_equal(tmp_path):
 def test_bfloat16_checkpoints_load_in_any_dtype(tmp_path):
     hf_llama(3).to(torch.bfloat16).save_pretrained(tmp_path)
     assert {p.dtype for p in load_model(tmp_path).model.parameters()} == {torch.float32}
-    assert {p.dtype for p in load_model(tmp_path, dtype=torch.bfloat16).model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_model(tmp_path, dtype=torch.bfloat16).model.parameters()} == {
+        torch.bfloat16
+    }
 
 
 def test_eos_ids_come_from_the_generation_config_first(llama_folder):
@@ -140,7 +153,12 @@ def test_older_rope_keys_mean_the_same(tmp_path):
     rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
     folder = llama_checkpoint(tmp_path, seed=3, rope_parameters=rope)
     expected = logits(folder)
-    edit_config(folder, rope_parameters=..., rope_theta=500.0, rope_scaling={"type": "linear", "factor": 4.0})
+    edit_config(
+        folder,
+        rope_parameters=...,
+        rope_theta=500.0,
+        rope_scaling={"type": "linear", "factor": 4.0},
+    )
     assert torch.equal(logits(folder), expected)
 
 
@@ -149,6 +167,7 @@ def test_a_folder_without_tokenizer_has_none(folder):
 
 
 # What does not.
+
 
 def test_tensors_that_are_missing_extra_or_misshapen_are_all_listed(folder):
     def spoil(tensors):
@@ -169,19 +188,31 @@ def test_tensors_that_are_missing_extra_or_misshapen_are_all_listed(folder):
 
 
 def test_a_transposed_tensor_is_misshapen(gpt2_folder):
-    edit_tensors(gpt2_folder, lambda t: t.__setitem__("transformer.h.0.mlp.c_fc.weight",
-                                                      t["transformer.h.0.mlp.c_fc.weight"].T))
-    with pytest.raises(ValueError, match=r"misshapen: h.0.mlp.c_fc.weight is \[192, 48\], should be \[48, 192\]"):
+    edit_tensors(
+        gpt2_folder,
+        lambda t: t.__setitem__(
+            "transformer.h.0.mlp.c_fc.weight", t["transformer.h.0.mlp.c_fc.weight"].T
+        ),
+    )
+    with pytest.raises(
+        ValueError, match=r"misshapen: h.0.mlp.c_fc.weight is \[192, 48\], should be \[48, 192\]"
+    ):
         load_model(gpt2_folder)
 
 
-@pytest.mark.parametrize("spoil", [
-    pytest.param(lambda data: data[:-100], id="truncated"),
-    pytest.param(lambda data: data[:4], id="almost-empty"),
-    pytest.param(lambda data: b"", id="empty"),
-    pytest.param(lambda data: b"<html>404 not found</html>" * 50, id="garbage"),
-    pytest.param(lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", id="lfs-pointer"),
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda data: data[:-100], id="truncated"),
+        pytest.param(lambda data: data[:4], id="almost-empty"),
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: b"<html>404 not found</html>" * 50, id="garbage"),
+        pytest.param(
+            lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+            id="lfs-pointer",
+        ),
+    ],
+)
 def test_an_unreadable_file_is_named(folder, spoil):
     file = folder / "model.safetensors"
     file.write_bytes(spoil(file.read_bytes()))
@@ -214,35 +245,59 @@ def test_a_broken_index_is_named(tmp_path, text):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("{not json", "not valid JSON"), ("", "not valid JSON"), ("[1, 2]", "must hold a JSON object, got list"),
-    ("\xff\xfe", "not valid JSON")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{not json", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[1, 2]", "must hold a JSON object, got list"),
+        ("\xff\xfe", "not valid JSON"),
+    ],
+)
 def test_a_broken_config_is_named(folder, text, message):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=f"config.json.*{message}"):
         load_model(folder)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(model_type="mamba"), r"model_type must be one of \['gpt2', 'llama'\], got 'mamba'"),
-    (dict(model_type=...), "model_type must be one of .* got None"),
-    (dict(hidden_act="gelu"), r"hidden_act must be one of \['silu'\], got 'gelu'"),
-    (dict(hidden_size=...), "missing key 'hidden_size'"),
-    (dict(max_position_embeddings=...), "missing key 'max_position_embeddings'"),
-    (dict(rope_parameters={"rope_type": "yarn", "factor": 2.0}), "rope_type must be one of .* got 'yarn'"),
-    (dict(rope_parameters={"rope_type": "linear", "rope_theta": 1e4}), "factor"),
-    (dict(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": "two"}), "factor"),
-    (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "low_freq_factor"),
-    (dict(rope_parameters={"rope_theta": None}), "rope_theta"),
-    (dict(rope_parameters="fast"), "rope"),
-    (dict(num_key_value_heads=4), "num_heads must be a multiple of num_kv_heads, got 6 and 4"),
-    (dict(num_attention_heads=0), "num_heads must be a positive integer, got 0"),
-    (dict(num_attention_heads=0, head_dim=None), "num_attention_heads must be a positive integer, got 0"),
-    (dict(hidden_size="48"), "hidden_size"),
-    (dict(num_hidden_layers=-1), "num_layers must be a positive integer, got -1"),
-    (dict(num_attention_heads=7, num_key_value_heads=7, head_dim=None), "must be a multiple of num_attention_heads"),
-    (dict(eos_token_id="</s>"), "eos_token_id"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(model_type="mamba"), r"model_type must be one of \['gpt2', 'llama'\], got 'mamba'"),
+        (dict(model_type=...), "model_type must be one of .* got None"),
+        (dict(hidden_act="gelu"), r"hidden_act must be one of \['silu'\], got 'gelu'"),
+        (dict(hidden_size=...), "missing key 'hidden_size'"),
+        (dict(max_position_embeddings=...), "missing key 'max_position_embeddings'"),
+        (
+            dict(rope_parameters={"rope_type": "yarn", "factor": 2.0}),
+            "rope_type must be one of .* got 'yarn'",
+        ),
+        (dict(rope_parameters={"rope_type": "linear", "rope_theta": 1e4}), "factor"),
+        (
+            dict(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": "two"}),
+            "factor",
+        ),
+        (
+            dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}),
+            "low_freq_factor",
+        ),
+        (dict(rope_parameters={"rope_theta": None}), "rope_theta"),
+        (dict(rope_parameters="fast"), "rope"),
+        (dict(num_key_value_heads=4), "num_heads must be a multiple of num_kv_heads, got 6 and 4"),
+        (dict(num_attention_heads=0), "num_heads must be a positive integer, got 0"),
+        (
+            dict(num_attention_heads=0, head_dim=None),
+            "num_attention_heads must be a positive integer, got 0",
+        ),
+        (dict(hidden_size="48"), "hidden_size"),
+        (dict(num_hidden_layers=-1), "num_layers must be a positive integer, got -1"),
+        (
+            dict(num_attention_heads=7, num_key_value_heads=7, head_dim=None),
+            "must be a multiple of num_attention_heads",
+        ),
+        (dict(eos_token_id="</s>"), "eos_token_id"),
+    ],
+)
 def test_llama_variants_that_are_not_implemented_are_refused(llama_folder, changes, message):
     (llama_folder / "generation_config.json").unlink()
     edit_config(llama_folder, **changes)
@@ -250,12 +305,18 @@ def test_llama_variants_that_are_not_implemented_are_refused(llama_folder, chang
         load_model(llama_folder)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(activation_function="relu"), "activation_function must be one of .* got 'relu'"),
-    (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx must be one of"),
-    (dict(n_head=5), "n_embd must be a multiple of n_head, got 48 and 5"),
-    (dict(n_layer=...), "missing key 'n_layer'"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(activation_function="relu"), "activation_function must be one of .* got 'relu'"),
+        (
+            dict(scale_attn_by_inverse_layer_idx=True),
+            "scale_attn_by_inverse_layer_idx must be one of",
+        ),
+        (dict(n_head=5), "n_embd must be a multiple of n_head, got 48 and 5"),
+        (dict(n_layer=...), "missing key 'n_layer'"),
+    ],
+)
 def test_gpt2_variants_that_are_not_implemented_are_refused(gpt2_folder, changes, message):
     edit_config(gpt2_folder, **changes)
     with pytest.raises(ValueError, match=message):
@@ -287,8 +348,12 @@ def test_a_checkpoint_survives_being_moved(folder, tmp_path):
 
 # Random weights.
 
+
 def test_gpt2_without_a_hub_says_loudly_that_its_weights_are_random(monkeypatch):
-    monkeypatch.setattr("lib.models.checkpoint._download", lambda hub_id: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(
+        "lib.models.checkpoint._download",
+        lambda hub_id: (_ for _ in ()).throw(OSError("no network")),
+    )
     with pytest.warns(RandomWeightsWarning, match="RANDOM"):
         loaded = load_model("gpt2", dtype=torch.bfloat16)
     assert loaded.weights == "random" and loaded.tokenizer is None and loaded.folder is None
@@ -306,5 +371,14 @@ def test_random_weights_are_seeded():
 def load_model_config():
     from dataclasses import replace
 
-    return replace(GPT2_CONFIG, hidden_size=24, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=12, vocab_size=11,
-                   intermediate_size=20, max_position_embeddings=9)
+    return replace(
+        GPT2_CONFIG,
+        hidden_size=24,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=12,
+        vocab_size=11,
+        intermediate_size=20,
+        max_position_embeddings=9,
+    )

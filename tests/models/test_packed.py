@@ -12,7 +12,9 @@ from lib.models.packed import PackedLinear, pack_linears, runs_faster, why_not_p
 from tests.helpers import drain, prompt_of
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(why_not_packed(CPU, torch.float32) is not None, reason="PyTorch without oneDNN")
+pytestmark = pytest.mark.skipif(
+    why_not_packed(CPU, torch.float32) is not None, reason="PyTorch without oneDNN"
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -35,18 +37,25 @@ def test_the_same_product(dtype, bias, tokens):
 def test_the_same_tokens(tiny, name, linear):
     engine = tiny[name].engine(linear=linear, max_num_batched_tokens=24)
     work = [(40, 12), (3, 9), (17, 20)]
-    ids = [engine.add_request(prompt_of(length, seed), SamplingParams(max_tokens=n, temperature=0, ignore_eos=True))
-           for seed, (length, n) in enumerate(work)]
+    ids = [
+        engine.add_request(
+            prompt_of(length, seed), SamplingParams(max_tokens=n, temperature=0, ignore_eos=True)
+        )
+        for seed, (length, n) in enumerate(work)
+    ]
     done = drain(engine)
-    assert [done[i].token_ids for i in ids] == [tiny[name].greedy(prompt_of(length, seed), n)
-                                                for seed, (length, n) in enumerate(work)]
+    assert [done[i].token_ids for i in ids] == [
+        tiny[name].greedy(prompt_of(length, seed), n) for seed, (length, n) in enumerate(work)
+    ]
 
 
 def test_every_linear_is_replaced_and_the_embedding_stays(tiny):
     plain, packed = tiny["gpt2"].engine().model, tiny["gpt2"].engine(linear="packed").model
     assert not [m for m in packed.modules() if type(m) is nn.Linear]
     linears = [m for m in plain.modules() if type(m) is nn.Linear]
-    assert sum(m.weight_bytes for m in packed.modules() if isinstance(m, PackedLinear)) == sum(m.weight.nbytes for m in linears)
+    assert sum(m.weight_bytes for m in packed.modules() if isinstance(m, PackedLinear)) == sum(
+        m.weight.nbytes for m in linears
+    )
     # What is left as parameters: norms, biases, and the embedding that the head was tied to.
     matrices = {n for n, p in packed.named_parameters() if p.dim() > 1}
     assert matrices == {"token_embedding.weight", "position_embedding.weight"}
@@ -54,11 +63,17 @@ def test_every_linear_is_replaced_and_the_embedding_stays(tiny):
 
 
 def test_auto_packs_what_runs_faster(monkeypatch):
-    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 16)).requires_grad_(False)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 16)).requires_grad_(
+        False
+    )
     asked = []
     assert pack_linears(model, "auto") == 0, "small weights are not worth a measurement"
     monkeypatch.setattr(module, "_LEAST", 1)
-    monkeypatch.setattr(module, "runs_faster", lambda linear: asked.append(linear.in_features) or linear.in_features == 8)
+    monkeypatch.setattr(
+        module,
+        "runs_faster",
+        lambda linear: asked.append(linear.in_features) or linear.in_features == 8,
+    )
     assert pack_linears(model, "auto") == 2
     assert asked == [8, 16], "one measurement a shape"
     assert [type(m) for m in model] == [PackedLinear, nn.Linear, PackedLinear]

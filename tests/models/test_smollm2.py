@@ -16,9 +16,20 @@ from tests.helpers import hf_llama
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS = ["What is the capital of France?", "Write a haiku about the sea.", "List three prime numbers.",
-             "Who wrote Hamlet?", "Explain gravity to a child.", "Translate 'good morning' into Spanish."]
-TEXTS = ["Once upon a time, there was", "def fibonacci(n):\n", "The three states of matter are", "1, 1, 2, 3, 5, 8,"]
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "List three prime numbers.",
+    "Who wrote Hamlet?",
+    "Explain gravity to a child.",
+    "Translate 'good morning' into Spanish.",
+]
+TEXTS = [
+    "Once upon a time, there was",
+    "def fibonacci(n):\n",
+    "The three states of matter are",
+    "1, 1, 2, 3, 5, 8,",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +48,12 @@ def hf(llm):
 
 @pytest.fixture(scope="module")
 def prompts(llm) -> list[list[int]]:
-    chat = [llm.tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
-            for q in QUESTIONS]
+    chat = [
+        llm.tokenizer.apply_chat_template(
+            [{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True
+        )
+        for q in QUESTIONS
+    ]
     return [llm.tokenizer.encode(text, add_special_tokens=False) for text in (*chat, *TEXTS)]
 
 
@@ -48,7 +63,9 @@ def test_logits_equal_transformers(llm, hf, prompts):
     ours = llm.model(Batch.of_prompts(prompts), FullAttention())
     theirs = torch.stack([hf(torch.tensor([p])).logits[0, -1] for p in prompts])
     difference = (ours - theirs).abs().max().item()
-    print(f"max abs logit difference: {difference:.2e}, range {theirs.min():.1f} to {theirs.max():.1f}")
+    print(
+        f"max abs logit difference: {difference:.2e}, range {theirs.min():.1f} to {theirs.max():.1f}"
+    )
     assert difference <= 1e-3
     assert theirs.max() - theirs.min() > 20
 
@@ -57,9 +74,14 @@ def test_greedy_text_equals_transformers(llm, hf, prompts):
     outputs = llm.generate(prompts, SamplingParams(max_tokens=24, temperature=0))
     for prompt, output in zip(prompts, outputs):
         with torch.inference_mode():
-            whole = hf.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                                max_new_tokens=24, do_sample=False, pad_token_id=2)
-        expected = whole[0, len(prompt):].tolist()
+            whole = hf.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=24,
+                do_sample=False,
+                pad_token_id=2,
+            )
+        expected = whole[0, len(prompt) :].tolist()
         assert output.token_ids == expected
         assert output.text == llm.tokenizer.decode(expected, skip_special_tokens=True)
         assert "<|im_end|>" not in output.text and "\ufffd" not in output.text
@@ -97,22 +119,32 @@ def test_digits_are_tokens_by_themselves(llm):
 
 
 def test_the_chat_template_ends_where_the_answer_begins(llm):
-    text = llm.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = llm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     ids = llm.tokenizer.encode(text, add_special_tokens=False)
-    assert ids[0] == 1 and ids.count(2) == text.count("<|im_end|>"), "special tokens are one id each"
+    assert ids[0] == 1 and ids.count(2) == text.count("<|im_end|>"), (
+        "special tokens are one id each"
+    )
     assert llm.tokenizer.decode(ids) == text
 
 
 def test_eos_comes_from_the_model(llm):
     assert llm.config.eos_token_ids == (2,) and llm.weights == "real"
-    assert llm.config.num_heads == 9 and llm.config.num_kv_heads == 3 and llm.config.tie_word_embeddings
+    assert (
+        llm.config.num_heads == 9
+        and llm.config.num_kv_heads == 3
+        and llm.config.tie_word_embeddings
+    )
 
 
 def test_unpermute_undoes_the_converters_permutation(tmp_path):
     """llama.cpp's converter interleaves the halves of each head of q and k; a logit check would see a wrong undo."""
     weight = torch.arange(6 * 8 * 5.0).view(48, 5)
-    permuted = weight.reshape(6, 2, 4, 5).swapaxes(1, 2).reshape(48, 5)  # convert_hf_to_gguf.py, LlamaModel.permute
+    permuted = (
+        weight.reshape(6, 2, 4, 5).swapaxes(1, 2).reshape(48, 5)
+    )  # convert_hf_to_gguf.py, LlamaModel.permute
     assert not torch.equal(permuted, weight)
     assert torch.equal(gguf._unpermute(permuted, 6), weight)
 
@@ -121,16 +153,42 @@ def test_a_gguf_file_becomes_the_checkpoint_that_it_was_made_from(tmp_path):
     """A tiny Llama written as GGUF, permuted as llama.cpp does, converts back to the same logits."""
     from gguf import GGUFWriter
 
-    hf = hf_llama(3, tie_word_embeddings=True, vocab_size=10, eos_token_id=2, num_attention_heads=6, num_key_value_heads=2)
+    hf = hf_llama(
+        3,
+        tie_word_embeddings=True,
+        vocab_size=10,
+        eos_token_id=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+    )
     hf.save_pretrained(tmp_path / "hf")
     c, writer = hf.config, GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_vocab_size(c.vocab_size), writer.add_embedding_length(c.hidden_size), writer.add_block_count(2)
-    writer.add_head_count(6), writer.add_head_count_kv(2), writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_context_length(512), writer.add_layer_norm_rms_eps(1e-5), writer.add_rope_freq_base(10000.0)
-    writer.add_tokenizer_model("gpt2"), writer.add_token_list(["<s>", "</s>", "<e>", *"abcdef", "ab"])
+    (
+        writer.add_vocab_size(c.vocab_size),
+        writer.add_embedding_length(c.hidden_size),
+        writer.add_block_count(2),
+    )
+    (
+        writer.add_head_count(6),
+        writer.add_head_count_kv(2),
+        writer.add_feed_forward_length(c.intermediate_size),
+    )
+    (
+        writer.add_context_length(512),
+        writer.add_layer_norm_rms_eps(1e-5),
+        writer.add_rope_freq_base(10000.0),
+    )
+    (
+        writer.add_tokenizer_model("gpt2"),
+        writer.add_token_list(["<s>", "</s>", "<e>", *"abcdef", "ab"]),
+    )
     writer.add_token_types([3, 3, 3, *[1] * 7]), writer.add_token_merges(["a b"])
-    for add, token in ((writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_unk_token_id, 0),
-                       (writer.add_pad_token_id, 2)):
+    for add, token in (
+        (writer.add_bos_token_id, 1),
+        (writer.add_eos_token_id, 2),
+        (writer.add_unk_token_id, 0),
+        (writer.add_pad_token_id, 2),
+    ):
         add(token)
     writer.add_chat_template("{{ messages }}")
     names = {v: k for k, v in {**gguf._GLOBAL_NAMES}.items()}
@@ -148,13 +206,20 @@ def test_a_gguf_file_becomes_the_checkpoint_that_it_was_made_from(tmp_path):
         else:
             gguf_name = names[name]
         writer.add_tensor(gguf_name, tensor.detach().contiguous().numpy())
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    (
+        writer.write_header_to_file(),
+        writer.write_kv_data_to_file(),
+        writer.write_tensors_to_file(),
+        writer.close(),
+    )
     (tmp_path / "out").mkdir()
     gguf.convert(tmp_path / "tiny.gguf", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_key_value_heads"] == 2
     batch = Batch.of_prompts([[3, 4, 5, 6, 7], [8]])
     with torch.inference_mode():
-        ours, theirs = (load_model(tmp_path / f).model(batch, FullAttention()) for f in ("out", "hf"))
+        ours, theirs = (
+            load_model(tmp_path / f).model(batch, FullAttention()) for f in ("out", "hf")
+        )
     assert torch.equal(ours, theirs)
 
 

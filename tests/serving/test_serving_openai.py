@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -32,7 +33,12 @@ CASES = [
 def test_the_stream_adds_up_to_the_answer(client: httpx.Client, case: dict) -> None:
     body = {"prompt": "Once upon", "max_tokens": 60, "return_token_ids": True, **case}
     whole = client.post("/v1/completions", json=body).json()
-    events = sse(client.post("/v1/completions", json={**body, "stream": True, "stream_options": {"include_usage": True}}))
+    events = sse(
+        client.post(
+            "/v1/completions",
+            json={**body, "stream": True, "stream_options": {"include_usage": True}},
+        )
+    )
     assert events[-1] == "[DONE]"
     *chunks, last = events[:-1]
     assert last["choices"] == [] and last["usage"] == whole["usage"]
@@ -42,7 +48,9 @@ def test_the_stream_adds_up_to_the_answer(client: httpx.Client, case: dict) -> N
         parts = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         assert "".join(part["text"] for part in parts) == choice["text"]
         assert sum((part["token_ids"] for part in parts), []) == choice["token_ids"]
-        assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + [choice["finish_reason"]]
+        assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + [
+            choice["finish_reason"]
+        ]
 
 
 def test_chat_stream_begins_with_content_and_adds_up(client: httpx.Client) -> None:
@@ -51,9 +59,14 @@ def test_chat_stream_begins_with_content_and_adds_up(client: httpx.Client) -> No
     events = sse(client.post("/v1/chat/completions", json={**body, "stream": True}))
     for choice in whole["choices"]:
         parts = [c for e in events[:-1] for c in e["choices"] if c["index"] == choice["index"]]
-        assert "".join(part["delta"].get("content", "") for part in parts) == choice["message"]["content"]
+        assert (
+            "".join(part["delta"].get("content", "") for part in parts)
+            == choice["message"]["content"]
+        )
         first = parts[0]["delta"]
-        assert first["role"] == "assistant" and first["content"], "no chunk with a role and nothing else"
+        assert first["role"] == "assistant" and first["content"], (
+            "no chunk with a role and nothing else"
+        )
         assert all("role" not in part["delta"] for part in parts[1:])
         assert parts[-1]["finish_reason"] == choice["finish_reason"]
 
@@ -62,20 +75,38 @@ def test_usage_is_exact(client: httpx.Client) -> None:
     body = {"prompt": ["abc", [1, 2, 3, 4, 5]], "max_tokens": 7, "n": 3, "ignore_eos": True}
     usage = client.post("/v1/completions", json=body).json()["usage"]
     assert usage == {"prompt_tokens": 3 + 5, "completion_tokens": 2 * 3 * 7, "total_tokens": 8 + 42}
-    chat = client.post("/v1/chat/completions", json={
-        "messages": [{"role": "user", "content": "Hi"}], "max_completion_tokens": 5, "ignore_eos": True}).json()
-    prompt = len("\nHi") + len("user") + len("\n") + 2 + len("assistant\n") + 1  # text is one token a byte
-    assert chat["usage"] == {"prompt_tokens": prompt, "completion_tokens": 5, "total_tokens": prompt + 5}
+    chat = client.post(
+        "/v1/chat/completions",
+        json={
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_completion_tokens": 5,
+            "ignore_eos": True,
+        },
+    ).json()
+    prompt = (
+        len("\nHi") + len("user") + len("\n") + 2 + len("assistant\n") + 1
+    )  # text is one token a byte
+    assert chat["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": 5,
+        "total_tokens": prompt + 5,
+    }
 
 
 def test_finish_reasons(client: httpx.Client) -> None:
-    ask = lambda **body: client.post("/v1/completions", json={"prompt": "x", "seed": 1, **body}).json()["choices"][0]  # noqa: E731
+    def ask(**body: Any) -> dict[str, Any]:
+        given = {"prompt": "x", "seed": 1, **body}
+        return client.post("/v1/completions", json=given).json()["choices"][0]
+
     text = ask(max_tokens=30, ignore_eos=True)["text"]
     assert ask(max_tokens=30, ignore_eos=True)["finish_reason"] == "length"
     stop = next(c for c in text[5:] if c.isprintable() and c != "\ufffd")
     stopped = ask(max_tokens=30, ignore_eos=True, stop=stop)
-    assert stopped["finish_reason"] == "stop" and stopped["text"] == text[:text.index(stop)]
-    assert ask(max_tokens=500, temperature=3.0, stop_token_ids=list(range(0, 256, 4)))["finish_reason"] == "stop"
+    assert stopped["finish_reason"] == "stop" and stopped["text"] == text[: text.index(stop)]
+    assert (
+        ask(max_tokens=500, temperature=3.0, stop_token_ids=list(range(0, 256, 4)))["finish_reason"]
+        == "stop"
+    )
 
 
 def test_completion_logprobs(client: httpx.Client) -> None:
@@ -84,15 +115,24 @@ def test_completion_logprobs(client: httpx.Client) -> None:
     assert len(whole["tokens"]) == len(whole["token_logprobs"]) == len(whole["top_logprobs"]) == 6
     for token, value, top in zip(whole["tokens"], whole["token_logprobs"], whole["top_logprobs"]):
         assert top[token] == value == max(top.values()) and len(top) == 3
-    parts = [c["logprobs"] for e in sse(client.post("/v1/completions", json={**body, "stream": True}))[:-1]
-             for c in e["choices"]]
+    parts = [
+        c["logprobs"]
+        for e in sse(client.post("/v1/completions", json={**body, "stream": True}))[:-1]
+        for c in e["choices"]
+    ]
     assert sum((p["tokens"] for p in parts), []) == whole["tokens"]
     assert sum((p["text_offset"] for p in parts), []) == whole["text_offset"]
 
 
 def test_chat_logprobs(ai) -> None:
-    answer = ai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}], max_tokens=5,
-                                        temperature=0, logprobs=True, top_logprobs=2)
+    answer = ai.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "x"}],
+        max_tokens=5,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
     for entry in answer.choices[0].logprobs.content:
         assert entry.top_logprobs[0].logprob == entry.logprob and len(entry.top_logprobs) == 2
         assert isinstance(entry.bytes, list) and entry.bytes
@@ -100,41 +140,67 @@ def test_chat_logprobs(ai) -> None:
 
 def test_the_openai_client(ai) -> None:
     assert [m.id for m in ai.models.list()] == [MODEL] and ai.models.retrieve(MODEL).id == MODEL
-    messages = [{"role": "system", "content": "Be brief."},
-                {"role": "user", "content": [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}]}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}],
+        },
+    ]
     whole = ai.chat.completions.create(model=MODEL, messages=messages, max_tokens=20, seed=5)
-    stream = ai.chat.completions.create(model=MODEL, messages=messages, max_tokens=20, seed=5, stream=True)
-    assert "".join(c.choices[0].delta.content or "" for c in stream) == whole.choices[0].message.content
-    completion = ai.completions.create(model=MODEL, prompt=[1, 2, 3], max_tokens=4, seed=5,
-                                       extra_body={"ignore_eos": True})
+    stream = ai.chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=20, seed=5, stream=True
+    )
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in stream)
+        == whole.choices[0].message.content
+    )
+    completion = ai.completions.create(
+        model=MODEL, prompt=[1, 2, 3], max_tokens=4, seed=5, extra_body={"ignore_eos": True}
+    )
     assert completion.usage.completion_tokens == 4
 
 
 def test_a_chat_without_max_tokens_may_fill_the_context(client: httpx.Client) -> None:
     body = {"messages": [{"role": "user", "content": "y" * 1980}], "ignore_eos": True}
     answer = client.post("/v1/chat/completions", json=body).json()
-    assert answer["usage"]["total_tokens"] == 2048 and answer["choices"][0]["finish_reason"] == "length"
+    assert (
+        answer["usage"]["total_tokens"] == 2048
+        and answer["choices"][0]["finish_reason"] == "length"
+    )
 
 
 def test_echo(client: httpx.Client) -> None:
     body = {"prompt": ["abc", [100, 101]], "max_tokens": 4, "seed": 1}
-    plain, echoed = (client.post("/v1/completions", json={**body, "echo": e}).json()["choices"] for e in (False, True))
+    plain, echoed = (
+        client.post("/v1/completions", json={**body, "echo": e}).json()["choices"]
+        for e in (False, True)
+    )
     prefixes = [e["text"].removesuffix(p["text"]) for p, e in zip(plain, echoed)]
     assert prefixes[0] == "abc" and len(prefixes[1]) == 2
 
 
 def test_generate(client: httpx.Client) -> None:
-    first, second = (client.post("/generate", json={"prompt": "Hello", "max_tokens": 9}).json() for _ in range(2))
+    first, second = (
+        client.post("/generate", json={"prompt": "Hello", "max_tokens": 9}).json() for _ in range(2)
+    )
     assert set(first) == {"request_id", "generated_text", "token_count"}
     assert first["generated_text"] == second["generated_text"] and first["token_count"] <= 9
     assert first["request_id"] != second["request_id"]
 
 
 def test_one_log_line_a_request(server, client: httpx.Client) -> None:
-    answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 5, "ignore_eos": True,
-                                                  "user": 'x"\n{}'}).json()
-    line, = [line for line in server.log() if line.get("id") == answer["id"]]
-    assert (line["prompt_tokens"], line["output_tokens"], line["reason"], line["user"]) == (3, 5, "length", 'x"\n{}')
+    answer = client.post(
+        "/v1/completions",
+        json={"prompt": "abc", "max_tokens": 5, "ignore_eos": True, "user": 'x"\n{}'},
+    ).json()
+    (line,) = [line for line in server.log() if line.get("id") == answer["id"]]
+    assert (line["prompt_tokens"], line["output_tokens"], line["reason"], line["user"]) == (
+        3,
+        5,
+        "length",
+        'x"\n{}',
+    )
     assert 0 < line["ttft_ms"] <= line["e2e_ms"] and line["tpot_ms"] > 0
 
 
@@ -147,7 +213,9 @@ def test_information(client: httpx.Client) -> None:
     for name in ("app.js", "style.css"):
         assert client.get(f"/static/{name}").status_code == 200
     schema = client.get("/openapi.json").json()
-    assert {"/v1/completions", "/v1/chat/completions", "/generate", "/health", "/metrics"} <= set(schema["paths"])
+    assert {"/v1/completions", "/v1/chat/completions", "/generate", "/health", "/metrics"} <= set(
+        schema["paths"]
+    )
     assert "422" not in json.dumps(schema)
 
 

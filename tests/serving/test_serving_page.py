@@ -19,14 +19,20 @@ SECONDS = 60_000  # ms; a busy machine with two cores runs the server, the brows
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         pytest.skip("no chromium here: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        browser = driver.chromium.launch(executable_path=path, args=[
-            *sandbox, "--disable-gpu", "--disable-background-networking"])
+        browser = driver.chromium.launch(
+            executable_path=path,
+            args=[*sandbox, "--disable-gpu", "--disable-background-networking"],
+        )
         yield browser
         browser.close()
 
@@ -34,7 +40,9 @@ def browser():
 @pytest.fixture(scope="module")
 def small(checkpoint):
     """Room for 4 sequences at a time and 24 in all."""
-    with start(checkpoint, "--max-num-seqs", "4", "--max-concurrent-requests", "24", "--num-blocks", "513") as process:
+    with start(
+        checkpoint, "--max-num-seqs", "4", "--max-concurrent-requests", "24", "--num-blocks", "513"
+    ) as process:
         yield process
 
 
@@ -45,8 +53,14 @@ def page(browser, small):
     page.set_default_timeout(SECONDS)
     page.problems, page.elsewhere = [], []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((small.url, "data:"))
-            else page.elsewhere.append(request.url))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((small.url, "data:"))
+            else page.elsewhere.append(request.url)
+        ),
+    )
     page.goto(small.url)
     page.wait_for_function("() => document.getElementById('model').textContent === 'tiny'")
     page.wait_for_selector("[data-state=idle]")
@@ -65,7 +79,9 @@ def test_type_and_stream(page) -> None:
     page.focus("#prompt")
     page.keyboard.type("Hello")
     page.keyboard.press("Enter")
-    page.wait_for_function("() => document.querySelector('.turn.assistant .text').textContent.length > 2")
+    page.wait_for_function(
+        "() => document.querySelector('.turn.assistant .text').textContent.length > 2"
+    )
     assert page.inner_text(".turn.user") == "Hello" and page.input_value("#prompt") == ""
     page.wait_for_selector(".turn.assistant:not(.writing)")
     assert re.search(r"first token \d+ ms · \d+ tokens", page.inner_text(".turn.assistant .meta"))
@@ -84,7 +100,12 @@ def test_sampling_reaches_the_server(page) -> None:
             page.keyboard.press("Control+a")
             page.press("#prompt", "Enter")
         body = sent.value.post_data_json
-        assert (body["max_tokens"], body["seed"], body["top_p"], body["stream"]) == (5, 7, 0.95, True)
+        assert (body["max_tokens"], body["seed"], body["top_p"], body["stream"]) == (
+            5,
+            7,
+            0.95,
+            True,
+        )
         page.wait_for_selector(".turn.assistant:not(.writing)")
         answers.append(page.inner_text(".turn.assistant .text"))
         page.click("#clear")
@@ -98,8 +119,12 @@ def test_sampling_reaches_the_server(page) -> None:
 
 def test_stop(page) -> None:
     # A random model may end its answer by itself; this one may not.
-    page.route("**/v1/chat/completions", lambda route: route.continue_(
-        post_data=json.dumps({**route.request.post_data_json, "ignore_eos": True})))
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.continue_(
+            post_data=json.dumps({**route.request.post_data_json, "ignore_eos": True})
+        ),
+    )
     page.click("summary")
     page.fill("#max_tokens", "1900")
     page.fill("#prompt", "Go on")
@@ -120,18 +145,24 @@ def test_burst_and_moving_numbers(page) -> None:
     page.fill("#burst-count", "16")
     page.fill("#burst-tokens", "40")
     page.press("#burst-tokens", "Enter")
-    page.wait_for_function("() => +document.getElementById('running').textContent === 4"
-                           " && +document.getElementById('waiting').textContent > 0")
+    page.wait_for_function(
+        "() => +document.getElementById('running').textContent === 4"
+        " && +document.getElementById('waiting').textContent > 0"
+    )
     page.wait_for_function("() => +document.getElementById('used').textContent > 0")
     assert page.locator("#running-list li").count() == 4
-    assert "blocks in use" in page.get_attribute("#pool", "aria-label") or page.get_attribute("#pool", "aria-label")
+    assert "blocks in use" in page.get_attribute("#pool", "aria-label") or page.get_attribute(
+        "#pool", "aria-label"
+    )
     colours = page.evaluate("""() => {
         const pool = document.getElementById('pool');
         const data = pool.getContext('2d').getImageData(0, 0, pool.width, pool.height).data, seen = new Set();
         for (let i = 0; i < data.length; i += 4) seen.add(data[i] >> 4 << 8 | data[i + 1] >> 4 << 4 | data[i + 2] >> 4);
         return seen.size; }""")
     assert colours >= 4, "the pool is coloured by request"
-    page.wait_for_function("() => document.getElementById('burst-result').textContent.startsWith('16 of 16 done')")
+    page.wait_for_function(
+        "() => document.getElementById('burst-result').textContent.startsWith('16 of 16 done')"
+    )
     page.wait_for_function("() => window.fastest > 0")
     assert page.inner_text("#ttft") != "–" and page.inner_text("#itl") != "–"
     page.wait_for_function("() => document.getElementById('used').textContent === '0'")
@@ -143,9 +174,13 @@ def test_a_burst_beyond_the_limit_is_refused_and_can_be_stopped(page) -> None:
     page.fill("#burst-count", "40")
     page.fill("#burst-tokens", "1000")
     page.click("#burst-send")
-    page.wait_for_function("() => document.getElementById('burst-result').textContent.includes('refused: 503')")
+    page.wait_for_function(
+        "() => document.getElementById('burst-result').textContent.includes('refused: 503')"
+    )
     page.click("#burst-stop")
-    page.wait_for_function("() => document.getElementById('burst-result').textContent.includes('refused: stopped')")
+    page.wait_for_function(
+        "() => document.getElementById('burst-result').textContent.includes('refused: stopped')"
+    )
     page.wait_for_function("() => document.getElementById('used').textContent === '0'")
 
 

@@ -52,20 +52,50 @@ BAD = [
     (COMPLETION, {"prompt": "a", "presence_penalty": 3}, "presence_penalty", ">= -2 and <= 2"),
     (COMPLETION, {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "> 0"),
     (COMPLETION, {"prompt": "a", "stream": "yes"}, "stream", "true or false"),
-    (COMPLETION, {"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", "stream"),
-    (COMPLETION, {"prompt": "a", "stream": True, "stream_options": {"other": 1}}, "stream_options.other", "not supported"),
+    (
+        COMPLETION,
+        {"prompt": "a", "stream_options": {"include_usage": True}},
+        "stream_options",
+        "stream",
+    ),
+    (
+        COMPLETION,
+        {"prompt": "a", "stream": True, "stream_options": {"other": 1}},
+        "stream_options.other",
+        "not supported",
+    ),
     (COMPLETION, {"prompt": "a", "best_of": 2}, "best_of", "not supported"),
     (COMPLETION, {"prompt": "a", "logit_bias": {}}, "logit_bias", "not supported"),
     (COMPLETION, {"prompt": "\ud800"}, "prompt", "a string"),
     (CHAT, {}, "messages", "required"),
     (CHAT, {"messages": []}, "messages", "not empty"),
     (CHAT, {"messages": ["hi"]}, "messages", "role"),
-    (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages", "system, user or assistant"),
+    (
+        CHAT,
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages",
+        "system, user or assistant",
+    ),
     (CHAT, {"messages": [{"role": "user"}]}, "messages", "content"),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages", "text"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        "messages",
+        "text",
+    ),
     (CHAT, {"messages": HELLO, "top_logprobs": 2}, "top_logprobs", "logprobs"),
-    (CHAT, {"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs", ">= 0 and <= 20"),
-    (CHAT, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "max_tokens"),
+    (
+        CHAT,
+        {"messages": HELLO, "logprobs": True, "top_logprobs": 21},
+        "top_logprobs",
+        ">= 0 and <= 20",
+    ),
+    (
+        CHAT,
+        {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 2},
+        "max_completion_tokens",
+        "max_tokens",
+    ),
     (CHAT, {"messages": HELLO, "max_tokens": 2048}, "prompt", "<= 2048"),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 3000}]}, "prompt", "<= 2048"),
     (CHAT, {"messages": HELLO, "tools": []}, "tools", "not supported"),
@@ -74,9 +104,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("route", "body", "field", "says"), BAD, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("route", "body", "field", "says"), BAD, ids=lambda v: v if isinstance(v, str) else ""
+)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_bad_fields(client: httpx.Client, route: str, body: dict, field: str, says: str, stream: bool) -> None:
+def test_bad_fields(
+    client: httpx.Client, route: str, body: dict, field: str, says: str, stream: bool
+) -> None:
     if stream and (route == GENERATE or "stream" in body or "stream_options" in body):
         pytest.skip("says itself whether it streams")
     response = post(client, route, json.dumps({**body, "stream": True} if stream else body))
@@ -84,16 +118,24 @@ def test_bad_fields(client: httpx.Client, route: str, body: dict, field: str, sa
     assert error["param"] == field and field in error["message"] and says in error["message"]
 
 
-@pytest.mark.parametrize(("content", "kind", "says"), [
-    ("{", "application/json", "not valid JSON"), ("", "application/json", "object"), ("[]", "application/json", "object"),
-    ("null", "application/json", "object"), ("3", "application/json", "object"),
-    ('{"prompt": "a"}', "text/plain", "Content-Type"), ('{"prompt": "a"}', "", "Content-Type"),
-    ('{"prompt": "a"}', "application/x-www-form-urlencoded", "Content-Type"),
-    ('{"prompt": "a", "temperature": NaN}', "application/json", "finite"),
-    ('{"prompt": "a", "top_p": Infinity}', "application/json", "finite"),
-    ("[" * 100_000, "application/json", "JSON"), (b'{"prompt": "\xff"}', "application/json", "JSON"),
-    ('{"prompt": "a", "max_tokens": ' + "9" * 5000 + "}", "application/json", "JSON"),
-])
+@pytest.mark.parametrize(
+    ("content", "kind", "says"),
+    [
+        ("{", "application/json", "not valid JSON"),
+        ("", "application/json", "object"),
+        ("[]", "application/json", "object"),
+        ("null", "application/json", "object"),
+        ("3", "application/json", "object"),
+        ('{"prompt": "a"}', "text/plain", "Content-Type"),
+        ('{"prompt": "a"}', "", "Content-Type"),
+        ('{"prompt": "a"}', "application/x-www-form-urlencoded", "Content-Type"),
+        ('{"prompt": "a", "temperature": NaN}', "application/json", "finite"),
+        ('{"prompt": "a", "top_p": Infinity}', "application/json", "finite"),
+        ("[" * 100_000, "application/json", "JSON"),
+        (b'{"prompt": "\xff"}', "application/json", "JSON"),
+        ('{"prompt": "a", "max_tokens": ' + "9" * 5000 + "}", "application/json", "JSON"),
+    ],
+)
 def test_bad_bodies(client: httpx.Client, content, kind: str, says: str) -> None:
     assert says in refusal(post(client, COMPLETION, content, kind), 400)["message"]
 
@@ -111,10 +153,14 @@ def test_unknown_things(client: httpx.Client) -> None:
 
 def test_ranges_in_the_schema_are_those_of_the_engine(client: httpx.Client) -> None:
     """Each bound that /openapi.json states: what lies on it is served, what lies outside is refused."""
-    schema = client.get("/openapi.json").json()["components"]["schemas"]["CompletionRequest"]["properties"]
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["CompletionRequest"][
+        "properties"
+    ]
     checked = 0
     for field, known in schema.items():
-        number = next((k for k in known.get("anyOf", []) if k.get("type") in ("integer", "number")), {})
+        number = next(
+            (k for k in known.get("anyOf", []) if k.get("type") in ("integer", "number")), {}
+        )
         base = {"prompt": "a", "max_tokens": 4}
         for name, step in (("minimum", -1), ("maximum", 1)):
             bound = number.get(name)
@@ -130,15 +176,43 @@ def test_ranges_in_the_schema_are_those_of_the_engine(client: httpx.Client) -> N
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
-    max_leaves=6)
-fields = st.sampled_from(["prompt", "messages", "model", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p",
-                          "seed", "stop", "stop_token_ids", "logprobs", "top_logprobs", "echo", "stream",
-                          "stream_options", "min_tokens", "repetition_penalty", "user", "return_token_ids"])
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4)
+    ),
+    max_leaves=6,
+)
+fields = st.sampled_from(
+    [
+        "prompt",
+        "messages",
+        "model",
+        "max_tokens",
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "logprobs",
+        "top_logprobs",
+        "echo",
+        "stream",
+        "stream_options",
+        "min_tokens",
+        "repetition_penalty",
+        "user",
+        "return_token_ids",
+    ]
+)
 
 
 @settings(max_examples=150)
-@given(route=st.sampled_from([COMPLETION, CHAT, GENERATE]), noise=st.dictionaries(fields, json_values, max_size=3))
+@given(
+    route=st.sampled_from([COMPLETION, CHAT, GENERATE]),
+    noise=st.dictionaries(fields, json_values, max_size=3),
+)
 def test_noise_is_never_a_server_error(server, route: str, noise: dict) -> None:
     base = {"messages": HELLO} if route == CHAT else {"prompt": "a"}
     with httpx.Client(base_url=server.url, timeout=30) as client:
@@ -154,12 +228,17 @@ def test_after_all_that_the_server_is_well(client: httpx.Client, server) -> None
 
 
 def test_describe_shortens_values() -> None:
-    message, param = describe([{"type": "int_type", "loc": ("body", "n"), "input": "x" * 10_000, "msg": ""}],
-                              "application/json", {})
+    message, param = describe(
+        [{"type": "int_type", "loc": ("body", "n"), "input": "x" * 10_000, "msg": ""}],
+        "application/json",
+        {},
+    )
     assert param == "n" and len(message) < 200
 
 
-def post(client: httpx.Client, route: str, content, kind: str = "application/json") -> httpx.Response:
+def post(
+    client: httpx.Client, route: str, content, kind: str = "application/json"
+) -> httpx.Response:
     return client.post(route, content=content, headers={"Content-Type": kind})
 
 

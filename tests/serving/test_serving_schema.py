@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install schemathesis")
+schemathesis = pytest.importorskip(
+    "schemathesis", reason="schemathesis is not installed: pip install schemathesis"
+)
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.specs.openapi.checks import status_code_conformance  # noqa: E402
 
@@ -15,15 +17,29 @@ pytest_plugins = ["tests.serving_fixtures"]
 @pytest.fixture(scope="module")
 def operations(server) -> dict:
     # /engine/events does not end; it has a test of its own.
-    schema = schemathesis.openapi.from_url(server.url + "/openapi.json").exclude(path="/engine/events")
+    schema = schemathesis.openapi.from_url(server.url + "/openapi.json").exclude(
+        path="/engine/events"
+    )
     found = [result.ok() for result in schema.get_all_operations()]
     return {f"{operation.method.upper()} {operation.path}": operation for operation in found}
 
 
-@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.name.lower())
-@pytest.mark.parametrize("label", ["POST /v1/completions", "POST /v1/chat/completions", "POST /generate",
-                                   "GET /v1/models", "GET /v1/models/{name}", "GET /health", "GET /metrics",
-                                   "GET /version"])
+@pytest.mark.parametrize(
+    "mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.name.lower()
+)
+@pytest.mark.parametrize(
+    "label",
+    [
+        "POST /v1/completions",
+        "POST /v1/chat/completions",
+        "POST /generate",
+        "GET /v1/models",
+        "GET /v1/models/{name}",
+        "GET /health",
+        "GET /metrics",
+        "GET /version",
+    ],
+)
 def test_no_request_is_a_server_error(operations: dict, label: str, mode) -> None:
     if mode.name == "NEGATIVE" and label.startswith("GET"):
         pytest.skip("takes nothing that could be wrong")

@@ -6,6 +6,7 @@ mask keeps. `config` is any object with the fields of `lib.models.config.ModelCo
 
 Introduced in chapter 1.
 """
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,11 @@ def dtype_bytes(dtype: torch.dtype | str) -> int:
 
 def layer_matmul_weights(config: Any) -> int:
     """Elements of one layer's weight matrices: q, k, v, output, and the MLP's two (GPT-2) or three (SwiGLU)."""
-    d, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    d, q, kv = (
+        config.hidden_size,
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    )
     matrices = 2 if config.architecture == "gpt2" else 3
     return d * (q + 2 * kv) + q * d + matrices * d * config.intermediate_size
 
@@ -33,7 +38,9 @@ def _layer_vectors(config: Any) -> int:
     """Elements of one layer's biases and norms."""
     d, f = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    if config.architecture == "gpt2":  # two LayerNorms with weight and bias; every linear has a bias
+    if (
+        config.architecture == "gpt2"
+    ):  # two LayerNorms with weight and bias; every linear has a bias
         return 4 * d + (q + 2 * kv) + d + f + d
     attention = q + 2 * kv + d if config.attention_bias else 0
     return 2 * d + attention + (2 * f + d if config.mlp_bias else 0)
@@ -48,7 +55,12 @@ def parameters(config: Any) -> int:
         embeddings += config.max_position_embeddings * d
         final_norm = 2 * d
     head = 0 if config.tie_word_embeddings else vocabulary * d
-    return embeddings + config.num_layers * (layer_matmul_weights(config) + _layer_vectors(config)) + final_norm + head
+    return (
+        embeddings
+        + config.num_layers * (layer_matmul_weights(config) + _layer_vectors(config))
+        + final_norm
+        + head
+    )
 
 
 def weight_bytes(config: Any, dtype: torch.dtype | str) -> int:
@@ -61,7 +73,9 @@ def streamed_bytes(config: Any, dtype: torch.dtype | str) -> int:
 
     A lookup reads one row of a table, not the table; a tied table is read whole after all, as the output head.
     """
-    tables = config.max_position_embeddings * config.hidden_size if config.architecture == "gpt2" else 0
+    tables = (
+        config.max_position_embeddings * config.hidden_size if config.architecture == "gpt2" else 0
+    )
     if not config.tie_word_embeddings:
         tables += config.vocab_size * config.hidden_size
     return (parameters(config) - tables) * dtype_bytes(dtype)
@@ -88,7 +102,10 @@ def flops(config: Any, query_len: int, kv_len: int, logits: int = 1, causal: boo
     """
     linear = 2 * query_len * layer_matmul_weights(config)
     attention = 4 * attention_pairs(query_len, kv_len, causal) * config.num_heads * config.head_dim
-    return config.num_layers * (linear + attention) + logits * 2 * config.hidden_size * config.vocab_size
+    return (
+        config.num_layers * (linear + attention)
+        + logits * 2 * config.hidden_size * config.vocab_size
+    )
 
 
 def prefill_flops(config: Any, prompt_len: int) -> int:
@@ -111,7 +128,9 @@ def generate_flops(config: Any, prompt_len: int, new_tokens: int, kv_cache: bool
     lengths = range(prompt_len, prompt_len + new_tokens)
     if not kv_cache:
         return sum(prefill_flops(config, length) for length in lengths)
-    return prefill_flops(config, prompt_len) + sum(decode_flops(config, length) for length in lengths[1:])
+    return prefill_flops(config, prompt_len) + sum(
+        decode_flops(config, length) for length in lengths[1:]
+    )
 
 
 def step_bytes(config: Any, dtype: torch.dtype | str, kv_lens: Sequence[int]) -> int:
@@ -132,7 +151,9 @@ def intensity(config: Any, dtype: torch.dtype | str, kv_lens: Sequence[int]) -> 
     return step_flops(config, kv_lens) / step_bytes(config, dtype, kv_lens)
 
 
-def mfu(flops: float, seconds: float, roofline: Roofline, dtype: torch.dtype | str = "float32") -> float:
+def mfu(
+    flops: float, seconds: float, roofline: Roofline, dtype: torch.dtype | str = "float32"
+) -> float:
     """Model FLOPs utilisation: the fraction of the measured matmul rate that useful FLOPs reached (Chowdhery, 2022)."""
     return flops / seconds / roofline.rate(dtype)
 

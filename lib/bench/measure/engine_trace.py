@@ -19,10 +19,10 @@ from lib.bench.workloads import Workload
 class Step:
     """One step. `tokens`, `slots`: by the request's index in its workload. `answered`: who got an output token."""
 
-    end: float               # seconds since the first step began
+    end: float  # seconds since the first step began
     seconds: float
-    tokens: dict[int, int]   # tokens computed
-    slots: dict[int, int]    # row that the request occupies, computing or not
+    tokens: dict[int, int]  # tokens computed
+    slots: dict[int, int]  # row that the request occupies, computing or not
     answered: frozenset[int]
 
 
@@ -80,7 +80,9 @@ def trace(llm: Any, workload: Workload, arrivals: Sequence[int] | None = None) -
     """
     arrivals = [0] * len(workload) if arrivals is None else list(arrivals)
     if len(arrivals) != len(workload) or arrivals != sorted(arrivals):
-        raise ValueError(f"arrivals must be one step a request, ascending, got {arrivals} for {len(workload)} requests")
+        raise ValueError(
+            f"arrivals must be one step a request, ascending, got {arrivals} for {len(workload)} requests"
+        )
     if llm.has_unfinished():
         raise ValueError("llm must have no unfinished requests")
     names = [f"{workload.name}/{i}" for i in range(len(workload))]
@@ -100,12 +102,17 @@ def trace(llm: Any, workload: Workload, arrivals: Sequence[int] | None = None) -
         end = time.perf_counter()
         # A sampled token is computed in the next step: one less than the sequence has.
         held = {i: len(o.prompt_token_ids) + len(o.token_ids) - 1 for i, o in answers.items()}
-        held |= {index[r.request_id]: r.num_computed_tokens for r in llm.scheduler.running
-                 if index[r.request_id] not in held}
+        held |= {
+            index[r.request_id]: r.num_computed_tokens
+            for r in llm.scheduler.running
+            if index[r.request_id] not in held
+        }
         for i in sorted(held.keys() - rows.keys()):
             rows[i] = heapq.heappop(free)
         tokens = {i: n - computed.get(i, 0) for i, n in held.items() if n > computed.get(i, 0)}
-        steps.append(Step(end - start, end - begin, tokens, {i: rows[i] for i in held}, frozenset(answers)))
+        steps.append(
+            Step(end - start, end - begin, tokens, {i: rows[i] for i in held}, frozenset(answers))
+        )
         outputs |= answers
         # What has finished, or was preempted and will compute everything again, leaves its row.
         computed = {i: n for i, n in held.items() if i not in answers or not answers[i].finished}
@@ -116,7 +123,7 @@ def trace(llm: Any, workload: Workload, arrivals: Sequence[int] | None = None) -
 
 def static_steps(lengths: Sequence[int], num_slots: int) -> int:
     """Steps of static batching when a request of n output tokens takes n steps: each batch waits for its longest."""
-    return sum(max(lengths[i:i + num_slots]) for i in range(0, len(lengths), num_slots))
+    return sum(max(lengths[i : i + num_slots]) for i in range(0, len(lengths), num_slots))
 
 
 def continuous_steps(lengths: Sequence[int], num_slots: int) -> int:

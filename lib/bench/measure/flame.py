@@ -19,12 +19,20 @@ from typing import Any
 
 # The first pattern that is found in a frame's name decides.
 KINDS = (
-    ("matrix products", ("_nn.linear", "_linear_pointwise", "OpOverload", "OpOverloadPacket", "mm")),
+    (
+        "matrix products",
+        ("_nn.linear", "_linear_pointwise", "OpOverload", "OpOverloadPacket", "mm"),
+    ),
     ("attention kernel", ("numba_kernel.attend", "fused_cpu._run", "scaled_dot_product")),
     ("other operators", ("torch.", "Tensor.", "TensorBase.", "_C.")),
 )
 PYTHON = "Python"
-PASSING = ("_wrapped_call_impl", "_call_impl", "decorate_context", "<lambda>")  # frames that only pass a call on
+PASSING = (
+    "_wrapped_call_impl",
+    "_call_impl",
+    "decorate_context",
+    "<lambda>",
+)  # frames that only pass a call on
 
 
 @dataclass
@@ -90,7 +98,9 @@ def record(fn: Callable[[], Any], repeats: int = 5) -> Frame:
             sys.setprofile(None)
         root.calls, root.seconds = root.calls + 1, root.seconds + clock() - start
         stack.clear()
-    root.children = {name: child for name, child in root.children.items() if "setprofile" not in name}
+    root.children = {
+        name: child for name, child in root.children.items() if "setprofile" not in name
+    }
     noting = max(0.0, root.seconds - sum(alone)) / max(1, root.all_calls - root.calls)
     _correct(root, noting)
     return root
@@ -100,14 +110,18 @@ def _correct(frame: Frame, noting: float) -> None:
     """Take `noting` seconds away for each call beneath, and for each call itself where it has time of its own to give."""
     for child in frame.children.values():
         _correct(child, noting)
-    frame.seconds = max(sum(child.seconds for child in frame.children.values()),
-                        frame.seconds - noting * frame.all_calls)
+    frame.seconds = max(
+        sum(child.seconds for child in frame.children.values()),
+        frame.seconds - noting * frame.all_calls,
+    )
 
 
 def kind(frame: Frame) -> str:
     """What the frame's own time is: a matrix product, the attention kernel, another operator, or Python."""
     for name, patterns in KINDS:
-        if any(pattern in frame.name for pattern in patterns) and (frame.native or name == "attention kernel"):
+        if any(pattern in frame.name for pattern in patterns) and (
+            frame.native or name == "attention kernel"
+        ):
             return name
     return PYTHON
 

@@ -2,9 +2,20 @@
 
 Introduced in chapter 1.
 """
+
 from collections.abc import Sequence
 
-FAMILIES = ("gemm", "gemv", "attention", "softmax", "normalisation", "elementwise", "copy", "embedding", "other")
+FAMILIES = (
+    "gemm",
+    "gemv",
+    "attention",
+    "softmax",
+    "normalisation",
+    "elementwise",
+    "copy",
+    "embedding",
+    "other",
+)
 
 # The first pattern found in the lower-cased name decides, so the specific ones come first: a fused attention kernel
 # built with CUTLASS is attention, a copy made by the elementwise machinery is a copy. "copy" is all that moves data
@@ -12,9 +23,15 @@ FAMILIES = ("gemm", "gemv", "attention", "softmax", "normalisation", "elementwis
 _CUDA = (
     ("attention", ("flash", "fmha", "attention", "attn", "mha_")),
     ("embedding", ("embedding",)),
-    ("copy", ("memcpy", "memset", "copy", "catarray", "gather", "scatter", "index", "fill", "masked_")),
+    (
+        "copy",
+        ("memcpy", "memset", "copy", "catarray", "gather", "scatter", "index", "fill", "masked_"),
+    ),
     ("softmax", ("softmax",)),
-    ("normalisation", ("layer_norm", "layernorm", "rms_norm", "rmsnorm", "rsqrt", "meanops", "welford")),
+    (
+        "normalisation",
+        ("layer_norm", "layernorm", "rms_norm", "rmsnorm", "rsqrt", "meanops", "welford"),
+    ),
     ("gemv", ("gemv", "dot_kernel")),
     ("gemm", ("gemm", "cutlass", "xmma", "nvjet", "wgmma", "hmma", "s16816", "splitk", "matmul")),
     ("elementwise", ("elementwise", "triton_poi", "gelu", "silu", "pointwise")),
@@ -58,7 +75,10 @@ def cpu_family(op: str, shapes: Sequence[Sequence[int]] = ()) -> str:
 
 
 def _first(table: Sequence[tuple[str, Sequence[str]]], name: str) -> str:
-    return next((family for family, patterns in table if any(pattern in name for pattern in patterns)), "other")
+    return next(
+        (family for family, patterns in table if any(pattern in name for pattern in patterns)),
+        "other",
+    )
 
 
 def _is_gemv(shapes: Sequence[Sequence[int]]) -> bool:

@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import importlib.metadata
 import os
 import platform
@@ -35,7 +36,10 @@ def fingerprint(device: torch.device | str | None = None) -> dict[str, Any]:
         "hardware": hardware(device),
         "cpu": _cpu(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         "threads": {"torch": torch.get_num_threads(), "interop": torch.get_num_interop_threads()},
         "float32_matmul": torch.get_float32_matmul_precision(),
         "git": _git(),
@@ -97,7 +101,11 @@ def _cpu_name() -> str:
     except OSError:
         if platform.system() == "Darwin":
             name = _run("sysctl", "-n", "machdep.cpu.brand_string") or ""
-    name = re.sub(r"\((R|TM)\)|@.*$|\bCPU\b|\b(Processor|\d+-Core)\b", " ", name or platform.processor() or platform.machine())
+    name = re.sub(
+        r"\((R|TM)\)|@.*$|\bCPU\b|\b(Processor|\d+-Core)\b",
+        " ",
+        name or platform.processor() or platform.machine(),
+    )
     return re.sub(r"\s+", " ", name).strip() or "CPU"
 
 
@@ -144,8 +152,17 @@ def _git() -> dict[str, Any]:
     commit = _run("git", "-C", root, "rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}
-    changed = _run("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", ".",
-                   ":(exclude)book/measurements")
+    changed = _run(
+        "git",
+        "-C",
+        root,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":(exclude)book/measurements",
+    )
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 

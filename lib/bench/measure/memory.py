@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,9 @@ class PeakMemory:
 
 
 @contextmanager
-def peak_memory(device: torch.device | str | None = None, interval: float = 0.005) -> Iterator[PeakMemory]:
+def peak_memory(
+    device: torch.device | str | None = None, interval: float = 0.005
+) -> Iterator[PeakMemory]:
     """Measures the peak of a block: `with peak_memory(device) as m: ...; m.bytes`. A CPU is sampled every `interval`."""
     device = default_device() if device is None else torch.device(device)
     peak = PeakMemory()

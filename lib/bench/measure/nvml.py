@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,9 @@ def handle(device: torch.device | str) -> Iterator[tuple[Any, Any] | None]:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no package, no driver library, a container without access: all mean "no facts"
+    except (
+        Exception
+    ):  # no package, no driver library, a container without access: all mean "no facts"
         yield None
         return
     try:
@@ -58,8 +61,14 @@ def facts(device: torch.device | str) -> dict[str, Any]:
         if found is None:
             return {}
         nvml, gpu = found
-        memory, cuda = ask(nvml.nvmlDeviceGetMemoryInfo, gpu), ask(nvml.nvmlSystemGetCudaDriverVersion)
-        power, mig = ask(nvml.nvmlDeviceGetPowerManagementLimit, gpu), ask(nvml.nvmlDeviceGetMigMode, gpu)
+        memory, cuda = (
+            ask(nvml.nvmlDeviceGetMemoryInfo, gpu),
+            ask(nvml.nvmlSystemGetCudaDriverVersion),
+        )
+        power, mig = (
+            ask(nvml.nvmlDeviceGetPowerManagementLimit, gpu),
+            ask(nvml.nvmlDeviceGetMigMode, gpu),
+        )
         return {
             "name": ask(nvml.nvmlDeviceGetName, gpu),
             "memory_bytes": memory.total if memory else None,

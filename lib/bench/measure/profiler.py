@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import os
 import sys
 import time
@@ -58,7 +59,9 @@ class Profile:
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def profile(fn: Callable[[], Any], device: torch.device | str | None = None, warmup: int = 1) -> Profile:
+def profile(
+    fn: Callable[[], Any], device: torch.device | str | None = None, warmup: int = 1
+) -> Profile:
     """Profiles one call of `fn` after `warmup` calls: device time of kernels on CUDA, self time of operators on a CPU.
 
     On a CPU, an operator that runs both with one row and with many is listed twice, as gemv and as gemm.
@@ -82,7 +85,10 @@ def profile(fn: Callable[[], Any], device: torch.device | str | None = None, war
             trace.stop()
     rows = _cuda_rows(trace) if cuda else _cpu_rows(trace)
     total = sum(seconds for _, seconds in rows.values()) or 1.0
-    ops = [OpStat(name, family, calls, seconds, seconds / total) for (name, family), (calls, seconds) in rows.items()]
+    ops = [
+        OpStat(name, family, calls, seconds, seconds / total)
+        for (name, family), (calls, seconds) in rows.items()
+    ]
     return Profile(tuple(sorted(ops, key=lambda op: -op.seconds)), wall)
 
 

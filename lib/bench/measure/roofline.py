@@ -5,6 +5,7 @@ A step that moves `bytes` and computes `flops` cannot end before max(bytes / ban
 
 Introduced in chapter 1.
 """
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,10 +35,14 @@ class Roofline:
         """FLOP/s of a dtype. Raises ValueError for one that was not measured."""
         name = dtype_name(dtype)
         if name not in self.flops:
-            raise ValueError(f"dtype={name!r} has no measured rate on {self.device}; measured: {', '.join(self.flops)}")
+            raise ValueError(
+                f"dtype={name!r} has no measured rate on {self.device}; measured: {', '.join(self.flops)}"
+            )
         return self.flops[name]
 
-    def time(self, bytes: float = 0.0, flops: float = 0.0, dtype: torch.dtype | str = "float32") -> float:
+    def time(
+        self, bytes: float = 0.0, flops: float = 0.0, dtype: torch.dtype | str = "float32"
+    ) -> float:
         """The lower bound in seconds for moving `bytes` and computing `flops`, both overlapped perfectly."""
         return max(bytes / self.bandwidth, flops / self.rate(dtype) if flops else 0.0)
 
@@ -71,7 +76,9 @@ def measure_bandwidth(device: torch.device | str, quick: bool = False) -> dict[s
     The ceiling is the better of the two: a slow kernel is no property of the memory.
     """
     device = torch.device(device)
-    rows = 2**17 if device.type == "cuda" else 2**15  # 2 GiB on a GPU, 512 MiB on a CPU: beyond any cache
+    rows = (
+        2**17 if device.type == "cuda" else 2**15
+    )  # 2 GiB on a GPU, 512 MiB on a CPU: beyond any cache
     rows = rows // 8 if quick else rows
     matrix = torch.ones(rows, 4096, device=device)
     vector = torch.ones(4096, device=device)
@@ -80,7 +87,9 @@ def measure_bandwidth(device: torch.device | str, quick: bool = False) -> dict[s
     return {name: size / _best(fn, device, quick) for name, fn in kernels.items()}
 
 
-def measure_matmul(device: torch.device | str, dtype: torch.dtype | str, quick: bool = False) -> float:
+def measure_matmul(
+    device: torch.device | str, dtype: torch.dtype | str, quick: bool = False
+) -> float:
     """FLOP/s of a square matmul. "float32" is exact fp32, "tf32" lets CUDA round inputs to TensorFloat-32."""
     device, name = torch.device(device), dtype_name(dtype)
     torch_dtype = torch.float32 if name == "tf32" else getattr(torch, name)
@@ -94,14 +103,24 @@ def measure_matmul(device: torch.device | str, dtype: torch.dtype | str, quick: 
 
 
 def _square(device: torch.device, dtype: torch.dtype, n: int):
-    a, b = torch.ones(n, n, device=device, dtype=dtype), torch.ones(n, n, device=device, dtype=dtype)
+    a, b = (
+        torch.ones(n, n, device=device, dtype=dtype),
+        torch.ones(n, n, device=device, dtype=dtype),
+    )
     return lambda: torch.mm(a, b)
 
 
 def _best(fn, device: torch.device, quick: bool) -> float:
     """Seconds of the fastest of a few runs: a ceiling is what the machine can do, not what it did on average."""
     clock = "events" if device.type == "cuda" else "wall"
-    timing = measure(fn, warmup=1, repeats=3 if quick else 10, device=device, clock=clock, budget=0.1 if quick else 0.7)
+    timing = measure(
+        fn,
+        warmup=1,
+        repeats=3 if quick else 10,
+        device=device,
+        clock=clock,
+        budget=0.1 if quick else 0.7,
+    )
     return min(timing.samples)
 
 

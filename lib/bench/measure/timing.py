@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

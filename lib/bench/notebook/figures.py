@@ -5,6 +5,7 @@ recorded run, dashed for published figures.
 
 Introduced in chapter 1.
 """
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ _PUBLISHED = (0, (4, 2.4))
 _BOUND = (0, (1, 1.8))
 
 
-def recorded_lines(runs: Sequence[Run], measurement: str, x: str, y: Mapping[str, str]) -> dict[str, Line]:
+def recorded_lines(
+    runs: Sequence[Run], measurement: str, x: str, y: Mapping[str, str]
+) -> dict[str, Line]:
     """`recorded=` for `lines`: each run's columns, by its label. `y` maps a series' name to its column.
 
     Runs without that measurement, and columns that a run does not have, are left out.
@@ -61,17 +64,36 @@ def lines(
         names += [name for name in series if name not in names]
     for i, (run, (xs, series)) in enumerate((recorded or {}).items()):
         for name, ys in series.items():
-            _line(ax, xs, ys, names.index(name), run, linestyle=_RECORDED[i % len(_RECORDED)], linewidth=1.2, zorder=2)
+            _line(
+                ax,
+                xs,
+                ys,
+                names.index(name),
+                run,
+                linestyle=_RECORDED[i % len(_RECORDED)],
+                linewidth=1.2,
+                zorder=2,
+            )
     for run, (xs, series) in (reference or {}).items():
         for name, ys in series.items():
             _line(ax, xs, ys, names.index(name), run, linestyle=_PUBLISHED, linewidth=1.4, zorder=2)
     for name, ys in y.items():
-        drawn = _line(ax, x, ys, names.index(name), label, marker=MARKERS[names.index(name) % len(MARKERS)], zorder=3)
+        drawn = _line(
+            ax,
+            x,
+            ys,
+            names.index(name),
+            label,
+            marker=MARKERS[names.index(name) % len(MARKERS)],
+            zorder=3,
+        )
         drawn.set_label(name)
     _legends(ax.get_figure(root=True))
 
 
-def _line(ax: Axes, x: Sequence[float], y: Sequence[float | None], index: int, run: str, **style: Any) -> Line2D:
+def _line(
+    ax: Axes, x: Sequence[float], y: Sequence[float | None], index: int, run: str, **style: Any
+) -> Line2D:
     values = [float("nan") if value is None else value for value in y]
     (drawn,) = ax.plot(x, values, color=COLOURS[index % len(COLOURS)], label="_", **style)
     return _tag(drawn, run, style.get("linestyle", "-"))
@@ -93,14 +115,18 @@ def _legends(fig: Figure) -> None:
     for line in sorted(drawn, key=lambda line: line.get_label().startswith("_")):  # this run first
         runs.setdefault(line.book_run, line)
     if len(series) > 1 or (len(runs) > 1 and series):
-        fig.legend(series.values(), series.keys(), loc="outside upper left", ncols=min(len(series), 4))
+        fig.legend(
+            series.values(), series.keys(), loc="outside upper left", ncols=min(len(series), 4)
+        )
     if len(runs) > 1:
         keys = [
             Line2D([], [], color=TEXT, linestyle=line.book_stroke, linewidth=line.get_linewidth(),
                    marker="" if line.get_label().startswith("_") else "o")
             for line in runs.values()
         ]  # fmt: skip
-        fig.legend(keys, runs.keys(), loc="outside lower left", ncols=len(runs) if len(runs) <= 3 else 2)
+        fig.legend(
+            keys, runs.keys(), loc="outside lower left", ncols=len(runs) if len(runs) <= 3 else 2
+        )
 
 
 def bound(ax: Axes, x: Sequence[float] | None, y: Sequence[float] | float, text: str) -> None:
@@ -115,7 +141,9 @@ def bound(ax: Axes, x: Sequence[float] | None, y: Sequence[float] | float, text:
     _legends(ax.get_figure(root=True))
 
 
-def bars(ax: Axes, labels: Sequence[str], values: Mapping[str, Sequence[float]], fmt: str = ",.3g") -> None:
+def bars(
+    ax: Axes, labels: Sequence[str], values: Mapping[str, Sequence[float]], fmt: str = ",.3g"
+) -> None:
     """Horizontal bars, one group a label and one colour a series, each with its number at its end."""
     height = 0.8 / len(values)
     for i, (name, series) in enumerate(values.items()):
@@ -128,7 +156,9 @@ def bars(ax: Axes, labels: Sequence[str], values: Mapping[str, Sequence[float]],
         _bar_legend(ax)
 
 
-def stacked_bars(ax: Axes, labels: Sequence[str], shares: Mapping[str, Sequence[float]], least: float = 0.06) -> None:
+def stacked_bars(
+    ax: Axes, labels: Sequence[str], shares: Mapping[str, Sequence[float]], least: float = 0.06
+) -> None:
     """Horizontal bars of 100 %, split by series: fractions of 1. A part of at least `least` bears its percentage."""
     left = [0.0] * len(labels)
     for i, (name, series) in enumerate(shares.items()):
@@ -155,7 +185,9 @@ def _bar_legend(ax: Axes) -> None:
     fig = ax.get_figure(root=True)
     handles, names = ax.get_legend_handles_labels()
     if not fig.legends:
-        fig.legend(handles, names, loc="outside upper left", ncols=min(len(names), 6), handlelength=1.0)
+        fig.legend(
+            handles, names, loc="outside upper left", ncols=min(len(names), 6), handlelength=1.0
+        )
 
 
 def log2_axis(ax: Axes, which: str = "x") -> None:
@@ -165,7 +197,9 @@ def log2_axis(ax: Axes, which: str = "x") -> None:
     """
     axis = _log_axis(ax, which, 2)
     if which == "x":
-        values = sorted({float(value) for line in ax.lines for value in line.get_xdata() if value > 0})
+        values = sorted(
+            {float(value) for line in ax.lines for value in line.get_xdata() if value > 0}
+        )
         narrow = ax.get_position().width * ax.get_figure(root=True).get_figwidth() < 4
         step = 2 if narrow and len(values) > 6 else 1
         if 0 < len(values) <= 14:

@@ -15,7 +15,9 @@ def draw(ax: Axes, root: Frame, seconds: float, depth: int = 10, least: float = 
     """
     order = [name for name, _ in KINDS] + [PYTHON]
     width_ms = 1e3 * root.seconds / root.calls
-    deepest = _rows(ax, root, 0.0, 1e3 / root.calls, 0, depth, least * max(width_ms, 1e3 * seconds), order)
+    deepest = _rows(
+        ax, root, 0.0, 1e3 / root.calls, 0, depth, least * max(width_ms, 1e3 * seconds), order
+    )
     ax.set(xlim=(0, 1e3 * seconds), ylim=(-deepest - 0.05, 1.05), yticks=[])
     ax.grid(False)
     ax.spines["left"].set_visible(False)
@@ -23,15 +25,42 @@ def draw(ax: Axes, root: Frame, seconds: float, depth: int = 10, least: float = 
         ax.barh([0], [0], color=COLOURS[i], label=name)
 
 
-def _rows(ax: Axes, frame: Frame, left: float, ms: float, row: int, depth: int, least: float, order: list[str]) -> int:
+def _rows(
+    ax: Axes,
+    frame: Frame,
+    left: float,
+    ms: float,
+    row: int,
+    depth: int,
+    least: float,
+    order: list[str],
+) -> int:
     width = frame.seconds * ms
-    ax.barh(-row, width, 0.94, left=left, align="edge", color=COLOURS[order.index(kind(frame))],
-            alpha=1.0 if not frame.children else 0.75, linewidth=0.4, edgecolor=ON_COLOUR)
+    ax.barh(
+        -row,
+        width,
+        0.94,
+        left=left,
+        align="edge",
+        color=COLOURS[order.index(kind(frame))],
+        alpha=1.0 if not frame.children else 0.75,
+        linewidth=0.4,
+        edgecolor=ON_COLOUR,
+    )
     span = ax.get_figure(root=True).get_figwidth() * 72 * 0.95  # points
     share = width / max(1e-9, least) * 0.004
     label = frame.name.rpartition(".")[2] if frame.native else frame.name.partition(".")[2]
     if share * span > 4.6 * len(label):
-        ax.text(left + width / 2, -row + 0.45, label, ha="center", va="center", fontsize=7, color=ON_COLOUR, clip_on=True)
+        ax.text(
+            left + width / 2,
+            -row + 0.45,
+            label,
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=ON_COLOUR,
+            clip_on=True,
+        )
     deepest = row
     if row + 1 < depth:
         for child in sorted(frame.children.values(), key=lambda child: -child.seconds):

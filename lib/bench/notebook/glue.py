@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import inspect
 import re
 import sys
@@ -45,7 +46,11 @@ def repository_url() -> str | None:
     config = repository() / "_config.yml"
     if not config.is_file():
         return None
-    found = re.search(r"^repository:[ \t]*\n(?:[ \t]+.*\n)*?[ \t]+url[ \t]*:[ \t]*['\"]?([^\s'\"#]+)", config.read_text(), re.M)
+    found = re.search(
+        r"^repository:[ \t]*\n(?:[ \t]+.*\n)*?[ \t]+url[ \t]*:[ \t]*['\"]?([^\s'\"#]+)",
+        config.read_text(),
+        re.M,
+    )
     return found.group(1).rstrip("/") if found else None
 
 
@@ -103,7 +108,9 @@ def sweep(iterable: Iterable[T], desc: str = "") -> Iterator[T]:
     start, bar = time.perf_counter(), display({"text/plain": ""}, raw=True, display_id=True)
     try:
         for done, item in enumerate(items):
-            text = tqdm.format_meter(done, len(items), time.perf_counter() - start, prefix=desc, ncols=80)
+            text = tqdm.format_meter(
+                done, len(items), time.perf_counter() - start, prefix=desc, ncols=80
+            )
             bar.update({"text/plain": text}, raw=True)
             yield item
     finally:

@@ -7,6 +7,7 @@ stay apart with every kind of colour blindness, and each has a marker of its own
 
 Introduced in chapter 1.
 """
+
 import hashlib
 import io
 import re
@@ -51,11 +52,16 @@ def contrast(colour: str, background: str) -> float:
 
 
 def _luminance(colour: str) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(colour)]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in matplotlib.colors.to_rgb(colour)
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def figure(ncols: int = 1, nrows: int = 1, height: float = 3.2, width: float = WIDTH, **subplots: Any) -> tuple[Figure, Any]:
+def figure(
+    ncols: int = 1, nrows: int = 1, height: float = 3.2, width: float = WIDTH, **subplots: Any
+) -> tuple[Figure, Any]:
     """`fig, ax = figure()`, or `fig, axes = figure(2)` for panels side by side; `height` in inches for each row."""
     matplotlib.rcParams.update(STYLE)
     fig = Figure(figsize=(width, height * nrows), layout="constrained")
@@ -72,7 +78,9 @@ def to_svg(fig: Figure, inline: bool = False) -> str:
         return svg
     svg = svg[svg.index("<svg") :].replace("<svg ", '<svg class="book-figure" role="img" ', 1)
     svg = svg.replace(TEXT, "currentColor")
-    svg = re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _page_font, svg)  # how matplotlib before 3.11 says it
+    svg = re.sub(
+        r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _page_font, svg
+    )  # how matplotlib before 3.11 says it
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     # Several figures share one page: their ids must differ.
     prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]

@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import html
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,19 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
         if len(row) != len(headers):
             raise ValueError(f"row {i} has {len(row)} cells, the table has {len(headers)} headers")
     cells = [[str(cell) for cell in row] for row in rows]
-    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
+    numeric = [
+        bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))
+    ]
     if not in_notebook():
-        widths = [max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)]
+        widths = [
+            max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)
+        ]
         for row in [list(headers), ["-" * width for width in widths], *cells]:
-            print("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)).rstrip())
+            print(
+                "  ".join(
+                    c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)
+                ).rstrip()
+            )
         return
     from IPython.display import HTML, display
 
@@ -32,7 +41,11 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
 
     body = "".join(line("td", row) for row in cells)
     # The class is the one that Jupyter and the book's theme style, in light and dark.
-    display(HTML(f'<table class="dataframe"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'))
+    display(
+        HTML(
+            f'<table class="dataframe"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'
+        )
+    )
 
 
 def _is_number(cell: str) -> bool:

@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,10 @@ def hf_generate(
         # transformers makes a cache as long as the longest so far. All batches start at that: one shape to compile.
         model._previous_max_cache_length = max(
             getattr(model, "_previous_max_cache_length", -1),
-            *(max(len(prompts[i]) for i in batch) + max(limits[i] for i in batch) for batch in batches),
+            *(
+                max(len(prompts[i]) for i in batch) + max(limits[i] for i in batch)
+                for batch in batches
+            ),
         )
     rows: dict[int, list[int]] = {}
     steps: dict[int, int] = {}
@@ -75,7 +79,9 @@ def hf_generate(
         for batch in batches:
             ids, mask = _left_pad([prompts[i] for i in batch], model.device)
             longest = max(limits[i] for i in batch)
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=longest, **options)
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=longest, **options
+            )
             new = out[:, ids.shape[1] :].tolist()
             steps[batch[0]] = len(new[0])
             rows.update(zip(batch, new))
@@ -116,10 +122,13 @@ def hf_generate_batch(
     limits = as_limits(prompts, max_new_tokens)
     model = load_peer(model, device, dtype)
     fields = ContinuousBatchingConfig.__dataclass_fields__
-    page = config.setdefault("page_size" if "page_size" in fields else "block_size", 256)  # 5.17 has the older name
+    page = config.setdefault(
+        "page_size" if "page_size" in fields else "block_size", 256
+    )  # 5.17 has the older name
     config.setdefault("allow_block_sharing", False)
     config.setdefault(
-        "num_blocks", sum(math.ceil((len(prompt) + limit) / page) + 1 for prompt, limit in zip(prompts, limits))
+        "num_blocks",
+        sum(math.ceil((len(prompt) + limit) / page) + 1 for prompt, limit in zip(prompts, limits)),
     )
     # Left alone, 5.17 fills the GPU's free memory with a mask for as many tokens as it could hold.
     tokens = max(len(prompts), sum(map(len, prompts)))
@@ -130,9 +139,14 @@ def hf_generate_batch(
         plain_greedy(model, ignore_eos) as eos, _quiet(), _same_attention(model, config, fields),
         torch.inference_mode(False), torch.no_grad(),
     ):  # fmt: skip
-        plan = GenerationConfig(max_new_tokens=max(limits), do_sample=False, eos_token_id=list(eos) or -1)
+        plan = GenerationConfig(
+            max_new_tokens=max(limits), do_sample=False, eos_token_id=list(eos) or -1
+        )
         with model.continuous_batching_context_manager(
-            generation_config=plan, continuous_batching_config=ContinuousBatchingConfig(**config), block=True, timeout=10
+            generation_config=plan,
+            continuous_batching_config=ContinuousBatchingConfig(**config),
+            block=True,
+            timeout=10,
         ) as manager:
             timing = measure(
                 lambda: outputs.__setitem__(slice(None), _requests(manager, prompts, limits, list(eos) or -1)),
@@ -141,7 +155,9 @@ def hf_generate_batch(
     return as_result(timing, outputs, "continuous batching (generate_batch)")
 
 
-def _requests(manager: Any, prompts: Prompts, limits: Sequence[int], eos: list[int] | int) -> list[list[int]]:
+def _requests(
+    manager: Any, prompts: Prompts, limits: Sequence[int], eos: list[int] | int
+) -> list[list[int]]:
     """Hands all requests to the manager and waits for all of them; returns their tokens in order."""
     names = [
         manager.add_request(list(prompt), max_new_tokens=limit, eos_token_id=eos)
@@ -152,7 +168,9 @@ def _requests(manager: Any, prompts: Prompts, limits: Sequence[int], eos: list[i
         answer = manager.get_result(timeout=1)
         if answer is None:
             if not manager.is_running():
-                raise RuntimeError(f"transformers' manager stopped with {len(done)} of {len(names)} requests done")
+                raise RuntimeError(
+                    f"transformers' manager stopped with {len(done)} of {len(names)} requests done"
+                )
         elif answer.error:
             raise RuntimeError(f"transformers failed request {answer.request_id}: {answer.error}")
         elif answer.is_finished():

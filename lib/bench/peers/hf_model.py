@@ -23,15 +23,34 @@ def transformers_model(llm: Any) -> Any:
         twin = AutoModelForCausalLM.from_pretrained(llm.folder, dtype=llm.dtype)
     else:
         config = llm.config
-        twin = GPT2LMHeadModel(GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.max_position_embeddings, n_embd=config.hidden_size,
-            n_layer=config.num_layers, n_head=config.num_heads, layer_norm_epsilon=config.norm_eps))
-        body = {"wte.weight": llm.model.token_embedding.weight, "wpe.weight": llm.model.position_embedding.weight,
-                "ln_f.weight": llm.model.ln_f.weight, "ln_f.bias": llm.model.ln_f.bias}
+        twin = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=config.vocab_size,
+                n_positions=config.max_position_embeddings,
+                n_embd=config.hidden_size,
+                n_layer=config.num_layers,
+                n_head=config.num_heads,
+                layer_norm_epsilon=config.norm_eps,
+            )
+        )
+        body = {
+            "wte.weight": llm.model.token_embedding.weight,
+            "wpe.weight": llm.model.position_embedding.weight,
+            "ln_f.weight": llm.model.ln_f.weight,
+            "ln_f.bias": llm.model.ln_f.bias,
+        }
         for i, block in enumerate(llm.model.blocks):
-            for name, module in (("ln_1", block.ln_1), ("attn.c_attn", block.qkv), ("attn.c_proj", block.proj),
-                                 ("ln_2", block.ln_2), ("mlp.c_fc", block.fc_in), ("mlp.c_proj", block.fc_out)):
-                body[f"h.{i}.{name}.weight"] = module.weight.T if module.weight.dim() == 2 else module.weight
+            for name, module in (
+                ("ln_1", block.ln_1),
+                ("attn.c_attn", block.qkv),
+                ("attn.c_proj", block.proj),
+                ("ln_2", block.ln_2),
+                ("mlp.c_fc", block.fc_in),
+                ("mlp.c_proj", block.fc_out),
+            ):
+                body[f"h.{i}.{name}.weight"] = (
+                    module.weight.T if module.weight.dim() == 2 else module.weight
+                )
                 body[f"h.{i}.{name}.bias"] = module.bias
         twin.transformer.load_state_dict(body)
         twin = twin.to(llm.dtype)

@@ -5,6 +5,7 @@ costs its own record and no other. Running it again goes on where it ended.
 
 Introduced in chapter 1.
 """
+
 import argparse
 import os
 import re
@@ -44,7 +45,9 @@ def parse_budget(text: str) -> float:
     """Seconds of "90s", "8m", "1h" or "480". Raises ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not found or float(found[1]) <= 0:
-        raise ValueError(f"budget={text!r}: must be a positive number of seconds, or one with s, m or h, such as 8m")
+        raise ValueError(
+            f"budget={text!r}: must be a positive number of seconds, or one with s, m or h, such as 8m"
+        )
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
@@ -53,12 +56,18 @@ def find_chapters(folder: Path, only: str | None) -> list[Path]:
     scripts = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.py"))}
     if only is None:
         rank = {number: i for i, number in enumerate(ORDER)}
-        return sorted(scripts.values(), key=lambda path: (rank.get(path.stem[:2], len(ORDER)), path.stem))
+        return sorted(
+            scripts.values(), key=lambda path: (rank.get(path.stem[:2], len(ORDER)), path.stem)
+        )
     chosen = []
     for name in (part.strip() for part in only.split(",") if part.strip()):
-        match = [path for stem, path in scripts.items() if stem == name or stem[:2] == name.zfill(2)]
+        match = [
+            path for stem, path in scripts.items() if stem == name or stem[:2] == name.zfill(2)
+        ]
         if not match:
-            raise ValueError(f"only={name!r}: no such chapter in {folder}; there are {', '.join(scripts) or 'none'}")
+            raise ValueError(
+                f"only={name!r}: no such chapter in {folder}; there are {', '.join(scripts) or 'none'}"
+            )
         chosen += match
     return chosen
 
@@ -78,25 +87,46 @@ def headline(record: dict) -> str:
     return f"{first['text']}: {number} {first['unit']}".strip()
 
 
-def run_chapter(script: Path, out: Path, slug: str, at_scale: str, seconds_left: float, force: bool) -> Result:
+def run_chapter(
+    script: Path, out: Path, slug: str, at_scale: str, seconds_left: float, force: bool
+) -> Result:
     """Runs one chapter in its own process, and kills it with all of its children when its time is over."""
     path = record_path(script, out, slug)
     try:
         there = read_record(path)
     except ValueError as error:
         return Result(script.stem, "failed", detail=str(error))
-    if there and not force and there["scale"] == at_scale and there["source"] == source_digest(script):
+    if (
+        there
+        and not force
+        and there["scale"] == at_scale
+        and there["source"] == source_digest(script)
+    ):
         return Result(script.stem, "up to date", headline=headline(there))
     if seconds_left <= 0:
         return Result(script.stem, "not run", detail="the budget was spent")
-    environment = {**os.environ, "BOOK_SCALE": at_scale, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        "BOOK_SCALE": at_scale,
+        "MPLBACKEND": "Agg",
+        "PYTHONUNBUFFERED": "1",
+    }
     if not hub_answers():  # else each model that is loaded waits for the hub before it does without
         environment["HF_HUB_OFFLINE"] = "1"
-    environment["PYTHONPATH"] = os.pathsep.join([str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     start = time.perf_counter()
     before = path.stat().st_mtime_ns if there else None
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as drawn:
-        command = [sys.executable, str(script.resolve()), "--record", str(out.resolve()), "--figures", drawn]
+        command = [
+            sys.executable,
+            str(script.resolve()),
+            "--record",
+            str(out.resolve()),
+            "--figures",
+            drawn,
+        ]
         child = subprocess.Popen(
             command, cwd=script.resolve().parent, env=environment, stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -106,16 +136,28 @@ def run_chapter(script: Path, out: Path, slug: str, at_scale: str, seconds_left:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            _kill_group(child)  # also what a chapter that ended left behind, such as a server; also on Ctrl-C
+            _kill_group(
+                child
+            )  # also what a chapter that ended left behind, such as a server; also on Ctrl-C
         log.seek(0)
         tail = "\n".join(log.read().decode(errors="replace").splitlines()[-25:])
         seconds = time.perf_counter() - start
         if code is None:
-            return Result(script.stem, "out of time", seconds, detail="killed: it outran what was left of the budget")
+            return Result(
+                script.stem,
+                "out of time",
+                seconds,
+                detail="killed: it outran what was left of the budget",
+            )
         if code != 0:
             return Result(script.stem, "failed", seconds, detail=f"exit code {code}\n{tail}")
         if not path.is_file() or path.stat().st_mtime_ns == before:
-            return Result(script.stem, "failed", seconds, detail=f"ended well but wrote no {path.name}\n{tail}")
+            return Result(
+                script.stem,
+                "failed",
+                seconds,
+                detail=f"ended well but wrote no {path.name}\n{tail}",
+            )
         keep_figures(Path(drawn), path.parent / "figures", script.stem[:2])
     return Result(script.stem, "recorded", seconds, headline(read_record(path)))
 
@@ -143,20 +185,32 @@ def _kill_group(child: subprocess.Popen) -> None:
 def summary(results: list[Result]) -> str:
     """The table at the end."""
     rows = [("chapter", "seconds", "status", "headline")]
-    rows += [(r.chapter, f"{r.seconds:.0f}" if r.seconds else "-", r.status, r.headline) for r in results]
+    rows += [
+        (r.chapter, f"{r.seconds:.0f}" if r.seconds else "-", r.status, r.headline) for r in results
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns 0 when every chapter has its record, 1 when one failed, 3 when the budget ended first."""
-    parser = argparse.ArgumentParser(prog="python -m lib.bench.records", description="Record the chapters' measurements.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.bench.records", description="Record the chapters' measurements."
+    )
     parser.add_argument("--scale", choices=SCALES, default=None, help="default: by the device")
-    parser.add_argument("--out", type=Path, help="default: book/measurements; out/measurements at smoke scale")
+    parser.add_argument(
+        "--out", type=Path, help="default: book/measurements; out/measurements at smoke scale"
+    )
     parser.add_argument("--only", help="chapters, such as 02,04; they run in this order")
     parser.add_argument("--budget", help="stop after this time, such as 8m; run again to go on")
-    parser.add_argument("--force", action="store_true", help="run chapters again whose record is up to date")
-    parser.add_argument("--chapters", type=Path, default=repository() / "chapters", help="folder of the scripts")
+    parser.add_argument(
+        "--force", action="store_true", help="run chapters again whose record is up to date"
+    )
+    parser.add_argument(
+        "--chapters", type=Path, default=repository() / "chapters", help="folder of the scripts"
+    )
     args = parser.parse_args(argv)
     at_scale = args.scale or scale()
     smoke_out = repository() / "out" / "measurements"
@@ -171,12 +225,21 @@ def main(argv: list[str] | None = None) -> int:
     if not scripts:
         parser.error(f"no chapters (NN_name.py) in {args.chapters}")
     deadline = time.monotonic() + budget
-    print(describe_in_a_process(), f"recording  {len(scripts)} chapters at {at_scale} scale", sep="\n", flush=True)
+    print(
+        describe_in_a_process(),
+        f"recording  {len(scripts)} chapters at {at_scale} scale",
+        sep="\n",
+        flush=True,
+    )
     slug, results = hardware(default_device())["slug"], []
     for i, script in enumerate(scripts, 1):
         print(f"[{i}/{len(scripts)}] {script.stem} ...", flush=True)
         result = run_chapter(script, out, slug, at_scale, deadline - time.monotonic(), args.force)
-        print("      " + " ".join(filter(None, [result.status, f"{result.seconds:.0f} s", result.detail])), flush=True)
+        print(
+            "      "
+            + " ".join(filter(None, [result.status, f"{result.seconds:.0f} s", result.detail])),
+            flush=True,
+        )
         results.append(result)
     print("\n" + summary(results), flush=True)
     states = {result.status for result in results}

@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import json
 import os
 import tempfile
@@ -71,14 +72,18 @@ class Reference:
         return f"{self.data['setup']['gpu']}, published"
 
 
-def read_records(chapter: str, *, others_only: bool = False, folder: Path | str | None = None) -> list[Run]:
+def read_records(
+    chapter: str, *, others_only: bool = False, folder: Path | str | None = None
+) -> list[Run]:
     """All recorded runs of a chapter, by its name ("02_kv_cache") or number ("02"), sorted by hardware.
 
     `others_only` leaves out this machine's own hardware. Smoke runs are no measurements and are left out.
     """
     folder = measurements_dir() if folder is None else Path(folder)
     pattern = f"*/{chapter}_*.json" if chapter.isdigit() else f"*/{chapter}.json"
-    records = [data for path in sorted(folder.glob(pattern)) if (data := read_record(path)) is not None]
+    records = [
+        data for path in sorted(folder.glob(pattern)) if (data := read_record(path)) is not None
+    ]
     own = hardware()["slug"] if others_only else None
     runs = [Run(data) for data in records if data["scale"] != "smoke"]
     return [run for run in runs if run.slug != own]

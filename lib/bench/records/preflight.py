@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import functools
 import os
 import socket
@@ -17,7 +18,9 @@ from lib.bench.paths import repository
 @functools.cache
 def hub_answers(seconds: float = 3.0) -> bool:
     """Whether the Hugging Face hub takes a connection; where a proxy stands between, its answer is not asked for."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+    if any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
         return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
@@ -32,7 +35,9 @@ def describe_in_a_process() -> str:
     code = "from lib.bench.records.preflight import describe_device; print(describe_device())"
     paths = [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"the device could not be measured:\n{done.stderr[-2000:]}")
     return done.stdout.rstrip()

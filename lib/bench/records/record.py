@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import hashlib
 import sys
 import time
@@ -39,12 +40,19 @@ class Record:
         roofline: Roofline | None = None,
     ):
         if not isinstance(chapter, str) or not chapter.strip() or Path(chapter).name != chapter:
-            raise ValueError(f"chapter={chapter!r}: must be the name of the chapter's script, without folder and .py")
+            raise ValueError(
+                f"chapter={chapter!r}: must be the name of the chapter's script, without folder and .py"
+            )
         if not isinstance(model, str) or not model.strip():
             raise ValueError(f"model={model!r}: must be a non-empty name")
         if weights not in ("real", "random"):
             raise ValueError(f"weights={weights!r}: must be 'real' or 'random'")
-        self.chapter, self.model, self.weights, self.dtype = chapter, model, weights, dtype_name(dtype)
+        self.chapter, self.model, self.weights, self.dtype = (
+            chapter,
+            model,
+            weights,
+            dtype_name(dtype),
+        )
         self.device, self.seed, self.roofline = device, seed, roofline
         self.series: dict[str, Series] = {}
         self.headlines: list[dict[str, Any]] = []
@@ -63,7 +71,9 @@ class Record:
         """Adds a measurement and returns it. Values may be Timings, whose raw samples are kept. See `make_series`."""
         if name in self.series:
             raise ValueError(f"{name!r} has been added to {self.chapter} already")
-        self.series[name] = make_series(name, unit, columns, points, params, self.seed if seed is None else seed)
+        self.series[name] = make_series(
+            name, unit, columns, points, params, self.seed if seed is None else seed
+        )
         return self.series[name]
 
     def __getitem__(self, name: str) -> Series:
@@ -71,7 +81,9 @@ class Record:
 
     def headline(self, text: str, value: float, unit: str = "") -> None:
         """A figure for the scoreboard and for the record command's table; the first one is the chapter's own."""
-        self.headlines.append({"text": text, "value": check_value(value, f"headline {text!r}"), "unit": unit})
+        self.headlines.append(
+            {"text": text, "value": check_value(value, f"headline {text!r}"), "unit": unit}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""
@@ -106,7 +118,9 @@ class Record:
         path = Path(folder) / data["fingerprint"]["hardware"]["slug"] / f"{self.chapter}.json"
         there = read_record(path)
         if there is not None and SCALES.index(there["scale"]) > SCALES.index(data["scale"]):
-            raise ValueError(f"{path} holds a record at {there['scale']} scale: {data['scale']} must not replace it")
+            raise ValueError(
+                f"{path} holds a record at {there['scale']} scale: {data['scale']} must not replace it"
+            )
         write_json(path, data)
         return path
 
@@ -124,7 +138,9 @@ def source_digest(script: Path) -> str:
     digest = hashlib.sha256()
     lib = repository() / "lib"
     for path in [script, *sorted(lib.rglob("*.py"))]:
-        digest.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
+        digest.update(
+            path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0"
+        )
     return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 Introduced in chapter 1.
 """
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ class Series:
 
     def __getitem__(self, column: str) -> list[Cell]:
         if column not in self.columns:
-            raise KeyError(f"{self.name} has no column {column!r}; it has {', '.join(self.columns)}")
+            raise KeyError(
+                f"{self.name} has no column {column!r}; it has {', '.join(self.columns)}"
+            )
         return self.columns[column]
 
     def __contains__(self, column: str) -> bool:
@@ -42,7 +45,9 @@ class Series:
 
     @classmethod
     def from_json(cls, name: str, data: Mapping[str, Any]) -> "Series":
-        return cls(name, data["unit"], data["columns"], data["params"], data["samples"], data["seed"])
+        return cls(
+            name, data["unit"], data["columns"], data["params"], data["samples"], data["seed"]
+        )
 
 
 def make_series(
@@ -60,7 +65,9 @@ def make_series(
     """
     _named(name, "measurement")
     if not isinstance(unit, str) or not unit.strip():
-        raise ValueError(f"{name}: unit={unit!r} must be a non-empty text such as 's' or 'tokens/s'")
+        raise ValueError(
+            f"{name}: unit={unit!r} must be a non-empty text such as 's' or 'tokens/s'"
+        )
     if (columns is None) == (points is None):
         raise ValueError(f"{name}: give either columns= or points=")
     if points is not None:
@@ -77,9 +84,13 @@ def make_series(
         medians = [value.median if isinstance(value, Timing) else value for value in values]
         clean[key] = [check_value(value, f"{name}.{key}[{i}]") for i, value in enumerate(medians)]
         if any(isinstance(value, Timing) for value in values):
-            samples[key] = [list(value.samples) if isinstance(value, Timing) else [] for value in values]
+            samples[key] = [
+                list(value.samples) if isinstance(value, Timing) else [] for value in values
+            ]
             check_value(samples[key], f"{name}.{key} samples")
-    return Series(name, unit, clean, check_value(dict(params or {}), f"{name}.params"), samples, seed)
+    return Series(
+        name, unit, clean, check_value(dict(params or {}), f"{name}.params"), samples, seed
+    )
 
 
 def check_value(value: Any, where: str) -> Any:
@@ -89,14 +100,21 @@ def check_value(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, Mapping):
-        return {_named(key, f"key of {where}"): check_value(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            _named(key, f"key of {where}"): check_value(item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [check_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}: a record holds finite numbers, and None where there is none")
+            raise ValueError(
+                f"{where} is {value}: a record holds finite numbers, and None where there is none"
+            )
         return value
-    raise ValueError(f"{where} is a {type(value).__name__}: a record holds numbers, texts, None, lists and dicts")
+    raise ValueError(
+        f"{where} is a {type(value).__name__}: a record holds numbers, texts, None, lists and dicts"
+    )
 
 
 def _named(name: Any, what: str) -> str:
