@@ -1,0 +1,16 @@
+"""The error that a request's author can mend, with its meaning in fields. Introduced in chapter 1."""
+
+from __future__ import annotations
+
+
+class InvalidRequest(ValueError):
+    """A request or an argument that cannot be served.
+
+    The message names the field, the allowed values and the value that was given. `param` is the
+    field's name, as in OpenAI's errors. `code` tells kinds of errors apart where a program needs
+    to, for example "context_length_exceeded"; None otherwise.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
