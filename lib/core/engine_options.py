@@ -1,79 +1,92 @@
-"""The arguments of `LLM`, checked. Introduced in chapter 1."""
+"""The engine's options: the arguments of `LLM` and the engine flags of the server. Introduced in chapter 1."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from pathlib import Path
 
-_CHOICES = {
-    "kv_cache": ("none", "contiguous", "paged"),
-    "attention": ("auto", "gather", "fused"),
-    "scheduler": ("continuous", "static"),
-    "linear": ("plain", "auto", "packed"),
-}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    import torch
+
+
+def _option(default: Any, help: str, **rules: Any) -> Any:
+    """A field with its documentation. Rules: `choices`, or `at_least` for an integer."""
+    return field(default=default, metadata={"help": help, **rules})
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What `LLM` was asked for; see there. Raises ValueError for what does not exist or does not go together."""
+    """Every option of the engine, with its default. `LLM(...)` and `python -m lib.serving` take these.
 
-    kv_cache: str
-    attention: str
-    scheduler: str
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int | None
-    block_size: int
-    num_blocks: int | None
-    kv_cache_memory_bytes: int | None
-    linear: str = "auto"
-    compile: bool = False
-    cuda_graphs: bool = False
+    Raises ValueError, naming the option, its value and what is allowed, for a value out of range
+    and for options that do not go together. What depends on the model or on the machine (lengths,
+    memory, kernels) is checked where the engine is put together.
+    """
+
+    model: str | Path = _option(
+        "smollm2", "smollm2, gpt2, a Hugging Face id or a checkpoint folder"
+    )
+    device: str | torch.device = _option("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str | torch.dtype = _option("auto", "auto, float32, bfloat16 or float16")
+    kv_cache: str = _option(
+        "paged",
+        "none: recompute everything in every step; contiguous: one slot of max_model_len tokens "
+        "per sequence; paged: blocks of block_size tokens",
+        choices=("none", "contiguous", "paged"),
+    )
+    attention: str = _option(
+        "auto",
+        "how the paged cache is read; gather copies it, fused reads it in place, auto is fused "
+        "where its kernels run",
+        choices=("auto", "gather", "fused"),
+    )
+    scheduler: str = _option(
+        "continuous",
+        "continuous: admit a request in any step; static: fill a batch only when it is empty",
+        choices=("continuous", "static"),
+    )
+    max_num_seqs: int = _option(64, "most sequences per step", at_least=1)
+    max_num_batched_tokens: int = _option(2048, "most tokens per step", at_least=1)
+    max_model_len: int | None = _option(
+        None, "longest prompt + output in tokens (the model's limit, or what fits)", at_least=1
+    )
+    block_size: int = _option(16, "tokens per block of the paged cache", at_least=1)
+    num_blocks: int | None = _option(
+        None, "blocks in the pool, the null block included (what fits into memory)", at_least=1
+    )
+    kv_cache_memory_bytes: int | None = _option(
+        None, "size of the KV cache in bytes, instead of num_blocks", at_least=1
+    )
+    linear: str = _option(
+        "auto",
+        "weight layout for the CPU's matrix kernels; packed rearranges all linear layers, auto "
+        "those that are faster packed",
+        choices=("plain", "auto", "packed"),
+    )
+    compile: bool = _option(False, "torch.compile what lies between the matrix products")
+    cuda_graphs: bool = _option(
+        False, "record decode steps as CUDA graphs and replay them (paged cache, fused attention)"
+    )
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}"
-                )
-        for name in ("compile", "cuda_graphs"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for option in fields(self):
+            self._check(option.name, option.default, option.metadata)
         if self.cuda_graphs and (self.kv_cache != "paged" or self.attention == "gather"):
             raise ValueError(
                 "cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
                 f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}"
             )
-        for name in (
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "max_model_len",
-            "block_size",
-            "num_blocks",
-            "kv_cache_memory_bytes",
-        ):
-            value = getattr(self, name)
-            optional = name in ("max_model_len", "num_blocks", "kv_cache_memory_bytes")
-            if value is None and optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"{name} must be an integer >= 1{' or None' if optional else ''}, got {value!r}"
-                )
         if self.kv_cache != "paged":
-            for name, value, default in (
-                ("attention", self.attention, "auto"),
-                ("num_blocks", self.num_blocks, None),
-            ):
-                if value != default:
+            for name, default in (("attention", "auto"), ("num_blocks", None)):
+                if (value := getattr(self, name)) != default:
                     raise ValueError(
                         f"{name} must be {default!r} unless kv_cache is 'paged', got {value!r}"
                     )
         if self.kv_cache == "none" and self.kv_cache_memory_bytes is not None:
             raise ValueError(
-                f"kv_cache_memory_bytes must be None where kv_cache is 'none', "
+                "kv_cache_memory_bytes must be None where kv_cache is 'none', "
                 f"got {self.kv_cache_memory_bytes!r}"
             )
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
@@ -82,35 +95,14 @@ class EngineOptions:
                 f"got {self.num_blocks!r} and {self.kv_cache_memory_bytes!r}"
             )
 
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """'auto' is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        chosen = None
-    if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    if chosen.type == "cuda" and (
-        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ValueError(
-            f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    return chosen
-
-
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """'auto' is float32 on a CPU; on a GPU bfloat16, or float16 where bfloat16 is only emulated."""
-    if dtype == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return (
-            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        )
-    chosen = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if chosen not in _DTYPES.values():
-        raise ValueError(f"dtype must be 'auto' or one of {list(_DTYPES)}, got {dtype!r}")
-    return chosen
+    def _check(self, name: str, default: Any, rules: Any) -> None:
+        value = getattr(self, name)
+        if "choices" in rules and value not in rules["choices"]:
+            raise ValueError(f"{name} must be one of {list(rules['choices'])}, got {value!r}")
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+        if "at_least" in rules and not (value is None and default is None):
+            low = rules["at_least"]
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                or_none = " or None" if default is None else ""
+                raise ValueError(f"{name} must be an integer >= {low}{or_none}, got {value!r}")

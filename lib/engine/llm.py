@@ -5,16 +5,17 @@ Introduced in chapter 1. Later chapters change the parts (`lib.engine.assemble`)
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from lib.core.batch import Batch
-from lib.core.engine_options import EngineOptions, pick_device, pick_dtype
+from lib.core.device import pick_device, pick_dtype
+from lib.core.engine_options import EngineOptions
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
@@ -30,52 +31,17 @@ Prompt = str | Sequence[int]
 class LLM:
     """A model and an engine around it. Not thread-safe: one thread owns it.
 
-    model: "smollm2", "gpt2", a Hugging Face id or a checkpoint folder. device, dtype: "auto" or a name. kv_cache: "none"
-    recomputes everything at every step, "contiguous" keeps one slot of max_model_len tokens a sequence, "paged" keeps
-    blocks of block_size tokens. attention: how the paged cache is read. scheduler: "continuous" or "static" batching.
-    max_num_seqs, max_num_batched_tokens: sequences and tokens in a step. max_model_len: longest prompt + output in tokens;
-    None is the model's, or what fits. num_blocks: blocks in the pool, the null block included; None sizes it from free
-    memory, or from kv_cache_memory_bytes. linear: "packed" rearranges the weights for the CPU's matrix kernels, "auto" those
-    that run faster so on this machine. compile: torch.compile what lies between the matrix products. cuda_graphs: record
-    decode steps and replay them, on CUDA with the paged cache and fused attention.
-
-    Raises ValueError for arguments that are out of range, do not go together or do not fit into memory.
+    Its arguments are the fields of `lib.core.engine_options.EngineOptions`, where each is documented.
+    Raises ValueError for arguments that are out of range, do not go together or do not fit into
+    memory.
     """
 
-    def __init__(
-        self,
-        model: str | Path = "smollm2",
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        kv_cache: str = "paged",
-        attention: str = "auto",
-        scheduler: str = "continuous",
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 2048,
-        max_model_len: int | None = None,
-        block_size: int = 16,
-        num_blocks: int | None = None,
-        kv_cache_memory_bytes: int | None = None,
-        linear: str = "auto",
-        compile: bool = False,
-        cuda_graphs: bool = False,
-    ) -> None:
-        self.options = EngineOptions(
-            kv_cache,
-            attention,
-            scheduler,
-            max_num_seqs,
-            max_num_batched_tokens,
-            max_model_len,
-            block_size,
-            num_blocks,
-            kv_cache_memory_bytes,
-            linear,
-            compile,
-            cuda_graphs,
-        )
-        self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
+    __signature__ = inspect.signature(EngineOptions)
+
+    def __init__(self, model: str | Path = "smollm2", **options: Any) -> None:
+        self.options = EngineOptions(model, **options)
+        self.device = pick_device(self.options.device)
+        self.dtype = pick_dtype(self.options.dtype, self.device)
         loaded = load_model(model, device=self.device, dtype=self.dtype)
         self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
         self.config, self.folder = loaded.config, loaded.folder
