@@ -1,7 +1,7 @@
 """Published claims beside recorded runs: what was said, what the records say, and whether the two agree.
 
-`python -m book.scoreboard` prints it; the book's scoreboard page shows it. The rules are in `scoreboard_rules` and
-`scoreboard_paging`; here stand the claims.
+`python -m book.scoreboard` prints it; the book's scoreboard page shows it. The rules are in `rules` and
+`paging`; here stand the claims.
 
 Introduced in chapter 6.
 """

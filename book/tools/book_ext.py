@@ -18,9 +18,9 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
+from book.scoreboard.page import page_part  # noqa: E402
 from book.tools.dark_svg import dark_name  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
-from book.tools.scoreboard_page import page_part  # noqa: E402
 
 
 class Diagram(Figure):
@@ -86,7 +86,7 @@ class Chapters(SphinxDirective):
 
 
 class Scoreboard(SphinxDirective):
-    """One part of the scoreboard: `summary`, `headline`, `finding`, `failure` or `hardware` (see scoreboard_page.py)."""
+    """One part of the scoreboard: `summary`, `headline`, `finding`, `failure` or `hardware` (see book/scoreboard/page.py)."""
 
     required_arguments = 1
 

@@ -18,7 +18,7 @@ from book.scoreboard.outcomes import (
     nearest,
     times,
 )
-from book.tools.scoreboard_page import page_part
+from book.scoreboard.page import page_part
 from lib.bench.records.files import SCHEMA, reference
 
 ROOT = Path(__file__).resolve().parents[2]
