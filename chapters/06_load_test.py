@@ -86,9 +86,10 @@ from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
 from lib.loadtest.arrivals import arrival_times
 from lib.loadtest.client import Target, send
-from lib.loadtest.report import add_to_record, text_report
+from lib.loadtest.report import text_report
 from lib.loadtest.request_trace import OUTCOMES, RequestTrace
 from lib.loadtest.requests import FIXED, make_requests
+from lib.loadtest.results import add_to_record
 from lib.loadtest.run import closed_loop, open_loop
 from lib.loadtest.session import Session
 from lib.loadtest.stats import summarize
