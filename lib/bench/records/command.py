@@ -18,6 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 from lib.bench.measure.machine import default_device, hardware
 from lib.bench.paths import measurements_dir, repository
 from lib.bench.records.files import read_record
@@ -184,13 +186,11 @@ def _kill_group(child: subprocess.Popen) -> None:
 
 def summary(results: list[Result]) -> str:
     """The table at the end."""
-    rows = [("chapter", "seconds", "status", "headline")]
-    rows += [
+    rows = [
         (r.chapter, f"{r.seconds:.0f}" if r.seconds else "-", r.status, r.headline) for r in results
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    return tabulate(
+        rows, ("chapter", "seconds", "status", "headline"), tablefmt="simple", disable_numparse=True
     )
 
 

@@ -11,9 +11,17 @@ from typing import Any
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
 from lib.bench.paths import measurements_dir
+from lib.bench.records.json_file import write_json
 from lib.bench.records.series import Series
 
+__all__ = ["SCHEMA", "Reference", "Run", "read_record", "read_records", "reference", "write_json"]
+
 SCHEMA = 1
+_NEEDED = {
+    "scale": str,
+    "measurements": dict,
+    "fingerprint": dict,
+}  # without these it cannot be read
 
 
 @dataclass(frozen=True)
@@ -103,4 +111,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise ValueError(f"{path} is no record of schema {SCHEMA}")
+    for name, kind in _NEEDED.items():
+        if not isinstance(data.get(name), kind):
+            raise ValueError(f"{path}: {name} must be a {kind.__name__}, got {data.get(name)!r}")
     return data

@@ -15,8 +15,7 @@ import torch
 from lib.bench.measure.machine import fingerprint
 from lib.bench.measure.roofline import Roofline, dtype_name
 from lib.bench.paths import repository
-from lib.bench.records.files import SCHEMA, read_record
-from lib.bench.records.json_file import write_json
+from lib.bench.records.files import SCHEMA, read_record, write_json
 from lib.bench.records.series import Series, check_value, make_series
 from lib.bench.scale import SCALES, scale
 from lib.bench.script_options import options
