@@ -1632,7 +1632,7 @@ print(
 # {eq}`eq-little`, $N$ is the same and $X$ is lower.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone
+# **2. Break it and watch which test fails.** In `lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone
 # instead of for `sender` and `gone`. Streaming still works. Who now notices a client that leaves in the middle of its stream?
 # Which test tells you?
 #

@@ -22,7 +22,7 @@ _TIMES = (
 
 
 def name_of(run: LoadRun) -> str:
-    """Which load it was: "8 users", or "12 requests/s poisson"."""
+    """The name of the load: "8 users", or "poisson at 12 requests/s"."""
     config = run.config
     if config["mode"] == "closed":
         return f"{config['concurrency']} user{'s' if config['concurrency'] > 1 else ''}"
@@ -32,7 +32,7 @@ def name_of(run: LoadRun) -> str:
 
 
 def text_report(run: LoadRun, slo: Mapping[str, float] | None = None) -> str:
-    """Everything that a terminal should show, several lines."""
+    """The report of one run: outcomes, errors, rates, latencies and the server's gauges, several lines."""
     s = summarize(run, slo)
     outcomes = ", ".join(
         f"{s[outcome]} {outcome}" for outcome in OUTCOMES if s[outcome] or outcome == COMPLETED
@@ -82,7 +82,7 @@ def text_report(run: LoadRun, slo: Mapping[str, float] | None = None) -> str:
         rows.append("  the server gave no token counts: chunks were counted as tokens")
     elif s["tokens_per_chunk"] and s["tokens_per_chunk"] > 1.05:
         rows.append(
-            f"  {s['tokens_per_chunk']:.1f} tokens a chunk: ITL is a time between chunks, not tokens"
+            f"  {s['tokens_per_chunk']:.1f} tokens per chunk: ITL is the time between chunks, not tokens"
         )
     if s["lagged"]:
         rows.append(
