@@ -65,7 +65,7 @@ def test_continuous_batching(model, alone):
     assert model.config._attn_implementation == attention
 
 
-def test_a_rival_that_fails_costs_one_line(capsys):
+def test_a_baseline_that_fails_is_reported_in_one_line(capsys):
     def compile_something():
         raise RuntimeError("\n  no compiler\nand a long trace")
 

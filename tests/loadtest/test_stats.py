@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.loadtest.arrivals import arrival_times
-from lib.loadtest.client import EventReader, Target
-from lib.loadtest.gauges import parse_gauges
 from lib.loadtest.request_trace import OUTCOMES, RequestTrace
-from lib.loadtest.requests import PREFIX, WORKLOADS, make_requests
 from lib.loadtest.run import LoadRun
 from lib.loadtest.stats import distribution, is_good, summarize
 
@@ -141,106 +137,3 @@ def test_nothing_completed_is_no_division_by_zero():
 def test_slos_are_checked(slo, words):
     with pytest.raises(ValueError, match=words):
         summarize(LoadRun({}, [trace()]), slo)
-
-
-def test_arrivals():
-    assert arrival_times("burst", 3) == [0, 0, 0]
-    assert arrival_times("steady", 3, rate=4) == [0, 0.25, 0.5]
-    poisson = arrival_times("poisson", 4001, rate=10, seed=3)
-    assert (
-        poisson
-        == arrival_times("poisson", 4001, rate=10, seed=3)
-        != arrival_times("poisson", 4001, rate=10, seed=4)
-    )
-    assert poisson == arrival_times("gamma", 4001, rate=10, burstiness=1.0, seed=3)
-    for kind, burstiness, variation in (
-        ("poisson", 1.0, 1.0),
-        ("gamma", 0.25, 4.0),
-        ("gamma", 16.0, 1 / 16),
-    ):
-        times = arrival_times(kind, 4001, rate=10, burstiness=burstiness, seed=1)
-        gaps = [b - a for a, b in zip(times, times[1:])]
-        mean = sum(gaps) / len(gaps)
-        squared = sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2
-        assert times[0] == 0 and min(gaps) >= 0
-        assert mean == pytest.approx(0.1, rel=0.1) and squared == pytest.approx(variation, rel=0.2)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("often", 3, {}),
-        ("burst", 0, {}),
-        ("steady", 3, {}),
-        ("poisson", 3, {"rate": 0}),
-        ("gamma", 3, {"rate": 1, "burstiness": -1.0}),
-        ("steady", 3, {"rate": float("nan")}),
-    ],
-)
-def test_bad_arrivals(arguments):
-    kind, n, options = arguments
-    with pytest.raises(ValueError, match="must be"):
-        arrival_times(kind, n, **options)
-
-
-@pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("text", [False, True])
-def test_workloads(workload, text):
-    made = make_requests(workload, 20, max_tokens=30, vocab_size=200, text=text, seed=5)
-    assert made == make_requests(workload, 20, max_tokens=30, vocab_size=200, text=text, seed=5)
-    assert made != make_requests(workload, 20, max_tokens=30, vocab_size=200, text=text, seed=6)
-    prompts = [r.prompt.split() if text else r.prompt for r in made]
-    lengths, fixed = (
-        [len(p) for p in prompts],
-        {"short": 6, "medium": 28, "long": 56, "shared-prefix": PREFIX + 28},
-    )
-    assert (
-        set(lengths) == {fixed[workload]}
-        if workload in fixed
-        else 8 <= min(lengths) < max(lengths) <= 400
-    )
-    assert len({str(p) for p in prompts}) == 20
-    if workload == "chat":
-        assert 1 <= min(r.max_tokens for r in made) < max(r.max_tokens for r in made) <= 30
-    else:
-        assert {r.max_tokens for r in made} == {30}
-    if workload == "shared-prefix":
-        assert len({str(p[:PREFIX]) for p in prompts}) == 1
-    if not text:
-        assert all(0 <= i < 200 for p in prompts for i in p)
-
-
-def test_bad_workloads_and_targets():
-    for make in (
-        lambda: make_requests("odd", 3),
-        lambda: make_requests("short", 0),
-        lambda: make_requests("short", 3, max_tokens=0),
-        lambda: Target("localhost:8000"),
-        lambda: Target("http://x", timeout=0),
-        lambda: Target("http://x", stall_timeout=-1),
-    ):
-        with pytest.raises(ValueError, match="must"):
-            make()
-    assert Target("http://x:1/v1/").base == Target("http://x:1").base == "http://x:1"
-
-
-def test_events_are_found_wherever_the_network_cuts():
-    data = 'data: {"é": 1}\r\n\r\n: ping\n\ndata:[DONE]\n\n'.encode()
-    for size in range(1, len(data) + 1):
-        reader = EventReader()
-        found = [e for i in range(0, len(data), size) for e in reader.feed(data[i : i + size])]
-        assert found == ['{"é": 1}', "[DONE]"]
-
-
-def test_gauges_by_vllms_and_sglangs_names():
-    text = (
-        '# HELP vllm:num_requests_running x\nvllm:num_requests_running{model_name="a b"} 3.0\n'
-        'vllm:num_requests_waiting{model_name="a"} 2\nvllm:kv_cache_usage_perc{e="0"} 0.25\n'
-        'vllm:kv_cache_usage_perc{e="1"} 0.75\nvllm:request_success_total{r="x"} 9\n'
-    )
-    assert parse_gauges(text) == {"running": 3, "waiting": 2, "kv_cache": 0.5}
-    assert parse_gauges("sglang:num_running_reqs 4\nsglang:token_usage 0.5\n") == {
-        "running": 4,
-        "kv_cache": 0.5,
-    }
-    assert parse_gauges("up 1\n") == {}

@@ -1,14 +1,12 @@
-"""The load generator as a command, against this book's own server: a sweep, its limit, and a user who loses patience."""
+"""The load generator as a command, against this book's own server: a sweep, its limit, and an interrupt."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from lib.loadtest.client import Target
 from lib.loadtest.requests import make_requests
 from lib.loadtest.run import closed_loop, open_loop
 from lib.loadtest.stats import summarize
-from lib.loadtest.status_line import StatusLine
 from tests.load_fake_server import FakeServer, Plan
 from tests.serving_support import start, write_checkpoint
 
@@ -123,31 +120,3 @@ def test_an_interrupted_command_reports_what_completed():
         and "output tokens/s" in out
         and "1 of 2 loads were not begun" in out
     )
-
-
-def test_the_live_line():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    terminal, plain = Terminal(), io.StringIO()
-    lines = [StatusLine(terminal, "2 users"), StatusLine(plain, "2 users")]
-    with FakeServer(lambda i, body: Plan(ttft=0.2, gap=0.05, tokens=3)) as fake:
-        threads = []
-        closed_loop(
-            Target(fake.url),
-            make_requests("short", 6, max_tokens=3),
-            2,
-            watcher=lambda session: (
-                threads.append(threading.current_thread().name),
-                [line(session) for line in lines],
-            ),
-        )
-    lines[0].close()
-    assert (
-        "2 users: " in terminal.getvalue()
-        and "/6 done" in terminal.getvalue()
-        and "TTFT p50" in terminal.getvalue()
-    )
-    assert terminal.getvalue().endswith("\r\x1b[K") and plain.getvalue() == ""
-    assert set(threads) == {"load-generator"}
