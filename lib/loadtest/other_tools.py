@@ -21,7 +21,7 @@ from lib.loadtest.report import text_report
 from lib.loadtest.requests import LoadRequest
 from lib.loadtest.run import LoadRun
 from lib.loadtest.stats import summarize
-from lib.models.gguf import WHEEL, smollm2_folder
+from lib.models.smollm2 import WHEEL, smollm2_folder
 
 MODEL = "smollm2"
 OURS = "this book"
