@@ -136,10 +136,9 @@ def _check(folder: Path, tensors: dict[str, Any]) -> None:
     if (item := tensors.pop(_ROPE_FACTORS, None)) is None:
         return
     plain = rope_frequencies(replace(config, rope_scaling=None))
-    expected = plain / torch.tensor(item.data)
-    if expected.shape != plain.shape or not torch.allclose(
-        rope_frequencies(config), expected, rtol=1e-5, atol=0.0
-    ):
+    factors = torch.tensor(item.data)
+    ours = rope_frequencies(config)
+    if factors.shape != ours.shape or not torch.allclose(ours * factors, plain, rtol=1e-5, atol=0):
         raise ValueError(f"the tensor {_ROPE_FACTORS} is not Llama 3's RoPE scaling with {_LLAMA3}")
 
 

@@ -139,7 +139,7 @@ def main() -> int:
             max_num_seqs=rows,
             max_model_len=longest,
         ),
-        "contiguous, packed where faster": LLM(
+        "contiguous, packed": LLM(
             "smollm2",
             dtype="float32",
             kv_cache="contiguous",
@@ -147,7 +147,7 @@ def main() -> int:
             max_num_seqs=rows,
             max_model_len=longest,
         ),
-        "fused, packed where faster": LLM(
+        "fused, packed": LLM(
             "smollm2",
             dtype="float32",
             linear="auto",
@@ -157,7 +157,7 @@ def main() -> int:
             block_size=BLOCK,
         ),
     }
-    last = engines["fused, packed where faster"]
+    last = engines["fused, packed"]
     twin, roofline = transformers_model(engines["contiguous, plain"]), measure_roofline(last.device)
     record = Record(
         "goals",
@@ -171,7 +171,7 @@ def main() -> int:
     peers = ["generate_batch", f"generate, batches of {STATIC}"]
     mixed = compete(engines, twin, varied, peers, repeats)
     results += [(mixed, peer) for peer in peers]
-    best, lines = "fused, packed where faster", []
+    best, lines = "fused, packed", []
     for result, peer in results:
         ratio = result.rate(best) / result.rate(peer)
         lines.append(
@@ -216,9 +216,7 @@ def main() -> int:
             {
                 "work": result.name,
                 "contiguous": result.timings["contiguous, plain"].rates(result.tokens),
-                "contiguous_packed": result.timings["contiguous, packed where faster"].rates(
-                    result.tokens
-                ),
+                "contiguous_packed": result.timings["contiguous, packed"].rates(result.tokens),
                 "fused": result.timings[best].rates(result.tokens),
                 "peer": peer,
                 "theirs": result.timings[peer].rates(result.tokens),
