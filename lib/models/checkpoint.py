@@ -1,4 +1,4 @@
-"""From a name or a folder to a model with weights, every tensor's name and shape checked on the way.
+"""A model with its weights and tokenizer, from a name or a folder.
 
 Introduced in chapter 1.
 """
@@ -95,10 +95,8 @@ def build_model(
         model = _MODELS[config.architecture](config)
     buffers = _MODELS[config.architecture].fresh_buffers(config)
     model = model.to(dtype).to_empty(device=device)
-    for (
-        key,
-        value,
-    ) in buffers.items():  # float32 in any model: bfloat16 cannot tell position 257 from 256
+    for key, value in buffers.items():
+        # float32 in any model: bfloat16 cannot tell position 257 from 256.
         setattr(model, key, value.to(device))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.token_embedding.weight

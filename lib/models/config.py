@@ -19,10 +19,8 @@ _SUPPORTED = {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (
-            False,
-            True,
-        ),  # a numerical choice of the reference, the same function
+        # A numerical choice of the reference implementation; the function is the same.
+        "reorder_and_upcast_attn": (False, True),
     },
     "llama": {
         "hidden_act": ("silu",),

@@ -23,28 +23,34 @@ def download(hub_id: str) -> Path:
     OSError with its reason for anything else, such as a full disk or a damaged file.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        try:
-            return Path(snapshot_download(hub_id, allow_patterns=_PATTERNS, etag_timeout=5))
-        except Exception as error:
-            if not _is_unreachable(error):
-                raise
-        # The connection failed: a complete copy that an earlier run fetched is as good.
-        return Path(snapshot_download(hub_id, allow_patterns=_PATTERNS, local_files_only=True))
+        return Path(snapshot_download(hub_id, allow_patterns=_PATTERNS, etag_timeout=5))
     except Exception as error:
-        reason = (
-            f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0][:200]}"
-        )
-        if _is_unreachable(error):
-            raise HubUnreachable(f"the Hugging Face hub cannot be reached: {reason}") from error
-        if isinstance(_cause(error), (HfHubHTTPError, HFValidationError)):
-            raise FileNotFoundError(f"the Hugging Face hub refuses {hub_id!r}: {reason}") from error
-        message = f"{hub_id!r} cannot be fetched from the Hugging Face hub: {reason}"
-        if isinstance(error, OSError) and error.errno is not None:  # keeps PermissionError one
-            raise OSError(error.errno, message) from error
-        raise OSError(message) from error
+        failure = _explained(hub_id, error)
+        if not isinstance(failure, HubUnreachable):
+            raise failure from error
+    try:  # the connection failed: a complete copy that an earlier run fetched is as good
+        return Path(snapshot_download(hub_id, allow_patterns=_PATTERNS, local_files_only=True))
+    except FileNotFoundError:
+        raise failure from None
+    except Exception as error:
+        raise _explained(hub_id, error) from error
+
+
+def _explained(hub_id: str, error: Exception) -> OSError:
+    """The error that `download` raises for one of the hub client's."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    reason = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0][:200]}"
+    if _is_unreachable(error):
+        return HubUnreachable(f"the Hugging Face hub cannot be reached: {reason}")
+    if isinstance(_cause(error), (HfHubHTTPError, HFValidationError)):
+        return FileNotFoundError(f"the Hugging Face hub refuses {hub_id!r}: {reason}")
+    message = f"{hub_id!r} cannot be fetched from the Hugging Face hub: {reason}"
+    if isinstance(error, OSError) and error.errno is not None:  # PermissionError stays one
+        return OSError(error.errno, message)
+    return OSError(message)
 
 
 def _cause(error: BaseException) -> BaseException:

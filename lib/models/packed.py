@@ -25,9 +25,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight_bytes = linear.weight.nbytes
-        self._packed = pack(
-            linear.weight
-        )  # opaque: no parameter or buffer, since it cannot be moved or saved
+        # Opaque: no parameter or buffer, since it cannot be moved or saved.
+        self._packed = pack(linear.weight)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -104,6 +104,18 @@ def test_a_copy_in_the_cache_is_used_where_the_connection_breaks(hub, tmp_path):
     assert load_model("gpt2").folder == folder
 
 
+def test_without_an_answer_and_without_a_copy_the_first_reason_is_told(hub):
+    hub(httpx.ConnectError("name resolution failed"), not_cached(None))
+    with pytest.raises(FileNotFoundError, match="cannot be reached: .*name resolution failed"):
+        load_model("somebody/something")
+
+
+def test_a_copy_that_cannot_be_read_is_an_error(hub):
+    hub(httpx.ConnectError("no route"), PermissionError(errno.EACCES, "denied"))
+    with pytest.raises(PermissionError, match="denied"):
+        load_model("gpt2")
+
+
 def test_a_broken_file_in_the_cache_is_an_error(hub, tmp_path, recwarn):
     folder = gpt2_checkpoint(tmp_path / "cached", seed=3)
     (folder / "model.safetensors").write_bytes(b"half a file")
