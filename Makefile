@@ -22,6 +22,8 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export JUPYTER_PLATFORM_DIRS   := 1
 export TOKENIZERS_PARALLELISM  := false
 export PYTHONUTF8              := 1
+# How OpenMP's threads wait for each other: see chapter 8.
+export GOMP_SPINCOUNT          ?= 3000
 
 .PHONY: book test serve record notebooks setup clean
 .DELETE_ON_ERROR:

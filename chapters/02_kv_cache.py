@@ -24,13 +24,16 @@
 # of more than two times in another. At the end of the chapter we shall be able to compute both numbers.
 
 # %% tags=["remove-cell"]
-# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
+# How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing more.
 try:
     import google.colab  # noqa: F401
 except ImportError:
     pass
 else:
-    import os
     import subprocess
     import sys
     from importlib.metadata import version

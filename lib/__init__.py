@@ -1,6 +1,7 @@
 """Token by Token: an LLM inference engine, built one measured step at a time. Introduced in chapter 1.
 
-`LLM` and `SamplingParams` are imported on first use, so that `lib.loadtest` starts without PyTorch.
+`LLM` and `SamplingParams` are imported on first use, so that `lib.loadtest` starts without PyTorch, and so that OpenMP's
+waiting can be set before PyTorch loads it.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lib.core.openmp import limit_spinning
+
 if TYPE_CHECKING:
     from lib.core.sampling_params import SamplingParams
     from lib.engine.llm import LLM
+
+limit_spinning()
 
 __all__ = ["LLM", "SamplingParams"]
 _MODULES = {"LLM": "lib.engine.llm", "SamplingParams": "lib.core.sampling_params"}

@@ -62,7 +62,7 @@ class EngineOptions:
     linear: str = _option(
         "auto",
         "weight layout for the CPU's matrix kernels; packed rearranges all linear layers, auto "
-        "those that are faster packed",
+        "those of at least 65,536 elements where oneDNN can, plain none",
         choices=("plain", "auto", "packed"),
     )
     compile: bool = _option(False, "torch.compile what lies between the matrix products")

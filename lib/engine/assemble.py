@@ -45,6 +45,7 @@ class EngineParts:
     kv_cache: KVCache | None
     max_model_len: int
     compile_seconds: float = 0.0
+    packed_linears: int = 0  # linear layers that `options.linear` has packed
 
 
 def assemble(
@@ -61,7 +62,7 @@ def assemble(
     max_model_len = options.max_model_len or longest
     if options.cuda_graphs and device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a CUDA device, got device {str(device)!r}")
-    pack_linears(model, options.linear)
+    packed_linears = pack_linears(model, options.linear)
     compile_seconds = compile_blocks(model) if options.compile else 0.0
     kv_cache = None
     if options.kv_cache == "none":
@@ -89,7 +90,9 @@ def assemble(
         runner = GraphRunner(
             runner, ladder(options.max_num_seqs), options.block_size, max_blocks, device
         )
-    return EngineParts(runner, scheduler, manager, kv_cache, max_model_len, compile_seconds)
+    return EngineParts(
+        runner, scheduler, manager, kv_cache, max_model_len, compile_seconds, packed_linears
+    )
 
 
 def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:

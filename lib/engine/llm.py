@@ -49,6 +49,7 @@ class LLM:
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
+        self.packed_linears = engine.packed_linears
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
         self._progressed: dict[
             str, None
@@ -164,6 +165,7 @@ class LLM:
             "requests_finished": self._finished,
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
             "max_model_len": self.max_model_len,
+            "packed_linears": self.packed_linears,
         }
 
     # The loop.

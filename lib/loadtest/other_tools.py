@@ -16,7 +16,7 @@ from typing import Any
 
 from lib.loadtest.readings import Reading, ToolError, read_aiperf, read_guidellm
 from lib.loadtest.requests import LoadRequest
-from lib.models.gguf import WHEEL, smollm2_folder
+from lib.models.smollm2 import WHEEL, smollm2_folder
 
 MODEL = "smollm2"
 _TOOL_TIMEOUT = 900.0  # seconds

@@ -1,33 +1,28 @@
-"""From a name or a folder to a model with weights, every tensor's name and shape checked on the way.
+"""A model with its weights and tokenizer, from a name or a folder.
 
 Introduced in chapter 1.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from lib.models.config import ModelConfig, load_config
-from lib.models.gguf import WHEEL, smollm2_folder
 from lib.models.gpt2 import GPT2
+from lib.models.hub import HubUnreachable, download
 from lib.models.llama import Llama
+from lib.models.smollm2 import WHEEL, smollm2_folder
 from lib.models.tokenizer import load_tokenizer
+from lib.models.weights import read_tensors
 
 _MODELS = {"gpt2": GPT2, "llama": Llama}
 _HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "gpt2": "openai-community/gpt2"}
-_PREFIXES = (
-    "transformer.",
-    "model.",
-)  # what a checkpoint with a language-model head puts before its body's names
 _RANDOM_SEED = 0
 
 GPT2_CONFIG = ModelConfig(
@@ -68,13 +63,16 @@ def load_model(
     """Load "smollm2", "gpt2", a checkpoint folder or a Hugging Face id.
 
     "gpt2" gets seeded random weights, with a RandomWeightsWarning, where the hub cannot be reached.
-    Raises FileNotFoundError if there is no such model, ValueError if what is there is not one of ours.
+    Raises FileNotFoundError if there is no such model; ValueError if what is there is not one of
+    ours, or broken; OSError if it cannot be fetched or written (full disk, no permission).
     """
-    folder = _find(str(name))
-    if folder is None:
+    try:
+        folder = _find(str(name))
+    except HubUnreachable as error:
+        if name != "gpt2":
+            raise
         warnings.warn(
-            "GPT-2's weights are RANDOM (the Hugging Face hub cannot be reached): "
-            "speed and memory are true, text is not",
+            f"GPT-2's weights are RANDOM: speed and memory are true, text is not ({error})",
             RandomWeightsWarning,
             stacklevel=3,
         )
@@ -97,10 +95,8 @@ def build_model(
         model = _MODELS[config.architecture](config)
     buffers = _MODELS[config.architecture].fresh_buffers(config)
     model = model.to(dtype).to_empty(device=device)
-    for (
-        key,
-        value,
-    ) in buffers.items():  # float32 in any model: bfloat16 cannot tell position 257 from 256
+    for key, value in buffers.items():
+        # float32 in any model: bfloat16 cannot tell position 257 from 256.
         setattr(model, key, value.to(device))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.token_embedding.weight
@@ -119,45 +115,8 @@ def random_model(config: ModelConfig, seed: int = _RANDOM_SEED) -> nn.Module:
     return model
 
 
-def read_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read the folder's safetensors (one file, or shards with an index) and check them against `shapes`.
-
-    Raises FileNotFoundError without any, ValueError with the lists of what is missing, unexpected or misshapen.
-    """
-    files = _safetensors_files(folder)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():
-                    name = next((key.removeprefix(p) for p in _PREFIXES if key.startswith(p)), key)
-                    tensors[name] = opened.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{file} cannot be read (truncated, or not safetensors): {error}"
-            ) from None
-    tensors = {name: t for name, t in tensors.items() if not _is_buffer(name)}
-    _check_tied_head(tensors, shapes, folder)
-    problems = []
-    if missing := sorted(shapes.keys() - tensors.keys()):
-        problems.append(f"missing: {_listing(missing)}")
-    if extra := sorted(tensors.keys() - shapes.keys()):
-        problems.append(f"unexpected: {_listing(extra)}")
-    if misshapen := [
-        f"{name} is {list(tensors[name].shape)}, should be {list(shapes[name])}"
-        for name in sorted(shapes.keys() & tensors.keys())
-        if tuple(tensors[name].shape) != tuple(shapes[name])
-    ]:
-        problems.append(f"misshapen: {_listing(misshapen)}")
-    if problems:
-        raise ValueError(
-            f"the checkpoint in {folder} does not fit its config.json; " + "; ".join(problems)
-        )
-    return tensors
-
-
-def _find(name: str) -> Path | None:
-    """The folder that a name means; None for GPT-2 where no hub answers."""
+def _find(name: str) -> Path:
+    """The folder that a name means. Raises HubUnreachable, FileNotFoundError or OSError, each with its reason."""
     path = Path(name).expanduser()
     if name not in _HUB_IDS and path.is_dir():
         return path
@@ -170,69 +129,10 @@ def _find(name: str) -> Path | None:
             f"model {name!r} is no folder: expected one with config.json and *.safetensors"
         )
     try:
-        return _download(_HUB_IDS.get(name, name))
-    except (
-        Exception
-    ) as error:  # the hub client raises its own, requests' and OS errors for "cannot be reached"
-        if name == "gpt2":
-            return None
+        return download(_HUB_IDS.get(name, name))
+    except FileNotFoundError as error:
         hint = f" (or install the wheel {WHEEL})" if name == "smollm2" else ""
-        raise FileNotFoundError(
+        raise type(error)(
             f"model {name!r} is neither {sorted(_HUB_IDS)}, nor a folder, nor to be had from the Hugging Face hub"
-            f"{hint}: {str(error).splitlines()[0][:200]}"
+            f"{hint}: {error}"
         ) from None
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=5))
-    except Exception:  # a copy that an earlier run fetched is as good
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-
-
-def _safetensors_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        file = folder / "model.safetensors"
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no model.safetensors and no model.safetensors.index.json in {folder}"
-            )
-        return [file]
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is not a safetensors index: {error!r}") from None
-    files = [folder / name for name in names]
-    if absent := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(
-            f"{index.name} in {folder} names files that are not there: {_listing(absent)}"
-        )
-    return files
-
-
-def _is_buffer(name: str) -> bool:
-    """Constants that old checkpoints carry along: GPT-2's 12 causal masks among its 160 tensors, RoPE's frequencies."""
-    return name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
-
-
-def _check_tied_head(
-    tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], folder: Path
-) -> None:
-    """A tied checkpoint may repeat its embedding as lm_head: drop the copy, refuse anything else."""
-    if "lm_head.weight" not in tensors or "lm_head.weight" in shapes:
-        return
-    embedding = tensors.get("embed_tokens.weight", tensors.get("wte.weight"))
-    if embedding is None or not torch.equal(tensors["lm_head.weight"], embedding):
-        raise ValueError(
-            f"the checkpoint in {folder} has an lm_head.weight of its own, "
-            "but its config.json says tie_word_embeddings"
-        )
-    del tensors["lm_head.weight"]
-
-
-def _listing(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

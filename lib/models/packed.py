@@ -7,17 +7,15 @@ on that: it is what torch.compile's freezing does, through the same two operator
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_DTYPES = (torch.float32, torch.bfloat16)
-_LEAST = 2**16  # elements: a smaller weight stays in the cache, where its layout does not matter
-_TOKENS = (1, 16)  # sizes of a step at which the layouts are compared
-_REPEATS = 5  # the fastest counts: whatever else the machine does can only add
+# The rule of linear="auto". It asks no clock, so that the same machine runs the same kernels, and a seed gives the same
+# text, after every start. Where it comes from: `products` in book/measurements/amd-epyc-2core/08_launch_overhead.json.
+# There the packed product is faster for both dtypes at every batch size, 1 to 64. A weight below PACKED_ELEMENTS stays in
+# the processor's cache, where its layout does not matter.
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+PACKED_ELEMENTS = 2**16
 
 
 class PackedLinear(nn.Module):
@@ -27,9 +25,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight_bytes = linear.weight.nbytes
-        self._packed = pack(
-            linear.weight
-        )  # opaque: no parameter or buffer, since it cannot be moved or saved
+        # Opaque: no parameter or buffer, since it cannot be moved or saved.
+        self._packed = pack(linear.weight)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +49,7 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
         torch.ops.mkldnn, "_linear_pointwise"
     ):
         return "this build of PyTorch has no oneDNN"
-    if dtype not in _DTYPES:
+    if dtype not in PACKED_DTYPES:
         return f"it is for float32 and bfloat16, not for {str(dtype).removeprefix('torch.')}"
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "this CPU has no bfloat16 arithmetic that oneDNN can use"
@@ -62,8 +59,9 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
 def pack_linears(model: nn.Module, linear: str) -> int:
     """Replace the model's nn.Linear in place; returns how many were.
 
-    `linear`: "plain" none; "packed" all, ValueError where that cannot be; "auto" those whose shape runs faster packed on this
-    machine, none where it cannot be; small ones stay plain. A tied head is packed beside the embedding, which needs its rows as they are.
+    `linear`: "plain" none; "packed" all, ValueError where that cannot be; "auto" those of at least
+    PACKED_ELEMENTS elements, none where oneDNN cannot pack. A tied head is packed beside the
+    embedding, which needs its rows as they are.
     """
     if linear == "plain":
         return 0
@@ -72,48 +70,15 @@ def pack_linears(model: nn.Module, linear: str) -> int:
         if linear == "packed":
             raise ValueError(f"linear 'packed' cannot be had: {problem}")
         return 0
-    faster: dict[tuple[int, int, bool], bool] = {}
+    least = PACKED_ELEMENTS if linear == "auto" else 0
     packed = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear:
-                continue
-            shape = (child.in_features, child.out_features, child.bias is not None)
-            if linear == "auto" and shape not in faster:
-                faster[shape] = child.weight.numel() >= _LEAST and runs_faster(child)
-            if linear == "packed" or faster[shape]:
-                setattr(
-                    parent, name, PackedLinear(child)
-                )  # the plain weight goes before the next one is packed
+            if type(child) is nn.Linear and child.weight.numel() >= least:
+                setattr(parent, name, PackedLinear(child))  # frees the plain weight before the next
                 packed += 1
     return packed
 
 
-@torch.inference_mode()
-def runs_faster(linear: nn.Linear) -> bool:
-    """Whether the packed weight wins, over steps of `_TOKENS` tokens together, on this machine now."""
-    packed = pack(linear.weight)
-    plain_time = packed_time = 0.0
-    for tokens in _TOKENS:
-        x = torch.zeros(tokens, linear.in_features, dtype=linear.weight.dtype)
-        times = _fastest(
-            lambda x=x: F.linear(x, linear.weight, linear.bias),
-            lambda x=x: _product(x, packed, linear.bias),
-        )
-        plain_time, packed_time = plain_time + times[0], packed_time + times[1]
-    return packed_time < plain_time
-
-
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-
-
-def _fastest(*functions: Callable[[], Tensor]) -> list[float]:
-    """Seconds of each function's fastest run, taken in turns so that a disturbance meets all of them."""
-    times = [float("inf")] * len(functions)
-    for _ in range(_REPEATS):
-        for i, function in enumerate(functions):
-            start = time.perf_counter()
-            function()
-            times[i] = min(times[i], time.perf_counter() - start)
-    return times

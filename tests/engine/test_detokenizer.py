@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lib.engine.detokenizer import Detokenizer
-from lib.models.gguf import smollm2_folder
+from lib.models.smollm2 import smollm2_folder
 from lib.models.tokenizer import load_tokenizer
 
 TEXTS = [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -162,6 +163,30 @@ def test_older_rope_keys_mean_the_same(tmp_path):
     assert torch.equal(logits(folder), expected)
 
 
+def test_a_stale_index_and_its_shards_are_ignored_beside_a_single_file(tmp_path):
+    """As in transformers: the shards of an earlier save survive beside the model.safetensors of a later one."""
+    from transformers import AutoModelForCausalLM
+
+    hf_llama(3).save_pretrained(tmp_path, max_shard_size="20KB")
+    old = logits(tmp_path)
+    hf_llama(4).save_pretrained(tmp_path / "new")
+    shutil.copy(tmp_path / "new" / "model.safetensors", tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    assert torch.equal(logits(tmp_path), logits(tmp_path / "new"))
+    assert not torch.equal(logits(tmp_path), old)
+    with torch.inference_mode():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor([PROMPTS[0]])).logits
+    assert torch.allclose(logits(tmp_path)[0], theirs[0, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("named", [..., None, [], ["own"]])
+def test_architectures_may_be_absent_or_name_the_family(folder, named):
+    own = json.loads((folder / "config.json").read_text())["architectures"]
+    expected = logits(folder)
+    edit_config(folder, architectures=own if named == ["own"] else named)
+    assert torch.equal(logits(folder), expected)
+
+
 def test_a_folder_without_tokenizer_has_none(folder):
     assert load_model(folder).tokenizer is None
 
@@ -185,6 +210,34 @@ def test_tensors_that_are_missing_extra_or_misshapen_are_all_listed(folder):
     assert "unexpected: surprise.weight" in message
     assert f"{spoil.misshapen.split('.', 1)[1]} is [3, 3], should be [" in message
     assert str(folder) in message
+
+
+def test_two_tensors_of_one_name_are_refused(llama_folder):
+    edit_tensors(
+        llama_folder, lambda t: t.__setitem__("norm.weight", t["model.norm.weight"].clone() + 1)
+    )
+    with pytest.raises(ValueError) as error:
+        load_model(llama_folder)
+    for part in ("holds one tensor twice", "'norm.weight'", "'model.norm.weight'", "safetensors"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        ["MistralForCausalLM"],
+        ["GemmaForCausalLM"],
+        ["GraniteForCausalLM"],
+        ["SmolLM3ForCausalLM"],
+        ["Llama4ForCausalLM"],
+        ["LlamaForCausalLM", "MistralForCausalLM"],
+        "MistralForCausalLM",
+    ],
+)
+def test_a_renamed_checkpoint_of_another_family_is_refused(llama_folder, named):
+    edit_config(llama_folder, architectures=named)
+    with pytest.raises(ValueError, match="architectures must be of .* for model_type 'llama'"):
+        load_model(llama_folder)
 
 
 def test_a_transposed_tensor_is_misshapen(gpt2_folder):
@@ -350,10 +403,10 @@ def test_a_checkpoint_survives_being_moved(folder, tmp_path):
 
 
 def test_gpt2_without_a_hub_says_loudly_that_its_weights_are_random(monkeypatch):
-    monkeypatch.setattr(
-        "lib.models.checkpoint._download",
-        lambda hub_id: (_ for _ in ()).throw(OSError("no network")),
-    )
+    def offline(hub_id, **options):
+        raise LocalEntryNotFoundError("offline, and not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.warns(RandomWeightsWarning, match="RANDOM"):
         loaded = load_model("gpt2", dtype=torch.bfloat16)
     assert loaded.weights == "random" and loaded.tokenizer is None and loaded.folder is None

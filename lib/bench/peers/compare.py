@@ -33,8 +33,8 @@ TARGET = 1.0  # ratio of rates: at least as fast as transformers
 VOCAB_SIZE = 49152  # SmolLM2's
 PLAIN, PACKED, FUSED = (
     "contiguous, plain",
-    "contiguous, packed where faster",
-    "fused, packed where faster",
+    "contiguous, packed",
+    "fused, packed",
 )
 
 

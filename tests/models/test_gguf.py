@@ -1,0 +1,390 @@
+"""GGUF files of a tiny Llama, as llama.cpp's converter writes them: exact, or refused with file and tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
+
+from lib.attention.full import FullAttention
+from lib.core.batch import Batch
+from lib.models.checkpoint import load_model
+from lib.models.gguf import convert
+from lib.models.smollm2 import converted
+from tests.helpers import hf_llama
+
+HEADS, KV_HEADS, HEAD_DIM, THETA = 6, 2, 8, 500000.0
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": THETA,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SMALL = dict(vocab_size=10, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS)
+Change = Callable[[GGUFWriter], object]
+
+
+def permuted(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """convert_hf_to_gguf.py, LlamaModel.permute: interleaves the halves of each head of q and k."""
+    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return halves.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def rope_factors(factor: float, low: float = 1.0, high: float = 4.0, original: int = 8192):
+    """convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors."""
+    factors = []
+    for i in range(0, HEAD_DIM, 2):
+        wavelength = 2 * math.pi * THETA ** (i / HEAD_DIM)
+        smooth = (original / wavelength - low) / (high - low)
+        blend = 1 / ((1 - smooth) / factor + smooth) if smooth else factor
+        fast, slow = wavelength < original / high, wavelength > original / low
+        factors.append(1.0 if fast else factor if slow else blend)
+    return np.array(factors, dtype=np.float32)
+
+
+def write_gguf(path: Path, hf, *changes: Change, skip: str = "", architecture: str = "llama"):
+    """`hf` as a GGUF file; `changes` add to it; keys that contain `skip` are left out."""
+    c, writer = hf.config, GGUFWriter(path, architecture)
+    writer.add_vocab_size(c.vocab_size)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_context_length(512)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(THETA)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["<s>", "</s>", "<e>", *"abcdef", "ab"])
+    writer.add_token_types([3, 3, 3, *[1] * 7])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{{ messages }}")
+    for change in changes:
+        change(writer)
+    if skip:
+        for keys in writer.kv_data:
+            for key in [key for key in keys if skip in key]:
+                del keys[key]
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, c.num_hidden_layers)
+    for name, tensor in hf.state_dict().items():
+        if name == "lm_head.weight" and c.tie_word_embeddings:
+            continue
+        data = tensor.detach().contiguous().numpy()
+        if "q_proj" in name or "k_proj" in name:
+            data = permuted(data, HEADS if "q_proj" in name else KV_HEADS)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tiny_llama(**config):
+    return hf_llama(3, **{**SMALL, "rope_parameters": {"rope_theta": THETA}, **config})
+
+
+def same_logits(tmp_path: Path, hf, *changes: Change, **options) -> bool:
+    """Whether the GGUF file of `hf` gives the logits of `hf`'s own checkpoint folder, bit for bit."""
+    hf.save_pretrained(tmp_path / "hf")
+    (tmp_path / "out").mkdir()
+    convert(write_gguf(tmp_path / "tiny.gguf", hf, *changes, **options), tmp_path / "out")
+    batch = Batch.of_prompts([[3, 4, 5, 6, 7] * 40, [8]])
+    with torch.inference_mode():
+        ours, theirs = (
+            load_model(tmp_path / name).model(batch, FullAttention()) for name in ("out", "hf")
+        )
+    return torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "config, changes, options",
+    [
+        pytest.param(dict(tie_word_embeddings=True), (), {}, id="tied"),
+        pytest.param(dict(tie_word_embeddings=False), (), {}, id="untied"),
+        pytest.param(dict(attention_bias=True, mlp_bias=True), (), {}, id="biases"),
+        pytest.param(
+            dict(rope_parameters=LLAMA3),
+            (lambda w: w.add_tensor("rope_freqs.weight", rope_factors(8.0)),),
+            {},
+            id="llama3",
+        ),
+        pytest.param(
+            dict(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": THETA}),
+            (lambda w: w.add_string("llama.rope.scaling.type", "linear"),)
+            + (lambda w: w.add_rope_scaling_factor(4.0),),
+            {},
+            id="linear",
+        ),
+        pytest.param(
+            dict(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": THETA}),
+            (lambda w: w.add_float32("llama.rope.scale_linear", 4.0),),
+            {},
+            id="linear-old-key",
+        ),
+        pytest.param(
+            {},
+            (lambda w: w.add_string("llama.rope.scaling.type", "none"),)
+            + (lambda w: w.add_rope_scaling_factor(4.0),),
+            {},
+            id="scaling-none",
+        ),
+        pytest.param(
+            dict(rope_parameters={"rope_theta": 10000.0}),
+            (),
+            dict(skip="freq_base"),
+            id="default-theta",
+        ),
+        pytest.param({}, (), dict(skip="vocab_size"), id="vocab-size-of-the-tokenizer"),
+        pytest.param({}, (), dict(skip="tokenizer."), id="no-tokenizer"),
+        pytest.param(
+            {},
+            (lambda w: w.add_key_length(8), lambda w: w.add_value_length(8)),
+            {},
+            id="head-size-said",
+        ),
+    ],
+)
+def test_a_gguf_file_is_the_checkpoint_that_it_was_made_from(tmp_path, config, changes, options):
+    assert same_logits(tmp_path, tiny_llama(**config), *changes, **options)
+
+
+def test_the_scalings_of_these_tests_change_something(tmp_path):
+    """llama3 on this tiny model: without it the logits would differ, so the test above sees it."""
+    assert rope_factors(8.0)[0] == 1.0 and rope_factors(8.0)[-1] > 1.0
+    hf = tiny_llama(rope_parameters=LLAMA3)
+    assert not same_logits(tmp_path, hf)
+
+
+def test_tokenizer_and_config_of_the_file(tmp_path):
+    convert(write_gguf(tmp_path / "tiny.gguf", tiny_llama()), tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.tokenizer.encode("abc") == [9, 5] and loaded.tokenizer.eos_token == "<e>"
+    assert loaded.config.eos_token_ids == (2,) and loaded.config.num_kv_heads == KV_HEADS
+    assert not loaded.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        pytest.param(
+            [lambda w: w.add_tensor("rope_freqs.weight", rope_factors(8.0, original=4096))],
+            "rope_freqs.weight is not Llama 3's",
+            id="other-rope-freqs",
+        ),
+        pytest.param(
+            [lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, dtype=np.float32))],
+            "rope_freqs.weight",
+            id="misshapen-rope-freqs",
+        ),
+        pytest.param(
+            [lambda w: w.add_tensor("blk.1.ffn_gate_exps.weight", np.ones((2, 2, 2), np.float32))],
+            "the tensor blk.1.ffn_gate_exps.weight is not one of a Llama's",
+            id="experts",
+        ),
+        pytest.param(
+            [lambda w: w.add_tensor("blk.0.attn_q_norm.weight", np.ones(8, np.float32))],
+            "blk.0.attn_q_norm.weight",
+            id="query-norm",
+        ),
+        pytest.param(
+            [lambda w: w.add_tensor("surprise", np.ones(8, np.float32))],
+            "the tensor surprise is not",
+            id="odd-name",
+        ),
+        pytest.param(
+            [lambda w: w.add_tensor("blk.0.attn_norm.weight.x", np.ones(8, np.int32))],
+            "blk.0.attn_norm.weight.x",
+            id="odd-suffix",
+        ),
+        pytest.param(
+            [lambda w: w.add_string("llama.rope.scaling.type", "yarn")],
+            "llama.rope.scaling.type must be 'none' or 'linear', got 'yarn'",
+            id="yarn",
+        ),
+        pytest.param(
+            [lambda w: w.add_float32("llama.rope.scaling.attn_factor", 2.0)],
+            "attn_factor must be 1, got 2.0",
+            id="attn-factor",
+        ),
+        pytest.param(
+            [lambda w: w.add_key_length(16)],
+            "llama.rope.dimension_count must be the head size, 16, got 8",
+            id="partial-rotary",
+        ),
+        pytest.param(
+            [lambda w: w.add_key_length(8), lambda w: w.add_value_length(4)],
+            "value_length must be the head size, 8, got 4",
+            id="value-length",
+        ),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_file_and_name(tmp_path, changes, message):
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), *changes)
+    with pytest.raises(ValueError, match=f"tiny.gguf: .*{message}"):
+        convert(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("model", "llama", "tokenizer.ggml.model must be 'gpt2', got 'llama'"),
+        ("pre", "llama-bpe", "tokenizer.ggml.pre must be 'smollm', got 'llama-bpe'"),
+        ("pre", None, "tokenizer.ggml.pre must be 'smollm', got None"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path, key, value, message):
+    key = f"tokenizer.ggml.{key}"
+
+    def change(writer: GGUFWriter) -> None:
+        del writer.kv_data[0][key]
+        if value is not None:
+            writer.add_string(key, value)
+
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), change)
+    with pytest.raises(ValueError, match=f"tiny.gguf: {message}"):
+        convert(file, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["block_count", "head_count", "context_length", "token_type"])
+def test_a_missing_key_is_named(tmp_path, key):
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), skip=key)
+    with pytest.raises(ValueError, match=f"tiny.gguf: missing key '.*{key}"):
+        convert(file, tmp_path)
+
+
+def test_a_tensor_of_a_type_without_a_reader_is_named(tmp_path):
+    ints = np.ones((4, 8), dtype=np.int8)
+    file = write_gguf(
+        tmp_path / "tiny.gguf",
+        tiny_llama(num_hidden_layers=1),
+        lambda w: w.add_tensor("blk.1.ffn_up.weight", ints),
+    )
+    with pytest.raises(ValueError, match=r"tiny.gguf: the tensor blk.1.ffn_up.weight of type I8"):
+        convert(file, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "mistral3"])
+def test_another_architecture_is_refused(tmp_path, architecture):
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), architecture=architecture)
+    with pytest.raises(ValueError, match="tiny.gguf: general.architecture must be 'llama'"):
+        convert(file, tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"not a gguf file at all" * 20])
+def test_a_broken_gguf_file_is_named(tmp_path, data):
+    (tmp_path / "broken.gguf").write_bytes(data)
+    with pytest.raises(ValueError, match="broken.gguf"):
+        convert(tmp_path / "broken.gguf", tmp_path)
+
+
+def test_a_truncated_gguf_file_is_named(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="tiny.gguf is not a readable GGUF file"):
+        convert(file, tmp_path)
+
+
+# The cache of converted folders.
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_llama())
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
+def test_permissions_follow_the_umask(small_file, tmp_path, umask, mode):
+    """A second user must be able to read what the first one left in a shared temporary folder."""
+    before = os.umask(umask)
+    try:
+        folder = converted(small_file, "tiny", [tmp_path / "cache"])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+    assert {stat.S_IMODE(f.stat().st_mode) for f in folder.iterdir()} == {mode & 0o666}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["removed", "truncated"])
+def test_a_damaged_folder_is_converted_again(small_file, tmp_path, name, damage):
+    folder = converted(small_file, "tiny", [tmp_path])
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage == "truncated":
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+    assert converted(small_file, "tiny", [tmp_path]) == folder
+    assert (folder / name).read_bytes() == whole
+    load_model(folder)
+
+
+def test_a_whole_folder_is_left_alone(small_file, tmp_path):
+    folder = converted(small_file, "tiny", [tmp_path])
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert converted(small_file, "tiny", [tmp_path]) == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_what_a_killed_conversion_left_does_no_harm(small_file, tmp_path):
+    partial = tmp_path / "tiny.partial"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    load_model(converted(small_file, "tiny", [tmp_path]))
+    assert not partial.exists()
+
+
+def test_a_failed_conversion_leaves_no_folder(tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="broken.gguf"):
+        converted(tmp_path / "broken.gguf", "tiny", [tmp_path / "cache"])
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_the_next_cache_serves_where_one_cannot_be_written(small_file, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    caches = [tmp_path / "file" / "cache", tmp_path / "second"]
+    assert converted(small_file, "tiny", caches) == tmp_path / "second" / "tiny"
+    with pytest.raises(OSError, match="no place to write .* tiny.gguf"):
+        converted(small_file, "tiny", caches[:1])
+
+
+def test_processes_that_convert_at_once_get_one_whole_folder(small_file, tmp_path):
+    code = (
+        "from pathlib import Path; from lib.models.smollm2 import converted\n"
+        "print('ready', flush=True); input()\n"
+        f"folder = converted(Path({str(small_file)!r}), 'tiny', [Path({str(tmp_path)!r})])\n"
+        "print(len((folder / 'model.safetensors').read_bytes()), folder.stat().st_ino)"
+    )
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    try:
+        assert [child.stdout.readline() for child in children] == ["ready\n"] * 3
+        for child in children:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        outputs = [child.communicate(timeout=120)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert len(set(outputs)) == 1, "all were given the same folder, and it was made once"
+    assert json.loads((tmp_path / "tiny" / "config.json").read_text())["vocab_size"] == 10
+    assert not (tmp_path / "tiny.partial").exists()
