@@ -3,7 +3,7 @@
 A chapter never writes "faster", "about", "most", "as predicted" or "free" by hand. Such a clause comes from a function
 that takes the measured values and returns words; the parts are imported by name:
 
-    values        Measured (a number, a Timing, all repeats, None), quantity, times, percent, cell(series, column, row)
+    values        Measured (a number, a Timing, repeats, None), quantity, times, percent; cell, column, ends of a Series
     vocabulary    compare, versus_prediction, versus_bound, share; each returns a Finding (text, kind, ratio, direction)
     curves        trend, scaling, threshold, crossing, ordering
     predictions   Prediction, predictions_table, tally

@@ -6,11 +6,21 @@ Introduced in chapter 1.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lib.bench.findings.curves import growth, trend
 from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import Measured, cell, number, percent, quantity, times, value
+from lib.bench.findings.values import (
+    Measured,
+    column,
+    ends,
+    number,
+    percent,
+    quantity,
+    times,
+    value,
+)
 from lib.bench.findings.vocabulary import (
     Finding,
     capital,
@@ -20,23 +30,18 @@ from lib.bench.findings.vocabulary import (
     versus_bound,
     versus_prediction,
 )
+from lib.bench.records.files import reference
 from lib.bench.records.series import Series
 
 LATENCY, THROUGHPUT = "token_time_by_prompt", "throughput_by_generated"
 FEW_ROWS = "with few rows a product does not reach the rate of the large square product that set the ceiling"
 
 
-def column(series: Series | None, name: str) -> list[Measured]:
-    """Every value of a column, raw samples where they were kept; an empty list for a series that is absent."""
-    if series is None or name not in series:
-        return []
-    return [cell(series, name, row) for row in range(len(series[name]))]
-
-
-def ends(series: Series | None, name: str) -> tuple[Measured, Measured]:
-    """The first and the last value of a column."""
-    found = column(series, name)
-    return (found[0], found[-1]) if found else (None, None)
+def families(profiled: Series | None) -> dict[str, float]:
+    """Share of the time by kernel family, with "gemm" and "gemv" always there; empty where no share was measured."""
+    if profiled is None or "share" not in profiled or None in profiled["share"]:
+        return {}
+    return {"gemm": 0.0, "gemv": 0.0} | dict(zip(profiled["family"], profiled["share"]))
 
 
 def bound_growth(run: Any) -> Finding:
@@ -78,9 +83,9 @@ def gap(run: Any) -> Finding:
 
 def _gap_by_profile(profiled: Series | None, measured: float, bound: float) -> Finding:
     """The same from the profile of one pass, for a run that did not time its products alone."""
-    if profiled is not None:
-        shares = dict(zip(profiled["family"], profiled["share"]))
-        part = (shares.get("gemm") or 0.0) + (shares.get("gemv") or 0.0)
+    shares = families(profiled)
+    if shares:
+        part = shares["gemm"] + shares["gemv"]
         if 2 * (1 - part) * measured < measured - bound:
             text = (
                 f"in a profile of one pass, {percent(part)} of the time is in matrix products, so that what surrounds "
@@ -244,15 +249,15 @@ def published_curve(sweep: Mapping[str, Sequence[float]]) -> dict[str, str]:
 def profile(run: Any) -> dict[str, str]:
     """The sentences under the profile's table."""
     series = run["profile"]
-    if series is None:
+    shares = families(series)
+    if not shares:
         return {"profile_finding": missing("the profile").sentence}
-    shares = dict(zip(series["family"], series["share"]))
-    gemm, gemv = shares.get("gemm", 0.0), shares.get("gemv", 0.0)
+    gemm, gemv = shares["gemm"], shares["gemv"]
     said = (
         f"For one pass over {number(series.params['prompt'])} tokens, {share(gemm)} of the time is in products of many "
         f"rows (gemm), and {share(gemv)} in products with one row (gemv), among them the vocabulary matrix."
     )
-    if gemm is not None and gemv is not None and gemm + gemv > 0.5:
+    if gemm + gemv > 0.5:
         said += f" Everything else together is {share(max(0.0, 1 - gemm - gemv))}."
     return {"profile_finding": said}
 
@@ -262,11 +267,7 @@ def predictions(run: Any, by_length: Any = None) -> list[Prediction]:
     by_length = run if by_length is None else by_length
     series, rates = run[LATENCY], by_length[THROUGHPUT]
     grown, cause = growth(*ends(series, "no_cache")), gap(run)
-    why = (
-        cause.text
-        if cause.kind in ("products", "around", "both")
-        else "this run has no cause to show"
-    )
+    why = cause.text if cause.kind in ("products", "around", "both") else ""
     bound = Prediction(
         "time of a new token, longest prompt over shortest, from the bound",
         growth(*ends(series, "bound")), grown, why, "×",
@@ -286,22 +287,17 @@ def predictions(run: Any, by_length: Any = None) -> list[Prediction]:
 
 
 def _without_excuse(prediction: Prediction) -> Prediction:
-    """No cause of a deviation where there is none, and no cause of a success where it failed."""
-    confirmed, word = prediction.verdict == "as predicted", isinstance(prediction.predicted, str)
-    keep = (
-        confirmed
-        if word
-        else prediction.verdict == "the prediction failed" or "little" in prediction.verdict
-    )
-    if keep:
-        return prediction
-    why = "no cause was measured" if prediction.verdict == "the prediction failed" else ""
-    return Prediction(
-        prediction.claim, prediction.predicted, prediction.measured, why, prediction.unit
-    )
+    """A cause of a deviation stands beside a deviation only, and a reason for a success beside a success only."""
+    failed = prediction.verdict == "the prediction failed"
+    if isinstance(prediction.predicted, str):
+        fits = prediction.verdict == "as predicted"
+    else:
+        fits = failed or prediction.verdict.startswith("a little")
+    why = prediction.why if fits else ""
+    return replace(prediction, why=why or ("no cause was measured" if failed else ""))
 
 
-def render(run: Any, sweep: Mapping[str, Sequence[float]] | None = None) -> dict[str, str]:
+def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    result = latency(run) | throughput(run) | profile(run)
-    return result | (published_curve(sweep) if sweep else {})
+    published = published_curve(reference()["no_cache_sweep"])
+    return latency(run) | throughput(run) | profile(run) | published

@@ -76,9 +76,22 @@ def cell(series: Series | None, column: str, row: int, scale: float = 1.0) -> Me
     return None if found is None else scale * found
 
 
+def column(series: Series | None, name: str) -> list[Measured]:
+    """Every value of a column, raw samples where they were kept; an empty list for a series that is absent."""
+    if series is None or name not in series:
+        return []
+    return [cell(series, name, row) for row in range(len(series[name]))]
+
+
+def ends(series: Series | None, name: str) -> tuple[Measured, Measured]:
+    """The first and the last value of a column."""
+    found = column(series, name)
+    return (found[0], found[-1]) if found else (None, None)
+
+
 def number(x: float) -> str:
     """Three significant digits, thousands with commas: 0.0123, 1.23, 12.3, 1,234; whole numbers as they are."""
-    if x == round(x):
+    if abs(x - round(x)) <= 1e-9 * abs(x):
         return f"{x:,.0f}"
     digits = max(0, 2 - math.floor(math.log10(abs(x))))
     if digits > 6:
