@@ -820,7 +820,7 @@ record.headline(
 
 # %% [markdown]
 # {glue:text}`throughput_finding` {glue:text}`ceilings_finding` The second of these numbers is its {term}`MBU`. The first is
-# no measure of use: {glue:text}`repeated_finding` {term}`MFU` counts each token once ({numref}`fig-01-ceilings`).
+# no measure of use. {glue:text}`repeated_finding` {term}`MFU` counts each token once ({numref}`fig-01-ceilings`).
 # {glue:text}`peak_finding`
 #
 # {glue:text}`published_finding` Where launching dominates, a longer sequence is free. Chapter 8 returns to that.

@@ -58,6 +58,7 @@ class Gate:
 
     experiment: str
     reasons: list[str] = field(default_factory=list)
+    decided: bool = False  # closed for one reason, to which the others add nothing
 
     @property
     def ok(self) -> bool:
@@ -70,7 +71,7 @@ class Gate:
 
     def check(self, passed: bool, reason: str) -> bool:
         """Any check of the chapter's own; `reason` says what is wrong where it did not pass."""
-        if not passed and reason not in self.reasons:
+        if not passed and not self.decided and reason not in self.reasons:
             self.reasons.append(reason)
         return passed
 
@@ -188,7 +189,7 @@ class Experiments:
     def gate(self, experiment: str) -> Gate:
         """A new gate; `experiment` names it on the page, e.g. "time by prompt length"."""
         gate = Gate(experiment)
-        gate.check(scale() != "smoke", "it is a test run at the smallest sizes")
+        gate.decided = not gate.check(scale() != "smoke", "it is a test run at the smallest sizes")
         self.gates.append(gate)
         return gate
 
@@ -207,7 +208,7 @@ class Experiments:
         grouped: dict[str, list[str]] = {}
         for gate in closed:
             grouped.setdefault("; ".join(gate.reasons), []).append(gate.experiment)
-        said = ". ".join(f"{_listed(names)} ({reasons})" for reasons, names in grouped.items())
+        said = "; ".join(f"{_listed(names)} ({reasons})" for reasons, names in grouped.items())
         count = len(closed)
         return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {instead}"
 

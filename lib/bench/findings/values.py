@@ -116,8 +116,9 @@ def quantity(x: float | None, unit: str = "") -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio in words: "1.8 times", "12 times", "0.42 times"."""
-    digits = 0 if ratio >= 9.95 else 1 if ratio >= 0.995 else 2
+    """A ratio in words: "1.8 times", "12 times", "0.42 times"; a whole one without decimals."""
+    whole = ratio >= 9.95 or abs(ratio - round(ratio)) < 1e-9
+    digits = 0 if whole else 1 if ratio >= 0.995 else 2
     return f"{ratio:,.{digits}f} times" if ratio >= 0.005 else f"{ratio:.1g} times"
 
 
