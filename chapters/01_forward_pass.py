@@ -26,6 +26,7 @@
 #
 # Words such as *about* (within 10 %), *a little* (within 25 %) and *as predicted* (within 10 %) are chosen by the program
 # that measures, from its numbers; so is every verdict in the table of predictions at the end of a chapter.
+#
 # {glue:text}`experiments_shown`
 
 # %% tags=["remove-cell"]
@@ -525,7 +526,7 @@ glue("computed_ratio", computed / (len(chat_ids) + len(steps) - 1), ".1f")
 
 # %% [markdown]
 # To write {glue:text}`answer_tokens` tokens the model computed {glue:text}`computed_tokens`. With each token of prompt and
-# answer computed once it would have been {glue:text}`computed_once`: {glue:text}`computed_ratio` times the work.
+# answer computed once it would have been {glue:text}`computed_once`. The loop did {glue:text}`computed_ratio` times that work.
 #
 # ## Measure: the baseline
 #

@@ -152,6 +152,16 @@ def test_chapter_1_blames_what_the_products_show(data, products, kind):
     assert ("no cause was measured" in cause) == (kind == "cannot tell")
 
 
+def test_chapter_1_blames_few_rows_only_where_more_rows_are_better(data):
+    assert "with few rows or with many" in ch01.gap(with_products(data, 110, 900)).text
+    data["measurements"][LATENCY]["columns"].pop("products")
+    assert (
+        ch01.FEW_ROWS in ch01.gap(Run(data)).text
+    )  # by the profile, and 2.2 against 1.3 times the bound
+    data["measurements"][LATENCY]["columns"]["no_cache"][-1] = 1100
+    assert "with few rows or with many" in ch01.gap(Run(data)).text
+
+
 def test_chapter_1_gives_no_cause_without_a_gap(data):
     series = data["measurements"][LATENCY]["columns"]
     series["no_cache"] = [1.05 * b for b in series["bound"]]

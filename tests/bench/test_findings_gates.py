@@ -45,7 +45,7 @@ def test_a_gate_is_open_until_a_check_fails():
         (lambda g: g.quiet({"others_mean": 0.8, "others_max": 0.9}), "other programs used 0.8 cores on average while it ran"),
         (lambda g: g.quiet({"others_mean": 0.1, "others_max": 1.9}), "other programs used up to 1.9 cores while it ran"),
         (lambda g: g.machine(roofline(5e9), roofline()), "memory bandwidth at 5 GB/s is 0.50 times this machine's record"),
-        (lambda g: g.machine(roofline(flops=2e11), roofline()), "float32 products at 200 GFLOP/s are 2.0 times this machine's record"),
+        (lambda g: g.machine(roofline(flops=2e11), roofline()), "float32 products at 200 GFLOP/s are 2 times this machine's record"),
         (lambda g: g.queue_formed(0), "no queue formed (at most 0 waited, needed 1)"),
         (lambda g: g.limit_reached(4, 6, "seats"), "the limit was not reached (4 of 6 seats)"),
         (lambda g: g.enough(13, 96), "too few requests (13, needed 96)"),

@@ -42,7 +42,7 @@ curve = st.lists(st.tuples(st.floats(-5, 1e4), anything), max_size=6)
         (1.1, "about", "A and B take about the same time (1.10 s against 1 s)"),
         (1.2, "little", "A is a little slower than B (20 %: 1.20 s against 1 s)"),
         (1.8, "number", "A takes 1.8 times as long as B (1.80 s against 1 s)"),
-        (5.0, "several", "A takes several times as long as B (5.0 times: 5 s against 1 s)"),
+        (5.0, "several", "A takes several times as long as B (5 times: 5 s against 1 s)"),
     ],
 )
 def test_times_are_compared_in_the_books_words(ratio, kind, words):

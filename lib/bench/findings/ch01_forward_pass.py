@@ -65,7 +65,7 @@ def gap(run: Any) -> Finding:
     if measured <= 1.25 * bound:
         return Finding("there is little time above the bound to explain", "small")
     if products is None:
-        return _gap_by_profile(run["profile"], measured, bound)
+        return _gap_by_profile(series, run["profile"], measured, bound)
     if products > 1.1 * measured:
         text = "the products, timed alone, took longer than the whole pass, so this run cannot say where the gap lies"
         return Finding(text, "cannot tell")
@@ -74,14 +74,24 @@ def gap(run: Any) -> Finding:
         f"of the time above the bound, {percent(part)} is spent in the matrix products themselves"
     )
     if part >= 0.55:
-        return Finding(f"{said}: {FEW_ROWS}", "products", part)
+        over = (growth(*pair) for pair in zip(ends(series, "bound"), ends(series, "products")))
+        return Finding(f"{said}: {_slow_products(*over)}", "products", part)
     if part <= 0.45:
         text = f"{said}; the larger part is spent around them: in attention, in small operations, and in starting each of them"
         return Finding(text, "around", part)
     return Finding(f"{said}, and about as much around them", "both", part)
 
 
-def _gap_by_profile(profiled: Series | None, measured: float, bound: float) -> Finding:
+def _slow_products(short: float | None, long: float | None) -> str:
+    """Why products lie above the bound; `short`, `long`: how many times, for the shortest and the longest prompt."""
+    if short and long and short > 1.1 * long:
+        return FEW_ROWS
+    return "they do not reach the rate of the large square product that set the ceiling, with few rows or with many"
+
+
+def _gap_by_profile(
+    series: Series, profiled: Series | None, measured: float, bound: float
+) -> Finding:
     """The same from the profile of one pass, for a run that did not time its products alone."""
     shares = families(profiled)
     if shares:
@@ -91,7 +101,8 @@ def _gap_by_profile(profiled: Series | None, measured: float, bound: float) -> F
                 f"in a profile of one pass, {percent(part)} of the time is in matrix products, so that what surrounds "
                 "them explains less than half of the time above the bound"
             )
-            return Finding(f"{text}: {FEW_ROWS}", "products", part)
+            over = (growth(*pair) for pair in zip(ends(series, "bound"), ends(series, "no_cache")))
+            return Finding(f"{text}: {_slow_products(*over)}", "products", part)
     return missing("where the time above the bound goes")
 
 
