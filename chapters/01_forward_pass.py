@@ -402,7 +402,7 @@ show_source(llama.rotate)
 
 # %% [markdown]
 # **Grouped-query attention** {cite}`ainslie2023gqa` lets several query heads share one head of keys and values. SmolLM2 has
-# three query heads to each. That saves little here. In chapter 2, when keys and values are kept, it saves two thirds of
+# three query heads to each. Here that makes two matrices smaller, and no more. In chapter 2, when keys and values are kept, it saves two thirds of
 # the memory.
 #
 # Attention itself is a call to PyTorch's `scaled_dot_product_attention`. It takes tensors of one shape, so sequences of equal
@@ -597,7 +597,7 @@ inputs = {
 
 @torch.inference_mode()
 def products(num_tokens):
-    """The products of one pass: the vocabulary matrix for one row, every other matrix for all rows."""
+    """The products of one pass; the vocabulary matrix for one row only."""
     for linear in linears:
         rows = 1 if linear is engine.model.lm_head else num_tokens
         linear(inputs[linear.in_features][:rows])
@@ -734,6 +734,8 @@ done = [
 useful = [
     counts.generate_flops(config, PROMPT, n) for n in GENERATED
 ]  # every token once
+
+# %% tags=["hide-input"]
 record.add(
     "throughput_by_generated",
     unit="tokens/s",
