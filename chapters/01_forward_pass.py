@@ -402,8 +402,8 @@ show_source(llama.rotate)
 
 # %% [markdown]
 # **Grouped-query attention** {cite}`ainslie2023gqa` lets several query heads share one head of keys and values. SmolLM2 has
-# three query heads to each. Here that makes two matrices smaller, and no more. In chapter 2, when keys and values are kept, it saves two thirds of
-# the memory.
+# three query heads to each. Here that makes two matrices smaller, and no more. In chapter 2, when keys and values are kept,
+# it saves two thirds of the memory.
 #
 # Attention itself is a call to PyTorch's `scaled_dot_product_attention`. It takes tensors of one shape, so sequences of equal
 # length share a call, and sequences of different lengths get a call each:
