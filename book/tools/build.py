@@ -147,7 +147,9 @@ def main() -> int:
     else:
         fresh = options.force or state.get("execution") != execution
         if fresh:
-            shutil.rmtree(CACHE, ignore_errors=True)
+            # The machine's ceilings are measured once for all chapters of a build, and go with their outputs.
+            for stale in (CACHE, BUILD / "machine"):
+                shutil.rmtree(stale, ignore_errors=True)
         BUILD.mkdir(exist_ok=True)
         STATE.write_text(json.dumps({"execution": execution}))
         status = jupyter_book(fresh)

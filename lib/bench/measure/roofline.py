@@ -6,30 +6,42 @@ A step that moves `bytes` and computes `flops` cannot end before max(bytes / ban
 Introduced in chapter 1.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 
 import torch
 
-from lib.bench.measure.machine import default_device
-from lib.bench.measure.timing import measure
+from lib.bench.measure.ceilings import dtype_name, measure_bandwidth, measure_matmul, tf32
+from lib.bench.measure.machine import default_device, hardware
+from lib.bench.paths import repository
 from lib.bench.scale import scale
 
+__all__ = ["Roofline", "dtype_name", "machine_roofline", "measure_bandwidth", "measure_matmul", "measure_roofline",
+           "tf32"]  # fmt: skip
 
-def dtype_name(dtype: torch.dtype | str) -> str:
-    """`torch.float32` and "float32" both give "float32"; "tf32" stays: fp32 data, multiplied in TensorFloat-32."""
-    return str(dtype).removeprefix("torch.")
+ROUNDS = 5  # of each kernel, in turns
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Ceilings of one device: `bandwidth` in B/s, `flops[dtype]` in FLOP/s; `details` has each kernel's own rate."""
+    """Ceilings of one device: `bandwidth` in B/s, `flops[dtype]` in FLOP/s; `details` has each kernel's own rate.
+
+    spread: by "bandwidth" and dtype, the range of the rounds over their median; empty for a single measurement.
+    """
 
     device: str
     bandwidth: float
     flops: dict[str, float]
     details: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)
 
     def rate(self, dtype: torch.dtype | str = "float32") -> float:
         """FLOP/s of a dtype. Raises ValueError for one that was not measured."""
@@ -63,73 +75,98 @@ def measure_roofline(
     device = default_device() if device is None else torch.device(device)
     quick = scale() == "smoke" if quick is None else quick
     details = measure_bandwidth(device, quick)
-    names = [dtype_name(dtype) for dtype in dtypes]
-    if device.type == "cuda" and "float32" in names and "tf32" not in names:
-        names.insert(names.index("float32") + 1, "tf32")
+    names = _names(device, dtypes)
     rates = {name: measure_matmul(device, name, quick) for name in names}
     return Roofline(str(device), max(details.values()), rates, details)
 
 
-def measure_bandwidth(device: torch.device | str, quick: bool = False) -> dict[str, float]:
-    """B/s of reading a matrix far larger than the caches, as decoding reads weights: by `mv` and by `sum`.
+def machine_roofline(
+    device: torch.device | str | None = None,
+    dtypes: Sequence[torch.dtype | str] = ("float32", "bfloat16"),
+    folder: Path | str | None = None,
+) -> Roofline:
+    """This machine's ceilings, measured once and shared by all chapters: the median of `ROUNDS` rounds, with its spread.
 
-    The ceiling is the better of the two: a slow kernel is no property of the memory.
+    The first call measures and keeps every round under `folder`, by default `_build/machine/`; later calls, in this
+    process or another, read them, and measure only the dtypes that are not there yet. The file's name holds what the
+    rates depend on: hardware, torch's version, threads and this boot of the machine. It goes with the chapters' cached
+    outputs (`make book` drops both together) and with `make clean`. At smoke scale: measured quickly, nothing is kept.
     """
-    device = torch.device(device)
-    rows = (
-        2**17 if device.type == "cuda" else 2**15
-    )  # 2 GiB on a GPU, 512 MiB on a CPU: beyond any cache
-    rows = rows // 8 if quick else rows
-    matrix = torch.ones(rows, 4096, device=device)
-    vector = torch.ones(4096, device=device)
-    size = matrix.numel() * matrix.element_size()
-    kernels = {"mv": lambda: torch.mv(matrix, vector), "sum": lambda: torch.sum(matrix)}
-    return {name: size / _best(fn, device, quick) for name, fn in kernels.items()}
+    device = default_device() if device is None else torch.device(device)
+    if scale() == "smoke":
+        return measure_roofline(device, dtypes, quick=True)
+    folder = repository() / "_build" / "machine" if folder is None else Path(folder)
+    path = folder / f"roofline-{_machine_key(device)}.json"
+    rounds: dict[str, list[float]] = _read_rounds(path)
+    names = _names(device, dtypes)
+    absent = [name for name in names if name not in rounds]
+    streams = {"mv", "sum"} <= rounds.keys()
+    if absent or not streams:
+        rounds |= _measure_rounds(device, absent, bandwidth=not streams)
+        _write_rounds(path, rounds)
+    return _from_rounds(str(device), rounds, names)
 
 
-def measure_matmul(
-    device: torch.device | str, dtype: torch.dtype | str, quick: bool = False
-) -> float:
-    """FLOP/s of a square matmul. "float32" is exact fp32, "tf32" lets CUDA round inputs to TensorFloat-32."""
-    device, name = torch.device(device), dtype_name(dtype)
-    torch_dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-    n = (8192 if device.type == "cuda" else 3072) // (4 if quick else 1)
-    with tf32(name == "tf32"):
-        # A dtype without its own instructions can be a hundred times slower: try a small product before the large one.
-        small = _square(device, torch_dtype, 256)
-        while n > 256 and _best(small, device, True) * (n / 256) ** 3 > (0.03 if quick else 0.4):
-            n //= 2
-        return 2 * n**3 / _best(_square(device, torch_dtype, n), device, quick)
+def _names(device: torch.device, dtypes: Sequence[torch.dtype | str]) -> list[str]:
+    names = [dtype_name(dtype) for dtype in dtypes]
+    if device.type == "cuda" and "float32" in names and "tf32" not in names:
+        names.insert(names.index("float32") + 1, "tf32")
+    return names
 
 
-def _square(device: torch.device, dtype: torch.dtype, n: int):
-    a, b = (
-        torch.ones(n, n, device=device, dtype=dtype),
-        torch.ones(n, n, device=device, dtype=dtype),
-    )
-    return lambda: torch.mm(a, b)
+def _measure_rounds(
+    device: torch.device, names: Sequence[str], bandwidth: bool
+) -> dict[str, list[float]]:
+    """Rates of each round, in turns: a disturbance falls on one round of every kernel, not on all rounds of one."""
+    rounds: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        found = measure_bandwidth(device) if bandwidth else {}
+        found |= {name: measure_matmul(device, name) for name in names}
+        for name, rate in found.items():
+            rounds.setdefault(name, []).append(rate)
+    return rounds
 
 
-def _best(fn, device: torch.device, quick: bool) -> float:
-    """Seconds of the fastest of a few runs: a ceiling is what the machine can do, not what it did on average."""
-    clock = "events" if device.type == "cuda" else "wall"
-    timing = measure(
-        fn,
-        warmup=1,
-        repeats=3 if quick else 10,
-        device=device,
-        clock=clock,
-        budget=0.1 if quick else 0.7,
-    )
-    return min(timing.samples)
+def _from_rounds(device: str, rounds: Mapping[str, list[float]], names: Sequence[str]) -> Roofline:
+    # The better kernel of each round: a slow kernel is no property of the memory.
+    streams = [max(pair) for pair in zip(rounds["mv"], rounds["sum"])]
+    spread = {"bandwidth": _spread(streams)} | {name: _spread(rounds[name]) for name in names}
+    details = {name: median(rounds[name]) for name in ("mv", "sum")}
+    flops = {name: median(rounds[name]) for name in names}
+    return Roofline(device, median(streams), flops, details, spread)
 
 
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Sets whether fp32 matmuls on CUDA may round to TensorFloat-32 (10-bit mantissa), and restores it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+def _spread(rates: Sequence[float]) -> float:
+    return (max(rates) - min(rates)) / median(rates)
+
+
+def _machine_key(device: torch.device) -> str:
     try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = platform.node()
+    parts = (torch.__version__, str(torch.get_num_threads()), str(device), boot)
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    return f"{hardware(device)['slug']}-{digest}"
+
+
+def _read_rounds(path: Path) -> dict[str, list[float]]:
+    """What the file holds; nothing where it is absent or not whole."""
+    try:
+        found = json.loads(path.read_text())
+        rounds = {name: [float(r) for r in rates] for name, rates in found["rounds"].items()}
+        return {name: rates for name, rates in rounds.items() if rates}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write_rounds(path: Path, rounds: Mapping[str, list[float]]) -> None:
+    """Whole or not at all. A folder that cannot be written costs the next chapter a measurement, not this one its run."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "w") as file:
+            json.dump(
+                {"unit": "B/s and FLOP/s, one value per round", "rounds": rounds}, file, indent=1
+            )
+        os.replace(temporary, path)

@@ -4,7 +4,7 @@ Introduced in chapter 1.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,10 @@ class Timing:
     def rate(self, count: float) -> float:
         """`count` divided by the median: things per second, e.g. `timing.rate(tokens)`."""
         return count / self.median
+
+    def times(self, factor: float) -> "Timing":
+        """Every sample times a factor: `timing.times(1e3 / tokens)` is milliseconds per token."""
+        return Timing(tuple(factor * sample for sample in self.samples))
 
     def rates(self, count: float) -> "Rates":
         """The same for every sample, so that a record of a throughput keeps its raw samples too."""
@@ -77,6 +81,30 @@ def measure(
         if budget is not None and samples and sum(samples) >= budget:
             break
     return Timing(tuple(samples))
+
+
+def measure_in_turns(
+    fns: Mapping[str, Callable[[], Any]],
+    *,
+    warmup: int = 1,
+    repeats: int = 3,
+    device: torch.device | str | None = None,
+) -> dict[str, Timing]:
+    """Times several functions that are to be compared: a, b, c, a, b, c, … so that a disturbance falls on all of them.
+
+    Raises ValueError where there is nothing to time, and for what `measure` refuses.
+    """
+    if not fns or warmup < 0 or repeats < 1:
+        raise ValueError(
+            f"{len(fns)} functions, warmup={warmup}, repeats={repeats}: need at least 1, 0 and 1"
+        )
+    samples: dict[str, list[float]] = {name: [] for name in fns}
+    for run in range(warmup + repeats):
+        for name, fn in fns.items():
+            (seconds,) = measure(fn, warmup=0, repeats=1, device=device).samples
+            if run >= warmup:
+                samples[name].append(seconds)
+    return {name: Timing(tuple(found)) for name, found in samples.items()}
 
 
 def _wall(fn: Callable[..., Any], args: tuple, device: torch.device) -> float:

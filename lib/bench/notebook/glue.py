@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,15 +30,39 @@ class _Plain:
         return repr(self.text)
 
 
+def plain(text: str) -> str:
+    """The text without Markdown's marks for code and bold, which {glue:text} would show as they are."""
+    return re.sub(r"\*\*(.+?)\*\*", r"\1", text.replace("`", ""))
+
+
 def glue(name: str, value: Any, fmt: str = "") -> None:
-    """Puts `value` under `name` for the prose: {glue:text}`name`. `fmt` is a format spec, e.g. ".2f" or ",.0f"."""
+    """Puts `value` under `name` for the prose: {glue:text}`name`. `fmt` is a format spec, e.g. ".2f" or ",.0f".
+
+    The page shows it as plain text in the weight of its paragraph. A sentence that needs code or bold is for `say`.
+    """
     if not in_notebook():
         return
     try:
         from myst_nb import glue as myst_glue
     except ImportError:  # Colab: the prose keeps its role, the code runs on
         return
-    myst_glue(name, _Plain(format(value, fmt)), display=False)
+    myst_glue(name, _Plain(plain(format(value, fmt))), display=False)
+
+
+def glue_all(values: Mapping[str, Any]) -> None:
+    """Glues each value under its name, as a chapter's findings return them: {"growth": "grows 5.0 times …"}."""
+    for name, value in values.items():
+        glue(name, value)
+
+
+def say(text: Any) -> None:
+    """Shows a generated sentence or list that needs code or bold: Markdown in a notebook, plain text in a script."""
+    if not in_notebook():
+        print(textwrap.fill(plain(str(text)), 100))
+        return
+    from IPython.display import Markdown, display
+
+    display(Markdown(str(text)))
 
 
 def repository_url() -> str | None:

@@ -11,10 +11,12 @@ Introduced in chapter 1.
 import hashlib
 import io
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.bench.script_options import in_notebook, options
@@ -52,6 +54,14 @@ def figure(
     matplotlib.rcParams.update(STYLE)
     fig = Figure(figsize=(width, height * nrows), layout="constrained")
     return fig, fig.subplots(nrows, ncols, **subplots)
+
+
+def caution(ax: Axes, text: str) -> None:
+    """Writes what a gate says about this figure above its panel, wrapped to the panel's width; nothing for no text."""
+    if text:
+        width = ax.get_position().width * ax.get_figure(root=True).get_figwidth()
+        words = textwrap.fill(text[:1].upper() + text[1:] + ".", max(24, int(width * 15)))
+        ax.set_title(words, fontsize=9, fontweight="normal", style="italic")
 
 
 def to_svg(fig: Figure, inline: bool = False) -> str:

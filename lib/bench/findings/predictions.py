@@ -1,0 +1,99 @@
+"""A chapter's predictions with their verdicts: the table at its end.
+
+Introduced in chapter 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib.bench.findings.values import Measured, quantity, times, value
+from lib.bench.findings.vocabulary import MISSING, Finding, versus_prediction
+from lib.bench.notebook.tables import table
+
+HEADERS = ("prediction", "predicted", "measured", "measured / predicted", "verdict", "why")
+_VERDICTS = {
+    "about": "as predicted",
+    "failed": "the prediction failed",
+    "cannot tell": "this run cannot tell",
+    "missing": MISSING,
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One prediction: a number, or a shape such as "falls", with what was measured and why they differ.
+
+    predicted: a number in `unit`, or the kind of a Finding (`trend` gives "rises", "falls", "flat", ...). measured: the
+    same quantity, or that Finding. why: one sentence; a plain text, or a Finding of its own. expected: which verdicts
+    count as confirmed, for a prediction that names a least or a most: "at least" or "at most"; "" for the value itself.
+    """
+
+    claim: str
+    predicted: Measured | str
+    measured: Measured | Finding
+    why: str | Finding = ""
+    unit: str = "s"
+    sense: str = ""
+
+    def __post_init__(self) -> None:
+        if self.sense not in ("", "at least", "at most"):
+            raise ValueError(f"sense={self.sense!r}: must be '', 'at least' or 'at most'")
+        if isinstance(self.predicted, str) != isinstance(self.measured, Finding):
+            raise ValueError(
+                f"{self.claim!r}: a predicted word needs a measured Finding, a number a number"
+            )
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over predicted; None for words, and where one of the two is missing or not above zero."""
+        if isinstance(self.predicted, str):
+            return None
+        want, got = value(self.predicted).middle, value(self.measured).middle
+        return got / want if want and got and want > 0 and got > 0 else None
+
+    @property
+    def verdict(self) -> str:
+        """ "as predicted", "a little above" or "a little below", "the prediction failed", "this run cannot tell", …"""
+        if isinstance(self.predicted, str):
+            kind = self.measured.kind
+            if kind in ("missing", "cannot tell"):
+                return _VERDICTS[kind]
+            return _VERDICTS["about" if kind == self.predicted else "failed"]
+        found = versus_prediction(self.predicted, self.measured, self.unit)
+        if self.sense and self.ratio is not None and found.kind in ("little", "failed"):
+            if (self.ratio > 1) == (self.sense == "at least"):
+                return _VERDICTS["about"]
+        if found.kind == "little":
+            return f"a little {'above' if found.direction > 0 else 'below'}"
+        return _VERDICTS[found.kind]
+
+    def row(self) -> list[str]:
+        """The cells of the table, under HEADERS."""
+        if isinstance(self.predicted, str):
+            want, got = self.predicted, self.measured.text
+        else:
+            want = quantity(value(self.predicted).middle, self.unit)
+            want = f"{self.sense} {want}".strip()
+            got = quantity(value(self.measured).middle, self.unit)
+        ratio = "–" if self.ratio is None else times(self.ratio).removesuffix(" times")
+        return [self.claim, want, got, ratio, self.verdict, str(self.why)]
+
+
+def predictions_table(predictions: Sequence[Prediction]) -> None:
+    """Shows the table at a chapter's end: HTML in a notebook, aligned text in a script."""
+    table([prediction.row() for prediction in predictions], headers=list(HEADERS))
+
+
+def tally(predictions: Sequence[Prediction]) -> str:
+    """The table in one sentence: "3 predictions: 1 as predicted, 1 failed, 1 this run cannot tell"."""
+    verdicts = [prediction.verdict for prediction in predictions]
+    counts = [
+        (verdicts.count("as predicted"), "as predicted"),
+        (sum(v.startswith("a little") for v in verdicts), "a little off"),
+        (verdicts.count("the prediction failed"), "failed"),
+        (verdicts.count("this run cannot tell"), "that this run cannot judge"),
+        (verdicts.count(MISSING), "that were not measured here"),
+    ]
+    total = len(predictions)
+    said = ", ".join(f"{count} {word}" for count, word in counts if count)
+    return f"{total} prediction{'s' * (total != 1)}: {said or 'none'}"

@@ -1,0 +1,129 @@
+"""Measured values as the words need them: a middle, the range of the repeats, and one way to print a number.
+
+Introduced in chapter 1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib.bench.measure.percentiles import percentile
+from lib.bench.measure.timing import Timing
+from lib.bench.records.series import Series
+
+# One number, all repeats of it, or None where it was not measured.
+Measured = float | int | Timing | Sequence[float] | None
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured value: `middle` (None: not measured), and `low` to `high`, the range of its `count` repeats."""
+
+    middle: float | None
+    low: float | None = None
+    high: float | None = None
+    count: int = 0
+
+    @property
+    def known(self) -> bool:
+        return self.middle is not None
+
+    @property
+    def spread(self) -> float | None:
+        """Width of the range over the middle; None for fewer than two repeats, where it cannot be known."""
+        if self.middle is None or self.count < 2:
+            return None
+        return (self.high - self.low) / abs(self.middle) if self.middle else math.inf
+
+    def overlaps(self, other: "Value") -> bool:
+        """Whether the two ranges share a point, and at least one of them is a range and not one number."""
+        if max(self.count, other.count) < 2:
+            return False
+        return self.low <= other.high and other.low <= self.high
+
+
+def value(measured: Measured) -> Value:
+    """A Value of a number, a Timing, or a sequence of repeats. NaN and infinities count as not measured.
+
+    The range is all repeats for fewer than ten of them, and from the 10th to the 90th percentile for more.
+    """
+    if measured is None:
+        return Value(None)
+    found = getattr(measured, "samples", measured)
+    samples = list(found) if isinstance(found, Sequence) else [found]
+    finite = [float(s) for s in samples if s is not None and math.isfinite(s)]
+    if not finite:
+        return Value(None)
+    few = len(finite) < 10
+    low, high = (percentile(finite, q) for q in ((0, 100) if few else (10, 90)))
+    return Value(percentile(finite, 50), low, high, len(finite))
+
+
+def cell(series: Series | None, column: str, row: int, scale: float = 1.0) -> Measured:
+    """One value of a recorded series times `scale`: its raw samples where they were kept, else its number, else None."""
+    if (
+        series is None
+        or column not in series
+        or not -len(series[column]) <= row < len(series[column])
+    ):
+        return None
+    samples = series.samples.get(column)
+    if samples and samples[row]:
+        return [scale * sample for sample in samples[row]]
+    found = series[column][row]
+    return None if found is None else scale * found
+
+
+def column(series: Series | None, name: str) -> list[Measured]:
+    """Every value of a column, raw samples where they were kept; an empty list for a series that is absent."""
+    if series is None or name not in series:
+        return []
+    return [cell(series, name, row) for row in range(len(series[name]))]
+
+
+def ends(series: Series | None, name: str) -> tuple[Measured, Measured]:
+    """The first and the last value of a column."""
+    found = column(series, name)
+    return (found[0], found[-1]) if found else (None, None)
+
+
+def number(x: float) -> str:
+    """Three significant digits, thousands with commas: 0.0123, 1.23, 12.3, 1,234; whole numbers as they are."""
+    if abs(x - round(x)) <= 1e-9 * abs(x):
+        return f"{x:,.0f}"
+    digits = max(0, 2 - math.floor(math.log10(abs(x))))
+    if digits > 6:
+        return f"{x:.2e}"
+    text = f"{x:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits > 2 else text
+
+
+def quantity(x: float | None, unit: str = "") -> str:
+    """A number with its unit: 0.0031 "s" is "3.10 ms", 3.6e10 "B/s" is "36.0 GB/s"; None is "not measured"."""
+    if x is None or not math.isfinite(x):
+        return "not measured"
+    if unit == "ms":
+        x, unit = x / 1e3, "s"
+    if unit == "s" and 0 < abs(x) < 0.9995:
+        return f"{number(1e3 * x)} ms" if abs(x) >= 0.9995e-3 else f"{number(1e6 * x)} µs"
+    if unit in ("B", "B/s", "FLOP/s", "FLOPs"):
+        for size, prefix in _PREFIXES:
+            if abs(x) >= size:
+                return f"{number(x / size)} {prefix}{unit}"
+    return f"{number(x)} {unit}".strip()
+
+
+def times(ratio: float) -> str:
+    """A ratio in words: "1.8 times", "12 times", "0.42 times"; a whole one without decimals."""
+    whole = ratio >= 9.95 or abs(ratio - round(ratio)) < 1e-9
+    digits = 0 if whole else 1 if ratio >= 0.995 else 2
+    return f"{ratio:,.{digits}f} times" if ratio >= 0.005 else f"{ratio:.1g} times"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a whole percentage; "less than 1 %" instead of a zero that is none."""
+    if 0 < abs(fraction) < 0.005:
+        return "less than 1 %"
+    return f"{100 * fraction:,.0f} %"
