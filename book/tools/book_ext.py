@@ -34,8 +34,9 @@ class Diagram(Figure):
     """A numbered figure whose SVG becomes a part of the page, so that its colours follow the theme (see diagrams.py)."""
 
     def run(self) -> list[nodes.Node]:
-        _, path = self.env.relfn2path(self.arguments[0])
-        self.env.note_dependency(path)
+        env = self.state.document.settings.env
+        _, path = env.relfn2path(self.arguments[0])
+        env.note_dependency(path)
         name, width = Path(path).stem, self.options.get("width", "")
         drawing = inline(Path(path).read_text(), name, self.options.get("alt", ""), width)
         # The style sheet that turns diagrams dark finds them by this class.

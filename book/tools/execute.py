@@ -111,6 +111,8 @@ def run_notebook(notebook: Path, write: Callable[[str], None], live: bool) -> nb
     client = NotebookClient(
         content,
         timeout=TIMEOUT,
+        record_timing=False,  # it would write times into the cells' metadata, by which the cache finds a notebook
+        extra_arguments=["--log-level=ERROR"],  # the kernel's, which warns of its TCP port
         resources={"metadata": {"path": str(notebook.parent)}},
         on_cell_start=lambda cell, cell_index: progress.begin(cell_index),
     )
