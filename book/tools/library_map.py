@@ -140,7 +140,7 @@ def svg(found: list[Package]) -> str:
         parts.append(
             f'<text x="{x + 14}" y="{y + 22}" font-size="16" font-weight="600" fill="{ink}">{package.name}</text>'
         )
-        doc = textwrap.wrap(package.doc, 58, max_lines=2, placeholder=" …")
+        doc = textwrap.wrap(package.doc.replace("`", ""), 52, max_lines=2, placeholder=" …")
         for row, text in enumerate(doc):
             parts.append(
                 f'<text x="{x + 14}" y="{y + 41 + 16 * row}" font-size="12.5" fill="{ink}">{html.escape(text)}</text>'

@@ -26,7 +26,7 @@ def chapter_runs(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def load_warning(run: dict[str, Any]) -> nodes.Element | None:
