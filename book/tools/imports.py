@@ -87,62 +87,67 @@ def named_modules(tree: ast.Module, known: set[str]) -> set[str]:
     return found | {f"{name}.__main__" for name in found if f"{name}.__main__" in known}
 
 
+def without_lazy(tree: ast.Module) -> ast.Module:
+    """A package's source without what is imported only when it is asked for: see `ImportGraph.closure`."""
+    body = [
+        node
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr, ast.Try, ast.With))
+    ]
+    return ast.Module(body, type_ignores=[])
+
+
+def is_lazy(tree: ast.Module) -> bool:
+    """Whether a package imports on first use: it has a `__getattr__`."""
+    return any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body)
+
+
 @dataclass
 class ImportGraph:
     """The modules below `root`'s packages, and what each of them imports."""
 
     root: Path
     paths: dict[str, Path] = field(init=False)
-    _imports: dict[str, set[str]] = field(init=False, default_factory=dict)
-    _lazy: set[str] = field(init=False, default_factory=set)
+    _trees: dict[str, ast.Module] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         folders = [self.root / name for name in PACKAGES]
         self.paths = {module_name(p, f): p for f in folders for p in sorted(f.rglob("*.py"))}
 
-    def imports_of(self, text: str, name: str = "", is_package: bool = False) -> set[str]:
-        """Modules that a source text imports or names. Text that is no Python imports nothing: running it will fail."""
-        try:
-            tree = ast.parse(text)
-        except SyntaxError:
-            return set()
-        known = set(self.paths)
-        found = {m for m, _ in imported_modules(tree, name, is_package, known, PACKAGES)}
-        if is_package and any(
-            isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body
-        ):
-            self._lazy.add(name)
-        return (found | named_modules(tree, known)) & known
-
     def closure(self, text: str) -> set[str]:
         """All modules that running a source text can import, with the packages that hold them.
 
         Importing a.b.c runs a and a.b as well. A package with a module-level `__getattr__` imports what it offers
-        only when it is asked for it, so as the parent of another module it counts without its own imports.
+        only when it is asked for it. As the parent of another module, only the imports at its top count: not those for
+        the type checker, in functions, or in its table of names. Text that is no Python imports nothing: running it
+        will fail.
         """
-        found: set[str] = set()
-        followed: set[str] = set()
-        todo = list(self.imports_of(text))
+        try:
+            todo = [(module, True) for module in self._imports(ast.parse(text))]
+        except SyntaxError:
+            return set()
+        done: set[tuple[str, bool]] = set()
         while todo:
-            module = todo.pop()
-            if module in followed:
+            module, asked = entry = todo.pop()
+            if entry in done:
                 continue
-            followed.add(module)
-            found.add(module)
-            todo += self._direct(module)
-            for parent in self._parents(module):
-                found.add(parent)
-                self._direct(parent)  # finds out whether it is lazy
-                if parent not in self._lazy:
-                    todo.append(parent)
-        return found
+            done.add(entry)
+            tree, is_package = self._tree(module), self.paths[module].name == "__init__.py"
+            if not asked and is_lazy(tree):
+                tree = without_lazy(tree)
+            todo += [(name, True) for name in self._imports(tree, module, is_package)]
+            todo += [(name, False) for name in self._parents(module)]
+        return {module for module, _ in done}
 
-    def _direct(self, module: str) -> set[str]:
-        if module not in self._imports:
-            path = self.paths[module]
-            is_package = path.name == "__init__.py"
-            self._imports[module] = self.imports_of(path.read_text(), module, is_package)
-        return self._imports[module]
+    def _imports(self, tree: ast.Module, name: str = "", is_package: bool = False) -> set[str]:
+        known = set(self.paths)
+        found = {m for m, _ in imported_modules(tree, name, is_package, known, PACKAGES)}
+        return (found | named_modules(tree, known)) & known
+
+    def _tree(self, module: str) -> ast.Module:
+        if module not in self._trees:
+            self._trees[module] = ast.parse(self.paths[module].read_text())
+        return self._trees[module]
 
     def _parents(self, module: str) -> Iterator[str]:
         while "." in module:

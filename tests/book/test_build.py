@@ -17,7 +17,8 @@ from lib.bench.measure.system_load import Load
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"Hardware": "a toy", "Scale": "smoke"}
 LIB = {
-    "__init__.py": 'TABLE = {"LLM": "lib.engine.llm"}\ndef __getattr__(name): ...\n',
+    "__init__.py": 'from lib.engine import now\nTABLE = {"LLM": "lib.engine.llm"}\ndef __getattr__(name): ...\n',
+    "engine/now.py": "",
     "engine/__init__.py": "",
     "engine/llm.py": "from lib.cache import blocks\n",
     "cache/__init__.py": "",
@@ -68,6 +69,7 @@ CHANGES = {
     "lib/serving/late.py": "03",  # imported inside a function
     "lib/serving/static/app.js": "03",  # no Python, but the package's
     "lib/__init__.py": "01 02 03",
+    "lib/engine/now.py": "01 02 03",  # imported by lib itself, and not lazily
     "book/measurements/cpu/01_first.json": "01",
     "book/measurements/reference/published.json": "02",  # named in a module that the chapter imports
     "book/measurements/reference/other.json": "02",  # named in the chapter
@@ -146,10 +148,15 @@ def test_chapters_run_once_and_a_failure_names_the_cell(repository, quick, capfd
     assert build.run_chapters(repository, digests, state, "smoke", False) == ([], [])
     changed = {**digests, "03_third": "changed"}
     capfd.readouterr()
+    ceilings = repository / "_build" / "machine"
+    ceilings.mkdir()
     assert build.run_chapters(repository, changed, state, "smoke", False) == (["03_third"], [])
+    assert ceilings.exists(), "the other chapters' outputs were made with them"
     last = build.State(repository).last_seconds("03_third", "smoke")
     assert last and "s last time" in capfd.readouterr().out
     assert build.State(repository).last_seconds("03_third", "cpu") is None
+    ran, _ = build.run_chapters(repository, changed, state, "smoke", True)
+    assert ran == list(CHAPTERS) and not ceilings.exists(), "forced: all of them, and all anew"
 
 
 @pytest.mark.slow
