@@ -7,9 +7,12 @@ import time
 import pytest
 
 from lib.bench.measure.machine import hardware
+from lib.bench.measure.system_load import Load
 from lib.bench.records import command
 from lib.bench.records.command import find_chapters, main, parse_budget
+from lib.bench.records.preflight import why_busy
 from lib.bench.records.record import source_digest
+from tests.helpers_load import detached_program
 
 REAL = """
 from lib.bench.records.record import Record
@@ -41,6 +44,8 @@ time.sleep(600)
 def chapters(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "describe_in_a_process", lambda: "device")
     monkeypatch.setattr(command, "hub_answers", lambda: False)
+    monkeypatch.setattr(command, "why_busy", lambda: "")
+    monkeypatch.setattr(command, "LOAD_BEFORE", 0.05)
     folder, log = tmp_path / "chapters", tmp_path / "log"
     folder.mkdir()
 
@@ -167,6 +172,66 @@ def test_wrong_arguments_end_with_a_message(chapters, capsys):
             chapters.run(*args)
         assert ended.value.code == 2
     assert "no chapters" in capsys.readouterr().err
+
+
+QUIET = Load(60.0, 2, others_mean=0.01, others_max=0.1, busy_samples=0.0, steal=0.0)
+BUSY = Load(60.0, 2, others_mean=0.4, others_max=0.9, busy_samples=0.7, steal=0.0)
+
+
+@pytest.fixture
+def during(monkeypatch):
+    """Sets the load that the command sees while a chapter runs."""
+
+    def see(load):
+        monkeypatch.setattr(command.LoadMonitor, "start", lambda self: self)
+        monkeypatch.setattr(command.LoadMonitor, "stop", lambda self: load)
+
+    return see
+
+
+def test_the_record_says_what_others_used(chapters, during, capsys):
+    during(QUIET)
+    chapters("01_a", REAL)
+    assert chapters.run() == 0
+    (path,) = chapters.out.glob("*/01_a.json")
+    load = json.loads(path.read_text())["fingerprint"]["load"]
+    assert load["during"]["others_mean"] == 0.01 and load["disturbed"] is False
+    assert load["before"]["seconds"] > 0, "measured before the chapter started"
+    assert "disturbed" not in capsys.readouterr().out
+
+
+def test_disturbed_chapters_are_listed_also_when_they_are_not_run_again(chapters, during, capsys):
+    chapters("01_a")
+    chapters("02_b")
+    during(QUIET)
+    assert chapters.run("--only", "01") == 0
+    during(BUSY)
+    assert chapters.run() == 0
+    (path,) = chapters.out.glob("*/02_b.json")
+    assert json.loads(path.read_text())["fingerprint"]["load"]["disturbed"] is True
+    for _ in range(2):  # just recorded, then up to date
+        out = capsys.readouterr().out
+        assert "Other programs disturbed 02_b:" in out and "--force --only 02" in out
+        chapters.run()
+
+
+def test_a_busy_machine_is_refused_and_its_programs_named(chapters, capsys, monkeypatch):
+    monkeypatch.setattr(command, "why_busy", lambda: why_busy(1.0))
+    chapters("01_a")
+    with detached_program(), pytest.raises(SystemExit) as ended:
+        chapters.run()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "this machine is busy" in error and "--force" in error
+    assert "Busiest programs: " in error and "of a core" in error
+    assert not chapters.log.exists(), "no chapter ran"
+
+
+def test_force_records_on_a_busy_machine(chapters, capsys, monkeypatch):
+    monkeypatch.setattr(command, "why_busy", lambda: "this machine is busy.")
+    chapters("01_a")
+    assert chapters.run("--force") == 0
+    assert "warning    this machine is busy." in capsys.readouterr().out
+    assert chapters.log.read_text() == "01_a "
 
 
 def _alive(pid):
