@@ -176,8 +176,8 @@ def test_prompts_that_cannot_be_are_refused_and_queue_nothing(llama, prompt, mes
 @pytest.mark.parametrize(
     "params, message",
     [
-        ([], "one or one a prompt, got 0 for 2"),
-        ([SamplingParams()] * 3, "one or one a prompt, got 3 for 2"),
+        ([], "one or one per prompt, got 0 for 2"),
+        ([SamplingParams()] * 3, "one or one per prompt, got 3 for 2"),
         ({"max_tokens": 3}, "params must be SamplingParams or None"),
         ([SamplingParams(), None, None], "got 3 for 2"),
         (SamplingParams(stop="x"), "stop must be empty for a model without a tokenizer"),
@@ -331,7 +331,21 @@ def test_an_aborted_stream_ends(llama):
     stream = engine.stream([5, 6], greedy(50))
     request_id = next(stream).request_id
     assert engine.abort(request_id).finish_reason == "abort"
-    assert list(stream) == []
+    (last,) = stream
+    assert last.finish_reason == "abort" and last.token_ids == [] and last.text == ""
+    check_empty(engine)
+
+
+def test_the_last_chunk_of_an_aborted_stream_holds_what_came_meanwhile(llama):
+    engine = llama.engine()
+    stream = engine.stream([5, 6], greedy(50))
+    got = [next(stream)]
+    engine.add_request([7], greedy(3))
+    drain(engine)
+    engine.abort(got[0].request_id)
+    got += stream
+    assert [c.finish_reason for c in got] == [None] * (len(got) - 1) + ["abort"]
+    assert [t for c in got for t in c.token_ids] == llama.greedy([5, 6], 4)
     check_empty(engine)
 
 
