@@ -1,6 +1,7 @@
-"""What the scheduler asks of whoever hands out room for K and V. Introduced in chapter 1.
+"""Interface between the scheduler and a cache's allocator. Introduced in chapter 1.
 
-`NoCache` is the answer of an engine that keeps nothing: chapter 1's. Chapter 2 brings one slot a sequence, chapter 4 blocks.
+`NoCache` is the allocator of an engine that keeps nothing: chapter 1's. Chapter 2 brings one slot per sequence, chapter 4
+blocks.
 """
 
 from __future__ import annotations
