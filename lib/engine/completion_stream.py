@@ -107,5 +107,5 @@ class CompletionStream:
         start = request.num_prompt_tokens + detokenizer.state.num_tokens
         new = request.token_ids[start : request.num_prompt_tokens + num_tokens]
         if new or (request.finished and not detokenizer.state.finished):
-            detokenizer.commit(detokenizer.after(new, last=request.finished))
+            detokenizer.feed(new, last=request.finished)
         return detokenizer.pieces

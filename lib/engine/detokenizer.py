@@ -65,10 +65,6 @@ class Detokenizer:
         self.commit(self.after(token_ids, last))
         return self.state.new
 
-    def finish(self) -> str:
-        """Release what was held back; returns that text."""
-        return self.feed([], last=True)
-
     def commit(self, state: TextState) -> None:
         """Take a state that `after` has made. Doing it twice changes nothing."""
         self.pieces[state.num_pieces :] = [state.new] if state.new else []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
 from lib.engine.assemble import assemble
 from lib.engine.completion_stream import Progress
+from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
-from lib.engine.prompts import as_token_ids, chat_token_ids
+from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
 from lib.engine.sampling import is_finite, sample
-from lib.engine.validation import check_params
 from lib.models.checkpoint import load_model
 
 Prompt = str | Sequence[int]
@@ -176,24 +175,12 @@ class LLM:
         }
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError, saying what is wrong, unless the engine's books balance. For tests: call it between steps."""
-        running, waiting = self.scheduler.running, list(self.scheduler.waiting)
-        queued, known = [*running, *waiting], self._groups.values()
-        if len(set(map(id, queued))) != len(queued):
-            raise RuntimeError("a request is queued twice")
-        unfinished = {id(r) for group in known for r in group.requests if not r.finished}
-        if unfinished != set(map(id, queued)):
-            raise RuntimeError("the unfinished requests are not those that run or wait")
-        for group in known:
-            ids = (*self._progressed, *self._owned)
-            if group.finished and group.request_id not in ids:
+        """Raise RuntimeError, saying what is wrong, unless the engine's books balance. For tests, between steps."""
+        groups = self._groups.values()
+        for group in groups:
+            if group.finished and group.request_id not in {*self._progressed, *self._owned}:
                 raise RuntimeError(f"request {group.request_id} has finished and is kept for ever")
-        if any(request.block_ids or request.num_computed_tokens for request in waiting):
-            raise RuntimeError("a waiting request holds blocks")
-        for request in running:
-            if request.num_computed_tokens >= request.num_tokens:
-                raise RuntimeError(f"request {request.request_id} has nothing left to compute")
-        self.manager.check_integrity(queued)
+        self.scheduler.check_integrity([r for g in groups for r in g.requests if not r.finished])
 
     # The loop.
 
@@ -265,32 +252,10 @@ class LLM:
     def _make_group(
         self, prompt: Prompt, params: SamplingParams | None, request_id: str | None
     ) -> RequestGroup:
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequest(
-                f"params must be SamplingParams or None, got {params!r}", param="params"
-            )
-        params = replace(params)  # a copy, and checked again: its fields may have been set since
         if request_id is None:
             request_id = next(i for n in self._ids if (i := f"request-{n}") not in self._groups)
-        if not isinstance(request_id, str) or not request_id:
-            raise InvalidRequest(
-                f"request_id must be a string, not empty, or None, got {request_id!r}",
-                param="request_id",
-            )
-        token_ids = as_token_ids(prompt, self.tokenizer, self.config.vocab_size)
-        limit = min(self.max_model_len, self.manager.max_sequence_tokens)
-        check_params(params, len(token_ids), limit, self.config.vocab_size, self.tokenizer)
-        eos = () if params.ignore_eos else self.config.eos_token_ids
-        stop_ids = frozenset(
-            i for i in (*eos, *params.stop_token_ids) if i < self.config.vocab_size
-        )
-        requests = [
-            Request(request_id, token_ids, params, stop_ids, index) for index in range(params.n)
-        ]
-        return RequestGroup(
-            request_id, prompt if isinstance(prompt, str) else None, requests, self.tokenizer
-        )
+        longest = min(self.max_model_len, self.manager.max_sequence_tokens)
+        return make_group(request_id, prompt, params, self.tokenizer, self.config, longest)
 
     def _queue(self, group: RequestGroup, owned: bool = False) -> str:
         if group.request_id in self._groups:

@@ -77,6 +77,19 @@ class Scheduler:
         self.running, self.waiting = [], deque(unfinished)
         self.cache.reset()
 
+    def check_integrity(self, unfinished: list[Request]) -> None:
+        """Raise RuntimeError, saying what is wrong, unless queues and blocks are those of the unfinished requests."""
+        queued = [*self.running, *self.waiting]
+        if sorted(map(id, queued)) != sorted(map(id, unfinished)):
+            raise RuntimeError("the unfinished requests are not those that run or wait, each once")
+        for request in self.waiting:
+            if request.block_ids or request.num_computed_tokens:
+                raise RuntimeError(f"request {request.request_id} waits and holds blocks")
+        for request in self.running:
+            if request.num_computed_tokens >= request.num_tokens:
+                raise RuntimeError(f"request {request.request_id} has nothing left to compute")
+        self.cache.check_integrity(queued)
+
     def _continue_running(self) -> tuple[list[Scheduled], int]:
         scheduled: list[Scheduled] = []
         budget = self.max_num_batched_tokens

@@ -35,7 +35,7 @@ def tokenizer():
 
 def chunks_of(detokenizer: Detokenizer, ids: list[int], step: int = 1) -> list[str]:
     chunks = [detokenizer.feed(ids[i : i + step]) for i in range(0, len(ids), step)]
-    return [*chunks, detokenizer.finish()]
+    return [*chunks, detokenizer.feed([], last=True)]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -119,7 +119,7 @@ def test_stop_strings(tokenizer, stop, expected):
         assert (expected if expected is not None else text).startswith(shown), (
             "showed a part of a stop string"
         )
-    shown += detokenizer.finish()
+    shown += detokenizer.feed([], last=True)
     assert shown == detokenizer.text == (text if expected is None else expected)
     assert detokenizer.stopped == (expected is not None)
 
@@ -147,7 +147,10 @@ def test_nothing_comes_after_a_stop(tokenizer):
     detokenizer = Detokenizer(tokenizer, ["stop"])
     detokenizer.feed(tokenizer.encode("go stop"))
     assert detokenizer.stopped
-    assert detokenizer.feed(tokenizer.encode(" and go on")) == "" and detokenizer.finish() == ""
+    assert (
+        detokenizer.feed(tokenizer.encode(" and go on")) == ""
+        and detokenizer.feed([], last=True) == ""
+    )
     assert detokenizer.text == "go "
 
 
@@ -248,4 +251,4 @@ def test_a_held_back_beginning_is_released_at_the_end(tokenizer):
     detokenizer = Detokenizer(tokenizer, ["###END"])
     shown = detokenizer.feed(tokenizer.encode("text ###"))
     assert shown == "text "
-    assert detokenizer.finish() == "###" and not detokenizer.stopped
+    assert detokenizer.feed([], last=True) == "###" and not detokenizer.stopped
