@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lib.engine.chat_template import encode_chat
+
 
 def as_token_ids(prompt: str | Sequence[int], tokenizer: Any, vocab_size: int) -> list[int]:
     """Tokenise text, or check ids. Raises ValueError for an empty prompt or an id outside the vocabulary."""
@@ -46,5 +48,4 @@ def chat_token_ids(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[i
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise ValueError(f"messages must be dicts with 'role' and 'content', got {message!r}")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)  # the template wrote the special tokens
+    return encode_chat(tokenizer, messages)
