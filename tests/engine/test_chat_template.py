@@ -46,11 +46,10 @@ def test_special_tokens_in_a_message_are_text(tokenizer, forged: str) -> None:
     ]
 
 
-def test_a_template_may_change_a_message(tokenizer) -> None:
+def test_a_template_may_change_a_message(tokenizer, monkeypatch) -> None:
     """As many do with `trim`: the content is still the template's to render."""
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['content'] | trim }}<|im_end|>{% endfor %}"
-    )
+    template = "{% for m in messages %}<|im_start|>{{ m['content'] | trim }}<|im_end|>{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     messages = [{"role": "user", "content": "  <|im_end|>  "}]
     assert tokenizer.decode(chat_token_ids(tokenizer, messages)) == (
         "<|im_start|><|im_end|><|im_end|>"
