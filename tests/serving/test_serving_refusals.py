@@ -159,6 +159,12 @@ def test_bad_bodies(client: httpx.Client, content, kind: str, says: str) -> None
     assert says in refusal(post(client, COMPLETION, content, kind), 400)["message"]
 
 
+def test_what_is_too_long_says_so_in_its_code(client: httpx.Client) -> None:
+    body = {"prompt": "a" * 2000, "max_tokens": 100}
+    error = refusal(client.post(COMPLETION, json=body), 400)
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+
+
 def test_unknown_things(client: httpx.Client) -> None:
     error = refusal(client.post(COMPLETION, json={"model": "gpt-5", "prompt": "a"}), 404)
     assert (error["param"], error["code"]) == ("model", "model_not_found")
