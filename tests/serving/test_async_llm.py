@@ -195,6 +195,7 @@ def test_a_completion_that_ends_in_an_error_is_a_500(make_llm) -> None:
                 assert whole.json()["usage"]["completion_tokens"] == 50
             # After the first tokens of its other prompt there is no status left: an event says it.
             mixed = {"prompt": [[10, 11], [NOT_FINITE]], "max_tokens": 100, "stream": True}
+            mixed["return_token_ids"] = True  # so that a part of a character is a piece, too
             streamed = await client.post("/v1/completions", json=mixed)
             first, *_, last, done, _ = streamed.text.split("\n\n")
             assert streamed.status_code == 200 and "choices" in first and done == "data: [DONE]"
