@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from lib.core.errors import InvalidRequest
+from lib.engine.chat_template import encode_chat
 
 
 def as_token_ids(prompt: str | Sequence[int], tokenizer: Any, vocab_size: int) -> list[int]:
@@ -66,5 +67,4 @@ def chat_token_ids(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[i
                 f"messages must be dicts with 'role' and 'content', got {message!r}",
                 param="messages",
             )
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)  # the template wrote the special tokens
+    return encode_chat(tokenizer, messages)

@@ -1,4 +1,4 @@
-"""What the page hears: a snapshot of the engine, and the tokens since the last one. Introduced in chapter 5."""
+"""The page's event stream: snapshots of the engine, and the tokens between them. Introduced in chapter 5."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEARTBEAT = 2.0  # seconds; a comment line, by which both ends notice that the 
 
 
 class Feed:
-    """One encoding a snapshot, whoever many watch, and none where nobody does.
+    """Sends each snapshot to all watchers, encoded once; takes none while there is no watcher.
 
     `watch(bool)` tells the engine whether to take snapshots.
     """
@@ -52,32 +52,33 @@ class Feed:
                 queue.get_nowait()  # a slow watcher misses some; the next one is newer anyway
             queue.put_nowait(message)
 
-    def subscribe(self) -> AsyncIterator[bytes]:
-        """Server-sent events until the watcher leaves or the server does."""
+    def subscribe(self) -> asyncio.Queue[bytes | None]:
+        """A watcher's place, for `events` and then `unsubscribe`. Raises ApiError 503 when there is none left."""
         if len(self._watchers) >= MAX_WATCHERS:
             raise ApiError(
                 503, f"{MAX_WATCHERS} pages are watching already", code="overloaded", retry_after=10
             )
-        return self._events()
-
-    async def _events(self) -> AsyncIterator[bytes]:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=2)
         self._watchers.add(queue)
         self.watch(True)
-        try:
-            while not self._closed:
-                try:
-                    message = await asyncio.wait_for(queue.get(), _HEARTBEAT)
-                except TimeoutError:
-                    message = b": still here\n\n"
-                if message is None:
-                    return
-                yield message
-        finally:
-            self._watchers.discard(queue)
-            if not self._watchers:
-                self.watch(False)
-                self._forget()
+        return queue
+
+    def unsubscribe(self, queue: asyncio.Queue[bytes | None]) -> None:
+        self._watchers.discard(queue)
+        if not self._watchers:
+            self.watch(False)
+            self._forget()
+
+    async def events(self, queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+        """Server-sent events until the server ends."""
+        while not self._closed:
+            try:
+                message = await asyncio.wait_for(queue.get(), _HEARTBEAT)
+            except TimeoutError:
+                message = b": still here\n\n"
+            if message is None:
+                return
+            yield message
 
     def close(self) -> None:
         self._closed = True

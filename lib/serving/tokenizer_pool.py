@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from lib.engine.llm import LLM
 from lib.engine.prompts import as_token_ids, chat_token_ids
-from lib.serving.errors import ApiError
+from lib.serving.errors import ApiError, invalid_request
 
 _WORKERS = 2
 
@@ -82,7 +82,9 @@ class TokenizerPool:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except ValueError as error:
-            raise ApiError(400, str(error)[:500], param) from None
+            refusal = invalid_request(error)
+            refusal.param = refusal.param or param
+            raise refusal from None
         except TemplateError as error:
             raise ApiError(
                 400, f"messages do not fit the model's chat template: {error}"[:500], param

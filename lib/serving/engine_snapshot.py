@@ -1,4 +1,4 @@
-"""The engine at a glance, for whoever watches: who runs, who waits, who owns which block. Introduced in chapter 5."""
+"""The engine at a glance, for the page: running and waiting sequences, and the owner of each block. Introduced in chapter 5."""
 
 from __future__ import annotations
 

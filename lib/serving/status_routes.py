@@ -1,4 +1,4 @@
-"""The routes that ask about the server: health, models, metrics, version, and the page. Introduced in chapter 5."""
+"""The GET routes: health, models, metrics, version, the page and its events. Introduced in chapter 5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from lib.serving.completions import ERRORS
-from lib.serving.errors import ApiError
 from lib.serving.service import Service
 from lib.serving.sse import EventStream
 
@@ -20,14 +19,15 @@ STATIC = Path(__file__).with_name("static")
 router = APIRouter()
 
 
-@router.get("/health", responses={503: {"description": "loading, draining or dead"}})
+@router.head("/health", include_in_schema=False)
+@router.get("/health", responses={503: {"description": "loading, draining, dead or hung"}})
 async def health(request: Request) -> Response:
-    """200 while the engine takes requests."""
-    engine = request.app.state.service.engine
-    return JSONResponse(
-        {"status": "ok" if engine.state == "ready" else engine.state},
-        200 if engine.state == "ready" else 503,
-    )
+    """200 while the engine takes requests and its steps end."""
+    async_llm = request.app.state.service.async_llm
+    status = "ok" if async_llm.state == "ready" else async_llm.state
+    if async_llm.state != "dead" and async_llm.hung:
+        status = "hung"
+    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
 
 @router.get("/version")
@@ -38,12 +38,14 @@ async def show_version() -> dict[str, str]:
         return {"version": "unknown"}
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     return Response(request.app.state.service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models", responses={status: ERRORS[status] for status in (401, 503)})
 async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(request)]}
@@ -65,13 +67,12 @@ async def show_model(name: str, request: Request) -> dict[str, Any]:
 async def engine_events(request: Request) -> Response:
     """Server-sent events for the page: at most ten snapshots of the engine a second."""
     service: Service = request.app.state.service
-    if service.engine.state != "ready":
-        raise ApiError(
-            503, f"the engine is {service.engine.state}", code=service.engine.state, retry_after=2
-        )
-    return EventStream(service.feed.subscribe())
+    service.async_llm.require_ready()
+    watcher = service.feed.subscribe()
+    return EventStream(service.feed.events(watcher), lambda: service.feed.unsubscribe(watcher))
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     return FileResponse(
@@ -84,11 +85,7 @@ async def page() -> Response:
 
 def _model(request: Request) -> dict[str, Any]:
     service: Service = request.app.state.service
-    if service.tokens is None:
-        raise ApiError(
-            503, f"the engine is {service.engine.state}", code=service.engine.state, retry_after=5
-        )
-    llm = service.engine.llm
+    llm = service.llm
     return {
         "id": service.model_name,
         "object": "model",
