@@ -10,7 +10,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two to three minutes | 6 GB | SmolLM2 (93 MB) |
+# | laptop, two cores | {glue:text}`card_time` | 6 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | two minutes, by estimate | 12 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `attention/fused.py` and behind it two kernels: `numba_kernel.py` with `work_partition.py` for
@@ -23,6 +23,8 @@
 #
 # This chapter writes a function that can. It takes one idea about *where* keys and values lie, which we have, and
 # one about *how* they are read, which we derive here from nothing but $e^{a+b} = e^a e^b$.
+#
+# {glue:text}`experiments_shown`
 
 # %% tags=["remove-cell"]
 # How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
@@ -53,7 +55,7 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %%
+# %% tags=["hide-input"]
 import ctypes
 import functools
 import gc
@@ -82,9 +84,13 @@ from lib.attention.full import FullAttention
 from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention, gather
 from lib.attention.sdpa import attend, chunk_mask, length_mask
-from lib.bench.measure import counts
-from lib.bench.measure.roofline import measure_roofline
+from lib.bench.findings import ch07_fused_attention as words
+from lib.bench.findings.gates import Experiments
+from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.measure import attention_cost, counts
+from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.timing import Timing, measure, timed
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -97,7 +103,8 @@ from lib.bench.notebook.figures import (
     show,
     table,
 )
-from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.style import caution
 from lib.bench.paths import repository
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
@@ -144,16 +151,7 @@ TRANSFERS = {
     "fused": 1,
 }  # times that each key and value moves
 
-
-def layer_bytes(batch_size, context, dtype="float32"):
-    """Bytes of one layer's keys and values."""
-    return (
-        batch_size
-        * context
-        * counts.kv_bytes_per_token(config, dtype)
-        // config.num_layers
-    )
-
+layer_bytes = functools.partial(attention_cost.layer_bytes, config)
 
 kv_bytes = layer_bytes(COUNT_BATCH, COUNT_CONTEXT)
 copied = (
@@ -204,8 +202,8 @@ glue("count_context", COUNT_CONTEXT)
 glue("mask_percent", 100 * mask_bytes / kv_bytes, ".1f")
 
 # %% [markdown]
-# The mask hides what a padded block table brings along. Its bytes hardly count, {glue:text}`mask_percent` % of the keys
-# and values. That a masked attention may run other code than an unmasked one can count, and we will measure it apart.
+# The mask hides what a padded block table brings along. Its bytes are {glue:text}`mask_percent` % of those of the keys
+# and values. A masked attention may run other code than an unmasked one, so we will measure it apart.
 #
 # ## Prediction
 #
@@ -219,46 +217,27 @@ glue("mask_percent", 100 * mask_bytes / kv_bytes, ".1f")
 # ```
 #
 # whatever the batch: sequences share weights, but not keys. If bandwidth is the limit, bytes are time. Then the gather
-# takes three times as long as the other two, and a whole step, with $t_\text{linear}$ for all that is not attention,
+# takes three times as long as the other two. For a whole step, with $t_\text{linear}$ for all that is not attention,
+# this gives
 #
 # ```{math}
 # :label: eq-07-step
-# \frac{t_\text{fused}}{t_\text{contiguous}} \;\approx\; 1,
-# \qquad
-# \frac{t_\text{gather}}{t_\text{contiguous}} \;\approx\;
+# \begin{aligned}
+# \frac{t_\text{fused}}{t_\text{contiguous}} &\approx 1, \\
+# \frac{t_\text{gather}}{t_\text{contiguous}} &\approx
 # \frac{t_\text{linear} + 3\,M_{KV} / \mathit{BW}}{t_\text{linear} + M_{KV} / \mathit{BW}}.
+# \end{aligned}
 # ```
 
 # %%
-roofline = measure_roofline(device, dtypes=("float32",))
+roofline = machine_roofline(device, dtypes=("float32",))
+experiments = Experiments("07_fused_attention", device)
 group = config.num_heads // config.num_kv_heads
-
-
-def attention_bound(batch_size, context, transfers=1, dtype="float32"):
-    """Seconds that one layer's decode attention takes at least."""
-    flops = 4 * batch_size * context * config.num_heads * config.head_dim
-    moved = transfers * layer_bytes(batch_size, context, dtype)
-    return roofline.time(bytes=moved, flops=flops, dtype="float32")
-
-
-def step_bound(batch_size, context, transfers=1):
-    """Seconds that a whole decode step takes at least: everything but attention, then attention."""
-    attention_flops = (
-        config.num_layers * 4 * context * config.num_heads * config.head_dim
-    )
-    linear_flops = batch_size * (
-        counts.decode_flops(config, context) - attention_flops
-    )
-    linear = roofline.time(
-        bytes=counts.streamed_bytes(config, "float32"),
-        flops=linear_flops,
-        dtype="float32",
-    )
-    return linear + config.num_layers * attention_bound(
-        batch_size, context, transfers
-    )
-
-
+# Seconds that one layer's attention, and a whole decode step, take at least.
+attention_bound = functools.partial(
+    attention_cost.attention_time, config, roofline
+)
+step_bound = functools.partial(attention_cost.step_time, config, roofline)
 whole = {
     name: step_bound(COUNT_BATCH, COUNT_CONTEXT, n)
     for name, n in TRANSFERS.items()
@@ -269,6 +248,7 @@ alone = {
 }
 
 # %% tags=["remove-input"]
+show_source(attention_cost.attention_time)
 table(
     [
         [name, f"{1e3 * alone[name]:.2f}", f"{1e3 * whole[name]:.1f}",
@@ -282,19 +262,16 @@ glue("intensity", INTENSITY, ".1f")
 glue("ridge", roofline.ridge("float32"), ".1f")
 glue("bandwidth", roofline.bandwidth / 1e9, ".1f")
 glue("group", group)
-glue(
-    "bound_by",
-    "so bandwidth bounds attention"
-    if roofline.ridge("float32") > INTENSITY
-    else "so arithmetic bounds attention here, and the prediction of 3 is too high",
-)
+glue("card_time", words.recorded_time(experiments.recorded))
+glue_all(words.bound_by(INTENSITY, roofline))
 glue("predicted_gather", whole["gather"] / whole["contiguous"], ".2f")
 
 # %% [markdown]
-# {glue:text}`model` has {glue:text}`group` query heads a K/V head, hence {glue:text}`intensity` FLOP/byte in float32.
-# This machine reads {glue:text}`bandwidth` GB/s and could do {glue:text}`ridge` FLOP with each byte,
-# {glue:text}`bound_by`. The prediction to test: *a fused step takes as long as a contiguous one, and a gathered step
-# {glue:text}`predicted_gather` times as long*, on paged memory in both of the last two cases.
+# {glue:text}`model` has {glue:text}`group` query heads per K/V head, hence {glue:text}`intensity` FLOP/byte in float32.
+# This machine reads {glue:text}`bandwidth` GB/s, and with large matrix products it could do {glue:text}`ridge` FLOP for
+# each byte. {glue:text}`bound_by` The predictions to test: *fused attention takes as long as contiguous attention, and
+# the gather three times as long; a fused step takes as long as a contiguous one, and a gathered step
+# {glue:text}`predicted_gather` times as long.* The table near the end of the chapter judges them.
 #
 # ## Build: a softmax that never sees all its scores
 #
@@ -326,9 +303,11 @@ print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 #
 # ```{math}
 # :label: eq-07-online
-# m' = \max\bigl(m, \max_{j \in J} s_j\bigr), \quad
-# \ell' = e^{m - m'} \ell + \sum_{j \in J} e^{s_j - m'}, \quad
-# a' = e^{m - m'} a + \sum_{j \in J} e^{s_j - m'}\, v_j .
+# \begin{aligned}
+# m' &= \max\bigl(m, \max_{j \in J} s_j\bigr), \\
+# \ell' &= e^{m - m'} \ell + \sum_{j \in J} e^{s_j - m'}, \\
+# a' &= e^{m - m'} a + \sum_{j \in J} e^{s_j - m'}\, v_j .
+# \end{aligned}
 # ```
 #
 # At the end $o = a / \ell$, and the peak cancels. Nothing was approximated. This is the {term}`online softmax`
@@ -336,6 +315,27 @@ print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 # sequence {cite}`rabe2021memory`, and FlashAttention to compute it in one pass close to the processor
 # {cite}`dao2022flashattention`.
 #
+# **By hand.** Four keys, in two tiles of two. Let the scores be $0, \ln 2, \ln 8, \ln 4$, so that their exponentials
+# are 1, 2, 8, 4, and let the values be single numbers, 3, 6, 9, 12.
+#
+# | | $m$ | $e^{m - m'}$ | $\ell$ | $a$ | $a / \ell$ |
+# | --- | --- | --- | --- | --- | --- |
+# | tile 1 | $\ln 2$ | – | $\tfrac12 + 1 = 1.5$ | $\tfrac12 \cdot 3 + 1 \cdot 6 = 7.5$ | 5 |
+# | tile 2 | $\ln 8$ | $\tfrac28 = \tfrac14$ | $\tfrac14 \cdot 1.5 + 1 + \tfrac12 = 1.875$ | $\tfrac14 \cdot 7.5 + 1 \cdot 9 + \tfrac12 \cdot 12 = 16.875$ | 9 |
+#
+# In tile 1 both exponentials are relative to the larger score: $e^{0 - \ln 2} = \tfrac12$ and $e^0 = 1$. The mean so
+# far, 5, is the softmax over the first two keys: $(1 \cdot 3 + 2 \cdot 6) / 3$. Tile 2 brings a larger score, so the
+# old sums shrink by $e^{\ln 2 - \ln 8} = \tfrac14$ before the new terms are added. The result is that of all four
+# keys at once:
+
+# %%
+s = torch.tensor([1.0, 2.0, 8.0, 4.0]).log()
+v = torch.tensor([3.0, 6.0, 9.0, 12.0])
+assert torch.isclose(s[:2].softmax(0) @ v[:2], torch.tensor(5.0))
+assert torch.isclose(s.softmax(0) @ v, torch.tensor(9.0))
+print("all at once:", round((s.softmax(0) @ v).item(), 4))
+
+# %% [markdown]
 # Here is all of it for one query and one head, along a block table:
 
 
@@ -421,16 +421,18 @@ glue("walk_blocks", len(states))
 
 # %% [markdown]
 # In {numref}`fig-07-walk` the peak grew {glue:text}`rescalings` times after the first of {glue:text}`walk_blocks`
-# blocks. Only then is there anything to rescale.
+# blocks. Only then is there something to rescale.
 #
 # **Step 4: states merge.** Nothing in {eq}`eq-07-online` says that the new part must be a tile of raw keys. Two walks
 # over different keys leave two states, and the same correction makes one of them:
 #
 # ```{math}
 # :label: eq-07-merge
-# m = \max(m_1, m_2), \qquad
-# \ell = e^{m_1 - m} \ell_1 + e^{m_2 - m} \ell_2, \qquad
-# a = e^{m_1 - m} a_1 + e^{m_2 - m} a_2 .
+# \begin{aligned}
+# m &= \max(m_1, m_2), \\
+# \ell &= e^{m_1 - m} \ell_1 + e^{m_2 - m} \ell_2, \\
+# a &= e^{m_1 - m} a_1 + e^{m_2 - m} a_2 .
+# \end{aligned}
 # ```
 #
 # Merging does not care about order or number. So one long sequence can be cut into pieces, each piece walked by another
@@ -477,7 +479,7 @@ print("keys that each query of the chunk sees:", visible)
 # ## Two ideas, often confused
 #
 # **PagedAttention** {cite}`kwon2023pagedattention` is about *where* keys and values lie: in blocks that a table names.
-# It saves memory. By itself it makes attention slower, because an access now takes a table lookup.
+# It saves memory. By itself it gives attention more to do, because an access now takes a table lookup.
 #
 # **FlashAttention** {cite}`dao2022flashattention` is about *how* they are read: once, {term}`tile` by tile, with a
 # running softmax, the scores never written to memory. It saves traffic. By itself it knows nothing of blocks. PyTorch's
@@ -502,20 +504,41 @@ show_source(fused_attention)
 # %% [markdown]
 # ## The kernel for the CPU
 #
-# Python is too slow for loops over keys, and a handful of PyTorch calls a block would be too. Numba compiles a Python
-# function to machine code. The kernel below is plain Python, with loops as one would write them in C:
+# A loop over keys in Python spends its time on Python, and so would a handful of PyTorch calls per block. Numba compiles
+# a Python function to machine code. The kernel is plain Python, with loops as one would write them in C. In outline:
+#
+# ```text
+# for each tile of 32 keys of this piece:
+#     look up the slots of this tile's keys, and of the next tile's
+#     for each query of the piece:
+#         for every 4 keys:                        # scores
+#             for each K/V head:
+#                 ask for these keys' values ahead of time
+#                 for each query head of its group: 4 dot products
+#         for each query head:                     # running softmax
+#             new peak; exponentials; shrink norm and acc if the peak grew
+#         for every 4 keys:                        # weighted values
+#             for each K/V head:
+#                 ask for the next tile's keys ahead of time
+#                 for each query head of its group: acc += weights times values
+# ```
+#
+# The part in the middle is `walk`, one query head at a time:
 
 # %% tags=["remove-input"]
 from lib.attention import fused_cpu, numba_kernel  # noqa: E402
 from lib.attention.work_partition import partition_work  # noqa: E402
 
-show_source(numba_kernel._attend_piece.py_func)
+show_excerpt(numba_kernel._attend_piece.py_func, "top = peak[i, g]", "+= total")
 glue("key_tile", numba_kernel.KEY_TILE)
 glue("query_tile", numba_kernel.QUERY_TILE)
 glue("most_queries", fused_cpu._MOST_QUERIES)
 
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole kernel"}
+show_source(numba_kernel._attend_piece.py_func)
+
 # %% [markdown]
-# It is `walk` with five changes, each of which answers to the memory system.
+# It is `walk` with five changes, each made for the processor's memory and caches.
 #
 # - **A tile of keys is not a block.** The softmax is updated every {glue:text}`key_tile` keys, whatever the block size.
 #   The slots of a tile are looked up first, one by one. So the block size may be 1 or 5 or 512, and the arithmetic is
@@ -527,14 +550,14 @@ glue("most_queries", fused_cpu._MOST_QUERIES)
 # - **Four keys at a time.** One dot product is a chain of additions, each of which waits for the one before. Four
 #   independent chains keep the arithmetic units busy. Beyond the last visible key the last key is repeated, and its
 #   weight set to zero.
-# - **Prefetch.** Processors guess which memory is wanted next and load it ahead, as long as one runs straight on. At
-#   the end of a block the guess is wrong. But we know the table. While the kernel multiplies keys it requests the
+# - **Prefetch.** Processors guess which memory is needed next and load it ahead, as long as the addresses run straight
+#   on. At the end of a block the guess is wrong, but the table says what comes. While the kernel multiplies keys it requests the
 #   values, and while it adds values it requests the next tile's keys.
 # - **A tile of queries.** Up to {glue:text}`query_tile` queries of one sequence share a reading of its keys. A decode
 #   step has one. A short chunk, or a speculative draft to be verified, has a few.
 #
-# Two details are small and necessary. `_exp` is a polynomial of our own, because calling the mathematics library for
-# every score would cost as much as the dot product. And bfloat16 arrives as 16-bit integers, since NumPy has no such
+# Two details are small and necessary. `_exp` is a polynomial of our own, because a call of the mathematics library for
+# every score would keep the compiler from computing several at once. And bfloat16 arrives as 16-bit integers, since NumPy has no such
 # type: `_widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are float32.
 #
 # ### Equal shares
@@ -544,8 +567,10 @@ glue("most_queries", fused_cpu._MOST_QUERIES)
 # and cut into equal parts, wherever the cuts fall. A sequence that is cut leaves two states, and they merge.
 
 # %% tags=["remove-input"]
-show_source(numba_kernel.attend.py_func)
 show_source(numba_kernel._merge.py_func)
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the loop over shares"}
+show_source(numba_kernel.attend.py_func)
 
 # %%
 lengths = [1200, 70, 33, 300]
@@ -582,25 +607,30 @@ table(
 
 # %% [markdown]
 # The first sequence is longer than the other three together, and both threads read the same number of tiles, give or
-# take one. Cutting costs a merge: one rescaling of $H_q \cdot D$ numbers a cut.
+# take one. Cutting costs a merge: one rescaling of $H_q \cdot D$ numbers per cut.
 #
 # ### What it does not do: long prompts
 #
 # With many queries the balance tips. Each key is then used by all of them, the intensity of {eq}`eq-07-intensity` grows
-# with their number, and arithmetic becomes the limit. A matrix product does arithmetic faster than our dot products
-# can, because it keeps tiles of *both* operands in registers. So chunks of more than {glue:text}`most_queries` queries
-# are handed to PyTorch's attention, after a gather where the cache is needed. The copy is then shared by all queries of
-# the chunk, and it is paid once for a chunk, not once for every token:
+# with their number, and arithmetic becomes the limit. A matrix product keeps tiles of *both* operands in registers, which
+# our dot products do not. So chunks of more than {glue:text}`most_queries` queries are handed to PyTorch's attention,
+# after a gather where the cache is needed. The copy is then made once per chunk, not once per token. Whether this is the
+# right number, we will measure.
 
 # %% tags=["remove-input"]
+show_excerpt(
+    fused_cpu.CpuFusedAttention.__call__, "for row, start in", "attend("
+)
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole method"}
 show_source(fused_cpu.CpuFusedAttention, "__call__")
 
 # %% [markdown]
 # ### Compiling
 #
 # Numba compiles at the first call, for the types that it meets, and keeps the result on disk beside the source. How
-# long does that take? Two fresh processes with an empty cache directory of their own: the first has to compile, the
-# second finds the result.
+# long does that take? Two fresh processes, one after the other, share a cache directory that is empty at first: the
+# first has to compile, the second finds the result.
 
 # %% tags=["hide-input"]
 FIRST_CALL = """
@@ -656,16 +686,70 @@ else:
     )
 
 # %% [markdown]
-# The first process pays for compiling, the later ones for loading what is there. That is why `numba_kernel.py` is one
-# file: Numba keeps compiled code as long as the file it came from is unchanged. A server calls the kernel once before
-# it opens its doors.
+# {glue:text}`compile_finding` `numba_kernel.py` is one file because Numba keeps compiled code as long as the file that it
+# came from is unchanged. A server calls the kernel once before it accepts requests.
+#
+# ## A GPU, as far as the kernels need it
+#
+# The kernels for CUDA make sense only with a picture of the machine for which they are written, {numref}`fig-gpu`.
+#
+# ```{diagram} ../book/images/gpu_program.svg
+# :name: fig-gpu
+# :alt: A GPU is many multiprocessors above an L2 cache and a large memory. One multiprocessor has four schedulers, each with registers and a tensor core, and shared memory. One Triton program spreads a tile of 32 keys over four warps of 32 threads.
+# :width: 82%
+#
+# A GPU, one of its multiprocessors, and one program on it.
+# ```
+#
+# **Many small processors.** A GPU consists of *multiprocessors* (SMs), 108 in an A100 and 132 in an H100. Each has four
+# schedulers, registers, units that multiply and add, and a small fast memory. All of them read the same large memory
+# through one L2 cache. Weights, keys and values lie in the large memory.
+#
+# **Threads, warps, blocks.** A kernel is one function, run by very many *threads*. Threads come in groups of 32, the
+# *warps*: a warp executes one instruction at a time, for all of its threads, each on numbers of its own. If they take
+# different branches, the warp executes one branch after the other. Several warps form a *block*. A block runs on one
+# multiprocessor from its start to its end, and several blocks share one. Only threads of one block can wait for each
+# other, or exchange numbers through *shared memory*. Blocks are started in any order and know nothing of each other.
+# The set of all blocks of a launch is its *grid*.
+#
+# **Waiting is hidden, not avoided.** A read from the large memory takes hundreds of cycles. A CPU guesses what is needed
+# next and loads it ahead, as our kernel for the CPU asks it to. A multiprocessor keeps many warps ready instead, and
+# when one waits, its scheduler issues another one's instruction in the next cycle. This works only if there are enough
+# warps with enough loads under way. By Little's law, the bytes under way are bandwidth times latency: with the
+# 3.35 TB/s of an H100's data sheet and half a microsecond, 1.7 MB at any moment, or 13 kB per multiprocessor. A decode
+# step of one sequence with three K/V heads, in one block per head, would use 3 of the 132. This is the reason why
+# the kernel below splits the keys.
+#
+# **Neighbouring addresses.** The 32 threads of a warp load at once. If their addresses lie side by side, the hardware
+# makes a few wide transfers of it; if they are scattered, up to 32 separate ones. One row of a key, 64 numbers of one
+# head, lies side by side, whatever the table says about the next row. So a table lookup per row costs little, and a block
+# table needs no large blocks for this.
+#
+# **Registers, shared memory, large memory.** A thread's own numbers lie in registers, the fastest place. What threads of
+# a block exchange goes through shared memory, a few hundred kB per multiprocessor. FlashAttention's gain is that scores
+# live and die in these two places. Without it, each score is written to the large memory and read again.
+#
+# **Tensor cores.** Each scheduler has a unit that multiplies small matrices, say 16 × 16 by 16 × 8, in a few cycles. An
+# H100's data sheet has 989 TFLOP/s for bfloat16 by tensor cores, and 67 TFLOP/s for float32 by the ordinary units. Tensor
+# cores take float16, bfloat16, 8-bit numbers and TF32, which is float32 cut to 10 bits of fraction. They do not take
+# float32 itself. And they take whole tiles: with fewer than 16 rows, the rest is padding.
+#
+# **Triton** {cite}`tillet2019triton` hides threads and warps. One writes what a block does, called a *program*. Each
+# program asks by `tl.program_id` which piece of the work is its own. Inside, one computes with small arrays:
+#
+# | Triton | On the GPU |
+# | --- | --- |
+# | program | one block of threads; `num_warps` sets its size |
+# | array, e.g. a tile of keys `[32, 64]` | registers, spread over the block's threads |
+# | `tl.load(pointers, mask=...)` | each thread loads its part; where the mask is false, nothing is read |
+# | `tl.sum`, `tl.max` along an axis | exchange between threads, through registers or shared memory |
+# | `tl.dot` of 16-bit arrays | tensor cores |
+# | `tl.dot` of float32 with `input_precision="ieee"` | ordinary units, exact float32 |
+# | `tl.constexpr` argument | a constant: each value compiles a kernel of its own |
 #
 # ## The kernels for CUDA
 #
-# On a GPU the same walk is written in Triton {cite}`tillet2019triton`. A Triton kernel is one *program*, started many
-# times side by side, and each instance asks by `program_id` which piece of the work is its own. Inside, one writes on
-# small arrays that live in registers, such as a tile of keys, and the compiler arranges the threads. Two helpers do
-# what the diagram shows: find the slots of some positions, and load the rows that lie there.
+# Two helpers do what {numref}`fig-two-ideas` shows: find the slots of some positions, and load the rows that lie there.
 
 # %% tags=["remove-input"]
 try:
@@ -686,19 +770,46 @@ else:
 # all. Note `int64` for slots. A pool of 80 GB has more elements than 32 bits count, and the product of a block number
 # and a stride overflows silently.
 #
-# **Decode.** One query a sequence, and the keys split:
+# **Decode.** One query per sequence, and the keys split. A program has one sequence, one K/V head with its group of query
+# heads, and one split of the keys. `length` is the number of the sequence's keys. This is how it finds its share of
+# them, and its queries:
 
 # %% tags=["remove-input"]
+if CudaFusedAttention:
+    show_excerpt(triton_decode.decode.fn, "length = tl.load", "query = tl.load")
+
+# %% [markdown]
+# And this is the walk. Compare it with `walk` above, line by line: `peak`, `norm`, `acc`, `top` and `shrink` are the
+# same, for all query heads of the group at once. `exp2` is what the hardware has; `scale` contains the factor
+# $\log_2 e$.
+
+# %% tags=["remove-input"]
+if CudaFusedAttention:
+    show_excerpt(triton_decode.decode.fn, "for tile in range", "peak = top")
+
+# %% [markdown]
+# The two branches of `USE_DOT` compute the same. With one or two query heads, most of the 16 rows of `tl.dot` would be
+# padding, and a product with a sum is used instead. At the end a program writes its state, or the output where there
+# is one split. `merge` is {eq}`eq-07-merge` for all splits at once.
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show decode and merge"}
 if CudaFusedAttention:
     show_source(triton_decode.decode.fn)
     show_source(triton_decode.merge.fn)
 
 # %% [markdown]
-# **Chunks.** Many queries a sequence, of different numbers in one batch. Here a product of matrices pays, and `tl.dot`
-# uses the tensor cores. The order of loops is FlashAttention-2's {cite}`dao2024flashattention2`: queries outside and
-# in parallel, keys inside and in order, so that each program owns its output.
+# **Chunks.** Many queries per sequence, of different numbers in one batch. Now there are enough rows for `tl.dot`. In
+# bfloat16 and float16 it uses the tensor cores. In float32 it does not: `input_precision="ieee"` asks for exact
+# products, which the ordinary units compute. TF32 would use tensor cores, and would round each factor to 10 bits of
+# fraction, so the tokens could differ from the oracle's. The order of loops is FlashAttention-2's
+# {cite}`dao2024flashattention2`: queries outside and in parallel, keys inside and in order, so that each program owns
+# its output.
 
 # %% tags=["remove-input"]
+if CudaFusedAttention:
+    show_excerpt(triton_varlen.varlen.fn, "for tile in range", "peak = top")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole kernel"}
 if CudaFusedAttention:
     show_source(triton_varlen.varlen.fn)
 
@@ -720,7 +831,7 @@ if CudaFusedAttention:
 # | `varlen` | a tile of queries, a sequence, a query head | all keys that its last query sees | its queries' outputs |
 #
 # How many splits? Enough to fill the GPU, and no more, since states have to be written and read again. The number
-# follows from the batch's shape alone and never from the lengths, which only the device needs to know. So a captured
+# of splits follows from the batch's shape alone and never from the lengths, which only the device needs to know. So a captured
 # CUDA graph can replay the launch for other lengths. For a GPU with 108 multiprocessors, four programs on each:
 
 # %%
@@ -757,7 +868,7 @@ if CudaFusedAttention:
 
 # %% [markdown]
 # Without splitting, a batch of one would start as many programs as the model has K/V heads and leave most of the GPU
-# idle. With large batches there is enough work, and one split each.
+# idle. With large batches there is enough work, and one split per sequence.
 #
 # ### `attention="auto"`
 #
@@ -1009,8 +1120,8 @@ table(
 )
 
 # %% [markdown]
-# The fused kernel is immune by construction. It reads what the count allows and nothing else. The other two depend on
-# what nobody promised: that unused memory holds finite numbers.
+# The fused kernel reads what the count allows and nothing else, so nothing in unused slots can reach its output. The
+# other two depend on unused memory holding finite numbers, which no part of the engine guarantees.
 #
 # ### The kernels for CUDA, without a GPU
 #
@@ -1263,9 +1374,48 @@ by_context = record.add(
 )
 layer_point.cache_clear()
 gc.collect()
-sweeps = ((by_batch, "batch"), (by_context, "context"))
+if first_calls:
+    record.add(
+        "first_call",
+        unit="s",
+        points=[
+            {"on_disk": name, "first": seconds[0], "third": seconds[2]}
+            for name, seconds in first_calls.items()
+        ],
+    )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-bandwidth", "caption": "Bandwidth that one layer's decode attention achieves: the bytes of its keys and values, counted once, over the time, as a share of the bandwidth measured on this machine. A gather cannot pass a third unless its copy stays in the processor's caches. Left: by batch. Right: by context. In half precision the same bytes are twice as many keys."}}
+
+def gated(experiment, *series, columns=tuple(KINDS)):
+    """The run to draw and quote: this one, if its repeats agree and the machine is as recorded."""
+    gate = experiments.gate(experiment)
+    gate.repeats(
+        [
+            sorted(samples)[:-1]
+            for s in series
+            for column in columns
+            for samples in s.samples.get(column, [])
+        ],
+        "all turns but the slowest",
+    )
+    gate.machine(roofline, experiments.roofline)
+    return experiments.pick(gate, record)
+
+
+def ranges(ax, x, samples, index, scale=lambda value, row: value):
+    """The range of a series' repeats, in its colour."""
+    for row, (at, found) in enumerate(zip(x, samples)):
+        if found:
+            ends = scale(min(found), row), scale(max(found), row)
+            ax.plot([at, at], ends, color=COLOURS[index], linewidth=1)
+
+
+alone = gated("attention of a layer", by_batch, by_context)
+sweeps = [
+    (alone["attention_by_batch"], "batch"),
+    (alone["attention_by_context"], "context"),
+]
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-bandwidth", "caption": "Bandwidth that one layer's decode attention achieves: the bytes of its keys and values, counted once, over the time, as a share of the bandwidth measured on this machine. The dotted line is a third, the most that three transfers through memory leave to the gather. Left: by batch. Right: by context. Vertical bars: the range of the repeats. In half precision the same bytes are twice as many keys."}}
 others = read_records("07", others_only=True)
 fig, axes = figure(2, sharey=True, height=3.4)
 for ax, (series, x) in zip(axes, sweeps):
@@ -1279,7 +1429,20 @@ for ax, (series, x) in zip(axes, sweeps):
         recorded=recorded_lines(
             others, series.name, x=x, y={kind: f"mbu_{kind}" for kind in KINDS}
         ),
+        label=alone.label,
     )
+    for index, kind in enumerate((*KINDS, "fused_half")):
+        once = [
+            share * seconds
+            for share, seconds in zip(series[f"mbu_{kind}"], series[kind])
+        ]
+        ranges(
+            ax,
+            series[x],
+            series.samples.get(kind, []),
+            index,
+            lambda seconds, row, once=once: once[row] / seconds,
+        )
     ax.axhline(1 / 3, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
     ax.axhline(1, color=TEXT, linewidth=1)
     log2_axis(ax, "x")
@@ -1290,6 +1453,7 @@ axes[0].set(
     ylim=(0, None),
 )
 axes[1].set(xlabel=f"context (tokens), at batch {BATCH}")
+caution(axes[0], alone.note)
 show(fig, "07_bandwidth")
 
 
@@ -1298,7 +1462,7 @@ def us(seconds):
     return f"{1e6 * seconds:,.0f}"
 
 
-both = [*by_batch.rows(), *by_context.rows()]
+both = [row for series, _ in sweeps for row in series.rows()]
 rows = list({(r["batch"], r["context"]): r for r in both}.values())
 table(
     [
@@ -1310,62 +1474,28 @@ table(
             *(us(r[kind]) for kind in KINDS),
             f"{r['gather'] / r['contiguous']:.2f}",
             f"{r['fused'] / r['contiguous']:.2f}",
+        ]
+        for r in rows
+    ],
+    headers=["batch", "context", "MB", "bound, µs", "slots", "gather", "fused",
+             "gather / slots", "fused / slots"],
+)  # fmt: skip
+table(
+    [
+        [
+            r["batch"],
+            r["context"],
             *(us(r[f"{kind}_half"]) for kind in KINDS),
         ]
         for r in rows
     ],
-    headers=["batch", "context", "MB", "bound, µs", "slots", "gather", "fused", "gather / slots",
-             "fused / slots", f"slots, {half_name}", "gather", "fused"],
-)  # fmt: skip
-
+    headers=["batch", "context", f"slots, {half_name}, µs", "gather", "fused"],
+)
 
 # %% tags=["remove-input"]
-def compared(ratio, margin=0.05):
-    """A ratio of times in words."""
-    if abs(ratio - 1) <= margin:
-        return "about as long as"
-    return f"{ratio:.2f} times as long as"
-
-
 biggest = by_batch.rows()[-1]
-glue("big_batch", biggest["batch"])
-glue("big_context", biggest["context"])
-glue("layer_gather", compared(biggest["gather"] / biggest["contiguous"]))
-glue("layer_fused", compared(biggest["fused"] / biggest["contiguous"]))
-glue("gather_over_fused", biggest["gather"] / biggest["fused"], ".1f")
-glue("fused_mbu", 100 * biggest["mbu_fused"], ".0f")
-glue("contiguous_mbu", 100 * biggest["mbu_contiguous"], ".0f")
-glue("gather_mbu", 100 * biggest["mbu_gather"], ".0f")
-ratios = [r["gather"] / r["contiguous"] for r in rows]
-fused_ratios = [r["fused"] / r["contiguous"] for r in rows]
-glue("gather_low", min(ratios), ".1f")
-glue("gather_high", max(ratios), ".1f")
-glue("fused_low", min(fused_ratios), ".2f")
-glue("fused_high", max(fused_ratios), ".2f")
-glue("half_speedup", biggest["fused"] / biggest["fused_half"], ".2f")
-glue(
-    "half_contiguous", biggest["contiguous"] / biggest["contiguous_half"], ".2f"
-)
 glue("half_name", half_name)
-excess = ratios[rows.index(biggest)] / 3
-glue(
-    "gather_surprise",
-    "about the three that the bytes predict"
-    if 0.85 < excess < 1.15
-    else "more than the three that the bytes predict"
-    if excess > 1
-    else "less than the three that the bytes predict",
-)
-glue(
-    "gather_why",
-    "The bytes predict it, and bytes it is."
-    if 0.85 < excess < 1.15
-    else "So the copy costs more than its bytes; the next section takes it apart."
-    if excess > 1
-    else "The prediction took attention itself to run at the memory's bandwidth. PyTorch's "
-    f"reaches {100 * biggest['mbu_contiguous']:.0f} % of it here, and beside a slow read the copy "
-    "weighs less.",
-)
+glue("chunk_context", CONTEXT)
 record.headline(
     "attention of a layer, gather over fused, largest batch",
     biggest["gather"] / biggest["fused"],
@@ -1373,30 +1503,90 @@ record.headline(
 )
 
 # %% [markdown]
-# At batch {glue:text}`big_batch` and {glue:text}`big_context` tokens, the gather takes {glue:text}`layer_gather` the
-# contiguous read, {glue:text}`gather_surprise`. {glue:text}`gather_why` The fused kernel takes {glue:text}`layer_fused`
-# the contiguous read, and the gather takes {glue:text}`gather_over_fused` times as long as fused. Counting each byte
-# once, fused achieves {glue:text}`fused_mbu` % of the machine's bandwidth, the contiguous read
-# {glue:text}`contiguous_mbu` %, the gather {glue:text}`gather_mbu` %. Over all points of {numref}`fig-07-bandwidth`,
-# the gather takes {glue:text}`gather_low` to {glue:text}`gather_high` times as long as the contiguous read, and fused
-# {glue:text}`fused_low` to {glue:text}`fused_high` times.
+# {glue:text}`layer_gather_finding` {glue:text}`layer_fused_finding` {glue:text}`gather_fused_finding`
+# {glue:text}`range_finding` {glue:text}`bandwidth_finding`
 #
-# Contiguous and fused move the same bytes, so where they differ, it is not the copy. On a CPU, PyTorch hands out its
-# work by sequence and head. A thread reads one head's rows and skips those of the others, which somebody else reads
-# later, and with few sequences there are few such pieces to hand out. The fused kernel reads straight on and cuts where
-# it likes.
+# {glue:text}`half_finding`
 #
-# In {glue:text}`half_name` the bytes halve. The fused kernel is {glue:text}`half_speedup` times as fast as in float32,
-# the contiguous read {glue:text}`half_contiguous` times. A factor of 2 would say that bytes are all that counts. What
-# does not shrink with the bytes is arithmetic: two bytes are widened to four, and then there are as many
-# multiplications as before. How much of the time that is, we will see when we look at warm caches.
+# ### What is left when memory is no obstacle
+#
+# The bytes are the same for the contiguous read and the fused kernel, so where these two differ, bytes are not the
+# cause. How much of each time is spent on memory at all? Let one layer be read over and over, so that its keys are found
+# in the processor's caches. Here are {glue:text}`hot_batch` sequences of {glue:text}`hot_context` tokens in three ways: as
+# above, with all layers in turn but nothing evicted, and with one layer again and again.
+
+# %% tags=["hide-input"]
+HOT = pick(smoke=2, cpu=4, gpu=4)  # sequences
+with torch.inference_mode():
+    every = attention_jobs(HOT, CONTEXT)
+    again = attention_jobs(HOT, CONTEXT, layers=[0] * config.num_layers)
+    protocols = {
+        "all layers, caches emptied before": alternate(every),
+        "all layers, nothing emptied": alternate(every, setup=lambda: None),
+        "one layer again and again": alternate(again, setup=lambda: None),
+    }
+    every = again = None
+moved = layer_bytes(HOT, CONTEXT)
+hot_points = [
+    {
+        "protocol": name,
+        **{kind: per_layer(timing) for kind, timing in taken.items()},
+    }
+    for name, taken in protocols.items()
+]
+hot = record.add(
+    "hot_and_cold",
+    unit="s",
+    params={"batch": HOT, "context": CONTEXT},
+    points=hot_points,
+)
+warm = gated("warm caches", hot, by_batch)
+table(
+    [
+        [r["protocol"], *(us(r[kind]) for kind in KINDS),
+         f"{moved / r['fused'] / warm.roofline.bandwidth:.0%}"]
+        for r in warm["hot_and_cold"].rows()
+    ],
+    headers=["protocol", "slots, µs", "gather, µs", "fused, µs",
+             "fused, of bandwidth"],
+)  # fmt: skip
+glue("hot_batch", HOT)
+glue("hot_context", CONTEXT)
+glue_all(words.layer(alone))
+glue_all(words.warm_caches(warm))
+glue_all(words.compiling(alone))
+
+# %% [markdown]
+# {glue:text}`warm_finding`
+#
+# This gives a second model, made after the fact: the warm time, in proportion to the keys, plus the bytes over the
+# bandwidth, as if the two were paid one after the other. For the largest batch:
+
+# %% tags=["remove-input"]
+table(
+    words.second_model_rows(warm),
+    headers=[
+        "",
+        "bytes, µs",
+        "warm, µs",
+        "sum, µs",
+        "measured, µs",
+        "over sum",
+    ],
+)
+
+# %% [markdown]
+# {glue:text}`second_model_finding`
 #
 # ### Where the gather's time goes
 #
 # The prediction of 3 lumps a read, a write and a read together. Here they are apart, at batch {glue:text}`count_batch`
 # and {glue:text}`count_context` tokens. The copy comes in three kinds, because a copy needs a place: memory that is
 # kept for it, new tensors as the gather makes them, and pages fresh from the operating system, which have to be zeroed
-# and entered into the process's own page table first.
+# and entered into the process's own page table first. Attention over one piece is timed twice: over a cache as chapter 2
+# laid it out, where the heads of a token lie side by side, and over the same memory read as if each head had its keys in
+# one row. PyTorch gives each of its threads one sequence and head at a time, so the first makes it skip the other heads'
+# rows.
 
 # %% tags=["hide-input"]
 with torch.inference_mode():
@@ -1446,17 +1636,27 @@ with torch.inference_mode():
             attend(q[:, None], slots.k[n], slots.v[n], 1, mask) for n in layers
         ]
 
+    apart = (COUNT_BATCH, config.num_kv_heads, COUNT_CONTEXT, config.head_dim)
+
+    def heads_apart():
+        for n in layers:
+            keys, values = (
+                x[n].view(apart).transpose(1, 2) for x in (slots.k, slots.v)
+            )
+            attend(q[:, None], keys, values, 1)
+
     parts = {
         "copy into memory that is kept": copy_into(lambda: kept),
         "copy into new tensors": copy_new,
         "copy into fresh pages": copy_into(fresh),
         "attention over one piece": over_slots(None),
+        "the same, each head's rows together": heads_apart,
         "the same with a mask": over_slots(mask),
         "gather, all of it": lambda: [
             gathered(layer, q, k, v, batch) for layer in layers
         ],
     }
-    moves = dict(zip(parts, (2, 2, 2, 1, 1, 3)))
+    moves = dict(zip(parts, (2, 2, 2, 1, 1, 1, 3)))
     if device.type != "cpu":
         del parts["copy into fresh pages"]
     jobs, parts = parts, alternate(parts, repeats=pick(smoke=1, cpu=3, gpu=20))
@@ -1467,9 +1667,8 @@ with torch.inference_mode():
         job()
         pages[name] = (faults() - before) / config.num_layers
     slots = pool = gathered = jobs = job = kept = None
-    del copy_into, copy_new, over_slots
+    del copy_into, copy_new, over_slots, heads_apart
 gc.collect()
-one_piece = parts["attention over one piece"].median
 parts_series = record.add(
     "gather_parts",
     unit="s",
@@ -1484,68 +1683,33 @@ parts_series = record.add(
         for name, timing in parts.items()
     ],
 )
-once = layer_bytes(COUNT_BATCH, COUNT_CONTEXT) / roofline.bandwidth
+taken_apart = gated("parts of a gather", parts_series, columns=("seconds",))
+found = taken_apart["gather_parts"].rows()
+once = kv_bytes / taken_apart.roofline.bandwidth
+(one_piece,) = (
+    r["seconds"] for r in found if r["part"] == "attention over one piece"
+)
 table(
     [
-        [name, us(moves[name] * once), us(timing.median), f"{timing.median / one_piece:.2f}",
-         f"{pages[name]:,.0f}"]
-        for name, timing in parts.items()
+        [r["part"], us(moves[r["part"]] * once), us(r["seconds"]),
+         f"{r['seconds'] / one_piece:.2f}", f"{r['page_faults']:,.0f}"]
+        for r in found
     ],
     headers=["part", "by bytes, µs", "measured, µs", "over one piece", "page faults"],
 )  # fmt: skip
-
-# %% tags=["remove-input"]
-new_copy = parts["copy into new tensors"].median
-glue("mask_ratio", parts["the same with a mask"].median / one_piece, ".2f")
-glue("copy_ratio", new_copy / one_piece, ".1f")
-masked = parts["the same with a mask"].median
-glue(
-    "sum_percent",
-    100 * (new_copy + masked) / parts["gather, all of it"].median,
-    ".0f",
-)
-glue("copy_mbu", 100 * 2 * once / new_copy, ".0f")
-glue("piece_mbu", 100 * once / one_piece, ".0f")
-glue(
-    "copy_words",
-    "less than reading alone has, since a line of memory is usually read before it is written"
-    if 2 * once < new_copy
-    else "more than memory can deliver: some of the copy never leaves the processor's caches",
-)
-if "copy into fresh pages" in parts:
-    costly = (
-        parts["copy into fresh pages"].median
-        / parts["copy into memory that is kept"].median
-    )
-    glue(
-        "fresh_words",
-        f"takes {costly:.1f} times as long as one into memory that is kept",
-    )
-else:
-    glue(
-        "fresh_words",
-        "is not measured on a GPU, where PyTorch keeps its memory",
-    )
-glue("gather_faults", pages["gather, all of it"], ",.0f")
-glue(
-    "fresh_faults",
-    f"{pages['copy into fresh pages']:,.0f}"
-    if device.type == "cpu"
-    else "none",
-)
+glue_all(words.gather_parts(taken_apart))
 
 # %% [markdown]
-# The copy takes {glue:text}`copy_ratio` times as long as attention over one piece, where the bytes say 2. It moves its
-# bytes at {glue:text}`copy_mbu` % of the bandwidth, {glue:text}`copy_words`. Attention over one piece moves its own at
-# {glue:text}`piece_mbu` %. The mask makes attention take {glue:text}`mask_ratio` times as long. And a copy into fresh
-# pages {glue:text}`fresh_words`. Whether a new tensor means fresh pages is up to the C library: the last column counts
-# them. Copy and masked attention together make up {glue:text}`sum_percent` % of the gather's time. A fused kernel needs
-# no copy, no mask and no place.
+# {glue:text}`copy_finding` {glue:text}`copy_bandwidth_finding` {glue:text}`heads_finding` {glue:text}`mask_finding`
+# {glue:text}`sum_finding`
+#
+# {glue:text}`fresh_finding` Whether a new tensor means fresh pages is up to the C library, and the last column counts
+# them. A fused kernel needs no copy, no mask and no place for one.
 #
 # ### Chunks: where the hand-over is right
 #
 # On a CPU, chunks of more than {glue:text}`most_queries` queries go to PyTorch. Is that the right place? We let the
-# kernel do all chunk sizes itself and compare, with {glue:text}`big_context` tokens already in the cache.
+# kernel do all chunk sizes itself and compare, with {glue:text}`chunk_context` tokens already in the cache.
 
 # %% tags=["hide-input"]
 CHUNKS = pick(smoke=[1, 8], cpu=[1, 4, 8, 16, 64], gpu=[1, 4, 16, 64, 256])
@@ -1583,9 +1747,14 @@ with torch.inference_mode():
 chunks = record.add(
     "chunks",
     unit="s",
-    params={"context": CONTEXT, "per": "layer"},
+    params={
+        "context": CONTEXT,
+        "per": "layer",
+        "most_queries": fused_cpu._MOST_QUERIES,
+    },
     points=points,
 )
+handed = gated("chunks", chunks, columns=("gather", "fused", "kernel"))
 table(
     [
         [
@@ -1594,27 +1763,18 @@ table(
             us(r["fused"]),
             us(r["kernel"]) if r["kernel"] else "–",
         ]
-        for r in chunks.rows()
+        for r in handed["chunks"].rows()
     ],
     headers=["queries", "gather, µs", "fused, µs", "kernel for all, µs"],
 )
 
 # %% tags=["remove-input"]
-slower = [
-    r["queries"]
-    for r in chunks.rows()
-    if r["kernel"] and r["kernel"] > r["fused"] * 1.1
-]
-glue(
-    "crossover",
-    f"From {slower[0]} queries on the kernel is the slower one here"
-    if slower
-    else "In this run the kernel was not slower at any of these sizes",
-)
+glue_all(words.chunks(handed))
 
 # %% [markdown]
-# {glue:text}`crossover`. The last two columns are the same thing up to {glue:text}`most_queries` queries. Triton's
-# `varlen` has no such limit, since `tl.dot` is a product of matrices; on a GPU the last column is empty.
+# {glue:text}`crossover_finding` {glue:text}`hand_over_finding` The last two columns are the same thing up to
+# {glue:text}`most_queries` queries. Triton's `varlen` has no such limit, since `tl.dot` multiplies matrices; on a GPU the
+# last column is empty.
 #
 # ## Measure: a decode step, whole
 #
@@ -1654,7 +1814,11 @@ def step_point(batch_size, context):
 steps = record.add(
     "step_by_batch",
     unit="s",
-    params={"context": CONTEXT, "block_size": BLOCK},
+    params={
+        "context": CONTEXT,
+        "block_size": BLOCK,
+        "layers": config.num_layers,
+    },
     points=[step_point(n, CONTEXT) for n in sweep(STEP_BATCHES, "step")],
 )
 gc.collect()
@@ -1676,29 +1840,43 @@ step_ratios = record.add(
         },
     },
 )
+whole = gated("whole decode steps", steps)
+drawn, over_slots = whole["step_by_batch"], whole["step_ratio"]
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-step", "caption": "Whole decode steps by batch. Left: time. Right: time over that of the contiguous cache; dotted: what the bytes predict for the gather."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-step", "caption": "Whole decode steps by batch. Left: time, with the range of the repeats. Right: time over that of the contiguous cache; dotted: what the bytes predict for the gather."}}
 fig, (left, right) = figure(2)
 lines(
     left,
-    x=steps["batch"],
-    y={kind: [1e3 * s for s in steps[kind]] for kind in KINDS},
+    x=drawn["batch"],
+    y={kind: [1e3 * s for s in drawn[kind]] for kind in KINDS},
+    label=whole.label,
 )
-left.set(xlabel=f"batch, at {CONTEXT} tokens", ylabel="ms a step")
+for index, kind in enumerate(KINDS):
+    ranges(
+        left,
+        drawn["batch"],
+        drawn.samples.get(kind, []),
+        index,
+        lambda seconds, row: 1e3 * seconds,
+    )
+left.set(
+    xlabel=f"batch, at {CONTEXT} tokens", ylabel="ms per step", ylim=(0, None)
+)
 log2_axis(left, "x")
-log10_axis(left, "y")
+caution(left, whole.note)
 lines(
     right,
-    x=step_ratios["batch"],
-    y={"contiguous": [1.0] * len(steps["batch"]),
-       **{kind: step_ratios[kind] for kind in ("gather", "fused")}},
+    x=over_slots["batch"],
+    y={"contiguous": [1.0] * len(over_slots["batch"]),
+       **{kind: over_slots[kind] for kind in ("gather", "fused")}},
+    label=whole.label,
     recorded=recorded_lines(
         others, "step_ratio", x="batch", y={"gather": "gather", "fused": "fused"}
     ),
 )  # fmt: skip
 right.plot(
-    step_ratios["batch"],
-    step_ratios["bound_gather"],
+    over_slots["batch"],
+    over_slots["bound_gather"],
     color=TEXT,
     linestyle=(0, (1, 1.8)),
 )
@@ -1719,47 +1897,33 @@ table(
             f"{r['gather'] / r['contiguous']:.2f}",
             f"{r['bound_gather'] / r['bound_contiguous']:.2f}",
             f"{r['fused'] / r['contiguous']:.2f}",
-            f"{r['fused'] / r['bound_fused']:.1f}",
         ]
-        for r in steps.rows()
+        for r in drawn.rows()
     ],
-    headers=["batch", "slots, ms", "gather, ms", "fused, ms", "gather / slots", "predicted",
-             "fused / slots", "fused / bound"],
+    headers=["batch", "slots, ms", "gather, ms", "fused, ms", "gather / slots",
+             "predicted", "fused / slots"],
 )  # fmt: skip
 
 # %% tags=["remove-input"]
 last = steps.rows()[-1]
-step_fused, step_gather = (
-    last["fused"] / last["contiguous"],
-    last["gather"] / last["contiguous"],
-)
-glue("step_batch", last["batch"])
-glue("step_fused", compared(step_fused))
-glue("step_gather", compared(step_gather))
-glue("step_predicted", last["bound_gather"] / last["bound_contiguous"], ".2f")
-glue("step_over_bound", last["fused"] / last["bound_fused"], ".1f")
-glue("step_saved", 100 * (1 - last["fused"] / last["gather"]), ".0f")
-glue("goal", "met" if step_fused <= 1.1 else "not met")
-attention_share = min(1.0, config.num_layers * biggest["fused"] / last["fused"])
-glue("attention_share", 100 * attention_share, ".0f")
+glue_all(words.step(whole))
 record.headline(
-    "decode step, fused paged over contiguous, largest batch", step_fused, "×"
+    "decode step, fused paged over contiguous, largest batch",
+    last["fused"] / last["contiguous"],
+    "×",
 )
 
 # %% [markdown]
-# At batch {glue:text}`step_batch` a fused step on paged memory takes {glue:text}`step_fused` a contiguous one. The goal
-# for this chapter was to stay within a tenth: {glue:text}`goal` in this run. The gathered step takes
-# {glue:text}`step_gather` the contiguous one, predicted {glue:text}`step_predicted`; fused saves
-# {glue:text}`step_saved` % of the gathered step. A fused step takes {glue:text}`step_over_bound` times its own bound.
-# Whatever a step spends beyond its bound outside attention dilutes the ratios of attention, so the whole step's ratio
-# is nearer to 1 than the prediction where that is much. Attention, timed alone above, is about
-# {glue:text}`attention_share` % of it, so most of what a better attention kernel could still win is limited to that
-# share.
+# {glue:text}`step_fused_finding` {glue:text}`goal_finding`
+#
+# {glue:text}`step_gather_finding` {glue:text}`two_errors_finding`
+#
+# {glue:text}`step_bound_finding` {glue:text}`attention_share_finding`
 #
 # ## Memory of chapter 4, speed of chapter 3
 #
-# Now the bill of both chapters together. Three engines get the same bytes for keys and values and the same requests:
-# slots, blocks with the gather, blocks with the fused kernel. They take turns step by step.
+# Now both chapters together. Three engines get the same bytes for keys and values and the same requests: slots, blocks
+# with the gather, blocks with the fused kernel. They take turns step by step.
 
 # %% tags=["hide-input"]
 PROMISE = pick(smoke=256, cpu=512, gpu=1024)
@@ -1812,7 +1976,12 @@ same = sum(a == b for a, b in zip(tokens["contiguous"], tokens["fused"]))
 service = record.add(
     "same_bytes",
     unit="s",
-    params={"budget_bytes": budget, "promise": PROMISE, "requests": REQUESTS},
+    params={
+        "budget_bytes": budget,
+        "promise": PROMISE,
+        "requests": REQUESTS,
+        "same_tokens": same,
+    },
     points=[
         {
             "cache": name,
@@ -1825,32 +1994,25 @@ service = record.add(
         for name, run in served.items()
     ],
 )
+gate = experiments.gate("three engines on the same bytes")
+gate.limit_reached(max(served["contiguous"]["n"]), SLOTS, "slots")
+gate.check(
+    max(served["fused"]["n"]) > SLOTS, "blocks did not hold more sequences"
+)
+gate.machine(roofline, experiments.roofline)
+serving = experiments.pick(gate, record)
 table(
     [
-        [r["cache"], f"{engines[r['cache']].kv_cache.nbytes / MIB:,.0f}", r["most_at_once"],
-         r["steps"], r["preemptions"], f"{r['seconds']:.1f}", f"{r['tok_s']:,.0f}"]
-        for r in service.rows()
+        [r["cache"], r["most_at_once"], r["steps"], r["preemptions"],
+         f"{r['seconds']:.1f}", f"{r['tok_s']:,.0f}"]
+        for r in serving["same_bytes"].rows()
     ],
-    headers=["cache", "MiB", "most at once", "steps", "preemptions", "seconds", "tokens/s"],
+    headers=["cache", "most at once", "steps", "preemptions", "seconds", "tokens/s"],
 )  # fmt: skip
 
 # %% tags=["remove-input"]
 by_cache = {r["cache"]: r for r in service.rows()}
-glue("serve_budget", budget / MIB, ",.0f")
-glue("serve_slots", SLOTS)
-glue("serve_at_once", by_cache["fused"]["most_at_once"])
-glue(
-    "serve_gain",
-    by_cache["fused"]["tok_s"] / by_cache["contiguous"]["tok_s"],
-    ".2f",
-)
-glue(
-    "serve_over_gather",
-    by_cache["fused"]["tok_s"] / by_cache["gather"]["tok_s"],
-    ".2f",
-)
-glue("serve_same", same)
-glue("serve_requests", REQUESTS)
+glue_all(words.service(serving))
 assert by_cache["fused"]["most_at_once"] > SLOTS
 record.headline(
     "throughput on the same bytes, fused paged over contiguous",
@@ -1859,14 +2021,34 @@ record.headline(
 )
 
 # %% [markdown]
-# On {glue:text}`serve_budget` MiB, {glue:text}`serve_slots` slots became {glue:text}`serve_at_once` sequences at once,
-# as in chapter 4. Fused has {glue:text}`serve_gain` times the throughput of the contiguous engine and
-# {glue:text}`serve_over_gather` times that of the gathering one. The sequences here are short, so attention is a small
-# part of their steps, and most of the gain over slots comes from the batch that fits. {glue:text}`serve_same` of
-# {glue:text}`serve_requests` requests got the same tokens from slots and from blocks. Where one did not, two logits
-# were nearly equal, and the order of a sum decided.
+# {glue:text}`seats_finding` {glue:text}`service_finding` {glue:text}`service_kernel_finding`
+# {glue:text}`same_tokens_finding`
+#
+# ## The same arithmetic for a 7B model
+#
+# SmolLM2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35 TB/s of
+# its data sheet, the same functions give these least times:
+
+# %% tags=["remove-input"]
+table(
+    words.realistic_rows(),
+    headers=["cache", "transfers", "attention of a layer", "step", "over contiguous"],
+)  # fmt: skip
+glue_all(words.realistic())
+
+# %% [markdown]
+# {glue:text}`realistic_finding` These are bounds. On a CPU this chapter found that such bounds do not predict attention,
+# because small products run far below the rate of large ones. On a GPU that is what tensor cores and split keys are
+# for, and whether they suffice there was not measured here.
 #
 # ## What broke, and how this benchmark could mislead
+#
+# **Bytes that predict nothing.** The chapter's first prediction was that bytes are time: one transfer for slots and for the
+# fused kernel, three for the gather. {glue:text}`broke_finding` In a profile on the AMD EPYC of the recorded run, nearly
+# all samples within PyTorch's attention fell into one function of its mathematics library, a product of small matrices
+# (`mkl_blas_def_sgemm_pst`; `def` is the library's variant for any processor). A decode step gives it
+# {glue:text}`group` rows of queries per K/V head, and a matrix product with so few rows does not come near the rate of a
+# large one. So the baseline was slow, and a slow baseline makes the copy look cheap and the kernel fast.
 #
 # **A mask instead of a count.** The first idea for a tile that reaches beyond the sequence is to compute all of its
 # scores and hide some. The table of poisoned slots above is what becomes of it.
@@ -1892,78 +2074,17 @@ with np.errstate(invalid="ignore"):
 # of a captured CUDA graph that only fills up the batch has no keys at all, so this is no rare case.
 #
 # **Hot and cold.** A benchmark that calls one layer again and again finds its keys in the processor's cache from the
-# second call on. Here are four sequences of {glue:text}`big_context` tokens in the three ways: as above, with all
-# layers in turn but nothing evicted, and with one layer over and over.
-
-# %% tags=["hide-input"]
-HOT = pick(smoke=2, cpu=4, gpu=4)
-with torch.inference_mode():
-    every = attention_jobs(HOT, CONTEXT)
-    again = attention_jobs(HOT, CONTEXT, layers=[0] * config.num_layers)
-    protocols = {
-        "all layers, caches emptied before": alternate(every),
-        "all layers, nothing emptied": alternate(every, setup=lambda: None),
-        "one layer again and again": alternate(again, setup=lambda: None),
-    }
-    every = again = None
-moved = layer_bytes(HOT, CONTEXT)
-hot_points = [
-    {
-        "protocol": name,
-        **{kind: per_layer(timing) for kind, timing in taken.items()},
-    }
-    for name, taken in protocols.items()
-]
-hot = record.add(
-    "hot_and_cold",
-    unit="s",
-    params={"batch": HOT, "context": CONTEXT},
-    points=hot_points,
-)
-table(
-    [
-        [r["protocol"], *(us(r[kind]) for kind in KINDS),
-         f"{moved / r['fused'] / roofline.bandwidth:.0%}",
-         f"{r['gather'] / r['fused']:.1f}"]
-        for r in hot.rows()
-    ],
-    headers=["protocol", "slots, µs", "gather, µs", "fused, µs", "fused, of bandwidth",
-             "gather / fused"],
-)  # fmt: skip
-
-# %% tags=["remove-input"]
-hottest = 100 * moved / hot.rows()[-1]["fused"] / roofline.bandwidth
-glue("hot_mb", moved / 1e6, ".1f")
-glue("hot_percent", hottest, ".0f")
-glue(
-    "hot_verdict",
-    "more than memory can deliver, which is how such a number gives itself away"
-    if hottest > 105
-    else "no more than memory could deliver, so on this machine the number would not have given "
-    "itself away",
-)
-warm = hot.rows()[-1]["fused"] / hot.rows()[0]["fused"]
-glue("warm_percent", 100 * warm, ".0f")
-
-# %% [markdown]
-# The keys of one layer are {glue:text}`hot_mb` MB here. Read again and again they come at {glue:text}`hot_percent` % of
-# the memory's bandwidth, {glue:text}`hot_verdict`. No real step reads a layer twice.
-#
-# The warm run is useful all the same, because it shows what is left when memory is no obstacle. The fused kernel then
-# still takes {glue:text}`warm_percent` % of its time with cold caches. That part is arithmetic and overhead, and half
-# the bytes do not halve it. The prediction called attention bound by bandwidth because it counted with the rate of
-# matrix products. Dot products, exponentials and table lookups run at a lower one.
+# second call on. No real step reads a layer twice. {glue:text}`hot_finding` {glue:text}`hot_ratio_finding`
 #
 # **Where the copies go.** glibc returns freed memory to the system, or does not, depending on what the process has
 # allocated before. The first version of this chapter left that to chance. The same gather of the same bytes then took
 # very different times in different places of the page, and looked much worse alone than inside an engine, where it
 # found its memory again. `keep_memory` in the code above asks glibc to keep what is freed. That is kind to the gather,
-# and makes the comparison repeatable. The page faults show whether it worked: {glue:text}`gather_faults` a layer for
-# the gather, {glue:text}`fresh_faults` where fresh pages were asked for. Chapter 4 let glibc decide, so the cost of the
-# gather there is not the same number.
+# and makes the comparison repeatable. The page faults show whether it worked. {glue:text}`faults_finding` Chapter 4 let
+# glibc decide, so the cost of the gather there is not the same number.
 #
-# **The order of blocks.** Blocks of sequences that grow together lie interleaved, which is kind to prefetchers. An old
-# pool is mixed. And small blocks make more jumps. Shuffled completely, by block size:
+# **The order of blocks.** Blocks of sequences that grow together lie interleaved. In a pool that has served many
+# requests they lie in any order, and small blocks make more jumps. Shuffled completely, by block size:
 
 # %% tags=["hide-input"]
 SIZES = [16, 32, 64, 128] if device.type == "cuda" else [1, 4, 16, 64]
@@ -1999,28 +2120,44 @@ by_size = record.add(
         for size in SIZES
     ],
 )
+mixed = gated("shuffled blocks", by_size, columns=("gather", "fused"))
 table(
     [
         [r["block_size"], us(r["gather"]), us(r["fused"])]
-        for r in by_size.rows()
+        for r in mixed["shuffled_blocks"].rows()
     ],
     headers=["block size, shuffled", "gather, µs", "fused, µs"],
 )
+glue_all(words.caches(warm))
+glue_all(words.shuffled(mixed))
 
 # %% [markdown]
+# {glue:text}`shuffled_finding`
+#
 # And more that a reader of such a benchmark should ask:
 #
 # - **Which ratio of heads?** The intensity of attention is $H_q / H_{kv}$ times $2/b$ ({eq}`eq-07-intensity`).
-#   With one query head a K/V head, bandwidth bounds almost any kernel, and a clumsy one looks good. With eight or
-#   more, arithmetic matters. Here the ratio is {glue:text}`group`.
+#   With one query head per K/V head, attention does least with each byte; with eight, it does eight times as much, and
+#   arithmetic is the limit for more kernels. Here the ratio is {glue:text}`group`.
 # - **Which baseline?** A gather written in Python, as in the published engine {cite}`achi9629engine`, makes any kernel
-#   look splendid. The honest baseline for speed is the contiguous read, which has nothing to gain.
-# - **Equal lengths.** All sequences of the sweeps are equally long. Ragged batches cost slots and gather more, since
-#   both pad to the longest; the fused kernel reads what each has.
-# - **Half precision on a CPU** is timed for attention only. Whole steps would mostly time the CPU's
-#   half-precision matrix products, which are another story on each processor.
+#   look fast. The baseline for speed is the contiguous read, and it has to be a good one. {glue:text}`baseline_finding`
+# - **Equal lengths.** All sequences of the sweeps are equally long. Slots and gather pad a ragged batch to its longest
+#   sequence, and the fused kernel reads what each has. That difference is not measured here.
+# - **Half precision on a CPU** is timed for attention only. A whole step would time the processor's half-precision
+#   matrix products as well, and these differ from one processor to the next.
 # - **Compilation.** Both kernels compile at their first call. Warm-ups hide that here, and must not be forgotten in a
 #   server.
+#
+# ## The predictions and what became of them
+
+# %% tags=["remove-input"]
+foretold = words.predictions(warm, taken_apart, whole)
+predictions_table(foretold)
+glue("predictions_tally", tally(foretold))
+glue_all(words.broke(warm))
+
+# %% [markdown]
+# {glue:text}`predictions_tally`. A deviation has a cause in the last column only where this chapter measured one.
 #
 # ## In production
 #
@@ -2031,18 +2168,18 @@ table(
 # backend](https://docs.vllm.ai/en/latest/api/vllm/v1/attention/backends/triton_attn/) is the closest relative of ours:
 # portable, one unified kernel for chunks and decoding, and a path that splits the keys where a decode batch is small.
 # FlashInfer {cite}`ye2025flashinfer` separates *planning* from *running*: the CPU divides a ragged batch into equal
-# pieces of work once a step, much as `lib.attention.work_partition` does, in buffers of fixed size so that CUDA graphs can
+# pieces of work once per step, much as `lib.attention.work_partition` does, in buffers of fixed size so that CUDA graphs can
 # replay the launch. SGLang and vLLM can both use it.
 #
-# What ours lacks, roughly in order of what it would win on a GPU:
+# What ours lacks. Which of it would win most on a GPU is not measured here:
 #
 # - **Decode on tensor cores for every group, and tiles that fit the hardware.** Ours are fixed by hand, and there is no
 #   TMA, no pipeline of loads beyond what Triton's compiler makes, no warp specialisation.
 # - **A split plan that follows lengths.** Our number of splits comes from the shape of the batch, so one long sequence
 #   among many short ones is split no more than they are. FlashInfer's plan is balanced and still safe for graphs.
-# - **fp8 and 4-bit keys and values**, with scales. Halving the bytes again is worth more than any tuning.
+# - **fp8 and 4-bit keys and values**, with scales. Each halving of the bytes halves the bound.
 # - **Shared prefixes.** Where many sequences share their first blocks, *cascade attention* reads those once for all of
-#   them and merges the states with each sequence's own part: {eq}`eq-07-merge` at work again.
+#   them and merges the states with each sequence's own part, by {eq}`eq-07-merge`.
 # - **Sliding windows, soft caps, sinks, bias**, and the compressed caches of latent attention. Each is a few lines in
 #   the loop, and a production kernel has them all.
 #
@@ -2055,9 +2192,9 @@ table(
 # ```{admonition} Solution
 # :class: dropdown
 # By {eq}`eq-07-intensity` with $b = 1$: $2 \cdot 32 / 8 = 8$ FLOP/byte, so 800 GFLOP/s, and more than that if widening
-# 8-bit numbers takes instructions of its own. On such a machine the cheap trick of halving the bytes has turned a
-# problem of bandwidth into one of arithmetic. That is why kernels for models like this put the group's queries together
-# and use matrix units, even for decoding.
+# 8-bit numbers takes instructions of its own. Fewer bytes have turned a limit of bandwidth into one of arithmetic. This
+# is the reason why kernels for models like this put the group's queries together and use matrix units, even for
+# decoding.
 # ```
 #
 # **2. Break it and watch which test fails.** In `_attend_piece`, delete the `if top > peak[i, g]:` block's line
@@ -2088,18 +2225,19 @@ table(
 #
 # ```{admonition} Solution
 # :class: dropdown
-# It does. With a short context the fixed cost of a few PyTorch calls a layer weighs more, and the kernel stays ahead
-# for longer chunks. With a long one arithmetic decides, and the matrix product is ahead from fewer queries on. One
-# number for all contexts is a compromise, and a rule that looks at both would be better. With 0, decoding itself goes
-# through the gather, and sequence by sequence, which is slower than chapter 4's single call for all.
+# Expect that it does. With a short context the fixed cost of a few PyTorch calls per layer weighs more, which favours the
+# kernel for longer chunks. With a long one arithmetic weighs more, which favours the matrix product from fewer queries
+# on. If your table shows this, one number for all contexts is a compromise, and a rule that looks at both would be
+# better. With 0, decoding itself goes through the gather, sequence by sequence, where chapter 4 makes a single call for
+# all.
 # ```
 #
 # ## Takeaways
 #
 # 1. A softmax needs its scores one tile at a time: keep a peak and two sums, and rescale when the peak grows. States
 #    merge, so work can be cut anywhere.
-# 2. PagedAttention says where keys lie, FlashAttention how they are read. A fused kernel does both, reads every byte
-#    once, and takes {glue:text}`step_fused` a contiguous step, at batch {glue:text}`step_batch` here.
+# 2. PagedAttention says where keys lie, FlashAttention how they are read. A fused kernel does both and reads every byte
+#    once. {glue:text}`takeaway_finding`
 # 3. A count of visible keys is better than a mask: what is not read costs nothing and cannot poison the rest.
 #
 # **Sources.** Online softmax: {cite:t}`milakov2018online`. Attention in constant memory: {cite:t}`rabe2021memory`.
@@ -2109,4 +2247,5 @@ table(
 # {cite:t}`tillet2019triton`.
 
 # %% tags=["remove-cell"]
+glue("experiments_shown", experiments.summary())
 record.finish()
