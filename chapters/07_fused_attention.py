@@ -1083,8 +1083,8 @@ table(
 # ### Poison
 #
 # Chapter 4 showed that a mask does not protect from NaN: a weight of zero times NaN is NaN. It came from the null block
-# there. A former owner's slots are the likelier source, say from a request whose activations overflowed. Now the rest
-# of the last block of the shorter of two sequences is poisoned, a place that neither may see:
+# there. A former owner's slots are the likelier source, say from a request whose activations overflowed. Now all
+# unused slots of two sequences are poisoned: the rest of their last blocks, or of their rows, which no query may see:
 
 
 # %%
@@ -1448,11 +1448,11 @@ for ax, (series, x) in zip(axes, sweeps):
     log2_axis(ax, "x")
     percent_axis(ax)
 axes[0].set(
-    xlabel=f"batch, at {CONTEXT} tokens",
+    xlabel=f"batch, at {sweeps[0][0].params['context']} tokens",
     ylabel="share of bandwidth",
     ylim=(0, None),
 )
-axes[1].set(xlabel=f"context (tokens), at batch {BATCH}")
+axes[1].set(xlabel=f"context (tokens), at batch {sweeps[1][0].params['batch']}")
 caution(axes[0], alone.note)
 show(fig, "07_bandwidth")
 
@@ -1495,7 +1495,6 @@ table(
 # %% tags=["remove-input"]
 biggest = by_batch.rows()[-1]
 glue("half_name", half_name)
-glue("chunk_context", CONTEXT)
 record.headline(
     "attention of a layer, gather over fused, largest batch",
     biggest["gather"] / biggest["fused"],
@@ -1526,7 +1525,6 @@ with torch.inference_mode():
         "one layer again and again": alternate(again, setup=lambda: None),
     }
     every = again = None
-moved = layer_bytes(HOT, CONTEXT)
 hot_points = [
     {
         "protocol": name,
@@ -1544,14 +1542,14 @@ warm = gated("warm caches", hot, by_batch)
 table(
     [
         [r["protocol"], *(us(r[kind]) for kind in KINDS),
-         f"{moved / r['fused'] / warm.roofline.bandwidth:.0%}"]
+         f"{words.hot_bytes(warm) / r['fused'] / warm.roofline.bandwidth:.0%}"]
         for r in warm["hot_and_cold"].rows()
     ],
     headers=["protocol", "slots, µs", "gather, µs", "fused, µs",
              "fused, of bandwidth"],
 )  # fmt: skip
-glue("hot_batch", HOT)
-glue("hot_context", CONTEXT)
+glue("hot_batch", warm["hot_and_cold"].params["batch"])
+glue("hot_context", warm["hot_and_cold"].params["context"])
 glue_all(words.layer(alone))
 glue_all(words.warm_caches(warm))
 glue_all(words.compiling(alone))
@@ -1580,8 +1578,8 @@ table(
 #
 # ### Where the gather's time goes
 #
-# The prediction of 3 lumps a read, a write and a read together. Here they are apart, at batch {glue:text}`count_batch`
-# and {glue:text}`count_context` tokens. The copy comes in three kinds, because a copy needs a place: memory that is
+# The prediction of 3 lumps a read, a write and a read together. Here they are apart, at batch {glue:text}`parts_batch`
+# and {glue:text}`parts_context` tokens. The copy comes in three kinds, because a copy needs a place: memory that is
 # kept for it, new tensors as the gather makes them, and pages fresh from the operating system, which have to be zeroed
 # and entered into the process's own page table first. Attention over one piece is timed twice: over a cache as chapter 2
 # laid it out, where the heads of a token lie side by side, and over the same memory read as if each head had its keys in
@@ -1685,7 +1683,7 @@ parts_series = record.add(
 )
 taken_apart = gated("parts of a gather", parts_series, columns=("seconds",))
 found = taken_apart["gather_parts"].rows()
-once = kv_bytes / taken_apart.roofline.bandwidth
+once = words.once(taken_apart)
 (one_piece,) = (
     r["seconds"] for r in found if r["part"] == "attention over one piece"
 )
@@ -1698,6 +1696,8 @@ table(
     headers=["part", "by bytes, µs", "measured, µs", "over one piece", "page faults"],
 )  # fmt: skip
 glue_all(words.gather_parts(taken_apart))
+glue("parts_batch", taken_apart["gather_parts"].params["batch"])
+glue("parts_context", taken_apart["gather_parts"].params["context"])
 
 # %% [markdown]
 # {glue:text}`copy_finding` {glue:text}`copy_bandwidth_finding` {glue:text}`heads_finding` {glue:text}`mask_finding`
@@ -1770,6 +1770,7 @@ table(
 
 # %% tags=["remove-input"]
 glue_all(words.chunks(handed))
+glue("chunk_context", handed["chunks"].params["context"])
 
 # %% [markdown]
 # {glue:text}`crossover_finding` {glue:text}`hand_over_finding` The last two columns are the same thing up to
@@ -1859,9 +1860,8 @@ for index, kind in enumerate(KINDS):
         index,
         lambda seconds, row: 1e3 * seconds,
     )
-left.set(
-    xlabel=f"batch, at {CONTEXT} tokens", ylabel="ms per step", ylim=(0, None)
-)
+by = f"batch, at {drawn.params['context']} tokens"
+left.set(xlabel=by, ylabel="ms per step", ylim=(0, None))
 log2_axis(left, "x")
 caution(left, whole.note)
 lines(
@@ -1881,7 +1881,7 @@ right.plot(
     linestyle=(0, (1, 1.8)),
 )
 right.set(
-    xlabel=f"batch, at {CONTEXT} tokens",
+    xlabel=by,
     ylabel="time over contiguous",
     ylim=(0, None),
 )

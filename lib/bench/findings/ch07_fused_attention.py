@@ -10,14 +10,22 @@ from typing import Any
 
 from lib.bench.findings import fused_layer, fused_parts, fused_step
 from lib.bench.findings.fused_layer import broke, layer, second_model_rows, warm_caches
-from lib.bench.findings.fused_parts import caches, chunks, compiling, gather_parts, shuffled
+from lib.bench.findings.fused_parts import (
+    caches,
+    chunks,
+    compiling,
+    gather_parts,
+    hot_bytes,
+    once,
+    shuffled,
+)
 from lib.bench.findings.fused_step import realistic, realistic_rows, service, step
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import percent, times
 from lib.bench.measure.roofline import Roofline
 from lib.bench.records.files import Run
 
-__all__ = ["bound_by", "broke", "caches", "chunks", "compiling", "gather_parts", "layer", "predictions", "realistic",
+__all__ = ["bound_by", "broke", "caches", "chunks", "compiling", "gather_parts", "hot_bytes", "layer", "once", "predictions", "realistic",
            "realistic_rows", "recorded_time", "render", "second_model_rows", "service", "shuffled", "step",
            "warm_caches"]  # fmt: skip
 

@@ -147,7 +147,7 @@ def _ranges(run: Any) -> str:
     ratios: dict[str, dict[tuple, float]] = {"gather": {}, "fused": {}}
     for series in (run[BATCH], run[CONTEXT]):
         for row in range(len(series["batch"]) if series is not None and "batch" in series else 0):
-            at = (cell(series, "batch", row), cell(series, "context", row))
+            at = tuple(positive(cell(series, name, row)) for name in ("batch", "context"))
             for kind, found in ratios.items():
                 if r := over(cell(series, kind, row), cell(series, "contiguous", row)):
                     found[at] = r

@@ -7,7 +7,16 @@ from typing import Any
 
 from lib.bench.findings.curves import crossing, trend
 from lib.bench.findings.fused_layer import BATCH, HOT, hot, over, positive, versus_scaled
-from lib.bench.findings.values import Measured, cell, column, number, percent, quantity, times
+from lib.bench.findings.values import (
+    Measured,
+    cell,
+    column,
+    number,
+    percent,
+    quantity,
+    times,
+    value,
+)
 from lib.bench.findings.vocabulary import (
     compare,
     missing,
@@ -65,13 +74,13 @@ def gather_parts(run: Any) -> dict[str, str]:
     }
 
 
-def _once(run: Any) -> float | None:
+def once(run: Any) -> float | None:
     """Seconds in which memory delivers the keys and values of the parts' batch and context once."""
     parts, series = run[PARTS], run[BATCH]
     if parts is None or series is None or run.roofline is None or "kv_bytes" not in series:
         return None
     for row in range(len(series["kv_bytes"])):
-        at = (cell(series, "batch", row), cell(series, "context", row))
+        at = tuple(positive(cell(series, name, row)) for name in ("batch", "context"))
         if at == (parts.params["batch"], parts.params["context"]):
             moved = positive(cell(series, "kv_bytes", row))
             return moved and moved / run.roofline.bandwidth
@@ -80,7 +89,7 @@ def _once(run: Any) -> float | None:
 
 def _copy_bandwidth(run: Any) -> str:
     copied, read = (
-        over(n * once if (once := _once(run)) else None, part(run, name))
+        over(n * least if (least := once(run)) else None, part(run, name))
         for n, name in ((2, NEW), (1, PIECE))
     )
     if copied is None or read is None:
@@ -111,13 +120,13 @@ def _heads(run: Any) -> str:
 
 
 def _faults(run: Any) -> str:
-    gather, fresh = (part(run, name, "page_faults") for name in (WHOLE, FRESH))
+    gather, fresh = (value(part(run, name, "page_faults")).middle for name in (WHOLE, FRESH))
     if gather is None and fresh is None:
         return missing("the number of page faults").sentence
     counted = [
         f"{number(round(n))} per layer for {name}"
         for n, name in ((gather, "the gather"), (fresh, "the copy into fresh pages"))
-        if isinstance(n, (int, float))
+        if n is not None
     ]
     return f"The system counted these page faults: {', '.join(counted)}."
 
@@ -168,7 +177,7 @@ def chunks(run: Any) -> dict[str, str]:
 def caches(run: Any) -> dict[str, str]:
     """What a benchmark reports whose keys are in the processor's caches."""
     series, bandwidth = run[HOT], run.roofline and run.roofline.bandwidth
-    moved = _hot_bytes(run)
+    moved = hot_bytes(run)
     cold, warm = (over(moved, hot(run, "fused", last)) for last in (False, True))
     if series is None or not bandwidth or cold is None or warm is None:
         text = missing("the bandwidth with warm caches").sentence
@@ -193,7 +202,8 @@ def caches(run: Any) -> dict[str, str]:
     return {"hot_finding": said, "hot_ratio_finding": compared}
 
 
-def _hot_bytes(run: Any) -> float | None:
+def hot_bytes(run: Any) -> float | None:
+    """Bytes of one layer's keys and values in the experiment with warm caches."""
     series, layers = run[HOT], run[BATCH]
     if series is None or layers is None or not {"kv_bytes", "batch", "context"} <= layers.columns.keys():  # fmt: skip
         return None

@@ -161,7 +161,9 @@ def service(run: Any) -> dict[str, str]:
 
 
 def _seats(run: Any) -> str:
-    slots, blocks = (of_cache(run, kind, "most_at_once") for kind in ("contiguous", "fused"))
+    slots, blocks = (
+        positive(of_cache(run, kind, "most_at_once")) for kind in ("contiguous", "fused")
+    )
     budget = (run[SERVICE].params if run[SERVICE] is not None else {}).get("budget_bytes")
     if slots is None or blocks is None or not budget:
         return missing("the number of sequences at once").sentence

@@ -1,0 +1,195 @@
+"""Chapter 7's sentences against extreme results, and the parts of the bench that it brought."""
+
+import json
+
+import pytest
+
+from lib.bench.findings import ch07_fused_attention as ch07
+from lib.bench.findings.gates import Gate
+from lib.bench.measure import attention_cost, counts
+from lib.bench.measure.data_sheets import H100, LLAMA_7B
+from lib.bench.measure.roofline import Roofline
+from lib.bench.notebook.excerpt import excerpt
+from lib.bench.paths import measurements_dir
+from lib.bench.records.files import Run
+from lib.models.checkpoint import GPT2_CONFIG
+
+LAYER, HOT, PARTS, STEPS = "attention_by_batch", "hot_and_cold", "gather_parts", "step_by_batch"
+
+
+@pytest.fixture
+def data():
+    return json.loads((measurements_dir() / "amd-epyc-2core/07_fused_attention.json").read_text())
+
+
+def put(data, name, column, row, value):
+    """One value of a series, without repeats."""
+    series = data["measurements"][name]
+    series["columns"][column][row] = value
+    series["samples"].pop(column, None)
+
+
+def at(data, name, column, row=-1):
+    return data["measurements"][name]["columns"][column][row]
+
+
+def said(data):
+    return ch07.render(Run(data))
+
+
+def test_the_recorded_run_passes_the_gates_of_its_own_figures(data):
+    run = Run(data)
+    for name, columns in {
+        LAYER: ("contiguous", "gather", "fused"),
+        HOT: ("contiguous", "gather", "fused"),
+        STEPS: ("contiguous", "gather", "fused"),
+        PARTS: ("seconds",),
+        "chunks": ("kernel", "gather", "fused"),
+        "shuffled_blocks": ("gather", "fused"),
+    }.items():
+        gate = Gate(name)
+        gate.repeats([sorted(s)[:-1] for c in columns for s in run[name].samples[c]])
+        assert gate.ok, gate.note
+
+
+def test_the_first_prediction_fails_where_it_failed_and_holds_where_it_held(data):
+    assert "The bytes say 3 times: the prediction failed." in said(data)["layer_gather_finding"]
+    put(data, LAYER, "contiguous", -1, 1e-3)
+    put(data, LAYER, "gather", -1, 3.1e-3)
+    put(data, LAYER, "fused", -1, 1.05e-3)
+    found = said(data)
+    assert found["layer_gather_finding"].endswith("The bytes say 3 times: as predicted.")
+    assert found["layer_fused_finding"].endswith("the same time: as predicted.")
+    assert found["broke_finding"].endswith("as predicted in this run.")
+    by_bytes = ch07.predictions(Run(data))[:2]
+    assert [p.verdict for p in by_bytes] == ["as predicted"] * 2 and not any(
+        p.why for p in by_bytes
+    )
+
+
+@pytest.mark.parametrize("left, words", [(0.77, "no bandwidth shortens"), (0.2, "as the prediction assumed")])  # fmt: skip
+def test_arithmetic_is_blamed_only_where_warm_caches_leave_it(data, left, words):
+    for kind in ("contiguous", "gather", "fused"):
+        put(data, HOT, kind, -1, left * at(data, HOT, kind, 0))
+    assert words in said(data)["warm_finding"]
+    causes = [p.why for p in ch07.predictions(Run(data))[:2]]
+    assert all(("bytes are only a part" in why) == (left > 0.45) for why in causes)
+    assert left > 0.45 or causes == ["no cause was measured"] * 2
+
+
+def test_a_bandwidth_above_the_ceiling_says_so(data):
+    assert "measured too low" not in said(data)["bandwidth_finding"]
+    put(data, LAYER, "mbu_fused", -1, 1.42)
+    assert "only where the ceiling was measured too low" in said(data)["bandwidth_finding"]
+    assert "here nothing would give the warm number away" in said(data)["hot_finding"]
+    moved = at(data, LAYER, "kv_bytes") * 4 / at(data, LAYER, "batch")
+    bandwidth = data["roofline"]["bandwidth"]
+    put(data, HOT, "fused", -1, moved / bandwidth / 1.4)
+    assert "how such a number is recognised" in said(data)["hot_finding"]
+    put(data, HOT, "fused", 0, moved / bandwidth / 1.3)
+    assert "neither share says anything" in said(data)["hot_finding"]
+
+
+@pytest.mark.parametrize("factor, words", [(0.5, "is not what makes it slow"), (0.0, None), (2.0, "it costs time to skip")])  # fmt: skip
+def test_other_heads_rows_are_blamed_only_by_the_measurement(data, factor, words):
+    series = data["measurements"][PARTS]
+    piece = series["columns"]["seconds"][3]
+    if factor:
+        for column, value in {"part": "the same, each head's rows together", "seconds": piece / factor, "page_faults": 0}.items():  # fmt: skip
+            series["columns"][column].append(value)
+        series["samples"].pop("seconds")
+    found = said(data)["heads_finding"]
+    assert (words in found) if words else found.endswith("was not measured here.")
+
+
+def test_the_hand_over_is_judged_on_both_sides(data):
+    assert "on the right side of every size" in said(data)["hand_over_finding"]
+    put(data, "chunks", "kernel", 2, 5 * at(data, "chunks", "gather", 2))
+    assert "too late: the kernel loses already at 8" in said(data)["hand_over_finding"]
+    put(data, "chunks", "kernel", -1, 0.2 * at(data, "chunks", "gather"))
+    assert "right for neither side" in said(data)["hand_over_finding"]
+    put(data, "chunks", "kernel", 2, 0.5 * at(data, "chunks", "gather", 2))
+    assert "too early: the kernel would still win at 64" in said(data)["hand_over_finding"]
+
+
+def test_the_goal_and_the_bound_of_a_step(data):
+    assert "it is met" in said(data)["goal_finding"]
+    put(data, STEPS, "fused", -1, 1.3 * at(data, STEPS, "contiguous"))
+    assert "it is not met: a fused step takes 1.3 times" in said(data)["goal_finding"]
+    assert ch07.predictions(Run(data))[-1].verdict == "a little above"
+    put(data, STEPS, "fused", -1, 0.6 * at(data, STEPS, "bound_fused"))
+    assert "a ceiling was measured too low" in said(data)["step_bound_finding"]
+
+
+def test_a_ratio_that_is_right_by_two_errors_is_called_that(data):
+    assert "its two parts are not" in said(data)["two_errors_finding"]
+    put(data, STEPS, "contiguous", -1, at(data, STEPS, "bound_contiguous"))
+    put(data, STEPS, "gather", -1, at(data, STEPS, "bound_gather"))
+    assert "its two parts are not" not in said(data)["two_errors_finding"]
+
+
+def test_the_gain_is_given_to_the_batch_or_to_the_kernel(data):
+    assert "comes from the batch that fits" in said(data)["service_kernel_finding"]
+    put(data, "same_bytes", "tok_s", 1, 1.1 * at(data, "same_bytes", "tok_s", 0))
+    assert "comes from the kernel" in said(data)["service_kernel_finding"]
+    data["measurements"]["same_bytes"]["params"]["same_tokens"] = 16
+    assert said(data)["same_tokens_finding"].startswith("All 16 requests")
+    data["measurements"]["same_bytes"]["params"]["same_tokens"] = 15
+    assert said(data)["same_tokens_finding"].startswith("15 of 16 requests")
+
+
+def test_compiling_is_reported_where_it_was_measured(data):
+    assert said(data)["compile_finding"].endswith("was not measured here.")
+    data["measurements"]["first_call"] = {
+        "unit": "s", "params": {}, "seed": 0, "samples": {},
+        "columns": {"on_disk": ["nothing", "compiled"], "first": [9.0, 0.3], "third": [1e-4, 1e-4]},
+    }  # fmt: skip
+    found = said(data)["compile_finding"]
+    assert (
+        "several times as fast as the one that compiles (30 times" in found
+        and "3,000 times" in found
+    )
+
+
+# What a step costs at least.
+
+
+def test_attention_time_is_bytes_over_bandwidth_until_arithmetic_is_slower():
+    fast = Roofline("cpu", 1e9, {"float32": 1e15})
+    moved = 2 * 4 * 10 * GPT2_CONFIG.num_kv_heads * GPT2_CONFIG.head_dim * 4
+    assert attention_cost.layer_bytes(GPT2_CONFIG, 4, 10) == moved
+    assert attention_cost.attention_time(GPT2_CONFIG, fast, 4, 10, 3) == 3 * moved / 1e9
+    slow = Roofline("cpu", 1e15, {"float32": 1e9})
+    pairs = 4 * 4 * 10 * GPT2_CONFIG.num_heads * GPT2_CONFIG.head_dim
+    assert attention_cost.attention_time(GPT2_CONFIG, slow, 4, 10, 3) == pairs / 1e9
+
+
+def test_step_time_moves_all_bytes_of_a_step_once():
+    bandwidth_only = Roofline("cuda", 1.0, {"bfloat16": 1e30})
+    least = attention_cost.step_time(
+        LLAMA_7B, bandwidth_only, 3, 100, 1, "bfloat16", arithmetic="bfloat16"
+    )
+    assert least == counts.step_bytes(LLAMA_7B, "bfloat16", [100] * 3)
+
+
+def test_the_7b_sentence_has_the_numbers_of_its_table():
+    found, rows = ch07.realistic()["realistic_finding"], ch07.realistic_rows()
+    assert [row[3] in found for row in rows] == [True] * 3
+    assert f"{round(H100.ridge('bfloat16'))}." in found and rows[1][4] == "2.44"
+
+
+# Excerpts.
+
+
+def sample(x):
+    total = 0
+    for i in range(x):
+        total += i
+    return total
+
+
+def test_an_excerpt_is_the_lines_between_and_refuses_what_is_not_there():
+    assert excerpt(sample, "for i", "+=") == "for i in range(x):\n    total += i\n"
+    for first, last in (("while", "+="), ("for i", "total = 0")):
+        with pytest.raises(ValueError, match="no line of sample"):
+            excerpt(sample, first, last)
