@@ -189,7 +189,7 @@ table(
         ],
     ],
     headers=[
-        "MB a layer",
+        "MB per layer",
         "read",
         "write copy",
         "read copy",
@@ -255,7 +255,7 @@ table(
          f"{whole[name] / whole['contiguous']:.2f}"]
         for name in TRANSFERS
     ],
-    headers=["", "attention of a layer, ms", "whole step, ms", "over contiguous"],
+    headers=["", "one layer, ms", "whole step, ms", "over contiguous"],
 )  # fmt: skip
 INTENSITY = 2 / 4 * group
 glue("intensity", INTENSITY, ".1f")
@@ -320,12 +320,13 @@ print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 #
 # | | $m$ | $e^{m - m'}$ | $\ell$ | $a$ | $a / \ell$ |
 # | --- | --- | --- | --- | --- | --- |
-# | tile 1 | $\ln 2$ | – | $\tfrac12 + 1 = 1.5$ | $\tfrac12 \cdot 3 + 1 \cdot 6 = 7.5$ | 5 |
-# | tile 2 | $\ln 8$ | $\tfrac28 = \tfrac14$ | $\tfrac14 \cdot 1.5 + 1 + \tfrac12 = 1.875$ | $\tfrac14 \cdot 7.5 + 1 \cdot 9 + \tfrac12 \cdot 12 = 16.875$ | 9 |
+# | tile 1 | $\ln 2$ | – | $\tfrac12 + 1 = 1.5$ | $1.5 + 6 = 7.5$ | 5 |
+# | tile 2 | $\ln 8$ | $\tfrac14$ | $\tfrac14 1.5 + 1.5 = 1.875$ | $\tfrac14 7.5 + 15 = 16.875$ | 9 |
 #
-# In tile 1 both exponentials are relative to the larger score: $e^{0 - \ln 2} = \tfrac12$ and $e^0 = 1$. The mean so
-# far, 5, is the softmax over the first two keys: $(1 \cdot 3 + 2 \cdot 6) / 3$. Tile 2 brings a larger score, so the
-# old sums shrink by $e^{\ln 2 - \ln 8} = \tfrac14$ before the new terms are added. The result is that of all four
+# In tile 1 both exponentials are relative to the larger score: $e^{0 - \ln 2} = \tfrac12$ and $e^0 = 1$, so
+# $a = \tfrac12 \cdot 3 + 1 \cdot 6$. The mean so far, 5, is the softmax over the first two keys: $(1 \cdot 3 + 2 \cdot 6) / 3$. Tile 2 brings a larger score, so the
+# old sums shrink by $e^{\ln 2 - \ln 8} = \tfrac14$ before the new terms are added: $1 + \tfrac12$ to the norm, and
+# $1 \cdot 9 + \tfrac12 \cdot 12$ to the accumulator. The result is that of all four
 # keys at once:
 
 # %%
@@ -341,9 +342,10 @@ print("all at once:", round((s.softmax(0) @ v).item(), 4))
 
 # %%
 def walk(q, keys, values, block_table, seen, block_size):
-    """Attend q [D] to a sequence's first `seen` keys; yield (peak, norm, acc) after each block.
+    """Attend q [D] to a sequence's first `seen` keys, block by block.
 
-    keys, values [num_blocks, block_size, D]: the pool. block_table: the sequence's blocks.
+    keys, values [num_blocks, block_size, D]: the pool. block_table: the
+    sequence's blocks. Yields (peak, norm, acc) after each of them.
     """
     peak, norm, acc = -math.inf, 0.0, torch.zeros_like(q)
     for i, block in enumerate(block_table):
@@ -389,7 +391,8 @@ peak, norm, acc = states[-1]
 error = (acc / norm - exact).abs().max().item()
 assert error < 1e-5 and len(states) == len(block_table)
 print(
-    f"{SEEN} keys in blocks {block_table}:\nlargest error against float64: {error:.1e}"
+    f"{SEEN} keys in blocks {block_table}:\n"
+    f"largest error against float64: {error:.1e}"
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-walk", "caption": "The walk, block by block. Left: the scores of a query (dots) and the running peak (line); the vertical lines are block boundaries. Right: how far acc / norm is from the final output after each block. Every state is exact for the keys it has seen; the last has seen all."}}
@@ -461,7 +464,8 @@ for cut in range(1, len(block_table)):
     )
     assert (merged_acc / merged_norm - exact).abs().max() < 1e-5
 print(
-    f"cut after any of the {len(block_table) - 1} inner block ends: the same output"
+    f"cut after any of the {len(block_table) - 1} inner block ends: "
+    "the same output"
 )
 
 # %% [markdown]
@@ -641,9 +645,12 @@ from lib.attention.fused import fused_attention
 from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch, Scheduled
 config = SimpleNamespace(num_layers=1, num_kv_heads=3, head_dim=64)
-request = SimpleNamespace(token_ids=[0] * 20, num_computed_tokens=19, block_ids=[1, 2])
+request = SimpleNamespace(
+    token_ids=[0] * 20, num_computed_tokens=19, block_ids=[1, 2]
+)
 batch = Batch.build([Scheduled(request, 1)], 16)
-attention = fused_attention(KVCache(config, 3, 16, dtype=torch.float32, device="cpu"))
+cache = KVCache(config, 3, 16, dtype=torch.float32, device="cpu")
+attention = fused_attention(cache)
 q, k, v = (torch.zeros(1, heads, 64) for heads in (9, 3, 3))
 for call in range(3):
     start = time.perf_counter()
@@ -653,7 +660,7 @@ for call in range(3):
 
 
 def in_a_process(code, **environment):
-    """What `code` prints in a Python process of its own, started in the repository."""
+    """What `code` prints in a Python process of its own."""
     paths = [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -912,7 +919,7 @@ def engine_with(**options):
 
 
 def step(engine):
-    """One step of an engine, greedily: the sequences it advanced. Chapter 3's loop, no sampling."""
+    """One greedy step of an engine: the sequences that it advanced."""
     scheduled = engine.scheduler.schedule()
     batch = Batch.build(scheduled, engine.manager.block_size, device)
     token_ids = engine.runner.run(batch).argmax(-1).tolist()
@@ -981,7 +988,10 @@ half_name = str(half).removeprefix("torch.")
 
 
 def random_batch(work, block_size, dtype, layers=1):
-    """A paged cache for `work`, (queries, tokens before them) a sequence; NaN in free slots."""
+    """A paged cache for `work`, (queries, tokens before them) per sequence.
+
+    Free slots hold NaN.
+    """
     shape = replace(config, num_layers=layers)
     needed = [-(-(n + past) // block_size) for n, past in work]
     ids = (torch.randperm(sum(needed)) + 1).tolist()
@@ -1023,7 +1033,7 @@ def random_batch(work, block_size, dtype, layers=1):
 
 
 def in_float64(cache, batch, q):
-    """Attention with all scores at once, in float64, after this step's K and V were stored."""
+    """Attention with all scores at once; this step's K and V are stored."""
     out, start = torch.empty(q.shape, dtype=torch.float64), 0
     for blocks, length, n in zip(
         batch.block_ids, batch.kv_lens, batch.query_lens
@@ -1090,7 +1100,7 @@ table(
 # %%
 @torch.inference_mode()
 def poisoned(kind, poison):
-    """A decode step of two sequences, 40 and 9 tokens, with `poison` in all unused slots."""
+    """A decode step of 40 and 9 tokens; `poison` is in all unused slots."""
     torch.manual_seed(0)
     lengths, size = (40, 9), 48 if kind == "contiguous" else BLOCK
     cache, batch, q, k, v = random_batch(
@@ -1189,12 +1199,12 @@ def evict():
 
 
 def faults():
-    """Pages that the system has handed to this process since its start; 0 where it does not say."""
+    """Pages that the system gave to this process; 0 where it does not say."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
 
 
 def keep_memory():
-    """Ask glibc to keep memory that is freed, as PyTorch does on a GPU; elsewhere do nothing."""
+    """Ask glibc to keep freed memory, as PyTorch does on a GPU."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
@@ -1228,7 +1238,7 @@ def laid_out(
     block_size=BLOCK,
     shuffled=False,
 ):
-    """A full cache, "contiguous" or "paged", the step that computes each last token, block size."""
+    """A full cache, the step that computes each last token, block size."""
     requests = [
         Request(str(i), [i % 97] * context, GREEDY) for i in range(batch_size)
     ]
@@ -1257,7 +1267,7 @@ def laid_out(
 
 
 def layouts(kinds, *arguments, **options):
-    """kind -> (attention, scheduled, block size). Gather and fused read the same paged cache."""
+    """kind -> (attention, scheduled, block size); one paged cache for two."""
     made = {}
     for kind in kinds:
         layout = "contiguous" if kind == "contiguous" else "paged"
@@ -1275,7 +1285,7 @@ def attention_jobs(
     kinds=KINDS,
     **options,
 ):
-    """By kind: one decode step's attention, all layers in turn (or those in `layers`)."""
+    """By kind: one decode step's attention through all layers or `layers`."""
     q, k, v = (
         torch.randn(batch_size, heads, config.head_dim, device=device).to(dtype)
         for heads in (
@@ -1386,7 +1396,7 @@ if first_calls:
 
 
 def gated(experiment, *series, columns=tuple(KINDS)):
-    """The run to draw and quote: this one, if its repeats agree and the machine is as recorded."""
+    """The run to draw and quote: this one, if its gate is open."""
     gate = experiments.gate(experiment)
     gate.repeats(
         [
@@ -1693,7 +1703,8 @@ table(
          f"{r['seconds'] / one_piece:.2f}", f"{r['page_faults']:,.0f}"]
         for r in found
     ],
-    headers=["part", "by bytes, µs", "measured, µs", "over one piece", "page faults"],
+    headers=["part", "by bytes, µs", "measured, µs", "over one piece",
+             "page faults"],
 )  # fmt: skip
 glue_all(words.gather_parts(taken_apart))
 glue("parts_batch", taken_apart["gather_parts"].params["batch"])
@@ -2007,7 +2018,8 @@ table(
          f"{r['seconds']:.1f}", f"{r['tok_s']:,.0f}"]
         for r in serving["same_bytes"].rows()
     ],
-    headers=["cache", "most at once", "steps", "preemptions", "seconds", "tokens/s"],
+    headers=["cache", "most at once", "steps", "preemptions", "seconds",
+             "tokens/s"],
 )  # fmt: skip
 
 # %% tags=["remove-input"]
@@ -2032,7 +2044,7 @@ record.headline(
 # %% tags=["remove-input"]
 table(
     words.realistic_rows(),
-    headers=["cache", "transfers", "attention of a layer", "step", "over contiguous"],
+    headers=["cache", "transfers", "one layer", "step", "over contiguous"],
 )  # fmt: skip
 glue_all(words.realistic())
 

@@ -100,7 +100,7 @@ def _left(warm: float | None, name: str) -> str:
     """A cause by warm caches, where they leave a large part of the time."""
     if warm is None or warm <= 0.45:
         return ""
-    return f"{percent(warm)} of the time of {name} is left where its keys are in the caches, so bytes are only a part of it"
+    return f"warm caches leave {percent(warm)} of {name}'s time, so bytes are only a part of it"
 
 
 def _overlap(run: Any) -> str:

@@ -132,7 +132,8 @@ def _bandwidth(run: Any) -> str:
     known = {kind: s for kind, s in shares.items() if s}
     if not known:
         return missing("the bandwidth that attention achieves").sentence
-    listed = _and([f"{KINDS[kind]} uses {percent(s)}" for kind, s in known.items()])
+    first, *others = (f"{KINDS[kind]} {{}}{percent(s)}" for kind, s in known.items())
+    listed = _and([first.format("uses "), *(other.format("") for other in others)])
     said = f"With each byte counted once, {listed} of the machine's bandwidth."
     if max(known.values()) > 1.1:
         said += " More than all of it is possible only where the ceiling was measured too low."
@@ -172,7 +173,8 @@ def _half(run: Any) -> str:
     said = f"In {name} the bytes halve, so bytes alone would make both twice as fast. "
     said += f"{found['fused'].sentence} {found['contiguous'].sentence}"
     ratio, warm = over(largest(run, "fused"), largest(run, "fused_half")), warm_share(run, "fused")
-    if ratio and ratio < 1.8 and warm and warm > 0.45:
+    on_cpu = run.roofline is not None and run.roofline.device.startswith("cpu")
+    if on_cpu and ratio and ratio < 1.8 and warm and warm > 0.45:
         said += (
             " Arithmetic does not shrink with the bytes: two bytes are widened to four, and then there are as many "
             "multiplications as before. The next section shows how much of the time that is."
@@ -220,8 +222,9 @@ def _warm(run: Any) -> str:
     shares = {kind: warm_share(run, kind) for kind in KINDS}
     if None in shares.values():
         return missing("the time with warm caches").sentence
-    listed = _and([f"{KINDS[kind]} takes {percent(s)}" for kind, s in shares.items()])
-    said = f"Of the time with emptied caches, {listed} where the keys are in the processor's caches already."
+    first, *others = (f"{KINDS[kind]} {{}}{percent(s)}" for kind, s in shares.items())
+    listed = _and([first.format("still takes "), *(other.format("") for other in others)])
+    said = f"Where the keys are in the processor's caches already, {listed} of its time with emptied caches."
     if min(shares.values()) > 0.45:
         said += (
             " That part is arithmetic and overhead, and no bandwidth shortens it. The prediction had left it out: it "

@@ -86,7 +86,7 @@ def _two_errors(run: Any) -> str:
         f"{quantity(expected, 's')}), and the contiguous step is {times(base)} its bound."
     )
     if judged(run, "gather").kind == "about" and min(off, base) > 1.25:
-        said += " The ratio is right, and its two parts are not: both are too low by a similar factor, which cancels."
+        said += " The ratio is right, and its two parts are not: both were predicted too low by similar factors, which cancel."
     elif base > 1.25 * off:
         said += " Whatever a step spends beyond its bound outside of attention moves the ratio towards 1."
     return said
