@@ -5,6 +5,7 @@ Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a
 Introduced in chapter 2.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,6 @@ from lib.bench.findings.kv_work import LATENCY, largest_family
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import (
     Measured,
-    cell,
     column,
     ends,
     number,
@@ -38,6 +38,7 @@ from lib.bench.findings.vocabulary import (
     Finding,
     compare,
     missing,
+    share,
     versus_bound,
     versus_prediction,
 )
@@ -55,20 +56,29 @@ STAGES = ("the step with the cache", "the step without")
 
 def answer(run: Any) -> dict[str, str]:
     """Under the figure of the answer's steps."""
-    total = cell(run["answer"], "no_cache", 0), cell(run["answer"], "kv_cache", 0)
-    first, late = (
-        compare(*(cell(run["answer_steps"], f"{part}_{stage}", 0) for stage in ("kv_cache", "no_cache")),
-                "the step with the cache", "the one without", unit="s")
-        for part in ("first", "late")
-    )  # fmt: skip
-    whole = compare(total[1], total[0], "the answer with the cache", "the one without")
-    said = f"{whole.sentence} In its second half, {late}."
-    begin = f"The first step has to compute the prompt in both cases: {first}."
-    if whole.kind == "missing":
-        said = missing("the time of the answer").sentence
-    if first.kind == "missing":
-        begin = missing("the first step").sentence
+    series = run["answer_by_step"]
+    kept, without = (column(series, name) for name in ("kv_cache", "no_cache"))
+    half = len(kept) // 2
+    names = ("the answer with the cache", "the one without")
+    whole = compare(_summed(kept), _summed(without), *names)
+    late = compare(_summed(kept[half:]), _summed(without[half:]), *names)
+    first = compare(ends(series, "kv_cache")[0], ends(series, "no_cache")[0], *STAGES)
+    said = missing("the time of the answer").sentence
+    if whole.kind != "missing":
+        said = f"{whole.sentence} In its second half, {late}."
+    begin = missing("the first step").sentence
+    if first.kind != "missing":
+        begin = f"The first step has to compute the prompt in both cases: {first}."
     return {"answer_finding": said, "first_step_finding": begin}
+
+
+def _summed(steps: Sequence[Measured]) -> Measured:
+    """Seconds of several steps together, one value per repeat where all steps have the same repeats."""
+    if not steps or not all(value(step).known for step in steps):
+        return None
+    if all(isinstance(step, list) for step in steps) and len({len(step) for step in steps}) == 1:
+        return [sum(repeat) for repeat in zip(*steps)]
+    return sum(value(step).middle for step in steps)
 
 
 # One step against the length of the sequence.
@@ -99,6 +109,7 @@ def steps(run: Any) -> dict[str, str]:
         "halved_finding": _halved(run),
         "step_bound_finding": _over_bounds(series),
         "fit_finding": _fitted(run),
+        "step_products_finding": _products(series),
     }
 
 
@@ -161,6 +172,14 @@ def _over_bounds(series: Series | None) -> str:
     if without.ratio and kept.ratio and kept.ratio > 1.25 * without.ratio and without.ratio > 0.9:
         said += " The many rows of the first come closer to their ceiling than the single row of the second."
     return said
+
+
+def _products(series: Series | None) -> str:
+    alone, slow = ends(series, "products"), ends(series, "no_cache")
+    parts = [share(a, t) for a, t in zip(alone, slow)]
+    if not all(value(m).known for m in (*alone, *slow)):
+        return missing("the time of the products alone, by length").sentence
+    return f"The products of a pass, timed alone, take {parts[0]} of the shortest step, and {parts[1]} of the longest."
 
 
 def _fitted(run: Any) -> str:
@@ -253,7 +272,7 @@ def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
     few = "passes of few tokens run below the ceiling" if _few_are_slow(steps_run) else ""
     found = [
         Prediction("time of a step with a cache, as the sequence grows", "flat", flat, "its weights are most of what it reads", ""),
-        Prediction("length at which the cache halves a step, from the bounds alone", _bounds_halve(run), at, "", "tokens"),
+        Prediction("length at which the cache halves a step, from the bounds alone", _bounds_halve(run), at, _later(series, _bounds_halve(run), at), "tokens"),
     ]  # fmt: skip
     for kind, why in (("sum", few), ("larger", add)):
         length = models[kind].factor_at(2) if models else None
@@ -261,6 +280,17 @@ def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
     length = alone.ratio if alone.kind == "at" else None
     found.append(Prediction("the same, from the products timed alone", length, at, "", "tokens"))
     return found
+
+
+def _later(series: Series | None, foreseen: float | None, at: float | None) -> str:
+    """Why a step is halved later than its bounds say, where its two stages differ in their distance from them."""
+    over = [
+        growth(ends(series, f"bound_{stage}")[1], ends(series, stage)[1])
+        for stage in ("no_cache", "kv_cache")
+    ]
+    if None in (foreseen, at, *over) or at <= foreseen or over[1] <= 1.1 * over[0]:
+        return ""
+    return "the step with a cache lies further above its bound than the step without"
 
 
 def _few_are_slow(run: Any) -> bool:
@@ -323,5 +353,5 @@ def render(run: Any) -> dict[str, str]:
         answer(run) | kv_floor.floor(run) | steps(run) | kv_throughput.throughput(run)
         | kv_throughput.published_run(published) | kv_throughput.pays(run, published) | kv_work.latency(run)
         | kv_work.profile(run) | kv_work.published_profile(published) | kv_work.utilisation(run)
-        | kv_work.intensity(run) | broke(run) | kv_work.realistic()
+        | kv_work.intensity(run) | kv_work.same(run) | broke(run) | kv_work.realistic()
     )  # fmt: skip

@@ -63,12 +63,12 @@ def latency(run: Any) -> dict[str, str]:
     return {"latency_finding": said, "prefill_share_finding": rest, "latency_peer_finding": beside}
 
 
-def same_step(run: Any) -> Finding:
+def same_step(run: Any, latency_run: Any) -> Finding:
     """Whether one step without a cache took the same time alone as inside an answer, for the length that both have.
 
     kind: as `compare`. Two measurements of one thing that disagree say that the machine changed between them.
     """
-    alone, inside = run[STEPS], run[LATENCY]
+    alone, inside = run[STEPS], latency_run[LATENCY]
     both = [
         (cell(alone, "no_cache", i), cell(inside, "further_no_cache", j))
         for i, n in enumerate(column(alone, "length"))
@@ -78,6 +78,12 @@ def same_step(run: Any) -> Finding:
     if not both:
         return missing("one step at the same length in both figures")
     return compare(*both[-1], "a step timed alone", "the same step within an answer")
+
+
+def same(run: Any, latency_run: Any = None) -> dict[str, str]:
+    """Whether the two figures of a step without a cache agree; `latency_run`: the run of the latencies, where another."""
+    found = same_step(run, run if latency_run is None else latency_run)
+    return {"same_step_finding": found.sentence}
 
 
 # The kind of work.
