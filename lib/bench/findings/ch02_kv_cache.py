@@ -179,6 +179,8 @@ def _products(series: Series | None) -> str:
     parts = [share(a, t) for a, t in zip(alone, slow)]
     if not all(value(m).known for m in (*alone, *slow)):
         return missing("the time of the products alone, by length").sentence
+    if {part.kind for part in parts} & {"failed", "undefined"}:
+        return "The products of a pass, timed alone, took longer than the whole step, so this run says nothing about them."
     return f"The products of a pass, timed alone, take {parts[0]} of the shortest step, and {parts[1]} of the longest."
 
 
@@ -214,11 +216,15 @@ def broke(run: Any, throughput_run: Any = None) -> dict[str, str]:
         start = f"{foretold_cause} {cause.sentence}"
     models, found = foretold(run), halving(run[STEPS])
     assumed = "That version took the larger of fixed cost and arithmetic on every machine."
-    if not models or found.kind != "at":
+    if not models or found.kind == "missing":
         second = f"{assumed} {missing('what that predicts').sentence}"
     else:
         at = models["larger"].factor_at(2)
-        verdict = versus_prediction(at, found.ratio, "tokens")
+        verdict = (
+            versus_prediction(at, found.ratio, "tokens").text
+            if found.kind == "at" and at
+            else f"measured, it does so {found}"
+        )
         second = f"{assumed} By that model the cache halves the time of a step here at {token_count(at)}; {verdict}."
         middle = len(gains(throughput_run)) // 2
         old = predicted_gains(throughput_run, run, "larger")
@@ -264,22 +270,42 @@ def predictions(run: Any, steps_run: Any = None, throughput_run: Any = None, lat
 def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
     series, models = steps_run[STEPS], foretold(run)
     halved, alone = halving(series), by_products(steps_run)
-    at = halved.ratio if halved.kind == "at" else None
-    lengths = column(series, "length")
-    flat = trend(lengths, column(series, "kv_cache"), "s", "{} tokens")
-    cause = fit(steps_run)
-    add = "nothing hides the arithmetic: the two costs add" if cause.kind == "sum" else ""
+    flat = trend(column(series, "length"), column(series, "kv_cache"), "s", "{} tokens")
+    add = "nothing hides the arithmetic: the two costs add" if fit(steps_run).kind == "sum" else ""
     few = "passes of few tokens run below the ceiling" if _few_are_slow(steps_run) else ""
-    found = [
-        Prediction("time of a step with a cache, as the sequence grows", "flat", flat, "its weights are most of what it reads", ""),
-        Prediction("length at which the cache halves a step, from the bounds alone", _bounds_halve(run), at, _later(series, _bounds_halve(run), at), "tokens"),
-    ]  # fmt: skip
-    for kind, why in (("sum", few), ("larger", add)):
-        length = models[kind].factor_at(2) if models else None
-        found.append(Prediction(f"the same, from {NAMES[kind]}", length, at, why, "tokens"))
-    length = alone.ratio if alone.kind == "at" else None
-    found.append(Prediction("the same, from the products timed alone", length, at, "", "tokens"))
-    return found
+    bounds = _bounds_halve(run)
+    later = _later(series, bounds, halved.ratio if halved.kind == "at" else None)
+    foreseen = [
+        ("length at which the cache halves a step, from the bounds alone", bounds, later),
+        *(
+            (f"the same, from {NAMES[kind]}", models[kind].factor_at(2) if models else None, why)
+            for kind, why in (("sum", few), ("larger", add))
+        ),
+        (
+            "the same, from the products timed alone",
+            alone.ratio if alone.kind == "at" else None,
+            "",
+        ),
+    ]
+    weights = "the weights are most of what it reads"
+    return [
+        Prediction("time of a step with a cache, as the sequence grows", "flat", flat, weights, ""),
+        *(_of_length(claim, length, halved, why, series) for claim, length, why in foreseen),
+    ]
+
+
+def _of_length(
+    claim: str, length: float | None, halved: Finding, why: str, series: Series | None
+) -> Prediction:
+    """A predicted length against the measured one, which may lie before the first length or beyond the last."""
+    if halved.kind in ("at", "missing") or not length:
+        return Prediction(
+            claim, length, halved.ratio if halved.kind == "at" else None, why, "tokens"
+        )
+    first, last = series["length"][0], series["length"][-1]
+    wrong = length <= last if halved.kind == "never" else length > first
+    found = Finding(halved.text, halved.kind if wrong else "cannot tell")
+    return Prediction(claim, token_count(length), found, why, "tokens")
 
 
 def _later(series: Series | None, foreseen: float | None, at: float | None) -> str:

@@ -125,7 +125,7 @@ def halving(series: Series | None, slow: str = "no_cache", fast: str = "kv_cache
     for i, (length, ratio) in enumerate(points):
         if ratio >= 2:
             if i == 0:
-                return Finding(f"at {length} tokens or fewer", "before")
+                return Finding("already at the shortest sequence", "before")
             before, low = points[i - 1]
             at = before * (length / before) ** ((2 - low) / (ratio - low))
             return Finding(f"at {at:.0f} tokens", "at", at)
