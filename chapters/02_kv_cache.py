@@ -336,7 +336,7 @@ glue("halved_bound", halved_bound or "more than 1,024")
 # The formula gives {glue:text}`crossover_formula` tokens; exact counting gives {glue:text}`crossover_bound`. By these bounds the
 # cache halves the time of a step at {glue:text}`halved_bound` tokens.
 #
-# This is a prediction from two ceilings, and chapter 1 has shown that a ceiling belongs to a large product. A step has a
+# This is a prediction from two ceilings, and a ceiling belongs to the product on which it was measured. A step has a
 # **fixed cost** as well: what a pass over one single token takes, with nothing to remember. In it all weights are read, and
 # every operation is started by a program in Python. To tell the two apart we time the pass, and beside it, in turns, its
 # matrix products and nothing else.
@@ -1068,7 +1068,8 @@ lines(
         [
             run
             for run in read_records("02", others_only=True)
-            if run["latency_by_prompt"].params == drawn.params
+            if (found := run["latency_by_prompt"])
+            and found.params == drawn.params
         ],
         "latency_by_prompt",
         x="prompt",
@@ -1137,8 +1138,8 @@ table(
 )
 
 # %% [markdown]
-# For {glue:text}`new_tokens` new tokens: {glue:text}`latency_finding` {glue:text}`prefill_share_finding`
-# {glue:text}`latency_peer_finding`
+# Each of these answers has {glue:text}`new_tokens` new tokens. {glue:text}`latency_finding`
+# {glue:text}`prefill_share_finding` {glue:text}`latency_peer_finding`
 #
 # (sec-kv-profile)=
 # ## Another kind of work

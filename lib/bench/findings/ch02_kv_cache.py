@@ -100,7 +100,7 @@ def steps(run: Any) -> dict[str, str]:
             f"{_flat_verdict(shape)}."
         )
     gain = compare(fast[1], slow[1], *STAGES)
-    longest = f"At the longest, {gain}."
+    longest = f"At the longest sequence, {gain}."
     if gain.kind == "missing":
         longest = missing("the step at the longest sequence").sentence
     return {
@@ -178,7 +178,7 @@ def _products(series: Series | None) -> str:
     alone, slow = ends(series, "products"), ends(series, "no_cache")
     parts = [share(a, t) for a, t in zip(alone, slow)]
     if not all(value(m).known for m in (*alone, *slow)):
-        return missing("the time of the products alone, by length").sentence
+        return missing("the time of the products alone at each length").sentence
     if {part.kind for part in parts} & {"failed", "undefined"}:
         return "The products of a pass, timed alone, took longer than the whole step, so this run says nothing about them."
     return f"The products of a pass, timed alone, take {parts[0]} of the shortest step, and {parts[1]} of the longest."

@@ -55,7 +55,7 @@ def floor_cause(run: Any) -> Finding:
     if part is None or not 0 < part <= 1.1:
         return missing("what the fixed cost is made of")
     word = share(min(1.0, part)).kind
-    said = f"{word} of it ({percent(min(1.0, part))}, {how}) is spent in the matrix products"
+    said = f"{word} of the fixed cost ({percent(min(1.0, part))}, {how}) is spent in the matrix products"
     if part >= 0.55 and overlaps(run):
         text = f"{said}, the starting of each included, so this run does not say which of the two is slow"
         return Finding(text, "cannot tell")
@@ -63,7 +63,7 @@ def floor_cause(run: Any) -> Finding:
         rate = counts.streamed_bytes(GPT2_CONFIG, "float32") / (part * fixed)
         ceiling = run.roofline and run.roofline.bandwidth
         of = f" of the {quantity(ceiling, 'B/s')} that the memory delivers" if ceiling else ""
-        text = f"{said}. They read the weights at {quantity(rate, 'B/s')}{of}: the cost is a slow reading, and not the starting"
+        text = f"{said}. They read the weights at {quantity(rate, 'B/s')}{of}: what costs is the slow reading, and not the starting"
         return Finding(text, "products", part)
     if part <= 0.45:
         text = f"{said}; the larger part is spent in small operations and in starting each of them"

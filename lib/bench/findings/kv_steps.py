@@ -128,7 +128,7 @@ def halving(series: Series | None, slow: str = "no_cache", fast: str = "kv_cache
                 return Finding("already at the shortest sequence", "before")
             before, low = points[i - 1]
             at = before * (length / before) ** ((2 - low) / (ratio - low))
-            return Finding(f"at {at:.0f} tokens", "at", at)
+            return Finding(f"at {at:.0f} tokens", "at", round(at))
     return Finding(f"at no length up to {points[-1][0]} tokens", "never")
 
 

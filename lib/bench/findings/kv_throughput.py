@@ -110,7 +110,7 @@ def _gain_verdicts(
         if found.kind == "missing":
             return missing("the gain or its prediction").sentence
         said.append(f"over {number(generated[i])} tokens, {found}")
-    return f"The gain against the model's: {'; '.join(said)}."
+    return f"The gain of the cache beside the model's: {'; '.join(said)}."
 
 
 def _busy(series: Series | None) -> str:
@@ -174,7 +174,7 @@ def published_run(published: Any) -> dict[str, str]:
         else "The sum of the two is no better:"
     )
     return {
-        "published_gain_finding": f"The published gain against the model's: {verdicts}.",
+        "published_gain_finding": f"The published gain beside the model's: {verdicts}.",
         "published_model_finding": (
             f"The larger of the two costs misses these gains by at most {percent(miss[0])}. {better} off by up to "
             f"{percent(miss[1])}."

@@ -161,7 +161,7 @@ def utilisation(run: Any) -> dict[str, str]:
     busy = (
         f"Without a cache the machine did arithmetic at {percent(before['done'])} of its ceiling; but it did "
         f"{times(twice / once)} the necessary operations. Of what the answer needs, as MFU counts it, it did "
-        f"{percent(before['mfu'])} without and {percent(after['mfu'])} with a cache."
+        f"{number(100 * before['mfu'])} % without and {number(100 * after['mfu'])} % with a cache."
     )
     if before["done"] > 1.25 * after["done"] and after["mfu"] > 1.25 * before["mfu"]:
         busy += " The busier machine was the slower one."
