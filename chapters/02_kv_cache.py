@@ -505,15 +505,15 @@ without = [output.token_ids for output in talk.generate(prompts, params)]
 kept = [output.token_ids for output in remember.generate(prompts, params)]
 
 # %% tags=["hide-input"]
-talk_twin = transformers_model(talk)
+talk_hf = transformers_model(talk)
 theirs = [
-    hf_generate(talk_twin, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)[
+    hf_generate(talk_hf, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)[
         "token_ids"
     ][0]
     for p in prompts
 ]
 assert oracle == without == kept == theirs
-del talk_twin
+del talk_hf
 for prompt, token_ids in zip(prompts, kept):
     print(prompt + tokenizer.decode(token_ids))
 
@@ -764,13 +764,13 @@ def clock(engine, prompt_len, new_tokens):
 
 
 # %% tags=["hide-input"]
-twin = transformers_model(plain)
+hf_model = transformers_model(plain)
 
 
-def run_twin(prompt_len, new_tokens, warmup=0, cache="dynamic"):
+def run_hf(prompt_len, new_tokens, warmup=0, cache="dynamic"):
     """The same by transformers, with its cache."""
     return hf_generate(
-        twin,
+        hf_model,
         [random_prompt(prompt_len)],
         new_tokens,
         cache=cache,
@@ -783,7 +783,7 @@ def run_static(prompt_len, new_tokens):
     """The same over a static cache; None where that does not run."""
     return attempt(
         f"transformers' static cache, {new_tokens} tokens,",
-        lambda: run_twin(prompt_len, new_tokens, warmup=1, cache="static"),
+        lambda: run_hf(prompt_len, new_tokens, warmup=1, cache="static"),
     )
 
 
@@ -806,13 +806,13 @@ stages = {"no_cache": plain, "kv_cache": cached}
 runs, used, peer = {stage: [] for stage in stages}, {}, {n: [] for n in PEER}
 for engine in stages.values():  # warm-up
     clock(engine, PROMPT, 4)
-run_twin(PROMPT, 4)
+run_hf(PROMPT, 4)
 for _ in sweep(range(TURNS), "turns"):
     for stage, engine in stages.items():
         times, used[stage] = watched(engine)
         runs[stage].append(times)
     for n in PEER:
-        peer[n] += run_twin(PROMPT, n)["timing"].samples
+        peer[n] += run_hf(PROMPT, n)["timing"].samples
 
 # %% tags=["remove-cell"]
 # The longest first: shorter answers then use the cache that is there, and what was compiled for it.
@@ -1003,7 +1003,7 @@ def in_turns(length):
     for _ in range(1 + TURNS):
         for stage, engine in stages.items():
             found[stage].append(clock(engine, length, NEW))
-        found["transformers"].append(run_twin(length, NEW)["seconds"])
+        found["transformers"].append(run_hf(length, NEW)["seconds"])
     return {name: runs[1:] for name, runs in found.items()}
 
 

@@ -1285,10 +1285,10 @@ def decode_jobs(kind, batch_size, context):
     return jobs
 
 
-twin = transformers_model(gpt2)
+hf_model = transformers_model(gpt2)
 
 
-def twin_job(batch_size, context):
+def hf_job(batch_size, context):
     """transformers' decode step over a dynamic cache of `context` - 1 tokens a sequence, and its setup."""
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
     piece = torch.randn(config.num_heads, 1, config.head_dim, device=device)
@@ -1307,7 +1307,7 @@ def twin_job(batch_size, context):
 
     return (
         lambda cache: (
-            twin(input_ids=ids, past_key_values=cache, use_cache=True)
+            hf_model(input_ids=ids, past_key_values=cache, use_cache=True)
             .logits.argmax(-1)
             .tolist()
         ),
@@ -1331,7 +1331,7 @@ def gather_point(batch_size, context):
         **decode_jobs("paged", batch_size, context),
     }
     jobs = {name: (job, None) for name, job in jobs.items()} | {
-        "transformers": twin_job(batch_size, context)
+        "transformers": hf_job(batch_size, context)
     }
     samples = {name: [] for name in jobs}
     for turn in range(1 + REPEATS):  # the first is the warm-up
@@ -1763,7 +1763,7 @@ tens = [
     for i in range(max(MEMORY_BATCHES))
 ]
 params = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
-twin = engines = large = None  # room for larger things
+hf_model = engines = large = None  # room for larger things
 gc.collect()
 
 

@@ -5,7 +5,8 @@ Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 
 from lib.core.request import Request
 
@@ -28,8 +29,7 @@ class BlockManager:
         self.block_size = block_size
         self.num_blocks = num_blocks - 1
         self.max_sequence_tokens = self.num_blocks * block_size
-        self.ref_counts = [0] * num_blocks
-        self._free = deque(range(1, num_blocks))
+        self.reset()
 
     @property
     def num_free_blocks(self) -> int:
@@ -71,3 +71,23 @@ class BlockManager:
             if self.ref_counts[block] == 0:
                 self._free.append(block)
         request.block_ids = []
+
+    def reset(self) -> None:
+        """Everything is free, as in the beginning. The caller empties the requests' block tables."""
+        self.ref_counts = [0] * (self.num_blocks + 1)
+        self._free = deque(range(1, self.num_blocks + 1))
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise RuntimeError unless every block is either free or referred to as often as `requests` hold it."""
+        held = Counter(block for request in requests for block in request.block_ids)
+        free = Counter(self._free)
+        booked = {block: count for block, count in enumerate(self.ref_counts) if count}
+        if held != booked:
+            raise RuntimeError(f"blocks held {dict(held)} differ from the counts {booked}")
+        if NULL_BLOCK in held or NULL_BLOCK in free:
+            raise RuntimeError("the null block was handed out")
+        if sorted([*held, *free.elements()]) != list(range(1, self.num_blocks + 1)):
+            raise RuntimeError(
+                f"{len(held)} blocks held and {free.total()} free are not the {self.num_blocks} there "
+                f"are: held {sorted(held)}, free {sorted(free.elements())}"
+            )

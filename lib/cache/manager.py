@@ -1,10 +1,12 @@
-"""What the scheduler asks of whoever hands out room for K and V. Introduced in chapter 1.
+"""Interface between the scheduler and a cache's allocator. Introduced in chapter 1.
 
-`NoCache` is the answer of an engine that keeps nothing: chapter 1's. Chapter 2 brings one slot a sequence, chapter 4 blocks.
+`NoCache` is the allocator of an engine that keeps nothing: chapter 1's. Chapter 2 brings one slot per sequence, chapter 4
+blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from lib.core.request import Request
@@ -27,6 +29,12 @@ class CacheManager(Protocol):
     def free(self, request: Request) -> None:
         """Give back all that the request holds; nothing happens if it holds nothing."""
 
+    def reset(self) -> None:
+        """Everything is free, as in the beginning. The caller empties the requests' block tables."""
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise RuntimeError, saying what is wrong, unless each block is free or held by `requests` as booked."""
+
 
 class NoCache:
     """Room for nothing, which is always available."""
@@ -41,3 +49,13 @@ class NoCache:
 
     def free(self, request: Request) -> None:
         pass
+
+    def reset(self) -> None:
+        pass
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            if request.block_ids:
+                raise RuntimeError(
+                    f"request {request.request_id} holds blocks {request.block_ids}, and there are none"
+                )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 
 from lib.core.request import Request
 
@@ -18,7 +19,7 @@ class SlotManager:
     def __init__(self, num_slots: int, max_model_len: int) -> None:
         self.block_size = self.max_sequence_tokens = max_model_len
         self.num_blocks = num_slots
-        self._free = list(range(num_slots))
+        self.reset()
 
     @property
     def num_free_blocks(self) -> int:
@@ -40,3 +41,16 @@ class SlotManager:
         for slot in request.block_ids:
             heapq.heappush(self._free, slot)
         request.block_ids = []
+
+    def reset(self) -> None:
+        """Everything is free, as in the beginning. The caller empties the requests' block tables."""
+        self._free = list(range(self.num_blocks))
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise RuntimeError unless every slot is either free or held by exactly one of `requests`."""
+        held = [slot for request in requests for slot in request.block_ids]
+        if sorted([*held, *self._free]) != list(range(self.num_blocks)):
+            raise RuntimeError(
+                f"slots held {sorted(held)} and free {sorted(self._free)} are not the "
+                f"{self.num_blocks} there are"
+            )
