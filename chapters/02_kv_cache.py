@@ -68,7 +68,7 @@ from lib.bench.findings import ch02_kv_cache as words
 from lib.bench.findings import kv_floor, kv_steps, kv_throughput, kv_work
 from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
-from lib.bench.findings.values import quantity, value
+from lib.bench.findings.values import column, quantity, value
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory
 from lib.bench.measure.profiler import profile
@@ -76,6 +76,7 @@ from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.step_model import StepModel, first_length
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.notebook.figures import (
+    COLOURS,
     bound,
     figure,
     lines,
@@ -256,6 +257,16 @@ def shown(gate, name):
     if picked[name] is None:
         return Shown(record, note=gate.note)
     return picked
+
+
+def spread(ax, series, names, scale=1.0):
+    """A line from the least to the largest repeat, in its series' colour."""
+    x = next(iter(series.columns.values()))
+    for colour, name in zip(COLOURS, names):
+        for at, repeats in zip(x, map(value, column(series, name))):
+            if repeats.count > 1:
+                low, high = scale * repeats.low, scale * repeats.high
+                ax.vlines(at, low, high, color=colour, linewidth=1.2)
 
 
 # %% [markdown]
@@ -618,6 +629,7 @@ lines(
     label=by_answer.label,
 )
 ax.set(xlabel="step", ylabel="time of the step (ms)", ylim=(0, None))
+spread(ax, drawn, ("no_cache", "kv_cache"), 1e3)
 caution(ax, by_answer.note)
 show(fig, "02_answer")
 
@@ -690,7 +702,7 @@ record.headline(
     "×",
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache; the products of the whole pass, timed alone; and what {eq}`eq-kv-floor` foretells for the step without a cache. Dotted: the bounds of {eq}`eq-kv-steps`."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache; the products of the whole pass, timed alone; and the step without a cache as {eq}`eq-kv-floor` predicts it. The products are drawn where this or the recorded run timed them. Dotted: the bounds of {eq}`eq-kv-steps`. Vertical lines: the range of the repeats."}}
 drawn = by_step["step_by_length"]
 to_ms = lambda values: [1e3 * v for v in values]  # noqa: E731
 names = {
@@ -702,7 +714,7 @@ curves = {name: to_ms(drawn[c]) for name, c in names.items() if c in drawn}
 model = kv_steps.foretold(by_step).get(kv_steps.model_kind(by_step))
 if model is not None:
     foretold = map(model.without, drawn["length"])
-    curves["no cache, foretold"] = to_ms(foretold)
+    curves["no cache, predicted"] = to_ms(foretold)
 fig, ax = figure()
 lines(
     ax,
@@ -724,6 +736,7 @@ for stage in ("no_cache", "kv_cache"):
 ax.set(xlabel="sequence length (tokens)", ylabel="time of one step (ms)")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
+spread(ax, drawn, ("no_cache", "kv_cache"), 1e3)
 caution(ax, by_step.note)
 show(fig, "02_step_by_length")
 
@@ -910,7 +923,7 @@ table(
     headers=["machine", "generated tokens", "predicted gain", "measured gain"],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is what {eq}`eq-kv-floor` foretells for this machine. Dashed: the published run, by another engine on an A100."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this machine. Dashed: the published run, by another engine on an A100."}}
 fig, (left, right) = figure(2)
 peers = {"transformers, its cache": drawn["transformers"]}
 if any(drawn["transformers_static"]):
@@ -960,11 +973,12 @@ lines(
     reference={published.label: (there["tokens"], {"KV cache": there_gains})},
 )
 if None not in predicted:
-    bound(right, drawn["generated"], predicted, "foretold")
+    bound(right, drawn["generated"], predicted, "predicted")
 right.set(
     xlabel="generated tokens", ylabel="relative to no cache", ylim=(0, None)
 )
 log10_axis(right, "x")
+spread(left, drawn, ("no_cache", "kv_cache", "transformers"))
 caution(left, by_length.note)
 show(fig, "02_throughput_by_generated")
 
@@ -1107,10 +1121,11 @@ lines(
 )
 right.set(
     xlabel="prompt (tokens)",
-    ylabel="speed relative to no cache",
+    ylabel="speed over no cache",
     ylim=(0, None),
 )
 log2_axis(right, "x")
+spread(left, drawn, ("no_cache", "kv_cache", "transformers_kv_cache"))
 caution(left, by_prompt.note)
 show(fig, "02_latency_by_prompt")
 
