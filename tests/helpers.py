@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +142,18 @@ def held_blocks(llm: LLM) -> list[int]:
 
 
 def check_books(llm: LLM) -> None:
-    """Every block is free or held by exactly one request; who waits holds none; the caps are kept."""
+    """Every block is free, cached, or held by those that count; who waits holds none; the caps are kept."""
     manager, scheduler = llm.manager, llm.scheduler
-    held = held_blocks(llm)
-    assert len(set(held)) == len(held), f"a block has two owners: {sorted(held)}"
+    manager.check_integrity()
+    held = set(held_blocks(llm))
     if manager.retains:
-        free = list(manager._free)
-        assert len(set(free)) == len(free) == manager.num_free_blocks
-        assert not set(free) & set(held)
-        assert len(free) + len(held) == manager.num_blocks
+        unused = manager.num_free_blocks + manager.num_cached_blocks
+        assert unused + len(held) == manager.num_blocks
     if hasattr(manager, "ref_counts"):
-        assert [b for b, count in enumerate(manager.ref_counts) if count] == sorted(held)
-        assert max(manager.ref_counts) <= 1 and manager.ref_counts[0] == 0 and 0 not in held
+        counts = Counter(held_blocks(llm))
+        assert {b: n for b, n in enumerate(manager.ref_counts) if n} == counts
+        if not llm.options.enable_prefix_caching:
+            assert max(counts.values(), default=0) <= 1, "a block has two owners"
     assert not any(request.block_ids for request in scheduler.waiting)
     assert len(scheduler.running) <= scheduler.max_num_seqs
     for request in scheduler.running:
@@ -165,7 +166,8 @@ def check_empty(llm: LLM) -> None:
     """Nothing queued, nothing held, nothing to hand out."""
     assert not llm.has_unfinished()
     assert not llm.scheduler.running and not llm.scheduler.waiting
-    assert llm.manager.num_free_blocks == llm.manager.num_blocks
+    unused = llm.manager.num_free_blocks + llm.manager.num_cached_blocks
+    assert unused == llm.manager.num_blocks
     assert not llm._groups
     check_books(llm)
 

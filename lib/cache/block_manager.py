@@ -19,6 +19,7 @@ class BlockManager:
     """
 
     retains = True
+    num_cached_blocks = num_queries = num_hits = num_evictions = 0
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 2:
@@ -35,16 +36,21 @@ class BlockManager:
     def num_free_blocks(self) -> int:
         return len(self._free)
 
+    @property
+    def num_available_blocks(self) -> int:
+        """Blocks that can be handed out now."""
+        return len(self._free)
+
     def blocks_needed(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def allocate(self, request: Request, num_tokens: int) -> bool:
         """Extend the request's block table until it holds `num_tokens` tokens. False, and no change, if it cannot."""
         missing = self.blocks_needed(num_tokens) - len(request.block_ids)
-        if missing > len(self._free):
+        if missing > self.num_available_blocks:
             return False
         for _ in range(missing):
-            block = self._free.popleft()
+            block = self._take()
             self.ref_counts[block] = 1
             request.block_ids.append(block)
         return True
@@ -69,5 +75,30 @@ class BlockManager:
                 raise RuntimeError(f"block {block} of request {request.request_id} is freed twice")
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
-                self._free.append(block)
+                self._give_back(block)
         request.block_ids = []
+
+    def admit(self, request: Request) -> int | None:
+        """Make room for all tokens that the request has: 0 of them are in the cache. None if there is none."""
+        return 0 if self.allocate(request, request.num_tokens) else None
+
+    def publish(self, request: Request) -> None:
+        """Computed tokens are of use to their own request only."""
+
+    def is_computing_prefix_of(self, request: Request) -> bool:
+        return False
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a block is lost, free twice, or both free and in use."""
+        used = {block for block, count in enumerate(self.ref_counts) if count > 0}
+        free = set(self._free)
+        assert len(free) == len(self._free), "a block is in the free list twice"
+        assert not free & used, f"blocks {sorted(free & used)} are both free and in use"
+        assert NULL_BLOCK not in free | used, "the null block was handed out"
+        assert len(free) + len(used) == self.num_blocks, "a block is lost"
+
+    def _take(self) -> int:
+        return self._free.popleft()
+
+    def _give_back(self, block: int) -> None:
+        self._free.append(block)

@@ -14,6 +14,7 @@ class SlotManager:
     """
 
     retains = True
+    num_cached_blocks = num_queries = num_hits = num_evictions = 0
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
         self.block_size = self.max_sequence_tokens = max_model_len
@@ -35,6 +36,20 @@ class SlotManager:
                 return False
             request.block_ids = [heapq.heappop(self._free)]
         return True
+
+    def admit(self, request: Request) -> int | None:
+        return 0 if self.allocate(request, request.num_tokens) else None
+
+    def is_computing_prefix_of(self, request: Request) -> bool:
+        return False
+
+    def publish(self, request: Request) -> None:
+        """A slot is of use to its own request only."""
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a slot is free twice, or does not exist."""
+        assert len(set(self._free)) == len(self._free), "a slot is free twice"
+        assert set(self._free) <= set(range(self.num_blocks)), "a free slot does not exist"
 
     def free(self, request: Request) -> None:
         for slot in request.block_ids:

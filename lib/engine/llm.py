@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lib.core.batch import Batch
 from lib.core.device import pick_device, pick_dtype
 from lib.core.engine_options import EngineOptions
+from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
@@ -61,10 +62,17 @@ class LLM:
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
     def add_request(
-        self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        cache_salt: str | None = None,
     ) -> str:
-        """Queue a prompt; returns its id. Raises ValueError, and queues nothing, if it can never be served."""
-        return self._queue(self._make_group(prompt, params, request_id))
+        """Queue a prompt; returns its id. Raises ValueError, and queues nothing, if it can never be served.
+
+        `cache_salt`: the prompt shares cached prefixes with prompts of the same salt only.
+        """
+        return self._queue(self._make_group(prompt, params, request_id, cache_salt))
 
     def has_unfinished(self) -> bool:
         """Whether `step` has anything left to do or to hand out."""
@@ -158,7 +166,11 @@ class LLM:
             "waiting": len(self.scheduler.waiting),
             "blocks_total": manager.num_blocks,
             "blocks_free": manager.num_free_blocks,
+            "blocks_cached": manager.num_cached_blocks,
             "block_size": manager.block_size,
+            "prefix_queries": manager.num_queries,
+            "prefix_hits": manager.num_hits,
+            "evictions": manager.num_evictions,
             "preemptions": self.scheduler.num_preemptions,
             "steps": self._steps,
             "tokens_computed": self._tokens,
@@ -206,7 +218,11 @@ class LLM:
         return requests
 
     def _make_group(
-        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None,
+        cache_salt: str | None = None,
     ) -> RequestGroup:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
@@ -215,6 +231,11 @@ class LLM:
             request_id = next(i for n in self._ids if (i := f"request-{n}") not in self._groups)
         if not isinstance(request_id, str) or not request_id:
             raise ValueError(f"request_id must be a string, not empty, or None, got {request_id!r}")
+        if cache_salt is not None and (not isinstance(cache_salt, str) or not cache_salt):
+            raise InvalidRequest(
+                f"cache_salt must be a string, not empty, or None, got {cache_salt!r}",
+                param="cache_salt",
+            )
         token_ids = as_token_ids(prompt, self.tokenizer, self.config.vocab_size)
         limit = min(self.max_model_len, self.manager.max_sequence_tokens)
         if len(token_ids) + params.max_tokens > limit:
@@ -236,7 +257,8 @@ class LLM:
             i for i in (*eos, *params.stop_token_ids) if i < self.config.vocab_size
         )
         requests = [
-            Request(request_id, token_ids, params, stop_ids, index) for index in range(params.n)
+            Request(request_id, token_ids, params, stop_ids, index, cache_salt)
+            for index in range(params.n)
         ]
         return RequestGroup(
             request_id, prompt if isinstance(prompt, str) else None, requests, self.tokenizer

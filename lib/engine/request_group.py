@@ -105,4 +105,5 @@ class RequestGroup:
             completions,
             self.finished,
             chunks,
+            first.num_cached_tokens,
         )

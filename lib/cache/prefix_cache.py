@@ -1,0 +1,186 @@
+"""Prefix caching: blocks whose K and V are kept and found again by their content. Introduced in chapter 9.
+
+A full block is named by a chained hash of its tokens and of all tokens before it, as in vLLM V1: K and V
+at a position depend on the whole prefix. Gim et al. 2024 (Prompt Cache) and Zheng et al. 2024 (SGLang's
+RadixAttention) reuse prefixes in other ways.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+
+from lib.cache.block_manager import NULL_BLOCK, BlockManager
+from lib.core.request import Request
+
+
+def block_hashes(request: Request, block_size: int, num_blocks: int) -> list[bytes]:
+    """Names of the request's first `num_blocks` full blocks; computed once and kept on the request.
+
+    The chain starts at a hash of what else changes K and V or who may see them: the cache salt.
+    """
+    hashes = request.block_hashes
+    for i in range(len(hashes), num_blocks):
+        parent = (
+            hashes[-1] if hashes else hashlib.sha256(repr(request.cache_salt).encode()).digest()
+        )
+        tokens = array("q", request.token_ids[i * block_size : (i + 1) * block_size])
+        hashes.append(hashlib.sha256(parent + tokens.tobytes()).digest())
+    return hashes[:num_blocks]
+
+
+@dataclass
+class _Progress:
+    """Leading blocks of an admitted request: published so far, and full when it was admitted."""
+
+    published: int
+    expected: int
+
+
+class PrefixCachingBlockManager(BlockManager):
+    """A BlockManager that keeps the content of blocks after their last reference is gone.
+
+    A block is free (no content), used (referenced by at least one request) or cached (not
+    referenced, content still valid): free + cached + used == num_blocks. Cached blocks are evicted
+    least recently used first when the free ones run out; of one sequence, the last block first,
+    since a block is only found through all blocks before it.
+
+    A block is published under its name only after the step that computed it has succeeded.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        super().__init__(num_blocks, block_size)
+        self.num_queries = self.num_hits = 0  # prompt tokens looked up, and found
+        self.num_evictions = 0
+        self._block_of: dict[bytes, int] = {}  # published blocks, used or cached
+        self._name_of: dict[int, bytes] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._progress: dict[Request, _Progress] = {}  # of admitted requests
+        self._pending: Counter[bytes] = Counter()  # blocks that admitted requests will publish
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return len(self._cached)
+
+    @property
+    def num_available_blocks(self) -> int:
+        return len(self._free) + len(self._cached)
+
+    def admit(self, request: Request) -> int | None:
+        """Share the longest cached prefix and make room for the other known tokens.
+
+        Returns the number of tokens found. They never include the last known token: its logits are
+        needed, so it is computed again. None, and no change, if there is no room.
+        """
+        hits = self.find(request)
+        idle = sum(self.ref_counts[block] == 0 for block in hits)
+        missing = self.blocks_needed(request.num_tokens) - len(hits)
+        if missing > self.num_available_blocks - idle:
+            return None
+        self.share(request, hits)
+        self.allocate(request, request.num_tokens)
+        self._progress[request] = _Progress(len(hits), request.num_tokens // self.block_size)
+        self._pending.update(self._unpublished(request))
+        if request.num_cached_tokens is None:  # not again after a preemption
+            request.num_cached_tokens = len(hits) * self.block_size
+            self.num_queries += request.num_tokens
+            self.num_hits += request.num_cached_tokens
+        return len(hits) * self.block_size
+
+    def is_computing_prefix_of(self, request: Request) -> bool:
+        """Whether an admitted request is about to publish the next block that `request` needs."""
+        found = len(self.find(request))
+        hashes = block_hashes(request, self.block_size, self._most_hits(request))
+        return found < len(hashes) and self._pending[hashes[found]] > 0
+
+    def publish(self, request: Request) -> None:
+        """Name the full blocks among the request's computed tokens, so that others can find them."""
+        progress = self._progress[request]
+        last = request.num_computed_tokens // self.block_size
+        hashes = block_hashes(request, self.block_size, last)
+        for i in range(progress.published, last):
+            if i < progress.expected:
+                self._forget_pending(hashes[i])
+            block = request.block_ids[i]
+            if hashes[i] not in self._block_of:  # a twin was faster: this block stays unnamed
+                self._block_of[hashes[i]], self._name_of[block] = block, hashes[i]
+        progress.published = max(progress.published, last)
+
+    def share(self, request: Request, block_ids: list[int]) -> None:
+        """Begin an empty block table with published blocks: one more reference each."""
+        for block in block_ids:
+            if self.ref_counts[block] == 0:
+                del self._cached[block]  # used again
+            self.ref_counts[block] += 1
+        request.block_ids = list(block_ids)
+
+    def free(self, request: Request) -> None:
+        """Drop the request's references. Published blocks without any stay in the pool, cached."""
+        if request in self._progress:
+            for name in self._unpublished(request):
+                self._forget_pending(name)
+            del self._progress[request]
+        super().free(request)
+
+    def reset(self) -> None:
+        """Forget all cached content, e.g. between two measurements."""
+        while self._cached:
+            self._evict()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a block is lost, has two states, or a name points to nothing."""
+        used = {block for block, count in enumerate(self.ref_counts) if count > 0}
+        free, cached = set(self._free), set(self._cached)
+        assert len(free) == len(self._free), "a block is in the free list twice"
+        assert not free & cached and not free & used and not cached & used, "a block has two states"
+        assert NULL_BLOCK not in free | cached | used, "the null block was handed out"
+        assert len(free) + len(cached) + len(used) == self.num_blocks, "a block is lost"
+        assert self._name_of == {b: h for h, b in self._block_of.items()}, "names disagree"
+        assert cached <= set(self._name_of) <= cached | used, (
+            "a name points to a block without content"
+        )
+        assert all(count > 0 for count in self._pending.values()), "a pending name is not forgotten"
+
+    # Blocks.
+
+    def _take(self) -> int:
+        if not self._free:
+            self._evict()
+        return super()._take()
+
+    def _give_back(self, block: int) -> None:
+        if block in self._name_of:
+            self._cached[block] = None  # the most recently used now
+        else:
+            super()._give_back(block)
+
+    def _evict(self) -> None:
+        block, _ = self._cached.popitem(last=False)
+        del self._block_of[self._name_of.pop(block)]
+        self._free.append(block)
+        self.num_evictions += 1
+
+    # Names.
+
+    def _most_hits(self, request: Request) -> int:
+        return (request.num_tokens - 1) // self.block_size
+
+    def find(self, request: Request) -> list[int]:
+        """Blocks of the longest published prefix of the request. Changes nothing."""
+        found = []
+        for name in block_hashes(request, self.block_size, self._most_hits(request)):
+            if (block := self._block_of.get(name)) is None:
+                break
+            found.append(block)
+        return found
+
+    def _unpublished(self, request: Request) -> list[bytes]:
+        progress = self._progress[request]
+        return block_hashes(request, self.block_size, progress.expected)[progress.published :]
+
+    def _forget_pending(self, name: bytes) -> None:
+        self._pending[name] -= 1
+        if self._pending[name] <= 0:
+            del self._pending[name]
