@@ -88,6 +88,9 @@ class BlockManager:
     def is_computing_prefix_of(self, request: Request) -> bool:
         return False
 
+    def reset(self) -> None:
+        """Free blocks have no content that could be found."""
+
     def check_integrity(self) -> None:
         """Raise AssertionError if a block is lost, free twice, or both free and in use."""
         used = {block for block, count in enumerate(self.ref_counts) if count > 0}

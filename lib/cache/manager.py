@@ -38,6 +38,9 @@ class CacheManager(Protocol):
     def allocate(self, request: Request, num_tokens: int) -> bool:
         """Make room for the request's first `num_tokens` tokens. False, and no change, if there is none."""
 
+    def reset(self) -> None:
+        """Forget the content of blocks that no request holds."""
+
     def check_integrity(self) -> None:
         """Raise AssertionError if the books do not balance."""
 
@@ -64,6 +67,9 @@ class NoCache:
         return False
 
     def publish(self, request: Request) -> None:
+        pass
+
+    def reset(self) -> None:
         pass
 
     def check_integrity(self) -> None:

@@ -19,7 +19,8 @@ from lib.core.request import Request
 def block_hashes(request: Request, block_size: int, num_blocks: int) -> list[bytes]:
     """Names of the request's first `num_blocks` full blocks; computed once and kept on the request.
 
-    The chain starts at a hash of what else changes K and V or who may see them: the cache salt.
+    The chain starts at a hash of the cache salt, so that equal prompts with different salts have
+    different names. Whatever else changes K and V (e.g. an adapter) would belong there too.
     """
     hashes = request.block_hashes
     for i in range(len(hashes), num_blocks):
@@ -47,7 +48,9 @@ class PrefixCachingBlockManager(BlockManager):
     least recently used first when the free ones run out; of one sequence, the last block first,
     since a block is only found through all blocks before it.
 
-    A block is published under its name only after the step that computed it has succeeded.
+    A block is published under its name only after the step that computed it has succeeded. If two
+    requests compute the same block in the same step, the second copy keeps no name and is free
+    as soon as it is not referenced.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -99,6 +102,8 @@ class PrefixCachingBlockManager(BlockManager):
         """Name the full blocks among the request's computed tokens, so that others can find them."""
         progress = self._progress[request]
         last = request.num_computed_tokens // self.block_size
+        if last <= progress.published:
+            return  # most decode steps
         hashes = block_hashes(request, self.block_size, last)
         for i in range(progress.published, last):
             if i < progress.expected:
@@ -106,7 +111,7 @@ class PrefixCachingBlockManager(BlockManager):
             block = request.block_ids[i]
             if hashes[i] not in self._block_of:  # a twin was faster: this block stays unnamed
                 self._block_of[hashes[i]], self._name_of[block] = block, hashes[i]
-        progress.published = max(progress.published, last)
+        progress.published = last
 
     def share(self, request: Request, block_ids: list[int]) -> None:
         """Begin an empty block table with published blocks: one more reference each."""
@@ -125,9 +130,11 @@ class PrefixCachingBlockManager(BlockManager):
         super().free(request)
 
     def reset(self) -> None:
-        """Forget all cached content, e.g. between two measurements."""
+        """Forget the content of all cached blocks. Used blocks keep theirs. Not counted as evictions."""
+        evictions = self.num_evictions
         while self._cached:
             self._evict()
+        self.num_evictions = evictions
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block is lost, has two states, or a name points to nothing."""

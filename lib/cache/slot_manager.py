@@ -46,6 +46,9 @@ class SlotManager:
     def publish(self, request: Request) -> None:
         """A slot is of use to its own request only."""
 
+    def reset(self) -> None:
+        """Free slots have no content that could be found."""
+
     def check_integrity(self) -> None:
         """Raise AssertionError if a slot is free twice, or does not exist."""
         assert len(set(self._free)) == len(self._free), "a slot is free twice"

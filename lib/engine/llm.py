@@ -107,8 +107,12 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
-        """Complete one prompt or many; outputs in the prompts' order. `params`: one for all, or one a prompt."""
+        """Complete one prompt or many; outputs in the prompts' order. `params`: one for all, or one per prompt.
+
+        `cache_salt`: of all prompts, as in `add_request`.
+        """
         if isinstance(prompts, str) or (
             len(prompts) > 0 and all(isinstance(p, int) for p in prompts)
         ):
@@ -120,7 +124,7 @@ class LLM:
                 f"params must be one or one a prompt, got {len(params)} for {len(prompts)} prompts"
             )
         # All are checked before the first is queued: an error leaves nothing behind.
-        groups = [self._make_group(p, s, None) for p, s in zip(prompts, params)]
+        groups = [self._make_group(p, s, None, cache_salt) for p, s in zip(prompts, params)]
         ids = [group.request_id for group in groups]
         try:
             for group in groups:
@@ -140,10 +144,15 @@ class LLM:
             ) in ids:  # finished ones are forgotten, unfinished ones (an interrupt) end here
                 self.abort(request_id)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        cache_salt: str | None = None,
+    ) -> Iterator[Chunk]:
         """Complete one prompt and yield what is new after each step. Closing the iterator ends the request."""
         return self._chunks(
-            self._make_group(prompt, params, None)
+            self._make_group(prompt, params, None, cache_salt)
         )  # checked now, queued at the first `next`
 
     def chat(
@@ -151,12 +160,20 @@ class LLM:
         messages: Sequence[Any],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """`generate` for one conversation, a list of {"role", "content"}, or a list of conversations."""
         conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         return self.generate(
-            [chat_token_ids(self.tokenizer, c) for c in conversations], params, use_tqdm
+            [chat_token_ids(self.tokenizer, c) for c in conversations],
+            params,
+            use_tqdm,
+            cache_salt,
         )
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached blocks that no running request uses, e.g. between two measurements."""
+        self.manager.reset()
 
     def stats(self) -> dict[str, Any]:
         """Counts of this moment, and since the start: preemptions, steps, tokens computed, requests finished."""

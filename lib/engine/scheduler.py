@@ -96,6 +96,8 @@ class Scheduler:
             if num_cached is None:
                 return
             request.num_computed_tokens = num_cached
+            if request.num_cached_tokens is None:  # what the first admission found, not a later one
+                request.num_cached_tokens = num_cached
             self.waiting.popleft()
             self.running.append(request)
             request.status = Status.RUNNING
