@@ -152,6 +152,8 @@ ENGINE = {
     "max_num_seqs": SEQS,
     "max_model_len": LONGEST,
     "num_blocks": pick(smoke=513, cpu=513, gpu=1025),
+    # Chapter 9's: a prompt that is asked twice shall be computed twice.
+    "enable_prefix_caching": False,
 }
 llm = LLM(**ENGINE)
 record = Record(
@@ -381,11 +383,14 @@ show_source(EventStream, "__call__", "_send")
 # %%
 def flags(**options):
     """The command line's form of LLM's arguments."""
-    return [
-        text
-        for name, value in options.items()
-        for text in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    arguments = []
+    for name, value in options.items():
+        name = name.replace("_", "-")
+        if value is False:
+            arguments.append(f"--no-{name}")
+        else:
+            arguments += [f"--{name}", str(value)]
+    return arguments
 
 
 server = open_until_the_end.enter_context(

@@ -83,6 +83,12 @@ def _llm_group(parser: argparse.ArgumentParser) -> Any:
         type=int,
         help="the pool's size in bytes, instead of --num-blocks",
     )
+    add(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the blocks of the paged cache and find them again by their content",
+    )
     return group
 
 

@@ -155,6 +155,7 @@ def main() -> int:
             num_blocks=blocks,
             max_model_len=longest,
             block_size=BLOCK,
+            enable_prefix_caching=False,  # every round computes its prompts, as the others do
         ),
     }
     last = engines["fused, packed"]
