@@ -299,9 +299,9 @@ glue("token_gain", TOTAL / OWN, ".0f")
 # {glue:text}`predicted_gain`.* The tokens fall by a factor of {glue:text}`token_gain`. The difference is what short
 # prompts cost anyway: the weights are read, and each operation is started, for {glue:text}`own` tokens as for many.
 #
-# Two more predictions need no clock. The share of prompt tokens that is found, the **hit rate**, can be counted from the
-# prompts alone. And where memory is too small to keep everything, one pass over the prompts says how much is found at
-# every size of the pool. We come to it below.
+# Two more predictions need no clock. The {term}`hit rate`, the share of prompt tokens that is found, can be counted from
+# the prompts alone. And where memory is too small to keep everything, one pass over the prompts says how much is found
+# with a pool of any size. We come to it below.
 #
 # ## Build: names for blocks
 #
@@ -851,7 +851,7 @@ glue("beside_words", beside_words)
 # ## Measure: how much memory is enough
 #
 # So far everything fitted. What if it does not? Each prompt touches a chain of blocks. For each block of a prompt, count
-# how many *different* blocks were touched since that block was touched last. This is its **stack distance**
+# how many *different* blocks were touched since that block was touched last. This is its {term}`stack distance`
 # {cite:p}`mattson1970evaluation`. A cache that evicts the least recently used block holds exactly the most recently
 # touched ones, so it finds the block if and only if the distance is less than its capacity. One pass over the trace
 # gives the hit rate for *every* size of the pool.
@@ -1028,6 +1028,7 @@ ours, best_possible = (
     by_order[name] for name in ("least recent, tail first", "knows the future")
 )
 assert all(a <= b for a, b in zip(ours, best_possible))
+assert by_order["least recent, head first"] != ours == rates
 record.add("eviction_orders", unit="share", columns={"pool": POOLS, **by_order})
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-pool", "caption": "Hit rate of the trace against the size of the pool. Left: the engine's block manager, and (dotted) the prediction from stack distances; the vertical line is where the prediction reaches 95 % of the most that can be found. Right: orders of eviction."}}

@@ -88,6 +88,15 @@ def test_an_admission_that_fails_changes_nothing():
     manager.check_integrity()
 
 
+def test_blocks_to_be_shared_are_not_counted_as_room():
+    manager = PrefixCachingBlockManager(1 + 4, 4)
+    manager.admit(request([*range(50, 58)]))  # two blocks stay used
+    manager.free(computed(manager, request([*range(8)])))
+    one = request([*range(14)])  # shares both cached blocks, and there is no other block
+    assert manager.admit(one) is None and one.block_ids == []
+    manager.check_integrity()
+
+
 def test_least_recently_used_first_and_the_tail_of_a_sequence_first():
     manager = PrefixCachingBlockManager(1 + 6, 4)
     first, second = [*range(12)], [*range(50, 62)]
