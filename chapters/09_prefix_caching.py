@@ -65,7 +65,7 @@ from safetensors.torch import save_file
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.measure import counts
-from lib.bench.measure.timing import measure
+from lib.bench.measure.timing import Timing, measure
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -131,21 +131,23 @@ if scale() == "smoke":
 # the other. They differ in one option.
 
 # %%
-ROOM = pick(smoke=1025, cpu=1025, gpu=8193)  # blocks: enough for every section
+SLOTS = pick(smoke=2, cpu=4, gpu=16)  # sequences in a step
+ROOM = pick(smoke=257, cpu=257, gpu=2049)  # blocks: enough for each section
 
 
-def engine(**options):
-    options = {"max_num_seqs": 8, "num_blocks": ROOM, **options}
+def engine(enable_prefix_caching):
     return LLM(
         MODEL,
         dtype="float32",
         block_size=BLOCK,
         max_model_len=1024,
-        **options,
+        max_num_seqs=SLOTS,
+        num_blocks=ROOM,
+        enable_prefix_caching=enable_prefix_caching,
     )
 
 
-without, llm = engine(enable_prefix_caching=False), engine()
+without, llm = engine(False), engine(True)
 device, config = llm.device, llm.config
 record = Record(
     "09_prefix_caching",
@@ -180,7 +182,7 @@ tokens = {
     name: computed(
         one, lambda one=one: [one.generate([p], greedy(1)) for p in same_start]
     )
-    for name, one in {"without": without, "with": llm}.items()
+    for name, one in (("without", without), ("with", llm))
 }
 assert tokens["without"] == N * LENGTH
 assert tokens["with"] == LENGTH + (N - 1) * (LENGTH - PREFIX)
@@ -584,7 +586,6 @@ record.headline("TTFT without over with the prefix cached", ttft_gain, "×")
 # far. Memory suffices here, and both engines take the requests in the same order.
 
 # %%
-SLOTS = pick(smoke=2, cpu=4, gpu=16)
 TURNS = pick(smoke=2, cpu=3, gpu=5)
 SYSTEM, QUESTION, ANSWER = pick(
     smoke=(36, 20, 12), cpu=(116, 20, 12), gpu=(244, 36, 28)
@@ -644,10 +645,7 @@ def most_found(prompts, answers, block=BLOCK):
     return found
 
 
-both = {
-    "without": engine(enable_prefix_caching=False, max_num_seqs=SLOTS),
-    "with": engine(max_num_seqs=SLOTS),
-}
+both = {"without": without, "with": llm}
 answers, points = {}, []
 
 
@@ -790,25 +788,38 @@ glue(
 # %%
 glue("slots", SLOTS)
 prompts, new = workloads["chat"]
-twin = transformers_model(llm)
-RIVALS = {
-    "generate_batch": {},
-    "generate_batch, sharing": {"allow_block_sharing": True, "warmup": 0},
+
+
+def ours(repeats):
+    ask = lambda: run("with", llm, "chat")  # noqa: E731
+    return measure(ask, warmup=0, repeats=repeats, device=device)
+
+
+def theirs(warmup, repeats, **options):
+    return hf_generate_batch(
+        twin, prompts, new, warmup=warmup, repeats=repeats, **options
+    )["timing"]
+
+
+ROUNDS = pick(smoke=1, cpu=1, gpu=5)
+twin = None if scale() == "smoke" else transformers_model(llm)
+beside = {"ours": [], "generate_batch": [], "generate_batch, sharing": []}
+for _ in range(ROUNDS):  # in turns
+    beside["ours"].append(ours(2))
+    if twin is not None:  # at smoke scale the rival is left out
+        for name, ask in (
+            ("generate_batch", lambda: theirs(1, 1)),
+            (
+                "generate_batch, sharing",  # its cache begins empty, as ours
+                lambda: theirs(0, 1, allow_block_sharing=True),
+            ),
+        ):
+            beside[name].append(attempt(name, ask))
+beside = {
+    name: Timing(tuple(s for timing in timings for s in timing.samples))
+    for name, timings in beside.items()
+    if timings and all(timings)
 }
-
-
-def theirs(options):
-    options = {"warmup": 1, "repeats": 1, **options}
-    return hf_generate_batch(twin, prompts, new, **options)["timing"]
-
-
-contestants = {"ours": lambda: run("with", both["with"], "chat")}
-for name, options in RIVALS.items():
-    if scale() == "smoke" or attempt(name, lambda o=options: theirs(o)):
-        contestants[name] = lambda o=options: theirs(o)
-if scale() == "smoke":  # the loop is tested, the rival is not
-    contestants = {"ours": contestants["ours"]}
-beside = in_turns(contestants, pick(smoke=1, cpu=2, gpu=5), warmup=0)
 tokens = len(prompts) * new
 record.add(
     "chat_beside_transformers",
@@ -1509,10 +1520,11 @@ lost = (SLOTS - 1) * hit(SYSTEM, SYSTEM + QUESTION)
 glue("lost", lost)
 glue("lost_each", hit(SYSTEM, SYSTEM + QUESTION))
 glue("salt_slots", SLOTS)
-salted = engine(max_num_seqs=SLOTS)
+llm.reset_prefix_cache()
+hits = llm.stats()["prefix_hits"]
 for i, prompt in enumerate(workloads["chat"][0]):
-    salted.generate([prompt], greedy(ANSWER), cache_salt=f"{i % SLOTS}")
-assert salted.stats()["prefix_hits"] == points[0]["ideal"] - lost
+    llm.generate([prompt], greedy(ANSWER), cache_salt=f"{i % SLOTS}")
+assert llm.stats()["prefix_hits"] - hits == points[0]["ideal"] - lost
 
 # %% [markdown]
 # ```{admonition} Solution
