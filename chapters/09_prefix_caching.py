@@ -22,6 +22,8 @@
 #
 # Chapter 4 left everything in place to keep them: blocks that any block table may name, and reference counts. What is
 # missing is a way to recognise a block by its content, and a rule for which content to give up when memory runs out.
+#
+# {glue:text}`experiments_shown`
 
 # %% tags=["remove-cell"]
 # On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
@@ -64,8 +66,11 @@ from safetensors.torch import save_file
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
+from lib.bench.findings import ch09_prefix_caching as words
+from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts
-from lib.bench.measure.timing import Timing, measure
+from lib.bench.measure.timing import Timing, measure, measure_in_turns
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -75,8 +80,8 @@ from lib.bench.notebook.figures import (
     show,
     table,
 )
-from lib.bench.notebook.glue import glue, show_source, sweep
-from lib.bench.peers.compare import in_turns
+from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.style import caution
 from lib.bench.peers.hf import attempt, hf_generate_batch
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.records.files import read_records
@@ -157,6 +162,7 @@ record = Record(
     device=device,
     seed=0,
 )
+experiments = Experiments("09_prefix_caching", device)
 
 
 def greedy(max_tokens):
@@ -525,12 +531,18 @@ ttft = record.add(
     },
 )
 
+gate = experiments.gate("TTFT by shared length")
+gate.repeats(ttft.samples["ttft"])
+by_shared = experiments.pick(gate, record)
+
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ttft", "caption": "Time to the first token of a prompt of fixed length against the number of its tokens that are cached. Dotted: the prediction from the prompt curve."}}
+drawn = by_shared["ttft_by_shared"]
 fig, ax = figure()
 lines(
     ax,
-    x=SHARED,
-    y={"TTFT": ttft["ttft"]},
+    x=drawn["shared"],
+    y={"TTFT": drawn["ttft"]},
+    label=by_shared.label,
     recorded=recorded_lines(
         read_records("09", others_only=True),
         "ttft_by_shared",
@@ -538,41 +550,21 @@ lines(
         y={"TTFT": "ttft"},
     ),
 )
-bound(ax, SHARED, predicted, "predicted")
+bound(ax, drawn["shared"], drawn["predicted"], "predicted")
 ax.set(xlabel="shared tokens", ylabel="TTFT (s)", ylim=(0, None))
+caution(ax, by_shared.note)
 show(fig, "09_ttft")
 
-
 # %% tags=["remove-cell"]
-def over_words(measured, predicted):
-    """A sentence on a measured factor beside its prediction."""
-    ratio = measured / predicted
-    if ratio > 1.15:
-        return f"It is more than predicted, by {100 * (ratio - 1):.0f} %."
-    if ratio < 1 / 1.15:
-        return (
-            f"The prediction fails: it is {100 * (1 - ratio):.0f} % less than "
-            "predicted, so the first token has a cost that the prompt curve does not show."
-        )
-    return "The prediction holds within 15 %."
-
-
-ttft_gain = ttft["ttft"][0] / ttft["ttft"][-1]
-GOAL = 8
-glue("ttft_none", 1e3 * ttft["ttft"][0], ",.0f")
-glue("ttft_most", 1e3 * ttft["ttft"][-1], ",.0f")
-glue("ttft_gain", ttft_gain, ".1f")
-glue("ttft_words", over_words(ttft_gain, predicted[0] / predicted[-1]))
-glue(
-    "ttft_goal",
-    f"Our goal was a factor of {GOAL}; this run "
-    + ("reaches it." if ttft_gain >= GOAL else "does not reach it."),
+glue_all(words.ttft(by_shared))
+record.headline(
+    "TTFT without over with the prefix cached",
+    ttft["ttft"][0] / ttft["ttft"][-1],
+    "×",
 )
-record.headline("TTFT without over with the prefix cached", ttft_gain, "×")
 
 # %% [markdown]
-# From {glue:text}`ttft_none` ms to {glue:text}`ttft_most` ms, a factor of {glue:text}`ttft_gain`.
-# {glue:text}`ttft_words` {glue:text}`ttft_goal`
+# {glue:text}`ttft_finding`
 #
 # ## Measure: four workloads
 #
@@ -664,7 +656,9 @@ for name, (prompts, _) in workloads.items():
     repeats = pick(smoke=1, cpu=2, gpu=7)
     if name == "nothing shared":  # a small difference is asked for here
         repeats = pick(smoke=1, cpu=4, gpu=15)
-    timings = in_turns(contestants, repeats, warmup=0)
+    timings = measure_in_turns(
+        contestants, repeats=repeats, warmup=0, device=device
+    )
     counted = {
         which: {
             key: (llm.stats()[key] - start[which][key]) // repeats
@@ -725,12 +719,6 @@ table(
 )
 
 # %% tags=["remove-cell"]
-nothing = points[-1]
-cost = nothing["with"].median / nothing["without"].median - 1
-spread = max(
-    (max(t.samples) - min(t.samples)) / t.median
-    for t in (nothing["with"], nothing["without"])
-)
 long = request(random_prompts([TOTAL], vocabulary, seed=50)[0])
 
 
@@ -740,53 +728,39 @@ def hash_all():
 
 
 per_block = measure(hash_all, repeats=20).median / (TOTAL // BLOCK)
-blocks_hashed = OTHERS * (LENGTH // BLOCK)
-hashing = blocks_hashed * per_block / nothing["without"].median
+hashed = OTHERS * (LENGTH // BLOCK)
 record.add(
-    "cost_without_hits",
+    "hashing",
     unit="share",
-    points=[{"measured": cost, "spread": spread, "hashing": hashing}],
+    points=[
+        {
+            "blocks": hashed,
+            "seconds_per_block": per_block,
+            "share": hashed * per_block / points[-1]["without"].median,
+        }
+    ],
 )
-glue("cost", 100 * cost, "+.1f")
-glue("hash_us", 1e6 * per_block, ".1f")
-glue("hash_percent", 100 * hashing, ".2f")
-glue(
-    "cost_words",
-    "That is within the 1 % that we allow."
-    if cost <= 0.01
-    else "That is more than the 1 % that we allow, but the repeats of one engine "
-    f"differ by {100 * spread:.0f} % among themselves: this run cannot tell."
-    if spread > cost
-    else "That is more than the 1 % that we allow.",
-)
-best = max(points, key=lambda p: p["without"].median / p["with"].median)
-glue("best_workload", best["workload"])
-glue("best_gain", best["without"].median / best["with"].median, ".1f")
-glue("best_tokens", best["computed_without"] / best["computed_with"], ".1f")
-same = all(p["same_answers"] == p["answers"] for p in points)
-glue(
-    "same_words",
-    "All answers are the same with and without."
-    if same
-    else "Some answers differ: there two tokens were as good as equal, and rounding chose.",
-)
+gate = experiments.gate("four workloads")
+gate.repeats([p[name] for p in points for name in ("without", "with")])
+by_work = experiments.pick(gate, record)
+glue_all(words.workloads(by_work))
 
 # %% [markdown]
-# In each workload the engine finds what can be found. The largest gain in time is on *{glue:text}`best_workload`*:
-# {glue:text}`best_gain` times faster with {glue:text}`best_tokens` times fewer tokens. Where answers are long, decoding
-# takes most of the time, and the cache does nothing for it. {glue:text}`same_words`
+# In each workload the engine finds what can be found: the assert compares the two counts. {glue:text}`best_finding`
+# {glue:text}`same_finding`
 #
-# Where nothing is shared, the cache costs {glue:text}`cost` %. {glue:text}`cost_words` A name takes
-# {glue:text}`hash_us` µs for each block, {glue:text}`hash_percent` % of that workload by this count.
+# {glue:text}`cost_finding` {glue:text}`hashing_finding`
 #
 # ### Beside transformers
 #
 # The chat trace again, as one job for `transformers`' continuous batching on the same weights: once as the other chapters
-# run it, once with its own sharing of blocks, from an empty cache as ours. It gets all requests at once, while ours
-# takes {glue:text}`slots` at a time, because a turn cannot come before the answer that it contains.
+# run it, once with its own sharing of blocks, in pages of {glue:text}`block` tokens as ours and from an empty cache. It gets
+# all requests at once, while ours takes {glue:text}`slots` at a time, because a turn cannot come before the answer that it
+# contains.
 
 # %%
 glue("slots", SLOTS)
+glue("block", BLOCK)
 prompts, new = workloads["chat"]
 
 
@@ -811,7 +785,7 @@ for _ in range(ROUNDS):  # in turns
             ("generate_batch", lambda: theirs(1, 1)),
             (
                 "generate_batch, sharing",  # its cache begins empty, as ours
-                lambda: theirs(0, 1, allow_block_sharing=True),
+                lambda: theirs(0, 1, allow_block_sharing=True, page_size=BLOCK),
             ),
         ):
             beside[name].append(attempt(name, ask))
@@ -842,22 +816,15 @@ table(
 )
 
 # %% tags=["remove-cell"]
-rivals = {n: t for n, t in beside.items() if n != "ours"}
-if rivals:
-    nearest = min(rivals.values(), key=lambda t: t.median)
-    lead_over = nearest.median / beside["ours"].median
-    record.headline("chat trace over transformers", lead_over, "×")
-    beside_words = (
-        f"Over the faster of the two, ours is {lead_over:.2f} times as fast. "
-        "The goal was 1.5; this run "
-        + ("reaches it." if lead_over >= 1.5 else "does not reach it.")
-    )
-else:
-    beside_words = "No such comparison ran here."
-glue("beside_words", beside_words)
+gate = experiments.gate("chat beside transformers")
+gate.check("generate_batch" in beside, "transformers was not asked")
+chat_shown = experiments.pick(gate, record)
+glue_all(words.beside(chat_shown))
+if (lead := words.chat_lead(Shown(record))) is not None:
+    record.headline("chat trace over transformers", lead, "×")
 
 # %% [markdown]
-# {glue:text}`beside_words`
+# {glue:text}`beside_finding`
 #
 # ## Measure: how much memory is enough
 #
@@ -1066,42 +1033,22 @@ percent_axis(left)
 show(fig, "09_pool")
 
 # %% tags=["remove-cell"]
-middle = min(range(len(POOLS)), key=lambda i: abs(POOLS[i] - knee / 2))
-at_middle = {name: by_order[name][middle] for name in orders}
-realisable = {n: r for n, r in at_middle.items() if n != "knows the future"}
-winner = max(realisable, key=realisable.get)
 glue("n_pools", len(POOLS))
 glue("n_trace", len(trace))
 glue("ideal_rate", 100 * ideal_rate, ".0f")
 glue("knee", knee)
 glue("knee_mib", knee * BLOCK * config.kv_bytes_per_token(4) / 2**20, ",.0f")
 glue("largest_pool", largest)
-glue("middle_pool", POOLS[middle])
-for key, name in (
-    ("order_ours", "least recent, tail first"),
-    ("order_head", "least recent, head first"),
-    ("order_fifo", "oldest first"),
-    ("order_random", "random"),
-    ("order_best", "knows the future"),
-):
-    glue(key, 100 * at_middle[name], ".0f")
-glue(
-    "winner_words",
-    "Of those that can be built, ours finds most there."
-    if winner == "least recent, tail first"
-    else f"Of those that can be built, '{winner}' finds most there, not ours.",
-)
+glue_all(words.eviction(Shown(record)))
 
 # %% [markdown]
 # Of the tokens of {glue:text}`n_trace` prompts, {glue:text}`ideal_rate` % can be found. The knee of
 # {numref}`fig-09-pool` is at {glue:text}`knee` blocks, {glue:text}`knee_mib` MiB of keys and values, where keeping all
-# would take {glue:text}`largest_pool`. The knee is the working set: the conversations that are active, not all that there
-# ever were.
+# would take {glue:text}`largest_pool` blocks. The knee is the working set: the conversations that are active, not all
+# that there ever were.
 #
-# With {glue:text}`middle_pool` blocks, ours finds {glue:text}`order_ours` % of the tokens, head first
-# {glue:text}`order_head` %, oldest first {glue:text}`order_fifo` %, a random order {glue:text}`order_random` %, and the
-# order that knows the future {glue:text}`order_best` % {cite:p}`belady1966study`. {glue:text}`winner_words` What is
-# missing to the last number cannot be had without knowing who will write next.
+# {glue:text}`eviction_finding` What ours lacks to the order that knows the future {cite:p}`belady1966study` cannot be had
+# without knowing who will write next.
 #
 # ## Who else can tell
 #
@@ -1163,25 +1110,12 @@ table(
 )
 
 # %% tags=["remove-cell"]
-slow, fast, salted = (timing.median for _, timing in leaks.values())
-gain_seen, gain_closed = slow / fast, salted / fast
-glue("leak_gain", gain_seen, ".1f")
-glue(
-    "leak_words",
-    f"Without a salt the right guess is {gain_seen:.1f} times faster: the channel is open."
-    if gain_seen > 1.2
-    else "In this run the times do not tell the guesses apart, though the counts do.",
-)
-glue(
-    "salt_words",
-    "With salts the right guess takes as long as a wrong one."
-    if abs(salted / slow - 1) < 0.25
-    else f"With salts the right guess took {salted / slow:.2f} times as long as a wrong "
-    "one; it found nothing, so that is not the cache's doing.",
-)
+gate = experiments.gate("timing side channel")
+gate.repeats([timing for _, timing in leaks.values()])
+glue_all(words.leak(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`leak_words` {glue:text}`salt_words` The counts are asserted. Sharing between tenants is a choice between
+# {glue:text}`leak_finding` {glue:text}`salt_finding` The counts are asserted. Sharing between tenants is a choice between
 # memory and privacy, and it is made by whoever gives out the salts.
 #
 # ## What broke, and how this benchmark could mislead
@@ -1360,6 +1294,16 @@ table(
 # - **Throughput hides it.** A hit saves the prompt's part of the work. With long answers that part is small.
 # - **Our trace is invented.** The lengths and turns of {numref}`fig-09-pool` are draws. Real traces have a knee too, and
 #   the same pass over their block names finds it.
+#
+# ## The predictions and what became of them
+
+# %% tags=["remove-input"]
+foretold = words.predictions(by_shared)
+predictions_table(foretold)
+glue("predictions_tally", tally(foretold))
+
+# %% [markdown]
+# {glue:text}`predictions_tally`.
 #
 # ## In production
 #
@@ -1547,6 +1491,7 @@ assert llm.stats()["prefix_hits"] - hits == points[0]["ideal"] - lost
 # {cite:t}`song2024leak`.
 
 # %% tags=["remove-cell"]
+glue("experiments_shown", experiments.summary())
 if scale() == "smoke":
     temporary.cleanup()
 record.finish()
