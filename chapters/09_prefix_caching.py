@@ -26,13 +26,16 @@
 # {glue:text}`experiments_shown`
 
 # %% tags=["remove-cell"]
-# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing.
+# How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing more.
 try:
     import google.colab  # noqa: F401
 except ImportError:
     pass
 else:
-    import os
     import subprocess
     import sys
     from importlib.metadata import version
