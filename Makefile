@@ -1,6 +1,7 @@
 # make book      build the book (sets itself up first)      make record     run every chapter and keep its measurements
 # make test      unit tests, then every chapter             make notebooks  write chapters/*.ipynb from chapters/*.py
-# make serve     serve the engine, OpenAI-compatible        make clean      forget builds and caches, keep the venv
+# make serve     serve the engine, OpenAI-compatible        make format     ruff format, and its fixable warnings
+# make clean     forget builds and caches, keep the venv
 #
 # Every target installs what it needs into .venv once. To use an interpreter that already has everything
 # (a GPU box with its own torch, say), name it:  make record PY=python3
@@ -25,7 +26,7 @@ export PYTHONUTF8              := 1
 # How OpenMP's threads wait for each other: see chapter 8.
 export GOMP_SPINCOUNT          ?= 3000
 
-.PHONY: book test serve record notebooks setup clean
+.PHONY: book test serve record notebooks format setup clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -43,7 +44,10 @@ record: $(SETUP)
 
 notebooks: $(SETUP)
 	@$(PY) book/tools/notebooks.py $(ARGS)
-	@$(PY) book/tools/dark_svg.py $(ARGS)
+
+format: $(SETUP)
+	@$(PY) -m ruff format . $(ARGS)
+	@$(PY) -m ruff check --fix . $(ARGS)
 
 setup: $(STAMPS)/installed
 

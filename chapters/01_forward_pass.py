@@ -423,13 +423,13 @@ show_source(attend)
 # to be close: a wrong mask or a swapped rotation changes logits by whole units, not by millionths.
 
 # %%
-twins = {
+pairs = {
     "SmolLM2-135M": (llm, transformers_model(llm)),
     "GPT-2 124M": (record_model, transformers_model(record_model)),
 }
 generator = torch.Generator().manual_seed(0)
 differences = {}
-for name, (ours, theirs) in twins.items():
+for name, (ours, theirs) in pairs.items():
     prompts = [
         torch.randint(
             0, ours.config.vocab_size, (n,), generator=generator
@@ -450,7 +450,7 @@ for name, (ours, theirs) in twins.items():
     assert differences[name] < 1e-3, (name, differences[name])
 table(
     [
-        [name, f"{d:.1e}", f"{twins[name][0].weights}"]
+        [name, f"{d:.1e}", f"{pairs[name][0].weights}"]
         for name, d in differences.items()
     ],
     headers=["model", "largest difference of any logit", "weights"],
@@ -465,7 +465,7 @@ engine_ids = llm.generate(
     prompt, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 )[0].token_ids
 reference_ids = (
-    twins["SmolLM2-135M"][1]
+    pairs["SmolLM2-135M"][1]
     .generate(
         torch.tensor([token_ids], device=device),
         max_new_tokens=12,
@@ -546,7 +546,7 @@ if record_model.weights == "random":
 PROMPTS = pick(smoke=[8, 16], cpu=[64, 256, 512], gpu=[64, 256, 512])
 NEW = pick(smoke=2, cpu=4, gpu=50)
 REPEATS = pick(smoke=1, cpu=3, gpu=3)
-engine, twin = twins["GPT-2 124M"]
+engine, hf_model = pairs["GPT-2 124M"]
 record = Record(
     "01_forward_pass",
     model="gpt2",
@@ -575,9 +575,9 @@ def run(prompt_len, new_tokens):
     return engine.generate(random_prompt(prompt_len), params)[0]
 
 
-def run_twin(prompt_len, new_tokens):
+def run_hf(prompt_len, new_tokens):
     return hf_generate(
-        twin,
+        hf_model,
         [random_prompt(prompt_len)],
         new_tokens,
         use_cache=False,
@@ -609,7 +609,7 @@ for n in sweep(PROMPTS, "prompt length"):
         measure_in_turns(
             {
                 "no_cache": lambda n=n: run(n, NEW),
-                "transformers": lambda n=n: run_twin(n, NEW),
+                "transformers": lambda n=n: run_hf(n, NEW),
                 "products": lambda n=n: products(n),
             },
             repeats=REPEATS,

@@ -432,15 +432,15 @@ oracle = [
 without = [output.token_ids for output in talk.generate(prompts, params)]
 # Three prompts, two slots: one has to wait, and then gets a slot that somebody else has used.
 kept = [output.token_ids for output in remember.generate(prompts, params)]
-talk_twin = transformers_model(talk)
+talk_hf = transformers_model(talk)
 theirs = [
-    hf_generate(talk_twin, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)[
+    hf_generate(talk_hf, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)[
         "token_ids"
     ][0]
     for p in prompts
 ]
 assert oracle == without == kept == theirs
-del talk_twin
+del talk_hf
 for prompt, token_ids in zip(prompts, kept):
     print(prompt + tokenizer.decode(token_ids))
 
@@ -673,7 +673,7 @@ GENERATED = pick(
 )
 PEER = pick(smoke=[4], cpu=[150], gpu=[200, 500, 1000])
 PROMPT = pick(smoke=4, cpu=10, gpu=10)
-twin = transformers_model(plain)
+hf_model = transformers_model(plain)
 
 
 def clock(engine, prompt_len, new_tokens):
@@ -693,11 +693,11 @@ def clocks(engine, prompt_len, new_tokens, repeats):
     return [clock(engine, prompt_len, new_tokens) for _ in range(repeats)]
 
 
-def run_twin(
+def run_hf(
     prompt_len, new_tokens, use_cache, repeats=1, warmup=0, cache="dynamic"
 ):
     return hf_generate(
-        twin,
+        hf_model,
         [random_prompt(prompt_len)],
         new_tokens,
         use_cache=use_cache,
@@ -711,9 +711,7 @@ def run_static(prompt_len, new_tokens):
     """The same over a static cache; None where that does not run."""
     return attempt(
         f"transformers' static cache, {new_tokens} tokens,",
-        lambda: run_twin(
-            prompt_len, new_tokens, True, warmup=1, cache="static"
-        ),
+        lambda: run_hf(prompt_len, new_tokens, True, warmup=1, cache="static"),
     )
 
 
@@ -742,8 +740,8 @@ record.add(
         {"stage": "kv_cache", **use_with},
     ],
 )
-run_twin(PROMPT, 4, True)  # warm-up
-peer = {n: run_twin(PROMPT, n, True) for n in sweep(PEER, "transformers")}
+run_hf(PROMPT, 4, True)  # warm-up
+peer = {n: run_hf(PROMPT, n, True) for n in sweep(PEER, "transformers")}
 # The longest first: shorter answers then use the cache that is there, and what was compiled for it.
 STATIC = pick(smoke=[4], cpu=[], gpu=[1000, 500, 200])
 static = {n: run_static(PROMPT, n) for n in sweep(STATIC, "static cache")}
@@ -992,7 +990,7 @@ for length in sweep(PROMPTS, "prompt length"):
         for engine in (plain, cached)
     )
     peer_slow, peer_fast = (
-        run_twin(
+        run_hf(
             length,
             NEW,
             use_cache,
@@ -1533,7 +1531,7 @@ glue("smol_longest", c.max_position_embeddings, ",")
 # its float32 rate, which puts the crossover at {glue:text}`crossover_bf16` tokens, against {glue:text}`crossover_formula`.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/lib/cache/slot_manager.py`, let every slot be slot 0:
+# **2. Break it and watch which test fails.** In `lib/cache/slot_manager.py`, let every slot be slot 0:
 # `self._free = [0] * num_slots`. Run this chapter, then `pytest tests/engine/test_engine_oracle.py -k contiguous`. What notices?
 #
 # ```{admonition} Solution

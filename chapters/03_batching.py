@@ -639,17 +639,17 @@ if HAS_TF32:
 # itself, so they run at the scale of a GPU only.
 
 # %%
-twin = transformers_model(gpt2)
-twin_batches = pick(smoke=[1], cpu=[1, 8, 64], gpu=[1, 8, 64, 512])
+hf_model = transformers_model(gpt2)
+hf_batches = pick(smoke=[1], cpu=[1, 8, 64], gpu=[1, 8, 64, 512])
 STATIC, MANAGED = (
     pick(smoke=[1], cpu=[], gpu=[1, 64]),
     pick(smoke=[1], cpu=[], gpu=[1, 8, 64, 512]),
 )
 
 
-def rival(name, batches, ask, hf=twin):
-    """Rates at `twin_batches`; None where this rival is not asked, or cannot run."""
-    rates = dict.fromkeys(twin_batches)
+def peer_rates(name, batches, ask, hf=hf_model):
+    """Rates at `hf_batches`; None where this baseline is not asked, or cannot run."""
+    rates = dict.fromkeys(hf_batches)
     for b in sweep(batches, name):
         prompts = random_prompts([PROMPT] * b, config.vocab_size, seed=b)
         done = attempt(
@@ -666,18 +666,18 @@ theirs = record.add(
     unit="tokens/s",
     params={"prompt": PROMPT, "new_tokens": NEW},
     columns={
-        "batch": twin_batches,
-        "tok_s": rival("transformers", twin_batches, hf_generate),
-        "static_cache_tok_s": rival(
+        "batch": hf_batches,
+        "tok_s": peer_rates("transformers", hf_batches, hf_generate),
+        "static_cache_tok_s": peer_rates(
             "static cache", STATIC, partial(hf_generate, cache="static")
         ),
-        "generate_batch_tok_s": rival(
+        "generate_batch_tok_s": peer_rates(
             "generate_batch", MANAGED, hf_generate_batch
         ),
     },
 )
 gpt2_weights = counts.weight_bytes(config, "float32")
-del gpt2, twin
+del gpt2, hf_model
 gc.collect()
 for dtype in HALVES:
     if device.type == "cuda":
@@ -781,10 +781,10 @@ glue("bound_doubling", doubling(BATCHES, bound_ms))
 glue("over_bound_1", ours["step_ms"][0] / bound_ms[0], ".1f")
 glue("over_bound_largest", ours["step_ms"][-1] / bound_ms[-1], ".1f")
 glue("published_gain", p["tok_s"][-1] / p["tok_s"][0], ".0f")
-glue("vs_twin_1", ours["tok_s"][0] / theirs["tok_s"][0], ".2f")
-last_twin = BATCHES.index(twin_batches[-1])
-glue("vs_twin_largest", ours["tok_s"][last_twin] / theirs["tok_s"][-1], ".2f")
-glue("twin_largest", twin_batches[-1])
+glue("vs_hf_1", ours["tok_s"][0] / theirs["tok_s"][0], ".2f")
+last_hf = BATCHES.index(hf_batches[-1])
+glue("vs_hf_largest", ours["tok_s"][last_hf] / theirs["tok_s"][-1], ".2f")
+glue("hf_largest", hf_batches[-1])
 
 
 def best_rival(batch):
@@ -814,7 +814,7 @@ def over_float32(row):
 
 
 compared_at = dict.fromkeys(
-    (twin_batches[0], twin_batches[-2:][0])
+    (hf_batches[0], hf_batches[-2:][0])
 )  # on a GPU all three ways ran at both
 glue(
     "rival_words",
@@ -834,8 +834,8 @@ glue(
 )
 record.headline(f"batch {BATCHES[-1]} over batch 1, GPT-2 float32", gain, "×")
 record.headline(
-    f"over transformers generate, batch {twin_batches[-1]}",
-    ours["tok_s"][last_twin] / theirs["tok_s"][-1],
+    f"over transformers generate, batch {hf_batches[-1]}",
+    ours["tok_s"][last_hf] / theirs["tok_s"][-1],
     "×",
 )
 
@@ -843,7 +843,7 @@ record.headline(
 # From batch 1 to batch {glue:text}`largest`, throughput went from {glue:text}`rate_1` to {glue:text}`rate_largest`
 # tokens a second: {glue:text}`gain` times. The bounds allow {glue:text}`bound_gain` times between the same two batches.
 # The published run gained {glue:text}`published_gain` times on the way to batch 512. `transformers` is behind by a
-# factor of {glue:text}`vs_twin_1` at batch 1 and {glue:text}`vs_twin_largest` at batch {glue:text}`twin_largest`; below
+# factor of {glue:text}`vs_hf_1` at batch 1 and {glue:text}`vs_hf_largest` at batch {glue:text}`hf_largest`; below
 # one it would be ahead. That is `generate` with the default cache. {glue:text}`rival_words`
 #
 # {glue:text}`precision_words`
@@ -1237,7 +1237,7 @@ assert all(
     [len(o.token_ids) for o in run.outputs] == outputs for run in runs.values()
 )
 del wide
-twin = transformers_model(llm)
+hf_model = transformers_model(llm)
 once = {"warmup": pick(smoke=0, cpu=0, gpu=1), "repeats": 1}
 GENERATE, MANAGER = (
     f"transformers generate, batches of {SLOTS}",
@@ -1254,13 +1254,13 @@ if pick(smoke=True, cpu=False, gpu=True):
 peers = {
     name: attempt(
         name,
-        lambda way=way, hf=twin: way(hf, workload.prompts, outputs, **once),
+        lambda way=way, hf=hf_model: way(hf, workload.prompts, outputs, **once),
     )
     for name, way in ways.items()
 }
 peers = {name: result for name, result in peers.items() if result is not None}
 torch.compiler.reset()
-del twin
+del hf_model
 hf_static, hf_continuous = peers[GENERATE], peers.get(MANAGER)
 assert hf_static["steps"] == expected["static"] and all(
     r["tokens"] == sum(outputs) for r in peers.values()
@@ -1650,13 +1650,13 @@ record.headline("longest gap, whole prompt over chunks", gap_ratio, "×")
 # leaves idle slots under both. The assertion over all numbers of slots in this chapter says so.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/lib/engine/static_scheduler.py`, let `may_admit` return `True`. All tokens stay
+# **2. Break it and watch which test fails.** In `lib/engine/static_scheduler.py`, let `may_admit` return `True`. All tokens stay
 # the same. Does any test notice?
 #
 # ```{admonition} Solution
 # :class: dropdown
 # The tests that compare tokens with the oracle do not: a scheduler decides when a token is computed, never which.
-# `pytest tests/bench/test_bench_workloads.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
+# `pytest tests/bench/measure/test_engine_trace.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
 # counts steps. Bugs in a scheduler are bugs in counts. This chapter's cell with the timeline would fail too.
 # ```
 #

@@ -1288,10 +1288,10 @@ def decode_jobs(kind, batch_size, context):
     return jobs
 
 
-twin = transformers_model(gpt2)
+hf_model = transformers_model(gpt2)
 
 
-def twin_job(batch_size, context):
+def hf_job(batch_size, context):
     """transformers' decode step over a dynamic cache of `context` - 1 tokens a sequence, and its setup."""
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
     piece = torch.randn(config.num_heads, 1, config.head_dim, device=device)
@@ -1310,7 +1310,7 @@ def twin_job(batch_size, context):
 
     return (
         lambda cache: (
-            twin(input_ids=ids, past_key_values=cache, use_cache=True)
+            hf_model(input_ids=ids, past_key_values=cache, use_cache=True)
             .logits.argmax(-1)
             .tolist()
         ),
@@ -1334,7 +1334,7 @@ def gather_point(batch_size, context):
         **decode_jobs("paged", batch_size, context),
     }
     jobs = {name: (job, None) for name, job in jobs.items()} | {
-        "transformers": twin_job(batch_size, context)
+        "transformers": hf_job(batch_size, context)
     }
     samples = {name: [] for name in jobs}
     for turn in range(1 + REPEATS):  # the first is the warm-up
@@ -1766,7 +1766,7 @@ tens = [
     for i in range(max(MEMORY_BATCHES))
 ]
 params = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
-twin = engines = large = None  # room for larger things
+hf_model = engines = large = None  # room for larger things
 gc.collect()
 
 

@@ -93,8 +93,9 @@ from lib.bench.scale import pick, scale
 from lib.bench.workloads import random_prompts, variable_length
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
-from lib.serving.async_llm import AsyncLLM, Call
+from lib.serving.async_llm import AsyncLLM
 from lib.serving.engine_thread import EngineThread
+from lib.serving.output_collector import OutputCollector
 from lib.serving.server_process import ServerProcess
 from lib.serving.sse import EventStream, event
 
@@ -338,7 +339,7 @@ glue("limit_worst_s", waves(LIMIT) * batch.median, ".1f")
 # :width: 100%
 #
 # The event loop and the engine share no state. Commands go one way. After each step, everything new comes back in one
-# piece, and the loop sorts it into one queue a request. Tokenising, which can take long, has a small pool of threads.
+# piece, and the loop sorts it into one queue per request. Tokenising, which can take long, has a small pool of threads.
 # ```
 #
 # **The engine's thread** is the loop of chapter 1 with a door. While there is work, it takes whatever commands have
@@ -355,15 +356,24 @@ show_source(EngineThread, "_run", "_wait_for_work", "_turn")
 # saying no has to be cheap. A server is asked to say it exactly when it has no time.
 
 # %% tags=["remove-input"]
-show_source(AsyncLLM, "open", "submit", "abort")
+show_source(AsyncLLM, "open")
 
 # %% [markdown]
 # The number of sequences inside is bounded, so the queue of commands is too: it holds at most one `Add` for each of
-# them. Each request then waits on a queue of its own, with its deadline around the wait. `close` is called however a
-# request ends. It takes back what was reserved, and asks the engine to drop what still runs.
+# them. An admitted call is then one `async for` over `generate`, as in vLLM. It sends the prompts to the engine's
+# thread and yields what comes back, with the call's deadline around each wait. `close` is called however a call ends.
+# It takes back what was reserved, and asks the engine to drop what still runs.
 
 # %% tags=["remove-input"]
-show_source(Call, "next", "in_time", "close")
+show_source(AsyncLLM, "generate", "close")
+
+# %% [markdown]
+# Between the two sides stands one queue per call. The engine does not wait for a client that reads slowly, so this
+# queue would grow with each step. It is bounded by merging: a client that has fallen behind gets several tokens in one
+# piece.
+
+# %% tags=["remove-input"]
+show_source(OutputCollector, "put", "get")
 
 # %% [markdown]
 # **The stream** is a sequence of server-sent events {cite:p}`whatwg2024sse`: lines that begin with `data: `, each
@@ -1640,7 +1650,7 @@ print(
 # {eq}`eq-little`, $N$ is the same and $X$ is lower.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone
+# **2. Break it and watch which test fails.** In `lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone
 # instead of for `sender` and `gone`. Streaming still works. Who now notices a client that leaves in the middle of its stream?
 # Which test tells you?
 #

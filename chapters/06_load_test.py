@@ -12,8 +12,8 @@
 # | laptop, two cores | five minutes | 6 GB | GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | ten minutes, by estimate | 12 GB of GPU memory | the same |
 #
-# **Adds to `lib/`.** `bench/load*.py`: a load generator for any server that speaks OpenAI's protocol. It sends, it notes
-# when every token came, and it knows when it was itself too slow.
+# **Adds to `lib/`.** `loadtest/`: a load generator for any server that speaks OpenAI's protocol. It sends requests, notes
+# when every token came, and reports when it was itself too slow. The arithmetic is in `loadtest/stats.py`.
 # :::
 #
 # The headline of the published measurements {cite:p}`achi9629engine` is a load test. At 64 users, an engine with
@@ -89,9 +89,10 @@ from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
 from lib.loadtest.arrivals import arrival_times
 from lib.loadtest.client import Target, send
-from lib.loadtest.report import add_to_record, text_report
+from lib.loadtest.report import text_report
 from lib.loadtest.request_trace import OUTCOMES, RequestTrace
 from lib.loadtest.requests import FIXED, make_requests
+from lib.loadtest.results import add_to_record
 from lib.loadtest.run import closed_loop, open_loop
 from lib.loadtest.session import Session
 from lib.loadtest.stats import summarize
@@ -1230,12 +1231,12 @@ glue(
 # run looks like one round.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/lib/loadtest/session.py`, set `trace.scheduled` to `self.clock()` when a
+# **2. Break it and watch which test fails.** In `lib/loadtest/session.py`, set `trace.scheduled` to `self.clock()` when a
 # request gets its place, instead of when it is due. All times still look plausible.
 #
 # ```{admonition} Solution
 # :class: dropdown
-# `pytest tests/loadtest/test_load_timing.py` fails in `test_coordinated_omission_shows_only_in_times_since_due`, and in the test that
+# `pytest tests/loadtest/test_run.py` fails in `test_coordinated_omission_shows_only_in_times_since_due`, and in the test that
 # compares the scheduled times with the arrival times. No test of means or throughput notices.
 # ```
 #

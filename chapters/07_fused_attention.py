@@ -13,8 +13,8 @@
 # | laptop, two cores | two to three minutes | 6 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | two minutes, by estimate | 12 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
 #
-# **Adds to `lib/`.** `attention/fused.py` and behind it two kernels: `numba_kernel.py` with `shares.py` for the CPU,
-# `triton_decode.py`, `triton_varlen.py` and `triton_kernel.py` for CUDA.
+# **Adds to `lib/`.** `attention/fused.py` and behind it two kernels: `numba_kernel.py` with `work_partition.py` for
+# the CPU, `triton_decode.py`, `triton_varlen.py` and `triton_kernel.py` for CUDA.
 # :::
 #
 # Chapter 4 ended with a debt. Blocks let many more sequences into the same memory, but PyTorch's attention wants the
@@ -79,7 +79,7 @@ except ImportError:  # Windows
 from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
-from lib.attention.fused import FusedAttention, why_not_fused
+from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention, gather
 from lib.attention.sdpa import attend, chunk_mask, length_mask
 from lib.bench.measure import counts
@@ -498,7 +498,7 @@ print("keys that each query of the chunk sees:", visible)
 # interface that every attention has had since chapter 1:
 
 # %% tags=["remove-input"]
-show_source(FusedAttention, "__call__")
+show_source(fused_attention)
 
 # %% [markdown]
 # ## The kernel for the CPU
@@ -594,7 +594,7 @@ table(
 # the chunk, and it is paid once for a chunk, not once for every token:
 
 # %% tags=["remove-input"]
-show_source(fused_cpu.CpuKernels, "attend")
+show_source(fused_cpu.CpuFusedAttention, "__call__")
 
 # %% [markdown]
 # ### Compiling
@@ -608,13 +608,13 @@ FIRST_CALL = """
 import time
 from types import SimpleNamespace
 import torch
-from lib.attention.fused import FusedAttention
+from lib.attention.fused import fused_attention
 from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch, Scheduled
 config = SimpleNamespace(num_layers=1, num_kv_heads=3, head_dim=64)
 request = SimpleNamespace(token_ids=[0] * 20, num_computed_tokens=19, block_ids=[1, 2])
 batch = Batch.build([Scheduled(request, 1)], 16)
-attention = FusedAttention(KVCache(config, 3, 16, dtype=torch.float32, device="cpu"))
+attention = fused_attention(KVCache(config, 3, 16, dtype=torch.float32, device="cpu"))
 q, k, v = (torch.zeros(1, heads, 64) for heads in (9, 3, 3))
 for call in range(3):
     start = time.perf_counter()
@@ -671,9 +671,9 @@ else:
 # %% tags=["remove-input"]
 try:
     from lib.attention import triton_decode, triton_kernel, triton_varlen
-    from lib.attention.fused_cuda import CudaKernels
+    from lib.attention.fused_cuda import CudaFusedAttention
 except ImportError as missing:
-    CudaKernels = None
+    CudaFusedAttention = None
     print(
         "Triton is not installed here, so its kernels are neither shown nor checked below. "
         f"Their source is lib/attention/triton_*.py ({missing})."
@@ -690,7 +690,7 @@ else:
 # **Decode.** One query a sequence, and the keys split:
 
 # %% tags=["remove-input"]
-if CudaKernels:
+if CudaFusedAttention:
     show_source(triton_decode.decode.fn)
     show_source(triton_decode.merge.fn)
 
@@ -700,14 +700,14 @@ if CudaKernels:
 # in parallel, keys inside and in order, so that each program owns its output.
 
 # %% tags=["remove-input"]
-if CudaKernels:
+if CudaFusedAttention:
     show_source(triton_varlen.varlen.fn)
 
 # %% [markdown]
 # **Storing.** Keys and values of the new tokens go to their slots in one launch for both:
 
 # %% tags=["remove-input"]
-if CudaKernels:
+if CudaFusedAttention:
     show_source(triton_kernel.store.fn)
 
 # %% [markdown]
@@ -725,7 +725,7 @@ if CudaKernels:
 # CUDA graph can replay the launch for other lengths. For a GPU with 108 multiprocessors, four programs on each:
 
 # %%
-if CudaKernels:
+if CudaFusedAttention:
     rows = []
     for batch_size, context in (
         (1, 512),
@@ -739,7 +739,7 @@ if CudaKernels:
             block_size=BLOCK,
             block_table=torch.empty(batch_size, context // BLOCK),
         )
-        splits = CudaKernels.splits(
+        splits = CudaFusedAttention.splits(
             SimpleNamespace(programs=4 * 108, kv_heads=config.num_kv_heads),
             shape,
         )
@@ -946,7 +946,7 @@ with torch.inference_mode():
             cache, batch, q, k, v = random_batch(
                 KERNEL + CHUNKED, block_size, dtype
             )
-            out = FusedAttention(cache)(0, q, k, v, batch).double().cpu()
+            out = fused_attention(cache)(0, q, k, v, batch).double().cpu()
             exact = in_float64(cache, batch, q)
             worst = (
                 (out - exact).abs() / exact.abs().amax(-1, keepdim=True)
@@ -991,7 +991,7 @@ def poisoned(kind, poison):
     attention = {
         "contiguous": ContiguousAttention,
         "gather": GatherAttention,
-        "fused": FusedAttention,
+        "fused": fused_attention,
     }[kind](cache)
     return attention(0, q, k, v, batch)
 
@@ -1023,19 +1023,19 @@ table(
 # %% tags=["hide-input"]
 CASES = """
 import torch
-from lib.attention.fused import FusedAttention
+from lib.attention.fused import fused_attention
 from tests.fused_cases import compare, triton_attention
 DEVICE = {device!r}
 kernels = {{
-    "one program a head": FusedAttention if DEVICE == "cuda" else triton_attention(1),
-    "keys split": FusedAttention if DEVICE == "cuda" else triton_attention(50),
+    "one program a head": fused_attention if DEVICE == "cuda" else triton_attention(1),
+    "keys split": fused_attention if DEVICE == "cuda" else triton_attention(50),
 }}
 for name, kernel in kernels.items():
     for work in ([(1, 0), (1, 40), (1, 130)], [(1, 20), (5, 40), (20, 0)]):
         out, expected = compare(kernel, work, 3, 1, 16, 16, device=DEVICE)
         print(name, work, f"{{(out - expected).abs().max().item():.1e}}", sep="|")
 """
-if CudaKernels is None:
+if CudaFusedAttention is None:
     print("Skipped: Triton is not installed here.")
 else:
     on_gpu = device.type == "cuda"
@@ -1068,7 +1068,7 @@ EVICT = torch.ones(
 KINDS = {
     "contiguous": ContiguousAttention,
     "gather": GatherAttention,
-    "fused": FusedAttention,
+    "fused": fused_attention,
 }
 REPEATS = pick(smoke=1, cpu=5, gpu=20)
 
@@ -1559,7 +1559,7 @@ with torch.inference_mode():
         )
         both = {
             "gather": GatherAttention(cache),
-            "fused": FusedAttention(cache),
+            "fused": fused_attention(cache),
         }
 
         def run(attention, batch=batch, q=q, k=k, v=v):
@@ -1785,7 +1785,7 @@ engines = {
     "gather": engine_with(**options, attention="gather"),
     "fused": engine_with(**options, attention="auto"),
 }
-assert isinstance(engines["fused"].runner.attention, FusedAttention)
+assert not isinstance(engines["fused"].runner.attention, GatherAttention)
 assert all(engine.kv_cache.nbytes <= budget for engine in engines.values())
 served = {}
 for name, engine in engines.items():

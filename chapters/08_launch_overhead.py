@@ -14,7 +14,7 @@
 #
 # **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/compiled.py`:
 # what lies between the matrix products, compiled. `engine/cuda_graphs.py`: decode steps recorded once and replayed.
-# `core/openmp.py`: how threads wait. `bench/measure/flame.py`: where a call's time goes, frame by frame. `bench/peers/compare.py`: this engine against `transformers`.
+# `core/openmp.py`: how threads wait. `bench/measure/flame.py`: where a call's time goes, frame by frame. `bench/peers/`: this engine against `transformers`.
 # :::
 #
 # Six chapters have removed work: tokens computed twice, weights read for one sequence, memory reserved for nobody, keys
@@ -86,9 +86,9 @@ from lib.bench.notebook.figures import (
 )
 from lib.bench.notebook.flame_figure import draw as draw_flame
 from lib.bench.notebook.glue import glue, show_source, sweep
-from lib.bench.peers.compare import equal_work, in_turns
 from lib.bench.peers.hf import hf_generate
 from lib.bench.peers.hf_model import transformers_model
+from lib.bench.peers.turns import equal_work, in_turns
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick
@@ -1169,7 +1169,7 @@ glue("new_tokens", NEW)
 # %% tags=["hide-input"]
 bare = engine(kv_cache="none")
 slots = engine(kv_cache="contiguous")
-twin = transformers_model(plain)
+hf_model = transformers_model(plain)
 stages = {
     "no cache": bare,
     "contiguous cache": slots,
@@ -1188,7 +1188,7 @@ for batch in (1, ROWS):
             work.prompts, work.params
         )
     runs["transformers"] = lambda work=work: hf_generate(
-        twin, work.prompts, NEW, warmup=0, repeats=1, device=device
+        hf_model, work.prompts, NEW, warmup=0, repeats=1, device=device
     )["timing"]
     for run in runs.values() if batch == 1 else []:
         run()  # a warm-up; at the large batch the engines have all decoded already

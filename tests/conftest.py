@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = (
@@ -12,8 +13,9 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.helpers import Tiny, gpt2_checkpoint, llama_checkpoint
+from tests.helpers import VOCAB, Tiny, gpt2_checkpoint, llama_checkpoint
 
 settings.register_profile(
     "book",
@@ -52,3 +54,22 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def tiny(llama: Tiny, gpt2: Tiny) -> dict[str, Tiny]:
     return {"llama": llama, "gpt2": gpt2}
+
+
+@pytest.fixture(scope="session")
+def texty(tmp_path_factory) -> Tiny:
+    """A model that writes text: each of its 61 tokens is a letter or two."""
+    folder = llama_checkpoint(tmp_path_factory.mktemp("texty"), seed=1)
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *[chr(97 + i % 26) + (chr(97 + i // 26) if i >= 26 else "") for i in range(VOCAB - 3)],
+    ]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+    return Tiny(folder)

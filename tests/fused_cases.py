@@ -137,17 +137,12 @@ def in_float64(cache: KVCache, layer: int, batch: Batch, q: torch.Tensor) -> tor
 
 
 def triton_attention(programs: int):
-    """CudaKernels behind the attention interface, with the scratch poisoned and splits for a GPU that runs `programs`."""
-    from lib.attention.fused_cuda import CudaKernels
+    """CudaFusedAttention with splits for a GPU that runs `programs`."""
+    from lib.attention.fused_cuda import CudaFusedAttention
 
     def build(cache: KVCache):
-        kernels = CudaKernels(cache)
-        kernels.programs = programs
-
-        def attention(layer, q, k, v, batch):
-            kernels.store(layer, k, v, batch)
-            return kernels.attend(layer, q, k, v, batch)
-
+        attention = CudaFusedAttention(cache)
+        attention.programs = programs
         return attention
 
     return build

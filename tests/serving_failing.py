@@ -9,11 +9,14 @@ from lib import LLM
 from lib.serving.server import run
 from lib.serving.server_options import parse
 
-FAIL_ONCE, FAIL_ALWAYS, STALL, DIE = 1, 2, 3, 4  # token ids
+FAIL_ONCE, FAIL_ALWAYS, STALL, DIE, NOT_FINITE = 1, 2, 3, 4, 5  # token ids
 
 
 class FailingLLM(LLM):
-    """Raises, stalls or ends its thread in the step that computes one of these tokens."""
+    """Raises, stalls or ends its thread in the step that computes one of these tokens.
+
+    A prompt with NOT_FINITE ends after its first token as one whose logits are not finite.
+    """
 
     broken = False
 
@@ -37,6 +40,20 @@ class FailingLLM(LLM):
             return healthy(batch)
 
         self.runner.run = run_batch
+
+    def step(self):
+        outputs = super().step()
+        return [self._fail(o) if NOT_FINITE in o.prompt_token_ids else o for o in outputs]
+
+    def _fail(self, output):
+        self.abort(output.request_id)
+        for completion in output.completions:
+            completion.finish_reason, completion.error = "error", "the logits are not finite"
+            completion.metrics.finish_time = time.monotonic()
+        for chunk in output.chunks:
+            chunk.finish_reason = "error"
+        output.finished = True
+        return output
 
 
 if __name__ == "__main__":

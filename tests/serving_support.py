@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
 from lib.serving.server_process import ServerProcess
-from lib.serving.tokens import _byte_alphabet
+from lib.serving.tokenizer_pool import _byte_alphabet
 
 CONTEXT = 2048
 TEMPLATE = (

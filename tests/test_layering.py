@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from book.tools.imports import imported_modules, module_name
+
 LIB = Path(__file__).resolve().parents[1] / "lib"
 # The two places that may know everything: the package's front door, and where the parts are put together.
 EXEMPT = {"lib", "lib.engine.assemble"}
@@ -14,46 +16,6 @@ PACKAGES = ("core", "models", "cache", "attention", "engine", "serving")
 BESIDE = ("bench", "bench.measure", "bench.records", "bench.notebook", "bench.findings", "bench.peers",
           "loadtest")  # fmt: skip
 CHAPTER = re.compile(r"Introduced in chapter (\d+)\b")
-
-
-def module_name(path: Path, lib: Path) -> str:
-    parts = path.relative_to(lib.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported_modules(
-    tree: ast.Module, name: str, is_package: bool, known: set[str]
-) -> set[tuple[str, int]]:
-    """(module, line) of every import of a lib module, wherever in the file it stands."""
-    package = name if is_package else name.rpartition(".")[0]
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*anchor, *filter(None, [node.module])])
-            # `from lib.cache import blocks` names a module; `from lib.cache.block_manager import BlockManager` a thing in one
-            targets = [
-                f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names
-            ]
-        elif (
-            isinstance(node, ast.Call)
-            and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__")
-            and node.args
-            and isinstance(node.args[0], ast.Constant)
-        ):
-            targets = [str(node.args[0].value)]
-        else:
-            continue
-        found |= {
-            (target, node.lineno)
-            for target in targets
-            if target == "lib" or target.startswith("lib.")
-        }
-    return found
 
 
 def violations(lib: Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""Published claims beside recorded runs: what was said, what the records say, and whether the two agree.
+"""Published claims beside recorded runs: the claim, the recorded value, and the verdict.
 
-`python -m book.scoreboard` prints it; the book's scoreboard page shows it. The rules are in `rules` and
-`paging`; here stand the claims.
+`python -m book.scoreboard` prints it; the book's scoreboard page shows it. The claims are here, their rules in `rules`
+and `paging`.
 
 Introduced in chapter 6.
 """
@@ -50,7 +50,7 @@ FINDINGS = (
     (
         rules.dispatch,
         "sec-kv-profile",
-        "With a cache a step multiplies each matrix by one row instead of one row a token.",
+        "With a cache a step multiplies each matrix by one row instead of one row per token.",
     ),
 )
 FAILURES = (

@@ -123,7 +123,7 @@ def time_saved(records: Records, published: Reference) -> Outcome | None:
 
 def tests(records: Records, published: Reference) -> Outcome | None:
     """Headline: the number of tests. Counted in this repository, whatever the hardware."""
-    files = (repository() / "tests").glob("test_*.py")
+    files = (repository() / "tests").rglob("test_*.py")
     found = sum(
         len(re.findall(r"^\s*(?:async )?def test_", path.read_text(), re.M)) for path in files
     )
@@ -131,7 +131,7 @@ def tests(records: Records, published: Reference) -> Outcome | None:
 
 
 def largest_win(records: Records, published: Reference) -> Outcome | None:
-    """Finding: batching wins more than anything else. The rival is the KV cache."""
+    """Finding: batching gains more than anything else. It is compared with the KV cache."""
     batching, cache, theirs = (
         batching_gains(records),
         cache_gains(records),

@@ -1,5 +1,9 @@
-"""What this book adds to Sphinx: `diagram` (light and dark), `machine` (what ran the chapters), `chapters` (the list),
-and `scoreboard` (published claims beside recorded runs)."""
+"""What this book adds to Sphinx.
+
+Directives: `diagram` (an SVG that follows the theme), `machine` (what ran the chapters), `load` (what else ran),
+`chapters` (the list), `library` (the packages and files of lib/), `scoreboard` (published claims beside recorded runs).
+A chapter whose times other programs disturbed gets a warning below its title.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +23,28 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools.dark_svg import dark_name  # noqa: E402
+from book.tools.diagrams import inline  # noqa: E402
+from book.tools.library_map import markdown, packages  # noqa: E402
+from book.tools.load_notes import load_table, warn_on_top  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
+from book.tools.notebooks import repository_url  # noqa: E402
 
 
 class Diagram(Figure):
-    """A numbered figure whose SVG has a second file for dark pages: `x.svg` and `x.dark.svg` (see dark_svg.py)."""
+    """A numbered figure whose SVG becomes a part of the page, so that its colours follow the theme (see diagrams.py)."""
 
     def run(self) -> list[nodes.Node]:
+        env = self.state.document.settings.env
+        _, path = env.relfn2path(self.arguments[0])
+        env.note_dependency(path)
+        name, width = Path(path).stem, self.options.get("width", "")
+        drawing = inline(Path(path).read_text(), name, self.options.get("alt", ""), width)
+        # The style sheet that turns diagrams dark finds them by this class.
+        box = nodes.raw("", f'<div class="diagram">{drawing}</div>', format="html")
         result = super().run()
         for figure in (node for node in result if isinstance(node, nodes.figure)):
-            light = next(iter(figure.findall(nodes.image)))
-            dark = light.deepcopy()
-            dark["uri"] = dark_name(light["uri"])
-            # In a box of their own: the theme hides a caption that follows an image for the other mode.
-            box = nodes.container("", is_div=True, classes=["diagram"])
-            light.parent.replace(light, box)
-            light["classes"] = [*light["classes"], "only-light"]
-            dark["classes"] = [*dark["classes"], "only-dark"]
-            box += [light, dark]
+            image = next(iter(figure.findall(nodes.image)))
+            image.parent.replace(image, box)
         return result
 
 
@@ -85,6 +92,23 @@ class Chapters(SphinxDirective):
         return [items]
 
 
+class LoadTable(SphinxDirective):
+    """What other programs used of the CPU while each chapter ran."""
+
+    def run(self) -> list[nodes.Node]:
+        return [load_table(Path(self.env.srcdir))]
+
+
+class Library(SphinxDirective):
+    """The packages of lib/, one line per file; each line links to the file in the repository."""
+
+    def run(self) -> list[nodes.Node]:
+        box = nodes.container("", is_div=True, classes=["library"])
+        text = markdown(packages(ROOT), f"{repository_url()}/blob/main/")
+        self.state.nested_parse(StringList(text.splitlines(), "library"), self.content_offset, box)
+        return box.children
+
+
 class Scoreboard(SphinxDirective):
     """One part of the scoreboard: `summary`, `headline`, `finding`, `failure` or `hardware` (see book/scoreboard/page.py)."""
 
@@ -113,11 +137,18 @@ def join_streams(outputs: list[dict]) -> list[dict]:
     return joined
 
 
+def warn_of_load(app, doctree: nodes.document) -> None:
+    warn_on_top(doctree, app.env.docname, Path(app.srcdir))
+
+
 def setup(app):
     # MyST-NB ends each piece of a stream with a newline, so that a text printed token by token falls into lines.
     render.coalesce_streams = join_streams
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
+    app.add_directive("load", LoadTable)
+    app.add_directive("library", Library)
     app.add_directive("chapters", Chapters)
     app.add_directive("scoreboard", Scoreboard)
+    app.connect("doctree-read", warn_of_load)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

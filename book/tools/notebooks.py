@@ -2,7 +2,8 @@
 
 The script is the source.  The same script gives the same notebook, byte for byte, so that a diff shows real changes.
 Also writes what holds the repository's URL, which stands in _config.yml: the Colab cell, which is the first code cell
-of each chapter, and the `git clone` lines of README and setup page.
+of each chapter, and the `git clone` lines of README and setup page. And what is made from lib/ or from the palette: the
+list of files in CONTRIBUTING.md, the drawing of the packages, the diagrams' dark colours.
 `--check` changes nothing and fails if a file would change.
 """
 
@@ -21,6 +22,11 @@ import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from book.tools import diagrams, library_map  # noqa: E402
+
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -93,10 +99,23 @@ def with_url(page: str) -> str:
     return re.sub(r"git clone \S+\ncd \S+", f"git clone {url}\ncd {url.rsplit('/', 1)[1]}", page)
 
 
+def with_library(page: str, found: list[library_map.Package]) -> str:
+    """The page with the list of lib's files between its two marks."""
+    start, end = "<!-- library: written by `make notebooks` -->\n", "<!-- end of library -->"
+    before, _, rest = page.partition(start)
+    after = rest.partition(end)[2]
+    return f"{before}{start}\n{library_map.markdown(found, '')}\n{end}{after}"
+
+
 def generated() -> Iterator[tuple[Path, str]]:
     """Each file that this tool writes, with the text that it should have."""
     for page in (ROOT / "README.md", ROOT / "book" / "setup.md"):
         yield page, with_url(page.read_text())
+    found = library_map.packages(ROOT)
+    contributing = ROOT / "CONTRIBUTING.md"
+    yield contributing, with_url(with_library(contributing.read_text(), found))
+    yield diagrams.IMAGES / "library.svg", library_map.svg(found)
+    yield diagrams.CSS, diagrams.css()
     for script in sorted((ROOT / "chapters").glob("[0-9]*.py")):
         source = with_setup_cell(script.read_text())
         yield script, source

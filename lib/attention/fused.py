@@ -9,10 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 
 import torch
-from torch import Tensor
 
 from lib.cache.kv_cache import KVCache
-from lib.core.batch import Batch
+from lib.core.attention import Attention
 
 MIN_TRITON_BLOCK = 16  # keys in a tile: tl.dot takes no smaller one
 _NEEDS = {"cpu": "numba", "cuda": "triton"}
@@ -49,22 +48,17 @@ def why_not_fused(device: torch.device, dtype: torch.dtype, block_size: int) -> 
     return None
 
 
-class FusedAttention:
-    """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.core.attention.Attention`.
+def fused_attention(cache: KVCache) -> Attention:
+    """The attention that reads `cache` in place on its device: CpuFusedAttention or CudaFusedAttention.
 
     Raises ImportError or ValueError where `why_not_fused` says so.
     """
+    if (error := why_not_fused(cache.k.device, cache.k.dtype, cache.block_size)) is not None:
+        raise error
+    if cache.k.device.type == "cpu":
+        from lib.attention.fused_cpu import CpuFusedAttention
 
-    def __init__(self, cache: KVCache) -> None:
-        if (error := why_not_fused(cache.k.device, cache.k.dtype, cache.block_size)) is not None:
-            raise error
-        self.cache = cache
-        if cache.k.device.type == "cpu":
-            from lib.attention.fused_cpu import CpuKernels as Kernels
-        else:
-            from lib.attention.fused_cuda import CudaKernels as Kernels
-        self._kernels = Kernels(cache)
+        return CpuFusedAttention(cache)
+    from lib.attention.fused_cuda import CudaFusedAttention
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        self._kernels.store(layer, k, v, batch)
-        return self._kernels.attend(layer, q, k, v, batch)
+    return CudaFusedAttention(cache)

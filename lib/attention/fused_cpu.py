@@ -1,4 +1,4 @@
-"""What the Numba kernel needs from a step: arrays instead of tensors, and no sequence that SDPA does faster.
+"""Fused attention on a CPU: what the Numba kernel needs from a step, and what PyTorch's attention does faster.
 
 Introduced in chapter 7.
 """
@@ -46,8 +46,8 @@ def _plan(batch: Batch) -> CpuPlan:
     return CpuPlan(shares, batch.block_table.numpy(), chunks)
 
 
-class CpuKernels:
-    """See `lib.attention.fused.FusedAttention`."""
+class CpuFusedAttention:
+    """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.core.attention.Attention`."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
@@ -56,10 +56,8 @@ class CpuKernels:
             [_array(layer.flatten(0, 1)) for layer in x] for x in (cache.k, cache.v)
         )
 
-    def store(self, layer: int, k: Tensor, v: Tensor, batch: Batch) -> None:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         self.cache.store(layer, k, v, batch.slot_mapping)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:
             # All sequences begin in this step: their K and V are at hand.
             return self._full(layer, q, k, v, batch)

@@ -1,4 +1,4 @@
-"""How a step becomes Triton launches: a store, then decode with its merge, and varlen if any sequence has a chunk.
+"""Fused attention on CUDA, a step as Triton launches: a store, then decode with its merge, and varlen if any sequence has a chunk.
 
 Introduced in chapter 7.
 """
@@ -20,8 +20,11 @@ _MAX_SPLITS = 64
 _TILE = 64  # keys in a tile of decode
 
 
-class CudaKernels:
-    """See `lib.attention.fused.FusedAttention`. Nothing here waits for the device or looks at its numbers."""
+class CudaFusedAttention:
+    """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.core.attention.Attention`.
+
+    Nothing here waits for the device or looks at its numbers.
+    """
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
@@ -36,21 +39,8 @@ class CudaKernels:
         )
         self.programs = processors * _PROGRAMS_PER_PROCESSOR
 
-    def store(self, layer: int, k: Tensor, v: Tensor, batch: Batch) -> None:
-        k, v, width = _flat_rows(k), _flat_rows(v), self.kv_heads * self.size
-        triton_kernel.store[(k.shape[0],)](
-            k,
-            v,
-            self.cache.k[layer],
-            self.cache.v[layer],
-            batch.slot_mapping,
-            k.stride(0),
-            v.stride(0),
-            WIDTH=width,
-            COLUMNS=triton.next_power_of_2(width),
-        )
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        self._store(layer, k, v, batch)
         q, out = _flat_rows(q), torch.empty(q.shape, dtype=q.dtype, device=q.device)
         longest = max(batch.query_lens)
         if min(batch.query_lens) == 1:
@@ -66,6 +56,20 @@ class CudaKernels:
             batch.block_table.shape[1] * batch.block_size, _TILE
         )  # tiles of the longest possible
         return 1 << (max(1, min(wanted, useful, _MAX_SPLITS)).bit_length() - 1)
+
+    def _store(self, layer: int, k: Tensor, v: Tensor, batch: Batch) -> None:
+        k, v, width = _flat_rows(k), _flat_rows(v), self.kv_heads * self.size
+        triton_kernel.store[(k.shape[0],)](
+            k,
+            v,
+            self.cache.k[layer],
+            self.cache.v[layer],
+            batch.slot_mapping,
+            k.stride(0),
+            v.stride(0),
+            WIDTH=width,
+            COLUMNS=triton.next_power_of_2(width),
+        )
 
     def _decode(self, layer: int, q: Tensor, out: Tensor, batch: Batch) -> None:
         rows, heads, splits = len(batch.query_lens), q.shape[1], self.splits(batch)

@@ -11,11 +11,13 @@ Introduced in chapter 7.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
@@ -36,14 +38,33 @@ _PRANGE = {
 }
 
 
+class _ForgivingCache(FunctionCache):
+    """Compiled code on disk. A file that is cut short, as after a full disk or a kill, is compiled again."""
+
+    def load_overload(self, signature, target_context):
+        try:
+            return super().load_overload(signature, target_context)
+        except Exception:  # what unpickling half a file raises: anything
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, signature, data):
+        with contextlib.suppress(Exception):  # a full disk costs the next process its time, no more
+            super().save_overload(signature, data)
+
+
 def _compiled(function=None, **options):
-    """njit with the result kept on disk, or, where neither the package nor a home can be written, in memory."""
+    """njit with the result kept on disk, or, where neither the package nor a home can be written, in memory.
+
+    A division by zero gives infinity or NaN instead of an exception, which would end the whole step.
+    """
     if function is None:
         return lambda f: _compiled(f, **options)
-    try:
-        return njit(function, cache=True, nogil=True, fastmath=True, **options)
-    except RuntimeError:  # "no locator available": nowhere to keep it
-        return njit(function, nogil=True, fastmath=True, **options)
+    dispatcher = njit(function, nogil=True, fastmath=True, error_model="numpy", **options)
+    with contextlib.suppress(RuntimeError):  # "no locator available": nowhere to keep it
+        dispatcher._cache = _ForgivingCache(function)  # as its enable_caching does
+    return dispatcher
 
 
 @intrinsic

@@ -1,6 +1,6 @@
-"""Seeded workloads: what is asked, how long the prompts are, and how long the answers.
+"""Seeded workloads: prompts, their lengths, and the lengths of the answers.
 
-What a scheduler can gain depends on the lengths, so they are data here. The same seed gives the same requests on every
+A scheduler's gain depends on the lengths, so they are data here. The same seed gives the same requests on every
 machine: the draws are those of Python's own generator, which does not change between versions. Introduced in chapter 3.
 """
 
@@ -29,7 +29,7 @@ class Workload:
     def __post_init__(self) -> None:
         if not self.prompts or len(self.prompts) != len(self.max_tokens):
             raise ValueError(
-                f"max_tokens must have one entry a prompt and at least one, got {len(self.max_tokens)} "
+                f"max_tokens must have one entry per prompt and at least one, got {len(self.max_tokens)} "
                 f"for {len(self.prompts)} prompts"
             )
 
@@ -38,7 +38,7 @@ class Workload:
 
     @property
     def params(self) -> list[SamplingParams]:
-        """Greedy sampling parameters, one a prompt."""
+        """Greedy sampling parameters, one per prompt."""
         return [
             SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=self.ignore_eos)
             for n in self.max_tokens

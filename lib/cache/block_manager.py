@@ -5,7 +5,8 @@ Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 
 from lib.core.request import Request
 
@@ -29,8 +30,7 @@ class BlockManager:
         self.block_size = block_size
         self.num_blocks = num_blocks - 1
         self.max_sequence_tokens = self.num_blocks * block_size
-        self.ref_counts = [0] * num_blocks
-        self._free = deque(range(1, num_blocks))
+        self.reset()
 
     @property
     def num_free_blocks(self) -> int:
@@ -88,20 +88,35 @@ class BlockManager:
     def is_computing_prefix_of(self, request: Request) -> bool:
         return False
 
-    def reset(self) -> None:
+    def forget_cached(self) -> None:
         """Free blocks have no content that could be found."""
 
-    def check_integrity(self) -> None:
-        """Raise AssertionError if a block is lost, free twice, or both free and in use."""
-        used = {block for block, count in enumerate(self.ref_counts) if count > 0}
-        free = set(self._free)
-        assert len(free) == len(self._free), "a block is in the free list twice"
-        assert not free & used, f"blocks {sorted(free & used)} are both free and in use"
-        assert NULL_BLOCK not in free | used, "the null block was handed out"
-        assert len(free) + len(used) == self.num_blocks, "a block is lost"
+    def reset(self) -> None:
+        """Everything is free, as in the beginning. The caller empties the requests' block tables."""
+        self.ref_counts = [0] * (self.num_blocks + 1)
+        self._free = deque(range(1, self.num_blocks + 1))
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise RuntimeError unless every block is unused or referred to as often as `requests` hold it, and not both."""
+        held = Counter(block for request in requests for block in request.block_ids)
+        free = Counter(self._unused())
+        booked = {block: count for block, count in enumerate(self.ref_counts) if count}
+        if held != booked:
+            raise RuntimeError(f"blocks held {dict(held)} differ from the counts {booked}")
+        if NULL_BLOCK in held or NULL_BLOCK in free:
+            raise RuntimeError("the null block was handed out")
+        if sorted([*held, *free.elements()]) != list(range(1, self.num_blocks + 1)):
+            raise RuntimeError(
+                f"{len(held)} blocks held and {free.total()} free are not the {self.num_blocks} there "
+                f"are: held {sorted(held)}, free {sorted(free.elements())}"
+            )
 
     def _take(self) -> int:
         return self._free.popleft()
 
     def _give_back(self, block: int) -> None:
         self._free.append(block)
+
+    def _unused(self) -> Iterable[int]:
+        """Blocks that no request refers to."""
+        return self._free

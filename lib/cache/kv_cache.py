@@ -39,6 +39,17 @@ class KVCache:
         self._k_slots[layer].index_copy_(0, slot_mapping, k)
         self._v_slots[layer].index_copy_(0, slot_mapping, v)
 
+    def remove_non_finite(self, block_ids: list[int], num_tokens: int) -> None:
+        """Set NaN and infinity to 0 in a sequence of `num_tokens` tokens that gives its blocks back.
+
+        A masked read multiplies what lies behind a sequence's end by 0, and 0 * NaN is NaN: it would
+        reach the next owner of the block.
+        """
+        for x in (self.k, self.v):
+            for number, block in enumerate(block_ids):
+                written = x[:, block, : max(0, num_tokens - number * self.block_size)]
+                written.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes

@@ -1,10 +1,12 @@
-"""What the scheduler asks of whoever hands out room for K and V. Introduced in chapter 1.
+"""Interface between the scheduler and a cache's allocator. Introduced in chapter 1.
 
-`NoCache` is the answer of an engine that keeps nothing: chapter 1's. Chapter 2 brings one slot a sequence, chapter 4 blocks.
+`NoCache` is the allocator of an engine that keeps nothing: chapter 1's. Chapter 2 brings one slot per sequence, chapter 4
+blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from lib.core.request import Request
@@ -38,14 +40,17 @@ class CacheManager(Protocol):
     def allocate(self, request: Request, num_tokens: int) -> bool:
         """Make room for the request's first `num_tokens` tokens. False, and no change, if there is none."""
 
-    def reset(self) -> None:
-        """Forget the content of blocks that no request holds."""
-
-    def check_integrity(self) -> None:
-        """Raise AssertionError if the books do not balance."""
-
     def free(self, request: Request) -> None:
         """Give back all that the request holds; nothing happens if it holds nothing."""
+
+    def forget_cached(self) -> None:
+        """Forget the content of blocks that no request holds."""
+
+    def reset(self) -> None:
+        """Everything is free, as in the beginning. The caller empties the requests' block tables."""
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise RuntimeError, saying what is wrong, unless each block is free or held by `requests` as booked."""
 
 
 class NoCache:
@@ -69,11 +74,18 @@ class NoCache:
     def publish(self, request: Request) -> None:
         pass
 
-    def reset(self) -> None:
-        pass
-
-    def check_integrity(self) -> None:
+    def forget_cached(self) -> None:
         pass
 
     def free(self, request: Request) -> None:
         pass
+
+    def reset(self) -> None:
+        pass
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            if request.block_ids:
+                raise RuntimeError(
+                    f"request {request.request_id} holds blocks {request.block_ids}, and there are none"
+                )

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lib.cache.block_manager import NULL_BLOCK, BlockManager
+from lib.cache.block_manager import BlockManager
 from lib.core.request import Request
 
 
@@ -57,11 +58,6 @@ class PrefixCachingBlockManager(BlockManager):
         super().__init__(num_blocks, block_size)
         self.num_queries = self.num_hits = 0  # prompt tokens looked up, and found
         self.num_evictions = 0
-        self._block_of: dict[bytes, int] = {}  # published blocks, used or cached
-        self._name_of: dict[int, bytes] = {}
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._progress: dict[Request, _Progress] = {}  # of admitted requests
-        self._pending: Counter[bytes] = Counter()  # blocks that admitted requests will publish
 
     @property
     def num_cached_blocks(self) -> int:
@@ -129,26 +125,36 @@ class PrefixCachingBlockManager(BlockManager):
             del self._progress[request]
         super().free(request)
 
-    def reset(self) -> None:
+    def forget_cached(self) -> None:
         """Forget the content of all cached blocks. Used blocks keep theirs. Not counted as evictions."""
         evictions = self.num_evictions
         while self._cached:
             self._evict()
         self.num_evictions = evictions
 
-    def check_integrity(self) -> None:
-        """Raise AssertionError if a block is lost, has two states, or a name points to nothing."""
-        used = {block for block, count in enumerate(self.ref_counts) if count > 0}
-        free, cached = set(self._free), set(self._cached)
-        assert len(free) == len(self._free), "a block is in the free list twice"
-        assert not free & cached and not free & used and not cached & used, "a block has two states"
-        assert NULL_BLOCK not in free | cached | used, "the null block was handed out"
-        assert len(free) + len(cached) + len(used) == self.num_blocks, "a block is lost"
-        assert self._name_of == {b: h for h, b in self._block_of.items()}, "names disagree"
-        assert cached <= set(self._name_of) <= cached | used, (
-            "a name points to a block without content"
-        )
-        assert all(count > 0 for count in self._pending.values()), "a pending name is not forgotten"
+    def reset(self) -> None:
+        """Everything is free and nothing is published, as in the beginning; the counts stay."""
+        super().reset()
+        self._block_of: dict[bytes, int] = {}  # published blocks, used or cached
+        self._name_of: dict[int, bytes] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._progress: dict[Request, _Progress] = {}  # of admitted requests
+        self._pending: Counter[bytes] = Counter()  # blocks that admitted requests will publish
+
+    def check_integrity(self, requests: Iterable[Request] | None = None) -> None:
+        """Raise RuntimeError if a block is lost or has two states, or if a name points to nothing.
+
+        `requests`: those that hold blocks; the admitted ones if left out.
+        """
+        super().check_integrity(self._progress if requests is None else requests)
+        used = {block for block, count in enumerate(self.ref_counts) if count}
+        if self._name_of != {block: name for name, block in self._block_of.items()}:
+            raise RuntimeError("names and blocks disagree")
+        if not set(self._cached) <= set(self._name_of) <= set(self._cached) | used:
+            raise RuntimeError("a cached block has no name, or a name points to a free block")
+        expected = Counter(name for r in self._progress for name in self._unpublished(r))
+        if self._pending != expected:
+            raise RuntimeError("the names that will be published are not those of the requests")
 
     # Blocks.
 
@@ -162,6 +168,9 @@ class PrefixCachingBlockManager(BlockManager):
             self._cached[block] = None  # the most recently used now
         else:
             super()._give_back(block)
+
+    def _unused(self) -> Iterable[int]:
+        return [*self._free, *self._cached]
 
     def _evict(self) -> None:
         block, _ = self._cached.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 
 from lib.core.request import Request
 
@@ -19,7 +20,7 @@ class SlotManager:
     def __init__(self, num_slots: int, max_model_len: int) -> None:
         self.block_size = self.max_sequence_tokens = max_model_len
         self.num_blocks = num_slots
-        self._free = list(range(num_slots))
+        self.reset()
 
     @property
     def num_free_blocks(self) -> int:
@@ -46,15 +47,23 @@ class SlotManager:
     def publish(self, request: Request) -> None:
         """A slot is of use to its own request only."""
 
-    def reset(self) -> None:
+    def forget_cached(self) -> None:
         """Free slots have no content that could be found."""
-
-    def check_integrity(self) -> None:
-        """Raise AssertionError if a slot is free twice, or does not exist."""
-        assert len(set(self._free)) == len(self._free), "a slot is free twice"
-        assert set(self._free) <= set(range(self.num_blocks)), "a free slot does not exist"
 
     def free(self, request: Request) -> None:
         for slot in request.block_ids:
             heapq.heappush(self._free, slot)
         request.block_ids = []
+
+    def reset(self) -> None:
+        """Everything is free, as in the beginning. The caller empties the requests' block tables."""
+        self._free = list(range(self.num_blocks))
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise RuntimeError unless every slot is either free or held by exactly one of `requests`."""
+        held = [slot for request in requests for slot in request.block_ids]
+        if sorted([*held, *self._free]) != list(range(self.num_blocks)):
+            raise RuntimeError(
+                f"slots held {sorted(held)} and free {sorted(self._free)} are not the "
+                f"{self.num_blocks} there are"
+            )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lib.core.request import RequestMetrics
 
 
 @dataclass
 class Chunk:
-    """What one step added to one completion. `finish_reason` is None until the last chunk."""
+    """What one step added to one completion. `finish_reason` is None until the last chunk.
+
+    The last chunk of an aborted request has the reason "abort", that of a failed one "error".
+    """
 
     request_id: str
     index: int
@@ -19,21 +24,62 @@ class Chunk:
     finish_reason: str | None
 
 
-@dataclass
 class Completion:
-    """One of the n continuations of a prompt. `text` is "" where the model has no tokenizer."""
+    """One of the n continuations of a prompt, as of the step that returned it.
 
-    index: int
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    logprobs: list[dict[int, float]] | None
-    metrics: RequestMetrics
+    text: "" where the model has no tokenizer. token_ids: the output tokens. logprobs: None unless
+    asked for; one {token id: log-probability} per output token, the sampled token first.
+    finish_reason: None while it runs, then "stop", "length", "abort" or "error". error: with
+    "error" the text of what went wrong, else None; the request has failed alone, and its tokens up
+    to then are valid. A server answers it with status 500 for this request only.
+    metrics: the request's own, filled in as things happen; all else stays as it is.
+
+    Making one takes the same time however long the output is: it remembers the engine's lists,
+    which only grow, with their lengths, and copies what is asked for when it is asked for.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        token_ids: Sequence[int],
+        text_pieces: Sequence[str],
+        logprobs: Sequence[dict[int, float]] | None,
+        metrics: RequestMetrics,
+        *,
+        first: int = 0,
+        finish_reason: str | None = None,
+        error: str | None = None,
+    ) -> None:
+        """`token_ids[first:]` are the output tokens; `text_pieces` together are the text."""
+        self.index, self.metrics = index, metrics
+        self.finish_reason, self.error = finish_reason, error
+        self._token_ids, self._first, self._end = token_ids, first, len(token_ids)
+        self._pieces, self._num_pieces = text_pieces, len(text_pieces)
+        self._logprobs = logprobs
+
+    @cached_property
+    def text(self) -> str:
+        return "".join(self._pieces[: self._num_pieces])
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        return list(self._token_ids[self._first : self._end])
+
+    @cached_property
+    def logprobs(self) -> list[dict[int, float]] | None:
+        return None if self._logprobs is None else list(self._logprobs[: self._end - self._first])
+
+    def __repr__(self) -> str:
+        shown = ("index", "text", "token_ids", "finish_reason", "error", "logprobs", "metrics")
+        return f"Completion({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
 
 @dataclass
 class RequestOutput:
-    """A prompt and its completions so far; text, token_ids and the others are those of the first."""
+    """A prompt and its completions so far; text, token_ids and the others are those of the first.
+
+    `prompt_token_ids` is shared by all outputs of the request: do not change it.
+    """
 
     request_id: str
     prompt: str | None
@@ -48,5 +94,6 @@ class RequestOutput:
     text = property(lambda self: self.completions[0].text)
     token_ids = property(lambda self: self.completions[0].token_ids)
     finish_reason = property(lambda self: self.completions[0].finish_reason)
+    error = property(lambda self: self.completions[0].error)
     logprobs = property(lambda self: self.completions[0].logprobs)
     metrics = property(lambda self: self.completions[0].metrics)

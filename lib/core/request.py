@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-import random
+import hashlib
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -57,14 +58,12 @@ class Request:
         self.block_hashes: list[bytes] = []  # names of the full blocks; the prefix cache's
         self.num_cached_tokens: int | None = None  # found in the prefix cache at first admission
         self.status = Status.WAITING
-        self.finish_reason: str | None = None  # "stop" | "length" | "abort"
-        self.stopped_by_id = False  # the last token is an EOS or stop id
+        self.finish_reason: str | None = None  # "stop" | "length" | "abort" | "error"
+        self.error: str | None = None  # what went wrong, with finish_reason "error"
         self.logprobs: list[dict[int, float]] | None = None if params.logprobs is None else []
         self.metrics = RequestMetrics()
-        # One generator a request, so that its draws do not depend on its neighbours in the batch.
-        self.rng = (
-            random.Random() if params.seed is None else random.Random(f"{params.seed}/{index}")
-        )
+        # A key of its own, so that a request's draws do not depend on its neighbours in the batch.
+        self._key = os.urandom(16) if params.seed is None else f"{params.seed}/{index}".encode()
 
     @property
     def num_tokens(self) -> int:
@@ -79,26 +78,53 @@ class Request:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
-    def max_num_tokens(self) -> int:
-        """Tokens the sequence can grow to; the last one is sampled and never needs a slot of its own."""
-        return self.num_prompt_tokens + self.params.max_tokens
-
-    @property
     def finished(self) -> bool:
         return self.status is Status.FINISHED
 
+    @property
+    def stopped_by_id(self) -> bool:
+        """Whether the last token is the EOS or stop id that ended the request."""
+        return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_token_ids
+
+    def uniform(self) -> float:
+        """The number in [0, 1) that chooses the next token: a hash of seed, index and position.
+
+        A generator would advance with every draw, and a step that is interrupted after it and then
+        repeated would draw twice. This number stays the same until the token is appended.
+        """
+        data = b"%b/%d" % (self._key, self.num_output_tokens)
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+    def reason_to_finish(self, token_id: int) -> str | None:
+        """The finish_reason if `token_id` is sampled now: "stop", "length", or None to go on."""
+        num_output_tokens = self.num_output_tokens + 1
+        if token_id in self.stop_token_ids and num_output_tokens >= self.params.min_tokens:
+            return "stop"
+        return "length" if num_output_tokens >= self.params.max_tokens else None
+
     def append(self, token_id: int) -> None:
         """Take a sampled token, and finish if it says so."""
-        self.token_ids.append(token_id)
+        self.put(self.num_tokens, token_id, None, self.reason_to_finish(token_id))
+
+    def put(
+        self,
+        position: int,
+        token_id: int,
+        logprobs: dict[int, float] | None,
+        finish_reason: str | None,
+    ) -> None:
+        """Write the sampled token at `position`, the sequence's end. Doing it twice changes nothing."""
+        self.token_ids[position:] = [token_id]
+        if self.logprobs is not None:
+            self.logprobs[position - self.num_prompt_tokens :] = [logprobs]
         if self.metrics.first_token_time is None:
             self.metrics.first_token_time = time.monotonic()
-        if token_id in self.stop_token_ids and self.num_output_tokens >= self.params.min_tokens:
-            self.stopped_by_id = True
-            self.finish("stop")
-        elif self.num_output_tokens >= self.params.max_tokens:
-            self.finish("length")
+        if finish_reason is not None:
+            self.finish(finish_reason)
 
-    def finish(self, reason: str) -> None:
-        self.status = Status.FINISHED
-        self.finish_reason = reason
+    def finish(self, reason: str, error: str | None = None) -> None:
+        """End the request. `error`: what went wrong, where the reason is "error"."""
+        self.finish_reason, self.error = reason, error
         self.metrics.finish_time = time.monotonic()
+        self.status = Status.FINISHED

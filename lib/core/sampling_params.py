@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from lib.core.errors import InvalidRequest
+
 MAX_LOGPROBS = 20
 _LARGEST = 3.4e38  # float32, in which the sampler computes
 
@@ -14,14 +16,19 @@ class SamplingParams:
     """Sampling controls of one request. Names and meaning as in vLLM and the OpenAI API.
 
     n: completions of the prompt. max_tokens, min_tokens: bounds of the output length in tokens.
-    temperature: 0 is argmax; top_k (0 or -1: all), top_p, min_p: which candidates stay. seed: same seed, same text,
-    whatever else is in the batch. stop: string or strings that end the text and are not part of it; stop_token_ids:
-    ids that end it, beside the model's EOS ids. ignore_eos: run past EOS ids. logprobs: also return the log-probabilities
-    of that many most likely tokens (0: of the sampled one only), from the model's unmodified distribution.
+    temperature: 0 is argmax; top_k (0 or -1: all), top_p, min_p: which candidates stay. top_k keeps
+    exactly k: of several tokens with the k-th largest logit, some are cut off (vLLM keeps them all).
+    seed: same seed, same text, whatever else is in the batch. stop: string or strings that end the
+    text and are not part of it; stop_token_ids: ids that end it, beside the model's EOS ids.
+    min_tokens: stop ids are not sampled before, and a stop string counts if its last character
+    comes from a later token, wherever it begins; the text ends before it (as in vLLM).
+    ignore_eos: run past EOS ids. logprobs: also return the log-probabilities of that many most
+    likely tokens (0: of the sampled one only), from the model's unmodified distribution.
     repetition_penalty divides (> 1) the logits of tokens seen in prompt or output (Keskar et al. 2019);
-    presence_penalty is subtracted once, frequency_penalty once an occurrence, for tokens of the output.
+    presence_penalty is subtracted once, frequency_penalty once per occurrence, for tokens of the output.
 
-    Raises ValueError, naming field, value and allowed range, for anything else.
+    Raises InvalidRequest, a ValueError with the field's name in `param`, for anything else; the
+    message names field, value and allowed range.
     """
 
     n: int = 1
@@ -50,14 +57,20 @@ class SamplingParams:
         _number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        self.stop = [self.stop] if isinstance(self.stop, str) else _list("stop", self.stop, str)
+        self.stop = (
+            [self.stop] if isinstance(self.stop, str) else _list("stop", self.stop, str, "str")
+        )
         if any(s == "" for s in self.stop):
-            raise ValueError("stop must not contain the empty string, got ''")
-        self.stop_token_ids = _list("stop_token_ids", self.stop_token_ids, int)
+            raise InvalidRequest("stop must not contain the empty string, got ''", param="stop")
+        self.stop_token_ids = [
+            int(i) for i in _list("stop_token_ids", self.stop_token_ids, Integral, "int")
+        ]
         for token_id in self.stop_token_ids:
             _integer("stop_token_ids", token_id, 0)
         if not isinstance(self.ignore_eos, bool):
-            raise ValueError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
+            raise InvalidRequest(
+                f"ignore_eos must be True or False, got {self.ignore_eos!r}", param="ignore_eos"
+            )
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _number("repetition_penalty", self.repetition_penalty, 0.0, open_low=True)
@@ -86,9 +99,11 @@ def _range(low: float, high: float | None, open_low: bool = False) -> str:
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer {_range(low, high)}, got {value!r}")
+        raise InvalidRequest(
+            f"{name} must be an integer {_range(low, high)}, got {value!r}", param=name
+        )
     if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be {_range(low, high)}, got {value!r}")
+        raise InvalidRequest(f"{name} must be {_range(low, high)}, got {value!r}", param=name)
 
 
 def _number(
@@ -97,18 +112,21 @@ def _number(
     if (
         not isinstance(value, Real) or isinstance(value, bool) or not -_LARGEST <= value <= _LARGEST
     ):  # NaN is not
-        raise ValueError(
-            f"{name} must be a finite number {_range(low, high, open_low)}, got {value!r}"
+        raise InvalidRequest(
+            f"{name} must be a finite number {_range(low, high, open_low)}, got {value!r}",
+            param=name,
         )
     if value < low or (open_low and value == low) or (high is not None and value > high):
-        raise ValueError(f"{name} must be {_range(low, high, open_low)}, got {value!r}")
+        raise InvalidRequest(
+            f"{name} must be {_range(low, high, open_low)}, got {value!r}", param=name
+        )
 
 
-def _list(name: str, value: object, kind: type) -> list:
+def _list(name: str, value: object, kind: type, kind_name: str) -> list:
     if value is None:
         return []
     if not isinstance(value, (list, tuple)) or not all(
         isinstance(v, kind) and not isinstance(v, bool) for v in value
     ):
-        raise ValueError(f"{name} must be a list of {kind.__name__}, got {value!r}")
+        raise InvalidRequest(f"{name} must be a list of {kind_name}, got {value!r}", param=name)
     return list(value)

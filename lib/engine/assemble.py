@@ -14,7 +14,7 @@ from torch import nn
 
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
-from lib.attention.fused import FusedAttention, why_not_fused
+from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention
 from lib.cache.block_manager import BlockManager
 from lib.cache.kv_cache import KVCache
@@ -84,7 +84,7 @@ def assemble(
     )
     runner: ModelRunner | GraphRunner = ModelRunner(model, attention)
     if options.cuda_graphs:
-        if not isinstance(attention, FusedAttention):  # 'auto' has found no kernels, and said why
+        if isinstance(attention, GatherAttention):  # 'auto' has found no kernels, and said why
             raise ValueError("cuda_graphs needs attention 'fused', which cannot be had here")
         max_blocks = math.ceil(max_model_len / options.block_size)
         runner = GraphRunner(
@@ -108,7 +108,7 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
             stacklevel=4,
         )
         return GatherAttention(kv_cache)
-    return FusedAttention(kv_cache)
+    return fused_attention(kv_cache)
 
 
 def _slots(

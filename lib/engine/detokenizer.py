@@ -6,74 +6,122 @@ Introduced in chapter 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 # A UTF-8 character has at most four bytes, so at most four byte-level tokens. A longer run that still decodes to the
 # replacement character is not an unfinished character but invalid bytes, and waiting for it would take for ever.
 _MAX_HELD_TOKENS = 8
 _REPLACEMENT = "\ufffd"
+_WORD_START = "\u2581"  # how SentencePiece writes the space before a word
+_MAX_CONTEXT = 8  # tokens of the prompt among which one with text is looked for
+
+
+@dataclass(frozen=True)
+class TextState:
+    """How far a detokenizer is. `Detokenizer.after` makes the next one, `Detokenizer.commit` takes it."""
+
+    num_tokens: int = 0  # read so far
+    num_pieces: int = 0  # pieces of text before `new`
+    new: str = ""  # the text that the last tokens have added
+    context: tuple[int, ...] = ()  # the last tokens with text: decoded again beside what follows
+    pending: tuple[int, ...] = ()  # tokens that may end in the middle of a character
+    held: str = ""  # text that could be the beginning of a stop string
+    stopped: bool = False  # at a stop string; nothing is added any more
+    finished: bool = False  # nothing is held back any more
 
 
 class Detokenizer:
-    """Turns one completion's ids into text increments.
+    """Turns one completion's ids into pieces of text. The pieces together are the text.
 
-    The sum of the increments is the text. A token's text depends on its neighbours (spaces, bytes of one character),
-    so each increment is the difference of two decodings of a short window, as in vLLM and Text Generation Inference.
+    A token's text depends on its neighbours (spaces, bytes of one character), so each piece is the
+    difference of two decodings of a short window, as in vLLM and Text Generation Inference.
+    `stop`: strings that end the text; they count if their last character comes from a token after
+    the first `min_tokens`. `prompt_token_ids`: what the output continues, for its first space.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._ids: list[int] = []
-        self._window, self._read = 0, 0  # ids[window:read] are context, already in the text
-        self._held = ""  # text that could be the beginning of a stop string
-        self.text = ""
-        self.stopped = False
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        prompt_token_ids: Sequence[int] = (),
+    ) -> None:
+        self._tokenizer, self._stop, self._min_tokens = tokenizer, tuple(stop), min_tokens
+        self._prompt = tuple(prompt_token_ids[-_MAX_CONTEXT:])
+        self.state = TextState()
+        self.pieces: list[str] = []  # grows only at its end
 
-    def feed(self, token_ids: Sequence[int], check_stop: bool = True) -> str:
-        """Add ids; return the new text. After a stop string `stopped` is true and nothing more comes."""
-        before = len(self.text)
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def stopped(self) -> bool:
+        return self.state.stopped
+
+    def feed(self, token_ids: Sequence[int], last: bool = False) -> str:
+        """Add ids; returns the new text. `last`: nothing follows, so nothing is held back."""
+        self.commit(self.after(token_ids, last))
+        return self.state.new
+
+    def commit(self, state: TextState) -> None:
+        """Take a state that `after` has made. Doing it twice changes nothing."""
+        self.pieces[state.num_pieces :] = [state.new] if state.new else []
+        self.state = state
+
+    def after(self, token_ids: Sequence[int], last: bool = False) -> TextState:
+        """The state after these tokens. Changes nothing: a step calls it before it commits to a token."""
+        state = replace(self.state, num_pieces=len(self.pieces), new="")
         for token_id in token_ids:
-            if self.stopped:
-                break
-            self._ids.append(token_id)
-            old = self._decode(self._window, self._read)
-            new = self._decode(self._window, len(self._ids))
-            if new.endswith(_REPLACEMENT) and len(self._ids) - self._read < _MAX_HELD_TOKENS:
-                continue
-            self._window, self._read = self._read, len(self._ids)
-            self._emit(new[len(old) :], check_stop)
-        return self.text[before:]
+            state = replace(state, num_tokens=state.num_tokens + 1)
+            if not state.stopped:
+                state = self._read(state, token_id)
+        if last and not state.stopped:
+            known = self._decode(state.context)
+            rest = self._decode(state.context + state.pending)[len(known) :]
+            state = self._emit(replace(state, pending=()), rest)
+            if not state.stopped:
+                state = replace(state, new=state.new + state.held, held="")
+        return replace(state, finished=last or state.stopped)
 
-    def finish(self) -> str:
-        """Release what was held back; returns that text."""
-        before = len(self.text)
-        if not self.stopped:
-            old = self._decode(self._window, self._read)
-            rest = self._decode(self._window, len(self._ids))[len(old) :]
-            self._window = self._read = len(self._ids)
-            self._emit(rest, check_stop=True)
-            if not self.stopped:
-                self.text, self._held = self.text + self._held, ""
-        return self.text[before:]
+    def _read(self, state: TextState, token_id: int) -> TextState:
+        context = state.context or self._before_first(token_id)
+        pending = (*state.pending, token_id)
+        known, text = self._decode(context), self._decode(context + pending)
+        if text.endswith(_REPLACEMENT) and len(pending) < _MAX_HELD_TOKENS:
+            return replace(state, pending=pending)
+        if text == known:  # a special token: as context it would hide the space of what follows
+            return replace(state, pending=())
+        return self._emit(replace(state, context=pending, pending=()), text[len(known) :])
 
-    def _decode(self, start: int, end: int) -> str:
-        return (
-            self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
-            if end > start
-            else ""
-        )
+    def _before_first(self, token_id: int) -> tuple[int, ...]:
+        """The end of the prompt, if the output's first token begins a word: decoded alone it would lose its space."""
+        piece = self._tokenizer.convert_ids_to_tokens(token_id) if self._prompt else None
+        if piece and piece.startswith(_WORD_START):
+            for start in range(len(self._prompt) - 1, -1, -1):
+                if text := self._decode(self._prompt[start:]):
+                    return () if text.endswith(_REPLACEMENT) else self._prompt[start:]
+        return ()
 
-    def _emit(self, new: str, check_stop: bool) -> None:
-        if not self._stop or not check_stop:
-            self.text, self._held = self.text + self._held + new, ""
-            return
-        pending = self._held + new
-        found = [at for at in (pending.find(s) for s in self._stop) if at >= 0]
-        if found:
-            self.text, self._held, self.stopped = self.text + pending[: min(found)], "", True
-            return
+    def _decode(self, token_ids: tuple[int, ...]) -> str:
+        if not token_ids:
+            return ""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def _emit(self, state: TextState, text: str) -> TextState:
+        """`text` is new: add it, but for what a stop string cuts off or may begin with."""
+        if not self._stop:
+            return replace(state, new=state.new + text)
+        unsure = state.held + text
+        if state.num_tokens > self._min_tokens:
+            # Only what ends in the new text: what ends before has been looked at, or comes too early.
+            starts = [max(0, len(state.held) - len(s) + 1) for s in self._stop]
+            found = [at for s, a in zip(self._stop, starts) if (at := unsure.find(s, a)) >= 0]
+            if found:
+                return replace(state, new=state.new + unsure[: min(found)], held="", stopped=True)
         keep = max(
-            (n for s in self._stop for n in range(1, len(s)) if pending.endswith(s[:n])), default=0
+            (n for s in self._stop for n in range(1, len(s)) if unsure.endswith(s[:n])), default=0
         )
-        self.text += pending[: len(pending) - keep]
-        self._held = pending[len(pending) - keep :]
+        sure = len(unsure) - keep
+        return replace(state, new=state.new + unsure[:sure], held=unsure[sure:])

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
-from lib.core.batch import Batch
+from lib.core.batch import Batch, Scheduled
 from lib.core.device import pick_device, pick_dtype
 from lib.core.engine_options import EngineOptions
 from lib.core.errors import InvalidRequest
@@ -21,20 +23,24 @@ from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
 from lib.engine.assemble import assemble
-from lib.engine.prompts import as_token_ids, chat_token_ids
+from lib.engine.completion_stream import Progress
+from lib.engine.new_requests import make_group
+from lib.engine.one_thread import OneThread
+from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
-from lib.engine.sampling import sample
+from lib.engine.sampling import is_finite, sample
 from lib.models.checkpoint import load_model
 
 Prompt = str | Sequence[int]
 
 
 class LLM:
-    """A model and an engine around it. Not thread-safe: one thread owns it.
+    """A model and an engine around it. It serves one thread at a time: RuntimeError for a second one.
 
     Its arguments are the fields of `lib.core.engine_options.EngineOptions`, where each is documented.
     Raises ValueError for arguments that are out of range, do not go together or do not fit into
-    memory.
+    memory. An exception or an interrupt (KeyboardInterrupt) in a step loses nothing: the next step
+    goes on with the same tokens.
     """
 
     __signature__ = inspect.signature(EngineOptions)
@@ -56,6 +62,7 @@ class LLM:
             str, None
         ] = {}  # ids with something for `step` to hand out, in order
         self._owned: set[str] = set()  # ids that generate or stream waits for
+        self._one_thread = OneThread()
         self._ids = itertools.count()
         self._steps = self._tokens = self._finished = 0
 
@@ -68,11 +75,13 @@ class LLM:
         request_id: str | None = None,
         cache_salt: str | None = None,
     ) -> str:
-        """Queue a prompt; returns its id. Raises ValueError, and queues nothing, if it can never be served.
+        """Queue a prompt; returns its id. Raises InvalidRequest, and queues nothing, if it can never be served.
 
+        `params` is copied: what becomes of the caller's object afterwards has no effect.
         `cache_salt`: the prompt shares cached prefixes with prompts of the same salt only.
         """
-        return self._queue(self._make_group(prompt, params, request_id, cache_salt))
+        with self._one_thread:
+            return self._queue(self._make_group(prompt, params, request_id, cache_salt))
 
     def has_unfinished(self) -> bool:
         """Whether `step` has anything left to do or to hand out."""
@@ -80,27 +89,24 @@ class LLM:
 
     def step(self) -> list[RequestOutput]:
         """One pass through the model. Returns the outputs of requests that progressed or ended."""
-        self._step()
-        outputs = [self._groups[request_id].output() for request_id in self._progressed]
-        self._progressed.clear()
-        for output in outputs:
-            if output.finished:
-                del self._groups[output.request_id]
-        return outputs
+        with self._one_thread:
+            self._step()
+            outputs = [self._groups[request_id].output() for request_id in self._progressed]
+            for output in outputs:  # nothing below can fail: what is not marked comes again
+                self._groups[output.request_id].mark_delivered()
+                if output.finished:
+                    del self._groups[output.request_id]
+                del self._progressed[output.request_id]
+            return outputs
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now, whatever its state, and free its room. Returns its output, or None if there is none."""
-        group = self._groups.pop(request_id, None)
-        if group is None:
-            return None
-        self._progressed.pop(request_id, None)
-        self._owned.discard(request_id)
-        unfinished = [request for request in group.requests if not request.finished]
-        self.scheduler.release(unfinished)
-        for request in unfinished:
-            request.finish("abort")
-        self._finished += len(unfinished)
-        return group.output()
+        with self._one_thread:
+            group = self._groups.get(request_id)
+            if group is None:
+                return None
+            self._end([group])
+            return group.output()
 
     def generate(
         self,
@@ -114,41 +120,35 @@ class LLM:
         `cache_salt`: of all prompts, as in `add_request`.
         """
         if isinstance(prompts, str) or (
-            len(prompts) > 0 and all(isinstance(p, int) for p in prompts)
+            len(prompts) > 0 and all(isinstance(p, Integral) for p in prompts)
         ):
             prompts = [prompts]
         if not isinstance(params, Sequence):
             params = [params] * len(prompts)
         if len(params) != len(prompts):
-            raise ValueError(
-                f"params must be one or one a prompt, got {len(params)} for {len(prompts)} prompts"
+            raise InvalidRequest(
+                f"params must be one or one per prompt, got {len(params)} for {len(prompts)} prompts",
+                param="params",
             )
-        # All are checked before the first is queued: an error leaves nothing behind.
-        groups = [self._make_group(p, s, None, cache_salt) for p, s in zip(prompts, params)]
-        ids = [group.request_id for group in groups]
-        try:
-            for group in groups:
-                self._queue(group, owned=True)
-            with tqdm(total=len(ids), disable=not use_tqdm, unit="prompt") as bar:
-                unfinished = set(ids)
-                while unfinished:
-                    done = {
-                        r.request_id for r in self._step() if self._groups[r.request_id].finished
-                    }
-                    unfinished -= done
-                    bar.update(len(ids) - len(unfinished) - bar.n)
-            return [self._groups[i].output() for i in ids]
-        finally:
-            for (
-                request_id
-            ) in ids:  # finished ones are forgotten, unfinished ones (an interrupt) end here
-                self.abort(request_id)
+        with self._one_thread:
+            # All are checked before the first is queued: an error leaves nothing behind.
+            groups = [self._make_group(p, s, None, cache_salt) for p, s in zip(prompts, params)]
+            try:
+                for group in groups:
+                    self._queue(group, owned=True)
+                with tqdm(total=len(groups), disable=not use_tqdm, unit="prompt") as bar:
+                    unfinished = {group.request_id: group for group in groups}
+                    while unfinished:
+                        for request_id in {request.request_id for request in self._step()}:
+                            if request_id in unfinished and unfinished[request_id].finished:
+                                del unfinished[request_id]
+                        bar.update(len(groups) - len(unfinished) - bar.n)
+                return [group.output() for group in groups]
+            finally:
+                self._end(groups)
 
     def stream(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        cache_salt: str | None = None,
+        self, prompt: Prompt, params: SamplingParams | None = None, cache_salt: str | None = None
     ) -> Iterator[Chunk]:
         """Complete one prompt and yield what is new after each step. Closing the iterator ends the request."""
         return self._chunks(
@@ -173,7 +173,8 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached blocks that no running request uses, e.g. between two measurements."""
-        self.manager.reset()
+        with self._one_thread:
+            self.manager.forget_cached()
 
     def stats(self) -> dict[str, Any]:
         """Counts of this moment, and since the start: preemptions, steps, tokens computed, requests finished."""
@@ -197,108 +198,144 @@ class LLM:
             "packed_linears": self.packed_linears,
         }
 
+    def check_integrity(self) -> None:
+        """Raise RuntimeError, saying what is wrong, unless the engine's books balance. For tests, between steps."""
+        groups = self._groups.values()
+        for group in groups:
+            if group.finished and group.request_id not in {*self._progressed, *self._owned}:
+                raise RuntimeError(f"request {group.request_id} has finished and is kept for ever")
+        self.scheduler.check_integrity([r for g in groups for r in g.requests if not r.finished])
+
     # The loop.
 
     def _step(self) -> list[Request]:
-        """Schedule, build, run, sample, update. Returns the requests that have a new token."""
-        scheduled = self.scheduler.schedule()
+        """Schedule, build, run, sample, update. Returns the requests that have a new token or have failed.
+
+        What can fail or be interrupted comes before the first change. The changes themselves can be
+        interrupted, too: those to tokens are then done again, and the schedule is made anew.
+        """
+        try:
+            scheduled = self.scheduler.schedule()
+        except BaseException:
+            self.scheduler.restart()
+            raise
         if not scheduled:
             return []  # a `step` that only hands out what `generate` computed on the way
         batch = Batch.build(scheduled, self.manager.block_size, self.device)
         logits = self.runner.run(batch)
+        progress = self._sample(scheduled, logits)
+        finished = sum(p.finish_reason is not None for p in progress)
+        totals = self._steps + 1, self._tokens + len(batch.input_ids), self._finished + finished
+        try:
+            self._commit(progress, totals)
+            self.scheduler.update(scheduled)
+            requests = [p.stream.request for p in progress]
+            self.scheduler.release([request for request in requests if request.finished])
+        except BaseException:
+            self._commit(progress, totals)  # doing it twice changes nothing
+            self.scheduler.restart()
+            raise
+        return requests
+
+    def _sample(self, scheduled: Sequence[Scheduled], logits: Tensor) -> list[Progress]:
+        """What the logits [B, V] mean for the requests. Changes nothing."""
         # A request whose tokens are all computed after this step has a next one; in the middle of a prompt it has not.
-        rows = [
-            row
-            for row, s in enumerate(scheduled)
-            if s.request.num_computed_tokens + s.num_tokens == s.request.num_tokens
-        ]
-        requests = [scheduled[row].request for row in rows]
-        token_ids, logprobs = [], []
-        if requests:
-            token_ids, logprobs = sample(
-                logits if len(rows) == len(scheduled) else logits[rows], requests
+        complete, partial = [], []
+        for row, s in enumerate(scheduled):
+            end = s.request.num_computed_tokens + s.num_tokens
+            (complete if end == s.request.num_tokens else partial).append(row)
+        streams = [self._groups[s.request.request_id].streams[s.request.index] for s in scheduled]
+        chosen = (
+            zip(
+                *sample(
+                    logits if not partial else logits[complete],
+                    [scheduled[row].request for row in complete],
+                )
             )
-        # Only now, when all that can fail or be interrupted is over: else a request would count as computed and lack a token.
-        self.scheduler.update(scheduled)
-        self._steps, self._tokens = self._steps + 1, self._tokens + len(batch.input_ids)
-        for request, token_id, logprob in zip(requests, token_ids, logprobs):
-            if logprob is not None:
-                request.logprobs.append(logprob)
-            request.append(token_id)
-            if self._groups[request.request_id].check_stop_strings(request.index):
-                request.finish("stop")
+            if complete
+            else ()
+        )
+        progress = [streams[row].progress(*c) for row, c in zip(complete, chosen)]
+        if partial:
+            ok = is_finite(logits[partial])
+            progress += [
+                streams[row].progress(None, None) for row, good in zip(partial, ok) if not good
+            ]
+        return progress
+
+    def _commit(self, progress: Iterable[Progress], totals: tuple[int, int, int]) -> None:
+        for item in progress:
+            request = item.stream.request
+            if item.token_id is None and self.kv_cache is not None:
+                self.kv_cache.remove_non_finite(request.block_ids, request.num_tokens)
+            item.stream.commit(item)
             if request.request_id not in self._owned:
                 self._progressed[request.request_id] = None
-        finished = [request for request in requests if request.finished]
-        self.scheduler.release(finished)
-        self._finished += len(finished)
-        return requests
+        self._steps, self._tokens, self._finished = totals
 
     def _make_group(
         self,
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None,
-        cache_salt: str | None = None,
+        cache_salt: str | None,
     ) -> RequestGroup:
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"params must be SamplingParams or None, got {params!r}")
         if request_id is None:
             request_id = next(i for n in self._ids if (i := f"request-{n}") not in self._groups)
-        if not isinstance(request_id, str) or not request_id:
-            raise ValueError(f"request_id must be a string, not empty, or None, got {request_id!r}")
-        if cache_salt is not None and (not isinstance(cache_salt, str) or not cache_salt):
-            raise InvalidRequest(
-                f"cache_salt must be a string, not empty, or None, got {cache_salt!r}",
-                param="cache_salt",
-            )
-        token_ids = as_token_ids(prompt, self.tokenizer, self.config.vocab_size)
-        limit = min(self.max_model_len, self.manager.max_sequence_tokens)
-        if len(token_ids) + params.max_tokens > limit:
-            raise ValueError(
-                f"prompt ({len(token_ids)} tokens) + max_tokens ({params.max_tokens}) must be <= {limit} "
-                f"tokens, the longest sequence of this engine, got {len(token_ids) + params.max_tokens}"
-            )
-        if params.stop and self.tokenizer is None:
-            raise ValueError(
-                f"stop must be empty for a model without a tokenizer, got {params.stop!r}"
-            )
-        for token_id in params.stop_token_ids:
-            if token_id >= self.config.vocab_size:
-                raise ValueError(
-                    f"stop_token_ids must be < {self.config.vocab_size}, got {token_id}"
-                )
-        eos = () if params.ignore_eos else self.config.eos_token_ids
-        stop_ids = frozenset(
-            i for i in (*eos, *params.stop_token_ids) if i < self.config.vocab_size
-        )
-        requests = [
-            Request(request_id, token_ids, params, stop_ids, index, cache_salt)
-            for index in range(params.n)
-        ]
-        return RequestGroup(
-            request_id, prompt if isinstance(prompt, str) else None, requests, self.tokenizer
+        longest = min(self.max_model_len, self.manager.max_sequence_tokens)
+        return make_group(
+            request_id, prompt, params, self.tokenizer, self.config, longest, cache_salt
         )
 
     def _queue(self, group: RequestGroup, owned: bool = False) -> str:
         if group.request_id in self._groups:
-            raise ValueError(
-                f"request_id must be new, got {group.request_id!r}, which is still being served"
+            raise InvalidRequest(
+                f"request_id must be new, got {group.request_id!r}, which is still being served",
+                param="request_id",
             )
-        self._groups[group.request_id] = group
         if owned:
             self._owned.add(group.request_id)
+        self._groups[group.request_id] = group
         for request in group.requests:
             self.scheduler.add(request)
         return group.request_id
 
+    def _end(self, groups: Sequence[RequestGroup]) -> None:
+        """Forget requests; those that are unfinished are aborted."""
+        try:
+            self._forget(groups)
+        except BaseException:  # interrupted: the rest of it
+            self._forget(groups)
+            self.scheduler.restart()
+            raise
+
+    def _forget(self, groups: Sequence[RequestGroup]) -> None:
+        unfinished = [r for group in groups for r in group.requests if not r.finished]
+        for request in unfinished:
+            request.finish("abort")
+            self._finished += 1
+        for group in groups:
+            self._progressed.pop(group.request_id, None)
+            self._owned.discard(group.request_id)
+            if self._groups.get(group.request_id) is group:
+                del self._groups[group.request_id]
+        self.scheduler.release(unfinished)
+
     def _chunks(self, group: RequestGroup) -> Iterator[Chunk]:
-        self._queue(group, owned=True)
+        with self._one_thread:
+            self._queue(group, owned=True)
         try:
             while not group.finished:
-                self._step()
-                yield from group.output().chunks
-            yield from group.output().chunks  # what it got from steps that others ran while this one was not asked
+                with self._one_thread:
+                    self._step()
+                yield from self._new_chunks(group)
+            # The end, and what it got from steps that others ran while this one was not asked.
+            yield from self._new_chunks(group)
         finally:
-            self.abort(group.request_id)
+            with self._one_thread:
+                self._end([group])
+
+    def _new_chunks(self, group: RequestGroup) -> list[Chunk]:
+        chunks = group.output().chunks
+        group.mark_delivered()
+        return chunks

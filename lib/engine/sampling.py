@@ -1,7 +1,7 @@
 """From logits to tokens, all rows of a step at once.
 
 Order as in vLLM: penalties, min_tokens, temperature, min_p, top_k, top_p, draw. A row's token depends on that row alone:
-its logits, its parameters and its own generator. Introduced in chapter 1.
+its logits, its parameters and its own random number. Introduced in chapter 1.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _CANDIDATES = 1024
 @torch.inference_mode()
 def sample(
     logits: Tensor, requests: Sequence[Request]
-) -> tuple[list[int], list[dict[int, float] | None]]:
-    """Choose the next token of each request.
+) -> tuple[list[int | None], list[dict[int, float] | None]]:
+    """Choose the next token of each request. Changes nothing: asked again, it chooses the same.
 
-    `logits` [B, V], one row a request. Returns B token ids, and for each request None or its log-probabilities
-    {token id: natural log}, the sampled token first, then the most likely ones.
+    `logits` [B, V], one row per request. Returns B token ids, None for a row with NaN or +infinity
+    (or nothing but -infinity), and for each request None or its log-probabilities {token id:
+    natural log}, the sampled token first, then the most likely ones.
     """
     raw = logits.float()
-    wants_logprobs = [
-        r for r, request in enumerate(requests) if request.params.logprobs is not None
-    ]
     logits = _adjust(raw, requests)
     token_ids = logits.argmax(dim=-1)
+    # NaN counts as the largest: a row is good if its largest logit is.
+    good = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()
     random_rows = [r for r, request in enumerate(requests) if not request.params.greedy]
     truncated = [r for r in random_rows if _truncates(requests[r], logits.shape[1])]
     plain = [r for r in random_rows if not _truncates(requests[r], logits.shape[1])]
@@ -41,11 +41,16 @@ def sample(
         if rows:
             chosen = [requests[r] for r in rows]
             temperature = _column([r.params.temperature for r in chosen], logits)
-            uniform = torch.tensor([[r.rng.random()] for r in chosen], dtype=torch.float64).to(
+            uniform = torch.tensor([[r.uniform()] for r in chosen], dtype=torch.float64).to(
                 logits.device
             )
             token_ids[rows] = draw(logits[rows] / temperature, chosen, uniform)
-    ids = token_ids.tolist()
+    ids = [i if i >= 0 else None for i in torch.where(good, token_ids, -1).tolist()]
+    wants_logprobs = [
+        r
+        for r, request in enumerate(requests)
+        if request.params.logprobs is not None and ids[r] is not None
+    ]
     logprobs: list[dict[int, float] | None] = [None] * len(requests)
     if wants_logprobs:
         for r, row in zip(wants_logprobs, torch.log_softmax(raw[wants_logprobs], dim=-1)):
@@ -55,6 +60,11 @@ def sample(
                 **dict(zip(best.indices.tolist(), best.values.tolist())),
             }
     return ids, logprobs
+
+
+def is_finite(logits: Tensor) -> list[bool]:
+    """Whether each row of logits [B, V] could be sampled from: no NaN, no +infinity, not all -infinity."""
+    return logits.amax(dim=-1).isfinite().tolist() if len(logits) else []
 
 
 def _truncates(request: Request, vocab_size: int) -> bool:
@@ -116,7 +126,9 @@ def _draw_truncated(
     width = min(width, vocab_size)
     top_k = [r.params.top_k if 0 < r.params.top_k < vocab_size else vocab_size for r in requests]
     top_k = torch.tensor(top_k).unsqueeze(1).to(scaled.device)
-    top_p = _column([r.params.top_p for r in requests], scaled).double()
+    # In float64: float32 would round the smallest top_p to 0, which leaves no candidate at all.
+    top_p = torch.tensor([[r.params.top_p] for r in requests], dtype=torch.float64)
+    top_p = top_p.to(scaled.device)
     min_p = _column([r.params.min_p for r in requests], scaled)
     values, ids = scaled.topk(width, dim=-1)
     rank = torch.arange(width, device=scaled.device).unsqueeze(0)
@@ -129,7 +141,7 @@ def _draw_truncated(
         keep[:, -1] & cut[:, 0]
     )  # they leave more than the candidates, and nobody knows how much
     before = (probs * keep).cumsum(-1) - probs * keep
-    keep &= before < top_p * mass
+    keep &= (before < top_p * mass) | (rank == 0)
     token_ids = ids.gather(1, _invert(probs * keep, uniform)).squeeze(1)
     if width < vocab_size and (short := (keep[:, -1] | unknown).nonzero().squeeze(1).tolist()):
         # The candidates do not hold these rows' nucleus. The others keep what they drew, whoever is beside them.

@@ -57,7 +57,10 @@ class Scheduler:
         if self.cache.retains:
             for item in scheduled:
                 item.request.num_computed_tokens += item.num_tokens
-                self.cache.publish(item.request)
+                if (
+                    item.request.finish_reason != "error"
+                ):  # its K and V may be wrong: not for others
+                    self.cache.publish(item.request)
 
     def release(self, requests: list[Request]) -> None:
         """Take finished or aborted requests out, wherever they are, and give their room back."""
@@ -70,6 +73,34 @@ class Scheduler:
         if any(id(r) in gone for r in self.waiting):
             self.waiting = deque(r for r in self.waiting if id(r) not in gone)
 
+    def restart(self) -> None:
+        """Bring everything into order after a step that was interrupted between two changes.
+
+        The cache is emptied. What is unfinished waits again, in order of arrival, with all of its
+        tokens, and is computed anew. Requests are never in neither queue, at most in both.
+        """
+        everyone = dict.fromkeys([*self.running, *self.waiting])
+        unfinished = [request for request in everyone if not request.finished]
+        for request in everyone:
+            request.num_computed_tokens, request.block_ids = 0, []
+        for request in unfinished:
+            request.status = Status.WAITING
+        self.running, self.waiting = [], deque(unfinished)
+        self.cache.reset()
+
+    def check_integrity(self, unfinished: list[Request]) -> None:
+        """Raise RuntimeError, saying what is wrong, unless queues and blocks are those of the unfinished requests."""
+        queued = [*self.running, *self.waiting]
+        if sorted(map(id, queued)) != sorted(map(id, unfinished)):
+            raise RuntimeError("the unfinished requests are not those that run or wait, each once")
+        for request in self.waiting:
+            if request.block_ids or request.num_computed_tokens:
+                raise RuntimeError(f"request {request.request_id} waits and holds blocks")
+        for request in self.running:
+            if request.num_computed_tokens >= request.num_tokens:
+                raise RuntimeError(f"request {request.request_id} has nothing left to compute")
+        self.cache.check_integrity(queued)
+
     def _continue_running(self) -> tuple[list[Scheduled], int]:
         scheduled: list[Scheduled] = []
         budget = self.max_num_batched_tokens
@@ -78,7 +109,7 @@ class Scheduler:
             request = self.running[position]
             num_tokens = self._fit(request, budget, first=not scheduled)
             if num_tokens == 0:
-                break
+                return scheduled, 0  # the rest of the step is not for those that came later
             if not self._make_room(request, request.num_computed_tokens + num_tokens):
                 break  # it was the youngest itself, and is waiting again
             scheduled.append(Scheduled(request, num_tokens))
@@ -98,17 +129,16 @@ class Scheduler:
             request.num_computed_tokens = num_cached
             if request.num_cached_tokens is None:  # what the first admission found, not a later one
                 request.num_cached_tokens = num_cached
+            self.running.append(request)  # before it leaves the other queue: see `restart`
             self.waiting.popleft()
-            self.running.append(request)
             request.status = Status.RUNNING
             if request.metrics.first_scheduled_time is None:
                 request.metrics.first_scheduled_time = time.monotonic()
             num_tokens = self._fit(request, budget, first=not scheduled)
             if num_tokens:
                 scheduled.append(Scheduled(request, num_tokens))
-            budget = (
-                budget - num_tokens if num_tokens else 0
-            )  # nobody overtakes one that has to wait for a step
+            # If it has to wait for a step, those behind it wait with it.
+            budget = budget - num_tokens if num_tokens else 0
 
     def _fit(self, request: Request, budget: int, first: bool) -> int:
         """Tokens of the request that this step computes: all that are missing, or as many as the budget allows."""
@@ -120,17 +150,18 @@ class Scheduler:
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Allocate, preempting the youngest sequence until it works. False if that was the request itself."""
         while not self.cache.allocate(request, num_tokens):
-            youngest = self.running.pop()
+            youngest = self.running[-1]
             self._preempt(youngest)
             if youngest is request:
                 return False
         return True
 
     def _preempt(self, request: Request) -> None:
-        """Take all of a sequence's room away. Its tokens stay; it computes them again when it is let in again."""
+        """Take all of the youngest sequence's room away. Its tokens stay; it computes them again when it is let in again."""
         self.cache.free(request)
         request.num_computed_tokens = 0
         request.status = Status.WAITING
         request.metrics.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(request)
+        self.waiting.appendleft(request)  # before it leaves the other queue: see `restart`
+        self.running.pop()

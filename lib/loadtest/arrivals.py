@@ -13,9 +13,9 @@ def arrival_times(
 ) -> list[float]:
     """n times in seconds, ascending, the first at 0.
 
-    burst: all at once. steady: one each 1/rate. poisson: independent users, so that the gaps are exponential.
+    burst: all at once. steady: one every 1/rate seconds. poisson: independent users, so that the gaps are exponential.
     gamma: gaps with mean 1/rate and squared coefficient of variation 1/burstiness, as vLLM has it: 1 is Poisson, below
-    1 is burstier, above 1 approaches steady. `rate` is in requests a second.
+    1 is burstier, above 1 approaches steady. `rate` is in requests per second.
     Raises ValueError for an unknown kind, n < 1, and a rate or burstiness that is not above 0 and finite.
     """
     if kind not in ARRIVALS:
@@ -25,7 +25,7 @@ def arrival_times(
     if kind == "burst":
         return [0.0] * n
     if rate is None:
-        raise ValueError(f"rate must be given for {kind} arrivals, in requests a second")
+        raise ValueError(f"rate must be given for {kind} arrivals, in requests per second")
     for name, value in (("rate", rate), ("burstiness", burstiness)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be > 0 and finite, got {value}")

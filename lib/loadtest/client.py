@@ -18,7 +18,7 @@ _CONNECT_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Target:
-    """The server, and how long to bear with it.
+    """The server, what its requests have in common, and the time limits.
 
     timeout: seconds that one request may take. stall_timeout: seconds of silence from the whole server, with requests
     in flight, after which the run ends. Raises ValueError for a URL that is not http(s) and for times not above 0.
@@ -49,7 +49,7 @@ class Target:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        # Idle connections are dropped before the server does it (uvicorn: after 5 s), lest a request meets a closed one.
+        # Idle connections are dropped before the server closes them (uvicorn: after 5 s): a request on a closed one fails.
         limits = httpx.Limits(
             max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0
         )
@@ -62,11 +62,11 @@ class Target:
 
 
 class ServerGone(Exception):
-    """Nobody listens at the URL: further requests are pointless."""
+    """Nothing listens at the URL: further requests are pointless."""
 
 
 class StreamError(Exception):
-    """The answer is no answer; the message says why."""
+    """The answer does not follow the protocol; the message says how."""
 
 
 async def send(
@@ -79,7 +79,7 @@ async def send(
 ) -> None:
     """Send one request and write into `trace` what happens. `heard` is called whenever bytes arrive.
 
-    Raises ServerGone, with the trace complete, if nobody listens. Cancelled, it leaves the outcome to the canceller.
+    Raises ServerGone, with the trace complete, if nothing listens at the URL. The code that cancels it sets the outcome.
     """
     trace.sent = clock()
     try:
@@ -174,7 +174,7 @@ def _progress(trace: RequestTrace) -> str:
 
 
 def _message(body: bytes) -> str:
-    """The error's own words, in OpenAI's shape or any other, on one line and not too long."""
+    """The error's message, in OpenAI's form or any other, on one line of at most 200 characters."""
     text = body.decode("utf-8", "replace")
     try:
         error = json.loads(text)["error"]

@@ -10,75 +10,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-from lib.bench.measure.timing import Rates, Timing
 from lib.bench.notebook.tables import table
 from lib.bench.records.record import Record
 from lib.bench.scale import pick
 from lib.loadtest.client import Target
-from lib.loadtest.other_tools import MODEL, OURS, Reading, ToolError, aiperf, guidellm, read_ours
-from lib.loadtest.requests import FIXED, LoadRequest, make_requests
+from lib.loadtest.other_tools import MODEL, aiperf, guidellm
+from lib.loadtest.readings import OURS, Reading, ToolError, read_ours
+from lib.loadtest.requests import FIXED
+from lib.loadtest.rounds import TIMES, WORKLOAD, compare, make_work, rows
 from lib.loadtest.run import closed_loop
 from lib.serving.server_process import ServerProcess
 
-WORKLOAD = "long"
 LIMIT = 0.10  # tools that differ by no more agree
-TIMES = ("ttft", "tpot", "throughput")
-
-
-def make_work(n: int, fewest: int, most: int) -> list[LoadRequest]:
-    """n text prompts of FIXED[WORKLOAD] tokens; answers of `fewest` to `most`, seeded, so that users drift apart.
-
-    With answers of one length they all end in one step and come back at once. A millisecond then decides which of them
-    share the next step, and TTFT has two values to choose from.
-    """
-    rng = random.Random(0)
-    prompts = make_requests(WORKLOAD, n, text=True)
-    return [LoadRequest(request.prompt, rng.randint(fewest, most)) for request in prompts]
-
-
-def compare(tools: Mapping[str, Callable[[], Reading]], rounds: int) -> dict[str, list[Reading]]:
-    """Each tool's readings, a round each. A round before the first one does not count: the server compiles then.
-
-    The order moves by one from round to round, so that none always comes after the same other.
-    """
-    readings: dict[str, list[Reading]] = {name: [] for name in tools}
-    for turn in range(1 + rounds):
-        names = list(tools)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            sys.stderr.write(f"round {turn} of {rounds}: {name}\n")
-            reading = tools[name]()
-            if turn:
-                readings[name].append(reading)
-    return readings
-
-
-def rows(readings: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
-    """One a tool, ours first: medians over the rounds with all samples, and each one's ratio to ours."""
-    result = []
-    for tool, found in readings.items():
-        row: dict[str, Any] = {
-            "tool": tool,
-            "version": found[0].version,
-            "completed": sum(r.completed for r in found),
-        }
-        for name in TIMES:
-            kind = Rates if name == "throughput" else Timing
-            row[name] = kind(tuple(getattr(reading, name) for reading in found))
-            row[f"{name}_over_ours"] = row[name].median / median(
-                getattr(r, name) for r in readings[OURS]
-            )
-        result.append(row | {"lagged": sum(reading.lagged for reading in found)})
-    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

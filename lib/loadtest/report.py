@@ -1,22 +1,14 @@
-"""A load test's results: for eyes, for a file, for a record, for a figure. Introduced in chapter 6."""
+"""A load test's results as text for a terminal. Introduced in chapter 6."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-from lib.bench.measure.machine import fingerprint
-from lib.bench.notebook.figures import figure, lines, log2_axis, save
-from lib.bench.records.files import write_json
-from lib.bench.records.record import Record
-from lib.bench.records.series import Series
 from lib.loadtest.request_trace import COMPLETED, OUTCOMES
 from lib.loadtest.run import LoadRun
-from lib.loadtest.stats import ENOUGH, QUANTILES, summarize
+from lib.loadtest.stats import QUANTILES, summarize
 
-SCHEMA = 1
 _ERRORS = 10  # different ones that a terminal shows
 _TIMES = (
     ("TTFT", "ttft"),
@@ -30,7 +22,7 @@ _TIMES = (
 
 
 def name_of(run: LoadRun) -> str:
-    """Which load it was: "8 users", or "12 requests/s poisson"."""
+    """The name of the load: "8 users", or "poisson at 12 requests/s"."""
     config = run.config
     if config["mode"] == "closed":
         return f"{config['concurrency']} user{'s' if config['concurrency'] > 1 else ''}"
@@ -40,7 +32,7 @@ def name_of(run: LoadRun) -> str:
 
 
 def text_report(run: LoadRun, slo: Mapping[str, float] | None = None) -> str:
-    """Everything that a terminal should show, several lines."""
+    """The report of one run: outcomes, errors, rates, latencies and the server's gauges, several lines."""
     s = summarize(run, slo)
     outcomes = ", ".join(
         f"{s[outcome]} {outcome}" for outcome in OUTCOMES if s[outcome] or outcome == COMPLETED
@@ -90,131 +82,10 @@ def text_report(run: LoadRun, slo: Mapping[str, float] | None = None) -> str:
         rows.append("  the server gave no token counts: chunks were counted as tokens")
     elif s["tokens_per_chunk"] and s["tokens_per_chunk"] > 1.05:
         rows.append(
-            f"  {s['tokens_per_chunk']:.1f} tokens a chunk: ITL is a time between chunks, not tokens"
+            f"  {s['tokens_per_chunk']:.1f} tokens per chunk: ITL is the time between chunks, not tokens"
         )
     if s["lagged"]:
         rows.append(
             "  THE GENERATOR LAGGED: it sent requests or noted tokens late, so these times are partly its own"
         )
     return "\n".join(rows)
-
-
-def to_json(runs: Sequence[LoadRun], slo: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Plain data: what was asked, the summary, every request's raw times, the gauges, and the generator's machine."""
-    return {
-        "schema": SCHEMA,
-        "fingerprint": fingerprint(None),
-        "runs": [
-            {
-                "name": name_of(run),
-                "config": run.config,
-                "problem": run.problem,
-                "summary": summarize(run, slo),
-                "requests": [trace.to_json() for trace in run.traces],
-                "gauges": run.gauges,
-                "warmup": [trace.to_json() for trace in run.warmup],
-            }
-            for run in runs
-        ],
-    }
-
-
-def save_json(path: Path, runs: Sequence[LoadRun], slo: Mapping[str, float] | None = None) -> None:
-    """Raises OSError where it cannot be written."""
-    write_json(path, to_json(runs, slo))
-
-
-def add_to_record(
-    record: Record,
-    name: str,
-    runs: Sequence[LoadRun],
-    *,
-    slo: Mapping[str, float] | None = None,
-    params: Mapping[str, Any] | None = None,
-    **labels: Sequence[Any],
-) -> Series:
-    """One row a run: counts, rates and percentiles, beside `labels` (a column each, one value a run)."""
-    points = []
-    for i, run in enumerate(runs):
-        s = summarize(run, slo)
-        row: dict[str, Any] = {column: values[i] for column, values in labels.items()}
-        row |= {
-            key: s[key]
-            for key in (
-                "requests",
-                *OUTCOMES,
-                "duration",
-                "request_throughput",
-                "output_throughput",
-                "goodput",
-                "rejected_fraction",
-                "mean_in_flight",
-                "lagged",
-            )
-        }
-        row |= {
-            f"{time}_{q}": s[time][q]
-            for time in ("ttft", "ttft_sent", "tpot", "itl", "e2e", "e2e_sent", "lag")
-            for q in ("mean", "p50", "p90", "p95", "p99")
-        }
-        row |= {
-            f"{gauge}_{kind}": s["gauges"].get(gauge, {}).get(kind)
-            for gauge in (
-                "running",
-                "waiting",
-                "kv_cache",
-                "gpu",
-                "gpu_memory",
-                "cpu",
-                "generator_cpu",
-            )
-            for kind in ("mean", "peak")
-        }
-        points.append(row)
-    note = f"percentiles over the completed requests; a p99 of fewer than {ENOUGH} is indicative"
-    return record.add(
-        name,
-        unit="see columns: s, requests/s, tokens/s",
-        points=points,
-        params={**(params or {}), "slo": None if slo is None else dict(slo), "note": note},
-    )
-
-
-def save_figure(path: Path, runs: Sequence[LoadRun]) -> None:
-    """Throughput and latency against the load; for a single run, the distribution of its latencies."""
-    done = [run for run in runs if any(trace.completed for trace in run.traces)]
-    if not done:
-        raise ValueError("no request was completed: there is nothing to draw")
-    if len(done) == 1:
-        fig, ax = figure()
-        times = {
-            "TTFT": [t.ttft for t in done[0].traces if t.completed],
-            "E2E": [t.e2e for t in done[0].traces if t.completed],
-        }
-        for i, (name, samples) in enumerate(times.items()):
-            share = [(k + 1) / len(samples) for k in range(len(samples))]
-            ax.plot(sorted(samples), share, drawstyle="steps-post", color=f"C{i}", label=name)
-        ax.set(xlabel="seconds since the request was due", ylabel="share of requests", ylim=(0, 1))
-        fig.legend(loc="outside upper left", ncols=2)
-    else:
-        closed = done[0].config["mode"] == "closed"
-        x = [
-            run.config["concurrency"] if closed else run.config["offered_rate"] or 0 for run in done
-        ]
-        rows = [summarize(run) for run in done]
-        fig, (left, right) = figure(2)
-        lines(left, x, {"throughput": [row["output_throughput"] for row in rows]})
-        lines(
-            right,
-            x,
-            {
-                f"{name} {q}": [row[key][q] for row in rows]
-                for name, key in (("TTFT", "ttft"), ("E2E", "e2e"))
-                for q in ("p50", "p95")
-            },
-        )
-        for ax, label in ((left, "output tokens/s"), (right, "seconds")):
-            ax.set(xlabel="users" if closed else "offered requests/s", ylabel=label, ylim=(0, None))
-            if closed:
-                log2_axis(ax, "x")
-    save(fig, path)

@@ -1,4 +1,4 @@
-"""One request under load: when it was due, when it left, what came back when, and how it ended. Introduced in chapter 6.
+"""One request under load: when it was due, sent and answered, and how it ended. Introduced in chapter 6.
 
 Names and definitions are those of `vllm bench serve`, with one difference: there a request's clock starts when it is
 sent. Here it starts when the request was due (MLPerf's rule), and the times since it was sent stand beside it.
@@ -76,12 +76,12 @@ class RequestTrace:
 
     @property
     def gaps(self) -> list[float]:
-        """Times between consecutive chunks: vLLM's ITL. With one token a chunk, times between tokens."""
+        """Times between consecutive chunks: vLLM's ITL. With one token per chunk, times between tokens."""
         return [after - before for before, after in zip(self.chunks, self.chunks[1:])]
 
     @property
     def lag(self) -> float | None:
-        """From due, with a place free, to sent: the generator's own fault."""
+        """From due, with a place free, to sent: the delay that the generator causes."""
         return None if self.sent is None else self.sent - self.ready
 
     @property
@@ -90,7 +90,7 @@ class RequestTrace:
         return None if self.ready is None else self.ready - self.scheduled
 
     def to_json(self) -> dict[str, Any]:
-        """Raw times to the microsecond, and what follows from them."""
+        """Raw times, rounded to the microsecond, and the times derived from them."""
         rounded = lambda value: None if value is None else round(value, 6)  # noqa: E731
         return {
             "index": self.index,

@@ -1,4 +1,4 @@
-"""What the users ask under load: seeded prompts of known lengths, as token ids or as text. Introduced in chapter 6."""
+"""The requests of a load test: seeded prompts of known lengths, as token ids or as text. Introduced in chapter 6."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def make_requests(
     text: bool = False,
     seed: int = 0,
 ) -> list[LoadRequest]:
-    """n requests; the same arguments give the same requests everywhere, and no two prompts are alike but by chance.
+    """n requests; the same arguments give the same requests on every machine. Prompts are drawn independently.
 
     short, medium, long: prompts of 6, 28 and 56 tokens. chat: prompts of 8 to 400 tokens and answers of at most
     `max_tokens`, both log-normal, as conversations are. shared-prefix: 128 tokens that all have in common, then 28 of
-    one's own. `text`: words instead of token ids, each about a token.
+    its own. `text`: words instead of token ids, each about a token.
     Raises ValueError for an unknown workload, and for n, max_tokens or vocab_size below 1.
     """
     if workload not in WORKLOADS:

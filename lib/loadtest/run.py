@@ -1,4 +1,4 @@
-"""A load test from Python: warm up, drain, measure, and hand back every raw time. Introduced in chapter 6."""
+"""A load test from Python: warm up, drain, measure, and return every raw time. Introduced in chapter 6."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lib.loadtest.request_trace import FAILED, RequestTrace
 from lib.loadtest.requests import LoadRequest
 from lib.loadtest.session import Session
 
-Watcher = Callable[[Session], None]  # called a few times a second while a run goes on
+Watcher = Callable[[Session], None]  # called a few times per second while a run goes on
 
 
 @dataclass
@@ -69,15 +69,15 @@ def open_loop(
     warmup: Sequence[LoadRequest] = (),
     watcher: Watcher | None = None,
 ) -> LoadRun:
-    """Each request goes out at its time in `arrivals` (seconds, ascending), whatever has become of the others.
+    """Sends each request at its time in `arrivals` (seconds, ascending), whether or not others have ended.
 
-    `max_in_flight` makes those beyond it wait in the generator. Their clock runs: it starts when they are due.
-    Raises ValueError for no requests, max_in_flight < 1, and times that are not ascending from 0, one a request.
+    Requests beyond `max_in_flight` wait in the generator. Their time counts from when they were due.
+    Raises ValueError for no requests, max_in_flight < 1, and times that are not ascending from 0, one per request.
     """
     times = list(arrivals)
     if len(times) != len(requests) or any(b < a for a, b in zip([0.0, *times], times)):
         raise ValueError(
-            f"arrivals must be one time a request, ascending from 0, got {len(times)} for {len(requests)}"
+            f"arrivals must be one time per request, ascending from 0, got {len(times)} for {len(requests)}"
         )
     if max_in_flight is not None and max_in_flight < 1:
         raise ValueError(f"max_in_flight must be >= 1, got {max_in_flight}")
@@ -102,7 +102,7 @@ def _run(
     config: dict[str, Any],
     drive: Callable[[Session], Coroutine],
 ) -> LoadRun:
-    """Run it in a thread of its own, with an event loop of its own: a notebook's is in use already."""
+    """Runs it in a thread with an event loop of its own: a notebook's loop is in use already."""
     if not requests:
         raise ValueError("requests must be at least one")
     run = LoadRun(

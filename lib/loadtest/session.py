@@ -1,4 +1,4 @@
-"""Closed loop and open loop: who sends when, who waits for whom, and when to give up. Introduced in chapter 6."""
+"""Closed loop and open loop: when each request is sent, and when the run is given up. Introduced in chapter 6."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lib.loadtest.requests import LoadRequest
 
 
 class Session:
-    """Sends a list of requests and watches over them. Belongs to one event loop."""
+    """Sends a list of requests and ends the run when the server is silent. Belongs to one event loop."""
 
     def __init__(
         self, http: httpx.AsyncClient, target: Target, requests: Sequence[LoadRequest]
@@ -76,7 +76,7 @@ class Session:
         await self._watched(dispatch())
 
     def cancel(self, why: str, outcome: str) -> None:
-        """End the run now: what is in flight ends as `outcome`, what was not sent stays unsent."""
+        """Ends the run now: requests in flight end as `outcome`, those not sent stay unsent."""
         self._give_up(why)
         for task, trace in self.in_flight.items():
             trace.outcome, trace.error = outcome, why

@@ -1,6 +1,6 @@
-"""What a load test's raw times amount to. Pure arithmetic: no clock, no network. Introduced in chapter 6.
+"""The arithmetic of a load test: rates, percentiles and goodput from raw times. No clock, no network. Introduced in chapter 6.
 
-Defined as in `vllm bench serve`: percentiles are linear between samples, TPOT leaves out answers of one token,
+Defined as in `vllm bench serve`: percentiles are linear between samples (`lib.bench.measure.percentiles`), TPOT leaves out answers of one token,
 throughput divides by the time from the start to the end of the last request. Times here start when a request was due;
 those that start when it was sent, as vLLM's do, have `_sent` in their name.
 """
@@ -62,7 +62,7 @@ def check_slo(slo: Mapping[str, float]) -> dict[str, float]:
 
 
 def summarize(run: LoadRun, slo: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """One flat row of counts and rates, and one distribution for each kind of time. Rates are a second, times seconds.
+    """One flat row of counts and rates, and one distribution for each kind of time. Rates are per second, times in seconds.
 
     slo: limits in seconds, e.g. {"ttft": 0.5, "tpot": 0.05}. goodput is None without one.
     """
@@ -112,14 +112,14 @@ def summarize(run: LoadRun, slo: Mapping[str, float] | None = None) -> dict[str,
 
 
 def _lagged(spread: Mapping[str, Mapping[str, Any]]) -> bool:
-    """The generator, not the server, may have made these times: requests left late, or tokens were noted late."""
+    """Whether the generator itself may have caused these times: requests sent late, or tokens noted late."""
     ttft = spread["ttft"]["p50"] or 0.0
     worst = max(spread[name]["p99"] or 0.0 for name in ("lag", "loop_lag"))
     return worst > max(LAG_FLOOR, LAG_SHARE * ttft)
 
 
 def _gauges(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and peak of each gauge over its samples; a gauge that was never there is left out."""
+    """Mean and peak of each gauge over its samples; a gauge without a value is left out."""
     result: dict[str, Any] = {}
     for name in samples[0] if samples else ():
         values = [sample[name] for sample in samples if sample[name] is not None]

@@ -1,4 +1,4 @@
-"""One line in a terminal that says how a load test is getting on. Introduced in chapter 6."""
+"""The progress of a load test, as one line in a terminal. Introduced in chapter 6."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lib.loadtest.session import Session
 
 
 class StatusLine:
-    """`watcher=StatusLine(sys.stderr, "8 users")`. Draws over itself; draws nothing where nobody sees it."""
+    """`watcher=StatusLine(sys.stderr, "8 users")`. Redraws itself; silent where the stream is no terminal."""
 
     def __init__(self, stream: TextIO, label: str) -> None:
         self._stream, self._label = stream, label
@@ -27,7 +27,7 @@ class StatusLine:
             self._stream.flush()
 
     def text(self, session: Session) -> str:
-        """What the line says."""
+        """The line's text."""
         traces = session.traces
         ended = [trace for trace in traces if trace.end is not None and trace.outcome != UNSENT]
         done = sum(trace.outcome == COMPLETED for trace in ended)
@@ -43,7 +43,7 @@ class StatusLine:
         )
 
     def close(self) -> None:
-        """Take the line away."""
+        """Removes the line."""
         if self._visible:
             self._stream.write("\r\x1b[K")
             self._stream.flush()

@@ -6,26 +6,29 @@ import time
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
-from lib.serving import chat, completions, errors, info
-from lib.serving.middleware import ApiKeyGuard, BodyLimit
+from lib.serving import chat, completions, errors, status_routes
+from lib.serving.middleware import ApiKeyGuard, BodyReader
 from lib.serving.service import Service
 
 
 def create_app(service: Service) -> FastAPI:
-    """All routes over one service. The caller starts `service.engine`."""
-    # The interactive documentation would load its scripts from elsewhere; /openapi.json stays.
-    app = FastAPI(title="Token by Token", docs_url=None, redoc_url=None)
+    """All routes over one service. The caller starts `service.async_llm`."""
+    # The interactive documentation would load its scripts from elsewhere; /openapi.json stays. A redirect from /path/ to
+    # /path would send the client to whatever its Host header names.
+    app = FastAPI(title="Token by Token", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service, app.state.started = service, int(time.time())
-    for module in (completions, chat, info):
+    for module in (completions, chat, status_routes):
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(directory=info.STATIC), name="static")
+    app.mount("/static", _Files(directory=status_routes.STATIC), name="static")
     errors.install(app)
     app.openapi = lambda: _schema(app)
-    # The last one added is the first one asked.
-    app.add_middleware(BodyLimit, most=service.options.max_body_bytes)
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyReader, most=service.options.max_body_bytes)
     if service.options.api_key is not None:
         app.add_middleware(ApiKeyGuard, key=service.options.api_key)
     if service.options.cors_origins:
@@ -36,6 +39,15 @@ def create_app(service: Service) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
         )
     return app
+
+
+class _Files(StaticFiles):
+    """StaticFiles without its tolerance for a slash after a file's name."""
+
+    def get_path(self, scope: Scope) -> str:
+        if scope["path"].endswith("/"):
+            raise HTTPException(404)
+        return super().get_path(scope)
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

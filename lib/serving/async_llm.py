@@ -1,4 +1,4 @@
-"""The event loop's side of the engine: admission, one queue a call, aborts. Introduced in chapter 5.
+"""The event loop's side of the engine: admission, `generate`, aborts. Introduced in chapter 5.
 
 Everything here runs on the loop; `EngineThread` is the other side. A turn of the engine costs the loop one wake-up,
 however many requests it served.
@@ -10,28 +10,55 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lib.core.outputs import Chunk, RequestOutput
+from lib.core.outputs import RequestOutput
 from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
 from lib.serving.engine_thread import Abort, Add, EngineThread, Turn
-from lib.serving.errors import ApiError
+from lib.serving.errors import ApiError, invalid_request
 from lib.serving.logs import log
 from lib.serving.observer import InFlightRequest, Observer
+from lib.serving.output_collector import OutputCollector, Update
 
 _T = TypeVar("_T")
 
+# A step that takes longer than this hangs: the slowest one, a full batch of a large model on a CPU, takes seconds, and
+# what is compiled on first use was compiled by the warm-up.
+HUNG_STEP_SECONDS = 60.0
+
 
 @dataclass
-class Update:
-    """News of one prompt of a call. `output` is set with the last one."""
+class Call:
+    """One admitted HTTP request, from `AsyncLLM.open` to `AsyncLLM.close`. Plain data: it calls nothing.
 
-    position: int
-    chunks: list[Chunk]
-    output: RequestOutput | None
+    `reserved`: sequences it may still hand to the engine. `outputs`: the finished ones, by prompt.
+    """
+
+    id: str
+    stream: bool
+    reserved: int
+    timeout: float | None  # seconds
+    deadline: float | None  # in the event loop's time
+    log_fields: dict[str, Any]
+    arrival: float = field(default_factory=time.monotonic)
+    request_ids: list[str] = field(default_factory=list)
+    outputs: dict[int, RequestOutput] = field(default_factory=dict)
+    collector: OutputCollector = field(default_factory=OutputCollector)
+
+    async def in_time(self, work: Awaitable[_T]) -> _T:
+        """Await a part of the call's work. Raises ApiError 504 once the call's time is up."""
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                return await work
+        except TimeoutError:
+            raise ApiError(
+                504,
+                f"the request took longer than {self.timeout:g} s, the limit of this server",
+                code="timeout",
+            ) from None
 
 
 class AsyncLLM:
@@ -46,11 +73,14 @@ class AsyncLLM:
     ) -> None:
         self.max_concurrent, self.observer = max_concurrent, observer
         self.state, self.in_flight = "loading", 0
+        self.hung_after = HUNG_STEP_SECONDS
         self.llm: LLM | None = None  # for what never changes: config, tokenizer, limits
         self.stats: dict[str, Any] = {}  # as of the last turn
-        self.ended: asyncio.Future[BaseException] = None  # the error that ended the thread
-        self.ready = asyncio.Event()
-        self._calls: dict[str, tuple[Call, InFlightRequest]] = {}  # by the engine's request id
+        self.ready, self.dead = asyncio.Event(), asyncio.Event()
+        self._requests: dict[str, tuple[Call, InFlightRequest]] = {}  # by the engine's request id
+        self._refusal: ApiError | None = (
+            None  # set when no call may go on: the engine's or drain's end
+        )
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = EngineThread(
@@ -63,8 +93,18 @@ class AsyncLLM:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.ended = self._loop.create_future()
         self._thread.start()
+
+    @property
+    def hung(self) -> bool:
+        """Whether the engine has been in one step for more than `hung_after` seconds."""
+        began = self._thread.turn_began
+        return began is not None and time.monotonic() - began > self.hung_after
+
+    def require_ready(self) -> None:
+        """Raises ApiError 503 unless new calls are taken."""
+        if self.state != "ready":
+            raise ApiError(503, f"the engine is {self.state}", code=self.state, retry_after=5)
 
     def open(
         self,
@@ -75,8 +115,7 @@ class AsyncLLM:
         **log_fields: Any,
     ) -> Call:
         """Reserve room for a call. Raises ApiError 503 if there is none or the engine is not ready."""
-        if self.state != "ready":
-            raise ApiError(503, f"the engine is {self.state}", code=self.state, retry_after=5)
+        self.require_ready()
         if num_sequences > self.max_concurrent:
             raise ApiError(
                 400,
@@ -94,7 +133,46 @@ class AsyncLLM:
             )
         self.in_flight += num_sequences
         self._idle.clear()
-        return Call(self, call_id, num_sequences, timeout, stream, log_fields)
+        deadline = None if timeout is None else self._loop.time() + timeout
+        return Call(call_id, stream, num_sequences, timeout, deadline, log_fields)
+
+    async def generate(
+        self, prompts: Sequence[list[int]], params: SamplingParams, call: Call
+    ) -> AsyncIterator[list[Update]]:
+        """Run the call's prompts; yields what is new until all are finished, then `call.outputs` is complete.
+
+        Raises ApiError, also 504 at the call's deadline. However it is left, what still runs is aborted.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        ids = [call.id] if len(prompts) == 1 else [f"{call.id}-{i}" for i in range(len(prompts))]
+        for position, (request_id, token_ids) in enumerate(zip(ids, prompts, strict=True)):
+            self._requests[request_id] = (
+                call,
+                InFlightRequest(
+                    request_id, position, params, len(token_ids), call.arrival, call.log_fields
+                ),
+            )
+        call.request_ids, call.reserved = ids, 0
+        self._thread.send(Add([(i, ids_of, params) for i, ids_of in zip(ids, prompts)]))
+        try:
+            while len(call.outputs) < len(ids):
+                updates = await call.in_time(call.collector.get())
+                for update in updates:
+                    if update.output is not None:
+                        call.outputs[update.position] = update.output
+                yield updates
+        finally:
+            self.close(call)
+
+    def close(self, call: Call) -> None:
+        """Give everything back. What still runs is aborted, and counts until the engine has let it go."""
+        self._release(call.reserved)
+        call.reserved = 0
+        unfinished = [i for i in call.request_ids if i in self._requests]
+        call.request_ids = []
+        if unfinished:
+            self._thread.send(Abort(unfinished))
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new calls and wait for the others. After `timeout` seconds they are ended with an error: False."""
@@ -102,30 +180,8 @@ class AsyncLLM:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout)
             return True
-        self._fail_all(lambda: ApiError(503, "the server is shutting down", code="draining"))
+        self._fail_all(ApiError(503, "the server is shutting down", code="draining"))
         return False
-
-    # What a Call needs.
-
-    def submit(self, call: Call, requests: Sequence[tuple[str, list[int], SamplingParams]]) -> None:
-        for position, (request_id, token_ids, params) in enumerate(requests):
-            self._calls[request_id] = (
-                call,
-                InFlightRequest(
-                    request_id, position, params, len(token_ids), call.arrival, call.fields
-                ),
-            )
-        self._thread.send(Add(requests))
-
-    def abort(self, request_ids: Sequence[str]) -> None:
-        unfinished = [i for i in request_ids if i in self._calls]
-        if unfinished:
-            self._thread.send(Abort(unfinished))
-
-    def release(self, num_sequences: int) -> None:
-        self.in_flight -= num_sequences
-        if self.in_flight == 0:
-            self._idle.set()
 
     # What the thread reports.
 
@@ -137,10 +193,8 @@ class AsyncLLM:
         return post
 
     def _on_ready(self, llm: LLM) -> None:
-        self.llm, self.stats = (
-            llm,
-            llm.stats(),
-        )  # the thread waits for work, which only this loop can send
+        # `stats` is safe here: the thread waits for work, which only this loop can send.
+        self.llm, self.stats = llm, llm.stats()
         if self.state == "loading":
             self.state = "ready"
         self.ready.set()
@@ -148,32 +202,30 @@ class AsyncLLM:
     def _on_turn(self, turn: Turn) -> None:
         self.stats = turn.stats
         for output in turn.outputs:
-            call, flight = self._calls.get(output.request_id, (None, None))
-            if call is None:
-                continue
-            self.observer.progressed(flight, output, turn.time)
-            if output.finished:
-                self._forget(output.request_id)
-            if call.stream or output.finished:
-                call.put(
-                    Update(flight.position, output.chunks, output if output.finished else None)
-                )
+            if output.request_id in self._requests:
+                self._deliver(output, turn.time)
         for request_id, error in turn.errors:
-            if request_id in self._calls:
-                call, flight = self._calls[request_id]
-                self._forget(request_id)
-                if isinstance(error, ValueError) and not flight.started:  # the engine refused it
-                    call.put(_refusal(error))
+            if request_id in self._requests:
+                call, request = self._forget(request_id)
+                if isinstance(error, ValueError) and not request.started:  # the engine refused it
+                    call.collector.fail(invalid_request(error))
                 else:
-                    self.observer.failed(flight)
-                    call.put(
-                        ApiError(
-                            500,
-                            "the engine failed while it worked on this request; try again",
-                            code="engine_error",
-                        )
-                    )
+                    self.observer.failed(request)
+                    call.collector.fail(_engine_error())
         self.observer.turned(turn)
+
+    def _deliver(self, output: RequestOutput, now: float) -> None:
+        call, request = self._requests[output.request_id]
+        self.observer.progressed(request, output, now)
+        if output.finished:
+            self._forget(output.request_id)
+        if any(chunk.finish_reason == "error" for chunk in output.chunks):
+            errors = (getattr(completion, "error", None) for completion in output.completions)
+            call.collector.fail(_engine_error(next(filter(None, errors), None)))
+        elif call.stream or output.finished:
+            call.collector.put(
+                Update(request.position, output.chunks, output if output.finished else None)
+            )
 
     def _on_death(self, error: BaseException) -> None:
         self.state = "dead"
@@ -183,93 +235,32 @@ class AsyncLLM:
             reason=repr(error)[:500],
             exc_info=None if isinstance(error, (ValueError, OSError)) else error,
         )
-        self._fail_all(lambda: ApiError(503, "the engine has died, the server ends", code="dead"))
-        if not self.ended.done():
-            self.ended.set_result(error)
+        self._fail_all(ApiError(503, "the engine has died, the server ends", code="dead"))
+        self.dead.set()
 
-    def _forget(self, request_id: str) -> None:
-        _, flight = self._calls.pop(request_id)
-        self.release(flight.params.n)
-
-    def _fail_all(self, make_error: Callable[[], ApiError]) -> None:
-        for request_id, (call, flight) in list(self._calls.items()):
+    def _fail_all(self, error: ApiError) -> None:
+        """End all calls with `error`, also those that have not got to the engine yet."""
+        self._refusal = error
+        for request_id in list(self._requests):
             self._thread.send(Abort([request_id]))
-            self._forget(request_id)
-            self.observer.failed(flight)
-            call.put(make_error())
+            call, request = self._forget(request_id)
+            self.observer.failed(request)
+            call.collector.fail(error)
+
+    def _forget(self, request_id: str) -> tuple[Call, InFlightRequest]:
+        call, request = self._requests.pop(request_id)
+        self._release(request.params.n)
+        return call, request
+
+    def _release(self, num_sequences: int) -> None:
+        self.in_flight -= num_sequences
+        if self.in_flight == 0:
+            self._idle.set()
 
 
-class Call:
-    """One HTTP request's stay in the engine: open, submit, next until finished, close (always)."""
-
-    def __init__(
-        self,
-        engine: AsyncLLM,
-        call_id: str,
-        num_sequences: int,
-        timeout: float | None,
-        stream: bool,
-        fields: dict[str, Any],
-    ) -> None:
-        self.id, self.stream, self.fields = call_id, stream, fields
-        self.arrival = time.monotonic()
-        self.request_ids: list[str] = []
-        self.outputs: dict[int, RequestOutput] = {}  # by position, the finished ones
-        self._engine, self._reserved, self._timeout = engine, num_sequences, timeout
-        self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        self._queue: asyncio.Queue[Update | ApiError] = asyncio.Queue()
-
-    def submit(self, prompts: Sequence[list[int]], params: SamplingParams) -> None:
-        ids = (
-            [self.id]
-            if len(prompts) == 1
-            else [f"{self.id}-{position}" for position in range(len(prompts))]
-        )
-        self.request_ids, self._reserved = ids, 0
-        self._engine.submit(
-            self, [(i, token_ids, params) for i, token_ids in zip(ids, prompts, strict=True)]
-        )
-
-    def put(self, item: Update | ApiError) -> None:
-        self._queue.put_nowait(item)
-
-    @property
-    def finished(self) -> bool:
-        return len(self.outputs) == len(self.request_ids) > 0
-
-    async def next(self) -> list[Update]:
-        """What came since the last call, at least one update. Raises ApiError; 504 when the time is up."""
-        items = [await self.in_time(self._queue.get())]
-        while not self._queue.empty():
-            items.append(self._queue.get_nowait())
-        for item in items:
-            if isinstance(item, ApiError):
-                raise item
-            if item.output is not None:
-                self.outputs[item.position] = item.output
-        return items
-
-    async def in_time(self, work: Awaitable[_T]) -> _T:
-        """Wait for a part of the call's work. ApiError 504, and the call is closed, once its time is up."""
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                return await work
-        except TimeoutError:
-            self.close()
-            raise ApiError(
-                504,
-                f"the request took longer than {self._timeout:g} s, the limit of this server",
-                code="timeout",
-            ) from None
-
-    def close(self) -> None:
-        """Give everything back. What still runs is aborted, and counts until the engine has let it go."""
-        self._engine.release(self._reserved)
-        self._reserved = 0
-        self._engine.abort(self.request_ids)
-
-
-def _refusal(error: ValueError) -> ApiError:
-    message = str(error)
-    code = "context_length_exceeded" if message.startswith("prompt (") else None
-    return ApiError(400, message, message.split()[0], code)
+def _engine_error(text: str | None = None) -> ApiError:
+    return ApiError(
+        500,
+        text or "the engine failed while it worked on this request; try again",
+        code="engine_error",
+    )

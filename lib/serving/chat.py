@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from lib.core.outputs import Chunk, Completion
 from lib.core.sampling_params import SamplingParams
-from lib.serving.async_llm import Call, Update
+from lib.serving.async_llm import Call
 from lib.serving.completions import ERRORS
 from lib.serving.logprobs import chat_logprobs
+from lib.serving.output_collector import Update
 from lib.serving.protocol import ChatRequest
 from lib.serving.service import Service, answer, checked, usage
 
@@ -23,11 +24,11 @@ router = APIRouter(responses=ERRORS)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation; streamed if asked. Without max_tokens the answer may be as long as the context allows."""
     service: Service = request.app.state.service
+    service.async_llm.require_ready()
     service.check_model(body.model)
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    longest = service.tokens.limit if service.tokens else 1
-    params = checked(lambda: body.sampling_params(max_tokens or longest, logprobs))
+    params = checked(lambda: body.sampling_params(max_tokens or service.tokens.limit, logprobs))
     call = service.open("chatcmpl", params.n, bool(body.stream), route="chat", user=body.user)
 
     async def prepare() -> tuple[list[list[int]], SamplingParams]:
@@ -35,7 +36,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
         rest = max(1, service.tokens.limit - len(prompt))
         return [prompt], checked(lambda: body.sampling_params(max_tokens or rest, logprobs))
 
-    return await answer(request, call, prepare, ChatWriter(service, call, body))
+    return await answer(request, service, call, prepare, ChatWriter(service, call, body))
 
 
 class ChatWriter:
@@ -53,9 +54,7 @@ class ChatWriter:
             ):
                 continue  # a part of a character, or of what may become a stop string: it comes with the next ones
             delta: dict[str, Any] = {}
-            if (
-                chunk.index not in self._begun
-            ):  # the role rides on the first content: no chunk comes before a token
+            if chunk.index not in self._begun:  # the role comes with the first content, not before
                 self._begun.add(chunk.index)
                 delta = {"role": "assistant", "content": chunk.text}
             elif chunk.text or not chunk.finish_reason:

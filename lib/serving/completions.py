@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from lib.core.sampling_params import SamplingParams
-from lib.serving.async_llm import Call, Update
+from lib.serving.async_llm import Call
 from lib.serving.errors import ApiError
 from lib.serving.logprobs import completion_logprobs
+from lib.serving.output_collector import Update
 from lib.serving.protocol import CompletionRequest, ErrorResponse, GenerateRequest, GenerateResponse
 from lib.serving.service import Service, answer, checked, usage
 
@@ -23,6 +24,7 @@ router = APIRouter(responses=ERRORS)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue a prompt, or several; streamed if asked."""
     service: Service = request.app.state.service
+    service.async_llm.require_ready()
     service.check_model(body.model)
     params = checked(lambda: body.sampling_params(body.max_tokens, body.logprobs))
     prompts = body.prompts
@@ -36,7 +38,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
             await writer.load_echo(prompts)
         return await service.tokens.encode(prompts), params
 
-    return await answer(request, call, prepare, writer)
+    return await answer(request, service, call, prepare, writer)
 
 
 class CompletionWriter:
@@ -125,6 +127,7 @@ class CompletionWriter:
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """The shortest way to some text."""
     service: Service = request.app.state.service
+    service.async_llm.require_ready()
     params = checked(
         lambda: SamplingParams(max_tokens=body.max_tokens, temperature=body.temperature)
     )
@@ -133,7 +136,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     async def prepare() -> tuple[list[list[int]], SamplingParams]:
         return await service.tokens.encode([body.prompt]), params
 
-    return await answer(request, call, prepare, GenerateWriter())
+    return await answer(request, service, call, prepare, GenerateWriter())
 
 
 class GenerateWriter:

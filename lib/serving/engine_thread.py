@@ -1,8 +1,8 @@
 """The one thread that owns the LLM. It steps while there is work and sleeps while there is none.
 
-A step takes milliseconds to seconds and must not run on the event loop, which would answer nobody meanwhile. So the two
-only leave notes for each other: commands come in through a deque under a condition, and after each step everything it
-brought goes out in a single `Turn`. Introduced in chapter 5.
+A step takes milliseconds to seconds, and the event loop could not answer anything while it ran there. So the two only
+exchange messages: commands come in through a deque under a condition, and after each step all that is new goes out in
+a single `Turn`. Introduced in chapter 5.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from lib.core.outputs import RequestOutput
 from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
+from lib.serving.engine_snapshot import take_snapshot
 from lib.serving.logs import log
-from lib.serving.snapshot import take_snapshot
 
 # Without a good step in between, so many bad ones mean that the fault is not in a request.
 MAX_FAILED_STEPS = 3
@@ -72,6 +72,7 @@ class EngineThread:
         self._wake = threading.Condition()
         self._stopping = self._watched = False
         self._failed_steps, self._next_snapshot, self._snapshot_due = 0, 0.0, False
+        self.turn_began: float | None = None  # time.monotonic(); None between two turns
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Called from other threads.
@@ -106,7 +107,9 @@ class EngineThread:
             llm = self._make_llm()
             self._on_ready(llm)
             while (commands := self._wait_for_work(llm)) is not None:
+                self.turn_began = time.monotonic()
                 self._turn(llm, commands)
+                self.turn_began = None
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self._on_death(error)
 
@@ -123,7 +126,7 @@ class EngineThread:
             return None if self._stopping else commands
 
     def _turn(self, llm: LLM, commands: list[Add | Abort]) -> None:
-        turn = Turn()
+        turn, failure = Turn(), None
         for command in commands:
             if isinstance(command, Add):
                 self._add(llm, command, turn)
@@ -136,6 +139,7 @@ class EngineThread:
                 turn.outputs += llm.step()
                 self._failed_steps = 0
             except Exception as error:
+                failure = error
                 self._recover(llm, error, turn)
         turn.time, turn.stats = time.monotonic(), llm.stats()
         if self._watched:
@@ -147,6 +151,8 @@ class EngineThread:
                     llm.has_unfinished(),
                 )
         self._on_turn(turn)
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise RuntimeError(f"{self._failed_steps} steps failed in a row") from failure
 
     def _add(self, llm: LLM, command: Add, turn: Turn) -> None:
         added: list[str] = []
@@ -172,6 +178,3 @@ class EngineThread:
         for request_id in victims:
             llm.abort(request_id)
         turn.errors += [(request_id, error) for request_id in victims]
-        if self._failed_steps >= MAX_FAILED_STEPS:
-            self._on_turn(turn)
-            raise RuntimeError(f"{self._failed_steps} steps failed in a row") from error

@@ -1,7 +1,4 @@
-"""What goes wrong, in the shape that OpenAI's clients understand, and without a word about our insides.
-
-Introduced in chapter 5.
-"""
+"""Errors in the shape that OpenAI's clients understand, without the server's internals. Introduced in chapter 5."""
 
 from __future__ import annotations
 
@@ -53,6 +50,13 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, self.headers)
+
+
+def invalid_request(error: ValueError) -> ApiError:
+    """A refused field as a 400; `param` and `code` are those of lib.core.errors.InvalidRequest."""
+    return ApiError(
+        400, str(error)[:500], getattr(error, "param", None), getattr(error, "code", None)
+    )
 
 
 def install(app: FastAPI) -> None:

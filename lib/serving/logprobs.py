@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lib.serving.tokens import TokenizerPool
+from lib.serving.tokenizer_pool import TokenizerPool
 
 _LEAST = -9999.0  # JSON has no -Infinity
 

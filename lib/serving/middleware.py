@@ -1,4 +1,4 @@
-"""What is checked before a request reaches a route: the key and the size of the body. Introduced in chapter 5."""
+"""Checks before a request reaches its route: the key, and the body's size. Introduced in chapter 5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lib.serving.errors import ApiError, refuse
 
 _GUARDED = ("/v1", "/generate", "/engine")
 _BODY_SECONDS = 30.0
-_DISCARDED = 16  # times the limit: so much more is read and dropped, for a client that reads only when it has written
+_DISCARDED = 16  # times the limit: up to here a body is read and dropped, for a client that reads only after writing
 
 
 class ApiKeyGuard:
@@ -37,16 +37,27 @@ class ApiKeyGuard:
         await self.app(scope, receive, send)
 
 
-class BodyLimit:
-    """Reads the body before the route does: 413 beyond `most` bytes, 408 if it does not come."""
+class BodyReader:
+    """Reads the body before the route does: 413 beyond `most` bytes, 408 if it does not come.
+
+    400 for a body with two lengths, Content-Length and Transfer-Encoding. A proxy in front may believe the other one and
+    take the rest of this body for the next request (request smuggling).
+    """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app, self._most = app, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            error = ApiError(400, "Content-Length must not come with Transfer-Encoding")
+            error.headers["Connection"] = "close"  # where the next request begins is unknown
+            return await refuse(scope["path"], error)(scope, receive, send)
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return await self.app(scope, receive, send)
+        declared = headers.get("content-length", "0")
         try:
             # What is far too large is not even waited for.
             body = (

@@ -1,4 +1,4 @@
-"""Watches requests on their way: feeds the metrics, the log and the page. Introduced in chapter 5."""
+"""Accounts for each request's tokens and end: metrics, log line, page. Introduced in chapter 5."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from lib.core.outputs import RequestOutput
 from lib.core.sampling_params import SamplingParams
 from lib.serving.engine_thread import Turn
-from lib.serving.feed import Feed
 from lib.serving.logs import log
+from lib.serving.page_feed import Feed
 from lib.serving.prometheus import PrometheusMetrics
 
 
@@ -35,22 +35,22 @@ class Observer:
     def __init__(self, metrics: PrometheusMetrics, feed: Feed) -> None:
         self.metrics, self.feed = metrics, feed
 
-    def progressed(self, flight: InFlightRequest, output: RequestOutput, now: float) -> None:
+    def progressed(self, request: InFlightRequest, output: RequestOutput, now: float) -> None:
         """Account for the new tokens of one request, and for its end if it ended."""
         for chunk in output.chunks:
             if count := len(chunk.token_ids):
-                self._tokens(flight, chunk.index, count, now)
+                self._tokens(request, chunk.index, count, now)
         if output.finished:
-            self._finished(flight, output)
+            self._finished(request, output)
 
-    def failed(self, flight: InFlightRequest) -> None:
+    def failed(self, request: InFlightRequest) -> None:
         self.metrics.failed()
         log(
             "request",
-            id=flight.request_id,
-            **flight.fields,
-            prompt_tokens=flight.num_prompt_tokens,
-            output_tokens=flight.num_tokens,
+            id=request.request_id,
+            **request.fields,
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=request.num_tokens,
             reason="error",
         )
 
@@ -59,23 +59,23 @@ class Observer:
         if turn.snapshot is not None:
             self.feed.publish(turn.snapshot, turn.time)
 
-    def _tokens(self, flight: InFlightRequest, index: int, count: int, now: float) -> None:
-        previous = flight.last_token.get(index)
-        if not flight.last_token:
-            self.metrics.prompt_tokens(flight.num_prompt_tokens)
-        flight.last_token[index] = now
-        flight.num_tokens += count
+    def _tokens(self, request: InFlightRequest, index: int, count: int, now: float) -> None:
+        previous = request.last_token.get(index)
+        if not request.last_token:
+            self.metrics.prompt_tokens(request.num_prompt_tokens)
+        request.last_token[index] = now
+        request.num_tokens += count
         if previous is None:
-            self.metrics.first_token(now - flight.arrival, count)
-            self.feed.first_token(now - flight.arrival, count)
+            self.metrics.first_token(now - request.arrival, count)
+            self.feed.first_token(now - request.arrival, count)
         else:
             self.metrics.next_token(now - previous, count)
             self.feed.next_token(now - previous, count)
 
-    def _finished(self, flight: InFlightRequest, output: RequestOutput) -> None:
+    def _finished(self, request: InFlightRequest, output: RequestOutput) -> None:
         for completion in output.completions:
             self.metrics.finished(
-                completion, flight.arrival, flight.params, flight.num_prompt_tokens
+                completion, request.arrival, request.params, request.num_prompt_tokens
             )
         first = min(
             (c.metrics.first_token_time for c in output.completions if c.metrics.first_token_time),
@@ -91,13 +91,13 @@ class Observer:
         ]
         log(
             "request",
-            id=flight.request_id,
-            **flight.fields,
-            prompt_tokens=flight.num_prompt_tokens,
-            output_tokens=flight.num_tokens,
-            ttft_ms=_ms(first and first - flight.arrival),
+            id=request.request_id,
+            **request.fields,
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=request.num_tokens,
+            ttft_ms=_ms(first and first - request.arrival),
             tpot_ms=_ms(sum(gaps) / len(gaps) if gaps else None),
-            e2e_ms=_ms(end - flight.arrival),
+            e2e_ms=_ms(end - request.arrival),
             preemptions=sum(c.metrics.num_preemptions for c in output.completions),
             reason=",".join(reasons),
         )

@@ -1,4 +1,4 @@
-"""What the routes take, as the OpenAI API has it, with vLLM's extra sampling fields. Introduced in chapter 5.
+"""The bodies of the routes, as the OpenAI API has them, with vLLM's extra sampling fields. Introduced in chapter 5.
 
 Strict on purpose: a field that is not here is refused, because a client that sets it would believe that it works.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from lib.core.sampling_params import MAX_LOGPROBS, SamplingParams
+from lib.serving.validation_errors import INVALID
 
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256  # each token is compared with each of them
 _INT32 = 2**31 - 1
@@ -19,8 +21,13 @@ Ids = Annotated[list[int], Field(min_length=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
+def _invalid(param: str, message: str) -> PydanticCustomError:
+    """A validator's refusal: a complete sentence, and the field at fault."""
+    return PydanticCustomError(INVALID, "{message}", {"message": message, "param": param})
+
+
 class Strict(BaseModel):
-    """JSON types are taken as they are: "5" is no number. null means that a field is not given."""
+    """JSON types are not converted: "5" is no number. null means that a field is not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -64,7 +71,7 @@ class GenerationRequest(Strict):
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
+            raise _invalid("stream_options", "stream_options needs stream: true")
         return self
 
     @property
@@ -106,8 +113,9 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _echo_without_logprobs(self) -> CompletionRequest:
         if self.echo and self.logprobs is not None:
-            raise ValueError(
-                "echo does not go together with logprobs: the prompt's are not computed here"
+            raise _invalid(
+                "echo",
+                "echo does not go together with logprobs: the prompt's are not computed here",
             )
         return self
 
@@ -123,8 +131,15 @@ class TextPart(Strict):
 
 
 class Message(Strict):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "description": "{role: system, user or assistant, content: a string or text parts}"
+        }
+    )
+    role: Literal["system", "user", "assistant"] = Field(description="system, user or assistant")
+    content: str | list[TextPart] = Field(
+        description='a string or a list of {type: "text", text: a string}'
+    )
 
 
 class ChatRequest(GenerationRequest):
@@ -145,9 +160,12 @@ class ChatRequest(GenerationRequest):
             None not in (self.max_tokens, self.max_completion_tokens)
             and self.max_tokens != self.max_completion_tokens
         ):
-            raise ValueError("max_completion_tokens is another name of max_tokens, and they differ")
+            raise _invalid(
+                "max_completion_tokens",
+                "max_completion_tokens is another name of max_tokens, and they differ",
+            )
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise _invalid("top_logprobs", "top_logprobs needs logprobs: true")
         return self
 
     @property

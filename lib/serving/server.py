@@ -1,4 +1,4 @@
-"""The process: a socket, an event loop, an engine thread, signals, and an exit status that tells the truth.
+"""The process: a socket, an event loop, an engine thread, and signals. Exits 0 after a signal, 1 on failure.
 
 Introduced in chapter 5.
 """
@@ -53,16 +53,14 @@ def run(options: ServerOptions, make_llm: Callable[[], LLM] | None = None) -> in
         return 1
     service = Service(options, make_llm or (lambda: LLM(**options.llm)))
     status = asyncio.run(_serve(service, sock))
-    if not service.engine.stop(_CLOSING):
+    if not service.async_llm.stop(_CLOSING):
         sys.stderr.flush()
-        os._exit(
-            status
-        )  # a step that does not end; a thread inside native code cannot be stopped otherwise
+        os._exit(status)  # a step that does not end: a thread in native code cannot be stopped
     return status
 
 
 async def _serve(service: Service, sock: socket.socket) -> int:
-    loop, engine, options = asyncio.get_running_loop(), service.engine, service.options
+    loop, async_llm, options = asyncio.get_running_loop(), service.async_llm, service.options
     host, port = sock.getsockname()[:2]
     server = _Server(
         uvicorn.Config(
@@ -78,7 +76,7 @@ async def _serve(service: Service, sock: socket.socket) -> int:
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    engine.start()
+    async_llm.start()
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
     log(
         "listening",
@@ -86,33 +84,37 @@ async def _serve(service: Service, sock: socket.socket) -> int:
         model=service.model_name,
     )
     loading = asyncio.ensure_future(_announce(service))
+    died = asyncio.ensure_future(async_llm.dead.wait())
     signalled = asyncio.ensure_future(signals.get())
-    await asyncio.wait({serving, engine.ended, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({serving, died, signalled}, return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():
-        log("draining", signal=signal.Signals(signalled.result()).name, in_flight=engine.in_flight)
+        log(
+            "draining",
+            signal=signal.Signals(signalled.result()).name,
+            in_flight=async_llm.in_flight,
+        )
         again = asyncio.ensure_future(signals.get())  # a second signal ends the patience
-        draining = asyncio.ensure_future(engine.drain(options.drain_timeout))
-        await asyncio.wait({draining, again, engine.ended}, return_when=asyncio.FIRST_COMPLETED)
+        draining = asyncio.ensure_future(async_llm.drain(options.drain_timeout))
+        await asyncio.wait({draining, again, died}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             draining.cancel()
-            await engine.drain(0)
+            await async_llm.drain(0)
         again.cancel()
-    elif engine.ended.done() and engine.ready.is_set():
+    elif died.done() and async_llm.ready.is_set():
         await asyncio.sleep(_LAST_WORDS)
-    loading.cancel()
-    service.feed.close()
+    status = 0 if signalled.done() and not async_llm.dead.is_set() else 1
+    for task in (loading, died, signalled):
+        task.cancel()
+    service.close()
     server.should_exit = True
     await serving
-    if service.tokens is not None:
-        service.tokens.close()
-    status = 1 if engine.ended.done() or not signalled.done() else 0
     log("stopped", status=status)
     return status
 
 
 async def _announce(service: Service) -> None:
-    await service.engine.ready.wait()
-    llm, stats = service.engine.llm, service.engine.stats
+    await service.async_llm.ready.wait()
+    llm, stats = service.llm, service.async_llm.stats
     log(
         "ready",
         model=service.model_name,

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ class ServerProcess:
 
     `arguments` are the command line's. `url` is http://host:port. `command` stands in for `python -m lib.serving`,
     `environment` adds variables.
-    Leaving the block sends SIGTERM, and SIGKILL where that does not help; on Linux a server that the main thread
-    started also ends with this process, however that ends. Raises RuntimeError, with the end of the log, if the server
-    does not get ready within `startup_timeout` seconds, and ValueError for a --log-level at which it does not say where
-    it listens.
+    Leaving the block sends SIGTERM, and SIGKILL where that does not help. On Linux with setpriv (util-linux) the server
+    is also killed, without draining, when this process ends in any other way. Raises RuntimeError, with the end of the
+    log, if the server does not get ready within `startup_timeout` seconds, and ValueError for a --log-level at which it
+    does not say where it listens.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ServerProcess:
         level = next((b for a, b in zip(arguments, arguments[1:]) if a == "--log-level"), "info")
         if level not in ("debug", "info"):
             raise ValueError(
-                f"--log-level must be debug or info, or nobody learns the server's port, got {level!r}"
+                f"--log-level must be debug or info, because the log names the server's port, got {level!r}"
             )
         self.command = [
             *(command or (sys.executable, "-m", "lib.serving")),
@@ -68,22 +68,31 @@ class ServerProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it, and return as soon as it listens: its engine may still be loading."""
+        """Start it, and return as soon as it listens: its engine may still be loading. Leaves nothing behind on failure."""
         self._log = tempfile.NamedTemporaryFile(prefix="serving-", suffix=".log", delete=False)
-        self._process = subprocess.Popen(
-            [*_dies_with_us(), *self.command],
+        # To Linux the parent is the thread that starts a process, so a thread of its own does, and stays until `stop`.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="starts-server")
+        try:
+            self._process = self._starter.submit(self._spawn).result()
+            deadline = time.monotonic() + self.startup_timeout
+            while not self.url:
+                self._check(deadline, "listen")
+                self.url = next(
+                    (line["url"] for line in self.log() if line.get("event") == "listening"), ""
+                )
+        except BaseException:
+            self.stop(timeout=2)
+            raise
+
+    def _spawn(self) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*_killed_with_parent(), *self.command],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=self._environment,
             cwd=Path(__file__).parents[2],
         )
-        deadline = time.monotonic() + self.startup_timeout
-        while not self.url:
-            self._check(deadline, "listen")
-            self.url = next(
-                (line["url"] for line in self.log() if line.get("event") == "listening"), ""
-            )
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + self.startup_timeout
@@ -112,15 +121,17 @@ class ServerProcess:
         self.returncode = self._process.wait(timeout)
         return self.returncode
 
-    def stop(self, timeout: float = 45.0) -> int:
-        """End it and forget its log. Returns its exit status."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self.wait(10)
+    def stop(self, timeout: float = 45.0) -> int | None:
+        """End it and forget its log. Returns its exit status, None if it never started."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.terminate()
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self.wait(10)
+        self._starter.shutdown()
         self._log.close()
         Path(self._log.name).unlink(missing_ok=True)
         return self.returncode
@@ -136,9 +147,7 @@ class ServerProcess:
         time.sleep(0.05)
 
 
-def _dies_with_us() -> tuple[str, ...]:
-    """What to put before a command so that a parent that is killed leaves no server behind; () where nothing does."""
-    setpriv = shutil.which("setpriv")  # util-linux; it execs the command, so the process id stays
-    # To Linux the parent is the thread that started it, and threads other than the main one end sooner.
-    here = threading.current_thread() is threading.main_thread()
-    return (setpriv, "--pdeathsig", "TERM") if setpriv and here and sys.platform == "linux" else ()
+def _killed_with_parent() -> tuple[str, ...]:
+    """What to put before a command so that Linux kills it when the thread that started it ends; () elsewhere."""
+    setpriv = shutil.which("setpriv")  # it execs the command, so the process id stays
+    return (setpriv, "--pdeathsig", "KILL") if setpriv and sys.platform == "linux" else ()

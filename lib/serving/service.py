@@ -1,4 +1,17 @@
-"""What the routes share: the engine, the tokenizers, the options, and the course of an answer. Introduced in chapter 5."""
+"""What the routes share: the engine, the tokenizers, the options, and how a call becomes an answer.
+
+From POST to the streamed token, one line per hop:
+
+    completions.py, chat.py   create_*           the body is validated; `Service.open` reserves room or answers 503
+    service.py                answer             tokenises in TokenizerPool, then reads `AsyncLLM.generate`
+    async_llm.py              AsyncLLM.generate  sends `Add` to the thread, then reads the call's OutputCollector
+    engine_thread.py          EngineThread       adds the requests, steps, posts one `Turn` per step to the event loop
+    async_llm.py              AsyncLLM._on_turn  puts each request's news into its call's OutputCollector
+    service.py                _events            has the route's Writer put each update into OpenAI's JSON
+    sse.py                    EventStream        sends each event; closes the call when the client hangs up
+
+Introduced in chapter 5.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +24,20 @@ from starlette.responses import JSONResponse, Response
 
 from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
-from lib.serving.async_llm import AsyncLLM, Call, Update
-from lib.serving.errors import ApiError, refuse
-from lib.serving.feed import Feed
+from lib.serving.async_llm import AsyncLLM, Call
+from lib.serving.errors import ApiError, invalid_request, refuse
 from lib.serving.observer import Observer
+from lib.serving.output_collector import Update
+from lib.serving.page_feed import Feed
 from lib.serving.prometheus import PrometheusMetrics
 from lib.serving.server_options import ServerOptions
 from lib.serving.sse import DONE, ClientGone, EventStream, event, unless_gone
-from lib.serving.tokens import TokenizerPool
+from lib.serving.tokenizer_pool import TokenizerPool
 from lib.serving.warmup import warm_up
 
-Prepare = Callable[
-    [], Awaitable[tuple[list[list[int]], SamplingParams]]
-]  # the prompts' token ids, and the parameters
+# Tokenises: returns the prompts' token ids, and the sampling parameters.
+Prepare = Callable[[], Awaitable[tuple[list[list[int]], SamplingParams]]]
+Updates = AsyncIterator[list[Update]]
 
 
 class Writer(Protocol):
@@ -37,24 +51,38 @@ class Writer(Protocol):
 
 
 class Service:
-    """`make_llm` is called in the engine's thread, some time after `engine.start()`."""
+    """`make_llm` is called in the engine's thread, some time after `async_llm.start()`."""
 
     def __init__(self, options: ServerOptions, make_llm: Callable[[], LLM]) -> None:
         self.options, self.model_name = options, options.served_model_name
-        self.tokens: TokenizerPool | None = None  # there as soon as the engine is ready
         self.feed = Feed()
-        self.metrics = PrometheusMetrics(self.model_name, lambda: self.engine.stats)
+        self.metrics = PrometheusMetrics(self.model_name, lambda: self.async_llm.stats)
+        self._tokens: TokenizerPool | None = None
 
         def make() -> LLM:
             llm = make_llm()
             warm_up(llm)
-            self.tokens = TokenizerPool(llm)
+            self._tokens = TokenizerPool(llm)
             return llm
 
-        self.engine = AsyncLLM(
+        self.async_llm = AsyncLLM(
             make, options.max_concurrent_requests, Observer(self.metrics, self.feed)
         )
-        self.feed.watch = self.engine.watch
+        self.feed.watch = self.async_llm.watch
+
+    @property
+    def llm(self) -> LLM:
+        """For what never changes. Raises ApiError 503 while the engine loads."""
+        if self.async_llm.llm is None:
+            state = self.async_llm.state
+            raise ApiError(503, f"the engine is {state}", code=state, retry_after=5)
+        return self.async_llm.llm
+
+    @property
+    def tokens(self) -> TokenizerPool:
+        """Raises ApiError 503 while the engine loads."""
+        assert self.llm is not None and self._tokens is not None  # made before the LLM is announced
+        return self._tokens
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model_name:
@@ -67,69 +95,78 @@ class Service:
 
     def open(self, prefix: str, num_sequences: int, stream: bool, **log_fields: Any) -> Call:
         fields = {name: value for name, value in log_fields.items() if value is not None}
-        return self.engine.open(
+        return self.async_llm.open(
             f"{prefix}-{uuid.uuid4().hex[:24]}",
             num_sequences,
-            self.options.request_timeout,
+            self.options.request_timeout or None,
             stream,
             **fields,
         )
 
+    def close(self) -> None:
+        """End the page's streams and the tokenizers' threads."""
+        self.feed.close()
+        if self._tokens is not None:
+            self._tokens.close()
+
 
 def checked(make: Callable[[], SamplingParams]) -> SamplingParams:
-    """`make()`, its ValueError as a 400. SamplingParams' messages begin with the field's name."""
+    """`make()`, its ValueError as a 400."""
     try:
         return make()
     except ValueError as error:
-        raise ApiError(400, str(error), str(error).split()[0]) from None
+        raise invalid_request(error) from None
 
 
-async def answer(request: Request, call: Call, prepare: Prepare, writer: Writer) -> Response:
+async def answer(
+    request: Request, service: Service, call: Call, prepare: Prepare, writer: Writer
+) -> Response:
     """Take a call from its prompt to its answer. However it ends, the call is closed and its room given back.
 
     The head of a streamed answer waits for the first token, so that whatever fails until then has a status of its own.
     """
+    close = lambda: service.async_llm.close(call)  # noqa: E731
     try:
-        first = await unless_gone(request, _until_answerable(call, prepare))
+        first, updates = await unless_gone(request, _begin(service, call, prepare))
     except BaseException as error:
-        call.close()
+        close()
         if isinstance(error, ClientGone):
             return Response(status_code=499)  # nobody reads it
         raise
     if call.stream:
-        return EventStream(_events(request, call, first, writer), close=call.close)
-    call.close()
+        return EventStream(_events(request, call, first, updates, writer), close)
+    close()
     return JSONResponse(writer.body(call))
 
 
-async def _until_answerable(call: Call, prepare: Prepare) -> list[Update]:
-    """Submit; wait for the first news of a stream, or else for everything."""
+async def _begin(service: Service, call: Call, prepare: Prepare) -> tuple[list[Update], Updates]:
+    """Tokenise and generate: up to the first updates of a stream, or else to the end."""
     prompts, params = await call.in_time(prepare())
-    call.submit(prompts, params)
-    updates = await call.next()
-    while not call.stream and not call.finished:
-        await call.next()
-    return updates
+    updates = service.async_llm.generate(prompts, params, call)
+    first = await anext(updates)
+    if not call.stream:
+        async for _ in updates:
+            pass
+    return first, updates
 
 
 async def _events(
-    request: Request, call: Call, updates: list[Update], writer: Writer
+    request: Request, call: Call, first: list[Update], rest: Updates, writer: Writer
 ) -> AsyncIterator[bytes]:
     try:
-        while True:
-            if data := b"".join(
-                event(chunk) for update in updates for chunk in writer.chunks(update)
-            ):
-                yield data
-            if call.finished:
-                break
-            updates = await call.next()
+        yield _encode(writer, first)
+        async for updates in rest:
+            yield _encode(writer, updates)
         if (usage := writer.usage_chunk(call)) is not None:
             yield event(usage)
     except ApiError as error:  # too late for a status
         refuse(request.url.path, error)
         yield event(error.body())
     yield DONE
+
+
+def _encode(writer: Writer, updates: list[Update]) -> bytes:
+    return b"".join(event(chunk) for update in updates for chunk in writer.chunks(update))
 
 
 def usage(call: Call) -> dict[str, int]:

@@ -16,7 +16,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has closed its connection."""
 
 
 # Unicode's own line ends, which JSON may hold as they are. Clients that split a stream with str.splitlines (httpx's
@@ -31,7 +31,11 @@ def event(payload: dict[str, Any]) -> bytes:
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """Wait for `work`, cancelled as soon as the client hangs up: then ClientGone. The body must have been read."""
+    """Wait for `work`, cancelled as soon as the client hangs up: then ClientGone. The body must have been read.
+
+    A client that only shuts its sending side down counts as one that has hung up: both send the same FIN, and TCP tells
+    them apart only once the server has written to a connection that is closed.
+    """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hang_up(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,9 +55,10 @@ async def _hang_up(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Sends `events` as they come. Once all is sent or the client is gone, calls `close`, whatever happens.
+    """Response that sends `events` as they come. Calls `close` when all is sent, the client is gone, or it fails.
 
-    Starlette's StreamingResponse would notice a silent client's leave only with the next event.
+    Starlette's StreamingResponse would not notice a client that leaves silently where the server speaks ASGI 2.4, and does
+    not close an iterator that has not begun.
     """
 
     media_type = "text/event-stream"
@@ -84,5 +89,8 @@ class EventStream(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         async for data in self.events:
+            if not data:
+                continue
+            # Waits while the client does not read and the socket's buffer is full: `events` is then not read either.
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

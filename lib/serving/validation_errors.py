@@ -1,4 +1,4 @@
-"""Pydantic's findings as one sentence: the field, what it may be, what it was. Introduced in chapter 5."""
+"""Pydantic's findings as one sentence: the field's path, what is allowed, what was given. Introduced in chapter 5."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _BOUNDS = (
     ("exclusiveMaximum", "<"),
 )
 _SHOWN = 80  # characters of a value that an answer repeats
+INVALID = "invalid_request"  # type of our validators' findings; their ctx has `message` and `param`
 
 
 def describe(
@@ -46,46 +47,58 @@ def describe(
             f"the body is not valid JSON: {finding.get('ctx', {}).get('error', 'cannot be parsed')}",
             None,
         )
-    if (
-        kind == "value_error"
-    ):  # a validator of ours, whose sentence is complete and begins with the field
-        message = str(finding["ctx"]["error"])
-        return message, message.split()[0]
+    if kind == INVALID:
+        return finding["ctx"]["message"], finding["ctx"]["param"]
     if not location:
         return "the body must be a JSON object", None
-    if kind == "missing" and len(location) == 1:
-        return f"{location[0]} is required", str(location[0])
-    field = str(location[0])
+    path, known = _find(location, schema)
     if kind == "extra_forbidden":
-        name = ".".join(str(part) for part in location if not _is_branch(part))
-        return f"{name[:_SHOWN]} is not supported by this server", name[:_SHOWN]
-    known = schema.get("properties", {}).get(field, {})
-    known = {
-        **(known.get("anyOf") or [{}])[0],
-        **known,
-    }  # the other form of an optional field is null
-    value = repr(finding.get("input"))
-    if "description" in known:  # a field of several forms: what the last form lacked would not help
-        return f"{field} must be {known['description']}, got {value[:_SHOWN]}", field
-    return f"{field} must be {_expected(kind, finding, known)}, got {value[:_SHOWN]}", field
+        name = f"{path}.{location[-1]}"[:_SHOWN] if path else str(location[-1])[:_SHOWN]
+        return f"{name} is not supported by this server", name
+    path = path or str(location[0])
+    if kind == "missing":
+        return f"{path} is required", path
+    value = repr(finding.get("input"))[:_SHOWN]
+    # Of a field of several forms, what the last form lacked would not help: its description names all.
+    expected = known.get("description") or _expected(kind, finding, known)
+    return f"{path} must be {expected}, got {value}", path
 
 
-def _is_branch(part: object) -> bool:
-    """Whether a part of a location names a branch of a union, such as 'list[int]', and not a field."""
-    return isinstance(part, str) and (
-        part in ("str", "int", "float", "bool") or "[" in part or part[:1].isupper()
-    )
+def _find(
+    location: Sequence[str | int], schema: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
+    """(path such as "messages.0.role", its schema), as far as the schema has one form only."""
+    path: list[str] = []
+    known = schema
+    for part in location:
+        inner = (
+            known.get("items") if isinstance(part, int) else known.get("properties", {}).get(part)
+        )
+        if inner is None:
+            break
+        known = _only_form(inner, schema)
+        path.append(str(part))
+    return ".".join(path), known
+
+
+def _only_form(known: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of an optional field without its null, and of a reference what it refers to."""
+    forms = [form for form in known.get("anyOf", []) if form.get("type") != "null"]
+    if len(forms) == 1:
+        known = {**forms[0], **known}
+    if "$ref" in known:
+        known = {**schema["$defs"][known["$ref"].rsplit("/", 1)[-1]], **known}
+    return known
 
 
 def _expected(kind: str, finding: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     limits = " and ".join(f"{sign} {known[name]}" for name, sign in _BOUNDS if name in known)
+    if "maxLength" in known:
+        limits = f"of at most {known['maxLength']} characters"
     noun = next((text for start, text in _KINDS.items() if kind.startswith(start)), None)
-    if noun is None:
-        if limits and kind.startswith(("greater", "less")):
-            return limits
-        message = str(finding["msg"])
-        return (
-            message.removeprefix("Input should be ")[:1].lower()
-            + message.removeprefix("Input should be ")[1:]
-        )
-    return f"{noun} {limits}".strip()
+    if noun is not None:
+        return f"{noun} {limits}".strip()
+    if limits and kind.startswith(("greater", "less")):
+        return limits
+    message = str(finding["msg"]).removeprefix("Input should be ")
+    return message[:1].lower() + message[1:]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.attention.fused import FusedAttention, why_not_fused
+from lib.attention.fused import fused_attention, why_not_fused
+from lib.attention.fused_cpu import CpuFusedAttention
 from lib.attention.gather import GatherAttention
 from lib.attention.work_partition import partition_work
 from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill
@@ -17,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def check(work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0) -> None:
-    out, expected = compare(FusedAttention, work, heads, kv_heads, size, block_size, dtype, seed)
+    out, expected = compare(fused_attention, work, heads, kv_heads, size, block_size, dtype, seed)
     atol, rtol = (2e-6, 1e-5) if dtype == torch.float32 else (2e-3, 1e-2)
     torch.testing.assert_close(out, expected, atol=atol, rtol=rtol)
 
@@ -62,7 +68,7 @@ def test_fused_against_float64():
     fill(cache, batch, 0, float("nan"))
     q, k, v = torch.randn(3, 1, 3, 64, generator=torch.Generator().manual_seed(3)).unbind(0)
     q, k, v = 4 * q, k[:, :1], v[:, :1]
-    out = FusedAttention(cache)(0, q, k, v, batch)
+    out = fused_attention(cache)(0, q, k, v, batch)
     slots = torch.tensor([batch.block_ids[0][p // 16] * 16 + p % 16 for p in range(601)])
     keys, values = (x[0].flatten(0, 1)[slots, 0].double() for x in (cache.k, cache.v))
     expected = (q[0].double() @ keys.T / 8).softmax(-1) @ values
@@ -110,7 +116,7 @@ def test_what_cannot_be_fused_says_why(monkeypatch):
     missing = why_not_fused(CPU, torch.float32, 16)
     assert isinstance(missing, ImportError) and "pip install numba" in str(missing)
     with pytest.raises(ImportError, match="pip install numba"):
-        FusedAttention(cache_of(2, 2, 8, 3, 16, torch.float32))
+        fused_attention(cache_of(2, 2, 8, 3, 16, torch.float32))
 
 
 def _missing(name: str):
@@ -118,7 +124,7 @@ def _missing(name: str):
 
 
 def test_auto_falls_back_with_one_line_and_fused_does_not(llama, monkeypatch, recwarn):
-    assert isinstance(llama.engine(attention="auto").runner.attention, FusedAttention)
+    assert isinstance(llama.engine(attention="auto").runner.attention, CpuFusedAttention)
     assert not recwarn.list
     monkeypatch.setattr("lib.attention.fused.import_module", _missing)
     with pytest.warns(UserWarning, match="falls back to 'gather'.*pip install numba"):
@@ -137,13 +143,65 @@ def test_auto_in_float16(llama):
 
 
 def test_where_nothing_can_be_kept_on_disk_the_kernel_still_compiles(monkeypatch):
+    from numba.core.caching import CompileResultCacheImpl
+
     from lib.attention import numba_kernel
 
-    def njit(function, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return function, options
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
+    for decorate in (numba_kernel._compiled, numba_kernel._compiled(parallel=True)):
+        double = decorate(lambda x: 2 * x)
+        assert double(4) == 8 and not double.stats.cache_path
 
-    monkeypatch.setattr(numba_kernel, "njit", njit)
-    assert numba_kernel._compiled(len)[0] is len
-    assert numba_kernel._compiled(parallel=True)(len)[1]["parallel"]
+
+FIRST_CALL = """
+from lib.attention.numba_kernel import _exp
+import numpy as np
+x = np.zeros(3, np.float32)
+_exp(x, 3, np.empty(3, np.int32))
+assert abs(x - 1).max() < 1e-6
+print("hits", sum(_exp.stats.cache_hits.values()), "misses", sum(_exp.stats.cache_misses.values()))
+"""
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("length", [0, 10, 0.5])
+def test_a_compiled_file_that_is_cut_short_is_made_again(tmp_path, suffix, length):
+    """A full disk or a kill leaves half a file: index (.nbi) or code (.nbc)."""
+
+    def call() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST_CALL],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+
+    assert call() == "hits 0 misses 1"
+    (file,) = tmp_path.rglob(f"*_exp*{suffix}")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(length * len(content)) if length == 0.5 else length])
+    assert call() == "hits 0 misses 1"
+    assert call() == "hits 1 misses 0"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_numbers_that_are_not_finite_spoil_their_own_sequence_only(bad, dtype):
+    work = [(1, 40), (1, 300), (3, 20), (1, 5)]
+    batch, num_blocks = batch_of(work, 16)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(6, 10, 16, generator=generator).to(dtype)
+    outs = []
+    for broken in (False, True):
+        cache = cache_of(6, 2, 16, num_blocks, 16, dtype)
+        fill(cache, batch, 0, float("nan"))
+        rows = qkv.clone()
+        if broken:
+            rows[1] = bad
+        outs.append(fused_attention(cache)(0, *rows.split((6, 2, 2), dim=1), batch))
+    others = [0, 2, 3, 4, 5]
+    assert torch.equal(outs[0][others], outs[1][others]) and outs[0].isfinite().all()
+    assert not outs[1][1].isfinite().all() or bad == 1e38

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib import SamplingParams
-from lib.attention.fused import FusedAttention
+from lib.attention.fused_cpu import CpuFusedAttention
 from lib.attention.gather import GatherAttention
 from tests.helpers import drain, prompt_of
 
@@ -36,7 +36,7 @@ def run(engine):
 )
 def test_the_same_tokens_as_without_a_cache(tiny, name, options):
     engine = tiny[name].engine(kv_cache="paged", attention="fused", **options)
-    assert isinstance(engine.runner.attention, FusedAttention)
+    assert isinstance(engine.runner.attention, CpuFusedAttention)
     expected = [
         tiny[name].greedy(prompt_of(length, seed), n) for seed, (length, n) in enumerate(WORK)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.attention.fused import FusedAttention
+from lib.attention.fused import fused_attention
 from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill, in_float64
 
 pytest.importorskip("triton")
@@ -81,7 +81,7 @@ def test_on_a_gpu_equals_gather(dtype, block_size, heads, kv_heads, size):
         [(200, 0), (300, 700)],
     ):
         out, expected = compare(
-            FusedAttention, work, heads, kv_heads, size, block_size, dtype, device="cuda"
+            fused_attention, work, heads, kv_heads, size, block_size, dtype, device="cuda"
         )
         torch.testing.assert_close(out, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
@@ -103,7 +103,7 @@ def test_on_a_gpu_against_float64(work, dtype, device="cuda"):
         scale * torch.randn(len(batch.input_ids), heads, 64, generator=generator).to(device, dtype)
         for scale, heads in ((4, 6), (1, 2), (1, 2))
     )
-    out = FusedAttention(cache)(0, q, k, v, batch).double().cpu()
+    out = fused_attention(cache)(0, q, k, v, batch).double().cpu()
     tolerance = 3e-5 if dtype == torch.float32 else 2 * TOLERANCE[dtype]
     torch.testing.assert_close(out, in_float64(cache, 0, batch, q), atol=tolerance, rtol=tolerance)
 
@@ -116,7 +116,7 @@ def test_a_captured_decode_replays_for_other_lengths_and_tables():
     other, as_many = batch_of(replacement, 16, seed=1, device="cuda")
     cache = cache_of(6, 2, 64, max(num_blocks, as_many), 16, torch.float16, "cuda")
     fill(cache, other, 0, 0.0)
-    attention = FusedAttention(cache)
+    attention = fused_attention(cache)
     q, k, v = (torch.randn(3, heads, 64, device="cuda", dtype=torch.float16) for heads in (6, 2, 2))
     attention(0, q, k, v, batch)  # compiles
     expected = attention(0, q, k, v, other)
@@ -140,8 +140,8 @@ def test_a_captured_decode_replays_for_other_lengths_and_tables():
     ids=["plain", "chunks", "preempted"],
 )
 def test_on_a_gpu_the_engine_answers_as_the_oracle(tiny, name, options):
+    from tests.attention.test_fused_engine import WORK, run
     from tests.helpers import prompt_of
-    from tests.test_fused_engine import WORK, run
 
     engine = tiny[name].engine(device="cuda", dtype="float32", attention="fused", **options)
     assert run(engine) == [

@@ -27,6 +27,8 @@ PAGE = """\
 #
 # ```{diagram} ../book/images/request_path.svg
 # :name: fig-path
+# :alt: A request and its way
+#
 # The path.
 # ```
 #
@@ -114,11 +116,11 @@ def test_the_page_is_the_executed_notebook(built):
     assert html.count("to stderr") == 1, (
         "stderr is progress bars: the source shows, the output does not"
     )
-    assert (
-        'class="only-light"' in html
-        and 'class="only-dark"' in html
-        and "request_path.dark.svg" in html
+    assert 'class="diagram"><svg' in html, (
+        "a diagram is a part of the page, so it follows its theme"
     )
+    assert "_static/diagrams.css" in html and 'aria-label="A request and its way"' in html
+    assert "Fig. 1" in html and "The path." in html, "numbered, with its caption"
     assert "https://colab.research.google.com/github/" in html
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from book.tools import dark_svg, notebooks
+from book.tools import notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "chapters").glob("[0-9]*.py"))
@@ -94,23 +94,3 @@ def test_the_same_script_gives_the_same_notebook():
     assert notebooks.to_notebook(SCRIPT) == notebooks.to_notebook(SCRIPT)
     ids = [cell["id"] for cell in json.loads(notebooks.to_notebook(SCRIPT * 2))["cells"]]
     assert len(set(ids)) == len(ids) == 4
-
-
-def diagrams() -> list[Path]:
-    images = sorted(dark_svg.IMAGES.glob("*.svg"))
-    return [
-        p
-        for p in images
-        if p.name not in dark_svg.NOT_DIAGRAMS and not p.name.endswith(".dark.svg")
-    ]
-
-
-@pytest.mark.parametrize("diagram", diagrams(), ids=lambda p: p.name)
-def test_the_dark_diagram_is_up_to_date(diagram):
-    dark = diagram.with_name(dark_svg.dark_name(diagram.name))
-    assert dark.read_text() == dark_svg.to_dark(diagram.read_text()), "run `make notebooks`"
-
-
-def test_a_colour_outside_the_palette_is_refused():
-    with pytest.raises(ValueError, match="#123456"):
-        dark_svg.to_dark('<rect fill="#123456"/>')

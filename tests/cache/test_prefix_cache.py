@@ -147,7 +147,7 @@ def test_a_block_is_not_found_before_its_step_has_succeeded():
 def test_forgotten_on_request():
     manager = PrefixCachingBlockManager(20, 4)
     manager.free(computed(manager, request([*range(9)])))
-    manager.reset()
+    manager.forget_cached()
     manager.check_integrity()
     assert manager.num_cached_blocks == 0 and manager.num_free_blocks == manager.num_blocks
     assert manager.admit(request([*range(9)])) == 0
@@ -157,7 +157,7 @@ def test_a_reset_keeps_what_is_used_and_is_no_eviction():
     manager = PrefixCachingBlockManager(20, 4)
     manager.free(computed(manager, request([*range(50, 59)])))
     holder = computed(manager, request([*range(9)]))
-    manager.reset()
+    manager.forget_cached()
     manager.check_integrity()
     assert manager.num_cached_blocks == manager.num_evictions == 0
     assert len(manager.find(request([*range(9)]))) == 2  # still held

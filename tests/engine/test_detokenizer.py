@@ -35,7 +35,7 @@ def tokenizer():
 
 def chunks_of(detokenizer: Detokenizer, ids: list[int], step: int = 1) -> list[str]:
     chunks = [detokenizer.feed(ids[i : i + step]) for i in range(0, len(ids), step)]
-    return [*chunks, detokenizer.finish()]
+    return [*chunks, detokenizer.feed([], last=True)]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -119,7 +119,7 @@ def test_stop_strings(tokenizer, stop, expected):
         assert (expected if expected is not None else text).startswith(shown), (
             "showed a part of a stop string"
         )
-    shown += detokenizer.finish()
+    shown += detokenizer.feed([], last=True)
     assert shown == detokenizer.text == (text if expected is None else expected)
     assert detokenizer.stopped == (expected is not None)
 
@@ -147,20 +147,108 @@ def test_nothing_comes_after_a_stop(tokenizer):
     detokenizer = Detokenizer(tokenizer, ["stop"])
     detokenizer.feed(tokenizer.encode("go stop"))
     assert detokenizer.stopped
-    assert detokenizer.feed(tokenizer.encode(" and go on")) == "" and detokenizer.finish() == ""
+    assert (
+        detokenizer.feed(tokenizer.encode(" and go on")) == ""
+        and detokenizer.feed([], last=True) == ""
+    )
     assert detokenizer.text == "go "
 
 
 def test_stop_strings_wait_for_min_tokens(tokenizer):
-    detokenizer = Detokenizer(tokenizer, ["one"])
-    detokenizer.feed(tokenizer.encode("one"), check_stop=False)
+    detokenizer = Detokenizer(tokenizer, ["one"], min_tokens=1)
+    detokenizer.feed(tokenizer.encode("one"))
     assert not detokenizer.stopped
     detokenizer.feed(tokenizer.encode(" two one"))
     assert detokenizer.stopped and detokenizer.text == "one two "
+
+
+def letters(tokenizer, text: str) -> list[int]:
+    return [tokenizer.encode(c, add_special_tokens=False)[0] for c in text]
+
+
+@pytest.mark.parametrize(
+    "text, stop, min_tokens, expected",
+    [
+        ("abcdef", ["cd"], 2, "ab"),  # after min_tokens
+        ("abcdef", ["cd"], 3, "ab"),  # begins before its end, ends after
+        ("abcdef", ["cd"], 4, "abcdef"),  # ends with the last of min_tokens: too early
+        ("abcdcdef", ["cd"], 4, "abcd"),  # the next one counts
+        ("aaaa", ["aa"], 2, "a"),
+        ("aaaa", ["aa"], 3, "aa"),
+        ("xbza", ["xbc", "b"], 2, "xbza"),  # "b" came too early, and is not found in what is held
+        ("abcdef", ["abcdef"], 5, ""),
+        ("abcdef", ["abcdef"], 6, "abcdef"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stop_string_counts_if_it_ends_after_min_tokens(
+    tokenizer, text, stop, min_tokens, expected, step
+):
+    """As vLLM V1: wherever it begins, and the text ends before it."""
+    detokenizer = Detokenizer(tokenizer, stop, min_tokens)
+    shown = ""
+    for chunk in chunks_of(detokenizer, letters(tokenizer, text), step):
+        shown += chunk
+        assert expected.startswith(shown), "showed a part of a stop string"
+    assert shown == expected and detokenizer.stopped == (expected != text)
+
+
+def test_looking_ahead_changes_nothing_and_taking_twice_neither(tokenizer):
+    ids = tokenizer.encode("Hello, naïve 🦙 world")
+    detokenizer, twin = Detokenizer(tokenizer, ["wor"]), Detokenizer(tokenizer, ["wor"])
+    for token_id in ids:
+        before = detokenizer.text
+        detokenizer.after([5, 6, 7], last=True)
+        state = detokenizer.after([token_id])
+        assert detokenizer.text == before and state == detokenizer.after([token_id])
+        detokenizer.commit(state)
+        detokenizer.commit(state)
+        twin.feed([token_id])
+        assert detokenizer.text == twin.text
+    assert detokenizer.text == "Hello, naïve 🦙 " and detokenizer.stopped
+
+
+@pytest.fixture(scope="session")
+def sentencepiece():
+    """A tokenizer that writes the space before a word into the word, as Llama 2's does."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "▁Hello", "▁world", "▁", "ly", "!"]
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made.add_special_tokens([AddedToken("</s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+
+
+HELLO, WORLD, SPACE, LY, BANG, EOS = 1, 2, 3, 4, 5, 6
+
+
+@pytest.mark.parametrize(
+    "prompt, ids, text",
+    [
+        ([], [HELLO, WORLD], "Hello world"),
+        ([HELLO], [WORLD, LY], " worldly"),
+        ([HELLO], [LY, WORLD], "ly world"),
+        ([HELLO, EOS], [WORLD], " world"),
+        ([HELLO], [EOS, WORLD, BANG], " world!"),
+        ([], [HELLO, EOS, WORLD], "Hello world"),
+        ([], [HELLO, EOS, EOS, LY, EOS, WORLD], "Helloly world"),
+        ([], [HELLO, SPACE, WORLD], "Hello  world"),
+        ([EOS], [WORLD], "world"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 2])
+def test_spaces_that_a_tokenizer_writes_into_words(sentencepiece, prompt, ids, text, step):
+    """Prompt and output together read as if they had been decoded in one piece."""
+    detokenizer = Detokenizer(sentencepiece, prompt_token_ids=prompt)
+    assert "".join(chunks_of(detokenizer, ids, step)) == text
+    whole = sentencepiece.decode([*prompt, *ids], skip_special_tokens=True)
+    assert whole == sentencepiece.decode(prompt, skip_special_tokens=True) + text
 
 
 def test_a_held_back_beginning_is_released_at_the_end(tokenizer):
     detokenizer = Detokenizer(tokenizer, ["###END"])
     shown = detokenizer.feed(tokenizer.encode("text ###"))
     assert shown == "text "
-    assert detokenizer.finish() == "###" and not detokenizer.stopped
+    assert detokenizer.feed([], last=True) == "###" and not detokenizer.stopped

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
+import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lib import LLM, SamplingParams
+from lib.core.errors import InvalidRequest
 from tests.helpers import VOCAB, Tiny, check_books, check_empty, drain, llama_checkpoint, prompt_of
 
 
@@ -16,25 +15,6 @@ def greedy(max_tokens: int, **changes) -> SamplingParams:
     return SamplingParams(
         **{"max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **changes}
     )
-
-
-@pytest.fixture(scope="session")
-def texty(tmp_path_factory) -> Tiny:
-    """A model that writes text: each of its 61 tokens is a letter or two."""
-    folder = llama_checkpoint(tmp_path_factory.mktemp("texty"), seed=1)
-    words = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *[chr(97 + i % 26) + (chr(97 + i // 26) if i >= 26 else "") for i in range(VOCAB - 3)],
-    ]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
-    )
-    return Tiny(folder)
 
 
 # Arguments.
@@ -176,8 +156,8 @@ def test_prompts_that_cannot_be_are_refused_and_queue_nothing(llama, prompt, mes
 @pytest.mark.parametrize(
     "params, message",
     [
-        ([], "one or one a prompt, got 0 for 2"),
-        ([SamplingParams()] * 3, "one or one a prompt, got 3 for 2"),
+        ([], "one or one per prompt, got 0 for 2"),
+        ([SamplingParams()] * 3, "one or one per prompt, got 3 for 2"),
         ({"max_tokens": 3}, "params must be SamplingParams or None"),
         ([SamplingParams(), None, None], "got 3 for 2"),
         (SamplingParams(stop="x"), "stop must be empty for a model without a tokenizer"),
@@ -207,6 +187,141 @@ def test_outputs_come_in_the_prompts_order(llama):
     prompts = [prompt_of(3 + i, i) for i in range(7)]
     outputs = engine.generate(prompts, [greedy(1 + (5 * i) % 7) for i in range(7)])
     assert [o.prompt_token_ids for o in outputs] == prompts
+
+
+def test_numpy_ids_are_ids(llama):
+    engine = llama.engine()
+    array = np.array([5, 6, 7])
+    for prompt in (array, list(array), array.astype(np.int32), [np.int64(5), 6, np.uint8(7)]):
+        for output in (
+            engine.generate([prompt], greedy(3))[0],
+            engine.generate(prompt, greedy(3))[0],
+        ):
+            assert output.token_ids == llama.greedy([5, 6, 7], 3)
+            assert output.prompt_token_ids == [5, 6, 7]
+            assert {type(i) for i in output.prompt_token_ids} == {int}
+    stop = greedy(3, stop_token_ids=[np.int64(llama.greedy([5, 6, 7], 1)[0])])
+    assert engine.generate([array], stop)[0].finish_reason == "stop"
+    for bad in (np.array([5.0]), np.array([VOCAB]), np.array([True]), [np.int64(5), True]):
+        with pytest.raises(InvalidRequest, match="prompt token ids must be integers"):
+            engine.add_request(bad, greedy(3))
+    check_empty(engine)
+
+
+@pytest.mark.parametrize(
+    "prompt, params, param, code",
+    [
+        ([], {}, "prompt", None),
+        ([VOCAB], {}, "prompt", None),
+        ([True], {}, "prompt", None),
+        (None, {}, "prompt", None),
+        ("text", {}, "prompt", None),
+        ([5] * 510, dict(max_tokens=3), "prompt", "context_length_exceeded"),
+        ([5], dict(max_tokens=512), "prompt", "context_length_exceeded"),
+        ([5], dict(stop="x"), "stop", None),
+        ([5], dict(stop_token_ids=[VOCAB]), "stop_token_ids", None),
+        ([5], dict(temperature=-1), "temperature", None),
+        ([5], dict(stop=[""]), "stop", None),
+        ([5], dict(ignore_eos=1), "ignore_eos", None),
+        ([5], dict(top_p=0), "top_p", None),
+    ],
+)
+def test_a_refusal_carries_the_field_and_its_code(llama, prompt, params, param, code):
+    engine = llama.engine()
+    with pytest.raises(InvalidRequest) as error:
+        engine.add_request(prompt, SamplingParams(**params))
+    assert (error.value.param, error.value.code) == (param, code)
+    check_empty(engine)
+
+
+def test_refusals_of_ids_params_and_messages_carry_their_field(llama):
+    engine = llama.engine()
+    engine.add_request([5], greedy(2), "mine")
+    for call, param in (
+        (lambda: engine.add_request([5], greedy(2), "mine"), "request_id"),
+        (lambda: engine.add_request([5], greedy(2), ""), "request_id"),
+        (lambda: engine.add_request([5], {"n": 1}), "params"),
+        (lambda: engine.generate([[5], [6]], [greedy(2)]), "params"),
+        (lambda: engine.chat([{"role": "user", "content": "hi"}]), "messages"),
+    ):
+        with pytest.raises(InvalidRequest) as error:
+            call()
+        assert error.value.param == param and error.value.code is None
+    assert len(drain(engine)) == 1
+
+
+def test_more_logprobs_than_the_vocabulary_has_are_refused(tmp_path):
+    tiny = Tiny(llama_checkpoint(tmp_path, seed=1, vocab_size=7))
+    engine = tiny.engine()
+    with pytest.raises(InvalidRequest, match="logprobs must be <= 7.*got 8") as error:
+        engine.add_request([5], greedy(3, logprobs=8))
+    assert error.value.param == "logprobs"
+    check_empty(engine)
+    output = engine.generate([[5]], greedy(3, logprobs=7))[0]
+    assert all(len(row) == 7 for row in output.logprobs)
+
+
+def test_params_are_copied_when_a_request_is_added(llama):
+    engine, params = llama.engine(), greedy(2)
+    engine.add_request([5, 6], params, "two")
+    params.max_tokens = 6
+    engine.add_request([5, 6], params, "six")
+    params.max_tokens, params.temperature, params.logprobs = 100_000, 2.0, 3
+    params.stop_token_ids.extend(range(VOCAB))
+    stream = engine.stream([5, 6], params := greedy(4))
+    params.max_tokens = 1
+    done = drain(engine)
+    assert done["two"].token_ids == llama.greedy([5, 6], 2) and done["two"].logprobs is None
+    assert done["six"].token_ids == llama.greedy([5, 6], 6)
+    assert [t for chunk in stream for t in chunk.token_ids] == llama.greedy([5, 6], 4)
+
+
+def test_params_are_checked_again_when_a_request_is_added(llama):
+    engine, params = llama.engine(), greedy(2)
+    params.max_tokens = "many"
+    with pytest.raises(InvalidRequest, match="max_tokens must be an integer >= 1, got 'many'"):
+        engine.add_request([5, 6], params)
+    check_empty(engine)
+
+
+# Outputs.
+
+
+def test_an_output_that_is_kept_does_not_change(texty):
+    engine, kept = texty.engine(), []
+    engine.add_request("a b c", greedy(9, logprobs=1, n=2))
+    while engine.has_unfinished():
+        kept += engine.step()
+    whole = kept[-1]
+    assert whole.finished and len(kept) == 9
+    for steps, output in enumerate(kept, 1):  # looked at only now
+        for completion in output.completions:
+            assert completion.token_ids == whole.token_ids[:steps]
+            assert completion.text == engine.tokenizer.decode(whole.token_ids[:steps])
+            final = whole.completions[completion.index].logprobs
+            assert completion.logprobs == final[:steps]
+            assert completion.finish_reason == ("length" if steps == 9 else None)
+        assert output.finished == (steps == 9) and output.prompt_token_ids == [3, 4, 5]
+    kept[3].token_ids.append(0)
+    assert whole.token_ids == texty.greedy([3, 4, 5], 9)
+
+
+@pytest.mark.parametrize("length", [10, 400])
+def test_a_step_copies_no_more_for_a_long_sequence(llama, monkeypatch, length):
+    """What a step hands out is counted: the elements of the lists that it makes, however long prompt and output are."""
+    engine = llama.engine()
+    engine.add_request(prompt_of(length, 1), greedy(60))
+    sizes = []
+    for _ in range(40):
+        (output,) = engine.step()
+        (chunk,), (completion,) = output.chunks, output.completions
+        made = [
+            v for x in (chunk, completion) for v in vars(x).values() if isinstance(v, (list, str))
+        ]
+        request = engine.scheduler.running[0]
+        sizes.append(sum(len(v) for v in made if v is not request.token_ids) - len("request-0"))
+    assert set(sizes) == {1}
+    assert output.token_ids == llama.greedy(prompt_of(length, 1), 40)
 
 
 # Ids.
@@ -331,7 +446,22 @@ def test_an_aborted_stream_ends(llama):
     stream = engine.stream([5, 6], greedy(50))
     request_id = next(stream).request_id
     assert engine.abort(request_id).finish_reason == "abort"
-    assert list(stream) == []
+    (last,) = stream
+    assert last.finish_reason == "abort" and last.token_ids == [] and last.text == ""
+    check_empty(engine)
+
+
+def test_the_last_chunk_of_an_aborted_stream_holds_what_came_meanwhile(llama):
+    engine = llama.engine()
+    stream = engine.stream([5, 6], greedy(50))
+    got = [next(stream)]
+    engine.add_request([7], greedy(3))
+    for _ in range(3):
+        engine.step()
+    engine.abort(got[0].request_id)
+    got += stream
+    assert [c.finish_reason for c in got] == [None] * (len(got) - 1) + ["abort"]
+    assert [t for c in got for t in c.token_ids] == llama.greedy([5, 6], 4)
     check_empty(engine)
 
 
@@ -373,6 +503,26 @@ def test_stop_strings_end_the_request_and_the_text(texty):
         )
         chunks = list(engine.stream("a b c", greedy(12, stop=["never", stop])))
         assert "".join(c.text for c in chunks) == output.text and chunks[-1].finish_reason == "stop"
+    check_empty(engine)
+
+
+def test_a_stop_string_across_min_tokens_ends_the_request(texty):
+    """It begins in the last of min_tokens and ends after it: the text ends before it, as in vLLM."""
+    engine = texty.engine()
+    whole = engine.generate("a b c", greedy(12))[0]
+    words = whole.text.split(" ")
+    for minimum in range(1, 10):
+        stop = f"{words[minimum - 1]} {words[minimum]}"
+        end = whole.text.index(stop)
+        if len(" ".join(words[: minimum - 1])) + (minimum > 1) != end:
+            continue  # the same words came before
+        output = engine.generate("a b c", greedy(12, stop=stop, min_tokens=minimum))[0]
+        assert output.finish_reason == "stop" and output.text == whole.text[:end]
+        assert output.token_ids == whole.token_ids[: minimum + 1]
+        chunks = list(engine.stream("a b c", greedy(12, stop=stop, min_tokens=minimum)))
+        assert "".join(c.text for c in chunks) == output.text
+        output = engine.generate("a b c", greedy(12, stop=stop, min_tokens=minimum + 1))[0]
+        assert len(output.token_ids) > minimum + 1, "it ended with min_tokens: too early"
     check_empty(engine)
 
 

@@ -146,7 +146,7 @@ def test_top_p_counts_what_top_k_left():
         expected = reference(logits, top_k=top_k, top_p=0.9)
         edge = int((expected > 0).sum())
         row = request(top_k=top_k, top_p=0.9)
-        row.rng.random = lambda: 1 - 1e-12  # the last token of the nucleus
+        row.uniform = lambda: 1 - 1e-12  # the last token of the nucleus
         token = sample(logits[None].clone(), [row])[0][0]
         assert token == logits.topk(edge).indices[-1].item()
 
@@ -159,7 +159,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(params, uniform):
     logits = logits_of(40, seed=4)
     logits[:3] = logits[-3:] = float("-inf")
     row = request(**params)
-    row.rng.random = lambda: uniform
+    row.uniform = lambda: uniform
     token = sample(logits[None].clone(), [row])[0][0]
     assert reference(logits, **params)[token] > 0
 
@@ -215,11 +215,69 @@ def test_a_row_does_not_depend_on_its_neighbours(rows, flat, ties):
             )
 
 
-def test_a_greedy_row_draws_nothing_from_its_generator():
-    row = request(seed=1, temperature=0)
-    state = row.rng.getstate()
-    sample(logits_of(20)[None], [row])
-    assert row.rng.getstate() == state
+def test_sampling_again_chooses_the_same_and_the_next_token_draws_anew():
+    """A step that is repeated after an interrupt must not draw twice."""
+    logits = torch.zeros(1, 100_000)
+    for seed in (None, 3):
+        row, drawn = request(seed=seed), []
+        for _ in range(20):
+            ids = {sample(logits, [row])[0][0] for _ in range(3)}
+            assert len(ids) == 1
+            drawn += ids
+            row.append(drawn[-1])
+        assert len(set(drawn)) > 15
+
+
+def test_random_numbers_are_uniform_over_positions_seeds_and_completions():
+    numbers = np.array(
+        [
+            request(output=[5] * position, seed=seed, index=index).uniform()
+            for position in range(40)
+            for seed in range(20)
+            for index in range(5)
+        ]
+    )
+    assert len(set(numbers)) == len(numbers) == 4000 and 0 <= numbers.min() < numbers.max() < 1
+    counts = np.histogram(numbers, bins=40, range=(0, 1))[0]
+    assert ((counts - 100) ** 2 / 100).sum() < 39 + 4 * math.sqrt(2 * 39)
+    rows = numbers.reshape(40, 100)
+    neighbours = np.corrcoef(rows[:-1].ravel(), rows[1:].ravel())[0, 1]
+    assert abs(neighbours) < 0.07
+
+
+@pytest.mark.parametrize("top_p", [1e-46, 5e-324, 1e-300])
+@pytest.mark.parametrize("vocab", [40, 3000])
+def test_the_smallest_top_p_leaves_the_most_likely_token(top_p, vocab):
+    logits = logits_of(vocab, seed=5)
+    assert set(draw(logits, 50, top_p=top_p)) == {logits.argmax().item()}
+
+
+def test_top_k_keeps_exactly_k_of_equal_tokens():
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0, 2.0, 0.0])
+    counts = draw(logits, 400, top_k=3, temperature=5.0)
+    assert len(counts) == 3 and 1 in counts and set(counts) <= {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "params", [dict(temperature=0), dict(), dict(top_p=0.5), dict(logprobs=3), dict(min_tokens=5)]
+)
+def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_do(bad, params):
+    logits = torch.stack([logits_of(50, seed) for seed in range(3)])
+    expected = sample(logits, [request(seed=s, stop_ids=[3], **params) for s in range(3)])
+    for row, column in ((1, 0), (1, 49)):
+        broken = logits.clone()
+        broken[row, column] = bad
+        ids, logprobs = sample(broken, [request(seed=s, stop_ids=[3], **params) for s in range(3)])
+        assert ids == [expected[0][0], None, expected[0][2]]
+        assert logprobs == [expected[1][0], None, expected[1][2]]
+
+
+def test_minus_infinity_is_a_token_that_cannot_be_unless_all_are():
+    logits = logits_of(10)
+    logits[2:] = -math.inf
+    assert sample(logits[None], [request(temperature=0)])[0][0] in (0, 1)
+    assert sample(torch.full((1, 10), -math.inf), [request(temperature=0)])[0] == [None]
 
 
 def test_temperature_towards_zero_becomes_argmax():

@@ -90,6 +90,8 @@ def test_ten_thousand_events(kind, cache):
         held = [block for r in alive.values() for block in r.block_ids]
         assert len(set(held)) == len(held)
         assert len(held) + manager.num_free_blocks == manager.num_blocks
+        if event % 10 == 0:
+            manager.check_integrity(alive.values())
     preempted = scheduler.num_preemptions
     while alive:
         before = len(alive)
@@ -112,6 +114,59 @@ def test_first_come_first_served():
         scheduler.add(request(name, 5, 3))
     order = [step(scheduler) for _ in range(6)]
     assert order == [["a", "b"]] * 3 + [["c", "d"]] * 3
+
+
+def test_without_a_cache_nobody_overtakes():
+    """A and B do not fit into one step together. C and D would fit beside A, and would pass B again and again."""
+    scheduler = Scheduler(NoCache(96), max_num_seqs=8, max_num_batched_tokens=32)
+    scheduler.add(request("a", 20, 8)), scheduler.add(request("b", 20, 2))
+    order = [step(scheduler)]
+    scheduler.add(request("c", 5, 2)), scheduler.add(request("d", 5, 2))
+    while scheduler.has_unfinished:
+        order.append(step(scheduler))
+    # In its second step B has 21 tokens, which with C's 6 leave no room for D's 6.
+    assert order == [["a"]] * 8 + [["b", "c", "d"], ["b", "c"], ["d"]]
+
+
+def test_without_a_cache_a_stream_of_newcomers_does_not_pass():
+    scheduler = Scheduler(NoCache(96), max_num_seqs=8, max_num_batched_tokens=32)
+    scheduler.add(request("a", 20, 4)), scheduler.add(request("b", 20, 1))
+    began = []
+    for i in range(12):
+        scheduler.add(request(f"n{i}", 5, 2))
+        began += [name for name in step(scheduler) if name not in began]
+    assert began[:2] == ["a", "b"] and began[2:] == [f"n{i}" for i in range(len(began) - 2)]
+
+
+def test_integrity_is_checked():
+    for make in (lambda: BlockManager(10, 4), lambda: SlotManager(4, 32)):
+        manager, one, other = make(), request("one", 9), request("other", 3)
+        assert manager.allocate(one, 9) and manager.allocate(other, 3)
+        manager.check_integrity([one, other])
+        with pytest.raises(RuntimeError):
+            manager.check_integrity([one])  # a block has leaked
+        with pytest.raises(RuntimeError):
+            manager.check_integrity([one, other, other])  # or has one owner too many
+        blocks, one.block_ids = one.block_ids, [0, *one.block_ids[1:]]
+        if isinstance(manager, BlockManager):
+            with pytest.raises(RuntimeError):
+                manager.check_integrity([one, other])  # the null block
+        one.block_ids = blocks
+        manager.free(one)
+        with pytest.raises(RuntimeError):
+            manager.check_integrity([one, other, request("third", 3), _holding(blocks)])
+        manager.reset()
+        manager.check_integrity([])
+        assert manager.num_free_blocks == manager.num_blocks
+    NoCache(96).check_integrity([request("one", 3)])
+    with pytest.raises(RuntimeError):
+        NoCache(96).check_integrity([_holding([1])])
+
+
+def _holding(blocks: list[int]) -> Request:
+    made = request("holding", 3)
+    made.block_ids = blocks
+    return made
 
 
 def test_a_large_request_at_the_head_is_not_overtaken():

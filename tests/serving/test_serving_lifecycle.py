@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
+import argparse
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from lib import LLM
-from lib.serving.server_options import parse
+from lib.core.engine_options import EngineOptions
+from lib.serving.flags import add_flags
+from lib.serving.server_options import ServerOptions, parse
 from lib.serving.server_process import ServerProcess
 from tests.serving_failing import DIE, FAIL_ALWAYS, FAIL_ONCE, STALL
 from tests.serving_support import gauges, idle, sse, start, wait_until
@@ -159,48 +163,87 @@ def test_an_engine_thread_that_ends_ends_the_process(checkpoint) -> None:
         assert process.wait(60) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"), [([], "config.json"), (["--scheduler", "best"], "scheduler must be")]
-)
-def test_what_cannot_be_loaded_ends_with_1(tmp_path, arguments: list[str], says: str) -> None:
-    process = start(tmp_path, *arguments)
+def test_what_cannot_be_loaded_ends_with_1(tmp_path) -> None:
+    process = start(tmp_path)
     process.start()
     assert process.wait(60) == 1
     (line,) = [line for line in process.log() if line.get("event") == "engine died"]
-    assert says in line["reason"] and "traceback" not in line
+    assert "config.json" in line["reason"] and "traceback" not in line
     process.stop()
 
 
 def test_a_port_in_use_ends_with_1(server, checkpoint) -> None:
     port = server.url.rsplit(":", 1)[1]
     process = start(checkpoint, "--port", port)
-    with pytest.raises(RuntimeError, match="exited with 1"):
+    with pytest.raises(RuntimeError, match="exited with 1") as failure:
         process.start()
-    assert any(line.get("event") == "cannot listen" for line in process.log())
-    process.stop()
+    assert '"event": "cannot listen"' in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("import time; time.sleep(60)", "still trying"), ("exit(7)", "exited with 7")],
+)
+def test_a_failed_start_leaves_nothing_behind(tmp_path, monkeypatch, code: str, says: str) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    process = ServerProcess(command=[sys.executable, "-c", code], startup_timeout=1.0)
+    with pytest.raises(RuntimeError, match=says):
+        process.start()
+    assert not psutil.pid_exists(process.pid) and list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_does_not_exist_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # without setpriv in front
+    with pytest.raises(FileNotFoundError):
+        ServerProcess(command=["/does/not/exist"]).start()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(
     shutil.which("setpriv") is None, reason="needs setpriv, to have the child die with its parent"
 )
-def test_a_parent_that_is_killed_leaves_no_server(checkpoint, tmp_path) -> None:
-    script = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom lib.serving.server_process import ServerProcess\n"
-        "server = ServerProcess('--model', sys.argv[1], '--device', 'cpu')\nserver.start()\n"
-        "Path(sys.argv[2]).write_text(str(server.pid))\ntime.sleep(120)\n"
-    )
-    pid_file = tmp_path / "pid"
+@pytest.mark.parametrize("thread", ["main", "another"])
+def test_a_parent_that_is_killed_leaves_no_server(checkpoint, tmp_path, thread: str) -> None:
+    """Nor one that drains: a long generation runs, and the server is gone at once."""
+    script = """if True:
+        import sys, threading, time
+        from pathlib import Path
+        from lib.serving.server_process import ServerProcess
+        server = ServerProcess("--model", sys.argv[1], "--device", "cpu")
+        def start():
+            server.start()
+            server.wait_ready()
+        if sys.argv[3] == "main":
+            start()
+        else:
+            thread = threading.Thread(target=start)
+            thread.start()
+            thread.join()
+        Path(sys.argv[2]).write_text(f"{server.pid} {server.url}")
+        time.sleep(300)
+    """
+    file = tmp_path / "server"
     parent = subprocess.Popen(
-        [sys.executable, "-c", script, str(checkpoint), str(pid_file)],
+        [sys.executable, "-c", script, str(checkpoint), str(file), thread],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
     )
     try:
-        wait_until(lambda: pid_file.exists() and pid_file.read_text(), 60)
-        child = psutil.Process(int(pid_file.read_text()))
+        wait_until(lambda: file.exists() and file.read_text(), 120)
+        pid, url = file.read_text().split()
+        child = psutil.Process(int(pid))
+        with httpx.Client(base_url=url, timeout=120) as client, ThreadPoolExecutor(1) as pool:
+            long = {**LONG, "max_tokens": 2040, "n": 64}
+            answer = pool.submit(client.post, "/v1/completions", json=long)
+            wait_until(lambda: gauges(client)["num_requests_running"] == 64, 30)
+            parent.kill()
+            parent.wait(10)
+            gone = lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # noqa: E731
+            wait_until(gone, 5)
+            assert isinstance(answer.exception(), httpx.TransportError), "it did not finish first"
     finally:
         parent.kill()
         parent.wait(10)
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 45)
 
 
 def test_a_server_that_would_not_log_its_port_is_not_started() -> None:
@@ -209,27 +252,74 @@ def test_a_server_that_would_not_log_its_port_is_not_started() -> None:
 
 
 def test_every_argument_of_the_llm_is_a_flag() -> None:
-    names = set(inspect.signature(LLM.__init__).parameters) - {"self"}
-    options = parse(["--model", "gpt2", "--num-blocks", "7"])
-    assert set(options.llm) == names
-    defaults = {
-        n: p.default for n, p in inspect.signature(LLM.__init__).parameters.items() if n != "self"
-    }
-    assert options.llm == {**defaults, "model": "gpt2", "num_blocks": 7}
+    """Of the same name, with the same default, and it arrives."""
+    assert parse([]).llm == {option.name: option.default for option in fields(EngineOptions)}
+    for option in fields(EngineOptions):
+        flag, value = "--" + option.name.replace("_", "-"), option.default
+        if isinstance(value, bool):
+            (argument, value) = ([flag], True) if not value else (["--no-" + flag[2:]], False)
+            if option.name == "cuda_graphs":
+                argument += ["--attention", "fused"]
+        elif "choices" in option.metadata:
+            value = option.metadata["choices"][0]
+            argument = [flag, value]
+        elif "int" in option.type:
+            value = 3
+            argument = [flag, "3"]
+        else:
+            value = "gpt2"
+            argument = [flag, value]
+        assert parse(argument).llm[option.name] == value
+
+
+def test_every_option_of_the_server_is_a_flag(tmp_path) -> None:
+    options = parse(
+        ["--port", "1", "--cors-origin", "a", "--cors-origin", "b", "--request-timeout", "2.5"]
+    )
+    assert (options.port, options.cors_origins, options.request_timeout) == (1, ["a", "b"], 2.5)
+    assert options == ServerOptions(
+        llm=parse([]).llm, port=1, cors_origins=["a", "b"], request_timeout=2.5
+    )
+    assert parse([]).cors_origins == [] and parse([]).served_model_name == "smollm2"
+    folder = tmp_path / "some-model"
+    folder.mkdir()
+    assert parse(["--model", str(folder)]).served_model_name == "some-model"
+
+
+def test_a_dictionary_is_given_as_json(capsys) -> None:
+    @dataclass
+    class Options:
+        config: dict[str, Any] | None = None
+        on: bool = True
+
+    parser = argparse.ArgumentParser()
+    assert add_flags(parser, Options) == ["config", "on"]
+    given = parser.parse_args(["--config", '{"method": "ngram"}', "--no-on"])
+    assert (given.config, given.on) == ({"method": "ngram"}, False)
+    for text in ("5", "{"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--config", text])
+        assert "JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "says"),
     [
-        ["--port", "70000"],
-        ["--max-concurrent-requests", "0"],
-        ["--drain-timeout", "nan"],
-        ["--request-timeout", "-1"],
-        ["--max-num-seqs", "many"],
-        ["--what"],
+        (["--port", "70000"], "port must be >= 0 and <= 65535"),
+        (["--max-concurrent-requests", "0"], "max_concurrent_requests must be >= 1"),
+        (["--drain-timeout", "nan"], "drain_timeout must be >= 0"),
+        (["--request-timeout", "-1"], "request_timeout must be >= 0"),
+        (["--request-timeout", "inf"], "request_timeout must be >= 0"),
+        (["--log-level", "loud"], "log_level must be one of"),
+        (["--max-num-seqs", "many"], "--max-num-seqs"),
+        (["--max-num-seqs", "0"], "max_num_seqs must be an integer >= 1"),
+        (["--scheduler", "best"], "scheduler must be one of"),
+        (["--kv-cache", "none", "--num-blocks", "9"], "num_blocks must be None"),
+        (["--what"], "--what"),
     ],
 )
-def test_bad_arguments_exit_with_2(arguments: list[str], capsys) -> None:
+def test_bad_arguments_exit_with_2(arguments: list[str], says: str, capsys) -> None:
     with pytest.raises(SystemExit) as exit:
         parse(arguments)
-    assert exit.value.code == 2 and "error" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert exit.value.code == 2 and "error" in shown and says in shown

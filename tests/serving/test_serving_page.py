@@ -139,34 +139,33 @@ def test_stop(page) -> None:
 
 
 def test_burst_and_moving_numbers(page) -> None:
-    page.evaluate("""() => { const rate = document.getElementById('rate'); window.fastest = 0; new MutationObserver(
-        () => { window.fastest = Math.max(window.fastest, parseFloat(rate.textContent)); }
-        ).observe(rate, {childList: true, characterData: true, subtree: true}); }""")
+    # The largest number that each has shown: what is right for a moment may be gone before a slow test looks.
+    page.evaluate("""() => { window.largest = {}; for (const id of ['rate', 'ttft', 'itl']) {
+        const element = document.getElementById(id); window.largest[id] = 0; new MutationObserver(
+        () => { window.largest[id] = Math.max(window.largest[id], parseFloat(element.textContent) || 0); }
+        ).observe(element, {childList: true, characterData: true, subtree: true}); } }""")
     page.fill("#burst-count", "16")
-    page.fill("#burst-tokens", "40")
+    page.fill("#burst-tokens", "200")
     page.press("#burst-tokens", "Enter")
     page.wait_for_function(
         "() => +document.getElementById('running').textContent === 4"
         " && +document.getElementById('waiting').textContent > 0"
     )
     page.wait_for_function("() => +document.getElementById('used').textContent > 0")
-    assert page.locator("#running-list li").count() == 4
-    assert "blocks in use" in page.get_attribute("#pool", "aria-label") or page.get_attribute(
-        "#pool", "aria-label"
-    )
-    colours = page.evaluate("""() => {
+    page.wait_for_function("() => document.querySelectorAll('#running-list li').length === 4")
+    page.wait_for_function("""() => {  // the pool is coloured by request
         const pool = document.getElementById('pool');
         const data = pool.getContext('2d').getImageData(0, 0, pool.width, pool.height).data, seen = new Set();
         for (let i = 0; i < data.length; i += 4) seen.add(data[i] >> 4 << 8 | data[i + 1] >> 4 << 4 | data[i + 2] >> 4);
-        return seen.size; }""")
-    assert colours >= 4, "the pool is coloured by request"
+        return seen.size >= 4; }""")
     page.wait_for_function(
         "() => document.getElementById('burst-result').textContent.startsWith('16 of 16 done')"
     )
-    page.wait_for_function("() => window.fastest > 0")
-    assert page.inner_text("#ttft") != "–" and page.inner_text("#itl") != "–"
+    page.wait_for_function("() => Object.values(window.largest).every((number) => number > 0)")
     page.wait_for_function("() => document.getElementById('used').textContent === '0'")
     page.wait_for_selector("[data-state=idle]")
+    label = page.get_attribute("#pool", "aria-label")
+    assert label == "The block pool: 0 of 512 blocks in use by 0 sequences"
     assert number(page, "running") == number(page, "waiting") == 0
 
 

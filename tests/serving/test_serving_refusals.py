@@ -69,18 +69,37 @@ BAD = [
     (COMPLETION, {"prompt": "\ud800"}, "prompt", "a string"),
     (CHAT, {}, "messages", "required"),
     (CHAT, {"messages": []}, "messages", "not empty"),
-    (CHAT, {"messages": ["hi"]}, "messages", "role"),
+    (CHAT, {"messages": ["hi"]}, "messages.0", "role"),
     (
         CHAT,
         {"messages": [{"role": "tool", "content": "x"}]},
-        "messages",
+        "messages.0.role",
         "system, user or assistant",
     ),
-    (CHAT, {"messages": [{"role": "user"}]}, "messages", "content"),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+    (
+        CHAT,
+        {"messages": [*HELLO, {"role": "developer", "content": "x"}]},
+        "messages.1.role",
+        "must be system, user or assistant, got 'developer'",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "assistant", "content": None}]},
+        "messages.0.content",
+        "a string or a list of",
+    ),
+    (CHAT, {"messages": HELLO, "user": "u" * 129}, "user", "at most 128 characters"),
+    (
+        COMPLETION,
+        {"prompt": "a", "stop_token_ids": [1, "x"]},
+        "stop_token_ids.1",
+        "an integer",
+    ),
     (
         CHAT,
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-        "messages",
+        "messages.0.content",
         "text",
     ),
     (CHAT, {"messages": HELLO, "top_logprobs": 2}, "top_logprobs", "logprobs"),
@@ -138,6 +157,12 @@ def test_bad_fields(
 )
 def test_bad_bodies(client: httpx.Client, content, kind: str, says: str) -> None:
     assert says in refusal(post(client, COMPLETION, content, kind), 400)["message"]
+
+
+def test_what_is_too_long_says_so_in_its_code(client: httpx.Client) -> None:
+    body = {"prompt": "a" * 2000, "max_tokens": 100}
+    error = refusal(client.post(COMPLETION, json=body), 400)
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
 
 
 def test_unknown_things(client: httpx.Client) -> None:

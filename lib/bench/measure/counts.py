@@ -97,7 +97,7 @@ def attention_pairs(query_len: int, kv_len: int, causal: bool = True) -> int:
 def flops(config: Any, query_len: int, kv_len: int, logits: int = 1, causal: bool = True) -> int:
     """FLOPs of one forward pass over `query_len` new tokens of one sequence that is then `kv_len` long.
 
-    2·weights a token for the layers, 4·pairs·heads·head_dim for q·kᵀ and weights·v, 2·d·V for each of the `logits`
+    2·weights per token for the layers, 4·pairs·heads·head_dim for q·kᵀ and weights·v, 2·d·V for each of the `logits`
     positions. `causal=False` counts the full rectangle, as a kernel that masks afterwards computes it.
     """
     linear = 2 * query_len * layer_matmul_weights(config)

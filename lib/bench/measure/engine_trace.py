@@ -1,4 +1,4 @@
-"""What an engine does at each of its steps: who had a slot, how many tokens each computed, and how long it took.
+"""What an engine does at each step: which requests hold slots, how many tokens each computes, how long it takes.
 
 Introduced in chapter 3.
 """
@@ -17,7 +17,7 @@ from lib.bench.workloads import Workload
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `tokens`, `slots`: by the request's index in its workload. `answered`: who got an output token."""
+    """One step. `tokens`, `slots`: by the request's index in its workload. `answered`: requests that got an output token."""
 
     end: float  # seconds since the first step began
     seconds: float
@@ -48,22 +48,22 @@ class Trace:
 
     @property
     def slot_steps(self) -> int:
-        """Slots times steps: the places there were."""
+        """Slots times steps."""
         return self.num_slots * len(self.steps)
 
     @property
     def idle_slot_steps(self) -> int:
-        """Places in which nothing was computed."""
+        """Slot-steps in which nothing was computed."""
         return self.slot_steps - sum(len(step.tokens) for step in self.steps)
 
     @property
     def throughput(self) -> float:
-        """Output tokens a second."""
+        """Output tokens per second."""
         return self.output_tokens / self.seconds
 
     @property
     def ttft(self) -> list[float]:
-        """Seconds from arrival to first token, one a request."""
+        """Seconds from arrival to first token, one per request."""
         return [o.metrics.first_token_time - o.metrics.arrival_time for o in self.outputs]
 
     def gaps(self, request: int) -> list[float]:
@@ -73,7 +73,7 @@ class Trace:
 
 
 def trace(llm: Any, workload: Workload, arrivals: Sequence[int] | None = None) -> Trace:
-    """Run `workload` on an engine that has nothing else to do, and note every step.
+    """Runs `workload` on an idle engine and records every step.
 
     `arrivals`: the step before which each request is added, in ascending order; all at once without it. The rows are
     handed out as a contiguous cache hands out slots: the lowest free one first.
@@ -81,7 +81,7 @@ def trace(llm: Any, workload: Workload, arrivals: Sequence[int] | None = None) -
     arrivals = [0] * len(workload) if arrivals is None else list(arrivals)
     if len(arrivals) != len(workload) or arrivals != sorted(arrivals):
         raise ValueError(
-            f"arrivals must be one step a request, ascending, got {arrivals} for {len(workload)} requests"
+            f"arrivals must be one step per request, ascending, got {arrivals} for {len(workload)} requests"
         )
     if llm.has_unfinished():
         raise ValueError("llm must have no unfinished requests")

@@ -1,21 +1,10 @@
-"""Which family a kernel belongs to, by its name: the vocabulary of every profile in the book.
+"""The family of a kernel by its name, as all profiles in the book show it: gemm, gemv, attention, softmax,
+normalisation, elementwise, copy, embedding, other.
 
 Introduced in chapter 1.
 """
 
 from collections.abc import Sequence
-
-FAMILIES = (
-    "gemm",
-    "gemv",
-    "attention",
-    "softmax",
-    "normalisation",
-    "elementwise",
-    "copy",
-    "embedding",
-    "other",
-)
 
 # The first pattern found in the lower-cased name decides, so the specific ones come first: a fused attention kernel
 # built with CUTLASS is attention, a copy made by the elementwise machinery is a copy. "copy" is all that moves data

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from lib.bench.measure import nvml
-from lib.bench.measure.machine import allowed_cores, default_device
+from lib.bench.measure.host import allowed_cores
+from lib.bench.measure.machine import default_device
 from lib.bench.measure.percentiles import percentile
 from lib.bench.measure.timing import synchronize
 

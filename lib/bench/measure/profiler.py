@@ -5,7 +5,6 @@ Introduced in chapter 1.
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,12 +35,11 @@ class OpStat:
 class Profile:
     """Operators of one call, slowest first.
 
-    seconds: the sum of the operators' own time (on CUDA: time that the GPU computed or copied). wall_seconds: the
-    call's duration under the profiler, which slows a CPU-bound call: compare shares, not these seconds.
+    seconds: the sum of the operators' own time (on CUDA: time that the GPU computed or copied). The profiler slows a
+    CPU-bound call: compare shares, not seconds.
     """
 
     ops: tuple[OpStat, ...]
-    wall_seconds: float
 
     @property
     def seconds(self) -> float:
@@ -76,10 +74,8 @@ def profile(
     with _stderr_closed():
         trace.start()
     try:
-        start = time.perf_counter()
         fn()
         synchronize(device)
-        wall = time.perf_counter() - start
     finally:
         with _stderr_closed():
             trace.stop()
@@ -89,7 +85,7 @@ def profile(
         OpStat(name, family, calls, seconds, seconds / total)
         for (name, family), (calls, seconds) in rows.items()
     ]
-    return Profile(tuple(sorted(ops, key=lambda op: -op.seconds)), wall)
+    return Profile(tuple(sorted(ops, key=lambda op: -op.seconds)))
 
 
 @contextmanager

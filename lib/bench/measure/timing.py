@@ -25,16 +25,8 @@ class Timing:
     def median(self) -> float:
         return percentile(self.samples, 50)
 
-    @property
-    def p10(self) -> float:
-        return percentile(self.samples, 10)
-
-    @property
-    def p90(self) -> float:
-        return percentile(self.samples, 90)
-
     def rate(self, count: float) -> float:
-        """`count` things per second at the median, e.g. `timing.rate(tokens)`."""
+        """`count` divided by the median: things per second, e.g. `timing.rate(tokens)`."""
         return count / self.median
 
     def times(self, factor: float) -> "Timing":
@@ -66,7 +58,7 @@ def measure(
     budget: float | None = None,
     clock: str = "wall",
 ) -> Timing:
-    """Times `fn()`, after `warmup` runs that nobody counts, `repeats` times.
+    """Times `fn()` `repeats` times, after `warmup` runs that do not count.
 
     With `setup`, each run is `fn(setup())` and only fn is timed. `budget` (seconds of counted runs) ends the repeats
     early, never before the first sample. `clock`: "wall" is the time a caller waits, host work included, up to the

@@ -49,7 +49,12 @@ def _rows(
     )
     span = ax.get_figure(root=True).get_figwidth() * 72 * 0.95  # points
     share = width / max(1e-9, least) * 0.004
-    label = frame.name.rpartition(".")[2] if frame.native else frame.name.partition(".")[2]
+    # The function without its module; the root is no function.
+    label = (
+        frame.name.rpartition(".")[2]
+        if frame.native
+        else frame.name.partition(".")[2] or frame.name
+    )
     if share * span > 4.6 * len(label):
         ax.text(
             left + width / 2,

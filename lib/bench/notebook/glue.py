@@ -116,7 +116,7 @@ def show_source(obj: Any, *methods: str) -> None:
 
 
 def sweep(iterable: Iterable[T], desc: str = "") -> Iterator[T]:
-    """Iterates with a progress bar that vanishes at the end; silent where nobody watches (no terminal, no notebook).
+    """Iterates with a progress bar that vanishes at the end; silent without a terminal or a notebook.
 
     A notebook's bar is one display that is emptied at the end, so that the built page shows none.
     """

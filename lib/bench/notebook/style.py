@@ -47,20 +47,6 @@ _NO_BOX = (
 )
 
 
-def contrast(colour: str, background: str) -> float:
-    """Contrast ratio of two colours by WCAG 2, from 1 (the same) to 21 (black on white)."""
-    light, dark = sorted((_luminance(colour), _luminance(background)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-        for c in matplotlib.colors.to_rgb(colour)
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def figure(
     ncols: int = 1, nrows: int = 1, height: float = 3.2, width: float = WIDTH, **subplots: Any
 ) -> tuple[Figure, Any]:

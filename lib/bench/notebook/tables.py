@@ -7,11 +7,16 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from tabulate import tabulate
+
 from lib.bench.script_options import in_notebook
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
-    """A small table: HTML in a notebook, aligned text in a script. Format the numbers yourself: 3 digits are enough."""
+    """Shows a small table: HTML in a notebook, aligned text in a script. Numbers come formatted: 3 digits are enough.
+
+    Columns of numbers are aligned right. Raises ValueError for a row that has not one cell per header.
+    """
     for i, row in enumerate(rows):
         if len(row) != len(headers):
             raise ValueError(f"row {i} has {len(row)} cells, the table has {len(headers)} headers")
@@ -19,20 +24,12 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
     numeric = [
         bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))
     ]
+    align = ["right" if number else "left" for number in numeric]
     if not in_notebook():
-        widths = [
-            max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)
-        ]
-        for row in [list(headers), ["-" * width for width in widths], *cells]:
-            print(
-                "  ".join(
-                    c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)
-                ).rstrip()
-            )
+        text = tabulate(cells, headers, tablefmt="simple", disable_numparse=True, colalign=align)
+        print("\n".join(line.rstrip() for line in text.splitlines()))
         return
     from IPython.display import HTML, display
-
-    align = ["right" if number else "left" for number in numeric]
 
     def line(tag: str, row: Sequence[str]) -> str:
         return "<tr>" + "".join(

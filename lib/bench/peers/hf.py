@@ -44,7 +44,7 @@ def hf_generate(
     """Greedy `model.generate` over static batches of `batch_size` prompts in order (default: one batch of all).
 
     model: a transformers model, or a checkpoint folder or hub id, which is loaded to `device` in `dtype`. prompts:
-    token ids, left-padded within a batch. max_new_tokens: one number, or one a prompt: a static batch then runs to
+    token ids, left-padded within a batch. max_new_tokens: one number, or one per prompt: a static batch then runs to
     the longest of its members, but only the tokens asked for count and are returned. With `ignore_eos`, every prompt
     gets its exact number of tokens. cache: "dynamic", or "static": preallocated, and on CUDA transformers compiles the
     decode step over it and records it as CUDA graphs, in the first call with a new shape: give it a warm-up.

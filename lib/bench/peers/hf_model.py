@@ -1,4 +1,4 @@
-"""The same weights in transformers: what parity is checked against, and what benchmarks run beside.
+"""The reference model: the same weights in transformers, for checks of parity and as a baseline in benchmarks.
 
 Introduced in chapter 1.
 """
@@ -20,10 +20,10 @@ def transformers_model(llm: Any) -> Any:
 
     logging.disable_progress_bar()
     if llm.folder is not None:
-        twin = AutoModelForCausalLM.from_pretrained(llm.folder, dtype=llm.dtype)
+        reference = AutoModelForCausalLM.from_pretrained(llm.folder, dtype=llm.dtype)
     else:
         config = llm.config
-        twin = GPT2LMHeadModel(
+        reference = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=config.vocab_size,
                 n_positions=config.max_position_embeddings,
@@ -52,6 +52,6 @@ def transformers_model(llm: Any) -> Any:
                     module.weight.T if module.weight.dim() == 2 else module.weight
                 )
                 body[f"h.{i}.{name}.bias"] = module.bias
-        twin.transformer.load_state_dict(body)
-        twin = twin.to(llm.dtype)
-    return twin.to(llm.device).eval()
+        reference.transformer.load_state_dict(body)
+        reference = reference.to(llm.dtype)
+    return reference.to(llm.device).eval()

@@ -1,4 +1,4 @@
-"""What both ways of asking transformers share: the model, its settings, the limits, and what a result holds.
+"""What `hf_generate` and `hf_generate_batch` share: the model, its settings, the limits, and the form of a result.
 
 Introduced in chapter 1.
 """
@@ -18,7 +18,8 @@ Limits = int | Sequence[int]
 
 
 def attempt(name: str, run: Callable[[], Any]) -> Any:
-    """`run()`, or None and one printed line where it fails: a rival that cannot run here must not cost a chapter."""
+    """`run()`; where it raises, prints one line with the reason and returns None, so that the chapter goes on without
+    this baseline."""
     try:
         return run()
     except Exception as error:
@@ -67,7 +68,7 @@ def plain_greedy(model: Any, ignore_eos: bool) -> Iterator[tuple[int, ...]]:
 
 
 def as_limits(prompts: Prompts, max_new_tokens: Limits) -> list[int]:
-    """One limit a prompt. Raises ValueError for no prompts, an empty one, or limits that do not fit them."""
+    """One limit per prompt. Raises ValueError for no prompts, an empty one, or limits that do not fit them."""
     limits = (
         [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     )

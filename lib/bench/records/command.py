@@ -18,27 +18,36 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 from lib.bench.measure.machine import default_device, hardware
+from lib.bench.measure.system_load import LoadMonitor, measure_load
 from lib.bench.paths import measurements_dir, repository
 from lib.bench.records.files import read_record
-from lib.bench.records.preflight import describe_in_a_process, hub_answers
+from lib.bench.records.load_notes import note_load, was_disturbed
+from lib.bench.records.preflight import describe_in_a_process, hub_answers, why_busy
 from lib.bench.records.record import source_digest
 from lib.bench.scale import SCALES, scale
 
 # Where time is short, the chapters whose numbers the book leans on come first; chapters not named here follow.
 ORDER = ("03", "02", "04", "07", "08", "01", "06", "05")
 FAILED, CUT_OFF = 1, 3  # exit codes; argparse itself uses 2
+LOAD_BEFORE = 1.0  # seconds for which the load is measured before each chapter
 
 
 @dataclass
 class Result:
-    """How one chapter went: status is "recorded", "up to date", "failed", "out of time" or "not run"."""
+    """How one chapter went: status is "recorded", "up to date", "failed", "out of time" or "not run".
+
+    disturbed: whether other programs made the record's times unreliable.
+    """
 
     chapter: str
     status: str
     seconds: float = 0.0
     headline: str = ""
     detail: str = ""
+    disturbed: bool = False
 
 
 def parse_budget(text: str) -> float:
@@ -102,7 +111,9 @@ def run_chapter(
         and there["scale"] == at_scale
         and there["source"] == source_digest(script)
     ):
-        return Result(script.stem, "up to date", headline=headline(there))
+        return Result(
+            script.stem, "up to date", headline=headline(there), disturbed=was_disturbed(there)
+        )
     if seconds_left <= 0:
         return Result(script.stem, "not run", detail="the budget was spent")
     environment = {
@@ -116,8 +127,10 @@ def run_chapter(
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    load_before = measure_load(min(LOAD_BEFORE, seconds_left))
     start = time.perf_counter()
     before = path.stat().st_mtime_ns if there else None
+    monitor = LoadMonitor().start()
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as drawn:
         command = [
             sys.executable,
@@ -139,6 +152,7 @@ def run_chapter(
             _kill_group(
                 child
             )  # also what a chapter that ended left behind, such as a server; also on Ctrl-C
+            load = monitor.stop()
         log.seek(0)
         tail = "\n".join(log.read().decode(errors="replace").splitlines()[-25:])
         seconds = time.perf_counter() - start
@@ -159,7 +173,10 @@ def run_chapter(
                 detail=f"ended well but wrote no {path.name}\n{tail}",
             )
         keep_figures(Path(drawn), path.parent / "figures", script.stem[:2])
-    return Result(script.stem, "recorded", seconds, headline(read_record(path)))
+    record = note_load(path, load_before, load)
+    disturbed = was_disturbed(record)
+    detail = f"disturbed: {load}" if disturbed else ""
+    return Result(script.stem, "recorded", seconds, headline(record), detail, disturbed)
 
 
 def keep_figures(drawn: Path, folder: Path, number: str) -> None:
@@ -184,13 +201,11 @@ def _kill_group(child: subprocess.Popen) -> None:
 
 def summary(results: list[Result]) -> str:
     """The table at the end."""
-    rows = [("chapter", "seconds", "status", "headline")]
-    rows += [
+    rows = [
         (r.chapter, f"{r.seconds:.0f}" if r.seconds else "-", r.status, r.headline) for r in results
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    return tabulate(
+        rows, ("chapter", "seconds", "status", "headline"), tablefmt="simple", disable_numparse=True
     )
 
 
@@ -206,7 +221,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", help="chapters, such as 02,04; they run in this order")
     parser.add_argument("--budget", help="stop after this time, such as 8m; run again to go on")
     parser.add_argument(
-        "--force", action="store_true", help="run chapters again whose record is up to date"
+        "--force",
+        action="store_true",
+        help="run chapters again whose record is up to date, and start on a busy machine",
     )
     parser.add_argument(
         "--chapters", type=Path, default=repository() / "chapters", help="folder of the scripts"
@@ -225,6 +242,11 @@ def main(argv: list[str] | None = None) -> int:
     if not scripts:
         parser.error(f"no chapters (NN_name.py) in {args.chapters}")
     deadline = time.monotonic() + budget
+    busy = why_busy()
+    if busy and not args.force:
+        parser.error(f"{busy} Times measured now are not reliable; --force records them anyway")
+    if busy:
+        print(f"warning    {busy} The records will say so.", flush=True)
     print(
         describe_in_a_process(),
         f"recording  {len(scripts)} chapters at {at_scale} scale",
@@ -242,6 +264,13 @@ def main(argv: list[str] | None = None) -> int:
         )
         results.append(result)
     print("\n" + summary(results), flush=True)
+    disturbed = [result.chapter for result in results if result.disturbed]
+    if disturbed:
+        print(
+            f"\nOther programs disturbed {', '.join(disturbed)}: the times are not reliable, and the records say so. "
+            f"On a quiet machine: --force --only {','.join(name[:2] for name in disturbed)}",
+            flush=True,
+        )
     states = {result.status for result in results}
     if "failed" in states:
         return FAILED

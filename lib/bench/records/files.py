@@ -4,8 +4,6 @@ Introduced in chapter 1.
 """
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,17 @@ from typing import Any
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
 from lib.bench.paths import measurements_dir
+from lib.bench.records.json_file import write_json
 from lib.bench.records.series import Series
 
+__all__ = ["SCHEMA", "Reference", "Run", "read_record", "read_records", "reference", "write_json"]
+
 SCHEMA = 1
+_NEEDED = {
+    "scale": str,
+    "measurements": dict,
+    "fingerprint": dict,
+}  # without these it cannot be read
 
 
 @dataclass(frozen=True)
@@ -105,19 +111,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise ValueError(f"{path} is no record of schema {SCHEMA}")
+    for name, kind in _NEEDED.items():
+        if not isinstance(data.get(name), kind):
+            raise ValueError(f"{path}: {name} must be a {kind.__name__}, got {data.get(name)!r}")
     return data
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Writes through a temporary file in the same folder, so that a reader or a cut-off never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

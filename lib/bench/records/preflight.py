@@ -1,4 +1,4 @@
-"""What the record command asks before it starts: which device this is, how fast, and whether a hub can be reached.
+"""What the record command asks before it starts: the device, its speed, its load, and whether a hub can be reached.
 
 Introduced in chapter 1.
 """
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from lib.bench.measure.machine import default_device, fingerprint
 from lib.bench.measure.roofline import measure_roofline
+from lib.bench.measure.system_load import busiest_programs, measure_load
 from lib.bench.paths import repository
 
 
@@ -28,6 +29,15 @@ def hub_answers(seconds: float = 3.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def why_busy(seconds: float = 3.0) -> str:
+    """A sentence about the other programs that use this machine now; empty where it is quiet or the load unknown."""
+    load = measure_load(seconds)
+    if load is None or not load.disturbed:
+        return ""
+    programs = ", ".join(busiest_programs()) or "not visible from here"
+    return f"this machine is busy: {load}. Busiest programs: {programs}."
 
 
 def describe_in_a_process() -> str:

@@ -14,8 +14,10 @@ import torch
 
 from lib.bench.measure.machine import fingerprint
 from lib.bench.measure.roofline import Roofline, dtype_name
+from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.paths import repository
 from lib.bench.records.files import SCHEMA, read_record, write_json
+from lib.bench.records.load_notes import load_facts
 from lib.bench.records.series import Series, check_value, make_series
 from lib.bench.scale import SCALES, scale
 from lib.bench.script_options import options
@@ -57,6 +59,9 @@ class Record:
         self.series: dict[str, Series] = {}
         self.headlines: list[dict[str, Any]] = []
         self._start = time.perf_counter()
+        # Start and end only: a sampling thread would disturb what this process measures. The record command watches
+        # from outside, samples, and replaces this by what it saw.
+        self._load = LoadMonitor(interval=None).start() if options().record else None
 
     def add(
         self,
@@ -97,7 +102,7 @@ class Record:
             "seconds": round(time.perf_counter() - self._start, 3),
             "headlines": self.headlines,
             "roofline": None,
-            "fingerprint": fingerprint(self.device),
+            "fingerprint": {**fingerprint(self.device), "load": self._load_until_now()},
             "source": source_digest(_script(self.chapter)),
             "measurements": {name: series.to_json() for name, series in self.series.items()},
         }
@@ -106,6 +111,10 @@ class Record:
                 "bandwidth": self.roofline.bandwidth, "flops": self.roofline.flops, "details": self.roofline.details,
             }  # fmt: skip
         return check_value(result, self.chapter)
+
+    def _load_until_now(self) -> dict[str, Any]:
+        load = self._load.stop() if self._load else None
+        return load_facts(before=None, during=load)
 
     def save(self, folder: Path | str) -> Path:
         """Writes `<folder>/<hardware slug>/<chapter>.json`, whole or not at all, and returns its path.

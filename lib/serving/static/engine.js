@@ -55,7 +55,7 @@ export class Engine {
     this.caption();
     const busy = running.length + waitingCount > 0;
     this.state(busy ? "busy" : "idle", busy ? `${running.length} running, ${waitingCount} waiting` : "idle");
-    if (performance.now() - this.spoken > 2000) {
+    if (!busy || performance.now() - this.spoken > 2000) {  // no more often: a screen reader reads it out
       this.spoken = performance.now();
       $("pool").setAttribute("aria-label", `The block pool: ${total - free} of ${total} blocks in use by ${running.length} sequences`);
     }

@@ -1,0 +1,29 @@
+"""Peak memory and utilisation of a block."""
+
+import time
+
+import pytest
+import torch
+
+from lib.bench.measure.memory import Sampler, UtilisationSampler, peak_memory
+
+
+def test_peak_memory_sees_a_temporary_array():
+    size = 200 * 2**20
+    with peak_memory("cpu", interval=0.002) as peak:
+        block = torch.ones(size // 4)
+        time.sleep(0.2)
+        del block
+    assert peak.bytes == peak.rss and 0.8 * size < peak.rss < 2.5 * size and peak.allocated is None
+
+
+def test_utilisation_of_a_busy_and_an_idle_block():
+    with UtilisationSampler("cpu", interval=0.05) as busy:
+        end = time.perf_counter() + 0.4
+        while time.perf_counter() < end:
+            sum(range(1000))
+    with UtilisationSampler("cpu", interval=0.05) as idle:
+        time.sleep(0.3)
+    assert busy.mean > idle.mean and busy.peak <= 130 and len(busy.samples) > 2
+    with pytest.raises(ValueError):
+        Sampler(lambda: 0, 0)

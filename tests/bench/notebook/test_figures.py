@@ -1,0 +1,87 @@
+"""Figures: strokes, legends, axes and bars as promised."""
+
+import pytest
+
+from lib.bench.notebook.figures import (
+    bars,
+    bound,
+    figure,
+    lines,
+    log2_axis,
+    log10_axis,
+    recorded_lines,
+    stacked_bars,
+)
+from lib.bench.notebook.style import COLOURS, to_svg
+from lib.bench.records.files import Run
+
+
+@pytest.fixture
+def drawn():
+    fig, ax = figure()
+    lines(ax, [1, 2, 4], {"a": [1, 2, 3], "b": [2, None, 4]},
+          recorded={"NVIDIA H200": ([1, 2, 8], {"a": [9, 9, 9]})},
+          reference={"A100, published": ([1, 8], {"b": [5, 6]})})  # fmt: skip
+    return fig, ax
+
+
+def test_colour_is_the_series_and_stroke_is_the_run(drawn):
+    fig, ax = drawn
+    by_run = {(line.book_run, line.get_color()): line for line in ax.lines}
+    assert set(by_run) == {("this run", COLOURS[0]), ("this run", COLOURS[1]), ("NVIDIA H200", COLOURS[0]),
+                           ("A100, published", COLOURS[1])}  # fmt: skip
+    assert (
+        by_run["this run", COLOURS[0]].get_marker() == "o"
+        and by_run["NVIDIA H200", COLOURS[0]].get_marker() == "None"
+    )
+    assert by_run["A100, published", COLOURS[1]].get_linestyle() == "--"
+    series, runs = ([text.get_text() for text in legend.get_texts()] for legend in fig.legends)
+    assert series == ["a", "b"] and runs == ["this run", "NVIDIA H200", "A100, published"]
+
+
+def test_panels_share_one_legend():
+    fig, axes = figure(2)
+    for ax in axes:
+        lines(ax, [1, 2], {"a": [1, 2], "b": [2, 1]})
+    bound(axes[0], [1, 2], [1, 1], "limit")
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in fig.legends[1].get_texts()] == ["this run", "limit"]
+
+
+def test_axes_have_plain_numbers(drawn):
+    fig, ax = drawn
+    log2_axis(ax, "x")
+    log10_axis(ax, "y")
+    fig.canvas.draw()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4", "8"]
+    assert {label.get_text() for label in ax.get_yticklabels()} >= {"1", "2", "5", "10"}
+    with pytest.raises(ValueError, match="which='z'"):
+        log2_axis(ax, "z")
+
+
+def test_bars():
+    fig, (a, b) = figure(1, 2, height=1.6)
+    stacked_bars(a, ["x", "y"], {"gemm": [0.7, 0.1], "gemv": [0.3, 0.9]})
+    bars(b, ["x", "y"], {"tok/s": [1234, 2]}, fmt=",.0f")
+    assert [text.get_text() for text in b.texts] == ["1,234", "2"]
+    assert "70%" in [text.get_text() for text in a.texts]
+    to_svg(fig)
+
+
+def test_recorded_lines_leave_out_what_a_run_lacks():
+    def run(label, columns):
+        entry = {"unit": "s", "params": {}, "seed": None, "samples": {}, "columns": columns}
+        return Run(
+            {
+                "measurements": {"m": entry} if columns else {},
+                "fingerprint": {"hardware": {"label": label}},
+            }
+        )
+
+    runs = [
+        run("full", {"n": [1], "ours": [2], "peer": [3]}),
+        run("part", {"n": [1], "ours": [4]}),
+        run("none", None),
+    ]
+    found = recorded_lines(runs, "m", x="n", y={"Ours": "ours", "Peer": "peer"})
+    assert found == {"full": ([1], {"Ours": [2], "Peer": [3]}), "part": ([1], {"Ours": [4]})}

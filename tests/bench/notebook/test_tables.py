@@ -1,0 +1,27 @@
+"""Tables as text and as HTML."""
+
+import pytest
+
+from lib.bench.notebook import tables
+from lib.bench.notebook.figures import (
+    table,
+)
+
+
+def test_table_as_text_and_as_html(capsys, monkeypatch):
+    table([["gpt2", "124.4"], ["smollm2", "-"]], ["model", "M"])
+    assert capsys.readouterr().out.splitlines() == [
+        "model        M",
+        "-------  -----",
+        "gpt2     124.4",
+        "smollm2      -",
+    ]
+    with pytest.raises(ValueError, match="row 0 has 1 cells"):
+        table([["x"]], ["a", "b"])
+    shown = []
+    monkeypatch.setattr(tables, "in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    table([["<b>", 1]], ["a", "b"])
+    assert (
+        "&lt;b&gt;" in shown[0].data and 'text-align:right;padding:.2em .8em">1<' in shown[0].data
+    )

@@ -1,0 +1,70 @@
+"""The page about the library is read from lib/: it cannot name a file that is gone or miss one that is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from book.tools import library_map, notebooks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A lib of three packages: top imports middle and low, middle imports low."""
+
+    def write(name, text):
+        path = tmp_path / "lib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    write("__init__.py", "")
+    for package in ("top", "middle", "low"):
+        write(f"{package}/__init__.py", f'"""The {package} one. Introduced in chapter 1."""\n')
+    write("top/a.py", '"""Does a.\n\nIntroduced in chapter 3.\n"""\nfrom lib.middle.b import b\nfrom lib.low import c\n')  # fmt: skip
+    write("middle/b.py", '"""Does b. Introduced in chapter 2."""\ndef b():\n    from ..low.c import c\n')  # fmt: skip
+    write("low/c.py", '"""Does c <fast>. Introduced in chapter 1."""\n')
+    return tmp_path, write
+
+
+def test_packages_files_and_first_lines(repository):
+    root, _ = repository
+    found = library_map.packages(root)
+    assert [package.name for package in found] == ["top", "middle", "low"]
+    assert found[0].files == (("a.py", "Does a.", "3"),) and found[0].doc == "The top one."
+    assert found[0].imports == {"middle", "low"} and found[1].imports == {"low"}
+    text = library_map.markdown(found, "https://example.org/")
+    assert "- [`b.py`](https://example.org/lib/middle/b.py): Does b. *Chapter 2.*" in text
+
+
+def test_the_drawing_has_the_arrows_that_do_not_follow_from_others(repository):
+    root, write = repository
+    found = library_map.packages(root)
+    assert library_map.arrows(found) == [("top", "middle"), ("middle", "low")]
+    drawing = library_map.svg(found)
+    assert drawing.count("marker-end") == 2 and "prefers-color-scheme: dark" in drawing
+    write("low/d.py", '"""Introduced in chapter 1."""\nimport lib.top.a\n')
+    with pytest.raises(ValueError, match="import each other: .*top → "):
+        library_map.packages(root)
+
+
+def test_contributing_lists_every_file_of_lib():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = set(re.findall(r"\]\((lib/[^)]+)\)", text))
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "lib").rglob("*.py")}
+    assert listed == {name for name in files if not name.endswith("__init__.py")}
+
+
+def test_the_block_is_replaced_and_the_rest_stays():
+    found = library_map.packages(ROOT)
+    page = "before\n<!-- library: written by `make notebooks` -->\n@stale@\n<!-- end of library -->\nafter\n"
+    once = notebooks.with_library(page, found)
+    assert once.startswith("before\n") and once.endswith("after\n") and "@stale@" not in once
+    assert notebooks.with_library(once, found) == once
+
+
+def test_the_places_that_the_page_names_exist():
+    text = (ROOT / "book" / "library.md").read_text()
+    paths = re.findall(r"`(lib/\S+\.py)`", text)
+    assert paths and all((ROOT / path).is_file() for path in paths)
