@@ -20,7 +20,8 @@ class BlockManager:
     """
 
     retains = True
-    num_cached_blocks = num_queries = num_hits = num_evictions = 0
+    cached_block_ids, num_cached_blocks = (), 0  # chapter 9
+    num_queries = num_hits = num_evictions = 0
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 2:

@@ -6,7 +6,7 @@ blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from lib.core.request import Request
@@ -19,7 +19,8 @@ class CacheManager(Protocol):
     num_blocks: int  # blocks that can be handed out
     max_sequence_tokens: int  # the longest sequence that fits into an otherwise empty cache
     retains: bool  # False: nothing is kept, so every step computes whole sequences
-    num_cached_blocks: int  # blocks without an owner whose content can be found again
+    cached_block_ids: Collection[int]  # blocks without an owner whose content can be found again
+    num_cached_blocks: int
     num_queries: int  # tokens looked up in the prefix cache at admission
     num_hits: int  # and found
     num_evictions: int  # cached blocks that were given to other content
@@ -57,7 +58,8 @@ class NoCache:
     """Room for nothing, which is always available."""
 
     block_size, num_blocks, num_free_blocks, retains = 1, 0, 0, False
-    num_cached_blocks = num_queries = num_hits = num_evictions = 0
+    cached_block_ids, num_cached_blocks = (), 0
+    num_queries = num_hits = num_evictions = 0
 
     def __init__(self, max_sequence_tokens: int) -> None:
         self.max_sequence_tokens = max_sequence_tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lib.cache.block_manager import BlockManager
@@ -58,6 +58,11 @@ class PrefixCachingBlockManager(BlockManager):
         super().__init__(num_blocks, block_size)
         self.num_queries = self.num_hits = 0  # prompt tokens looked up, and found
         self.num_evictions = 0
+
+    @property
+    def cached_block_ids(self) -> Collection[int]:
+        """Cached blocks, least recently used first."""
+        return self._cached.keys()
 
     @property
     def num_cached_blocks(self) -> int:

@@ -15,7 +15,8 @@ class SlotManager:
     """
 
     retains = True
-    num_cached_blocks = num_queries = num_hits = num_evictions = 0
+    cached_block_ids, num_cached_blocks = (), 0  # chapter 9
+    num_queries = num_hits = num_evictions = 0
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
         self.block_size = self.max_sequence_tokens = max_model_len
