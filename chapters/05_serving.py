@@ -582,6 +582,7 @@ usage = {
     "prompt_tokens": PROMPT,
     "completion_tokens": ANSWER,
     "total_tokens": PROMPT + ANSWER,
+    "prompt_tokens_details": {"cached_tokens": 0},  # chapter 9
 }
 assert whole.body["usage"] == usage
 table(

@@ -167,6 +167,11 @@ class PrometheusMetrics:
             "request_params_max_tokens", "The max_tokens that requests ask for.", _TOKENS
         )
 
+    def start(self, stats: dict[str, Any]) -> None:
+        """Count from here: what the warm-up did is nobody's request."""
+        self._preemptions_seen = stats["preemptions"]
+        self._prefix_seen = {name: stats[name] for name in self._prefix}
+
     def render(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self.registry)

@@ -62,6 +62,7 @@ class Service:
         def make() -> LLM:
             llm = make_llm()
             warm_up(llm)
+            self.metrics.start(llm.stats())
             self._tokens = TokenizerPool(llm)
             return llm
 
