@@ -174,7 +174,11 @@ class LLM:
     def reset_prefix_cache(self) -> None:
         """Forget all cached blocks that no running request uses, e.g. between two measurements."""
         with self._one_thread:
-            self.manager.forget_cached()
+            try:
+                self.manager.forget_cached()
+            except BaseException:  # interrupted
+                self.scheduler.restart()
+                raise
 
     def stats(self) -> dict[str, Any]:
         """Counts of this moment, and since the start: preemptions, steps, tokens computed, requests finished."""

@@ -240,6 +240,24 @@ def test_a_failed_step_publishes_nothing(tiny: dict[str, Tiny]):
     assert output.num_cached_tokens == 0 and output.token_ids == llama.greedy(prompt, 6)
 
 
+@pytest.mark.parametrize("budget, published", [(64, 0), (4, 2)], ids=["whole", "chunks"])
+def test_what_a_failed_request_computed_is_not_published(tiny, budget, published):
+    """A request whose logits are not finite ends with an error; other prompts share its first blocks."""
+    llama, poison = tiny["llama"], VOCAB - 1
+    engine = llama.engine(block_size=4, max_num_batched_tokens=budget)
+    with torch.no_grad():
+        engine.model.token_embedding.weight[poison] = float("nan")
+    start = [token for token in prompt_of(14, 1) if token != poison][:9]
+    (output,) = engine.generate([[*start, poison, 5, 6, 7]], GREEDY)
+    assert output.finish_reason == "error"
+    assert engine.stats()["blocks_cached"] == published  # the chunks before the bad one
+    check_empty(engine)
+    three = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+    (output,) = engine.generate([[*start, 9]], three)
+    assert output.num_cached_tokens == published * 4
+    assert output.token_ids == llama.greedy([*start, 9], 3)
+
+
 def test_salts_of_generate_stream_and_chat(tiny: dict[str, Tiny]):
     engine, prompt = tiny["llama"].engine(block_size=4), prompt_of(17, 1)
     engine.generate([prompt], GREEDY, cache_salt="a")
