@@ -57,9 +57,8 @@ class Scheduler:
         if self.cache.retains:
             for item in scheduled:
                 item.request.num_computed_tokens += item.num_tokens
-                if (
-                    item.request.finish_reason != "error"
-                ):  # its K and V may be wrong: not for others
+                # After an error its K and V may be wrong: not for others.
+                if item.request.finish_reason != "error":
                     self.cache.publish(item.request)
 
     def release(self, requests: list[Request]) -> None:
