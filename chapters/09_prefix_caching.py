@@ -253,7 +253,7 @@ REPEATS = pick(smoke=1, cpu=3, gpu=15)
 
 
 def prompt_time(length):
-    """Seconds of a prompt of `length` tokens and its first token; nothing is kept."""
+    """Seconds to the first token of a prompt; nothing is kept."""
     fresh = iter(random_prompts([length] * 99, config.vocab_size, seed=length))
     return measure(
         lambda prompt: without.generate([prompt], greedy(1)),
@@ -379,7 +379,7 @@ def request(tokens, salt=None):
 
 
 def serve(manager, one):
-    """Admit a request, compute all its tokens, end it. Returns the tokens found."""
+    """From admission to its end, all tokens computed. Returns those found."""
     found = manager.admit(one)
     one.num_computed_tokens = one.num_tokens
     manager.publish(one)
@@ -446,7 +446,7 @@ print(f"4 completions of {LENGTH} tokens: {tokens_of_four} tokens computed")
 # %%
 @torch.inference_mode()
 def oracle(prompt, new_tokens):
-    """(greedy tokens, the smallest lead of a best logit over the second) without any cache."""
+    """(greedy tokens, the smallest lead of the best logit), nothing kept."""
     token_ids, least = list(prompt), float("inf")
     for _ in range(new_tokens):
         batch = Batch.of_prompts([token_ids], device)
@@ -500,7 +500,7 @@ glue("lead", LEAD)
 
 
 def first_token_time(shared):
-    """Seconds to the first token of a prompt whose first `shared` tokens are cached."""
+    """Seconds to the first token with `shared` tokens of the prompt cached."""
     own = iter(
         random_prompts(
             [TOTAL - shared] * 99, config.vocab_size, seed=3 + shared
@@ -589,7 +589,7 @@ vocabulary = config.vocab_size
 
 
 def conversations():
-    """(prompts of all turns in order, tokens of each answer); answers are the model's."""
+    """(prompts of all turns, tokens of each answer); the model's answers."""
     (system,) = random_prompts([SYSTEM], vocabulary, seed=10)
     questions = random_prompts([QUESTION] * SLOTS * TURNS, vocabulary, seed=11)
     prompts = []
@@ -620,8 +620,9 @@ workloads = {
 }
 
 
+# %%
 def beginnings(tokens, block=BLOCK):
-    """A value for each full block, equal only where all tokens up to its end are."""
+    """A value per full block, equal where all tokens up to its end are."""
     chain = list(
         accumulate(tokens, lambda value, t: hash((value, t)), initial=0)
     )
@@ -629,7 +630,7 @@ def beginnings(tokens, block=BLOCK):
 
 
 def most_found(prompts, answers, block=BLOCK):
-    """Tokens that can be found where nothing is ever evicted, one request at a time."""
+    """Tokens that can be found if nothing is evicted, one after the other."""
     seen, found = set(), 0
     for prompt, answer in zip(prompts, answers):
         for name in beginnings(prompt[:-1], block):
@@ -640,6 +641,7 @@ def most_found(prompts, answers, block=BLOCK):
     return found
 
 
+# %% tags=["hide-input"]
 both = {"without": without, "with": llm}
 answers, points = {}, []
 
@@ -761,7 +763,7 @@ glue_all(words.workloads(by_work))
 # all requests at once, while ours takes {glue:text}`slots` at a time, because a turn cannot come before the answer that it
 # contains.
 
-# %%
+# %% tags=["hide-input"]
 glue("slots", SLOTS)
 glue("block", BLOCK)
 prompts, new = workloads["chat"]
@@ -847,7 +849,7 @@ COUNT, ACTIVE, MOST_TURNS = pick(
 
 
 def many_conversations(seed):
-    """[(prompt, answer)] of `COUNT` conversations, `ACTIVE` at a time, in random turns."""
+    """[(prompt, answer)]: COUNT conversations, ACTIVE at a time."""
     rng = random.Random(seed)
     ids = lambda n: [rng.randrange(vocabulary) for _ in range(n)]  # noqa: E731
     systems = [ids(116), ids(244)]
@@ -870,8 +872,9 @@ trace = many_conversations(seed=0)
 assert all(len(p) % BLOCK and (len(p) + len(a) - 1) % BLOCK for p, a in trace)
 
 
+# %%
 def stack_distances(trace):
-    """For each block of each prompt: different blocks touched since it was; None if never."""
+    """Per block of each prompt: different blocks touched since; or None."""
     stack, distances = [], []  # the most recently touched first
     for prompt, answer in trace:
         names = beginnings([*prompt, *answer[:-1]])
@@ -886,6 +889,7 @@ distances = stack_distances(trace)
 queries = sum(len(prompt) for prompt, _ in trace)
 
 
+# %%
 def predicted_rate(pool):
     """One block of the pool is always the nameless end of a sequence."""
     near = sum(d is not None and d < pool - 1 for d in distances)
@@ -907,6 +911,7 @@ def replay(manager, trace):
     return manager.num_hits / manager.num_queries
 
 
+# %% tags=["hide-input"]
 longest = max(-(-(len(p) + len(a)) // BLOCK) for p, a in trace)
 largest = len({name for p, a in trace for name in beginnings(p + a)}) + 1
 POOLS = sorted(
@@ -977,7 +982,7 @@ class AtRandom(Chosen):
 
 
 class KnowsTheFuture(Chosen):
-    """The block that is needed last, or never: no order can do better (Belady)."""
+    """Evicts what is needed last, or never (Belady)."""
 
     uses = {}  # name: (requests that look it up, its place in their chains)
     for now, (prompt, _) in enumerate(trace):
@@ -994,6 +999,7 @@ class KnowsTheFuture(Chosen):
         return max(self._cached, key=next_use)
 
 
+# %% tags=["hide-input"]
 orders = {
     "least recent, tail first": PrefixCachingBlockManager,
     "least recent, head first": HeadFirst,
@@ -1184,6 +1190,7 @@ class CountsAgain(PrefixCachingBlockManager):
         return super().admit(request)
 
 
+# %%
 def place_matters(manager):
     pool = manager(9, 4)
     serve(pool, request([1] * 4 + [2] * 4))
@@ -1228,6 +1235,7 @@ def the_head_stays(manager):
     assert pool.admit(request(range(9))) == 8
 
 
+# %% tags=["hide-input"]
 traps = [
     ("a name of its own tokens only", place_matters, None),
     ("published before its step", failed_steps_leave_nothing, TooEarly),
@@ -1321,7 +1329,7 @@ glue("predictions_tally", tally(foretold))
 # longest cached prefix, and serve that one first. Both can be counted.
 
 
-# %%
+# %% tags=["hide-input"]
 def serve_in_order(queue, pool, choose):
     """The hit rate if `choose` picks which of the waiting prompts is next."""
     manager, queue = PrefixCachingBlockManager(1 + pool, BLOCK), list(queue)

@@ -18,18 +18,19 @@ from lib.core.request import Request
 
 
 def block_hashes(request: Request, block_size: int, num_blocks: int) -> list[bytes]:
-    """Names of the request's first `num_blocks` full blocks; computed once and kept on the request.
+    """Names of the request's first `num_blocks` full blocks; each is computed once.
 
-    The chain starts at a hash of the cache salt, so that equal prompts with different salts have
-    different names. Whatever else changes K and V (e.g. an adapter) would belong there too.
+    The chain starts at a hash of the cache salt, so that equal prompts with
+    different salts have different names. Whatever else changes K and V (e.g.
+    an adapter) would belong there too.
     """
     hashes = request.block_hashes
     for i in range(len(hashes), num_blocks):
-        parent = (
-            hashes[-1] if hashes else hashlib.sha256(repr(request.cache_salt).encode()).digest()
-        )
-        tokens = array("q", request.token_ids[i * block_size : (i + 1) * block_size])
-        hashes.append(hashlib.sha256(parent + tokens.tobytes()).digest())
+        salt = repr(request.cache_salt).encode()
+        parent = hashes[-1] if hashes else hashlib.sha256(salt).digest()
+        tokens = request.token_ids[i * block_size : (i + 1) * block_size]
+        data = parent + array("q", tokens).tobytes()
+        hashes.append(hashlib.sha256(data).digest())
     return hashes[:num_blocks]
 
 
@@ -75,8 +76,9 @@ class PrefixCachingBlockManager(BlockManager):
     def admit(self, request: Request) -> int | None:
         """Share the longest cached prefix and make room for the other known tokens.
 
-        Returns the number of tokens found. They never include the last known token: its logits are
-        needed, so it is computed again. None, and no change, if there is no room.
+        Returns the number of tokens found. They never include the last known
+        token: its logits are needed, so it is computed again. None, and no
+        change, if there is no room.
         """
         hits = self.find(request)
         idle = sum(self.ref_counts[block] == 0 for block in hits)
@@ -85,7 +87,8 @@ class PrefixCachingBlockManager(BlockManager):
             return None
         self.share(request, hits)
         self.allocate(request, request.num_tokens)
-        self._progress[request] = _Progress(len(hits), request.num_tokens // self.block_size)
+        full = request.num_tokens // self.block_size
+        self._progress[request] = _Progress(len(hits), full)
         self._pending.update(self._unpublished(request))
         if request.num_cached_tokens is None:  # not again after a preemption
             request.num_cached_tokens = len(hits) * self.block_size
@@ -94,13 +97,13 @@ class PrefixCachingBlockManager(BlockManager):
         return len(hits) * self.block_size
 
     def is_computing_prefix_of(self, request: Request) -> bool:
-        """Whether an admitted request is about to publish the next block that `request` needs."""
-        found = len(self.find(request))
-        hashes = block_hashes(request, self.block_size, self._most_hits(request))
+        """Whether an admitted request will publish the next block it needs."""
+        found, most = len(self.find(request)), self._most_hits(request)
+        hashes = block_hashes(request, self.block_size, most)
         return found < len(hashes) and self._pending[hashes[found]] > 0
 
     def publish(self, request: Request) -> None:
-        """Name the full blocks among the request's computed tokens, so that others can find them."""
+        """Name the full blocks of computed tokens: others can find them now."""
         progress = self._progress[request]
         last = request.num_computed_tokens // self.block_size
         if last <= progress.published:
@@ -109,9 +112,9 @@ class PrefixCachingBlockManager(BlockManager):
         for i in range(progress.published, last):
             if i < progress.expected:
                 self._forget_pending(hashes[i])
-            block = request.block_ids[i]
-            if hashes[i] not in self._block_of:  # a twin was faster: this block stays unnamed
-                self._block_of[hashes[i]], self._name_of[block] = block, hashes[i]
+            name, block = hashes[i], request.block_ids[i]
+            if name not in self._block_of:  # else a twin was faster
+                self._block_of[name], self._name_of[block] = block, name
         progress.published = last
 
     def share(self, request: Request, block_ids: list[int]) -> None:
@@ -191,7 +194,8 @@ class PrefixCachingBlockManager(BlockManager):
     def find(self, request: Request) -> list[int]:
         """Blocks of the longest published prefix of the request. Changes nothing."""
         found = []
-        for name in block_hashes(request, self.block_size, self._most_hits(request)):
+        most = self._most_hits(request)
+        for name in block_hashes(request, self.block_size, most):
             if (block := self._block_of.get(name)) is None:
                 break
             found.append(block)
