@@ -13,7 +13,7 @@
 # | Colab or a data-centre GPU | two minutes, by estimate | 3 GB | the same |
 #
 # **Adds to `lib/`.** `cache/prefix_cache.py`: blocks that keep their content when their sequence ends, and are found by
-# it. `LLM` has it switched on unless `enable_prefix_caching=False` is given; chapters 1 to 8 do that.
+# it. It is on by default where the cache is paged; chapters 4 to 8 switch it off with `enable_prefix_caching=False`.
 # :::
 #
 # A chat client sends the whole conversation with every message. An assistant begins each prompt with the same page of
@@ -1061,9 +1061,9 @@ glue_all(words.eviction(Shown(record)))
 #
 # ## Who else can tell
 #
-# A cache that several users share answers a question that nobody should be able to ask: *has somebody sent this text?*
+# A cache that several users share answers a question that no user should be able to ask: *has this text been sent before?*
 # The answer is the time to the first token. An attacker sends a guess, and a fast answer means that the guess was right.
-# With guesses that grow by one block, whole prompts have been recovered in this way {cite:p}`song2024leak`.
+# With guesses that grow piece by piece, prompts have been recovered in this way {cite:p}`song2024leak`.
 #
 # `cache_salt` closes it. The salt is the start of the chain, so requests with different salts never have a name in
 # common. A server gives each tenant a salt of their own, and the cache still works within a tenant.
@@ -1125,7 +1125,7 @@ glue_all(words.leak(experiments.pick(gate, record)))
 
 # %% [markdown]
 # {glue:text}`leak_finding` {glue:text}`salt_finding` The counts are asserted. Sharing between tenants is a choice between
-# memory and privacy, and it is made by whoever gives out the salts.
+# memory and privacy, and it is made where the salts are given out.
 #
 # ## What broke, and how this benchmark could mislead
 #
@@ -1299,7 +1299,7 @@ table(
 # And the benchmark itself:
 #
 # - **A warm-up warms the cache.** The usual advice, run once and then measure, measures a full hit if the prompts are the
-#   same. Every timing of this chapter either empties the cache first or sends new tokens. Chapters 1 to 8 switch it off.
+#   same. Every timing of this chapter either empties the cache first or sends new tokens. Chapters 4 to 8 switch it off.
 # - **Random prompts have no prefixes.** A load test with random ids says that the cache is useless, one with a single
 #   prompt that it is perfect. A hit rate is a property of the trace. It has to be stated beside each speed.
 # - **Throughput hides it.** A hit saves the prompt's part of the work. With long answers that part is small.
@@ -1320,7 +1320,7 @@ glue("predictions_tally", tally(foretold))
 #
 # vLLM's [automatic prefix caching](https://docs.vllm.ai/en/latest/design/prefix_caching.html) is this design: a chain of
 # hashes for full blocks, an order of eviction that is least recently used and tail first, a salt in the first block.
-# What else changes keys and values joins the hash there: adapters and images. Earlier works reuse pieces of prompts that
+# What else changes keys and values joins the hash there: adapters and images. Other works reuse pieces of prompts that
 # are not prefixes, at the price of an approximation or of a schema for the prompt {cite:p}`gim2024promptcache`.
 #
 # SGLang keeps a **radix tree** {cite:p}`zheng2024sglang`. An edge holds a run of tokens of any length, and a prompt walks
