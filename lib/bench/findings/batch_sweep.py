@@ -39,7 +39,7 @@ from lib.models.checkpoint import GPT2_CONFIG
 
 SWEEP, PEERS = "batch_sweep_float32", "batch_sweep_transformers"
 RATE = "tokens/s"
-RIVALS = {
+WAYS = {
     "generate": "tok_s",
     "generate with a static cache": "static_cache_tok_s",
     "generate_batch": "generate_batch_tok_s",
@@ -174,7 +174,7 @@ def sweep(run: Any, packed: Any = None) -> dict[str, str]:
             "over_bound_finding": _over(series, ours, bound),
             "precision_finding": _precision(run),
         }
-        | _rivals(run)
+        | _peers(run)
         | _utilisation(series)
     )
 
@@ -307,11 +307,11 @@ def laid_out(packed: Any) -> Finding:
         return missing("a product whose weights are laid out once")
     small, large = batches(series)[:2]
     said = (
-        f"in chapter 8's recorded run of {packed.date}, with SmolLM2, the products with {large} rows take {times(after)} as long "
-        f"as those with {small} where the weights are laid out once, and {times(before)} with PyTorch's own"
+        f"in chapter 8's recorded run of {packed.date}, with SmolLM2, PyTorch's own products with {large} rows take "
+        f"{times(before)} as long as those with {small}; with weights that are laid out once, {times(after)}"
     )
     if after <= 1.1 < before:
-        return Finding(f"{said}: a larger batch is free there", "free", after)
+        return Finding(f"{said}, and there the larger batch is free", "free", after)
     return Finding(said, "other", after)
 
 
@@ -372,7 +372,7 @@ def _at(series: Series | None, name: str, batch: int) -> Measured:
     return cell(series, name, sizes.index(batch)) if batch in sizes else None
 
 
-def _rivals(run: Any) -> dict[str, str]:
+def _peers(run: Any) -> dict[str, str]:
     ours, theirs = run[SWEEP], run[PEERS]
     sizes = batches(theirs)
     names = ("this engine", "transformers")
@@ -384,13 +384,13 @@ def _rivals(run: Any) -> dict[str, str]:
     first = f"{'; '.join(known)}." if known else missing("transformers").sentence
     ways = []
     for b in sizes:
-        found = {name: _at(theirs, c, b) for name, c in RIVALS.items()}
+        found = {name: _at(theirs, c, b) for name, c in WAYS.items()}
         if sum(value(m).known for m in found.values()) > 1:
             ways.append(f"at batch {b}, {ordering(found, RATE, smallest_first=False)}")
     other = f"Of its ways, {'; '.join(ways[-2:])}." if ways else (
         "Its static cache and its generate_batch were not measured here; they run at the scale of a GPU."
     )  # fmt: skip
-    return {"transformers_finding": first[:1].upper() + first[1:], "rivals_finding": other}
+    return {"transformers_finding": first[:1].upper() + first[1:], "peer_ways_finding": other}
 
 
 def _precision(run: Any) -> str:
