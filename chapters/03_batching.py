@@ -708,9 +708,10 @@ def run_sweep(engine, dtype, hf=None):
 
     hf: makes the transformers model, or None.
     """
-    products = products_of(engine.model, BATCHES[-1] * PROMPT)
+    gc.collect()
     points, theirs = [], {}
     used = [used_by(engine, batch) for batch in BATCHES]
+    products = products_of(engine.model, BATCHES[-1] * PROMPT)
     hf = hf and hf(engine)
     for batch, counted in zip(sweep(BATCHES, f"batch, {dtype}"), used):
         ways = ours_alone(engine, products, batch)
@@ -1392,6 +1393,7 @@ ax.grid(False, axis="y")
 ax.margins(x=0.12)
 ax.set(xlabel="tokens per second")
 spread_of_bars(ax, by_engine["variable_lengths"].samples.get("tok_s", []))
+fig.draw_without_rendering()  # the panel has its width after the layout
 caution(ax, by_engine.note)
 show(fig, "03_variable_lengths")
 
@@ -1681,12 +1683,13 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 #
 # - **A doubling that was free on paper.** {glue:text}`first_doubling_finding` A bound counts bytes and operations, and
 #   takes it that any product reaches the machine's rates. Which routine computes a product depends on its rows. A
-#   system profiler (`perf record`) on the two-core CPU of the recorded runs shows three in PyTorch's matrix library,
-#   MKL: for one row a product of a matrix and a vector; for two rows a routine for small products; from four rows on the
-#   general product. That one first copies the weights into the order in which its kernel reads them, at every call,
-#   whatever the number of rows. {glue:text}`packed_finding` The corrected prediction is the time of the products
+#   system profiler (`perf record`) on the two-core AMD CPU of the recorded runs, with GPT-2's shapes, shows three in
+#   PyTorch's matrix library, MKL: for one row a product of a matrix and a vector; for two and three rows a routine for
+#   small products; from four rows on the general product. That one first copies the weights into the order in which its
+#   kernel reads them, at every call, and at four rows the copy takes more time than the multiplication. {glue:text}`packed_finding` The corrected prediction is the time of the products
 #   themselves, with as many rows as the step has; the table below has it under the first one.
 # - **A gain larger than its bound.** {glue:text}`gain_cause_finding` A gain over a slow start says more about the start.
+# - **Chunks that were to cost nothing.** {glue:text}`chunk_finding`
 # - **A check that cannot fail.** The first version of this chapter compared tokens for SmolLM2 alone. Without the shift
 #   of positions it passes as well, for the reason given there. Ask of each check what would make it fail.
 # - **A query that sees nothing.** Hide padding from everybody, and a padding query has no key left. A softmax over

@@ -44,7 +44,6 @@ WAYS = {
     "generate with a static cache": "static_cache_tok_s",
     "generate_batch": "generate_batch_tok_s",
 }
-ONE_ROW = "a product of one row reads the weights more slowly than this machine can read"
 
 
 def batches(series: Series | None) -> list[int]:
@@ -290,9 +289,7 @@ def first_cause(series: Series | None) -> Finding:
     part = (products[1] - products[0]) / (steps[1] - steps[0])
     if part >= 0.55:
         return Finding(f"{said}: the step's extra time is theirs", "products", part)
-    return Finding(
-        f"{said}, which explains less than most of the step's extra time", "around", part
-    )
+    return Finding(f"{said}, which explains only a part of the step's extra time", "around", part)
 
 
 def laid_out(packed: Any) -> Finding:

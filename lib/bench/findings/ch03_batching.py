@@ -233,7 +233,7 @@ def equal(run: Any) -> dict[str, str]:
     if found.kind in ("missing", "undefined") or None in steps:
         return {"equal_finding": missing("the run with equal lengths").sentence}
     if found.direction and steps[0] == steps[1]:
-        said = f"{found.sentence} With the same {number(steps[0])} steps that is no scheduler's doing: the machine changed between the two."
+        said = f"{found.sentence} With the same {number(steps[0])} steps that is no scheduler's doing: two timings of the same work differ by as much here."
     else:
         said = f"Here, {found}."
     return {"equal_finding": said}  # fmt: skip
@@ -266,7 +266,8 @@ def budget(run: Any) -> dict[str, str]:
     gap, first = (compare(b, a, "chunks", "one step") for a, b in (gaps, firsts))
     if {gap.kind, first.kind} & {"missing", "undefined"}:
         text = missing("the long prompt").sentence
-        return {"gap_finding": text, "late_finding": text, "trade_finding": text}
+        names = ("gap_finding", "late_finding", "trade_finding", "chunk_finding")
+        return dict.fromkeys(names, text)
     large, small = (number(value(cell(series, "budget", i)).middle or 0) for i in (0, 1))
     said = [
         f"{quantity(value(b).middle, 's')} with a budget of {small} tokens and {quantity(value(a).middle, 's')} with {large}"
@@ -276,6 +277,7 @@ def budget(run: Any) -> dict[str, str]:
         "gap_finding": f"The longest gap between two tokens of a running sequence was {said[0]}: {_factor(gap, 'shorter', 'longer')}.",
         "late_finding": f"The newcomer's own first token came after {said[1]}: {_factor(first, 'earlier', 'later')}.",
         "trade_finding": _trade(gap, first),
+        "chunk_finding": _chunks(run),
     }
 
 
@@ -296,6 +298,24 @@ def _trade(gap: Finding, first: Finding) -> str:
     if gap.direction < 0:
         return "In this run the chunks cost the newcomer nothing that can be told from the repeats."
     return "In this run the chunks made no gap shorter, so the prediction failed."
+
+
+def _chunks(run: Any) -> str:
+    """The prediction in proportion to the tokens, its verdicts and its cause."""
+    series = run[BUDGET]
+    tokens = over(series, "budget", 0, 1)
+    shrunk, delayed = over(series, "longest_gap_s", 0, 1), over(series, "ttft_long_s", 1, 0)
+    if None in (tokens, shrunk, delayed):
+        return missing("the long prompt").sentence
+    gap, first = versus_prediction(tokens, shrunk, "×"), versus_prediction(1.0, delayed, "×")
+    said = (
+        f"In proportion to the tokens of a step, the longest gap would be {times(tokens)} shorter; it was {times(shrunk)}: "
+        f"{gap.verdict}. The newcomer would wait as long as before; it waited {times(delayed)} as long: {first.verdict}."
+    )
+    cause = chunk_cause(run)
+    if "failed" in (gap.kind, first.kind) and cause.kind == "products":
+        said += f" A chunk has fewer rows: {cause}."
+    return said
 
 
 def chunk_cause(run: Any) -> Finding:
@@ -359,14 +379,18 @@ def _scheduler_predictions(run: Any) -> list[Prediction]:
     )
     for name, series, static, continuous in pairs:
         why = _fuller(series, static, continuous).strip().removesuffix(".")
+        promised = over(series, "steps", static, continuous)
+        got = over(series, "tok_s", continuous, static)
+        # Less than the steps promise is expected, less than nothing is not.
+        sense = "at most" if got is None or got >= 1 else ""
         made.append(
             Prediction(
                 f"gain of continuous batching, {name}, from the steps",
-                over(series, "steps", static, continuous),
-                over(series, "tok_s", continuous, static),
+                promised,
+                got,
                 why,
                 "×",
-                "at most",
+                sense,
             )  # fmt: skip
         )
     equal_run, long = run[EQUAL], run[BUDGET]
