@@ -441,7 +441,8 @@ def chapter_8(slug: str | None = None) -> Run | None:
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
     published = reference()
-    packed = chapter_8(getattr(run, "slug", None))
+    fingerprint = getattr(run, "data", {}).get("fingerprint", {})
+    packed = chapter_8(fingerprint.get("hardware", {}).get("slug"))
     return (
         turning({("float32", 11): 13, ("bfloat16", 11): None})
         | realistic()
