@@ -92,7 +92,7 @@ from lib.bench.notebook.figures import (
 )
 from lib.bench.notebook.flame_figure import draw as draw_flame
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
-from lib.bench.notebook.style import caution
+from lib.bench.notebook.style import caution, caution_below
 from lib.bench.peers.hf import hf_generate
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.peers.turns import equal_work, in_turns
@@ -251,7 +251,8 @@ VIEWS = {
     f"aten::{name}"
     for name in (
         "view _unsafe_view t transpose permute split split_with_sizes "
-        "slice narrow chunk unsqueeze squeeze expand select alias detach as_strided unbind"
+        "slice narrow chunk unsqueeze squeeze expand select alias detach "
+        "as_strided unbind"
     ).split()
 }
 
@@ -319,7 +320,6 @@ record.add(
         }
     ],
 )
-glue("rows", ROWS)
 glue("products", products)
 
 # %% [markdown]
@@ -568,7 +568,9 @@ there = {n: [v and 1e3 * v for v in drawn[n]] for n in KERNELS if any(drawn[n])}
 lines(ax, x=drawn["batch"], y=there, recorded={}, label=by_kernel.label)
 for dtype in ("float32", "bfloat16"):
     limits = [1e3 * v for v in drawn[f"bound {dtype}"]]
-    bound(ax, drawn["batch"], limits, f"bound, {dtype}")
+    bound(ax, drawn["batch"], limits, "bound")
+    at = (drawn["batch"][0], limits[0])
+    ax.annotate(dtype, at, (3, 2), textcoords="offset points", fontsize=9)
 ax.set(xlabel="batch", ylabel="ms")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
@@ -717,6 +719,8 @@ padded = GraphRunner(
     device,
     Rerun(),
 )
+
+# %% tags=["hide-input"]
 HOW_MANY = pick(smoke=3, cpu=7, gpu=7)
 prompts = random_prompts(
     [5, 17, 1, 30, 9, 2, 12][:HOW_MANY], config.vocab_size, seed=8
@@ -740,6 +744,7 @@ def oracle(token_ids, num_tokens):
     return token_ids[-num_tokens:]
 
 
+# %%
 truth = [oracle(p, n) for p, n in zip(prompts, lengths)]
 gather.runner = padded
 answers = [output.token_ids for output in gather.generate(prompts, params)]
@@ -765,7 +770,7 @@ glue("ladder_sizes_64", len(ladder(64)))
 #
 # ### With a GPU
 
-# %%
+# %% tags=["hide-input"]
 if CUDA:
     replayed = engine(cuda_graphs=True)
     both = engine(cuda_graphs=True, compile=True)
@@ -842,6 +847,8 @@ batch_gate.machine(roofline, experiments.roofline)
 by_batch = experiments.pick(batch_gate, record)
 drawn = by_batch["step_by_batch"]
 measured = [n for n in drawn.columns if n not in ("batch", "bound")]
+# Older records call the packed engine "packed where faster".
+shorter = {name: name.replace(" where faster", "") for name in measured}
 table(
     [
         [
@@ -851,7 +858,11 @@ table(
         ]
         for p in drawn.rows()
     ],
-    headers=["batch", *(f"{name} (ms)" for name in measured), "bound (ms)"],
+    headers=[
+        "batch",
+        *(f"{name} (ms)" for name in shorter.values()),
+        "bound (ms)",
+    ],
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-steps", "caption": "A decode step by batch size. Left: milliseconds, with the range of the repeats as a vertical line and the bound of bytes and operations dotted. Right: the same over the bound. What is above 1 is slow kernels and overhead together."}}
@@ -860,7 +871,7 @@ x = drawn["batch"]
 lines(
     left,
     x=x,
-    y={name: [1e3 * v for v in drawn[name]] for name in measured},
+    y={shorter[name]: [1e3 * v for v in drawn[name]] for name in measured},
     label=by_batch.label,
 )
 for name in measured:  # the range of the repeats
@@ -876,7 +887,7 @@ lines(
     right,
     x=x,
     y={
-        name: [v / b for v, b in zip(drawn[name], drawn["bound"])]
+        shorter[name]: [v / b for v, b in zip(drawn[name], drawn["bound"])]
         for name in measured
     },
     label=by_batch.label,
@@ -893,7 +904,8 @@ glue_all(words.steps(by_batch))
 
 def together(*gates):
     """The run in which all of these experiments could show what they claim."""
-    gate = Gate("", [reason for gate in gates for reason in gate.reasons])
+    reasons = dict.fromkeys(r for gate in gates for r in gate.reasons)
+    gate = Gate("", list(reasons))
     return experiments.pick(gate, record)
 
 
@@ -923,7 +935,7 @@ for ax, frame, title in (
     draw_flame(ax, frame, longest, depth=11)
     ax.set_title(f"{title}: {1e3 * frame.seconds / frame.calls:.1f} ms")
 axes[1].set_xlabel("ms")
-caution(axes[1], kind_gate.note)
+caution_below(fig, kind_gate.note)
 handles = axes[0].get_legend_handles_labels()
 fig.legend(*handles, loc="outside upper left", ncols=4, handlelength=1.0)
 show(fig, "08_flame_after")
@@ -933,7 +945,10 @@ spent = whole_step["time_by_kind"]
 fig, ax = figure(height=2.3)
 stacked_bars(
     ax,
-    [f"{name}, batch {b}" for name, b in zip(spent["engine"], spent["batch"])],
+    [
+        f"{shorter.get(name, name)}, batch {b}"
+        for name, b in zip(spent["engine"], spent["batch"])
+    ],
     {kind: spent[kind] for kind in next(iter(shares.values()))},
 )
 caution(ax, whole_step.note)
@@ -1063,7 +1078,11 @@ limit = max(row["flops"], row["bytes"])
 names = {"flops": "bound: operations", "bytes": "bound: bytes"}
 table(
     [
-        [names.get(name, name), f"{1e3 * v:,.1f}", f"{v / limit:.1f}"]
+        [
+            names.get(name, shorter.get(name, name)),
+            f"{1e3 * v:,.1f}",
+            f"{v / limit:.1f}",
+        ]
         for name, v in row.items()
     ],
     headers=[
@@ -1162,7 +1181,7 @@ for ax, (batch, found) in zip(axes, stage_rates.items()):
         values.insert(at, stage_rates[1]["contiguous cache"])
     bars(
         ax,
-        names,
+        [shorter.get(n, n) for n in names],
         {"tokens/s": values},
         fmt=",.0f" if batch > 1 or min(values) > 20 else ",.1f",
     )
@@ -1178,7 +1197,7 @@ for ax, (batch, found) in zip(axes, stage_rates.items()):
     )
     ax.set_title(f"batch {batch}", pad=14)
 axes[1].set_xlabel("output tokens per second")
-caution(axes[1], way.note)
+caution_below(fig, way.note)
 show(fig, "08_waterfall")
 
 # %% tags=["remove-cell"]
@@ -1303,7 +1322,7 @@ glue_all(words.busy(busy_run))
 # **The first touch.** A cache on a CPU is promised, not given: the operating system finds a page when it is first
 # written. In a fresh pool the first steps pay for that, and a short benchmark books it under attention:
 
-# %%
+# %% tags=["hide-input"]
 with torch.inference_mode():
     pool = KVCache(
         config,
@@ -1326,7 +1345,8 @@ with torch.inference_mode():
             store_all()
         touch.append(f"{1e3 * clock.seconds:.2f}")
 print(
-    f"eight tokens into all layers of a fresh pool, three times: {', '.join(touch)} ms"
+    "eight tokens into all layers of a fresh pool, three times: "
+    f"{', '.join(touch)} ms"
 )
 pool = None
 
