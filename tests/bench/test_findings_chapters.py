@@ -283,6 +283,12 @@ def test_chapter_8_a_prompt_that_packing_makes_faster_is_no_confirmation(factor,
     assert f": {verdict}." in said and ("another kernel" in said) == kernel
 
 
+def test_chapter_8_takes_launches_on_a_gpu_for_no_time_of_products():
+    data = chapter_8()
+    columns_8(data, "graphs")["seconds"] = [3.0]
+    assert "hold the launches" in ch08.render(Run(data))["suspect_finding"]
+
+
 def test_chapter_8_gives_packing_the_credit_only_where_the_plain_engine_equals_transformers():
     data = chapter_8()
     assert ch08.render(Run(data))["peer_finding"].endswith("all of that is the packing.")
