@@ -16,6 +16,7 @@ from lib.core.request import Request
 # Truncated sampling sorts only this many most likely candidates, and all of the vocabulary only where they do not
 # hold the nucleus. Sorting 49,152 logits a row costs more than the rest of a small model's step.
 _CANDIDATES = 1024
+_LARGEST_LOGIT = 1e30  # still finite in float32 after division by the smallest temperature
 
 
 @torch.inference_mode()
@@ -97,7 +98,9 @@ def _adjust(logits: Tensor, requests: Sequence[Request]) -> Tensor:
         in_output = _counts([r.output_token_ids for r in chosen], logits)
         seen = _counts([r.token_ids for r in chosen], logits) > 0
         rows = logits[penalised]
-        rows = torch.where(seen, torch.where(rows > 0, rows / repetition, rows * repetition), rows)
+        repeated = torch.where(rows > 0, rows / repetition, rows * repetition)
+        # An extreme penalty (1e-300, 1e300) must not make a logit infinite.
+        rows = torch.where(seen, repeated.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT), rows)
         logits[penalised] = rows - frequency * in_output - presence * (in_output > 0)
     if held:
         rows, tokens = zip(*held)

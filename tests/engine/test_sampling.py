@@ -371,3 +371,12 @@ def test_half_precision_logits_are_sampled_in_float32():
     logits = logits_of(100, seed=1).bfloat16()
     ids, logprobs = sample(logits[None], [request(temperature=0, logprobs=2)])
     assert abs(logprobs[0][ids[0]] - torch.log_softmax(logits.float(), -1)[ids[0]].item()) < 1e-6
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 3e38])
+@pytest.mark.parametrize("temperature", [0.0, 1.1e-5, 1.0])
+def test_an_extreme_repetition_penalty_still_gives_a_token(tiny, penalty, temperature):
+    params = SamplingParams(max_tokens=4, temperature=temperature, repetition_penalty=penalty)
+    for name in tiny:
+        (output,) = tiny[name].engine().generate([[5, 6, 7]], params)
+        assert output.finish_reason in ("length", "stop") and output.token_ids
