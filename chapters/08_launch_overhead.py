@@ -72,6 +72,7 @@ from lib.attention.gather import GatherAttention
 from lib.bench.findings import ch08_launch_overhead as words
 from lib.bench.findings.gates import Experiments, Gate
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.vocabulary import capital
 from lib.bench.measure import busy_machine, counts, flame
 from lib.bench.measure.busy_machine import GNU_DEFAULT, PASSIVE
 from lib.bench.measure.profiler import profile
@@ -570,8 +571,9 @@ lines(ax, x=drawn["batch"], y=there, recorded={}, label=by_kernel.label)
 for dtype in ("float32", "bfloat16"):
     limits = [1e3 * v for v in drawn[f"bound {dtype}"]]
     bound(ax, drawn["batch"], limits, "bound")
-    at = (drawn["batch"][0], limits[0])
-    ax.annotate(dtype, at, (3, 2), textcoords="offset points", fontsize=9)
+    at = (drawn["batch"][-1], limits[-1])
+    where = {"textcoords": "offset points", "annotation_clip": False}
+    ax.annotate(dtype, at, (7, -4), fontsize=9, **where)
 ax.set(xlabel="batch", ylabel="ms")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
@@ -1194,7 +1196,8 @@ for ax, (batch, found) in zip(axes, stage_rates.items()):
     )
     for i, name in enumerate(names):  # the range of the repeats
         if (batch, name) in ranges:
-            ax.plot(ranges[batch, name], (i, i), color=TEXT, linewidth=1.2)
+            ends = ranges[batch, name]
+            ax.plot(ends, (i + 0.42, i + 0.42), color=TEXT, linewidth=1.2)
     line = found["transformers"]
     ax.axvline(line, linestyle=(0, (1, 1.8)), color=COLOURS[5], linewidth=1.6)
     ax.annotate(
@@ -1319,7 +1322,11 @@ if drawn is not None:
     show(fig, "08_busy")
 
 # %% tags=["remove-cell"]
-glue_all(words.busy(busy_run))
+if busy_run.note and not busy_run.recorded:  # drawn, but shows nothing
+    busy_run = experiments.pick(gate, record)
+    glue("busy_finding", f"{capital(gate.note)}.")
+else:
+    glue_all(words.busy(busy_run))
 
 # %% [markdown]
 # {glue:text}`busy_finding`
