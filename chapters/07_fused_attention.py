@@ -104,6 +104,7 @@ from lib.bench.notebook.figures import (
     table,
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.spread import spread
 from lib.bench.notebook.style import caution
 from lib.bench.paths import repository
 from lib.bench.records.files import read_records
@@ -1412,14 +1413,6 @@ def gated(experiment, *series, columns=tuple(KINDS)):
     return experiments.pick(gate, record)
 
 
-def ranges(ax, x, samples, index, scale=lambda value, row: value):
-    """The range of a series' repeats, in its colour."""
-    for row, (at, found) in enumerate(zip(x, samples)):
-        if found:
-            ends = scale(min(found), row), scale(max(found), row)
-            ax.plot([at, at], ends, color=COLOURS[index], linewidth=1)
-
-
 alone = gated("attention of a layer", by_batch, by_context)
 sweeps = [
     (alone["attention_by_batch"], "batch"),
@@ -1443,17 +1436,15 @@ for ax, (series, x) in zip(axes, sweeps):
         label=alone.label,
     )
     for index, kind in enumerate((*KINDS, "fused_half")):
-        once = [
-            share * seconds
-            for share, seconds in zip(series[f"mbu_{kind}"], series[kind])
+        shares = [
+            [share * median / seconds for seconds in samples]
+            for share, median, samples in zip(
+                series[f"mbu_{kind}"],
+                series[kind],
+                series.samples.get(kind, []),
+            )
         ]
-        ranges(
-            ax,
-            series[x],
-            series.samples.get(kind, []),
-            index,
-            lambda seconds, row, once=once: once[row] / seconds,
-        )
+        spread(ax, series[x], shares, index)
     ax.axhline(1 / 3, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
     ax.axhline(1, color=TEXT, linewidth=1)
     log2_axis(ax, "x")
@@ -1865,12 +1856,12 @@ lines(
     label=whole.label,
 )
 for index, kind in enumerate(KINDS):
-    ranges(
+    samples = drawn.samples.get(kind, [])
+    spread(
         left,
         drawn["batch"],
-        drawn.samples.get(kind, []),
+        [[1e3 * seconds for seconds in found] for found in samples],
         index,
-        lambda seconds, row: 1e3 * seconds,
     )
 by = f"batch, at {drawn.params['context']} tokens"
 left.set(xlabel=by, ylabel="ms per step", ylim=(0, None))
