@@ -26,6 +26,8 @@ from lib.bench.findings.values import Measured, column, number, quantity, value
 from lib.bench.findings.vocabulary import Finding
 from lib.bench.records.files import reference
 
+MISSING_TWIN = "The record of that run has been replaced since."
+
 
 def published_round(
     load: Mapping[str, Sequence[float]], setup: Mapping[str, Any], rate: float
@@ -45,9 +47,31 @@ def published_round(
     return Finding(text, best)
 
 
-def lessons(run: Any) -> dict[str, str]:
-    """The first two takeaways, by what was measured."""
-    cause, good = closed.gain_cause(run), opened.goodput_gain(run)
+def exercise() -> dict[str, str]:
+    """The solution of exercise 1, from the published numbers."""
+    published = reference()
+    rate = published["load_c64"]["sequential_tok_s"][0]
+    found = published_round(published["load_p95_s"], published["load_setup"], rate)
+    return {"published_finding": found.sentence}
+
+
+def early_run(records: Sequence[Any]) -> Any:
+    """The first record of a run that measured each server once, before servers took turns; None without one."""
+    found = [(run, run["open_loop"]) for run in records]
+    return next((run for run, series in found if series is not None and "turn" not in series), None)
+
+
+def early_twin(run: Any) -> dict[str, str]:
+    """The control of the first recorded run, for what broke; `run` is None where it is no longer kept."""
+    found = (
+        MISSING_TWIN if run is None else opened.twin(run)["twin_finding"].partition(" The two")[0]
+    )
+    return {"early_twin": found}
+
+
+def lessons(run: Any, open_run: Any = None) -> dict[str, str]:
+    """The first two takeaways, by what was measured; `open_run`: the run of the overload, where another."""
+    cause, good = closed.gain_cause(run), opened.goodput_gain(run if open_run is None else open_run)
     if cause.kind == "batching":
         first = "The gain over a sequential server is the scheduler's."
     else:
@@ -67,17 +91,12 @@ def lessons(run: Any) -> dict[str, str]:
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    published = reference()
-    exercise = published_round(
-        published["load_p95_s"],
-        published["load_setup"],
-        published["load_c64"]["sequential_tok_s"][0],
-    )
     parts = (
-        closed.foretold, closed.line_bound, closed.throughput, closed.latencies, closed.queue, closed.prompts, closed.http,
-        opened.stall, opened.knee, opened.law, opened.twin, opened.goodput, opened.patterns, lessons,
+        closed.foretold, closed.line_bound, closed.throughput, closed.latencies, closed.queue, closed.prompts,
+        closed.http, opened.stall, opened.knee, opened.law, opened.twin, opened.goodput, opened.patterns, lessons,
+        early_twin,
     )  # fmt: skip
-    found = {"published_finding": exercise.sentence}
+    found = exercise()
     for part in parts:
         found |= part(run)
     return found
