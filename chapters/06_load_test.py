@@ -341,7 +341,6 @@ record = Record(
 
 # %% tags=["remove-input"]
 glue("seqs", SEQS)
-glue("limit", LIMIT)
 if served["weights"] == "random":
     print(
         "The weights are RANDOM in this run. Speed does not depend on what they say.\n"
@@ -1195,6 +1194,8 @@ glue_all(words.opened.law(open_run))
 slo = open_run["open_loop"].params["slo"]
 glue("slo_ttft", slo["ttft"], ".2f")
 glue("slo_tpot", 1e3 * slo["tpot"], ".0f")
+glue("limit", open_run["open_loop"].params["limit"])
+glue("seats", open_run["closed_loop"].params["max_num_seqs"])
 record.headline(
     "requests/s reached / predicted capacity",
     load_rows.middle(words.opened.best_rate(this_run)) / capacity,
@@ -1209,7 +1210,7 @@ record.headline(
 #
 # {term}`Goodput` shows an overload {cite:p}`zhong2024distserve`: it counts only requests within their limits, here a first
 # token within {glue:text}`slo_ttft` s and {glue:text}`slo_tpot` ms per token. The fourth server admits {glue:text}`limit`
-# sequences, of which {glue:text}`seqs` run, and answers all others with 503.
+# sequences, of which {glue:text}`seats` run, and answers all others with 503.
 #
 # The model predicts both. Without a limit, requests of a long overload wait too long, and goodput falls. With the limit, no
 # admitted request waits longer than the places beyond the batch take, goodput stays near capacity, and the rest are refused:

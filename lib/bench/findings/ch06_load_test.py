@@ -16,6 +16,7 @@ from lib.bench.findings.load_rows import (
     PAGED,
     SEQUENTIAL,
     by_users,
+    counted,
     latency,
     middle,
     users,
@@ -23,7 +24,7 @@ from lib.bench.findings.load_rows import (
 from lib.bench.findings.load_rows import opened as row_of
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, column, number, quantity, value
-from lib.bench.findings.vocabulary import Finding
+from lib.bench.findings.vocabulary import Finding, versus_prediction
 from lib.bench.records.files import reference
 
 MISSING_TWIN = "The record of that run has been replaced since."
@@ -135,7 +136,7 @@ def _closed(run: Any) -> list[Prediction]:
         pairs = [(m, p, n) for m, p, n in zip(got, want, levels) if middle(m) and middle(p)]
         found = max(pairs, key=_distance, default=(None, None, None))
         at = (
-            f"the furthest point, {number(found[2])} users"
+            f"the furthest point, {counted(found[2], 'user')}"
             if found[2] is not None
             else "the furthest point"
         )
@@ -143,9 +144,7 @@ def _closed(run: Any) -> list[Prediction]:
             Prediction(f"throughput of {NAMES[name]}, {at}", found[1], found[0], unit="tokens/s")
         )
     row, batching_paging = closed.gain_at(run), closed.factors(run)
-    want = [
-        (by_users(run, f"{name}, predicted") or [None])[row if levels else 0] for name in COMPARED
-    ]
+    want = [closed.predicted_at(run, name, row) for name in COMPARED]
     foretold = closed.ratio(want[1], want[0]), closed.ratio(want[2], want[1])
     for what, p, m in zip(("batching", "paging"), foretold, batching_paging):
         rows.append(Prediction(f"gain by {what}", p, m, unit="×"))
@@ -154,19 +153,30 @@ def _closed(run: Any) -> list[Prediction]:
             "throughput of the sequential server by users", "flat", closed.flat_trend(run), unit=""
         )
     )
+    all_there, answered = _all_there(run), latency(run, SEQUENTIAL, "p50", -1)
     rows.append(
         Prediction(
             "median answer of the sequential server, most users: N/X, all of them always there",
-            _all_there(run), latency(run, SEQUENTIAL, "p50", -1),
-            "most of these requests belong to the first round, and the queue was shorter when they came",
+            all_there, answered,
+            "most of these requests belong to the first round, and the queue was shorter when they came"
+            if middle(answered) and all_there and middle(answered) < all_there else "",
         )
     )  # fmt: skip
     gain = closed.long_prompt_gain(run)
     rows.append(
         Prediction("gain by batching with the longest prompts, if both servers pay a prompt alike", *gain,
-                   "a batch computes the prompts of several requests in one step, and shares some of their cost", unit="×")
+                   _prompts_shared(run), unit="×")
     )  # fmt: skip
     return rows
+
+
+def _prompts_shared(run: Any) -> str:
+    """Whether a longer prompt adds less to a request in a batch than to one alone."""
+    costs = closed.prompt_cost(run)
+    if costs is None or costs[1] >= costs[0]:
+        return ""
+    alone, shared = (quantity(cost, "s") for cost in costs)
+    return f"the longer prompt adds {shared} to a request in a batch, and {alone} to one alone"
 
 
 def _distance(pair: tuple[Measured, Measured, float]) -> float:
@@ -198,7 +208,8 @@ def _open(run: Any) -> list[Prediction]:
     return [
         Prediction("requests inside below the knee: Little's law", *opened.little(run), unit="requests"),
         Prediction("most requests completed per second: the capacity", opened.capacity(run), opened.best_rate(run),
-                   "a short test ends with a server that empties, and its last steps are not full", "requests/s"),
+                   _finite(opened.best_model(run), opened.best_rate(run)), "requests/s"),
+        Prediction("the same: model of this test", opened.best_model(run), opened.best_rate(run), unit="requests/s"),
         Prediction("throughput beyond the knee", "flat", opened.best_trend(run), unit=""),
         Prediction(f"mean wait for the first token{times_of}: formula for a long test",
                    opened.long_test_wait(run), at("ttft_mean", PAGED, share)),
@@ -207,17 +218,16 @@ def _open(run: Any) -> list[Prediction]:
         Prediction("goodput with a limit: model of this test", at("predicted_goodput", LIMITED, limited),
                    at("goodput", LIMITED, limited), unit="requests/s"),
         Prediction("share refused: formula for a long test", None if limited is None else 100 * (1 - 1 / limited), refused,
-                   _first_seats(run, limited), "%"),
+                   _finite(share_of("predicted_rejected"), refused), "%"),
         Prediction("the same: model of this test", share_of("predicted_rejected"), refused, unit="%"),
     ]  # fmt: skip
 
 
-def _first_seats(run: Any, share: float | None) -> str:
-    """Why a short test refuses less than a long one; nothing where it refuses more."""
-    got = None if share is None else value(row_of(run, "rejected_fraction", LIMITED, share)).middle
-    if got is None or got >= 1 - 1 / share:
+def _finite(model: Measured, measured: Measured) -> str:
+    """Whether the start and the end of a short test explain a difference: the model that has them is right."""
+    if versus_prediction(model, measured).kind not in ("about", "little"):
         return ""
-    return "the server is empty at first, and its places fill before it refuses"
+    return "this test begins and ends with an empty server, as the model of it says"
 
 
 def _patterns(run: Any) -> list[Prediction]:

@@ -13,6 +13,7 @@ from lib.bench.findings.load_rows import (
     PAGED,
     SEQUENTIAL,
     by_users,
+    counted,
     labels,
     latency,
     middle,
@@ -55,6 +56,11 @@ def gain_at(run: Any) -> int:
     return levels.index(at) if at in levels else -1
 
 
+def predicted_at(run: Any, server: str, row: int) -> Measured:
+    """Predicted tokens/s of a server in one row; None where there is none."""
+    return cell(run["throughput_by_users"], f"{server}, predicted", row)
+
+
 def ratio(a: Measured, b: Measured) -> float | None:
     """a over b by their middles; None where one is missing or not above zero."""
     x, y = middle(a), middle(b)
@@ -68,15 +74,12 @@ def foretold(run: Any) -> dict[str, str]:
         return {"model_finding": missing("the model's line").sentence}
     shared, each = found
     row = gain_at(run)
-    predicted = {
-        name: (by_users(run, f"{name}, predicted") or [None] * len(levels))[row]
-        for name in COMPARED
-    }
+    predicted = {name: predicted_at(run, name, row) for name in COMPARED}
     batching = ratio(predicted[CONTIGUOUS], predicted[SEQUENTIAL])
     paging = ratio(predicted[PAGED], predicted[CONTIGUOUS])
     said = (
         f"By these points, a step of {NAMES[PAGED]} takes {quantity(shared, 's')}, and {quantity(each, 's')} more for each "
-        f"sequence in it, so that from {number(max(1, round(shared / each)))} users on the sequences add more than they share."
+        f"sequence in it, so that from {counted(max(1, round(shared / each)), 'user')} on the sequences add more than they share."
     )
     if batching is None or paging is None:
         return {"model_finding": f"{said} {missing('the predicted gain').sentence}"}
@@ -125,8 +128,8 @@ def throughput(run: Any) -> dict[str, str]:
             first += ": as predicted, everywhere within 10 %."
         else:
             first += (
-                f": {near} of them lie within 10 % of the prediction. The furthest is {NAMES[worst[1]]} with "
-                f"{number(worst[2])} users, at {times(worst[0])} the prediction."
+                f": {near} of them within 10 % of the prediction. The furthest is {NAMES[worst[1]]} with "
+                f"{counted(worst[2], 'user')}, at {times(worst[0])} the prediction."
             )
     else:
         first = missing("throughput over its prediction").sentence
@@ -241,7 +244,7 @@ def _generator(run: Any) -> str:
     late = sum(bool(x) for x in marked)
     return (
         f"The generator sent its requests at most {quantity(max(worst), 's')} late (99th percentile of the worst run), "
-        f"and {number(late)} of {len(marked)} runs are marked as lagging."
+        f"and it is marked as lagging in {number(late)} of {len(marked)} runs."
     )
 
 
@@ -260,6 +263,8 @@ def prompts(run: Any) -> dict[str, str]:
     """Whether the gain depends on the prompts, and why."""
     series = run["gain_by_length"]
     lengths, gains = labels(series, "prompt"), column(series, "gain")
+    if None in lengths:
+        return {"prompts_finding": missing("the length of the prompts").sentence}
     shape = trend(lengths, gains, "×")
     if shape.kind == "missing" or not lengths:
         return {"prompts_finding": missing("the gain by length of the prompt").sentence}

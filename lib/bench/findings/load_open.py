@@ -56,6 +56,12 @@ def best_rate(run: Any) -> Measured:
     return max(known, key=lambda r: middle(r), default=None)
 
 
+def best_model(run: Any) -> Measured:
+    """Most requests per second that the model of these tests completes."""
+    rates = [opened(run, "predicted_request_throughput", PAGED, s) for s in shares(run, PAGED)]
+    return max((r for r in rates if middle(r)), key=lambda r: middle(r), default=None)
+
+
 def long_test_wait(run: Any) -> float | None:
     """Mean wait for the first token (s) at the highest rate, by the formula for a queue that grows all the time."""
     share, series, top = worst(run), run["open_loop"], capacity(run)
@@ -232,10 +238,10 @@ def _refused(run: Any, share: float | None) -> str:
 
 def _outcomes(run: Any) -> str:
     series = run["open_loop"]
-    counted = [column(series, name) for name in ("failed", "timeout", "unsent")]
-    if series is None or not all(counted):
+    lost_by = [column(series, name) for name in ("failed", "timeout", "unsent")]
+    if series is None or not all(lost_by):
         return missing("the outcome of each request").sentence
-    lost = sum(value(x).middle or 0 for found in counted for x in found)
+    lost = sum(value(x).middle or 0 for found in lost_by for x in found)
     if lost:
         return f"{number(abs(lost))} requests failed or were never sent, so the rates above leave something out."
     return "No request failed on either server."

@@ -5,7 +5,7 @@ Introduced in chapter 6.
 
 from typing import Any
 
-from lib.bench.findings.values import Measured, cell, column, value
+from lib.bench.findings.values import Measured, cell, column, number, value
 from lib.bench.records.series import Series
 
 SEQUENTIAL, CONTIGUOUS, PAGED = "sequential", "continuous, contiguous", "continuous, paged"
@@ -17,6 +17,11 @@ NAMES = {
     PAGED: "the paged server",
     LIMITED: "the server with a limit",
 }
+
+
+def counted(n: float, what: str) -> str:
+    """ "1 user", "8 users"."""
+    return f"{number(n)} {what}{'s' * (n != 1)}"
 
 
 def labels(series: Series | None, name: str) -> list[Any]:
