@@ -195,6 +195,14 @@ def others():
         found["others_mean"] = load.others_mean * load.cores
 
 
+def to_draw(shown, name):
+    """A series of the shown run and the note for its figure; this run's where the record has no such series."""
+    if shown[name] is not None:
+        return shown[name], shown.note
+    note = shown.note.partition("; the recorded")[0]
+    return record[name], f"{note}; the recorded run has no such curve"
+
+
 def kept_up(gate, rows):
     """Closes the gate where the generator itself was late."""
     rows = list(rows)
@@ -316,6 +324,7 @@ SERVERS = {
 SEQUENTIAL, CONTIGUOUS, PAGED, LIMITED = SERVERS
 COMPARED = [SEQUENTIAL, CONTIGUOUS, PAGED]
 
+# %% tags=["hide-input"]
 servers = {
     name: ServerProcess(*shared, *arguments)
     for name, arguments in SERVERS.items()
@@ -407,6 +416,7 @@ def predicted_e2e(name, users):
     return users * ANSWER / predicted_throughput(name, users)  # Little's law
 
 
+# %% tags=["hide-input"]
 table(
     [
         [
@@ -464,12 +474,12 @@ glue_all(words.closed.line_bound(experiments.pick(gate, record)))
 # chapter 4. What paging buys is room for more sequences, and here there is room for all.
 #
 # The same model, with counted bytes and operations instead of measured times, says what a larger setting could do at best.
-# {numref}`tab-06-h100` is for a model of the shape of Llama 2 with 7 billion parameters, in bfloat16, on one H100 with the
-# rates of its data sheet ({glue:text}`h100_rates`), for answers of {glue:text}`h100_answer` tokens in sequences of
+# The next table is for a model of the shape of Llama 2 with 7 billion parameters, in bfloat16, on one H100 with the rates of
+# its data sheet ({glue:text}`h100_rates`), for answers of {glue:text}`h100_answer` tokens in sequences of
 # {glue:text}`h100_length`. There $a$ is {glue:text}`h100_a` ms, and $b$ {glue:text}`h100_b` µs, for the bytes of the keys
-# and values. No engine reaches these rates; a real step adds what starting it costs (chapter 8).
+# and values. These are bounds: a real step adds what starting it costs (chapter 8), and seldom reaches a data sheet's rate.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "tab-06-h100", "caption": "The model at the rates of a data sheet: a 7B model in bfloat16 on an H100. Bounds, not measurements."}}
+# %% tags=["hide-input"]
 H100_LENGTH, H100_ANSWER = 500, 200
 h100 = StepLine(
     H100.time(bytes=counts.streamed_bytes(LLAMA_7B, "bfloat16")),
@@ -626,7 +636,7 @@ gate.quiet(load)
 stall_run = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-stall", "caption": "Each request's time to its last token during a run in which the server was stopped once (shaded). The same requests, the same answers; only the start of the clock differs."}}
-drawn = stall_run["stall_requests"] or record["stall_requests"]
+drawn, note = to_draw(stall_run, "stall_requests")
 fig, ax = figure(height=2.6)
 lines(
     ax,
@@ -635,7 +645,7 @@ lines(
 )
 ax.axvspan(*drawn.params["stopped"], color=COLOURS[6], alpha=0.2, lw=0)
 ax.set(xlabel="due at (s)", ylabel="answer complete after (s)", ylim=(0, None))
-caution(ax, stall_run.note)
+caution(ax, note)
 show(fig, "06_stall")
 
 # %% tags=["remove-input"]
@@ -1258,7 +1268,7 @@ caution(ax, open_run.note)
 show(fig, "06_goodput")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-queue", "caption": "Requests that wait in the server during the highest offered rate, with and without the limit."}}
-drawn = open_run["queue_in_overload"] or record["queue_in_overload"]
+drawn, note = to_draw(open_run, "queue_in_overload")
 fig, ax = figure(height=2.4)
 for name, colour in zip((PAGED, LIMITED), COLOURS):
     rows = [row for row in drawn.rows() if row["server"] == name]
@@ -1272,7 +1282,7 @@ for name, colour in zip((PAGED, LIMITED), COLOURS):
 most = max(drawn["waiting"])
 fig.legend(loc="outside upper left", ncols=2)
 ax.set(xlabel="time (s)", ylabel="waiting", ylim=(0, 1.1 * max(most, 4)))
-caution(ax, open_run.note)
+caution(ax, note)
 show(fig, "06_queue")
 
 # %% tags=["remove-input"]

@@ -158,7 +158,7 @@ def gain_cause(run: Any) -> Finding:
     """Which of the two changes the gain is due to. kind: "batching", "both", "paging", "none" or "missing"."""
     batching, paging = factors(run)
     if batching is None or paging is None:
-        return missing("the gain's two factors")
+        return missing("the gain by batching", "the gain by paging")
     more, faster = batching > 1.25, paging > 1.1
     if more and not faster:
         kept = "costs some of it" if paging < 1 / 1.1 else "changes little"
@@ -202,7 +202,9 @@ def latencies(run: Any) -> dict[str, str]:
         first = f"With {number(levels[-1])} users, and by the time of the median answer, {found}."
     parts = [waiting_share(run, name) for name in (SEQUENTIAL, PAGED)]
     second = missing("the wait for the first token").sentence
-    if all(p.ratio is not None for p in parts):
+    if "failed" in (parts[0].kind, parts[1].kind):
+        second = "This run cannot tell how much of that time passes before the first token."
+    elif all(p.ratio is not None for p in parts):
         second = (
             f"Of that time, {parts[0]} passes before the first token at the sequential server, and {parts[1]} at the "
             "paged one."

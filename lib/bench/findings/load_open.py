@@ -171,8 +171,8 @@ def twins(run: Any) -> Finding:
 def twin(run: Any) -> dict[str, str]:
     """The control: the same program twice, where the limit has nothing to refuse."""
     found = twins(run)
-    if found.kind == "missing":
-        return {"twin_finding": found.sentence}
+    if found.kind in ("missing", "undefined"):
+        return {"twin_finding": missing("the control of the two copies below the knee").sentence}
     share = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)][0]
     said = f"At {number(share)} times the capacity, by the time of a token, {found}"
     if found.kind in ("about", "little"):
@@ -191,6 +191,10 @@ def goodput_gain(run: Any) -> Finding:
     if share is None:
         return missing("goodput in overload")
     limited, free = (opened(run, "goodput", name, share) for name in (LIMITED, PAGED))
+    if middle(limited) and value(free).middle == 0:
+        kept = quantity(middle(limited), "requests/s")
+        text = f"{NAMES[LIMITED]} keeps a goodput of {kept}, and the one without has none"
+        return Finding(text, "several", None, 1)
     return compare(
         limited, free, NAMES[LIMITED], "the one without", what="goodput", unit="requests/s"
     )
