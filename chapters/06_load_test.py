@@ -658,7 +658,8 @@ glue_all(words.opened.stall(stall_run))
 #
 # (sec-users)=
 # ## Measure: from one user to many
-
+#
+# At each number of users the three servers take turns with the same requests.
 
 # %%
 def requests_at(name, users):
@@ -1368,18 +1369,18 @@ glue_all(words.opened.patterns(pattern_run))
 #   ({numref}`fig-06-throughput`). It is one of the published failures, and the reason why the other two servers exist.
 # - **Two changes, one number.** The published {glue:text}`published_gain` compares a sequential contiguous server with a continuous paged one.
 #   Nothing in it is wrong, and nothing in it says what paging did.
-# - **Two copies that were not alike.** In an early run of this chapter the server with a limit was much slower than its copy
-#   without one, below the knee too, where the limit does nothing. {glue:text}`early_twin` The servers chose their matrix
+# - **Two copies that were not alike.** The first recorded run of this chapter compared the server with a limit and its copy
+#   without one, and had no control. It has one in its numbers. {glue:text}`early_twin` The servers chose their matrix
 #   kernels then by timing them at start, while four of them were loading. The record does not say what they chose, so this
 #   is a suspicion. The choice is now a rule without a clock, all servers are warmed up alike, and the control is a gate.
 # - **Seconds instead of requests.** The overload used to last for a fixed time. On a busy machine, whose capacity is small,
-#   that was 13 requests for 32 places: no queue, no refusal, and a figure of zeros. Requests are now counted, and a run in
-#   which no queue formed is not shown.
+#   fewer requests came than there are places: no queue, no refusal, and a figure of zeros. Requests are now counted, and a
+#   run in which no queue formed is not shown.
 # - **A formula for a test without an end.** The share that is refused, and the mean wait, were predicted for a steady
 #   overload. A test that begins with an empty server differs; the model of the finite test is beside it in the table below.
 # - **A mean against a median.** The predicted mean wait was compared with a measured median. Both are means now.
-# - **Too few requests in a stall.** Four of seventeen requests were caught by the stall, enough to move the 90th percentile
-#   by both clocks, so that the two clocks agreed. The stall now catches a smaller part, and slow requests are counted.
+# - **Too few requests in a stall.** The requests in flight when the server stopped were so large a part of the test that they
+#   moved the 90th percentile by both clocks, and the two agreed. The test is longer now, and slow requests are counted.
 # - **All sequences fit.** Paging had nothing to win, since memory was never short. Chapter 4 shows the other case.
 # - **One machine.** Generator, server and engine share its cores. The dispatch lag above says when that mattered. On few
 #   cores, trust the ratios more than the rates.
