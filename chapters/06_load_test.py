@@ -661,6 +661,7 @@ glue_all(words.opened.stall(stall_run))
 #
 # At each number of users the three servers take turns with the same requests.
 
+
 # %%
 def requests_at(name, users):
     """Two rounds, so that users come to a busy server; the sequential one is always busy."""
@@ -1347,7 +1348,7 @@ drawn = pattern_run["patterns"]
 fig, ax = figure(height=2.8)
 bars(
     ax,
-    drawn["pattern"],
+    [words.opened.CALLED[kind] for kind in drawn["pattern"]],
     {
         "median": drawn["ttft_p50"],
         "95th percentile": drawn["ttft_p95"],
