@@ -80,6 +80,7 @@ from lib.bench.findings import ch06_load_test as words
 from lib.bench.findings import load_rows
 from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.values import column
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.measure.machine import default_device
@@ -100,6 +101,7 @@ from lib.bench.notebook.figures import (
     table,
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.spread import spread
 from lib.bench.notebook.style import caution
 from lib.bench.records.files import read_records, reference
 from lib.bench.records.record import Record
@@ -761,14 +763,6 @@ gate.machine(roofline, experiments.roofline)
 gate.quiet(load)
 closed_run = experiments.pick(gate, record)
 
-
-def spread(ax, series, column, colour):
-    """The range of the rounds as a vertical line; nothing for a single run."""
-    for x, samples in zip(series["users"], series.samples.get(column, [])):
-        if len(samples) > 1:
-            ax.plot([x, x], [min(samples), max(samples)], color=colour, lw=4)
-
-
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-throughput", "caption": "Throughput against the number of users; short vertical lines are the range of the rounds. Dotted, in the colour of its server: the prediction from two measurements and Little's law. Dashed: the published run, which has no curve between its two ends."}}
 published = reference()
 p = published["load_c64"]
@@ -796,10 +790,10 @@ lines(
 ax.plot(
     [64], [p["paged_tok_s"][0]], marker="D", mfc="none", color=COLOURS[2], ls=""
 )
-for name, colour in zip(COMPARED, COLOURS):
+for i, name in enumerate(COMPARED):
     predicted = drawn[f"{name}, predicted"]
-    bound(ax, drawn["users"], predicted, "predicted", colour)
-    spread(ax, drawn, name, colour)
+    bound(ax, drawn["users"], predicted, "predicted", COLOURS[i])
+    spread(ax, drawn["users"], column(drawn, name), i)
 ax.set(xlabel="users", ylabel="tokens per second")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
@@ -834,8 +828,8 @@ lines(
         )
     },
 )
-for name, colour in zip(COMPARED, COLOURS):
-    spread(ax, drawn, f"{name}, p95", colour)
+for i, name in enumerate(COMPARED):
+    spread(ax, drawn["users"], column(drawn, f"{name}, p95"), i)
 ax.set(xlabel="users", ylabel="p95 of an answer (s)")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
