@@ -1,4 +1,4 @@
-"""Load tools in turns, round by round, and their medians beside ours. Introduced in chapter 6."""
+"""What is compared takes turns: load tools beside ours, round by round, and servers. Introduced in chapter 6."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from lib.bench.measure.timing import Rates, Timing
 from lib.loadtest.readings import OURS, Reading
 from lib.loadtest.requests import LoadRequest, make_requests
+
+T = TypeVar("T")
 
 WORKLOAD = "long"
 TIMES = ("ttft", "tpot", "throughput")
@@ -60,3 +62,14 @@ def rows(readings: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
             )
         result.append(row | {"lagged": sum(reading.lagged for reading in found)})
     return result
+
+
+def in_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Results by name, one per round: a, b, c, then b, c, a, … so that a disturbance falls on all of them."""
+    found: dict[str, list[T]] = {name: [] for name in runs}
+    for turn in range(rounds):
+        names = list(runs)
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(runs[name]())
+    return found
