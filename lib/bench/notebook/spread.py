@@ -1,0 +1,29 @@
+"""The spread of repeats in a figure: a thin bar from the lowest sample to the highest, through the median's marker.
+
+Introduced in chapter 3.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from lib.bench.notebook.style import COLOURS, TEXT
+
+
+def spread(ax: Axes, x: Sequence[float], y: Sequence[Any], index: int = 0) -> None:
+    """Vertical bars over the points of a curve, in the colour of its series. `y`: each point's samples, a list.
+
+    A point with one sample, or with a number in place of a list, gets no bar.
+    """
+    for at, samples in zip(x, y):
+        if isinstance(samples, Sequence) and len(samples) > 1:
+            colour = COLOURS[index % len(COLOURS)]
+            ax.vlines(at, min(samples), max(samples), color=colour, linewidth=1.4, zorder=4)
+
+
+def spread_of_bars(ax: Axes, y: Sequence[Any]) -> None:
+    """The same over horizontal bars, one for each row."""
+    for row, samples in enumerate(y):
+        if isinstance(samples, Sequence) and len(samples) > 1:
+            ax.hlines(row, min(samples), max(samples), color=TEXT, linewidth=1.6, zorder=4)
