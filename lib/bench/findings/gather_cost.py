@@ -19,7 +19,6 @@ from lib.bench.findings.values import (
     value,
 )
 from lib.bench.findings.vocabulary import Finding, compare, missing, share, versus_prediction
-from lib.bench.measure import counts
 from lib.bench.records.series import Series
 from lib.models.checkpoint import GPT2_CONFIG
 
@@ -90,8 +89,8 @@ def turns(series: Series) -> list[list[float]]:
 
 
 def _name(series: Series | None, row: int, axis: str) -> str:
-    found = column(series, axis)
-    return f"{axis} {number(found[row])}" if found else axis
+    found = value(cell(series, axis, row)).middle
+    return axis if found is None else f"{axis} {number(found)}"
 
 
 def _overheads(by_batch: Series | None, by_context: Series | None) -> str:
