@@ -135,7 +135,6 @@ stored = [
 used = sum(stored) / (REQUESTS * PROMISE)
 
 # %% tags=["remove-input"]
-glue("requests", REQUESTS)
 glue("promise", PROMISE)
 glue("used_percent", 100 * used, ".0f")
 table(
@@ -309,8 +308,9 @@ device, tokenizer = llm.device, llm.tokenizer
 def watch(llm, arrivals):
     """Run `arrivals`, {step: [(name, token_ids, max_tokens)]}, to the end.
 
-    Returns what each step left behind, a list of {name: (status, tokens computed in the step, times preempted, block
-    ids, tokens stored)}, and the outputs by name.
+    Returns what each step left behind, a list of {name: (status, tokens
+    computed in the step, times preempted, block ids, tokens stored)}, and the
+    outputs by name.
     """
     frames, outputs, known = [], {}, {}
     while llm.has_unfinished() or any(step >= len(frames) for step in arrivals):
@@ -497,13 +497,12 @@ def oracle(model, token_ids, num_tokens):
     return token_ids[-num_tokens:]
 
 
+# %%
 for name in names:
     assert (
         oracle(llm.model, prompts[name], len(answers[name])) == answers[name]
     ), name
-print(
-    "blocks of 4, shared pool, reused blocks: the same tokens as without a cache"
-)
+print("blocks of 4, shared pool, reused blocks: the tokens of the plain loop")
 
 # %% [markdown]
 # (sec-counted-memory)=
@@ -613,7 +612,7 @@ glue("length_blocks", by_length["num_blocks"])
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-fragmentation", "caption": "Share of reserved slots that are empty, counted. Published: 50 tokens in each sequence. Workload: variable lengths, averaged over all decoding steps of all sequences."}}
 def life_waste(block_size):
-    """Empty and reserved slots summed over every step of every sequence, from its prompt to its last stored token."""
+    """Empty over reserved slots, summed over every step of every sequence."""
     tokens = [
         n
         for prompt, last in zip(work.prompts, stored)
@@ -668,13 +667,14 @@ glue("life_64", life[MORE.index(64)], ".0f")
 
 # %%
 def sequences_that_fit(num_blocks, block_size, num_tokens):
-    """How many sequences of `num_tokens` tokens get all their blocks from a fresh pool."""
+    """How many sequences of `num_tokens` tokens a fresh pool can hold."""
     manager, fitting = BlockManager(num_blocks, block_size), 0
     while manager.allocate(request_of([0] * num_tokens), num_tokens):
         fitting += 1
     return fitting
 
 
+# %%
 pressure = published["allocator_pressure"]
 ours = sequences_that_fit(
     pressure["num_blocks"], pressure["block_size"], pressure["max_tokens"]
@@ -731,8 +731,10 @@ usable = (
 mean_blocks = sum(blocks_for(n, BLOCK) for n in stored) / REQUESTS
 predicted_at_once = min(REQUESTS, usable / mean_blocks)
 print(
-    f"{budget / MIB:.0f} MiB: {SLOTS} slots of {PROMISE} tokens, or {usable} blocks of {BLOCK} and the null block;\n"
-    f"at {mean_blocks:.1f} blocks for a finished sequence, {predicted_at_once:.0f} at once"
+    f"{budget / MIB:.0f} MiB: {SLOTS} slots of {PROMISE} tokens, "
+    f"or {usable} blocks of {BLOCK} and the null block;\n"
+    f"at {mean_blocks:.1f} blocks for a finished sequence, "
+    f"{predicted_at_once:.0f} at once"
 )
 
 # %% [markdown]
@@ -753,6 +755,8 @@ engines = {
         **options,
     ),
 }
+
+# %%
 assert (
     engines["contiguous"].kv_cache.nbytes
     == budget
@@ -761,7 +765,10 @@ assert (
 
 
 def serve(llm, work):
-    """All of the workload at once: for each step a row of (sequences, tokens, blocks, seconds), and the answers."""
+    """All of the workload at once.
+
+    Returns (sequences, tokens, blocks, seconds) of each step, and the answers.
+    """
     ids = [
         llm.add_request(*request) for request in zip(work.prompts, work.params)
     ]
@@ -810,7 +817,7 @@ def mean(numbers):
 
 
 def summary(name):
-    """One engine's row of the record: counts of its last turn, times of all turns."""
+    """One engine's row of the record: counts of its last turn, all times."""
     turns = [rows for rows, _ in served[name]]
     seconds = Timing(tuple(sum(r[3] for r in rows) for rows in turns))
     prompts = [[r for r in rows if r[1] > r[0]] for rows in turns]
@@ -973,15 +980,10 @@ record.headline(
 # By these bytes the ratio lies between 1, where the weights dominate, and 3. Its difference is a prediction of its own,
 # and a more modest one: *the gather adds $2\,M_{KV} / \mathit{BW}$ to a step*, however long the rest takes.
 
+
 # %%
-if gpt2.weights == "random":
-    print(
-        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached. Only times are shown."
-    )
-
-
 def predict(batch_size, context):
-    """Seconds of a decode step, contiguous and gathered, by bytes and operations."""
+    """Seconds of a decode step by bytes and operations: slots, gathered."""
     kv = batch_size * context * counts.kv_bytes_per_token(config, "float32")
     attention_flops = config.num_layers * 4 * context * config.hidden_size
     linear_flops = batch_size * (
@@ -998,6 +1000,13 @@ def predict(batch_size, context):
     )
 
 
+# %% tags=["hide-input"]
+if gpt2.weights == "random":
+    print(
+        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could "
+        "not be reached. Only times are shown."
+    )
+
 # %% [markdown]
 # To see the reading alone, we lay out a cache that already holds its sequences and time single decode steps over it.
 # The sequences got their blocks in turn, as sequences that grow side by side do, so their blocks are interleaved in the
@@ -1006,10 +1015,10 @@ def predict(batch_size, context):
 # pages that the operating system had to supply.
 
 
-# %%
+# %% tags=["hide-input"]
 @torch.inference_mode()
 def laid_out(kind, batch_size, context):
-    """A cache of `kind` that holds `batch_size` sequences of `context` tokens, about to compute the last of them."""
+    """A cache of `batch_size` sequences, about to compute their last token."""
     requests = [
         request_of([(7 * i + j) % config.vocab_size for j in range(context)])
         for i in range(batch_size)
@@ -1034,10 +1043,8 @@ def laid_out(kind, batch_size, context):
     cache = KVCache(
         config, num_blocks, block_size, dtype=torch.float32, device=device
     )
-    for tensor in (
-        cache.k,
-        cache.v,
-    ):  # written, so that the pages exist; not zeros, so that nothing is special
+    # Written, so that the pages exist; not zeros, so that nothing is special.
+    for tensor in (cache.k, cache.v):
         tensor.copy_(
             torch.randn(tensor.shape[-2:], device=device).expand_as(tensor)
         )
@@ -1054,7 +1061,7 @@ def laid_out(kind, batch_size, context):
 
 # %% tags=["hide-input"]
 def decode_jobs(kind, batch_size, context):
-    """What to time, by name: a whole step, attention of all layers alone, and for blocks the copies of all layers."""
+    """What to time: a whole step, its attention alone, its copies alone."""
     cache, attention, scheduled, block_size = laid_out(
         kind, batch_size, context
     )
@@ -1100,7 +1107,7 @@ hf_model = transformers_model(gpt2)
 
 
 def hf_job(batch_size, context):
-    """transformers' decode step over a dynamic cache of `context` - 1 tokens a sequence, and its setup."""
+    """transformers' decode step over a filled dynamic cache, and its setup."""
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
     piece = torch.randn(config.num_heads, 1, config.head_dim, device=device)
 
@@ -1133,10 +1140,11 @@ BATCH = pick(smoke=2, cpu=4, gpu=64)
 REPEATS = pick(smoke=1, cpu=5, gpu=20)
 
 
+# %% tags=["hide-input"]
 @functools.cache  # the two sweeps share a point
 @torch.inference_mode()
 def gather_point(batch_size, context):
-    """All timings of one point. They take turns, so that a busy moment of the machine meets all of them alike."""
+    """All timings of one point, taken in turns."""
     jobs = {
         **decode_jobs("contiguous", batch_size, context),
         **decode_jobs("paged", batch_size, context),
@@ -1351,19 +1359,14 @@ show_source(Scheduler, "_make_room", "_preempt")
 
 # %%
 OUT = pick(smoke=12, cpu=20, gpu=20)
-crowd = {
-    name: tokenizer.encode(text)
-    for name, text in zip(
-        "ABCDE",
-        (
-            "The capital of France is",
-            "Two plus two is",
-            "My favourite colour is",
-            "The opposite of hot is",
-            "Birds can",
-        ),
-    )
-}
+questions = (
+    "The capital of France is",
+    "Two plus two is",
+    "My favourite colour is",
+    "The opposite of hot is",
+    "Birds can",
+)
+crowd = {n: tokenizer.encode(text) for n, text in zip("ABCDE", questions)}
 start = llm.stats()
 with timed(device) as small_clock:
     frames, small_answers = watch(
@@ -1378,6 +1381,8 @@ with timed(device) as large_clock:
         large, {0: [(name, ids, OUT) for name, ids in crowd.items()]}
     )
 large_computed = large.stats()["tokens_computed"] - start["tokens_computed"]
+
+# %%
 assert (
     small_answers == large_answers
     and preemptions > 0
@@ -1386,6 +1391,8 @@ assert (
 assert large_computed == sum(
     len(ids) + OUT - 1 for ids in crowd.values()
 )  # each token once
+
+# %% tags=["remove-input"]
 table(
     [
         ["small", 15, preemptions, len(frames), small_computed],
