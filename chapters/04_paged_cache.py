@@ -739,8 +739,8 @@ print(
 
 # %% [markdown]
 # And the throughput? With more sequences in a step, the workload needs fewer steps. A step that advances more sequences
-# does at least as much work, and pays for its copies. So the third prediction: *the throughput gains at most the ratio
-# of the steps.*
+# does at least as much work, and pays for its copies. So a prediction: *the throughput gains at most the ratio of the
+# steps.*
 
 # %%
 engines = {

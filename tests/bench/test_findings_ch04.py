@@ -71,7 +71,7 @@ def with_steps(data, few, many, alone, crowd, prompts=(5.0, 5.0)):
 
 def test_the_cause_of_the_gain_is_what_the_steps_show(data):
     said = with_steps(data, 2.0, 8.0, 0.08, 0.09)
-    assert "advanced 8 sequences in the mean with blocks and 2 with slots" in said
+    assert "advanced 8 sequences on average with blocks and 2 with slots" in said
     assert "costs a step less than its share" in said and "Many prompts" not in said
     assert "less than its share" not in with_steps(data, 2.0, 8.0, 0.02, 0.09)
     assert "Many prompts in one step" in with_steps(data, 2.0, 8.0, 0.08, 0.09, (6.0, 3.0))
@@ -93,19 +93,21 @@ def test_sequences_at_once_against_finished_lengths(data, predicted, words):
 
 
 def test_overheads_are_compared_and_not_ratios(data):
-    """16 % measured where 53 % were predicted: the two ratios differ by a fifth, the two overheads by a third of one."""
+    """23 % measured where 75 % were predicted: ratios of 1.23 and 1.75 look closer than the overheads are."""
     said = ch04.render(Run(data))["overhead_finding"]
-    assert "adds 16 % to the largest batch where 53 % was predicted: the prediction failed." in said
+    assert "adds 23 % to a step with the longest context, where 75 % was predicted" in said
+    assert said.endswith("the prediction failed.")
     assert prediction(Run(data), "part that the gather adds").verdict == "the prediction failed"
 
 
 def test_a_slow_step_explains_a_small_overhead_only_where_it_is_slow(data):
-    assert gather_cost.dilution(Run(data)["decode_by_batch"]).kind == "slow"
-    found = columns(data, "decode_by_batch")
+    assert gather_cost.dilution(Run(data)["decode_by_context"]).kind == "slow"
+    assert "slow for other reasons" in ch04.render(Run(data))["broke_finding"]
+    found = columns(data, "decode_by_context")
     found["bound_contiguous"][-1] = found["contiguous"][-1]
-    found["bound_paged"][-1] = 1.5 * found["contiguous"][-1]
+    found["bound_paged"][-1] = 2 * found["contiguous"][-1]
     run = Run(data)
-    assert gather_cost.dilution(run["decode_by_batch"]).kind == "about"
+    assert gather_cost.dilution(run["decode_by_context"]).kind == "about"
     assert prediction(run, "part that the gather adds").why == "no cause was measured"
 
 
@@ -170,3 +172,9 @@ def test_the_figure_has_the_ratio_of_each_turn(data):
     curves, turns = gather_cost.curves(series), gather_cost.turns(series)
     assert len(turns) == len(series["batch"]) == len(curves["gathered"]) and len(turns[0]) == 5
     assert min(turns[-1]) < curves["measured slots + extra bytes"][-1] < max(turns[-1])
+
+
+def test_one_odd_turn_is_no_verdict(data):
+    """At batch 16 of the quiet record one turn of five reaches the predicted ratio."""
+    predicted, measured = gather_cost.overhead(Run(data)["decode_by_batch"], -1)
+    assert min(measured) < 0 < predicted < max(measured)

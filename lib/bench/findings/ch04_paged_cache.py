@@ -142,13 +142,13 @@ def gain_cause(run: Any) -> str:
     )
     if not slow or not fast:
         return missing("the time of a step").sentence
-    said = f"A step took {quantity(fast, 's')} in the mean with blocks and {quantity(slow, 's')} with slots."
+    said = f"A step took {quantity(fast, 's')} on average with blocks and {quantity(slow, 's')} with slots."
     alone, crowd = _numbers(series, "decode_step")
     few, many = _numbers(series, "decode_sequences")
     if alone and few and many:
         ratio = crowd / alone
         said += (
-            f" A step that only decodes advanced {number(many)} sequences in the mean with blocks and {number(few)} with "
+            f" A step that only decodes advanced {number(many)} sequences on average with blocks and {number(few)} with "
             f"slots, and took {times(ratio)} as long."
         )
         if many > 1.1 * few and ratio < many / few / 1.1:
@@ -302,7 +302,7 @@ def _shorter(series: Series | None, limit: float | None, gain: Measured) -> str:
     )
     if not slow or not fast:
         return "no cause was measured"
-    return f"a step with more sequences took {quantity(fast, 's')} in the mean, one with fewer {quantity(slow, 's')}"
+    return f"a step with more sequences took {quantity(fast, 's')} on average, one with fewer {quantity(slow, 's')}"
 
 
 def render(run: Any) -> dict[str, str]:

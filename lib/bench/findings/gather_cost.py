@@ -32,25 +32,30 @@ def _middle(series: Series | None, name: str, row: int) -> float | None:
     return found if found and found > 0 else None
 
 
+def _turns(series: Series | None, above: str, below: str, row: int) -> list[tuple[float, float]]:
+    """(above, below) of each turn, or of the medians where no turns were kept; empty where one was not measured."""
+    a, b = cell(series, above, row), cell(series, below, row)
+    if not (value(a).known and value(b).known):
+        return []
+    if value(a).count == value(b).count > 1:
+        return list(zip(a, b))
+    return [(value(a).middle, value(b).middle)]
+
+
 def extra(series: Series | None, row: int) -> tuple[float | None, Measured]:
     """(predicted, measured) seconds that the gather adds to a step: 2 · M_KV / BW, and the difference of each turn."""
-    slots, blocks = cell(series, "contiguous", row), cell(series, "paged", row)
     low, high = (_middle(series, name, row) for name in ("bound_contiguous", "bound_paged"))
     predicted = high - low if low and high else None
-    if not (value(slots).known and value(blocks).known):
-        return predicted, None
-    if value(slots).count == value(blocks).count > 1:
-        return predicted, [b - a for a, b in zip(slots, blocks)]
-    return predicted, value(blocks).middle - value(slots).middle
+    return predicted, [b - a for b, a in _turns(series, "paged", "contiguous", row)] or None
 
 
-def overhead(series: Series | None, row: int) -> tuple[float | None, float | None]:
-    """(predicted, measured) part of a contiguous step that the gather adds: 0.53 and 0.16, as ratios less one."""
-    parts = []
-    for slots, blocks in (("bound_contiguous", "bound_paged"), ("contiguous", "paged")):
-        low, high = _middle(series, slots, row), _middle(series, blocks, row)
-        parts.append(high / low - 1 if low and high else None)
-    return parts[0], parts[1]
+def overhead(series: Series | None, row: int) -> tuple[float | None, Measured]:
+    """(predicted, measured) part of a contiguous step that the gather adds, as fractions: 0.53, and that of each turn."""
+    low, high = (_middle(series, name, row) for name in ("bound_contiguous", "bound_paged"))
+    predicted = high / low - 1 if low and high else None
+    pairs = _turns(series, "paged", "contiguous", row)
+    usable = bool(pairs) and min(min(pair) for pair in pairs) > 0
+    return predicted, [b / a - 1 for b, a in pairs] if usable else None
 
 
 def gather(run: Any) -> dict[str, str]:
@@ -58,9 +63,9 @@ def gather(run: Any) -> dict[str, str]:
     by_batch, by_context = run[BY_BATCH], run[BY_CONTEXT]
     return {
         "overhead_finding": _overheads(by_batch, by_context),
-        "dilution_finding": dilution(by_batch).sentence,
+        "dilution_finding": dilution(by_context).sentence,
         "extra_finding": _extras(by_batch, by_context),
-        "broke_finding": _broke(by_batch),
+        "broke_finding": _broke(by_context),
         "faults_finding": _faults(by_batch, by_context),
         "attention_finding": _attention(by_batch, by_context),
         "copy_finding": _copy(run),
@@ -104,14 +109,13 @@ def _overheads(by_batch: Series | None, by_context: Series | None) -> str:
         predicted, measured = overhead(series, row)
         if predicted is None or measured is None:
             return missing("the cost of the gather in a whole step").sentence
-        said.append(
-            f"at {_name(series, row, axis)}, {1 + measured:.2f} (predicted {1 + predicted:.2f})"
-        )
-    predicted, measured = overhead(by_batch, -1)
-    found = versus_prediction(100 * predicted, 100 * measured, "%")
+        got = 1 + value(measured).middle
+        said.append(f"at {_name(series, row, axis)}, {got:.2f} (predicted {1 + predicted:.2f})")
+    predicted, measured = overhead(by_context, -1)
+    found = versus_prediction(predicted, measured, "")
     return (
         f"The time of a gathered step over that of a contiguous one is, {'; '.join(said)}. The gather adds "
-        f"{percent(measured)} to the largest batch where {percent(predicted)} was predicted: {found.verdict}."
+        f"{percent(value(measured).middle)} to a step with the longest context, where {percent(predicted)} was predicted: {found.verdict}."
     )
 
 
@@ -122,10 +126,13 @@ def dilution(series: Series | None) -> Finding:
     if None in (step, bound, predicted, measured):
         return missing("the contiguous step over its bound")
     said = f"The contiguous step itself takes {times(step / bound)} its bound"
+    alone = _middle(series, "contiguous_attention", -1)
+    if alone:
+        said += f", and attention is {share(alone, step)} of it"
     if step <= 1.25 * bound:
         return Finding(f"{said}, so that the ratio of the bounds is a fair prediction", "about")
     found = versus_prediction(predicted, measured, "")
-    if found.kind in ("little", "failed") and measured < predicted:
+    if found.kind in ("little", "failed") and value(measured).middle < predicted:
         text = f"{said}; the bytes of the copy are a smaller part of a step that is slow for other reasons"
         return Finding(text, "slow", step / bound)
     return Finding(said, "other", step / bound)
@@ -143,9 +150,9 @@ def _extras(by_batch: Series | None, by_context: Series | None) -> str:
         if got <= 0:
             verdict = "the prediction failed"
         said.append(
-            f"at {_name(series, -1, axis)} it is {quantity(got, 's')}, predicted {quantity(predicted, 's')} ({verdict})"
+            f"{quantity(got, 's')} at {_name(series, -1, axis)}, predicted {quantity(predicted, 's')} ({verdict})"
         )
-    return f"As for the time itself that the gather adds, {'; '.join(said)}."
+    return f"The gather adds {'; '.join(said)}."
 
 
 def _broke(series: Series | None) -> str:
@@ -155,9 +162,12 @@ def _broke(series: Series | None) -> str:
     if predicted is None or measured is None:
         return f"{said}; {missing('whether that holds')}."
     found = versus_prediction(predicted, measured, "")
-    if found.kind not in ("little", "failed"):
+    if found.kind == "cannot tell":
+        return f"{said}; whether that holds, this run cannot tell."
+    if found.kind == "about":
         return f"{said}, and in this run that holds. It holds only where the rest of the step is at its bound."
-    said += f", and predicted {percent(predicted)} more time for the largest batch; it was {percent(measured)}."
+    got = percent(value(measured).middle)
+    said += f", and predicted {percent(predicted)} more time for the longest context; it was {got}."
     cause = dilution(series)
     return f"{said} {cause.sentence}" if cause.kind == "slow" else said
 
@@ -238,11 +248,11 @@ def _transformers(series: Series | None) -> str:
 def predictions(run: Any) -> list[Prediction]:
     """The gather's rows in the chapter's table: the first model, and the corrected one."""
     by_batch, by_context = run[BY_BATCH], run[BY_CONTEXT]
-    predicted, measured = overhead(by_batch, -1)
-    cause = dilution(by_batch)
+    predicted, measured = overhead(by_context, -1)
+    cause = dilution(by_context)
     first = Prediction(
-        "part that the gather adds to a step, largest batch, from the two bounds",
-        predicted and 100 * predicted, measured and 100 * measured,
+        "part that the gather adds to a step, longest context, from the two bounds",
+        predicted and 100 * predicted, measured and [100 * part for part in measured],
         "", "%",
     )  # fmt: skip
     why = cause.text[:1].lower() + cause.text[1:] if cause.kind == "slow" else ""
@@ -253,9 +263,8 @@ def predictions(run: Any) -> list[Prediction]:
             f"time that the gather adds, {name}, from its extra bytes", predicted, measured
         )
         rows.append(_with(row, _fresh(series)))
-    by_bytes = value(cell(by_batch, "paged_attention", -1)).middle
-    alone = _middle(by_batch, "contiguous_attention", -1)
-    ratio = by_bytes / alone if by_bytes and alone else None
+    pairs = _turns(by_batch, "paged_attention", "contiguous_attention", -1)
+    ratio = [b / a for b, a in pairs if a > 0] or None
     part = attention_bandwidth(by_batch)
     slow = part is not None and part < 0.5
     why = (
