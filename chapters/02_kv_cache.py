@@ -12,16 +12,18 @@
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | two minutes, by estimate | 4 GB of GPU memory | the same |
 #
-# **Adds to `lib/`.** `cache/kv_cache.py`: the tensors that keep keys and values. `cache/slot_manager.py`: one slot a sequence.
+# **Adds to `lib/`.** `cache/kv_cache.py`: the tensors that keep keys and values. `cache/slot_manager.py`: one slot per sequence.
 # `attention/contiguous.py`: attention that reads the cache where it lies.
 # :::
 #
 # Chapter 1 ended with a loop that is easy to believe and slow to wait for. To write a token it computes every token before
 # it, then forgets everything, then does it again. This chapter is about what can be kept. It turns out to be little: two
-# vectors a token in each layer. Keeping them changes what a step costs, and it changes what kind of work a step is.
+# vectors per token in each layer. Keeping them changes what a step costs, and it changes what kind of work a step is.
 #
 # Both changes can be predicted. One published measurement of this change found a gain of a few per cent in one setting and
 # of more than two times in another. At the end of the chapter we shall be able to compute both numbers.
+#
+# {glue:text}`experiments_shown`
 
 # %% tags=["remove-cell"]
 # How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
@@ -62,12 +64,19 @@ import torch.nn.functional as F
 from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
+from lib.bench.findings import ch02_kv_cache as words
+from lib.bench.findings import kv_floor, kv_steps, kv_throughput, kv_work
+from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.values import column, quantity, value
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory
 from lib.bench.measure.profiler import profile
-from lib.bench.measure.roofline import measure_roofline
-from lib.bench.measure.timing import Timing, measure
+from lib.bench.measure.roofline import machine_roofline
+from lib.bench.measure.step_model import StepModel, first_length
+from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.notebook.figures import (
+    COLOURS,
     bound,
     figure,
     lines,
@@ -78,7 +87,8 @@ from lib.bench.notebook.figures import (
     stacked_bars,
     table,
 )
-from lib.bench.notebook.glue import glue, show_source, sweep
+from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.style import caution
 from lib.bench.peers.hf import attempt, hf_generate
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.records.files import read_records, reference
@@ -109,16 +119,17 @@ chat_ids = tokenizer.encode(
 ANSWER = SamplingParams(max_tokens=pick(smoke=6, cpu=32, gpu=48), temperature=0)
 
 
-def answer(engine):
-    """Stream the answer; returns its token ids and the seconds of each step."""
+# %%
+def answer(engine, quiet=False):
+    """Streams the answer; returns token ids and seconds of each step."""
     token_ids, seconds, start = [], [], time.perf_counter()
     for chunk in engine.stream(chat_ids, ANSWER):
         now = time.perf_counter()
         seconds.append(now - start)
         start = now
         token_ids += chunk.token_ids
-        print(chunk.text, end="", flush=True)
-    print()
+        print("" if quiet else chunk.text, end="", flush=True)
+    print(end="" if quiet else "\n")
     return token_ids, seconds
 
 
@@ -136,12 +147,13 @@ glue("computed_once", S_p + S_o - 1, ",")
 
 # %% [markdown]
 # A prompt of {glue:text}`S_p` tokens, an answer of {glue:text}`S_o`. The model computed {glue:text}`computed_without` tokens.
-# Had it computed each token once, it would have been {glue:text}`computed_once`.
+# Had it computed each token once, it would have been {glue:text}`computed_once`. What the answer says is of no importance here:
+# the model is small, and the file that carries its weights has rounded them to four bits.
 #
 # ## What stays the same between two steps
 #
 # Is the repeated work really the same work? The interface of chapter 1 lets us look. Attention is an argument, so we pass one
-# that notes the keys and values it is given. We run the model over a sequence, and then over the same sequence with one
+# that keeps the keys and values it is given. We run the model over a sequence, and then over the same sequence with one
 # token more.
 
 
@@ -157,6 +169,7 @@ class Notebook:
         return self.full(layer, q, k, v, batch)
 
 
+# %% tags=["hide-input"]
 shorter, longer = Notebook(), Notebook()
 with torch.inference_mode():
     talk.model(Batch.of_prompts([chat_ids[:-1]], device), shorter)
@@ -197,7 +210,8 @@ glue("same_rows", n)
 #
 # ## Prediction: what a step costs
 #
-# The measurements below are GPT-2's, in float32, as in chapter 1. Both ceilings of this machine first.
+# The measurements below are GPT-2's, in float32, as in chapter 1. Both ceilings of this machine come first; they are those of
+# chapter 1, measured once for all chapters.
 
 # %%
 plain = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
@@ -210,31 +224,61 @@ cached = LLM(
     max_model_len=1024,
 )
 config = plain.config
-roofline = measure_roofline(device, dtypes=("float32", "bfloat16"))
-W, M_token = (
-    counts.streamed_bytes(config, "float32"),
-    counts.kv_bytes_per_token(config, "float32"),
-)
+roofline = machine_roofline(device, dtypes=("float32", "bfloat16"))
+W = counts.streamed_bytes(config, "float32")
+M_token = counts.kv_bytes_per_token(config, "float32")
 BW, RATE = roofline.bandwidth, roofline.flops["float32"]
+
+# %% tags=["remove-input"]
 table(
     [
         ["memory bandwidth", f"{BW / 1e9:,.1f} GB/s"],
         ["matrix product, float32", f"{RATE / 1e9:,.0f} GFLOP/s"],
         ["bytes of weights that a step reads", f"{W / 1e6:,.0f} MB"],
-        ["bytes of K and V a token", f"{M_token / 1e3:,.1f} kB"],
+        ["bytes of K and V per token", f"{M_token / 1e3:,.1f} kB"],
     ],
     headers=["", ""],
 )
+record = Record(
+    "02_kv_cache",
+    model="gpt2",
+    weights=plain.weights,
+    dtype="float32",
+    device=device,
+    seed=0,
+    roofline=roofline,
+)
+experiments = Experiments("02_kv_cache", device)
+
+
+def shown(gate, name):
+    """The run to draw: the recorded one only where it measured this."""
+    picked = experiments.pick(gate, record)
+    if picked[name] is None:
+        return Shown(record, note=gate.note)
+    return picked
+
+
+def spread(ax, series, names, scale=1.0):
+    """A line from the least to the largest repeat, in its series' colour."""
+    x = next(iter(series.columns.values()))
+    for colour, name in zip(COLOURS, names):
+        for at, repeats in zip(x, map(value, column(series, name))):
+            if repeats.count > 1:
+                low, high = scale * repeats.low, scale * repeats.high
+                ax.vlines(at, low, high, color=colour, linewidth=1.2)
+
 
 # %% [markdown]
 # Without a cache, a step at length $S$ computes the whole sequence: $C(S) \approx 2PS$ operations. With a cache it computes
-# one token. Its operations hardly count. But it must read all weights, and the K and V of every token so far:
+# one token, but it must read all weights, and the K and V of every token so far:
 #
 # ```{math}
 # :label: eq-kv-steps
-# t_\text{no cache}(S) \;\ge\; \max\!\left(\frac{W}{\mathit{BW}},\; \frac{C(S)}{F}\right)
-# \qquad
-# t_\text{cache}(S) \;\ge\; \frac{W + S\, M_\text{token}}{\mathit{BW}}
+# \begin{aligned}
+# t_\text{no cache}(S) &\;\ge\; \max\!\left(\frac{W}{\mathit{BW}},\; \frac{C(S)}{F}\right) \\
+# t_\text{cache}(S) &\;\ge\; \frac{W + S\, M_\text{token}}{\mathit{BW}}
+# \end{aligned}
 # ```
 #
 # The two are equal as long as a pass over the sequence costs no more than reading the weights. They part where $2PS/F$
@@ -245,7 +289,7 @@ table(
 # S^\ast \;\approx\; \frac{T^\ast}{1 - T^\ast M_\text{token} / W},
 # ```
 #
-# which is chapter 1's ridge, pushed out a little by the reading of the cache.
+# which is chapter 1's ridge, and further out by what the reading of the cache takes.
 
 
 # %%
@@ -263,13 +307,7 @@ def bound_with(length):
     )
 
 
-def first_length(condition):
-    """The first sequence length that meets the condition, in words where the model has none."""
-    return next(
-        (str(n) for n in range(1, 1025) if condition(n)), "more than 1,024"
-    )
-
-
+# %% tags=["remove-input"]
 table(
     [
         [
@@ -291,6 +329,8 @@ table(
         "bound, cache (ms)",
     ],
 )
+
+# %%
 ridge = 2 * roofline.ridge("float32")
 by_formula = ridge / (1 - ridge * M_token / W)
 by_counting = first_length(
@@ -300,61 +340,90 @@ halved_bound = first_length(lambda n: bound_without(n) >= 2 * bound_with(n))
 
 # %% tags=["remove-cell"]
 glue("crossover_formula", by_formula, ".0f")
-glue("crossover_bound", by_counting)
-glue("halved_bound", halved_bound)
+glue("crossover_bound", by_counting or "more than 1,024")
+glue("halved_bound", halved_bound or "more than 1,024")
 
 # %% [markdown]
-# The formula gives {glue:text}`crossover_formula` tokens; exact counting gives {glue:text}`crossover_bound`. At
-# {glue:text}`halved_bound` tokens the cache should halve the time of a step.
+# The formula gives {glue:text}`crossover_formula` tokens; exact counting gives {glue:text}`crossover_bound`. By these bounds the
+# cache halves the time of a step at {glue:text}`halved_bound` tokens.
 #
-# This is a prediction from two ceilings. It leaves out a third thing that a step can wait for: being started. A pass is a few
-# hundred small operations. Each has to be launched, by a program in Python, whatever it then computes. We can measure that
-# floor without knowing what it is made of: a pass over one single token, with nothing to remember.
+# This is a prediction from two ceilings, and a ceiling belongs to the product on which it was measured. A step has a
+# **fixed cost** as well: what a pass over one single token takes, with nothing to remember. In it all weights are read, and
+# every operation is started by a program in Python. To tell the two apart we time the pass, and beside it, in turns, its
+# matrix products and nothing else.
+
 
 # %%
 single = Batch.of_prompts([[0]], device)
-floor = measure(
-    lambda: plain.runner.run(single),
+linears = [m for m in plain.model.modules() if isinstance(m, torch.nn.Linear)]
+inputs = {
+    n: torch.randn(1024, n, device=device)
+    for n in {linear.in_features for linear in linears}
+}
+
+
+@torch.inference_mode()
+def products(num_tokens):
+    """The products of one pass; the vocabulary matrix for one row only."""
+    for linear in linears:
+        rows = 1 if linear is plain.model.lm_head else num_tokens
+        linear(inputs[linear.in_features][:rows])
+
+
+# %%
+fixed = measure_in_turns(
+    {
+        "one_token": lambda: plain.runner.run(single),
+        "products": lambda: products(1),
+    },
     warmup=3,
     repeats=pick(smoke=2, cpu=10, gpu=30),
     device=device,
-).median
-
-
-def above_floor(factor):
-    """Where a pass over the whole sequence takes `factor` times as long as a step with a cache."""
-    return first_length(
-        lambda n: (
-            counts.prefill_flops(config, n) / RATE
-            >= factor * max(floor, bound_with(n))
-        )
-    )
-
-
-# %% tags=["remove-cell"]
-over = floor / bound_without(1)
-glue("floor_ms", 1e3 * floor, ".1f")
-glue("floor_bound_ms", 1e3 * bound_without(1), ".2f")
-glue("floor_over", over, ".1f")
-glue("crossover_floor", above_floor(1))
-glue("halved_floor", above_floor(2))
-glue(
-    "floor_verdict",
-    "the price of starting" if over > 2 else "the weights' way from memory",
 )
 
+# %% tags=["remove-cell"]
+record.add(
+    "floor",
+    unit="s",
+    columns={
+        "pass": ["over one token"],
+        "one_token": [fixed["one_token"]],
+        "products": [fixed["products"]],
+        "bound": [bound_without(1)],
+    },
+)
+gate = experiments.gate("fixed cost of a pass")
+gate.repeats(fixed.values())
+gate.machine(roofline, experiments.roofline)
+by_floor = experiments.pick(gate, record)
+glue_all(kv_floor.floor(by_floor))
+
 # %% [markdown]
-# On this machine the floor is {glue:text}`floor_ms` ms, and the weights alone need {glue:text}`floor_bound_ms` ms: a ratio of
-# {glue:text}`floor_over`. So here the floor is mostly {glue:text}`floor_verdict`. Where it is mostly the price of starting, the
-# length of a short pass costs nothing, and a cache cannot save what costs nothing. Where it is mostly bytes, little is hidden
-# beneath it: a longer pass shows in the time almost at once, and a cache saves that time almost at once.
+# {glue:text}`floor_finding`
 #
-# With the floor, the two curves part at {glue:text}`crossover_floor` tokens, and the cache halves the step at
-# {glue:text}`halved_floor`, if passes run at the full arithmetic rate. Where they run slower, it will be earlier.
+# How does the fixed cost $t_0$ combine with the arithmetic of a longer pass? Where one device starts the operations and another
+# computes them, one hides behind the other, and the larger counts. Where one processor does both, they add. With a rate $R$
+# of the arithmetic:
 #
-# *Three predictions. Without a cache the time of a step grows with the length; with one it is nearly flat. The gain begins
-# where a pass over the sequence rises above the floor. And the work of a step changes its kind: from matrix–matrix products,
-# limited by arithmetic, to matrix–vector products, limited by bytes.*
+# ```{math}
+# :label: eq-kv-floor
+# \begin{aligned}
+# t_\text{no cache}(S) &\approx t_0 + \frac{C(S) - C(1)}{R}
+# \quad\text{or}\quad \max\!\left(t_0,\; \frac{C(S)}{R}\right) \\
+# t_\text{cache}(S) &\approx t_0 + \frac{S\,M_\text{token}}{\mathit{BW}}
+# \end{aligned}
+# ```
+
+# %% tags=["remove-input"]
+show_source(StepModel, "without", "kept")
+
+# %% [markdown]
+# {glue:text}`floor_model_finding`
+#
+# *Three predictions. Without a cache the time of a step grows with the length as {eq}`eq-kv-floor` says; with one it is nearly
+# flat. The gain of the cache over a whole answer follows from the same two formulas. And the work of a step changes its kind:
+# from matrix–matrix products, limited by arithmetic, to matrix–vector products, limited by bytes.* The table at the end of the
+# chapter judges them.
 #
 # ## Build: slots
 #
@@ -381,9 +450,19 @@ show_source(SlotManager, "allocate", "free")
 
 # %% [markdown]
 # Attention stores first and reads afterwards, so that a token finds its own key in the cache. What it reads is a *view*: a
-# slice of the storage that is never copied. Three cases are told apart by lengths alone. A sequence that begins in this step
-# has its K and V at hand. Single tokens of several sequences are read together as one rectangle, whose mask hides what belongs
-# to others. And a chunk, a part of a prompt that has earlier parts, is read by itself under a mask of its own.
+# slice of the storage that is never copied. Three cases are told apart by lengths alone ({numref}`fig-three-reads`). A sequence
+# that begins in this step has its K and V at hand. Single tokens of several sequences are read together as one rectangle,
+# whose mask hides what lies beyond the end of the shorter ones. And a chunk, a part of a prompt that has earlier parts, is
+# read by itself under a mask of its own.
+#
+# ```{diagram} ../book/images/three_reads.svg
+# :name: fig-three-reads
+# :alt: Queries and keys of a new sequence, of single tokens of two sequences, and of a chunk of a prompt.
+# :width: 92%
+#
+# Rows are queries, columns are keys. Left: a sequence that begins in this step. Middle: the next token of A, with six keys,
+# and of B, with four. Right: three more tokens of a prompt whose first four are in the cache.
+# ```
 
 # %% tags=["remove-input"]
 show_source(ContiguousAttention, "__call__")
@@ -406,7 +485,7 @@ show_source(Scheduler, "update")
 # %%
 @torch.inference_mode()
 def greedy(model, token_ids, num_tokens):
-    """The slowest correct way to write: the whole sequence, once for each new token."""
+    """The slowest correct way: the whole sequence for each new token."""
     token_ids = list(token_ids)
     for _ in range(num_tokens):
         logits = model(Batch.of_prompts([token_ids], device), FullAttention())
@@ -414,6 +493,7 @@ def greedy(model, token_ids, num_tokens):
     return token_ids
 
 
+# %%
 remember = LLM(
     "smollm2",
     kv_cache="contiguous",
@@ -425,13 +505,17 @@ remember = LLM(
 prompts = ["The capital of France is", "Water boils at", "The sky is"]
 LENGTH = pick(smoke=4, cpu=12, gpu=24)
 params = SamplingParams(max_tokens=LENGTH, temperature=0, ignore_eos=True)
+
+# %%
 oracle = [
     greedy(talk.model, ids, LENGTH)[len(ids) :]
     for ids in map(tokenizer.encode, prompts)
 ]
 without = [output.token_ids for output in talk.generate(prompts, params)]
-# Three prompts, two slots: one has to wait, and then gets a slot that somebody else has used.
+# Three prompts, two slots: one has to wait, and then gets a used slot.
 kept = [output.token_ids for output in remember.generate(prompts, params)]
+
+# %% tags=["hide-input"]
 talk_hf = transformers_model(talk)
 theirs = [
     hf_generate(talk_hf, [tokenizer.encode(p)], LENGTH, warmup=0, repeats=1)[
@@ -452,7 +536,7 @@ for prompt, token_ids in zip(prompts, kept):
 
 # %%
 def cached_batch(token_ids, computed):
-    """A batch of the tokens after the first `computed` ones, which slot 0 already holds."""
+    """A batch of the tokens after the `computed` ones, which slot 0 holds."""
     request = Request("by hand", token_ids, SamplingParams())
     request.num_computed_tokens, request.block_ids = computed, [0]
     scheduled = [Scheduled(request, len(token_ids) - computed)]
@@ -466,6 +550,7 @@ def random_prompt(length):
     ).tolist()
 
 
+# %%
 ids = random_prompt(48)
 full = plain.runner.run(Batch.of_prompts([ids], device))
 rows = []
@@ -482,6 +567,8 @@ for name, ends in ways.items():
     difference = (logits - full).abs().max().item()
     assert difference < 1e-3, (name, difference)
     rows.append([name, len(ends), f"{difference:.1e}"])
+
+# %% tags=["remove-input"]
 table(
     rows,
     headers=["prompt computed", "steps", "largest difference of any logit"],
@@ -490,60 +577,79 @@ table(
 # %% [markdown]
 # ## The same answer, sooner
 #
-# SmolLM2 again, with the cache. The question is the same, and so is every token of the answer.
+# SmolLM2 again, with the cache. The question is the same, and so is every token of the answer. Then both answer once more, so
+# that a disturbance falls on both.
 
 # %%
 computed_before = remember.stats()["tokens_computed"]
 after_ids, after_seconds = answer(remember)
 assert after_ids == before_ids
-# Each token once. The last one is not computed at all: nobody asks what comes after it.
-assert remember.stats()["tokens_computed"] - computed_before == S_p + S_o - 1
+computed = remember.stats()["tokens_computed"] - computed_before
+# Each token once; the last one not at all, since nothing follows it.
+assert computed == S_p + S_o - 1
+again = {
+    name: answer(engine, quiet=True)[1]
+    for name, engine in (("no_cache", talk), ("kv_cache", remember))
+}
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-answer", "caption": "Time of each step of SmolLM2's answer, without and with a cache. The first step computes the prompt in both cases."}}
+# %% tags=["remove-cell"]
+by_turn = {
+    "no_cache": list(zip(before_seconds, again["no_cache"])),
+    "kv_cache": list(zip(after_seconds, again["kv_cache"])),
+}
+record.add(
+    "answer_by_step",
+    unit="s",
+    params={"model": "smollm2", "prompt": S_p},
+    columns={
+        "step": list(range(1, S_o + 1)),
+        **{name: list(map(Timing, found)) for name, found in by_turn.items()},
+    },
+)
+gate = experiments.gate("answer of SmolLM2")
+for turns in (
+    (before_seconds, again["no_cache"]),
+    (after_seconds, again["kv_cache"]),
+):
+    gate.repeats([list(map(sum, turns))])
+gate.machine(roofline, experiments.roofline)
+by_answer = shown(gate, "answer_by_step")
+glue_all(words.answer(by_answer))
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-answer", "caption": "Time of each step of SmolLM2's answer, without and with a cache: the middle of two turns. The first step computes the prompt in both cases."}}
+drawn = by_answer["answer_by_step"]
 fig, ax = figure()
 lines(
     ax,
-    x=range(1, S_o + 1),
+    x=drawn["step"],
     y={
-        "no cache": [1e3 * s for s in before_seconds],
-        "KV cache": [1e3 * s for s in after_seconds],
+        "no cache": [1e3 * s for s in drawn["no_cache"]],
+        "KV cache": [1e3 * s for s in drawn["kv_cache"]],
     },
+    label=by_answer.label,
 )
 ax.set(xlabel="step", ylabel="time of the step (ms)", ylim=(0, None))
+spread(ax, drawn, ("no_cache", "kv_cache"), 1e3)
+caution(ax, by_answer.note)
 show(fig, "02_answer")
 
-# %% tags=["remove-cell"]
-median = lambda values: Timing(tuple(values)).median  # noqa: E731
-glue("answer_before", sum(before_seconds), ".2f")
-glue("answer_after", sum(after_seconds), ".2f")
-glue(
-    "late_before_ms",
-    1e3 * median(before_seconds[len(before_seconds) // 2 :]),
-    ".0f",
-)
-glue(
-    "late_after_ms",
-    1e3 * median(after_seconds[len(after_seconds) // 2 :]),
-    ".0f",
-)
-
 # %% [markdown]
-# The answer took {glue:text}`answer_before` s without a cache and {glue:text}`answer_after` s with one. In its second half, a
-# step took {glue:text}`late_before_ms` ms and {glue:text}`late_after_ms` ms. The first step is not cheaper: the prompt has to
-# be computed once in any case. From here on, two kinds of step have names. Computing the prompt is {term}`prefill`, computing
-# one token after another is {term}`decode`. The engine does not know these names. For it, there are only tokens that are
-# missing.
+# {glue:text}`answer_finding` {glue:text}`first_step_finding`
+#
+# From here on, two kinds of step have names. Computing the prompt is {term}`prefill`, computing one token after another is
+# {term}`decode`. The engine does not know these names. For it, there are only tokens that are missing.
 #
 # ## Measure: one step against length
 #
 # Now GPT-2, step by step. For each length, one step is timed in both stages: a pass over the whole sequence, and a pass over
-# its last token with the others in the cache.
+# its last token with the others in the cache. The products of the whole pass, timed alone, take their turn with the two.
 
 # %% tags=["hide-input"]
 if plain.weights == "random":
     print(
-        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
-        "Speed and memory do not depend on what the weights say. Text does, so none is shown."
+        "GPT-2's weights are RANDOM in this run: no Hugging Face hub.\n"
+        "Speed and memory do not depend on the weights. Text does, so none\n"
+        "is shown."
     )
 
 # %%
@@ -553,46 +659,68 @@ LENGTHS = pick(
     gpu=[1, 4, 16, 32, 64, 128, 256, 512, 1000],
 )
 REPEATS = pick(smoke=1, cpu=3, gpu=10)
-record = Record(
-    "02_kv_cache",
-    model="gpt2",
-    weights=plain.weights,
-    dtype="float32",
-    device=device,
-    seed=0,
-    roofline=roofline,
-)
-step_without, step_with = [], []
-for length in sweep(LENGTHS, "sequence length"):
+
+
+def step_times(length):
+    """One step without a cache, with one, and the products alone, in turns."""
     ids = random_prompt(length)
     cached.runner.run(cached_batch(ids, 0))  # fill the cache
     whole, last = Batch.of_prompts([ids], device), cached_batch(ids, length - 1)
-    options = {"warmup": 1, "repeats": REPEATS, "device": device}
-    step_without.append(measure(partial(plain.runner.run, whole), **options))
-    step_with.append(measure(partial(cached.runner.run, last), **options))
+    steps = {
+        "no_cache": partial(plain.runner.run, whole),
+        "kv_cache": partial(cached.runner.run, last),
+        "products": partial(products, length),
+    }
+    return measure_in_turns(steps, repeats=REPEATS, device=device)
+
+
+timings = [step_times(length) for length in sweep(LENGTHS, "sequence length")]
+
+# %% tags=["remove-cell"]
 steps = record.add(
     "step_by_length",
     unit="s",
     params={"batch": 1},
     columns={
         "length": LENGTHS,
-        "no_cache": step_without,
-        "kv_cache": step_with,
+        **{name: [t[name] for t in timings] for name in timings[0]},
         "bound_no_cache": [bound_without(n) for n in LENGTHS],
         "bound_kv_cache": [bound_with(n) for n in LENGTHS],
     },
 )
+gate = experiments.gate("time of a step by length")
+gate.repeats([t[name] for t in timings for name in ("no_cache", "kv_cache")])
+gate.machine(roofline, experiments.roofline)
+by_step = experiments.pick(gate, record)
+glue_all(words.steps(by_step))
+step_without, step_with = (
+    [t[name] for t in timings] for name in ("no_cache", "kv_cache")
+)
+record.headline(
+    f"time of a step at {LENGTHS[-1]} tokens, no cache over KV cache",
+    step_without[-1].median / step_with[-1].median,
+    "×",
+)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache. Dotted: the bounds of {eq}`eq-kv-steps`."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache; the products of the whole pass, timed alone; and the step without a cache as {eq}`eq-kv-floor` predicts it. The products are drawn where this or the recorded run timed them. Dotted: the bounds of {eq}`eq-kv-steps`. Vertical lines: the range of the repeats."}}
+drawn = by_step["step_by_length"]
 to_ms = lambda values: [1e3 * v for v in values]  # noqa: E731
+names = {
+    "no cache": "no_cache",
+    "KV cache": "kv_cache",
+    "products alone": "products",
+}
+curves = {name: to_ms(drawn[c]) for name, c in names.items() if c in drawn}
+model = kv_steps.foretold(by_step).get(kv_steps.model_kind(by_step))
+if model is not None:
+    foretold = map(model.without, drawn["length"])
+    curves["no cache, predicted"] = to_ms(foretold)
 fig, ax = figure()
 lines(
     ax,
-    x=LENGTHS,
-    y={
-        "no cache": to_ms(steps["no_cache"]),
-        "KV cache": to_ms(steps["kv_cache"]),
-    },
+    x=drawn["length"],
+    y=curves,
+    label=by_step.label,
     recorded={
         label: (x, {name: to_ms(y) for name, y in ys.items()})
         for label, (x, ys) in recorded_lines(
@@ -603,77 +731,40 @@ lines(
         ).items()
     },
 )
-bound(ax, LENGTHS, to_ms(steps["bound_no_cache"]), "bounds")
-bound(ax, LENGTHS, to_ms(steps["bound_kv_cache"]), "bounds")
+for stage in ("no_cache", "kv_cache"):
+    bound(ax, drawn["length"], to_ms(drawn[f"bound_{stage}"]), "bounds")
 ax.set(xlabel="sequence length (tokens)", ylabel="time of one step (ms)")
 log2_axis(ax, "x")
 log10_axis(ax, "y")
+spread(ax, drawn, ("no_cache", "kv_cache"), 1e3)
+caution(ax, by_step.note)
 show(fig, "02_step_by_length")
 
 
-# %% tags=["remove-cell"]
-def halved_at(lengths, slow, fast):
-    """Where `slow` reaches twice `fast`, between measured lengths on a logarithmic scale; in words if nowhere."""
-    ratios = [a / b for a, b in zip(slow, fast)]
-    for i, ratio in enumerate(ratios):
-        if ratio >= 2:
-            if i == 0:
-                return f"{lengths[0]} or less"
-            share = (2 - ratios[i - 1]) / (ratio - ratios[i - 1])
-            return (
-                f"{lengths[i - 1] * (lengths[i] / lengths[i - 1]) ** share:.0f}"
-            )
-    return f"more than {lengths[-1]}"
-
-
-long_rate = counts.prefill_flops(config, LENGTHS[-1]) / step_without[-1].median
-glue(
-    "halved_measured", halved_at(LENGTHS, steps["no_cache"], steps["kv_cache"])
-)
-glue("step_longest", LENGTHS[-1], ",")
-glue("step_gain_longest", step_without[-1].median / step_with[-1].median, ".1f")
-glue("growth_without", step_without[-1].median / step_without[0].median, ".1f")
-glue("growth_with", step_with[-1].median / step_with[0].median, ".2f")
-glue(
-    "step_over_without",
-    step_without[-1].median / bound_without(LENGTHS[-1]),
-    ".1f",
-)
-glue("step_over_with", step_with[-1].median / bound_with(LENGTHS[-1]), ".1f")
-glue("long_rate_share", 100 * long_rate / RATE, ".0f")
-record.headline(
-    f"time of a step at {LENGTHS[-1]} tokens, no cache over KV cache",
-    step_without[-1].median / step_with[-1].median,
-    "×",
-)
-
 # %% [markdown]
-# From the shortest to the longest sequence, a step without a cache takes {glue:text}`growth_without` times as long; with one,
-# {glue:text}`growth_with` times. At {glue:text}`step_longest` tokens the cache makes a step {glue:text}`step_gain_longest`
-# times as fast. Measured, it halves the step at {glue:text}`halved_measured` tokens; the bounds alone said
-# {glue:text}`halved_bound`, the bounds with the floor {glue:text}`halved_floor`.
+# {glue:text}`growth_finding` {glue:text}`step_gain_finding` {glue:text}`halved_finding`
 #
-# Measured over predicted, at the longest sequence: {glue:text}`step_over_without` without a cache and
-# {glue:text}`step_over_with` with one. A pass over the whole sequence reached {glue:text}`long_rate_share` % of the arithmetic
-# ceiling.
+# {glue:text}`step_bound_finding` {glue:text}`step_products_finding`
+#
+# Do the two costs of {eq}`eq-kv-floor` add, or does one hide the other? {glue:text}`fit_finding`
 #
 # (sec-kv-throughput)=
 # ## Measure: throughput against generated length
 #
 # What a reader of the answer sees is the sum of steps. Both stages write the same number of tokens after a short prompt. A
-# stream that is timed at every token gives the whole curve in one run. `transformers`, with its cache, runs beside them. That
-# cache grows. The static cache of `transformers` does not; on a GPU it is compiled as well, which takes longer than the
-# generation itself, so that it runs at the scale of a GPU only.
+# stream that is timed at every token gives the whole curve in one run. `transformers`, with its cache, takes its turn with
+# them. That cache grows. The static cache of `transformers` does not; on a GPU it is compiled as well, which takes longer than
+# the generation itself, so that it runs at the scale of a GPU only.
 
 # %%
 GENERATED = pick(
     smoke=[2, 4],
-    cpu=[10, 25, 50, 100, 150],
+    cpu=[10, 25, 50, 100],
     gpu=[10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000],
 )
-PEER = pick(smoke=[4], cpu=[150], gpu=[200, 500, 1000])
+PEER = pick(smoke=[4], cpu=[100], gpu=[200, 500, 1000])
 PROMPT = pick(smoke=4, cpu=10, gpu=10)
-hf_model = transformers_model(plain)
+TURNS = pick(smoke=1, cpu=2, gpu=3)
 
 
 def clock(engine, prompt_len, new_tokens):
@@ -681,29 +772,23 @@ def clock(engine, prompt_len, new_tokens):
     params = SamplingParams(
         max_tokens=new_tokens, temperature=0, ignore_eos=True
     )
-    start = time.perf_counter()
-    return [
-        time.perf_counter() - start
-        for _ in engine.stream(random_prompt(prompt_len), params)
-    ]
+    start, ids = time.perf_counter(), random_prompt(prompt_len)
+    return [time.perf_counter() - start for _ in engine.stream(ids, params)]
 
 
-def clocks(engine, prompt_len, new_tokens, repeats):
-    clock(engine, prompt_len, min(new_tokens, 4))  # warm-up
-    return [clock(engine, prompt_len, new_tokens) for _ in range(repeats)]
+# %% tags=["hide-input"]
+hf_model = transformers_model(plain)
 
 
-def run_hf(
-    prompt_len, new_tokens, use_cache, repeats=1, warmup=0, cache="dynamic"
-):
+def run_hf(prompt_len, new_tokens, warmup=0, cache="dynamic"):
+    """The same by transformers, with its cache."""
     return hf_generate(
         hf_model,
         [random_prompt(prompt_len)],
         new_tokens,
-        use_cache=use_cache,
         cache=cache,
         warmup=warmup,
-        repeats=repeats,
+        repeats=1,
     )
 
 
@@ -711,40 +796,47 @@ def run_static(prompt_len, new_tokens):
     """The same over a static cache; None where that does not run."""
     return attempt(
         f"transformers' static cache, {new_tokens} tokens,",
-        lambda: run_hf(prompt_len, new_tokens, True, warmup=1, cache="static"),
+        lambda: run_hf(prompt_len, new_tokens, warmup=1, cache="static"),
     )
 
 
-def watched(engine, repeats):
-    """Times of the tokens of the longest generation, and what it took of the machine."""
+def watched(engine):
+    """Token times of the longest generation, and what it used."""
     before = (
         torch.cuda.memory_allocated(device) if device.type == "cuda" else None
     )
     with peak_memory(device) as peak, UtilisationSampler(device) as busy:
-        runs = clocks(engine, PROMPT, GENERATED[-1], repeats)
+        times = clock(engine, PROMPT, GENERATED[-1])
     mb = {"before_mb": before, "torch_mb": peak.allocated, "nvml_mb": peak.nvml}
-    return runs, {
+    return times, {
         **{name: value and value / 1e6 for name, value in mb.items()},
         "gpu_busy": busy.mean if device.type == "cuda" else None,
     }
 
 
-runs_without, use_without = watched(plain, pick(smoke=1, cpu=1, gpu=2))
-runs_with, use_with = watched(cached, pick(smoke=1, cpu=2, gpu=3))
+# %%
+stages = {"no_cache": plain, "kv_cache": cached}
+runs, used, peer = {stage: [] for stage in stages}, {}, {n: [] for n in PEER}
+for engine in stages.values():  # warm-up
+    clock(engine, PROMPT, 4)
+run_hf(PROMPT, 4)
+for _ in sweep(range(TURNS), "turns"):
+    for stage, engine in stages.items():
+        times, used[stage] = watched(engine)
+        runs[stage].append(times)
+    for n in PEER:
+        peer[n] += run_hf(PROMPT, n)["timing"].samples
+
+# %% tags=["remove-cell"]
+# The longest first: shorter answers then use the cache that is there, and what was compiled for it.
+STATIC = pick(smoke=[4], cpu=[], gpu=[1000, 500, 200])
+static = {n: run_static(PROMPT, n) for n in sweep(STATIC, "static cache")}
 record.add(
     "peak_and_busy",
     unit="MB, %",
     params={"generated": GENERATED[-1]},
-    points=[
-        {"stage": "no_cache", **use_without},
-        {"stage": "kv_cache", **use_with},
-    ],
+    points=[{"stage": stage, **found} for stage, found in used.items()],
 )
-run_hf(PROMPT, 4, True)  # warm-up
-peer = {n: run_hf(PROMPT, n, True) for n in sweep(PEER, "transformers")}
-# The longest first: shorter answers then use the cache that is there, and what was compiled for it.
-STATIC = pick(smoke=[4], cpu=[], gpu=[1000, 500, 200])
-static = {n: run_static(PROMPT, n) for n in sweep(STATIC, "static cache")}
 at = lambda runs, n: Timing(tuple(run[n - 1] for run in runs))  # noqa: E731
 throughput = record.add(
     "throughput_by_generated",
@@ -752,10 +844,12 @@ throughput = record.add(
     params={"prompt": PROMPT, "batch": 1},
     columns={
         "generated": GENERATED,
-        "no_cache": [at(runs_without, n).rates(n) for n in GENERATED],
-        "kv_cache": [at(runs_with, n).rates(n) for n in GENERATED],
+        **{
+            stage: [at(found, n).rates(n) for n in GENERATED]
+            for stage, found in runs.items()
+        },
         "transformers": [
-            peer[n]["tokens_per_second"] if n in peer else None
+            Timing(tuple(peer[n])).rates(n) if n in peer else None
             for n in GENERATED
         ],
         "transformers_static": [
@@ -764,183 +858,30 @@ throughput = record.add(
         ],
     },
 )
-gain = [b / a for a, b in zip(throughput["no_cache"], throughput["kv_cache"])]
-
-# %% [markdown]
-# The published run did the same on an A100. Its two tables look contradictory at first: hardly any
-# gain in one row, more than twice in another. With a floor and a rate they are not. A step costs the floor, or its
-# operations divided by the rate, whichever is more:
-#
-# ```{math}
-# :label: eq-kv-floor
-# t_\text{no cache}(S) \approx \max\!\left(t_0,\; \frac{C(S)}{R}\right) \qquad
-# t_\text{cache}(S) \approx t_0 + \frac{S\,M_\text{token}}{\mathit{BW}}
-# ```
-#
-# For the A100 we take $t_0$ and $R$ from one published table, latency against prompt length, and use them to predict the other,
-# throughput against generated length. For this machine we take them from {numref}`fig-02-step`.
-
-
-# %%
-def predicted_gain(new_tokens, floor, rate, bandwidth, prompt=PROMPT):
-    """Time of a generation without a cache over its time with one, by floor and rate."""
-    lengths = range(prompt, prompt + new_tokens)
-    without = [
-        max(floor, counts.prefill_flops(config, n) / rate) for n in lengths
-    ]
-    kept = [floor + n * M_token / bandwidth for n in lengths[1:]]
-    return sum(without) / (without[0] + sum(kept))
-
-
-published = reference()
-by_prompt = published["latency_by_prompt_50_new_tokens"]
-by_generated = published["throughput_by_generated_tokens"]
-a100_floor = by_prompt["kv_cache_s"][0] / 50
-longest = counts.generate_flops(
-    config, by_prompt["prompt"][-1], 50, kv_cache=False
+gate = experiments.gate("throughput by length of the answer")
+gate.repeats([at(found, n) for found in runs.values() for n in GENERATED])
+gate.repeats(list(peer.values()), "transformers")
+gate.machine(roofline, experiments.roofline)
+by_length = experiments.pick(gate, record)
+model = kv_steps.model_kind(by_step)
+gain, here = (
+    kv_throughput.gains(record),
+    kv_throughput.predicted_gains(record, record, model),
 )
-a100_rate = longest / by_prompt["no_cache_s"][-1]
-infinite = float(
-    "inf"
-)  # the tables do not give its bandwidth; at these lengths the cache is small
-a100 = [
-    predicted_gain(n, a100_floor, a100_rate, infinite, prompt=10)
-    for n in by_generated["tokens"]
-]
-a100_measured = [
-    with_ / without_
-    for without_, with_ in zip(
-        by_generated["no_cache_tok_s"], by_generated["kv_cache_tok_s"]
-    )
-]
-
-long_rate = counts.prefill_flops(config, LENGTHS[-1]) / step_without[-1].median
-here = [
-    predicted_gain(n, step_with[0].median, long_rate, BW) for n in GENERATED
-]
-compared = record.add(
+record.add(
     "predicted_gain",
     unit="×",
-    columns={"generated": GENERATED, "measured": gain, "predicted": here},
-)
-rows = [
-    (published.label, *row)
-    for row in zip(by_generated["tokens"], a100, a100_measured)
-]
-rows += [
-    ("this machine", *row) for row in list(zip(GENERATED, here, gain))[-3:]
-]
-table(
-    [[machine, n, f"{p:.2f} ×", f"{m:.2f} ×"] for machine, n, p, m in rows],
-    headers=["machine", "generated tokens", "predicted gain", "measured gain"],
-)
-
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this run."}}
-fig, (left, right) = figure(2)
-peers = {"transformers, its cache": throughput["transformers"]}
-if any(throughput["transformers_static"]):
-    peers["transformers, static cache"] = throughput["transformers_static"]
-lines(
-    left,
-    x=GENERATED,
-    y={
-        "no cache": throughput["no_cache"],
-        "KV cache": throughput["kv_cache"],
-        **peers,
-    },
-    recorded=recorded_lines(
-        read_records("02", others_only=True),
-        "throughput_by_generated",
-        x="generated",
-        y={"no cache": "no_cache", "KV cache": "kv_cache"},
-    ),
-    reference={
-        published.label: (
-            by_generated["tokens"],
-            {
-                "no cache": by_generated["no_cache_tok_s"],
-                "KV cache": by_generated["kv_cache_tok_s"],
-            },
-        )
+    params={"model": model},
+    columns={
+        "generated": GENERATED,
+        "measured": [value(g).middle for g in gain],
+        "predicted": here,
     },
 )
-left.set(xlabel="generated tokens", ylabel="tokens a second", xscale="log")
-log10_axis(left, "y")
-lines(
-    right,
-    x=GENERATED,
-    y={"no cache": [1.0] * len(gain), "KV cache": gain},
-    recorded=recorded_lines(
-        read_records("02", others_only=True),
-        "predicted_gain",
-        x="generated",
-        y={"KV cache": "measured"},
-    ),
-    reference={
-        published.label: (by_generated["tokens"], {"KV cache": a100_measured})
-    },
-)
-bound(right, GENERATED, here, "predicted")
-right.set(
-    xlabel="generated tokens",
-    ylabel="relative to no cache",
-    xscale="log",
-    ylim=(0, None),
-)
-show(fig, "02_throughput_by_generated")
-
-# %% tags=["remove-cell"]
-glue("generated_last", GENERATED[-1], ",")
-glue("rate_without", throughput["no_cache"][-1], ".1f")
-glue("rate_with", throughput["kv_cache"][-1], ".1f")
-glue("gain_first", gain[0], ".2f")
-glue("generated_first", GENERATED[0])
-glue("gain_last", gain[-1], ".2f")
-glue("gain_predicted", here[-1], ".2f")
-glue(
-    "peer_last",
-    throughput["kv_cache"][-1] / throughput["transformers"][-1],
-    ".2f",
-)
-static_last = throughput["transformers_static"][-1]
-glue(
-    "static_words",
-    f"{throughput['kv_cache'][-1] / static_last:.2f} times that of its static cache"
-    if static_last
-    else "its static cache did not run here",
-)
-glue(
-    "busy_words",
-    "The record of a GPU also says for which share of the time any kernel was running"
-    + (
-        f": {use_without['gpu_busy']:.0f} % without a cache and {use_with['gpu_busy']:.0f} % with one."
-        if None not in (use_without["gpu_busy"], use_with["gpu_busy"])
-        else "."
-    ),
-)
-for i, n in enumerate(by_generated["tokens"]):
-    glue(f"a100_tokens_{i}", n, ",")
-    glue(f"a100_predicted_{i}", a100[i], ".2f")
-    glue(f"a100_measured_{i}", a100_measured[i], ".2f")
-glue("a100_short", by_prompt["prompt"][0])
-glue("a100_short_without", by_prompt["no_cache_s"][0], ".3f")
-glue("a100_short_with", by_prompt["kv_cache_s"][0], ".3f")
-glue("a100_floor_ms", 1e3 * a100_floor, ".1f")
-glue(
-    "a100_rate_share",
-    100 * a100_rate / (1e12 * published["setup"]["peak_tflops_fp32"]),
-    ".0f",
-)
-a100_emerges = first_length(
-    lambda n: counts.prefill_flops(config, n) / a100_rate > a100_floor
-)
-glue("a100_emerges", a100_emerges)
-here_emerges = first_length(
-    lambda n: counts.prefill_flops(config, n) / long_rate > step_with[0].median
-)
-glue("here_emerges", here_emerges)
 record.headline(
-    f"KV cache, {GENERATED[-1]:,} generated tokens, gain", gain[-1], "×"
+    f"KV cache, {GENERATED[-1]:,} generated tokens, gain",
+    value(gain[-1]).middle,
+    "×",
 )
 record.headline(
     f"speed over transformers with cache, {GENERATED[-1]:,} generated tokens",
@@ -949,30 +890,116 @@ record.headline(
 )
 
 # %% [markdown]
-# Over {glue:text}`generated_last` tokens: {glue:text}`rate_without` tokens a second without a cache, {glue:text}`rate_with`
-# with one. The gain is {glue:text}`gain_first` over {glue:text}`generated_first` tokens and {glue:text}`gain_last` over
-# {glue:text}`generated_last`, where the model of floor and rate predicted {glue:text}`gain_predicted`. The model knows one floor
-# and one rate. Passes of a few tokens are above the floor and still below that rate, so an answer that spends its time there
-# gains more than the model says. Our throughput with the cache is {glue:text}`peer_last` times that of `transformers` with its own;
-# {glue:text}`static_words`. {glue:text}`busy_words`
+# The published run did the same on an A100. Its two tables look contradictory at first: a gain of a few per cent in one row,
+# of more than two times in another. With a fixed cost and a rate they are not. We take $t_0$ and $R$ of
+# {eq}`eq-kv-floor` for the A100 from one published table, latency against prompt length, and use them to predict the other,
+# throughput against generated length. There the GPU computes and the CPU starts, so the larger of the two costs counts. For
+# this machine we take $t_0$ and $R$ from {numref}`fig-02-step`.
+
+
+# %%
+published = reference()
+a100 = kv_throughput.published_models(published)["larger"]
+there = published["throughput_by_generated_tokens"]
+there_gains = kv_throughput.published_gains(published)
+here_gains = kv_throughput.gains(by_length)
+predicted = kv_throughput.predicted_gains(by_length, by_step, model)
+
+# %% tags=["remove-input"]
+drawn = by_length["throughput_by_generated"]
+rows = [
+    (published.label, n, a100.gain(10, n), g)
+    for n, g in zip(there["tokens"], there_gains)
+]
+rows += [
+    ("this machine", n, p, value(g).middle)
+    for n, p, g in list(zip(drawn["generated"], predicted, here_gains))[-3:]
+]
+table(
+    [
+        [machine, n, quantity(p, "×"), quantity(m, "×")]
+        for machine, n, p, m in rows
+    ],
+    headers=["machine", "generated tokens", "predicted gain", "measured gain"],
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this machine. Dashed: the published run, by another engine on an A100."}}
+fig, (left, right) = figure(2)
+peers = {"transformers, its cache": drawn["transformers"]}
+if any(drawn["transformers_static"]):
+    peers["transformers, static cache"] = drawn["transformers_static"]
+lines(
+    left,
+    x=drawn["generated"],
+    y={
+        "no cache": drawn["no_cache"],
+        "KV cache": drawn["kv_cache"],
+        **peers,
+    },
+    label=by_length.label,
+    recorded=recorded_lines(
+        read_records("02", others_only=True),
+        "throughput_by_generated",
+        x="generated",
+        y={"no cache": "no_cache", "KV cache": "kv_cache"},
+    ),
+    reference={
+        published.label: (
+            there["tokens"],
+            {
+                "no cache": there["no_cache_tok_s"],
+                "KV cache": there["kv_cache_tok_s"],
+            },
+        )
+    },
+)
+left.set(xlabel="generated tokens", ylabel="tokens per second")
+log10_axis(left, "x")
+log10_axis(left, "y")
+lines(
+    right,
+    x=drawn["generated"],
+    y={
+        "no cache": [1.0] * len(here_gains),
+        "KV cache": [value(g).middle for g in here_gains],
+    },
+    label=by_length.label,
+    recorded=recorded_lines(
+        read_records("02", others_only=True),
+        "predicted_gain",
+        x="generated",
+        y={"KV cache": "measured"},
+    ),
+    reference={published.label: (there["tokens"], {"KV cache": there_gains})},
+)
+if None not in predicted:
+    bound(right, drawn["generated"], predicted, "predicted")
+right.set(
+    xlabel="generated tokens", ylabel="relative to no cache", ylim=(0, None)
+)
+log10_axis(right, "x")
+spread(left, drawn, ("no_cache", "kv_cache", "transformers"))
+caution(left, by_length.note)
+show(fig, "02_throughput_by_generated")
+
+# %% tags=["remove-cell"]
+glue_all(kv_throughput.throughput(by_length, by_step))
+glue_all(kv_throughput.published_run(published))
+glue_all(kv_throughput.pays(by_step, published))
+
+# %% [markdown]
+# {glue:text}`rate_finding` {glue:text}`gain_finding` {glue:text}`peer_finding` {glue:text}`busy_finding`
 #
-# ### Why it hardly helps at short lengths, there
+# ### Why it hardly helps a short answer, there
 #
-# The published gain over {glue:text}`a100_tokens_0` tokens is {glue:text}`a100_measured_0`. The model says
-# {glue:text}`a100_predicted_0`. Over {glue:text}`a100_tokens_2` tokens the published gain is {glue:text}`a100_measured_2`, and the
-# model says {glue:text}`a100_predicted_2`. Nothing was fitted to these numbers: floor and rate come from the other table.
+# {glue:text}`published_gain_finding` Nothing was fitted to these numbers: fixed cost and rate come from the other table.
+# {glue:text}`published_model_finding`
 #
-# The floor there is {glue:text}`a100_floor_ms` ms a step, whether the step computes one token or many: after a prompt of
-# {glue:text}`a100_short` tokens, fifty steps take {glue:text}`a100_short_without` s without a cache and
-# {glue:text}`a100_short_with` s with one. What does not depend on the amount of work is the cost of starting it. Passes run at {glue:text}`a100_rate_share` % of the card's arithmetic peak, so it
-# takes about {glue:text}`a100_emerges` tokens before a pass outlasts its own launch. Until then the recomputation is free:
-# the GPU does it while it would otherwise wait for the next kernel to be started. A cache saves work that nobody was waiting
-# for.
+# {glue:text}`published_floor_finding` {glue:text}`published_emerges_finding`
 #
-# On this machine a pass emerges from its floor at {glue:text}`here_emerges` tokens. Put in general: the faster the arithmetic
-# and the slower the start, the later a cache pays. On a CPU the arithmetic is slow and starting is cheap beside it, so a
-# cache pays from the first sentence. On a large GPU it pays late, and that is a sign of trouble in the launching rather than of a useless
-# cache. Chapter 8 removes the launching.
+# {glue:text}`pays_finding` Put in general: where arithmetic hides behind the starting of operations, a faster processor moves
+# the gain to longer sequences. A small gain is then a sign of trouble in the launching rather than of a useless cache. Chapter
+# 8 removes the launching.
 #
 # ## Measure: latency against prompt length
 #
@@ -982,76 +1009,93 @@ record.headline(
 # %%
 PROMPTS = pick(smoke=[8, 16], cpu=[64, 256, 512], gpu=[64, 256, 512])
 NEW = pick(smoke=2, cpu=4, gpu=50)
-LATENCY_REPEATS = pick(smoke=1, cpu=2, gpu=3)
+
+
+def in_turns(length):
+    """Token times by stage, seconds of transformers; turn 1 is warm-up."""
+    found = {"no_cache": [], "kv_cache": [], "transformers": []}
+    for _ in range(1 + TURNS):
+        for stage, engine in stages.items():
+            found[stage].append(clock(engine, length, NEW))
+        found["transformers"].append(run_hf(length, NEW)["seconds"])
+    return {name: runs[1:] for name, runs in found.items()}
+
+
+further = lambda runs: Timing(  # noqa: E731
+    tuple((run[-1] - run[0]) / (NEW - 1) for run in runs)
+)
+latencies = {n: in_turns(n) for n in sweep(PROMPTS, "prompt length")}
+
+# %% tags=["remove-cell"]
 points = []
-for length in sweep(PROMPTS, "prompt length"):
-    slow, fast = (
-        clocks(engine, length, NEW, LATENCY_REPEATS)
-        for engine in (plain, cached)
-    )
-    peer_slow, peer_fast = (
-        run_hf(
-            length,
-            NEW,
-            use_cache,
-            pick(smoke=1, cpu=1, gpu=3),
-            pick(smoke=0, cpu=0, gpu=1),
-        )
-        for use_cache in (False, True)
-    )
+for length, found in latencies.items():
+    slow, fast = found["no_cache"], found["kv_cache"]
     peer_static = run_static(length, NEW) if STATIC else None
-    lengths = range(length, length + NEW)
+    spans = range(length, length + NEW)
     points.append(
         {
             "prompt": length,
             "no_cache": at(slow, NEW),
             "kv_cache": at(fast, NEW),
-            "transformers_no_cache": peer_slow["timing"],
-            "transformers_kv_cache": peer_fast["timing"],
+            "transformers_kv_cache": Timing(tuple(found["transformers"])),
             "transformers_static": peer_static and peer_static["timing"],
             "first_token": at(fast, 1),
-            "further_token": Timing(
-                tuple((run[-1] - run[0]) / (NEW - 1) for run in fast)
-            ),
-            "further_no_cache": Timing(
-                tuple((run[-1] - run[0]) / (NEW - 1) for run in slow)
-            ),
-            "bound_no_cache": sum(map(bound_without, lengths)),
+            "further_token": further(fast),
+            "further_no_cache": further(slow),
+            "bound_no_cache": sum(map(bound_without, spans)),
             "bound_kv_cache": bound_without(length)
-            + sum(map(bound_with, lengths[1:])),
+            + sum(map(bound_with, spans[1:])),
         }
     )
-latency = record.add(
+record.add(
     "latency_by_prompt",
     unit="s",
     points=points,
     params={"new_tokens": NEW, "batch": 1},
 )
+gate = experiments.gate("latency by prompt")
+compared = ("no_cache", "kv_cache", "transformers_kv_cache", "first_token")
+gate.repeats([point[name] for point in points for name in compared])
+gate.machine(roofline, experiments.roofline)
+both = kv_work.same_step(record, record)
+gate.check(abs((both.ratio or 1) - 1) <= 0.25, both.text)
+by_prompt = experiments.pick(gate, record)
+drawn = by_prompt["latency_by_prompt"]
+glue("new_tokens", drawn.params["new_tokens"])
+glue_all(kv_work.latency(by_prompt))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time to answer against the length of the prompt; this run writes the number of new tokens that the text states, the published run 50. Right: the speed with the cache relative to that without."}}
-recorded = read_records("02", others_only=True)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time to answer against the length of the prompt, for the number of new tokens that the text states. Right: the speed with the cache relative to that without. The published run is drawn only where its number of new tokens, 50, is the same."}}
+seconds = published["latency_by_prompt_50_new_tokens"]
+same_work = drawn.params["new_tokens"] == 50
+ratio = lambda slow, fast: [a / b for a, b in zip(slow, fast)]  # noqa: E731
 fig, (left, right) = figure(2)
 lines(
     left,
-    x=PROMPTS,
+    x=drawn["prompt"],
     y={
-        "no cache": latency["no_cache"],
-        "KV cache": latency["kv_cache"],
-        "transformers, no cache": latency["transformers_no_cache"],
-        "transformers, its cache": latency["transformers_kv_cache"],
+        "no cache": drawn["no_cache"],
+        "KV cache": drawn["kv_cache"],
+        "transformers, its cache": drawn["transformers_kv_cache"],
     },
+    label=by_prompt.label,
     recorded=recorded_lines(
-        recorded,
+        [
+            run
+            for run in read_records("02", others_only=True)
+            if (found := run["latency_by_prompt"])
+            and found.params == drawn.params
+        ],
         "latency_by_prompt",
         x="prompt",
         y={"no cache": "no_cache", "KV cache": "kv_cache"},
     ),
-    reference={
+    reference=same_work
+    and {
         published.label: (
-            by_prompt["prompt"],
+            seconds["prompt"],
             {
-                "no cache": by_prompt["no_cache_s"],
-                "KV cache": by_prompt["kv_cache_s"],
+                "no cache": seconds["no_cache_s"],
+                "KV cache": seconds["kv_cache_s"],
             },
         )
     },
@@ -1059,45 +1103,44 @@ lines(
 left.set(xlabel="prompt (tokens)", ylabel="time to answer (s)")
 log2_axis(left, "x")
 log10_axis(left, "y")
-ratio = lambda slow, fast: [a / b for a, b in zip(slow, fast)]  # noqa: E731
 lines(
     right,
-    x=PROMPTS,
+    x=drawn["prompt"],
     y={
-        "no cache": [1.0] * len(PROMPTS),
-        "KV cache": ratio(latency["no_cache"], latency["kv_cache"]),
+        "no cache": [1.0] * len(drawn["prompt"]),
+        "KV cache": ratio(drawn["no_cache"], drawn["kv_cache"]),
     },
-    reference={
+    label=by_prompt.label,
+    reference=same_work
+    and {
         published.label: (
-            by_prompt["prompt"],
-            {
-                "KV cache": ratio(
-                    by_prompt["no_cache_s"], by_prompt["kv_cache_s"]
-                )
-            },
+            seconds["prompt"],
+            {"KV cache": ratio(seconds["no_cache_s"], seconds["kv_cache_s"])},
         )
     },
 )
 right.set(
     xlabel="prompt (tokens)",
-    ylabel="speed relative to no cache",
+    ylabel="speed over no cache",
     ylim=(0, None),
 )
 log2_axis(right, "x")
+spread(left, drawn, ("no_cache", "kv_cache", "transformers_kv_cache"))
+caution(left, by_prompt.note)
 show(fig, "02_latency_by_prompt")
 
-# %%
+# %% tags=["remove-input"]
 table(
     [
         [
             n,
-            f"{1e3 * latency['first_token'][i]:.1f}",
-            f"{1e3 * latency['further_token'][i]:.1f}",
-            f"{1e3 * latency['further_no_cache'][i]:.1f}",
-            f"{latency['kv_cache'][i] / latency['bound_kv_cache'][i]:.1f}",
-            f"{latency['no_cache'][i] / latency['bound_no_cache'][i]:.1f}",
+            f"{1e3 * drawn['first_token'][i]:.1f}",
+            f"{1e3 * drawn['further_token'][i]:.1f}",
+            f"{1e3 * drawn['further_no_cache'][i]:.1f}",
+            f"{drawn['kv_cache'][i] / drawn['bound_kv_cache'][i]:.1f}",
+            f"{drawn['no_cache'][i] / drawn['bound_no_cache'][i]:.1f}",
         ]
-        for i, n in enumerate(PROMPTS)
+        for i, n in enumerate(drawn["prompt"])
     ],
     headers=[
         "prompt",
@@ -1109,46 +1152,15 @@ table(
     ],
 )
 
-# %% tags=["remove-cell"]
-glue("new_tokens", NEW)
-glue("prompt_first", PROMPTS[0])
-glue("prompt_last", PROMPTS[-1])
-glue(
-    "latency_gain_last",
-    latency["no_cache"][-1] / latency["kv_cache"][-1],
-    ".1f",
-)
-glue(
-    "latency_gain_first", latency["no_cache"][0] / latency["kv_cache"][0], ".1f"
-)
-glue(
-    "peer_short",
-    latency["transformers_kv_cache"][0] / latency["kv_cache"][0],
-    ".2f",
-)
-glue(
-    "peer_long",
-    latency["transformers_kv_cache"][-1] / latency["kv_cache"][-1],
-    ".2f",
-)
-glue(
-    "prefill_share",
-    100 * latency["first_token"][-1] / latency["kv_cache"][-1],
-    ".0f",
-)
-
 # %% [markdown]
-# For {glue:text}`new_tokens` new tokens the cache is worth {glue:text}`latency_gain_first` times after a prompt of
-# {glue:text}`prompt_first` tokens and {glue:text}`latency_gain_last` times after {glue:text}`prompt_last`. After the longest
-# prompt, {glue:text}`prefill_share` % of what is left is the first token: the cache has done what it can, and the rest is
-# {term}`prefill`. With its cache, `transformers` takes {glue:text}`peer_short` times our time at the shortest prompt and
-# {glue:text}`peer_long` times at the longest.
+# Each of these answers has {glue:text}`new_tokens` new tokens. {glue:text}`latency_finding`
+# {glue:text}`prefill_share_finding` {glue:text}`latency_peer_finding`
 #
 # (sec-kv-profile)=
 # ## Another kind of work
 #
-# Chapter 1's profile was nearly all matrix–matrix products. The same model, writing the same token with a cache, multiplies
-# matrices by a single row.
+# In chapter 1 the profile showed products of matrices with matrices. The same model, writing the same token with a cache,
+# multiplies matrices by a single row.
 
 # %%
 length = pick(smoke=16, cpu=128, gpu=512)
@@ -1159,6 +1171,8 @@ profiles = {
     "no cache": profile(lambda: plain.runner.run(whole), device),
     "KV cache": profile(lambda: cached.runner.run(last), device),
 }
+
+# %% tags=["remove-cell"]
 families = {name: p.by_family() for name, p in profiles.items()}
 largest = {
     f: max(shares.get(f, 0.0) for shares in families.values())
@@ -1166,7 +1180,7 @@ largest = {
     for f in shares
 }
 names = sorted(largest, key=lambda f: -largest[f])
-shares = record.add(
+record.add(
     "profile",
     unit="share of time",
     params={"length": length},
@@ -1179,7 +1193,7 @@ shares = record.add(
         for f in names
     ],
 )
-spent = record.add(
+record.add(
     "profile_time",
     unit="s",
     params={"length": length},
@@ -1188,78 +1202,66 @@ spent = record.add(
         "kv_cache": [profiles["KV cache"].seconds],
     },
 )
+gate = experiments.gate("profile of a step")
+gate.machine(roofline, experiments.roofline)
+by_profile = experiments.pick(gate, record)
+glue_all(kv_work.profile(by_profile))
+glue_all(kv_work.published_profile(published))
+glue_all(kv_work.intensity(by_profile))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-profile", "caption": "Share of a step's computing time by kernel family, without and with a cache, for the same token. gemm is matrix–matrix, gemv is matrix–vector."}}
-shown = [f for f in names if f != "other"][:5]
-parts = {f: [families[stage].get(f, 0.0) for stage in families] for f in shown}
+drawn = by_profile["profile"]
+pairs = {
+    f: [a, b]
+    for f, a, b in zip(drawn["family"], drawn["no_cache"], drawn["kv_cache"])
+}
+parts = {f: pairs[f] for f in [f for f in pairs if f != "other"][:5]}
 parts["other"] = [
     1 - sum(values[i] for values in parts.values()) for i in range(2)
 ]
 fig, ax = figure()
-stacked_bars(ax, list(families), parts)
+stacked_bars(ax, ["no cache", "KV cache"], parts)
+caution(ax, by_profile.note)
 show(fig, "02_profile")
 
-# %% tags=["remove-cell"]
-seconds = {name: p.seconds for name, p in profiles.items()}
-glue("profile_length", length)
-for stage, key in (("no cache", "before"), ("KV cache", "after")):
-    glue(f"gemm_{key}", 100 * families[stage].get("gemm", 0), ".0f")
-    glue(f"gemv_{key}", 100 * families[stage].get("gemv", 0), ".0f")
-glue(
-    "compute_saved",
-    100 * (1 - seconds["KV cache"] / seconds["no cache"]),
-    ".0f",
-)
-seed_profile = published["profiler"]
-glue(
-    "seed_saved",
-    100
-    * (1 - seed_profile["kv_cache_cuda_ms"] / seed_profile["no_cache_cuda_ms"]),
-    ".0f",
-)
-glue("intensity", counts.intensity(config, "float32", [length]), ".2f")
-glue("ridge_intensity", roofline.ridge("float32"), ".1f")
-
 # %% [markdown]
-# At {glue:text}`profile_length` tokens, matrix–matrix products take {glue:text}`gemm_before` % of the computing time without a
-# cache and {glue:text}`gemm_after` % with one. Matrix–vector products go from {glue:text}`gemv_before` % to
-# {glue:text}`gemv_after` %. The small share before is the vocabulary matrix, which chapter 1 applies to one row only. The
-# computing time of the step falls by {glue:text}`compute_saved` %. In the published profile it fell by
-# {glue:text}`seed_saved` %, and its dominant kernel changed from sgemm to gemv.
+# {glue:text}`profile_finding` Without a cache, gemv is the vocabulary matrix, which chapter 1 applies to one row only.
+# {glue:text}`profile_saved_finding` {glue:text}`published_profile_finding`
 #
-# A matrix–vector product uses each weight once and forgets it. The {term}`arithmetic intensity` of the cached step is
-# {glue:text}`intensity` FLOP a byte; this machine could do {glue:text}`ridge_intensity` in the time it reads one. So a
-# step with a cache leans on the other ceiling. Over the whole answer of {glue:text}`generated_last` tokens:
+# A matrix–vector product uses each weight once. {glue:text}`intensity_finding` Over the whole answer of
+# {numref}`fig-02-throughput`:
 
-# %%
+# %% tags=["remove-cell"]
 useful = counts.generate_flops(config, PROMPT, GENERATED[-1])
 done = counts.generate_flops(config, PROMPT, GENERATED[-1], kv_cache=False)
-lengths = range(PROMPT, PROMPT + GENERATED[-1])
-use = []
-for name, runs, operations, moved in (
-    ("no cache", runs_without, done, GENERATED[-1] * W),
-    (
-        "KV cache",
-        runs_with,
+spans = range(PROMPT, PROMPT + GENERATED[-1])
+work = {
+    "no_cache": (done, GENERATED[-1] * W),
+    "kv_cache": (
         useful,
-        sum(counts.step_bytes(config, "float32", [n]) for n in lengths),
+        sum(counts.step_bytes(config, "float32", [n]) for n in spans),
     ),
-):
-    total = at(runs, GENERATED[-1]).median
+}
+use = []
+for stage, (operations, moved) in work.items():
+    total = at(runs[stage], GENERATED[-1]).median
     use.append(
         {
-            "stage": name,
+            "stage": {"no_cache": "no cache", "kv_cache": "KV cache"}[stage],
             "done": counts.mfu(operations, total, roofline, "float32"),
             "mfu": counts.mfu(useful, total, roofline, "float32"),
             "mbu": counts.mbu(moved, total, roofline),
         }
     )
-utilisation = record.add(
+record.add(
     "utilisation",
     unit="share of ceiling",
     points=use,
     params={"generated": GENERATED[-1], "prompt": PROMPT},
 )
+glue_all(kv_work.utilisation(by_length))
+
+# %% tags=["remove-input"]
 table(
     [
         [
@@ -1268,7 +1270,7 @@ table(
             f"{100 * row['mfu']:.1f} %",
             f"{100 * row['mbu']:.0f} %",
         ]
-        for row in use
+        for row in by_length["utilisation"].rows()
     ],
     headers=[
         "stage",
@@ -1278,23 +1280,15 @@ table(
     ],
 )
 
-# %% tags=["remove-cell"]
-glue("flops_ratio", done / useful, ".0f")
-for key, row in zip(("before", "after"), use):
-    glue(f"done_{key}", 100 * row["done"], ".1f")
-    glue(f"mfu_{key}", 100 * row["mfu"], ".1f")
-    glue(f"mbu_{key}", 100 * row["mbu"], ".0f")
-
 # %% [markdown]
-# The first column deserves suspicion. Without a cache the machine was kept at {glue:text}`done_before` % of its arithmetic
-# ceiling. But {glue:text}`flops_ratio` times the necessary operations were done. Count only what the answer needed, as
-# {term}`MFU` does, and the numbers are {glue:text}`mfu_before` % and {glue:text}`mfu_after` %. A busy machine is not a fast one.
-# The number to raise now is bandwidth, {glue:text}`mbu_after` %; and since each step reads all weights for a single token,
-# the obvious thing to do is to let several sequences share that reading. That is chapter 3.
+# The first column deserves suspicion. {glue:text}`busy_not_fast_finding`
+#
+# {glue:text}`bandwidth_finding` Each step reads all weights for a single token, so the next thing to do is to let several
+# sequences share that reading. That is chapter 3.
 #
 # ## Memory: what the cache costs
 #
-# Memory is counted, not measured. {eq}`eq-kv-bytes` gives the bytes a token, and the tensors must agree to the byte.
+# Memory is counted, not measured. {eq}`eq-kv-bytes` gives the bytes per token, and the tensors must agree to the byte.
 
 # %%
 rows = []
@@ -1318,6 +1312,8 @@ for name, engine in {"GPT-2 124M": cached, "SmolLM2-135M": remember}.items():
             f"{engine.kv_cache.nbytes / 1e6:,.1f}",
         ]
     )
+
+# %% tags=["remove-input"]
 table(
     rows,
     headers=[
@@ -1326,16 +1322,17 @@ table(
         "query heads",
         "K/V heads",
         "D",
-        "bytes a token",
+        "bytes per token",
         "if no head were shared",
         "MB, 2 slots of 1,024",
     ],
 )
+
+# %%
 c = remember.config
 smol_token = counts.kv_bytes_per_token(c, "float32")
-assert (
-    3 * smol_token == 2 * c.num_layers * c.num_heads * c.head_dim * 4
-)  # two thirds are saved
+unshared = 2 * c.num_layers * c.num_heads * c.head_dim * 4
+assert 3 * smol_token == unshared  # two thirds are saved
 
 # %% tags=["remove-cell"]
 glue("gpt2_kb", M_token / 1e3, ".1f")
@@ -1356,7 +1353,7 @@ glue(
 #
 # A contiguous slot is paid for in full when the sequence starts, whatever its length will be. For slots of 1,024 tokens:
 
-# %%
+# %% tags=["hide-input"]
 reserved = cached.manager.block_size * M_token
 samples = {
     "an answer like SmolLM2's above": S_p + S_o,
@@ -1392,10 +1389,26 @@ record.add(
 )
 
 # %% [markdown]
-# The short answer uses {glue:text}`used_share` % of what it holds. The rest is empty and belongs to it all the same. For one
-# sequence nobody minds. For many, it decides how many fit. Chapter 4 takes this up.
+# The short answer uses {glue:text}`used_share` % of what it holds. The rest is empty, and no other sequence can use it. With many
+# sequences, this decides how many fit. Chapter 4 takes this up.
+#
+# ## The same arithmetic for a 7B model
+#
+# GPT-2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35 TB/s of its data
+# sheet (promised, not measured), the same functions give:
+
+# %% tags=["remove-input"]
+table(kv_work.realistic_rows(), headers=["7B, bfloat16, H100", ""])
+glue_all(kv_work.realistic())
+
+# %% [markdown]
+# {glue:text}`realistic_finding`
 #
 # ## What broke, and how this benchmark could mislead
+#
+# **A fixed cost that was taken for launching.** {glue:text}`broke_cause_finding`
+#
+# **Costs that were taken to overlap.** {glue:text}`broke_model_finding`
 #
 # Four errors in a cache produce no error message. Here they are, on purpose.
 #
@@ -1432,7 +1445,7 @@ except IndexError as error:
     print("IndexError:", error)
 
 # %% [markdown]
-# **A stale cache.** Nobody wipes a slot when a sequence leaves. Its rows stay, and the next owner writes over them from the left.
+# **A stale cache.** A slot is not wiped when a sequence leaves. Its rows stay, and the next owner writes over them from the left.
 # That is right only if no query ever looks beyond its own length. A long sequence followed by a short one shows it:
 
 # %%
@@ -1478,24 +1491,42 @@ agree = next(
 glue("agree", agree)
 
 # %% [markdown]
-# Of {glue:text}`S_o` tokens, the first {glue:text}`agree` are the right ones. What follows still resembles an answer, and no
-# benchmark of speed would notice anything. The comparison with the oracle does.
+# Of {glue:text}`S_o` tokens, the first {glue:text}`agree` are the right ones. What follows still resembles an answer. It may even
+# read better than the right one, since this model writes poor answers in any case: a reader cannot tell, and neither can a
+# benchmark of speed. The comparison with the oracle can.
 #
 # And the benchmark itself:
 #
 # - **One sequence** is the setting in which the cache's bytes matter least. At a batch of many long sequences the reading of K
 #   and V outweighs the weights.
-# - **The floor** is Python's and PyTorch's as much as the machine's. A program that launches less has its crossover earlier,
-#   and the same cache looks better.
-# - **Few repeats.** The long runs without a cache are timed once or twice, because they are long. The record keeps every sample.
-# - **A timed stream** includes sampling and the loop. A timed step does not. {numref}`fig-02-step` and
-#   {numref}`fig-02-throughput` therefore differ a little.
+# - **The fixed cost** is Python's, PyTorch's and the kernels' as much as the machine's. A program with another one finds another
+#   crossover with the same cache.
+# - **Few repeats.** The long runs without a cache are repeated as little as the gates allow, because they are long. The record
+#   keeps every sample.
+# - **A timed stream** includes sampling and the loop. A timed step does not. {glue:text}`same_step_finding`
+#
+# ## The predictions and what became of them
+
+# %% tags=["remove-cell"]
+glue_all(words.broke(by_step, by_length))
+glue_all(kv_work.same(by_step, by_prompt))
+
+# %% tags=["remove-input"]
+foretold = words.predictions(
+    by_floor, by_step, by_length, by_prompt, by_profile
+)
+predictions_table(foretold)
+glue("predictions_tally", tally(foretold))
+
+# %% [markdown]
+# {glue:text}`predictions_tally`. Two models stand in the table because the first version of this chapter used the second one
+# everywhere. A deviation has a cause in the last column only where this chapter measured one.
 #
 # ## In production
 #
 # No engine serves text without a cache. What they disagree on is its shape. A *static* cache is what we built: a fixed
 # rectangle, reserved in advance. gpt-fast and the static cache of `transformers` use it because fixed addresses and shapes let
-# a compiler or a recorded graph launch a whole step at once, which removes the floor. The default cache of `transformers` grows
+# a compiler or a recorded graph launch a whole step at once, which removes most of the starting. The default cache of `transformers` grows
 # by concatenation instead, and copies as it grows. vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep
 # small blocks, which is chapter 4.
 #
@@ -1565,8 +1596,8 @@ glue("smol_longest", c.max_position_embeddings, ",")
 #
 # 1. Under a causal mask the keys and values of a token never change. Keep them, and each token is computed once.
 # 2. A step then costs bytes instead of operations: all weights, plus the cache so far. It gains where a pass over the sequence
-#    would rise above the floor, which is early on a CPU and late on a large GPU that waits to be told what to do.
-# 3. The cache costs $2 L H_{kv} D b$ bytes a token, and a contiguous slot reserves them for tokens that may never come.
+#    takes longer than a pass over one token: at once where the two costs add, late where starting hides the arithmetic.
+# 3. The cache costs $2 L H_{kv} D b$ bytes per token, and a contiguous slot reserves them for tokens that may never come.
 #
 # **Sources.** Attention and its incremental computation: {cite:t}`vaswani2017attention`, {cite:t}`shazeer2019mqa`. Prefill,
 # decode and their costs: {cite:t}`pope2023efficiently`. Sharing heads: {cite:t}`ainslie2023gqa`. Utilisation:
@@ -1574,4 +1605,5 @@ glue("smol_longest", c.max_position_embeddings, ",")
 # `book/measurements/reference/seed_results.json`.
 
 # %% tags=["remove-cell"]
+glue("experiments_shown", experiments.summary())
 record.finish()

@@ -300,6 +300,7 @@ llm = LLM(
     block_size=4,
     num_blocks=16,
     max_num_seqs=8,
+    enable_prefix_caching=False,  # chapter 9's: a freed block is free, no more
 )
 device, tokenizer = llm.device, llm.tokenizer
 
@@ -752,6 +753,7 @@ engines = {
         kv_cache="paged",
         attention="gather",
         max_num_seqs=REQUESTS,
+        enable_prefix_caching=False,
         **options,
     ),
 }
@@ -870,6 +872,7 @@ gpt2 = LLM(
     attention="gather",
     linear="plain",
     num_blocks=65,
+    enable_prefix_caching=False,
 )  # for the next section
 config = gpt2.config
 roofline = machine_roofline(device, dtypes=("float32",))
@@ -1565,6 +1568,7 @@ pool_engine = LLM(
     num_blocks=pick(smoke=65, cpu=65, gpu=4097),
     max_num_seqs=1024,
     max_num_batched_tokens=16384,
+    enable_prefix_caching=False,
 )
 points = []
 for n in sweep(MEMORY_BATCHES, "memory"):
@@ -1653,8 +1657,8 @@ table(
 # begin with the same tokens, the keys and values of those tokens are the same, and both block tables can name the same
 # blocks. `BlockManager` counts references for that: `share` adds one, `free` takes one away, and a block goes back to
 # the free list with the last of them. Only full blocks may be shared, because a block that is still being filled can
-# have only one writer. This book does not look for such prefixes yet. When an engine does, keeping blocks after their
-# sequence has ended and finding them by their content, it has a {term}`prefix cache`.
+# have only one writer. Chapter 9 looks for such prefixes: it keeps blocks after their sequence has ended and finds them by
+# their content, which makes the pool a {term}`prefix cache`. Until then this book's engines have that switched off.
 #
 # ## What broke, and how this benchmark could mislead
 #

@@ -153,6 +153,8 @@ ENGINE = {
     "max_num_seqs": SEQS,
     "max_model_len": LONGEST,
     "num_blocks": pick(smoke=513, cpu=513, gpu=1025),
+    # Chapter 9's: a prompt that is asked twice shall be computed twice.
+    "enable_prefix_caching": False,
 }
 llm = LLM(**ENGINE)
 record = Record(
@@ -391,11 +393,14 @@ show_source(EventStream, "__call__", "_send")
 # %%
 def flags(**options):
     """The command line's form of LLM's arguments."""
-    return [
-        text
-        for name, value in options.items()
-        for text in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    arguments = []
+    for name, value in options.items():
+        name = name.replace("_", "-")
+        if value is False:
+            arguments.append(f"--no-{name}")
+        else:
+            arguments += [f"--{name}", str(value)]
+    return arguments
 
 
 server = open_until_the_end.enter_context(
@@ -577,6 +582,7 @@ usage = {
     "prompt_tokens": PROMPT,
     "completion_tokens": ANSWER,
     "total_tokens": PROMPT + ANSWER,
+    "prompt_tokens_details": {"cached_tokens": 0},  # chapter 9
 }
 assert whole.body["usage"] == usage
 table(

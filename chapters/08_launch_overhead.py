@@ -119,6 +119,7 @@ ENDLESS = SamplingParams(max_tokens=LONGEST - 8, temperature=0, ignore_eos=True)
 def engine(**options):
     """SmolLM2 in float32, room for ROWS sequences, a cache no larger than they need."""
     options = {"linear": "plain"} | options
+    options["enable_prefix_caching"] = False  # repeats are computed again
     if options.get("kv_cache", "paged") == "paged":
         options = {"num_blocks": 1 + ROWS * -(-LONGEST // 16)} | options
     llm = LLM(

@@ -141,12 +141,14 @@ def held_blocks(llm: LLM) -> list[int]:
 
 
 def check_books(llm: LLM) -> None:
-    """The engine's and the cache's books balance, no block has two owners, and the caps are kept."""
+    """The engine's and the cache's books balance, blocks are shared by the prefix cache alone, and the caps are kept."""
     llm.check_integrity()
     manager, scheduler = llm.manager, llm.scheduler
     held = held_blocks(llm)
-    assert len(set(held)) == len(held), f"a block has two owners: {sorted(held)}"
-    assert manager.num_free_blocks + len(held) == manager.num_blocks
+    if not llm.options.enable_prefix_caching:
+        assert len(set(held)) == len(held), f"a block has two owners: {sorted(held)}"
+    unused = manager.num_free_blocks + manager.num_cached_blocks
+    assert unused + len(set(held)) == manager.num_blocks
     assert len(scheduler.running) <= scheduler.max_num_seqs
     if manager.retains:
         for request in scheduler.running:
@@ -157,7 +159,8 @@ def check_empty(llm: LLM) -> None:
     """Nothing queued, nothing held, nothing to hand out."""
     assert not llm.has_unfinished()
     assert not llm.scheduler.running and not llm.scheduler.waiting
-    assert llm.manager.num_free_blocks == llm.manager.num_blocks
+    unused = llm.manager.num_free_blocks + llm.manager.num_cached_blocks
+    assert unused == llm.manager.num_blocks
     check_books(llm)
 
 

@@ -20,6 +20,8 @@ class BlockManager:
     """
 
     retains = True
+    cached_block_ids, num_cached_blocks = (), 0  # chapter 9
+    num_queries = num_hits = num_evictions = 0
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 2:
@@ -35,16 +37,21 @@ class BlockManager:
     def num_free_blocks(self) -> int:
         return len(self._free)
 
+    @property
+    def num_available_blocks(self) -> int:
+        """Blocks that can be handed out now."""
+        return len(self._free)
+
     def blocks_needed(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def allocate(self, request: Request, num_tokens: int) -> bool:
         """Extend the request's block table until it holds `num_tokens` tokens. False, and no change, if it cannot."""
         missing = self.blocks_needed(num_tokens) - len(request.block_ids)
-        if missing > len(self._free):
+        if missing > self.num_available_blocks:
             return False
         for _ in range(missing):
-            block = self._free.popleft()
+            block = self._take()
             self.ref_counts[block] = 1
             request.block_ids.append(block)
         return True
@@ -69,8 +76,21 @@ class BlockManager:
                 raise RuntimeError(f"block {block} of request {request.request_id} is freed twice")
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
-                self._free.append(block)
+                self._give_back(block)
         request.block_ids = []
+
+    def admit(self, request: Request) -> int | None:
+        """Make room for all tokens that the request has: 0 of them are in the cache. None if there is none."""
+        return 0 if self.allocate(request, request.num_tokens) else None
+
+    def publish(self, request: Request) -> None:
+        """Computed tokens are of use to their own request only."""
+
+    def is_computing_prefix_of(self, request: Request) -> bool:
+        return False
+
+    def forget_cached(self) -> None:
+        """Free blocks have no content that could be found."""
 
     def reset(self) -> None:
         """Everything is free, as in the beginning. The caller empties the requests' block tables."""
@@ -78,9 +98,9 @@ class BlockManager:
         self._free = deque(range(1, self.num_blocks + 1))
 
     def check_integrity(self, requests: Iterable[Request]) -> None:
-        """Raise RuntimeError unless every block is either free or referred to as often as `requests` hold it."""
+        """Raise RuntimeError unless every block is unused or referred to as often as `requests` hold it, and not both."""
         held = Counter(block for request in requests for block in request.block_ids)
-        free = Counter(self._free)
+        free = Counter(self._unused())
         booked = {block: count for block, count in enumerate(self.ref_counts) if count}
         if held != booked:
             raise RuntimeError(f"blocks held {dict(held)} differ from the counts {booked}")
@@ -91,3 +111,13 @@ class BlockManager:
                 f"{len(held)} blocks held and {free.total()} free are not the {self.num_blocks} there "
                 f"are: held {sorted(held)}, free {sorted(free.elements())}"
             )
+
+    def _take(self) -> int:
+        return self._free.popleft()
+
+    def _give_back(self, block: int) -> None:
+        self._free.append(block)
+
+    def _unused(self) -> Iterable[int]:
+        """Blocks that no request refers to."""
+        return self._free

@@ -15,6 +15,8 @@ class SlotManager:
     """
 
     retains = True
+    cached_block_ids, num_cached_blocks = (), 0  # chapter 9
+    num_queries = num_hits = num_evictions = 0
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
         self.block_size = self.max_sequence_tokens = max_model_len
@@ -36,6 +38,18 @@ class SlotManager:
                 return False
             request.block_ids = [heapq.heappop(self._free)]
         return True
+
+    def admit(self, request: Request) -> int | None:
+        return 0 if self.allocate(request, request.num_tokens) else None
+
+    def is_computing_prefix_of(self, request: Request) -> bool:
+        return False
+
+    def publish(self, request: Request) -> None:
+        """A slot is of use to its own request only."""
+
+    def forget_cached(self) -> None:
+        """Free slots have no content that could be found."""
 
     def free(self, request: Request) -> None:
         for slot in request.block_ids:

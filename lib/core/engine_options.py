@@ -59,6 +59,9 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = _option(
         None, "size of the KV cache in bytes, instead of num_blocks", at_least=1
     )
+    enable_prefix_caching: bool = _option(
+        True, "keep the blocks of the paged cache and find them again by their content"
+    )
     linear: str = _option(
         "auto",
         "weight layout for the CPU's matrix kernels; packed rearranges all linear layers, auto "

@@ -87,6 +87,9 @@ class RequestOutput:
     completions: list[Completion]
     finished: bool
     chunks: list[Chunk] = field(default_factory=list)
+    num_cached_tokens: int | None = (
+        None  # prompt tokens found in the prefix cache; None until admission
+    )
 
     text = property(lambda self: self.completions[0].text)
     token_ids = property(lambda self: self.completions[0].token_ids)

@@ -42,6 +42,7 @@ class Request:
         params: SamplingParams,
         stop_token_ids: frozenset[int] = frozenset(),
         index: int = 0,
+        cache_salt: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.index = index  # which of the n completions of its prompt
@@ -53,6 +54,9 @@ class Request:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []  # the cache manager's; empty while nothing is held
+        self.cache_salt = cache_salt  # only requests with the same salt share cached prefixes
+        self.block_hashes: list[bytes] = []  # names of the full blocks; the prefix cache's
+        self.num_cached_tokens: int | None = None  # found in the prefix cache at first admission
         self.status = Status.WAITING
         self.finish_reason: str | None = None  # "stop" | "length" | "abort" | "error"
         self.error: str | None = None  # what went wrong, with finish_reason "error"

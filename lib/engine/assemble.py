@@ -19,6 +19,7 @@ from lib.attention.gather import GatherAttention
 from lib.cache.block_manager import BlockManager
 from lib.cache.kv_cache import KVCache
 from lib.cache.manager import CacheManager, NoCache
+from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
 from lib.cache.slot_manager import SlotManager
 from lib.core.attention import Attention
@@ -75,10 +76,9 @@ def assemble(
         if options.kv_cache == "contiguous":
             manager, attention = SlotManager(num_blocks, block_size), ContiguousAttention(kv_cache)
         else:
-            manager, attention = (
-                BlockManager(num_blocks, block_size),
-                _paged_attention(options, kv_cache),
-            )
+            paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
+            manager = paged(num_blocks, block_size)
+            attention = _paged_attention(options, kv_cache)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
     )

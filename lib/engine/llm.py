@@ -69,14 +69,19 @@ class LLM:
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
     def add_request(
-        self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        cache_salt: str | None = None,
     ) -> str:
         """Queue a prompt; returns its id. Raises InvalidRequest, and queues nothing, if it can never be served.
 
         `params` is copied: what becomes of the caller's object afterwards has no effect.
+        `cache_salt`: the prompt shares cached prefixes with prompts of the same salt only.
         """
         with self._one_thread:
-            return self._queue(self._make_group(prompt, params, request_id))
+            return self._queue(self._make_group(prompt, params, request_id, cache_salt))
 
     def has_unfinished(self) -> bool:
         """Whether `step` has anything left to do or to hand out."""
@@ -108,8 +113,12 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
-        """Complete one prompt or many; outputs in the prompts' order. `params`: one for all, or one per prompt."""
+        """Complete one prompt or many; outputs in the prompts' order. `params`: one for all, or one per prompt.
+
+        `cache_salt`: of all prompts, as in `add_request`.
+        """
         if isinstance(prompts, str) or (
             len(prompts) > 0 and all(isinstance(p, Integral) for p in prompts)
         ):
@@ -123,7 +132,7 @@ class LLM:
             )
         with self._one_thread:
             # All are checked before the first is queued: an error leaves nothing behind.
-            groups = [self._make_group(p, s, None) for p, s in zip(prompts, params)]
+            groups = [self._make_group(p, s, None, cache_salt) for p, s in zip(prompts, params)]
             try:
                 for group in groups:
                     self._queue(group, owned=True)
@@ -138,10 +147,12 @@ class LLM:
             finally:
                 self._end(groups)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, cache_salt: str | None = None
+    ) -> Iterator[Chunk]:
         """Complete one prompt and yield what is new after each step. Closing the iterator ends the request."""
         return self._chunks(
-            self._make_group(prompt, params, None)
+            self._make_group(prompt, params, None, cache_salt)
         )  # checked now, queued at the first `next`
 
     def chat(
@@ -149,12 +160,25 @@ class LLM:
         messages: Sequence[Any],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """`generate` for one conversation, a list of {"role", "content"}, or a list of conversations."""
         conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         return self.generate(
-            [chat_token_ids(self.tokenizer, c) for c in conversations], params, use_tqdm
+            [chat_token_ids(self.tokenizer, c) for c in conversations],
+            params,
+            use_tqdm,
+            cache_salt,
         )
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached blocks that no running request uses, e.g. between two measurements."""
+        with self._one_thread:
+            try:
+                self.manager.forget_cached()
+            except BaseException:  # interrupted
+                self.scheduler.restart()
+                raise
 
     def stats(self) -> dict[str, Any]:
         """Counts of this moment, and since the start: preemptions, steps, tokens computed, requests finished."""
@@ -164,7 +188,11 @@ class LLM:
             "waiting": len(self.scheduler.waiting),
             "blocks_total": manager.num_blocks,
             "blocks_free": manager.num_free_blocks,
+            "blocks_cached": manager.num_cached_blocks,
             "block_size": manager.block_size,
+            "prefix_queries": manager.num_queries,
+            "prefix_hits": manager.num_hits,
+            "evictions": manager.num_evictions,
             "preemptions": self.scheduler.num_preemptions,
             "steps": self._steps,
             "tokens_computed": self._tokens,
@@ -250,12 +278,18 @@ class LLM:
         self._steps, self._tokens, self._finished = totals
 
     def _make_group(
-        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None,
+        cache_salt: str | None,
     ) -> RequestGroup:
         if request_id is None:
             request_id = next(i for n in self._ids if (i := f"request-{n}") not in self._groups)
         longest = min(self.max_model_len, self.manager.max_sequence_tokens)
-        return make_group(request_id, prompt, params, self.tokenizer, self.config, longest)
+        return make_group(
+            request_id, prompt, params, self.tokenizer, self.config, longest, cache_salt
+        )
 
     def _queue(self, group: RequestGroup, owned: bool = False) -> str:
         if group.request_id in self._groups:

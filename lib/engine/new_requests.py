@@ -21,6 +21,7 @@ def make_group(
     tokenizer: Any,
     config: ModelConfig,
     longest: int,
+    cache_salt: str | None = None,
 ) -> RequestGroup:
     """The n requests of a prompt. `longest`: tokens of the longest sequence. Raises InvalidRequest."""
     params = SamplingParams() if params is None else params
@@ -34,12 +35,18 @@ def make_group(
             f"request_id must be a string, not empty, or None, got {request_id!r}",
             param="request_id",
         )
+    if cache_salt is not None and (not isinstance(cache_salt, str) or not cache_salt):
+        raise InvalidRequest(
+            f"cache_salt must be a string, not empty, or None, got {cache_salt!r}",
+            param="cache_salt",
+        )
     token_ids = as_token_ids(prompt, tokenizer, config.vocab_size)
     _check(params, len(token_ids), longest, config.vocab_size, tokenizer)
     eos = () if params.ignore_eos else config.eos_token_ids
     stop_ids = frozenset(i for i in (*eos, *params.stop_token_ids) if i < config.vocab_size)
     requests = [
-        Request(request_id, token_ids, params, stop_ids, index) for index in range(params.n)
+        Request(request_id, token_ids, params, stop_ids, index, cache_salt)
+        for index in range(params.n)
     ]
     return RequestGroup(
         request_id, prompt if isinstance(prompt, str) else None, requests, tokenizer

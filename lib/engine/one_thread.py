@@ -22,7 +22,7 @@ class OneThread:
             raise RuntimeError(
                 "an LLM serves one thread at a time: thread "
                 f"{threading.current_thread().name!r} called it while thread {owner} was inside. "
-                "Give each thread an LLM of its own, put a lock around all calls, or use lib.serving"
+                "Give each thread an LLM of its own, put a lock around all calls, or use the server"
             )
 
     def __exit__(self, *_: object) -> None:

@@ -33,6 +33,7 @@ class RequestGroup:
             [stream.completion() for stream in self.streams],
             self.finished,
             [chunk for stream in self.streams if (chunk := stream.chunk()) is not None],
+            self.requests[0].num_cached_tokens,
         )
 
     def mark_delivered(self) -> None:

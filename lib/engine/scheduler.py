@@ -45,11 +45,21 @@ class Scheduler:
         """Whether to take in one more request, with `budget` tokens of the step left. The static sibling differs here."""
         return budget > 0
 
+    def waits_for_prefix(self, request: Request) -> bool:
+        """Whether to leave the request in the queue while a running one computes a prefix that it can share.
+
+        It would compute the same tokens in the meantime. Requests of one prompt (n > 1) arrive together.
+        """
+        return self.cache.is_computing_prefix_of(request)
+
     def update(self, scheduled: list[Scheduled]) -> None:
         """Account for a step that ran. What was computed counts only where a cache keeps it."""
         if self.cache.retains:
             for item in scheduled:
                 item.request.num_computed_tokens += item.num_tokens
+                # After an error its K and V may be wrong: not for others.
+                if item.request.finish_reason != "error":
+                    self.cache.publish(item.request)
 
     def release(self, requests: list[Request]) -> None:
         """Take finished or aborted requests out, wherever they are, and give their room back."""
@@ -109,9 +119,15 @@ class Scheduler:
     def _admit(self, scheduled: list[Scheduled], budget: int) -> None:
         while self.waiting and len(self.running) < self.max_num_seqs and self.may_admit(budget):
             request = self.waiting[0]
-            # Room for all known tokens, not for the first chunk only: a prompt that is let in is never cut off halfway.
-            if not self.cache.allocate(request, request.num_tokens):
+            if self.waits_for_prefix(request):
                 return
+            # Room for all known tokens, not for the first chunk only: a prompt that is let in is never cut off halfway.
+            num_cached = self.cache.admit(request)
+            if num_cached is None:
+                return
+            request.num_computed_tokens = num_cached
+            if request.num_cached_tokens is None:  # what the first admission found, not a later one
+                request.num_cached_tokens = num_cached
             self.running.append(request)  # before it leaves the other queue: see `restart`
             self.waiting.popleft()
             request.status = Status.RUNNING

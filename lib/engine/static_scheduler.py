@@ -6,6 +6,7 @@ Introduced in chapter 3, to be measured against.
 from __future__ import annotations
 
 from lib.core.batch import Scheduled
+from lib.core.request import Request
 from lib.engine.scheduler import Scheduler
 
 
@@ -18,3 +19,7 @@ class StaticScheduler(Scheduler):
 
     def may_admit(self, budget: int) -> bool:
         return self._filling
+
+    def waits_for_prefix(self, request: Request) -> bool:
+        """Never: a request that is left out would wait for the whole batch."""
+        return False

@@ -86,6 +86,7 @@ def _measure(programs: Mapping[str, str], rounds: int, folder: Path | None) -> i
         str(length),
         "--num-blocks",
         str(blocks),
+        "--no-enable-prefix-caching",  # the tools send the same prompts in every round
         environment=dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads
         ),

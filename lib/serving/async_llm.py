@@ -43,6 +43,7 @@ class Call:
     timeout: float | None  # seconds
     deadline: float | None  # in the event loop's time
     log_fields: dict[str, Any]
+    cache_salt: str | None = None
     arrival: float = field(default_factory=time.monotonic)
     request_ids: list[str] = field(default_factory=list)
     outputs: dict[int, RequestOutput] = field(default_factory=dict)
@@ -154,7 +155,8 @@ class AsyncLLM:
                 ),
             )
         call.request_ids, call.reserved = ids, 0
-        self._thread.send(Add([(i, ids_of, params) for i, ids_of in zip(ids, prompts)]))
+        requests = [(i, ids_of, params) for i, ids_of in zip(ids, prompts)]
+        self._thread.send(Add(requests, call.cache_salt))
         try:
             while len(call.outputs) < len(ids):
                 updates = await call.in_time(call.collector.get())

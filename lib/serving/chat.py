@@ -30,6 +30,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = checked(lambda: body.sampling_params(max_tokens or service.tokens.limit, logprobs))
     call = service.open("chatcmpl", params.n, bool(body.stream), route="chat", user=body.user)
+    call.cache_salt = body.cache_salt
 
     async def prepare() -> tuple[list[list[int]], SamplingParams]:
         prompt = await service.tokens.encode_chat(body.conversation)

@@ -31,6 +31,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     call = service.open(
         "cmpl", len(prompts) * params.n, bool(body.stream), route="completions", user=body.user
     )
+    call.cache_salt = body.cache_salt
     writer = CompletionWriter(service, call, body, params.n)
 
     async def prepare() -> tuple[list[list[int]], SamplingParams]:

@@ -20,6 +20,9 @@ def take_snapshot(llm: LLM) -> dict[str, Any]:
         "num_waiting": len(scheduler.waiting),
         "blocks_total": manager.num_blocks,
         "blocks_free": manager.num_free_blocks,
+        "blocks_cached": list(manager.cached_block_ids),
+        "prefix_queries": manager.num_queries,
+        "prefix_hits": manager.num_hits,
         "block_size": manager.block_size,
         "first_block": 1 if llm.options.kv_cache == "paged" else 0,  # the null block is nobody's
         "max_num_seqs": scheduler.max_num_seqs,

@@ -31,6 +31,7 @@ class Add:
     """Queue prompts, all or none."""
 
     requests: Sequence[tuple[str, list[int], SamplingParams]]  # id, token ids, params
+    cache_salt: str | None = None
 
 
 @dataclass
@@ -158,7 +159,9 @@ class EngineThread:
         added: list[str] = []
         try:
             for request_id, token_ids, params in command.requests:
-                added.append(llm.add_request(token_ids, params, request_id))
+                added.append(
+                    llm.add_request(token_ids, params, request_id, cache_salt=command.cache_salt)
+                )
         except ValueError as error:
             for request_id in added:
                 llm.abort(request_id)

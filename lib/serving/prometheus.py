@@ -100,8 +100,12 @@ class PrometheusMetrics:
             ("num_requests_waiting", "Sequences that wait to be admitted.", lambda s: s["waiting"]),
             (
                 "kv_cache_usage_perc",
-                "Share of KV cache blocks in use, 0 to 1.",
-                lambda s: 1 - s["blocks_free"] / s["blocks_total"] if s["blocks_total"] else 0,
+                "Share of KV cache blocks in use, 0 to 1. Cached blocks are not in use.",
+                lambda s: (
+                    1 - (s["blocks_free"] + s["blocks_cached"]) / s["blocks_total"]
+                    if s["blocks_total"]
+                    else 0
+                ),
             ),
         ):
             self._make(Gauge, name, text).set_function(
@@ -110,6 +114,15 @@ class PrometheusMetrics:
         self._preemptions = self._make(
             Counter, "num_preemptions", "Times a sequence lost its blocks."
         )
+        self._prefix = {
+            "prefix_queries": self._make(
+                Counter, "prefix_cache_queries", "Tokens looked up in the prefix cache."
+            ),
+            "prefix_hits": self._make(
+                Counter, "prefix_cache_hits", "Tokens found in the prefix cache."
+            ),
+        }
+        self._prefix_seen = dict.fromkeys(self._prefix, 0)
         self._prompt = self._make(
             Counter, "prompt_tokens", "Prompt tokens of prompts that got a first token."
         )
@@ -154,6 +167,11 @@ class PrometheusMetrics:
             "request_params_max_tokens", "The max_tokens that requests ask for.", _TOKENS
         )
 
+    def start(self, stats: dict[str, Any]) -> None:
+        """Count from here: what the warm-up did is nobody's request."""
+        self._preemptions_seen = stats["preemptions"]
+        self._prefix_seen = {name: stats[name] for name in self._prefix}
+
     def render(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self.registry)
@@ -196,6 +214,9 @@ class PrometheusMetrics:
     def turned(self, stats: dict[str, Any]) -> None:
         self._preemptions.inc(stats["preemptions"] - self._preemptions_seen)
         self._preemptions_seen = stats["preemptions"]
+        for name, counter in self._prefix.items():
+            counter.inc(stats[name] - self._prefix_seen[name])
+            self._prefix_seen[name] = stats[name]
 
     def _make(self, kind: type, name: str, text: str, **options: Any) -> Any:
         return kind(f"vllm:{name}", text, ["model_name"], registry=self.registry, **options).labels(

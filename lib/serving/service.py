@@ -62,6 +62,7 @@ class Service:
         def make() -> LLM:
             llm = make_llm()
             warm_up(llm)
+            self.metrics.start(llm.stats())
             self._tokens = TokenizerPool(llm)
             return llm
 
@@ -169,8 +170,9 @@ def _encode(writer: Writer, updates: list[Update]) -> bytes:
     return b"".join(event(chunk) for update in updates for chunk in writer.chunks(update))
 
 
-def usage(call: Call) -> dict[str, int]:
+def usage(call: Call) -> dict[str, Any]:
     """Tokens of the call so far: each prompt once, whatever n is."""
+    cached = sum(output.num_cached_tokens or 0 for output in call.outputs.values())
     prompt = sum(len(output.prompt_token_ids) for output in call.outputs.values())
     completion = sum(
         len(c.token_ids) for output in call.outputs.values() for c in output.completions
@@ -179,4 +181,5 @@ def usage(call: Call) -> dict[str, int]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }

@@ -29,3 +29,4 @@ def warm_up(llm: LLM) -> None:
             )
         ],
     )
+    llm.reset_prefix_cache()

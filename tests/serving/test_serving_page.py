@@ -165,7 +165,10 @@ def test_burst_and_moving_numbers(page) -> None:
     page.wait_for_function("() => document.getElementById('used').textContent === '0'")
     page.wait_for_selector("[data-state=idle]")
     label = page.get_attribute("#pool", "aria-label")
-    assert label == "The block pool: 0 of 512 blocks in use by 0 sequences"
+    used = "The block pool: 0 of 512 blocks in use by 0 sequences, "
+    assert re.fullmatch(used + "[1-9][0-9]* cached", label), label
+    caption = page.text_content("#pool-caption")
+    assert re.search(r"Grey ones are cached: \d+ % of all prompt tokens were found there", caption)
     assert number(page, "running") == number(page, "waiting") == 0
 
 

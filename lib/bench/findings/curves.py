@@ -11,6 +11,7 @@ from lib.bench.findings.values import Measured, Value, number, quantity, times, 
 from lib.bench.findings.vocabulary import ABOUT, Finding, missing, size_of
 
 _ROUNDING = 1e-9
+_SMALLEST_SIZE = 1e-9  # sizes are counts; below this a ratio of two would overflow
 Point = tuple[float, Value]
 
 
@@ -86,7 +87,7 @@ def scaling(xs: Sequence[float], ys: Sequence[Measured]) -> Finding:
     kind: "proportional", "less", "more", "flat", "falls". The clause reads on from its subject: "the time … grows 5.0
     times for 8.0 times the length, less than in proportion". `ratio` is growth of y over growth of x.
     """
-    found = [(x, v) for x, v in points(xs, ys) if x > 0 and v.middle > 0]
+    found = [(x, v) for x, v in points(xs, ys) if x > _SMALLEST_SIZE and v.middle > 0]
     if len(found) < 2 or found[-1][0] == found[0][0]:
         return missing("the growth")
     (x0, first), (x1, last) = found[0], found[-1]

@@ -17,6 +17,9 @@ Measured = float | int | Timing | Sequence[float] | None
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+_SMALLEST, _LARGEST = 1e-18, 1e30
+
+
 @dataclass(frozen=True)
 class Value:
     """A measured value: `middle` (None: not measured), and `low` to `high`, the range of its `count` repeats."""
@@ -45,7 +48,8 @@ class Value:
 
 
 def value(measured: Measured) -> Value:
-    """A Value of a number, a Timing, or a sequence of repeats. NaN and infinities count as not measured.
+    """A Value of a number, a Timing, or a sequence of repeats. NaN and infinities count as not measured, and so do
+    numbers beyond what anything here can measure, whose ratios would overflow.
 
     The range is all repeats for fewer than ten of them, and from the 10th to the 90th percentile for more.
     """
@@ -53,12 +57,16 @@ def value(measured: Measured) -> Value:
         return Value(None)
     found = getattr(measured, "samples", measured)
     samples = list(found) if isinstance(found, Sequence) else [found]
-    finite = [float(s) for s in samples if s is not None and math.isfinite(s)]
+    finite = [float(s) for s in samples if s is not None and _is_measurable(s)]
     if not finite:
         return Value(None)
     few = len(finite) < 10
     low, high = (percentile(finite, q) for q in ((0, 100) if few else (10, 90)))
     return Value(percentile(finite, 50), low, high, len(finite))
+
+
+def _is_measurable(number: float) -> bool:
+    return math.isfinite(number) and (number == 0 or _SMALLEST <= abs(number) <= _LARGEST)
 
 
 def cell(series: Series | None, column: str, row: int, scale: float = 1.0) -> Measured:

@@ -99,7 +99,12 @@ def _engines(works: Sequence[Workload], rows: int) -> dict[str, Any]:
     return {
         PLAIN: engine(kv_cache="contiguous", linear="plain"),
         PACKED: engine(kv_cache="contiguous", linear="auto"),
-        FUSED: engine(linear="auto", num_blocks=max(map(blocks_for, works)), block_size=BLOCK),
+        FUSED: engine(
+            linear="auto",
+            num_blocks=max(map(blocks_for, works)),
+            block_size=BLOCK,
+            enable_prefix_caching=False,  # every round computes its prompts, as the others do
+        ),
     }
 
 

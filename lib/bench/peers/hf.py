@@ -115,16 +115,15 @@ def hf_generate_batch(
     started and warmed once, as in a server, and the time is from the first request handed over to the last one done.
     Its cache holds every request at once, so that it never has to preempt, and shares no prefixes, which repeats of the
     same prompts would otherwise find computed. A step may hold all prompts, up to `_MOST_BATCH_TOKENS` tokens.
-    `config` goes to `ContinuousBatchingConfig`. Raises RuntimeError where transformers loses or fails a request.
+    `config` goes to `ContinuousBatchingConfig`, `page_size` under the name that the installed version has for it. Raises RuntimeError where transformers loses or fails a request.
     """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     limits = as_limits(prompts, max_new_tokens)
     model = load_peer(model, device, dtype)
     fields = ContinuousBatchingConfig.__dataclass_fields__
-    page = config.setdefault(
-        "page_size" if "page_size" in fields else "block_size", 256
-    )  # 5.17 has the older name
+    page_name = "page_size" if "page_size" in fields else "block_size"  # 5.17 has the older name
+    page = config[page_name] = config.pop("page_size", config.pop("block_size", 256))
     config.setdefault("allow_block_sharing", False)
     config.setdefault(
         "num_blocks",

@@ -45,7 +45,7 @@ class Run:
 
     @property
     def roofline(self) -> Roofline | None:
-        found = self.data["roofline"]
+        found = self.data.get("roofline")
         return found and Roofline(self.data["fingerprint"]["hardware"]["kind"], **found)
 
     def __getattr__(self, name: str) -> Any:

@@ -47,7 +47,8 @@ export class Engine {
     $("slots").textContent = ` of ${snapshot.max_num_seqs}`;
     $("waiting").textContent = waitingCount;
     $("preemptions").textContent = snapshot.preemptions;
-    $("used").textContent = total - free;
+    const cached = (snapshot.blocks_cached ?? []).length, used = total - free - cached;
+    $("used").textContent = used;
     $("total").textContent = total;
     this.pills($("running-list"), running, running.length, (row) => row[3], "written");
     this.pills($("waiting-list"), waiting, waitingCount, (row) => row[2] + row[3], "waiting");
@@ -57,7 +58,7 @@ export class Engine {
     this.state(busy ? "busy" : "idle", busy ? `${running.length} running, ${waitingCount} waiting` : "idle");
     if (!busy || performance.now() - this.spoken > 2000) {  // no more often: a screen reader reads it out
       this.spoken = performance.now();
-      $("pool").setAttribute("aria-label", `The block pool: ${total - free} of ${total} blocks in use by ${running.length} sequences`);
+      $("pool").setAttribute("aria-label", `The block pool: ${used} of ${total} blocks in use by ${running.length} sequences, ${cached} cached`);
     }
   }
 
@@ -96,8 +97,13 @@ export class Engine {
       $("pool-caption").textContent = "This engine keeps no KV cache.";
     } else {
       const share = this.pool.share > 1 ? `A square is ${this.pool.share} blocks` : "A square is a block";
-      $("pool-caption").textContent = `${share} of ${snapshot.block_size} tokens of KV cache; its colour is the request that owns it.`;
+      $("pool-caption").textContent = `${share} of ${snapshot.block_size} tokens of KV cache; its colour is the request that owns it.${this.prefixes()}`;
     }
+  }
+
+  prefixes() {
+    const { prefix_queries: queries, prefix_hits: hits } = this.snapshot;
+    return queries ? ` Grey ones are cached: ${Math.round(100 * hits / queries)} % of all prompt tokens were found there.` : "";
   }
 
   showMinute() {

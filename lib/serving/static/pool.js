@@ -41,6 +41,8 @@ export class Pool {
         levels[cell] += filled / this.share;
       });
     }
+    const kept = new Float32Array(count);
+    for (const block of snapshot.blocks_cached ?? []) kept[Math.floor((block - snapshot.first_block) / this.share)] += 1 / this.share;
     const now = performance.now();
     if (this.cells.length !== count) this.cells = owners.map(() => ({ id: null, level: 0, was: null, since: -FADE }));
     this.cells.forEach((cell, index) => {
@@ -49,6 +51,7 @@ export class Pool {
         this.until = now + FADE;
       }
       cell.level = levels[index];
+      cell.kept = kept[index];
     });
     this.request();
   }
@@ -76,12 +79,13 @@ export class Pool {
     this.cells.forEach((cell, index) => {
       const progress = reduced.matches ? 1 : Math.min(1, (now - cell.since) / FADE);
       const dim = this.highlighted !== null && this.highlighted !== cell.id ? 0.22 : 1;
-      const look = `${cell.id} ${Math.round(cell.level * size)} ${progress} ${cell.id && dim} ${empty}`;
+      const look = `${cell.id} ${Math.round(cell.level * size)} ${progress} ${cell.id && dim} ${cell.kept} ${empty}`;
       if (look === cell.look && !moved) return;  // most cells, most of the time
       cell.look = look;
       const x = (index % this.columns) * this.pitch, y = Math.floor(index / this.columns) * this.pitch;
       context.clearRect(x - 1, y - 1, this.pitch, this.pitch);
       box(context, x, y, size, size, empty, 1);
+      if (cell.kept) box(context, x, y, size, size, css("--kept"), Math.min(1, cell.kept));
       if (cell.was !== null && progress < 1) fill(context, x, y, size, cell.wasLevel, paint(cell.was), 1 - progress);
       if (cell.id !== null) fill(context, x, y, size, cell.level, paint(cell.id), progress * dim);
     });

@@ -40,7 +40,12 @@ def test_a_trace_takes_the_predicted_steps(llama, scheduler, predict, slots):
         {},
         {"max_num_batched_tokens": 7},
         {"scheduler": "static", "max_num_batched_tokens": 7},
-        {"kv_cache": "paged", "block_size": 8, "num_blocks": 26},
+        {
+            "kv_cache": "paged",
+            "block_size": 8,
+            "num_blocks": 26,
+            "enable_prefix_caching": False,
+        },
     ],
 )
 def test_a_trace_counts_each_token_that_the_engine_computed(llama, options):
@@ -66,6 +71,12 @@ def test_requests_arrive_when_they_are_told_to(llama):
     assert len(run.steps) == 8  # nobody waits for step 50 in an empty engine
     with pytest.raises(ValueError, match="arrivals must be one step per request, ascending"):
         trace(engine(llama), workload, arrivals=[2, 0, 0])
+
+
+def test_an_engine_with_a_prefix_cache_is_refused(llama):
+    llm = engine(llama, kv_cache="paged", num_blocks=26)
+    with pytest.raises(ValueError, match="llm must have enable_prefix_caching False, got True"):
+        trace(llm, equal_length(61, n=2))
 
 
 def test_a_busy_engine_is_refused(llama):
