@@ -980,8 +980,8 @@ record.headline(
 # ```
 #
 # where $t_\text{linear}$ is the larger of bytes over bandwidth and operations over rate for everything but attention.
-# By these bytes the ratio lies between 1, where the weights dominate, and 3. Its difference is a prediction of its own,
-# and a more modest one: *the gather adds $2\,M_{KV} / \mathit{BW}$ to a step*, however long the rest takes.
+# By these bytes the ratio lies between 1, where the weights dominate, and 3. The difference of the two is a second
+# prediction, which asks nothing of the rest of the step: *the gather adds $2\,M_{KV} / \mathit{BW}$*.
 
 
 # %%

@@ -162,7 +162,7 @@ def gain_cause(run: Any) -> str:
             f"{quantity(prompts, 's')} with slots, for the same prompts."
         )
         if together < prompts / 1.1:
-            said += " Many prompts in one step are products of many rows, which run closer to the machine's rate."
+            said += " Many prompts in one step are products of many rows, which come closer to the machine's rate (chapter 1)."
     return said
 
 
@@ -174,7 +174,7 @@ def _same_tokens(series: Series | None) -> str:
     said = f"{number(same)} of the {total} requests received exactly the same tokens from both engines."
     if same >= total:
         return said
-    return f"{said} In the others two logits were nearly equal, and the order of a sum decided between them."
+    return f"{said} The others differ, as they may where two logits are nearly equal and the order of a sum decides."
 
 
 def preemption(run: Any) -> dict[str, str]:
