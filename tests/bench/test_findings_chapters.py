@@ -10,6 +10,7 @@ import pytest
 
 import lib.bench.findings
 from lib.bench.findings import ch01_forward_pass as ch01
+from lib.bench.findings import ch08_launch_overhead as ch08
 from lib.bench.findings.predictions import Prediction
 from lib.bench.paths import measurements_dir, repository
 from lib.bench.records.files import Run, reference
@@ -209,3 +210,126 @@ def test_chapter_1_explains_the_published_curve_only_if_it_peaks():
     assert "peak of 169 tokens/s" in ch01.published_curve(sweep)["published_finding"]
     falling = {"new_tokens": [10, 100], "tok_s": [9, 3]}
     assert "launch" not in ch01.published_curve(falling)["published_finding"]
+
+
+def chapter_8():
+    return json.loads((measurements_dir() / "amd-epyc-2core/08_launch_overhead.json").read_text())
+
+
+def columns_8(data, name):
+    """The columns of one series, whose raw samples are dropped: a changed middle is then the whole truth."""
+    series = data["measurements"][name]
+    series["samples"] = {}
+    return series["columns"]
+
+
+def test_chapter_8_blames_the_kernel_only_where_its_products_are_slow():
+    data = chapter_8()
+    assert "What the model lacked was not overhead" in ch08.render(Run(data))["broke_finding"]
+    assert "kernel of the largest" in ch08.render(Run(data))["suspect_finding"]
+    data = chapter_8()
+    columns_8(data, "products")["F.linear, float32"][0] = 0.016
+    columns_8(data, "time_by_kind")["matrix products"][0] = 0.28
+    said = ch08.render(Run(data))
+    assert (
+        "the prediction failed" in said["broke_finding"] and "kernel" not in said["broke_finding"]
+    )
+    assert "lies around the products" in said["suspect_finding"]
+    assert ch08.predictions(Run(data))[0].why == "No cause was measured"
+
+
+@pytest.mark.parametrize(
+    "factor, said",
+    [(0.55, "is 1.8 times as fast"), (1.0, "about the same time"), (3.0, "3 times: ")],
+)
+def test_chapter_8_credits_packing_only_where_it_is_faster(factor, said):
+    data = chapter_8()
+    found = columns_8(data, "products")
+    found["packed, float32"] = [factor * v for v in found["F.linear, float32"]]
+    text = ch08.render(Run(data))["packing_finding"]
+    assert said in text and ("way the kernel reads" in text) == (factor < 1)
+
+
+def test_chapter_8_foretells_the_packed_step_from_the_plain_one():
+    data = chapter_8()
+    steps = columns_8(data, "step_by_batch")
+    verdicts = [p.verdict for p in ch08.predictions(Run(data))[1:3]]
+    assert verdicts == ["as predicted", "as predicted"]
+    steps["packed where faster"][0] = steps["plain"][0]
+    assert ch08.predictions(Run(data))[1].verdict == "the prediction failed"
+
+
+@pytest.mark.parametrize(
+    "share, verdict", [(0.05, "as predicted"), (0.08, "failed"), (0.3, "failed")]
+)
+def test_chapter_8_judges_the_share_of_python(share, verdict):
+    data = chapter_8()
+    columns_8(data, "time_by_kind")["Python"][1] = share
+    columns_8(data, "time_by_kind")["other operators"][1] = 0.06
+    data["measurements"]["time_by_kind"]["columns"]["python_calls"] = [1468, 6697, 1468, 6697]
+    said = ch08.render(Run(data))["calls_finding"]
+    assert verdict in said and ("6,697" in said) == (verdict == "failed")
+
+
+@pytest.mark.parametrize(
+    "factor, verdict, kernel",
+    [(0.5, "the prediction failed", True), (1.0, "as predicted", False), (1.5, "the prediction failed", False)],
+)  # fmt: skip
+def test_chapter_8_a_prompt_that_packing_makes_faster_is_no_confirmation(factor, verdict, kernel):
+    data = chapter_8()
+    found = columns_8(data, "prefill")
+    found["packed where faster"][0] = factor * found["plain"][0]
+    said = ch08.render(Run(data))["prompt_finding"]
+    assert f": {verdict}." in said and ("another kernel" in said) == kernel
+
+
+def test_chapter_8_takes_launches_on_a_gpu_for_no_time_of_products():
+    data = chapter_8()
+    columns_8(data, "graphs")["seconds"] = [3.0]
+    assert "hold the launches" in ch08.render(Run(data))["suspect_finding"]
+
+
+def test_chapter_8_gives_packing_the_credit_only_where_the_plain_engine_equals_transformers():
+    data = chapter_8()
+    assert ch08.render(Run(data))["peer_finding"].endswith("all of that is the packing.")
+    assert ch08.render(Run(data))["peer_batch_finding"].endswith("by one run of each.")
+    found = columns_8(data, "waterfall")
+    found["tok_s"][found["stage"].index("transformers")] = 10.0
+    assert "the packing" not in ch08.render(Run(data))["peer_finding"]
+
+
+def test_chapter_8_counts_python_among_what_a_gpu_waits_for():
+    data = chapter_8()
+    said = ch08.render(Run(data))["exercise_finding"]
+    assert "The host is the slower one" in said and "4.2 times as many" in said
+    found = columns_8(data, "time_by_kind")
+    found["Python"][0], found["matrix products"][0] = 0.01, 0.93
+    assert "launching and Python are hidden" in ch08.render(Run(data))["exercise_finding"]
+
+
+@pytest.mark.parametrize(
+    "busy, collapse", [([1.4, 0.1, 0.06], True), ([0.08, 0.07, 0.06], False)]
+)  # seconds, beside 0.04 alone
+def test_chapter_8_tells_a_collapse_from_none(busy, collapse):
+    data = chapter_8()
+    assert "was not measured here" in ch08.render(Run(data))["busy_finding"]
+    names = ["GNU's default", "3,000 rounds", "sleep at once"]
+    data["measurements"]["busy_machine"] = {
+        "unit": "s", "params": {}, "seed": 0, "samples": {},
+        "columns": {"setting": names, "quiet": [0.04, 0.041, 0.05], "busy": busy},
+    }  # fmt: skip
+    said = ch08.render(Run(data))["busy_finding"]
+    assert ("does not show the collapse" in said) != collapse
+    assert "3,000 rounds and the default take about the same time" in said
+    assert "sleep at once is a little slower than the default (25 %" in said
+    verdict = ch08.predictions(Run(data))[-1].verdict
+    assert verdict == ("the prediction failed" if collapse else "as predicted")
+
+
+def test_chapter_8_draws_compiling_as_a_gain_only_where_it_is_one():
+    data = chapter_8()
+    found = columns_8(data, "step_by_batch")
+    for factor, gain in ((0.5, True), (1.0, False), (1.4, False)):
+        found["packed and compiled"] = [factor * v for v in found["packed where faster"]]
+        said = ch08.render(Run(data))["compile_finding"]
+        assert ("take back" in said) != gain and ("2 times as fast" in said) == gain

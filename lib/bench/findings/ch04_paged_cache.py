@@ -112,9 +112,7 @@ def _gain_verdict(series: Series | None) -> str:
     if got <= 1.1 * limit:
         return f"The ratio of the steps was to be the limit, and it held ({both})."
     verdict = versus_prediction(limit, got, "×").verdict
-    return (
-        f"The ratio of the steps was to be the limit, and the gain is above it: {verdict} ({both})."
-    )
+    return f"The ratio of the steps was to be the limit, and the gain goes beyond it ({both}): {verdict}."
 
 
 def _broke(series: Series | None) -> str:
@@ -254,8 +252,8 @@ def realistic(tokens: int = 500, promise: int = 4096, memory: float = 80e9) -> d
             f"takes {quantity(each, 'B')} and {quantity(free, 'B')} are free beside the weights. With a promise of "
             f"{promise:,} tokens these are {slots} slots, or {blocks:,} blocks of 16, which hold {fit} sequences of "
             f"{tokens} tokens, {times(fit / slots)} as many. A step of {batch} such sequences takes at least "
-            f"{quantity(one, 's')} with slots and {quantity(three, 's')} gathered, {times(three / one)} as long: the "
-            "keys and values are more bytes than the weights there, so the copy costs more than it does here."
+            f"{quantity(one, 's')} where each key and value is read once and {quantity(three, 's')} gathered, "
+            f"{times(three / one)} as long: the keys and values are more bytes there than the weights."
         )
     }
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from lib.bench.measure.flame import KINDS, PYTHON, Frame, kind
-from lib.bench.notebook.style import COLOURS, ON_COLOUR
+from lib.bench.measure.flame import KINDS, PYTHON, Frame, by_kind, kind
+from lib.bench.notebook.style import COLOURS, ON_COLOUR, TEXT
+
+_PALE = 0.16  # opacity of time that belongs to the frames below
 
 
 def draw(ax: Axes, root: Frame, seconds: float, depth: int = 10, least: float = 0.004) -> None:
     """An icicle: the step on top, callees below, a frame as wide as its share of `seconds` (of one call), in milliseconds.
 
-    Frames narrower than `least` of the axis are left out.
+    A frame is pale where its time belongs to the frames below it, and has the colour of its kind at its right end, where
+    the time is its own. The lowest row that is drawn has the colours of all that lies deeper. So each millisecond has
+    its colour once. Frames narrower than `least` of the axis are left out.
     """
     order = [name for name, _ in KINDS] + [PYTHON]
     width_ms = 1e3 * root.seconds / root.calls
@@ -36,17 +40,16 @@ def _rows(
     order: list[str],
 ) -> int:
     width = frame.seconds * ms
-    ax.barh(
-        -row,
-        width,
-        0.94,
-        left=left,
-        align="edge",
-        color=COLOURS[order.index(kind(frame))],
-        alpha=1.0 if not frame.children else 0.75,
-        linewidth=0.4,
-        edgecolor=ON_COLOUR,
-    )
+    lowest = row + 1 >= depth
+    shares = by_kind(frame) if lowest else {kind(frame): frame.own / (frame.seconds or 1.0)}
+    pale = width * max(0.0, 1 - sum(shares.values()))
+    style = {"height": 0.94, "align": "edge", "linewidth": 0.4}
+    ax.barh(-row, pale, left=left, color=TEXT, alpha=_PALE, edgecolor=TEXT, **style)
+    at = left + pale
+    for name, share in shares.items():
+        colour = COLOURS[order.index(name)]
+        ax.barh(-row, share * width, left=at, color=colour, edgecolor=ON_COLOUR, **style)
+        at += share * width
     span = ax.get_figure(root=True).get_figwidth() * 72 * 0.95  # points
     share = width / max(1e-9, least) * 0.004
     # The function without its module; the root is no function.
@@ -63,11 +66,11 @@ def _rows(
             ha="center",
             va="center",
             fontsize=7,
-            color=ON_COLOUR,
+            color=TEXT if pale > width / 2 else ON_COLOUR,
             clip_on=True,
         )
     deepest = row
-    if row + 1 < depth:
+    if not lowest:
         for child in sorted(frame.children.values(), key=lambda child: -child.seconds):
             if child.seconds * ms >= least:
                 deepest = max(deepest, _rows(ax, child, left, ms, row + 1, depth, least, order))

@@ -64,6 +64,13 @@ def caution(ax: Axes, text: str) -> None:
         ax.set_title(words, fontsize=9, fontweight="normal", style="italic")
 
 
+def caution_below(fig: Figure, text: str) -> None:
+    """The same below a figure whose panels have titles of their own."""
+    if text:
+        words = textwrap.fill(text[:1].upper() + text[1:] + ".", int(fig.get_figwidth() * 15))
+        fig.supxlabel(words, fontsize=9, style="italic")
+
+
 def to_svg(fig: Figure, inline: bool = False) -> str:
     """The figure as SVG text. `inline`: to be part of a page, whose text colour and font it takes."""
     buffer = io.StringIO()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from lib.bench.measure import flame
 from lib.bench.measure.flame import Frame
 from lib.bench.notebook import figures
 from lib.bench.notebook.flame_figure import draw
+from lib.bench.notebook.style import COLOURS
 
 
 def inner(x):
@@ -29,6 +32,24 @@ def test_the_root_has_its_label():
     fig, ax = figures.figure()
     draw(ax, root, 1.0)
     assert [text.get_text() for text in ax.texts] == ["step", "forward"]
+
+
+def test_each_millisecond_has_its_colour_once():
+    """Solid area is own time by kind; what belongs to the frames below is pale, so a parent hides nothing."""
+    linear = Frame("torch._C._nn.linear", native=True, calls=1, seconds=0.8)
+    child = Frame("module.forward", calls=1, seconds=0.9, children={linear.name: linear})
+    root = Frame("step", calls=1, seconds=1.0, children={"module.forward": child})
+    order = [*(name for name, _ in flame.KINDS), flame.PYTHON]
+    for depth in (2, 10):
+        fig, ax = figures.figure()
+        draw(ax, root, 1.0, depth=depth)
+        area = dict.fromkeys(order, 0.0)
+        for bar in ax.patches:
+            for name, colour in zip(order, COLOURS):
+                if to_hex(bar.get_facecolor()) == colour and bar.get_alpha() is None:
+                    area[name] += bar.get_width() / 1e3
+        assert area["matrix products"] == pytest.approx(0.8), depth
+        assert area[flame.PYTHON] == pytest.approx(0.2), depth
 
 
 def test_it_draws():

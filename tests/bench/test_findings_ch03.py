@@ -1,0 +1,205 @@
+"""Chapter 3's sentences at extreme results, and the arithmetic that they stand on."""
+
+import copy
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from lib.bench.findings import batch_sweep
+from lib.bench.findings import ch03_batching as ch03
+from lib.bench.measure.batch_model import step_times, turning_point
+from lib.bench.measure.data_sheets import H100, LLAMA_7B
+from lib.bench.measure.roofline import Roofline
+from lib.bench.notebook.spread import spread, spread_of_bars
+from lib.bench.paths import measurements_dir
+from lib.bench.records.files import Run
+from lib.models.checkpoint import GPT2_CONFIG
+
+SWEEP = "batch_sweep_float32"
+
+
+@pytest.fixture
+def data():
+    return json.loads((measurements_dir() / "amd-epyc-2core/03_batching.json").read_text())
+
+
+def columns(data, name):
+    return data["measurements"][name]["columns"]
+
+
+def with_rates(data, rates):
+    """The record with these rates of its sweep; no raw samples."""
+    series = data["measurements"][SWEEP]
+    series["columns"]["tok_s"], series["samples"] = rates, {}
+    return data
+
+
+def with_products(data, products, step=None):
+    """The record with the products of each batch's steps, in ms per step."""
+    columns(data, SWEEP)["products"] = products
+    columns(data, SWEEP)["products_step"] = step or products
+    return Run(data)
+
+
+@pytest.mark.parametrize("bandwidth, rate", [(36e9, 187e9), (1.5e12, 19e12), (10e9, 1e12)])
+@pytest.mark.parametrize("length", [11, 1000])
+def test_the_turning_point_is_the_first_batch_bound_by_arithmetic(bandwidth, rate, length):
+    roofline = Roofline("cpu", bandwidth, {"float32": rate})
+    found = turning_point(GPT2_CONFIG, roofline, length, "float32")
+    bound = [
+        b
+        for b in range(1, 3000)
+        if (times := step_times(GPT2_CONFIG, roofline, b, length, "float32"))[1] >= times[0]
+    ]
+    assert (found if found is not None and found < 3000 else None) == (bound[0] if bound else None)
+
+
+def test_the_7b_model_runs_out_of_memory_before_it_is_bound_by_arithmetic():
+    assert turning_point(LLAMA_7B, H100, 1000, "bfloat16") is None
+    most = batch_sweep.room(1000)
+    said = ch03.realistic()["realistic_finding"]
+    assert f"{most} such sequences fit" in said and "no batch is bound by arithmetic" in said
+    assert [row[0] for row in ch03.realistic_rows()] == ["1", "8", "64", str(most)]
+
+
+def test_a_turning_point_that_no_dtype_has_is_said_once():
+    points = {("float32", 1000): None, ("bfloat16", 1000): None}
+    said = ch03.turning(points)["turning_finding"]
+    assert said.count("no batch") == 1 and "float32 or bfloat16" in said
+    both = ch03.turning({("float32", 11): 13, ("bfloat16", 11): 16})["turning_finding"]
+    assert both.endswith("it turns at batch 13 in float32 and at batch 16 in bfloat16.")
+
+
+def test_the_first_doubling_failed_on_the_recorded_run(data):
+    said = ch03.render(Run(data))["first_doubling_finding"]
+    assert "1.7 times as long" in said and said.endswith("the prediction failed.")
+
+
+@pytest.mark.parametrize(
+    "second, verdict",
+    [(43.0, "as predicted."), (38.0, "a little above the prediction."), (10.0, "failed.")],
+)
+def test_the_first_doubling_is_free_only_where_it_was(data, second, verdict):
+    rates = [21.6, second, *columns(data, SWEEP)["tok_s"][2:]]
+    assert ch03.render(Run(with_rates(data, rates)))["first_doubling_finding"].endswith(verdict)
+
+
+@pytest.mark.parametrize("second, kind", [(75.0, "products"), (45.0, "around")])
+def test_the_products_explain_the_first_doubling_only_where_they_grow(data, second, kind):
+    run = with_products(data, [44.0, second, 70, 80, 100, 150, 240])
+    assert batch_sweep.first_cause(run[SWEEP]).kind == kind
+    why = ch03.predictions(run)[1].why
+    assert ("time is theirs" in why) == (kind == "products")
+
+
+def test_without_the_products_the_doubling_is_explained_by_chapter_8(data):
+    run = Run(data)
+    packed = ch03.chapter_8(run.slug)
+    assert "not measured here" in ch03.render(run)["first_cause_finding"]
+    assert "laid out once" in ch03.predictions(run, packed)[1].why
+    series = packed.data["measurements"]["products"]
+    dear = copy.deepcopy(packed.data)
+    dear["measurements"]["products"]["columns"]["packed, float32"][1] *= 3
+    dear["measurements"]["products"]["samples"] = {}
+    assert "is free" not in batch_sweep.laid_out(Run(dear)).text and series is not None
+
+
+@pytest.mark.parametrize("factor_first, kind", [(1.0, "late"), (0.3, "products"), (0.62, "about")])
+def test_the_gain_is_explained_by_the_slower_end(data, factor_first, kind):
+    """A step of 64 at twice its bound; the first at 1/factor of it."""
+    bound = columns(data, SWEEP)["bound_tok_s"]
+    rates = [factor_first * bound[0], *columns(data, SWEEP)["tok_s"][1:-1], 0.62 * bound[-1]]
+    with_rates(data, rates)
+    first_step = 1e3 / rates[0]
+    run = with_products(data, [0.9 * first_step, 70, 70, 80, 100, 150, 240])
+    assert batch_sweep.gain_cause(run).kind == kind
+
+
+def test_overhead_is_blamed_only_where_the_products_are_a_small_part(data):
+    run = with_products(data, [10.0, 11.0, 12, 20, 50, 100, 200])
+    cause = batch_sweep.gain_cause(run)
+    assert cause.kind == "around" and "shares as it shares the weights" in cause.text
+    run = with_products(data, [200.0, 11.0, 12, 20, 50, 100, 200])
+    assert batch_sweep.gain_cause(run).kind == "cannot tell"
+
+
+def test_the_corrected_prediction_stands_under_the_first(data):
+    steps = [1e3 * b / r for b, r in zip(*(columns(data, SWEEP)[c] for c in ("batch", "tok_s")))]
+    found = ch03.predictions(with_products(data, [0.9 * s for s in steps]))
+    verdicts = {p.claim: p.verdict for p in found[1:6]}
+    assert list(verdicts.values())[0] == "the prediction failed"
+    assert verdicts["the same, from the products timed alone"] == "as predicted"
+
+
+@pytest.mark.parametrize(
+    "got, words",
+    [
+        (1.87, "about all of it"),
+        (1.4, "is less, as predicted"),
+        (0.8, "gained nothing"),
+        (5.0, "more than the 1.9 times"),
+        (None, "was not measured here"),
+    ],
+)
+def test_a_gain_against_the_count_of_steps(got, words):
+    assert words in ch03.promise(1.866, got)
+
+
+def test_continuous_batching_that_is_slower_fails_its_prediction(data):
+    for name in ("chat", "variable_lengths"):
+        series = data["measurements"][name]
+        series["columns"]["tok_s"][1], series["samples"] = 1.0, {}
+    found = {p.claim: p for p in ch03.predictions(Run(data))}
+    for name in ("chat", "variable lengths"):
+        claim = f"gain of continuous batching, {name}, from the steps"
+        assert found[claim].verdict == "the prediction failed"
+
+
+@pytest.mark.parametrize(
+    "factor, words", [(1.0, "about the same"), (0.881, "no scheduler's doing")]
+)
+def test_equal_lengths_are_no_gain_and_no_loss(data, factor, words):
+    static = columns(data, "equal_lengths")["tok_s"][0]
+    columns(data, "equal_lengths")["tok_s"] = [static, factor * static]
+    assert words in ch03.render(Run(data))["equal_finding"]
+
+
+@pytest.mark.parametrize(
+    "gaps, firsts, words",
+    [
+        ([0.9, 0.2], [0.9, 1.5], "trades one for the other"),
+        ([0.9, 0.2], [0.9, 0.9], "cost the newcomer nothing"),
+        ([1.117, 2.768], [1.12, 8.09], "the prediction failed"),
+    ],
+)
+def test_the_budget_is_a_trade_only_where_it_trades(data, gaps, firsts, words):
+    found = columns(data, "token_budget")
+    found["longest_gap_s"], found["ttft_long_s"] = gaps, firsts
+    assert words in ch03.render(Run(data))["trade_finding"]
+
+
+def test_chunks_are_explained_by_their_products(data):
+    columns(data, "token_budget")["products_s"] = [0.85, 0.19]
+    found = ch03.predictions(Run(data))[-4:]
+    assert "64" in found[0].why and found[1].verdict == "as predicted"
+    columns(data, "token_budget")["products_s"] = [0.85, 0.105]  # in proportion to the rows
+    assert ch03.predictions(Run(data))[-4].why == "no cause was measured"
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.1, 5.0, -1.0, None])
+def test_new_columns_render_at_any_value(data, factor):
+    value = [factor and factor * x for x in (44.0, 75, 70, 80, 100, 150, 240)]
+    columns(data, "token_budget")["products_s"] = [factor, 0.2]
+    run = with_products(data, value)
+    for text in ch03.render(run).values():
+        assert text and text[-1] in ".:" and "None" not in text and "nan" not in text
+    assert len(ch03.predictions(run)) == 13
+
+
+def test_spread_bars_reach_from_the_lowest_sample_to_the_highest():
+    ax = Figure().subplots()
+    spread(ax, [1, 2, 3], [[5.0, 9.0, 6.0], [4.0], 7.0])
+    spread_of_bars(ax, [[1.0, 3.0], None])
+    ends = [line.get_segments()[0][:, i].tolist() for line, i in zip(ax.collections, (1, 0))]
+    assert ends == [[5.0, 9.0], [1.0, 3.0]]
