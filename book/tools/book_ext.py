@@ -1,7 +1,8 @@
 """What this book adds to Sphinx.
 
 Directives: `diagram` (an SVG that follows the theme), `machine` (what ran the chapters), `load` (what else ran),
-`chapters` (the list), `library` (the packages and files of lib/), `scoreboard` (published claims beside recorded runs).
+`chapters` (the list), `library` (the packages and files of lib/), `scoreboard` (published claims beside recorded runs),
+`published-memory` (text of the appendix on the published memory, with its counted numbers).
 A chapter whose times other programs disturbed gets a warning below its title.
 """
 
@@ -28,6 +29,7 @@ from book.tools.library_map import markdown, packages  # noqa: E402
 from book.tools.load_notes import load_table, warn_on_top  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
 from book.tools.notebooks import repository_url  # noqa: E402
+from book.tools.published_memory import filled  # noqa: E402
 
 
 class Diagram(Figure):
@@ -123,6 +125,18 @@ class Scoreboard(SphinxDirective):
         return box.children
 
 
+class PublishedMemory(SphinxDirective):
+    """Markdown in which `<<name>>` is a counted number and `<<table name>>` a table (book/tools/published_memory.py)."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        box = nodes.container("", is_div=True)
+        lines = filled("\n".join(self.content)).splitlines()
+        self.state.nested_parse(StringList(lines, "published memory"), self.content_offset, box)
+        return box.children
+
+
 def join_streams(outputs: list[dict]) -> list[dict]:
     """A cell's outputs with all of stdout as one text, and all of stderr as one, each where it first appears."""
     joined: list[dict] = []
@@ -148,6 +162,7 @@ def setup(app):
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)
     app.add_directive("library", Library)
+    app.add_directive("published-memory", PublishedMemory)
     app.add_directive("chapters", Chapters)
     app.add_directive("scoreboard", Scoreboard)
     app.connect("doctree-read", warn_of_load)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from lib.bench.measure.memory import Sampler, UtilisationSampler, peak_memory
+from lib.bench.measure.memory import Sampler, UtilisationSampler, page_faults, peak_memory
 
 
 def test_peak_memory_sees_a_temporary_array():
@@ -27,3 +27,14 @@ def test_utilisation_of_a_busy_and_an_idle_block():
     assert busy.mean > idle.mean and busy.peak <= 130 and len(busy.samples) > 2
     with pytest.raises(ValueError):
         Sampler(lambda: 0, 0)
+
+
+def test_page_faults_count_the_fresh_pages_that_a_block_writes():
+    pages = 20_000
+    before = page_faults()
+    block = bytearray(b"1") * (4096 * pages)
+    written = page_faults() - before
+    before = page_faults()
+    block[::4096] = b"2" * pages
+    again = page_faults() - before
+    assert written > 20 and again < written / 2  # with huge pages some 40, with small ones 20,000

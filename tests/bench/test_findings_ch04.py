@@ -1,0 +1,180 @@
+"""Chapter 4's sentences hold whatever was measured: extremes, ties, noise, and what is missing."""
+
+import json
+
+import pytest
+
+from lib.bench.findings import ch04_paged_cache as ch04
+from lib.bench.findings import gather_cost
+from lib.bench.paths import measurements_dir
+from lib.bench.records.files import Run
+
+
+@pytest.fixture
+def data():
+    return json.loads((measurements_dir() / "amd-epyc-2core/04_paged_cache.json").read_text())
+
+
+def columns(data, name):
+    return data["measurements"][name]["columns"]
+
+
+def prediction(run, start):
+    (found,) = [p for p in ch04.predictions(run) if p.claim.startswith(start)]
+    return found
+
+
+def test_a_gain_above_the_ratio_of_the_steps_is_no_confirmation(data):
+    said = ch04.render(Run(data))
+    assert said["gain_finding"].endswith("steps 2.1 times): a little above the prediction.")
+    assert "more work was not more time" in said["broke_steps_finding"]
+    assert prediction(Run(data), "gain in throughput").verdict == "a little above"
+    assert "104 ms" in prediction(Run(data), "gain in throughput").why
+
+
+@pytest.mark.parametrize(
+    "gain, words, verdict",
+    [
+        (5.81, "the prediction failed", "the prediction failed"),
+        (2.1, "and it held", "as predicted"),
+        (1.0, "and it held", "as predicted"),
+        (0.3, "and it held", "as predicted"),
+    ],
+)
+def test_the_ratio_of_the_steps_is_judged_as_a_limit(data, gain, words, verdict):
+    rates = columns(data, "same_bytes")["tok_s"]
+    rates[1] = gain * rates[0]
+    run = Run(data)
+    assert words in ch04.render(run)["gain_finding"]
+    assert prediction(run, "gain in throughput").verdict == verdict
+
+
+def test_a_noisy_gain_is_not_judged(data):
+    series = data["measurements"]["same_bytes"]
+    series["samples"]["tok_s"] = [[20.0, 25.0], [40.0, 100.0]]
+    assert "this run cannot tell" in ch04.render(Run(data))["gain_finding"]
+    assert "cannot tell" in ch04.render(Run(data))["broke_steps_finding"]
+
+
+def test_a_slower_paged_engine_is_called_slower(data):
+    columns(data, "same_bytes")["tok_s"] = [50.0, 30.0]
+    said = ch04.render(Run(data))["gain_finding"]
+    assert said.startswith("The contiguous one has 1.7 times the throughput of the paged engine")
+
+
+def with_steps(data, few, many, alone, crowd, prompts=(5.0, 5.0)):
+    columns(data, "same_bytes").update(
+        decode_sequences=[few, many], decode_step=[alone, crowd], prompt_seconds=list(prompts)
+    )
+    return ch04.gain_cause(Run(data))
+
+
+def test_the_cause_of_the_gain_is_what_the_steps_show(data):
+    said = with_steps(data, 2.0, 8.0, 0.08, 0.09)
+    assert "advanced 8 sequences on average with blocks and 2 with slots" in said
+    assert "costs a step less than its share" in said and "Many prompts" not in said
+    assert "less than its share" not in with_steps(data, 2.0, 8.0, 0.02, 0.09)
+    assert "Many prompts in one step" in with_steps(data, 2.0, 8.0, 0.08, 0.09, (6.0, 3.0))
+
+
+def test_a_limit_that_was_not_the_blocks_is_said(data):
+    assert "the number of requests was the limit" in ch04.render(Run(data))["at_once_finding"]
+    columns(data, "same_bytes")["peak_running"][1] = 17
+    assert "the number of requests" not in ch04.render(Run(data))["at_once_finding"]
+
+
+@pytest.mark.parametrize(
+    "predicted, words", [(16.8, "a little above the prediction. Young"), (20, "as predicted."), (30, "failed.")]
+)  # fmt: skip
+def test_sequences_at_once_against_finished_lengths(data, predicted, words):
+    columns(data, "same_bytes").update(predicted_running=[3, predicted], peak_blocks=[None, 90])
+    said = ch04.render(Run(data))["at_once_finding"]
+    assert words in said and ("Young sequences" in said) == (predicted < 18)
+
+
+def test_overheads_are_compared_and_not_ratios(data):
+    """23 % measured where 75 % were predicted: ratios of 1.23 and 1.75 look closer than the overheads are."""
+    said = ch04.render(Run(data))["overhead_finding"]
+    assert "adds 23 % to a step with the longest context, where 75 % was predicted" in said
+    assert said.endswith("the prediction failed.")
+    assert prediction(Run(data), "part that the gather adds").verdict == "the prediction failed"
+
+
+def test_a_slow_step_explains_a_small_overhead_only_where_it_is_slow(data):
+    assert gather_cost.dilution(Run(data)["decode_by_context"]).kind == "slow"
+    assert "slow for other reasons" in ch04.render(Run(data))["broke_finding"]
+    found = columns(data, "decode_by_context")
+    found["bound_contiguous"][-1] = found["contiguous"][-1]
+    found["bound_paged"][-1] = 2 * found["contiguous"][-1]
+    run = Run(data)
+    assert gather_cost.dilution(run["decode_by_context"]).kind == "about"
+    assert prediction(run, "part that the gather adds").why == "no cause was measured"
+
+
+def exact(data, name, slots, blocks):
+    """The series without its raw samples, with these times at its last point."""
+    series = data["measurements"][name]
+    series["columns"]["contiguous"][-1], series["columns"]["paged"][-1] = slots, blocks
+    series["samples"] = {}
+
+
+@pytest.mark.parametrize("factor, verdict", [(1.0, "as predicted"), (1.2, "a little above"), (5, "the prediction failed"), (-1, "the prediction failed")])  # fmt: skip
+def test_the_extra_time_is_judged_in_seconds(data, factor, verdict):
+    found = columns(data, "decode_by_batch")
+    added = factor * (found["bound_paged"][-1] - found["bound_contiguous"][-1])
+    exact(data, "decode_by_batch", 0.1, 0.1 + added)
+    run = Run(data)
+    assert f"({verdict}" in ch04.render(run)["extra_finding"]
+    assert prediction(run, "time that the gather adds, largest batch").verdict == verdict
+
+
+@pytest.mark.parametrize("part, words", [(0.0, "hardly a page"), (0.6, "60 % at batch 16"), (1.4, "100 % at batch 16")])  # fmt: skip
+def test_fresh_pages_are_counted_against_the_copies(data, part, words):
+    for name in ("decode_by_batch", "decode_by_context"):
+        found = columns(data, name)
+        found["page_faults"] = [int(part * copied / 4096) for copied in found["copied_bytes"]]
+    assert words in ch04.render(Run(data))["faults_finding"]
+
+
+def test_fresh_pages_explain_only_a_time_above_the_bytes(data):
+    found = columns(data, "decode_by_context")
+    found["page_faults"] = [copied // 8192 for copied in found["copied_bytes"]]
+    added = found["bound_paged"][-1] - found["bound_contiguous"][-1]
+    for factor, explained in ((2.0, True), (0.3, False)):
+        exact(data, "decode_by_context", 0.1, 0.1 + factor * added)
+        why = prediction(Run(data), "time that the gather adds, longest").why
+        assert ("fresh memory" in why) == explained
+
+
+def test_attention_that_is_not_bound_by_bytes_is_said(data):
+    assert "bytes are not what bounds it" in ch04.render(Run(data))["attention_finding"]
+    found = columns(data, "decode_by_batch")
+    found["contiguous_attention"][-1] /= 2
+    data["measurements"]["decode_by_batch"]["samples"] = {}
+    assert "bytes are not what bounds" not in ch04.render(Run(data))["attention_finding"]
+
+
+def test_a_copy_above_the_bandwidth_is_explained(data):
+    assert "stays in the processor's caches" in ch04.render(Run(data))["copy_finding"]
+    columns(data, "decode_by_context")["copy"][-1] *= 3
+    data["measurements"]["decode_by_context"]["samples"] = {}
+    assert "caches" not in ch04.render(Run(data))["copy_finding"]
+
+
+def test_the_realistic_setting_is_the_same_arithmetic():
+    said = ch04.realistic()["realistic_finding"]
+    assert "30 slots" in said and "247 sequences of 500 tokens" in said
+    assert "more bytes there than the weights" in said and 64 * 500 * 2**19 > 13.3e9
+
+
+def test_the_figure_has_the_ratio_of_each_turn(data):
+    series = Run(data)["decode_by_batch"]
+    curves, turns = gather_cost.curves(series), gather_cost.turns(series)
+    assert len(turns) == len(series["batch"]) == len(curves["gathered"]) and len(turns[0]) == 5
+    assert min(turns[-1]) < curves["measured slots + extra bytes"][-1] < max(turns[-1])
+
+
+def test_one_odd_turn_is_no_verdict(data):
+    """At batch 16 of the quiet record one turn of five reaches the predicted ratio."""
+    predicted, measured = gather_cost.overhead(Run(data)["decode_by_batch"], -1)
+    assert min(measured) < 0 < predicted < max(measured)
