@@ -323,7 +323,7 @@ print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 # | | $m$ | $e^{m - m'}$ | $\ell$ | $a$ | $a / \ell$ |
 # | --- | --- | --- | --- | --- | --- |
 # | tile 1 | $\ln 2$ | – | $\tfrac12 + 1 = 1.5$ | $1.5 + 6 = 7.5$ | 5 |
-# | tile 2 | $\ln 8$ | $\tfrac14$ | $\tfrac14 1.5 + 1.5 = 1.875$ | $\tfrac14 7.5 + 15 = 16.875$ | 9 |
+# | tile 2 | $\ln 8$ | $\tfrac14$ | $\tfrac14 \cdot 1.5 + 1.5 = 1.875$ | $\tfrac14 \cdot 7.5 + 15 = 16.875$ | 9 |
 #
 # In tile 1 both exponentials are relative to the larger score: $e^{0 - \ln 2} = \tfrac12$ and $e^0 = 1$, so
 # $a = \tfrac12 \cdot 3 + 1 \cdot 6$. The mean so far, 5, is the softmax over the first two keys: $(1 \cdot 3 + 2 \cdot 6) / 3$. Tile 2 brings a larger score, so the
