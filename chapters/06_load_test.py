@@ -756,7 +756,7 @@ latency_by_users = record.add(
     },
 )
 gate = experiments.gate("users who wait")
-gate.repeats([rates(rows) for rows in closed_rows.values()], "of a round")
+gate.repeats([rates(rows) for rows in closed_rows.values()], "a round")
 gate.queue_formed(load_rows.peak_waiting(record), SEQS // 2)
 kept_up(gate, [row for rows in closed_rows.values() for row in rows])
 gate.machine(roofline, experiments.roofline)
@@ -912,7 +912,7 @@ record.add(
     },
 )
 gate = experiments.gate("gain by length of the prompt")
-gate.repeats(tok_s.values(), "of a round")
+gate.repeats(tok_s.values(), "a round")
 kept_up(gate, [row for rows in lengths.values() for row in rows])
 gate.quiet(load)
 length_run = experiments.pick(gate, record)

@@ -396,7 +396,7 @@ step_gate = experiments.gate("the step against its bound")
 step_gate.repeats(first.values())
 step_gate.machine(roofline, experiments.roofline)
 kind_gate = experiments.gate("time by kind")
-kind_gate.machine(roofline, experiments.roofline)
+_ = kind_gate.machine(roofline, experiments.roofline)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-before", "caption": "One decode step at batch 1, plain linear layers. Each frame is as wide as its time; below it are the frames that it calls; calls with the same stack are added up, so the layers appear as one. Coloured: a frame's own time, by kind. Pale: time of the frames below. The lowest row has the colours of all that lies deeper."}}
 fig, ax = figure(height=3.6)
@@ -1063,7 +1063,7 @@ prefill = in_turns(
 )
 flops_time = counts.prefill_flops(config, LONG) / roofline.flops["float32"]
 bytes_time = counts.streamed_bytes(config, "float32") / roofline.bandwidth
-record.add(
+_ = record.add(
     "prefill",
     unit="s",
     params={"prompt": LONG},

@@ -928,7 +928,7 @@ knee = next(
     for pool in range(longest, largest + 1)
     if predicted_rate(pool) >= 0.95 * ideal_rate
 )
-record.add(
+_ = record.add(
     "hit_rate_by_pool",
     unit="share",
     params={"requests": len(trace), "knee": knee, "ideal": ideal_rate},
@@ -1016,7 +1016,9 @@ ours, best_possible = (
 )
 assert all(a <= b for a, b in zip(ours, best_possible))
 assert by_order["least recent, head first"] != ours == rates
-record.add("eviction_orders", unit="share", columns={"pool": POOLS, **by_order})
+_ = record.add(
+    "eviction_orders", unit="share", columns={"pool": POOLS, **by_order}
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-pool", "caption": "Hit rate of the trace against the size of the pool. Left: the engine's block manager, and (dotted) the prediction from stack distances; the vertical line is where the prediction reaches 95 % of the most that can be found. Right: orders of eviction."}}
 fig, (left, right) = figure(2, height=3.4, sharey=True)

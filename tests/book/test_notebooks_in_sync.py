@@ -94,3 +94,14 @@ def test_the_same_script_gives_the_same_notebook():
     assert notebooks.to_notebook(SCRIPT) == notebooks.to_notebook(SCRIPT)
     ids = [cell["id"] for cell in json.loads(notebooks.to_notebook(SCRIPT * 2))["cells"]]
     assert len(set(ids)) == len(ids) == 4
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=names)
+def test_no_cell_shows_what_a_call_happens_to_return(script):
+    """The value of a cell's last expression is printed on the page: a Series or a gate's answer is no output."""
+    for cell in jupytext.read(script, fmt="py:percent").cells:
+        hidden = {"remove-cell", "remove-output"} & set(cell.metadata.get("tags", []))
+        body = ast.parse(cell.source).body if cell.cell_type == "code" and not hidden else []
+        if body and isinstance(body[-1], ast.Expr):
+            shown = ast.unparse(body[-1])
+            assert not re.match(r"\w*(record\.add|gate\.\w+)\(", shown), shown
