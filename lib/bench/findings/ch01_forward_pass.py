@@ -183,9 +183,8 @@ def throughput_trend(run: Any) -> Finding:
     """Throughput against the length of the answer."""
     series = run[THROUGHPUT]
     rates = column(series, "no_cache")
-    for i, samples in enumerate(
-        column(series, "seconds")
-    ):  # rates with the spread of their repeats
+    # Rates with the spread of their repeats; a record may lack either column.
+    for i, (samples, _) in enumerate(zip(column(series, "seconds"), rates)):
         spread = value(samples)
         if spread.count > 1 and spread.low > 0 and value(rates[i]).known:
             rates[i] = [value(rates[i]).middle * spread.middle / s for s in samples]
