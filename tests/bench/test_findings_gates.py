@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,6 @@ from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.notebook import glue as glue_module
 from lib.bench.notebook.glue import plain, say
 from lib.bench.notebook.style import caution, figure
-from lib.bench.paths import measurements_dir
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 
@@ -69,7 +69,7 @@ def test_repeats_that_are_few_and_wide_give_both_reasons_once():
 def recorded(tmp_path, monkeypatch):
     """A folder with chapter 1's record under this machine's own name, at cpu scale."""
     monkeypatch.setenv("BOOK_SCALE", "cpu")
-    data = json.loads((measurements_dir() / "amd-epyc-2core/01_forward_pass.json").read_text())
+    data = json.loads((Path(__file__).with_name("frozen") / "01_forward_pass.json").read_text())
     data["fingerprint"]["hardware"] = hardware("cpu")
     folder = tmp_path / hardware("cpu")["slug"]
     folder.mkdir()
