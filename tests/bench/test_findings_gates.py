@@ -115,6 +115,14 @@ def test_without_a_record_this_run_stays_with_a_note(recorded):
     assert "There is no recorded run of this hardware" in experiments.summary()
 
 
+def test_a_run_that_is_being_recorded_shows_itself(recorded, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["chapter.py", "--record", str(tmp_path)])
+    experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+    gate = experiments.gate("latency")
+    gate.check(False, "the clock stood still")
+    assert not experiments.pick(gate, this_run()).recorded
+
+
 def test_a_smoke_run_shows_nothing(recorded, monkeypatch):
     monkeypatch.setenv("BOOK_SCALE", "smoke")
     experiments = Experiments("01_forward_pass", "cpu", folder=recorded)

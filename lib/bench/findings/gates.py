@@ -19,6 +19,7 @@ from lib.bench.records.files import Run, read_records
 from lib.bench.records.record import Record
 from lib.bench.records.series import Series
 from lib.bench.scale import scale
+from lib.bench.script_options import options
 
 REPEATS, SPREAD = 2, 0.25  # least repeats, and their range over their median at most
 OTHERS_MEAN, OTHERS_MAX = 0.25, 1.0  # cores that other processes may use
@@ -178,7 +179,9 @@ class Experiments:
     ):
         slug = hardware(device)["slug"]
         runs = [run for run in read_records(chapter, folder=folder) if run.slug == slug]
-        self.recorded: Run | None = runs[0] if runs else None
+        # A run that is being recorded shows itself: an older record must not take its place.
+        recording = options().record is not None
+        self.recorded: Run | None = runs[0] if runs and not recording else None
         self.gates: list[Gate] = []
 
     @property
