@@ -1323,7 +1323,7 @@ glue("predictions_tally", tally(foretold))
 # vLLM's [automatic prefix caching](https://docs.vllm.ai/en/latest/design/prefix_caching.html) is this design: a chain of
 # hashes for full blocks, an order of eviction that is least recently used and tail first, a salt in the first block.
 # What else changes keys and values joins the hash there: adapters and images. Other works reuse pieces of prompts that
-# are not prefixes, at the price of an approximation or of a schema for the prompt {cite:p}`gim2024promptcache`.
+# are not prefixes, with an approximation, or with a schema for the prompt {cite:p}`gim2024promptcache`.
 #
 # SGLang keeps a **radix tree** {cite:p}`zheng2024sglang`. An edge holds a run of tokens of any length, and a prompt walks
 # down from the root. A hash table of blocks and a tree of tokens find the same prefix, up to the rounding to full
@@ -1496,7 +1496,7 @@ assert llm.stats()["prefix_hits"] - hits == points[0]["ideal"] - lost
 # 1. A block whose name is a chain of hashes can be found by any prompt that begins in the same way. Time to the first
 #    token is then that of the tokens that are left.
 # 2. A hit rate is a property of the trace: it can be counted beforehand, for every size of the pool, in one pass.
-# 3. The promise is equal logits up to rounding, and the price of sharing is that others can tell. A salt takes that back.
+# 3. The promise is equal logits up to rounding, and no more. Sharing lets others see, by time, what was sent before; a salt prevents it.
 #
 # **Sources.** Blocks and copy on write: {cite:t}`kwon2023pagedattention`. The radix tree and its order of admission:
 # {cite:t}`zheng2024sglang`. Pieces of prompts: {cite:t}`gim2024promptcache`. Stack distances:

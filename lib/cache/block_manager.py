@@ -69,7 +69,7 @@ class BlockManager:
         request.block_ids = list(block_ids)
 
     def free(self, request: Request) -> None:
-        """Drop the request's references; blocks that nobody refers to go back to the free list."""
+        """Drop the request's references; blocks without references go back to the free list."""
         # Last block first: if sequences later share prefixes, the least shareable blocks are reused soonest.
         for block in reversed(request.block_ids):
             if self.ref_counts[block] < 1:

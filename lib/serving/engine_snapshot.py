@@ -12,7 +12,10 @@ _MOST_WAITING = 200  # a page cannot show more; the count is complete
 
 
 def take_snapshot(llm: LLM) -> dict[str, Any]:
-    """Plain data, copied, of this moment. Only the thread that owns the LLM may call it. Some 50 microseconds."""
+    """Plain data, copied, of this moment. Only the thread that owns the LLM may call it.
+
+    Its size grows with the used and cached blocks.
+    """
     scheduler, manager = llm.scheduler, llm.manager
     return {
         "running": [(*_row(r), list(r.block_ids)) for r in scheduler.running],
