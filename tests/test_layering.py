@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from book.tools.imports import imported_modules, module_name
+from lib.bench.records.import_graph import imported_modules, module_name
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
 # The two places that may know everything: the package's front door, and where the parts are put together.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 
-from book.tools.imports import ImportGraph
+from lib.bench.records.import_graph import ImportGraph
 
 
 def code_of(notebook: Path) -> str:

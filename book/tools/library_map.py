@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from book.tools.diagrams import PALETTE, dark_rules
-from book.tools.imports import ImportGraph, imported_modules
+from lib.bench.records.import_graph import ImportGraph, imported_modules
 
 CHAPTER = re.compile(r"\s*Introduced in chapter (\d+)\.?")
 WIDTH, BOX, HEIGHT, GAP = 960, 400, 66, 34  # of the drawing and its boxes

@@ -10,9 +10,9 @@ from docutils.utils import new_document
 from book.tools import build, execute, load_notes
 from book.tools.chapter_inputs import chapter_digests
 from book.tools.execute import ChapterFailed, ExecutionCache
-from book.tools.imports import ImportGraph
 from book.tools.notebooks import to_notebook
 from lib.bench.measure.system_load import Load
+from lib.bench.records.import_graph import ImportGraph
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"Hardware": "a toy", "Scale": "smoke"}

@@ -27,7 +27,7 @@ from lib.bench.paths import measurements_dir, repository
 from lib.bench.records.files import read_record
 from lib.bench.records.load_notes import note_load, was_disturbed
 from lib.bench.records.preflight import describe_in_a_process, hub_answers, why_busy
-from lib.bench.records.record import source_digest
+from lib.bench.records.source_digest import source_digest
 from lib.bench.scale import SCALES, scale
 
 # Where time is short, the chapters whose numbers the book leans on come first; chapters not named here follow.

@@ -3,7 +3,6 @@
 Introduced in chapter 1.
 """
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from lib.bench.paths import repository
 from lib.bench.records.files import SCHEMA, read_record, write_json
 from lib.bench.records.load_notes import load_facts
 from lib.bench.records.series import Series, check_value, make_series
+from lib.bench.records.source_digest import source_digest
 from lib.bench.scale import SCALES, scale
 from lib.bench.script_options import options
 
@@ -137,20 +137,6 @@ class Record:
         """The last line of a chapter: saves where `--record DIR` asks for it, does nothing otherwise."""
         folder = options().record
         return None if folder is None else self.save(folder)
-
-
-def source_digest(script: Path) -> str:
-    """A digest of a chapter's script and all of `lib/`: a record with the same digest was made by the same code.
-
-    This decides whether a chapter must run again, with or without git, on a clean tree or a dirty one.
-    """
-    digest = hashlib.sha256()
-    lib = repository() / "lib"
-    for path in [script, *sorted(lib.rglob("*.py"))]:
-        digest.update(
-            path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0"
-        )
-    return digest.hexdigest()[:16]
 
 
 def _script(chapter: str) -> Path:

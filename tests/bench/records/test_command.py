@@ -12,7 +12,7 @@ from lib.bench.measure.system_load import Load
 from lib.bench.records import command
 from lib.bench.records.command import find_chapters, main, parse_budget
 from lib.bench.records.preflight import why_busy
-from lib.bench.records.record import source_digest
+from lib.bench.records.source_digest import source_digest
 from tests.helpers_load import detached_program
 
 REAL = """
@@ -90,7 +90,7 @@ def test_records_resumes_and_forces(chapters, capsys):
     assert "recorded" in table and "speed: 2.5 ×" in table
     assert chapters.run() == 0 and chapters.log.read_text() == "02_b 01_a "  # both up to date
     assert "up to date" in capsys.readouterr().out
-    chapters("01_a", FAKE + "\n# changed")
+    chapters("01_a", FAKE + "\nchanged = True")
     assert chapters.run() == 0 and chapters.log.read_text() == "02_b 01_a 01_a "
     assert (
         chapters.run("--force", "--only", "02") == 0

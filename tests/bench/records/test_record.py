@@ -10,7 +10,7 @@ import torch
 from lib.bench.measure.roofline import Roofline
 from lib.bench.measure.timing import Timing
 from lib.bench.records.files import read_records, write_json
-from lib.bench.records.record import Record, source_digest
+from lib.bench.records.record import Record
 
 
 @pytest.fixture
@@ -112,12 +112,3 @@ def test_finish_writes_only_when_asked(record, tmp_path, monkeypatch):
     assert record.finish() is None
     monkeypatch.setattr(sys, "argv", ["02_toy.py", "--record", str(tmp_path)])
     assert record.finish().is_file()
-
-
-def test_the_digest_follows_the_script(tmp_path):
-    script = tmp_path / "02_toy.py"
-    script.write_text("a = 1")
-    first = source_digest(script)
-    assert first == source_digest(script)
-    script.write_text("a = 2")
-    assert first != source_digest(script)

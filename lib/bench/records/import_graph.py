@@ -1,4 +1,7 @@
-"""Which modules of this repository a module or a chapter imports, read from the source without running it."""
+"""Which modules of this repository a module or a chapter imports, read from the source without running it.
+
+Introduced in chapter 1.
+"""
 
 from __future__ import annotations
 
