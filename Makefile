@@ -1,6 +1,7 @@
 # make book      build the book (sets itself up first)      make record     run every chapter and keep its measurements
 # make test      unit tests, then every chapter             make notebooks  write chapters/*.ipynb from chapters/*.py
 # make serve     serve the engine, OpenAI-compatible        make format     ruff format, and its fixable warnings
+# make demo      the same with few slots and blocks, to watch its page at work
 # make clean     forget builds and caches, keep the venv
 #
 # Every target installs what it needs into .venv once. To use an interpreter that already has everything
@@ -26,7 +27,7 @@ export PYTHONUTF8              := 1
 # How OpenMP's threads wait for each other: see chapter 8.
 export GOMP_SPINCOUNT          ?= 3000
 
-.PHONY: book test serve record notebooks format setup clean
+.PHONY: book test serve demo record notebooks format setup clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -38,6 +39,10 @@ test: $(SETUP)
 
 serve: $(SETUP)
 	$(PY) -m lib.serving $(ARGS)
+
+# Few slots and few blocks: on the page at http://127.0.0.1:8000 a burst then waits, and one sees every block.
+demo: $(SETUP)
+	$(PY) -m lib.serving --max-num-seqs 6 --num-blocks 193 --max-model-len 1024 $(ARGS)
 
 record: $(SETUP)
 	@$(PY) -m lib.bench.records $(ARGS)

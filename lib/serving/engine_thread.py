@@ -23,7 +23,8 @@ from lib.serving.logs import log
 
 # Without a good step in between, so many bad ones mean that the fault is not in a request.
 MAX_FAILED_STEPS = 3
-SNAPSHOT_INTERVAL = 0.1  # seconds, and only while somebody watches
+SNAPSHOT_INTERVAL = 0.1  # seconds at least, and only while a page is open
+SNAPSHOT_SHARE = 0.02  # of the thread's time at most: of a large pool there are fewer snapshots
 
 
 @dataclass
@@ -147,10 +148,9 @@ class EngineThread:
             self._snapshot_due = True
             if turn.time >= self._next_snapshot:
                 turn.snapshot = take_snapshot(llm)
-                self._next_snapshot, self._snapshot_due = (
-                    turn.time + SNAPSHOT_INTERVAL,
-                    llm.has_unfinished(),
-                )
+                taken = time.monotonic() - turn.time
+                self._next_snapshot = turn.time + max(SNAPSHOT_INTERVAL, taken / SNAPSHOT_SHARE)
+                self._snapshot_due = llm.has_unfinished()
         self._on_turn(turn)
         if self._failed_steps >= MAX_FAILED_STEPS:
             raise RuntimeError(f"{self._failed_steps} steps failed in a row") from failure

@@ -316,10 +316,13 @@ def test_engine_events(server, client: httpx.Client) -> None:
         assert future.result(timeout=20).status_code == 200
     busy = [s for s in snapshots if len(s["running"]) == 3]
     assert busy, "three sequences were seen running"
-    owned = [block for row in busy[-1]["running"] for block in row[5]]
-    assert len(set(owned)) + len(busy[-1]["blocks_cached"]) == busy[-1]["blocks_total"] - busy[-1][
-        "blocks_free"
-    ] and not {0, *busy[-1]["blocks_cached"]} & set(owned)
+    last = busy[
+        -1
+    ]  # of a pool too large to name each block: see tests/serving/test_engine_snapshot.py
+    used = sum(in_use for _, _, in_use, _, _ in last["squares"])
+    assert last["blocks_per_square"] == 8 and last["blocks_cached"] == []
+    assert used + last["num_cached"] == last["blocks_total"] - last["blocks_free"]
+    assert sum(cached for *_, cached in last["squares"]) == last["num_cached"]
     assert (
         sum(s["tokens"] for s in snapshots) <= 450
         and sum(count for s in busy for _, count in s["itl_ms"]) > 0

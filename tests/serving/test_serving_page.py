@@ -168,7 +168,7 @@ def test_burst_and_moving_numbers(page) -> None:
     used = "The block pool: 0 of 512 blocks in use by 0 sequences, "
     assert re.fullmatch(used + "[1-9][0-9]* cached", label), label
     caption = page.text_content("#pool-caption")
-    assert re.search(r"Grey ones are cached: \d+ % of all prompt tokens were found there", caption)
+    assert re.search(r"Cached blocks: \d+ % of all prompt tokens were found there", caption)
     assert number(page, "running") == number(page, "waiting") == 0
 
 
@@ -184,6 +184,53 @@ def test_a_burst_beyond_the_limit_is_refused_and_can_be_stopped(page) -> None:
         "() => document.getElementById('burst-result').textContent.includes('refused: stopped')"
     )
     page.wait_for_function("() => document.getElementById('used').textContent === '0'")
+
+
+def test_buttons_stay_where_they_are_while_a_burst_runs(page) -> None:
+    where = """() => Object.fromEntries([...document.querySelectorAll('button, h3, #pool')].map(
+        (e, i) => [e.id || i, [e.offsetLeft, e.offsetTop]]).filter(([, [x, y]]) => x || y))"""
+    page.fill("#burst-count", "8")
+    page.fill("#burst-tokens", "1000")
+    before = page.evaluate(where)
+    page.click("#burst-send")
+    page.wait_for_function("() => document.querySelectorAll('#running-list li').length === 4")
+    assert page.evaluate(where) == before
+    page.click("#burst-stop")
+    page.wait_for_function("() => document.getElementById('burst-stop').disabled")
+    page.wait_for_function("() => document.getElementById('used').textContent === '0'")
+
+
+POOL = {
+    "num_waiting": 0, "waiting": [], "max_num_seqs": 4, "preemptions": 0, "block_size": 16, "first_block": 1,
+    "prefix_queries": 100, "prefix_hits": 50, "time": 1, "tokens": 0, "ttft_ms": [], "itl_ms": [],
+}  # fmt: skip
+LARGE = {
+    **POOL, "running": [["a", 0, 8, 8, 16, [], 5]], "blocks_total": 8000, "blocks_free": 7992, "num_cached": 3,
+    "blocks_cached": [], "blocks_per_square": 2, "squares": [[0, 0, 2, 32, 0], [1, 0, 2, 8, 0], [2, 0, 1, 4, 1], [3, -1, 0, 0, 2]],
+}  # fmt: skip
+
+
+def test_a_square_of_several_blocks_is_drawn_and_explained(page) -> None:
+    """Heights of the first five squares: all written, half in use and less written, shared by cached blocks, free."""
+    page.route(
+        "**/engine/events",
+        lambda route: route.fulfill(
+            content_type="text/event-stream", body=f"data: {json.dumps(LARGE)}\n\n"
+        ),
+    )
+    page.reload()
+    page.wait_for_function("() => document.getElementById('total').textContent === '8000'")
+    assert number(page, "used") == 5
+    caption = page.inner_text("#pool-caption")
+    assert "A square is 2 blocks" in caption and "holds most of them" in caption
+    page.wait_for_timeout(600)  # blocks fade in
+    columns = """() => {
+        const canvas = document.getElementById('pool'), ratio = canvas.width / canvas.clientWidth, pitch = 7;
+        const data = canvas.getContext('2d');
+        return [0, 1, 2, 3, 4].map(i => new Set(Array.from({length: 5}, (_, y) =>
+            [...data.getImageData((i * pitch + 2) * ratio, y * ratio, 1, 1).data].join())).size); }"""
+    looks = page.evaluate(columns)
+    assert looks[0] == looks[3] == looks[4] == 1 and min(looks[1:3]) >= 2, looks
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

@@ -46,7 +46,9 @@ def test_usage_metrics_and_snapshot_count_what_was_found(own_client, own_server)
     with httpx.stream("GET", own_server.url + "/engine/events", timeout=20) as response:
         line = next(line for line in response.iter_lines() if line.startswith("data: "))
     snapshot = json.loads(line[6:])
-    assert len(snapshot["blocks_cached"]) == 2  # 40 + 3 stored tokens: two full blocks
+    assert (
+        len(snapshot["blocks_cached"]) == 2 == snapshot["num_cached"]
+    )  # 43 stored tokens: two full blocks
     assert snapshot["blocks_free"] + 2 == snapshot["blocks_total"]
     assert snapshot["prefix_hits"] == 64
 

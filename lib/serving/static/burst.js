@@ -20,7 +20,7 @@ export class Burst {
     if (this.running || !this.model) return;
     const count = Math.max(1, Number($("burst-count").value) || 1), most = Math.max(1, Number($("burst-tokens").value) || 1);
     this.running = new AbortController();
-    $("burst-stop").hidden = false;
+    $("burst-stop").disabled = false;
     $("burst-send").disabled = true;
     const began = performance.now(), calls = Math.min(CALLS, count);
     let done = 0, tokens = 0;
@@ -48,7 +48,7 @@ export class Burst {
     const seconds = (performance.now() - began) / 1000;
     if (tokens) $("burst-result").textContent += ` · ${tokens} tokens in ${seconds.toFixed(1)} s, ${Math.round(tokens / seconds)} tokens/s`;
     this.running = null;
-    $("burst-stop").hidden = true;
+    $("burst-stop").disabled = true;
     $("burst-send").disabled = false;
   }
 

@@ -7,7 +7,7 @@ import { Minute, quantile } from "./minute.js";
 import { Pool } from "./pool.js";
 
 const $ = (id) => document.getElementById(id);
-const MOST_PILLS = 48;
+const mostPills = () => (innerWidth > 860 ? 36 : 18);  // what the list's height has room for
 
 export class Engine {
   constructor(mine, onKeyNeeded) {
@@ -47,11 +47,12 @@ export class Engine {
     $("slots").textContent = ` of ${snapshot.max_num_seqs}`;
     $("waiting").textContent = waitingCount;
     $("preemptions").textContent = snapshot.preemptions;
-    const cached = (snapshot.blocks_cached ?? []).length, used = total - free - cached;
+    const cached = snapshot.num_cached, used = total - free - cached;
     $("used").textContent = used;
     $("total").textContent = total;
     this.pills($("running-list"), running, running.length, (row) => row[3], "written");
     this.pills($("waiting-list"), waiting, waitingCount, (row) => row[2] + row[3], "waiting");
+    $("legend-cached").hidden = !snapshot.prefix_queries && !cached;
     this.pool.update(snapshot);
     this.caption();
     const busy = running.length + waitingCount > 0;
@@ -63,14 +64,14 @@ export class Engine {
   }
 
   pills(list, rows, count, tokens, verb) {
-    const shown = rows.slice(0, MOST_PILLS), more = count - shown.length;
+    const shown = rows.slice(0, mostPills()), more = count - shown.length;
     while (list.children.length > shown.length) list.lastChild.remove();
     shown.forEach((row, index) => {
       const item = list.children[index] ?? list.appendChild(document.createElement("li"));
       const [id, part, prompt, output] = row, mine = this.mine.has(id);
       item.dataset.id = id;
       item.className = mine ? "mine" : "";
-      item.title = `${id}${part ? `, number ${part + 1}` : ""}: prompt of ${prompt} tokens, ${output} written`;
+      item.title = `${id}${part ? `, completion ${part + 1}` : ""}: prompt of ${prompt} tokens, ${output} tokens written`;
       item.style.setProperty("--colour", verb === "written" ? colour(id) : "transparent");
       item.textContent = mine ? `you ${tokens(row)}` : tokens(row);
     });
@@ -92,18 +93,21 @@ export class Engine {
     if (!snapshot) return;
     const row = this.picked && snapshot.running.find(([id]) => id === this.picked);
     if (row) {
-      $("pool-caption").textContent = `${this.mine.has(row[0]) ? "Your chat" : row[0]}: ${row[2]} prompt + ${row[3]} output tokens in ${row[5].length} blocks`;
+      $("pool-caption").textContent = `${this.mine.has(row[0]) ? "Your chat" : row[0]}: ${row[2]} prompt + ${row[3]} output tokens in ${row[6]} blocks`;
     } else if (!snapshot.blocks_total) {
       $("pool-caption").textContent = "This engine keeps no KV cache.";
     } else {
-      const share = this.pool.share > 1 ? `A square is ${this.pool.share} blocks` : "A square is a block";
-      $("pool-caption").textContent = `${share} of ${snapshot.block_size} tokens of KV cache; its colour is the request that owns it.${this.prefixes()}`;
+      const share = snapshot.blocks_per_square, size = snapshot.block_size;
+      const what = share > 1
+        ? `A square is ${share} blocks of ${size} tokens of KV cache. Its colour is the request that holds most of them, its height the share that is written.`
+        : `A square is one block of ${size} tokens of KV cache. Its colour is the request that holds it.`;
+      $("pool-caption").textContent = `${what}${this.prefixes()}`;
     }
   }
 
   prefixes() {
     const { prefix_queries: queries, prefix_hits: hits } = this.snapshot;
-    return queries ? ` Grey ones are cached: ${Math.round(100 * hits / queries)} % of all prompt tokens were found there.` : "";
+    return queries ? ` Cached blocks: ${Math.round(100 * hits / queries)} % of all prompt tokens were found there.` : "";
   }
 
   showMinute() {
