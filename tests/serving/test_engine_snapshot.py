@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from lib import LLM, SamplingParams
+from lib.serving import engine_thread
 from lib.serving.engine_snapshot import MAX_SQUARES, take_snapshot
 from tests.serving_support import write_checkpoint
 
@@ -96,3 +98,23 @@ def test_the_size_of_a_snapshot_is_bounded(blocks):
     snapshot = take_snapshot(SimpleNamespace(scheduler=scheduler, manager=manager, options=options))
     assert len(snapshot["squares"]) <= MAX_SQUARES
     assert len(json.dumps(snapshot)) < 30 * MAX_SQUARES
+
+
+def test_snapshots_that_take_long_are_rare(monkeypatch):
+    """The engine's thread spends a bounded share of its time on the page."""
+    taken = []
+
+    def slow_snapshot(llm):
+        taken.append(time.monotonic())
+        time.sleep(0.02)
+        return {}
+
+    monkeypatch.setattr(engine_thread, "take_snapshot", slow_snapshot)
+    busy = SimpleNamespace(
+        has_unfinished=lambda: True, step=lambda: time.sleep(0.002) or [], stats=dict
+    )
+    thread = engine_thread.EngineThread(lambda: busy, *[lambda _: None] * 3)
+    thread.watch(True)
+    thread.start()
+    time.sleep(0.6)
+    assert thread.stop(5) and len(taken) == 1, "the next one is due a second after the first"
