@@ -16,9 +16,9 @@
 # `attention/contiguous.py`: attention that reads the cache where it lies.
 # :::
 #
-# Chapter 1 ended with a loop that is easy to believe and slow to wait for. To write a token it computes every token before
-# it, then forgets everything, then does it again. This chapter is about what can be kept. It turns out to be little: two
-# vectors per token in each layer. Keeping them changes what a step costs, and it changes what kind of work a step is.
+# Chapter 1 ended with a loop that repeats its own work. To write a token it computes every token before it, and keeps
+# nothing of this for the next one. This chapter is about what can be kept: two vectors per token in each layer. Keeping
+# them changes what a step costs, and it changes what kind of work a step is.
 #
 # Both changes can be predicted. One published measurement of this change found a gain of a few per cent in one setting and
 # of more than two times in another. At the end of the chapter we shall be able to compute both numbers.
@@ -75,6 +75,7 @@ from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.step_model import StepModel, first_length
 from lib.bench.measure.timing import Timing, measure_in_turns
+from lib.bench.notebook import toy
 from lib.bench.notebook.figures import (
     COLOURS,
     bound,
@@ -95,6 +96,7 @@ from lib.bench.records.files import read_records, reference
 from lib.bench.records.record import Record
 from lib.bench.scale import pick
 from lib.cache.kv_cache import KVCache
+from lib.cache.manager import NoCache
 from lib.cache.slot_manager import SlotManager
 from lib.core.batch import Batch, Scheduled
 from lib.core.request import Request
@@ -197,17 +199,57 @@ glue("same_rows", n)
 #
 # The new token needs those rows: its query is compared with all keys, and it averages all values. It needs nothing else of
 # the older tokens. Their queries have been used. Their logits would predict tokens that we already know. So what has to be
-# kept is K and V, and nothing more ({numref}`fig-kv-rows`). That is the {term}`KV cache`.
+# kept is K and V, and nothing more. That is the {term}`KV cache`.
+#
+# (sec-toy)=
+# ### A toy for six chapters: A and B
+#
+# From here to chapter 7, one small example is worked by hand: two requests, A and B. In it a word is a token, and the
+# answers are given, so that no model is needed.
+#
+# | | prompt | answer |
+# | --- | --- | --- |
+# | A | The cat sat | on the mat and looked |
+# | B | Once upon a time | there was a |
 #
 # ```{diagram} ../book/images/kv_rows.svg
 # :name: fig-kv-rows
-# :alt: Rows of K and V computed at each of four steps, without and with a cache.
+# :alt: Rows of K and V of sequence A, computed at each of five steps, without and with a cache.
 # :width: 92%
 #
-# A prompt of four tokens and its answer. Without a cache every step computes all rows. With one, the first step computes the
-# prompt's rows and each later step computes a single row and reads the others.
+# Sequence A: a prompt of three tokens and an answer of five. Without a cache every step computes all rows. With one, the
+# first step computes the prompt's rows and each later step computes a single row and reads the others.
 # ```
 #
+# {numref}`fig-kv-rows` has A's rows of K and V, one row per token in each layer. Its last word, "looked", has none: step 5
+# writes it, and no step follows that would need its key. The engine's own scheduler confirms the count, and gives B's:
+
+
+# %%
+def rows_by_step(name, cache):
+    """Rows of K and V that each step of A or B computes."""
+    steps = toy.play(Scheduler(cache, 1, max_num_batched_tokens=8), {name: 1})
+    return [step.num_tokens for step in steps]
+
+
+assert rows_by_step("A", NoCache(12)) == [3, 4, 5, 6, 7]
+assert rows_by_step("A", SlotManager(1, 12)) == [3, 1, 1, 1, 1]
+
+# %% tags=["remove-input"]
+table(
+    [
+        [name, kept, " + ".join(map(str, rows)), sum(rows)]
+        for name in toy.PROMPTS
+        for kept, cache in (
+            ("nothing", NoCache(12)),
+            ("K and V", SlotManager(1, 12)),
+        )
+        for rows in [rows_by_step(name, cache)]
+    ],
+    headers=["sequence", "kept", "rows computed, step by step", "together"],
+)
+
+# %% [markdown]
 # ## Prediction: what a step costs
 #
 # The measurements below are GPT-2's, in float32, as in chapter 1. Both ceilings of this machine come first; they are those of
@@ -439,10 +481,11 @@ show_source(KVCache)
 #
 # ```{diagram} ../book/images/contiguous_slots.svg
 # :name: fig-contiguous-slots
-# :alt: Three stretches of equal length, two of them partly filled, one free.
+# :alt: Three stretches of twelve tokens, filled with five tokens of A and four of B; the third is free.
 # :width: 92%
 #
-# The contiguous cache. A sequence reserves room for `max_model_len` tokens when it starts, and fills it from the left.
+# The contiguous cache with A and B of {ref}`sec-toy`, in a step that computes a token of each. A sequence reserves room for
+# `max_model_len` tokens when it starts, and fills it from the left.
 # ```
 
 # %% tags=["remove-input"]
@@ -460,8 +503,9 @@ show_source(SlotManager, "allocate", "free")
 # :alt: Queries and keys of a new sequence, of single tokens of two sequences, and of a chunk of a prompt.
 # :width: 92%
 #
-# Rows are queries, columns are keys. Left: a sequence that begins in this step. Middle: the next token of A, with six keys,
-# and of B, with four. Right: three more tokens of a prompt whose first four are in the cache.
+# Rows are queries, columns are keys. Left: a sequence that begins in this step, as A does with three tokens. Middle: the
+# next token of A, with five keys, and of B, with four ({numref}`fig-contiguous-slots`). Right: three more tokens of a longer
+# prompt whose first four are in the cache.
 # ```
 
 # %% tags=["remove-input"]
@@ -998,8 +1042,8 @@ glue_all(kv_throughput.pays(by_step, published))
 # {glue:text}`published_floor_finding` {glue:text}`published_emerges_finding`
 #
 # {glue:text}`pays_finding` Put in general: where arithmetic hides behind the starting of operations, a faster processor moves
-# the gain to longer sequences. A small gain is then a sign of trouble in the launching rather than of a useless cache. Chapter
-# 8 removes the launching.
+# the gain to longer sequences. A small gain then says that a step waits for its launches, and not that a cache is of no use.
+# Chapter 8 removes the launching.
 #
 # ## Measure: latency against prompt length
 #
@@ -1491,9 +1535,9 @@ agree = next(
 glue("agree", agree)
 
 # %% [markdown]
-# Of {glue:text}`S_o` tokens, the first {glue:text}`agree` are the right ones. What follows still resembles an answer. It may even
-# read better than the right one, since this model writes poor answers in any case: a reader cannot tell, and neither can a
-# benchmark of speed. The comparison with the oracle can.
+# Of {glue:text}`S_o` tokens, the first {glue:text}`agree` are the right ones. This model writes poor answers in any case, so a
+# reader cannot tell from the text that something is wrong, and neither can a benchmark of speed. The comparison with the
+# oracle can.
 #
 # And the benchmark itself:
 #
@@ -1526,8 +1570,8 @@ glue("predictions_tally", tally(foretold))
 #
 # No engine serves text without a cache. What they disagree on is its shape. A *static* cache is what we built: a fixed
 # rectangle, reserved in advance. gpt-fast and the static cache of `transformers` use it because fixed addresses and shapes let
-# a compiler or a recorded graph launch a whole step at once, which removes most of the starting. The default cache of `transformers` grows
-# by concatenation instead, and copies as it grows. vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep
+# a compiler or a recorded graph launch a whole step at once. The default cache of `transformers` grows by concatenation
+# instead, and copies as it grows. vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep
 # small blocks, which is chapter 4.
 #
 # Much of the recent history of model architectures is an attempt to make $M_\text{token}$ smaller. Multi-query attention keeps
