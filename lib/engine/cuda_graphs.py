@@ -31,9 +31,9 @@ def ladder(largest: int) -> list[int]:
 
 
 class Recorder(Protocol):
-    """Records a step. `record(step)` returns what repeats it, and the tensor in which its result then lies."""
+    """Records a step. `record(step)` returns what repeats it; its result lies where the step writes it."""
 
-    def record(self, step: _Step) -> tuple[_Replay, Tensor]: ...
+    def record(self, step: _Step) -> _Replay: ...
 
     def allocated(self) -> int:
         """Bytes that the device has given out so far."""
@@ -45,21 +45,21 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One stream for all: cuBLAS allocates a workspace of up to 32 MiB for each stream it has seen.
+        self._stream = torch.cuda.Stream(device)
 
-    def record(self, step: _Step) -> tuple[_Replay, Tensor]:
+    def record(self, step: _Step) -> _Replay:
         here = torch.cuda.current_stream(self.device)
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(here)
-        with torch.cuda.stream(
-            side
-        ):  # kernels are compiled and workspaces allocated: nothing of that may be recorded
+        self._stream.wait_stream(here)
+        # A first run compiles kernels and allocates workspaces: nothing of that may be recorded.
+        with torch.cuda.stream(self._stream):
             step()
-        here.wait_stream(side)
+        here.wait_stream(self._stream)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = step()
-        return graph.replay, logits
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            step()
+        return graph.replay
 
     def allocated(self) -> int:
         return torch.cuda.memory_reserved(self.device)
@@ -68,9 +68,9 @@ class CudaRecorder:
 class Rerun:
     """No recording: the step runs again over the same buffers. All but the speed can so be tested without a GPU."""
 
-    def record(self, step: _Step) -> tuple[_Replay, Tensor]:
-        logits = step()
-        return lambda: logits.copy_(step()), logits
+    def record(self, step: _Step) -> _Replay:
+        step()
+        return step
 
     def allocated(self) -> int:
         return 0
@@ -107,13 +107,11 @@ class GraphRunner:
         self._seq_lens = torch.ones(rows, dtype=torch.int32, device=device)
         self._query_start_loc = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._rows = torch.arange(rows, **ints)
+        self._logits: Tensor | None = None  # [rows, V], allocated by the first step
         recorder = recorder or CudaRecorder(device)
         before, start = recorder.allocated(), time.perf_counter()
         # Largest first: what it allocates is enough for all that come after it.
-        self._graphs = {
-            n: recorder.record(lambda n=n: runner.run(self._padded(n)))
-            for n in reversed(self.sizes)
-        }
+        self._graphs = {n: recorder.record(lambda n=n: self._step(n)) for n in reversed(self.sizes)}
         self.capture_seconds = time.perf_counter() - start
         self.capture_bytes = recorder.allocated() - before
 
@@ -126,9 +124,20 @@ class GraphRunner:
         self.num_replayed += 1
         size = self.sizes[bisect_left(self.sizes, rows)]
         self._fill(batch, rows, size)
-        replay, logits = self._graphs[size]
-        replay()
-        return logits[:rows]
+        self._graphs[size]()
+        return self._logits[:rows]
+
+    @torch.inference_mode()
+    def _step(self, n: int) -> Tensor:
+        """What is recorded: the model on the first n rows of the buffers.
+
+        Its logits go to one buffer for all sizes. A recording keeps its results alive, and 512
+        rows of GPT-2's logits take 49 MiB in bfloat16: all sizes of the ladder would take 1.6 GiB.
+        """
+        logits = self.runner.run(self._padded(n))
+        if self._logits is None:  # the first, not yet recorded run of the largest size
+            self._logits = torch.empty_like(logits)
+        return self._logits[:n].copy_(logits)
 
     def _fill(self, batch: Batch, rows: int, size: int) -> None:
         self._input_ids[:rows].copy_(batch.input_ids)

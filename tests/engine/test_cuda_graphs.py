@@ -170,6 +170,14 @@ def test_buffers_never_move_and_sizes_are_recorded_from_the_largest(llama):
     assert graph.capture_seconds > 0 and graph.capture_bytes == 0
 
 
+def test_all_sizes_write_their_logits_to_one_buffer(laid_out):
+    """A recording keeps its result alive: one for each size would take the memory of a small model."""
+    _, graph, _, tokens = laid_out
+    results = [graph.run(decode_batch([5] * rows, 4, tokens)) for rows in (8, 3, 2, 1)]
+    assert len({result.data_ptr() for result in results}) == 1
+    assert [len(result) for result in results] == [8, 3, 2, 1]
+
+
 def test_prompts_and_larger_batches_run_as_before(laid_out):
     runner, graph, _, tokens = laid_out
     prompt = Request("p", tokens[0][:6], GREEDY)

@@ -1,0 +1,146 @@
+"""Engine steps on a CUDA device that is not there: no tensors of two devices meet, no step waits more often than it must.
+
+The fake device computes, so tokens are compared as well: with the oracle, or with the same engine on the CPU.
+"""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from lib import SamplingParams
+from lib.attention.sdpa import attend
+from lib.engine import assemble
+from tests.fake_cuda import fake_cuda
+from tests.helpers import check_empty, drain, prompt_of
+
+WORK = [(1, 9), (17, 12), (5, 1), (33, 8), (16, 14), (2, 2), (40, 10)]
+ENGINES = {
+    "none": {"kv_cache": "none"},
+    "contiguous": {"kv_cache": "contiguous"},
+    "gather": {"attention": "gather"},
+    "fused": {"attention": "fused"},
+    "graphs": {"attention": "fused", "cuda_graphs": True},
+    "chunks": {"attention": "gather", "max_num_batched_tokens": 7},
+    "graphs, chunks": {"attention": "fused", "cuda_graphs": True, "max_num_batched_tokens": 7},
+    "graphs, preempted": {"attention": "fused", "cuda_graphs": True, "num_blocks": 6},
+}
+SAMPLING = {
+    "greedy": dict(temperature=0),
+    "temperature": dict(temperature=0.8),
+    "top_k": dict(top_k=5),
+    "top_p": dict(top_p=0.8),
+    "min_p": dict(min_p=0.1),
+    "mixed": dict(top_k=5, top_p=0.9, temperature=1.3),
+    "penalties": dict(repetition_penalty=1.2, presence_penalty=0.1, frequency_penalty=0.1),
+    "min_tokens": dict(min_tokens=4, ignore_eos=False),
+    "logprobs": dict(temperature=0, logprobs=3),
+}
+
+
+class StandIn:
+    """What the Triton kernels compute, in operators: reads nothing but device tensors, as they do."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __call__(self, layer, q, k, v, batch):
+        self.cache.store(layer, k, v, batch.slot_mapping)
+        tokens = torch.arange(len(q), device=q.device, dtype=torch.int32)
+        row = torch.searchsorted(batch.query_start_loc[1:], tokens, right=True)
+        tables = batch.block_table.index_select(0, row).flatten()
+        keys, values = (
+            x[layer].index_select(0, tables).view(len(q), -1, *x.shape[3:])
+            for x in (self.cache.k, self.cache.v)
+        )
+        seen = torch.arange(keys.shape[1], device=q.device) <= batch.positions[:, None]
+        return attend(q[:, None], keys, values, 1, seen[:, None, None])[:, 0]
+
+
+@pytest.fixture
+def cuda():
+    """The fake device; fused attention is a stand-in that computes what the kernels compute."""
+    with fake_cuda() as device, patch.object(assemble, "fused_attention", StandIn):
+        yield device
+
+
+def engine_on(tiny, **options):
+    defaults = {"device": "cuda", "dtype": "float32", "linear": "plain", "max_num_seqs": 4}
+    if options.get("attention") == "fused" and "num_blocks" not in options:
+        defaults["max_model_len"] = 96
+    return tiny.engine(**{**defaults, **options})
+
+
+def params(max_tokens, **how):
+    return SamplingParams(**{"max_tokens": max_tokens, "ignore_eos": True, "seed": 5, **how})
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("options", ENGINES.values(), ids=ENGINES)
+def test_every_engine_gives_the_oracles_tokens(tiny, cuda, name, options):
+    engine = engine_on(tiny[name], **options)
+    requests = {
+        engine.add_request(prompt_of(length, seed), params(n, temperature=0)): (length, seed, n)
+        for seed, (length, n) in enumerate(WORK)
+    }
+    done = drain(engine)
+    for request_id, (length, seed, n) in requests.items():
+        assert done[request_id].token_ids == tiny[name].greedy(prompt_of(length, seed), n)
+    assert (cuda.replays > 0) == ("cuda_graphs" in options)
+    assert (engine.stats()["preemptions"] > 0) == ("num_blocks" in options)
+    check_empty(engine)
+
+
+@pytest.mark.parametrize("how", SAMPLING.values(), ids=SAMPLING)
+def test_every_way_of_sampling_gives_the_cpus_tokens(llama, cuda, how):
+    prompts, chosen = [prompt_of(8, i) for i in range(3)], params(8, **how)
+    ours = engine_on(llama, attention="gather").generate(prompts, chosen)
+    expected = llama.engine(linear="plain").generate(prompts, chosen)
+    for a, b in zip(ours, expected):
+        assert a.token_ids == b.token_ids
+        assert (a.logprobs is None) == ("logprobs" not in how)
+        for x, y in zip(a.logprobs or [], b.logprobs or []):
+            assert list(x) == list(y) and list(x.values()) == pytest.approx(list(y.values()))
+
+
+def test_the_kernels_launcher_stays_on_the_device(tiny):
+    """The launches themselves, counted instead of run."""
+    with fake_cuda() as cuda:
+        for name in ("llama", "gpt2"):
+            engine = engine_on(tiny[name], attention="fused", cuda_graphs=True)
+            assert cuda.triton["store"] > 0 and cuda.triton["decode"] > 0
+            engine.generate([prompt_of(9, 1)] * 3, params(4, temperature=0))
+            assert cuda.replays >= 3 and cuda.triton["varlen"] > 0
+            cuda.clear()
+
+
+def test_all_sizes_are_captured_on_one_stream(llama, cuda):
+    """cuBLAS keeps a workspace for each stream that it has seen."""
+    engine = engine_on(llama, attention="fused", cuda_graphs=True, max_num_seqs=16)
+    assert len(engine.runner.sizes) > 3 and cuda.streams == 1
+
+
+def test_the_fake_device_refuses_what_a_real_one_refuses():
+    with fake_cuda() as cuda, torch.inference_mode():
+        x = torch.ones(3, device="cuda")
+        with pytest.raises(RuntimeError, match="tensors on cuda:0 and on the CPU"):
+            x + torch.ones(3)
+        graph = torch.cuda.CUDAGraph()
+        with pytest.raises(RuntimeError, match="while a graph is captured"):
+            with torch.cuda.graph(graph):
+                x.sum().item()
+        with torch.cuda.graph(graph):
+            total = (2 * x)[1:].sum()
+        x.fill_(5)
+        graph.replay()
+        assert total.item() == 20
+        late = torch.empty(3, pin_memory=True)
+        late.copy_(x, non_blocking=True)
+        assert late.tolist() != [5, 5, 5]
+        event = torch.cuda.Event()
+        event.record()
+        event.synchronize()
+        assert late.tolist() == [5, 5, 5]
+        assert sum(cuda.h2d.values()) == 0 and sum(cuda.syncs.values()) == 3
