@@ -1034,6 +1034,9 @@ glue_all(kv_throughput.pays(by_step, published))
 # %% [markdown]
 # {glue:text}`rate_finding` {glue:text}`gain_finding` {glue:text}`peer_finding` {glue:text}`busy_finding`
 #
+# ```{scoreboard} sec-kv-throughput
+# ```
+#
 # ### Why it hardly helps a short answer, there
 #
 # {glue:text}`published_gain_finding` Nothing was fitted to these numbers: fixed cost and rate come from the other table.
@@ -1271,6 +1274,9 @@ show(fig, "02_profile")
 # %% [markdown]
 # {glue:text}`profile_finding` Without a cache, gemv is the vocabulary matrix, which chapter 1 applies to one row only.
 # {glue:text}`profile_saved_finding` {glue:text}`published_profile_finding`
+#
+# ```{scoreboard} sec-kv-profile
+# ```
 #
 # A matrix–vector product uses each weight once. {glue:text}`intensity_finding` Over the whole answer of
 # {numref}`fig-02-throughput`:

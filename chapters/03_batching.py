@@ -902,6 +902,9 @@ if peer["tok_s"][-1]:
 # {glue:text}`gain_finding` {glue:text}`over_bound_finding` {glue:text}`gain_cause_finding` {glue:text}`twice_finding`
 # {glue:text}`published_gain_finding`
 #
+# ```{scoreboard} sec-batch-sweep
+# ```
+#
 # {glue:text}`transformers_finding` That is `generate` with the default cache. {glue:text}`peer_ways_finding`
 #
 # A GPU has cheaper arithmetic than float32's. TF32 rounds the inputs of a float32 product to ten bits of mantissa, and

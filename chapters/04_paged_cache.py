@@ -963,6 +963,9 @@ record.headline(
 #
 # {glue:text}`gain_finding` {glue:text}`gain_cause_finding`
 #
+# ```{scoreboard} sec-same-bytes
+# ```
+#
 # {glue:text}`same_tokens_finding` A preemption, where the table shows any, is the subject of a section below.
 
 # %% [markdown]
@@ -1343,6 +1346,9 @@ record.headline(
 # over tokens, was between {glue:text}`published_first_low` and {glue:text}`published_first_high` times slower than its
 # contiguous cache. As long as blocks are copied together, their bytes move three times. The way out is a kernel that follows the block table itself and reads each block where it lies. That is chapter
 # 7.
+#
+# ```{scoreboard} sec-gather-cost
+# ```
 
 # %% [markdown]
 # ## Preemption, live
@@ -1651,6 +1657,9 @@ table(
 )
 
 # %% [markdown]
+# ```{scoreboard} sec-gpu-sweep
+# ```
+#
 # ## Sharing
 #
 # A block belongs to whoever refers to it. Nothing in the arithmetic says that only one sequence may. If two requests

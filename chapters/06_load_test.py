@@ -957,6 +957,9 @@ record.headline(f"of which paging, {COMPARE_AT} users", paging, "×")
 # %% [markdown]
 # {glue:text}`prompts_finding`
 #
+# ```{scoreboard} sec-users
+# ```
+#
 # And what does HTTP cost? The same requests go through the same engine without a server, all at once, in this process. The
 # two ways take turns.
 

@@ -11,41 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from book.scoreboard import paging, rules
-from book.scoreboard.outcomes import DEPENDS, HARDWARE, UNMEASURED, Claim, Outcome, Records
+from book.scoreboard.outcomes import Claim, Outcome, Records, card_name, verdict_of
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import Reference, Run, read_records, reference
 
-# In the order in which they were published: (rule, label of the section, why).
+# In the order in which they were published: (rule, label of the section, why, rule of the count).
 FINDINGS = (
     (
         rules.largest_win,
         "sec-batch-sweep",
-        "Both gains depend on how far a sweep goes, and on which of launching, bytes and arithmetic bounds a step.",
+        "Batching shares the reading of the weights, and the cache avoids repeated work: gains of different kinds.",
     ),
     (
         rules.grows_with_length,
         "sec-kv-throughput",
-        "A step costs the floor of launching it until the arithmetic of the whole sequence outgrows that floor.",
+        "Without a cache a step's work grows with the sequence, and with one it hardly does.",
     ),
     (
         paging.memory_crossing,
         "sec-published-memory",
         "The pool was fixed beforehand and is paid for in full by the first sequence.",
+        paging.memory_crossing_count,
     ),
     (
         paging.gather_cost,
         "sec-gather-cost",
-        "The copy moves every key and value three times, and so grows with batch and context.",
+        "The copy moves every key and value three times, and so its cost grows with batch and context.",
     ),
     (
         paging.flat_memory,
         "sec-gpu-sweep",
-        "A pool is a constant, and a slot for each sequence is a straight line; where it ends is the memory of the GPU.",
+        "A pool is a constant, and a slot for each sequence is a straight line.",
+        paging.flat_memory_count,
     ),
     (
         rules.long_prompts,
         "sec-users",
-        "A prompt is read once and in one step, while its answer takes a step for each token.",
+        "The arithmetic of a prompt is not shared among the sequences of a step, so it takes from the gain.",
     ),
     (
         rules.dispatch,
@@ -63,6 +65,7 @@ FAILURES = (
         paging.out_of_memory,
         "sec-same-bytes",
         "A slot reserves the longest sequence, and a block table only what is there.",
+        paging.out_of_memory_count,
     ),
     (
         rules.flat_throughput,
@@ -70,22 +73,31 @@ FAILURES = (
         "One request at a time is a batch of one, however many wait.",
     ),
 )
+NOT_A_CLAIM = "tests"  # the headline table's number of tests says nothing about the engine
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim and its outcome on each recorded hardware, by label; None where it was not measured."""
+    """A claim with its count (None for what cannot be counted) and its outcome on each recorded hardware, by label.
+
+    An outcome is None where that hardware did not measure it. card: the model of the published card.
+    """
 
     claim: Claim
+    counted: Outcome | None
     outcomes: Mapping[str, Outcome | None]
+    card: str
 
     @property
     def verdict(self) -> str:
-        """The verdict that all hardware shares; where they differ, the claim depends on the hardware."""
-        found = {outcome.verdict for outcome in self.outcomes.values() if outcome is not None}
-        if not found:
-            return UNMEASURED
-        return found.pop() if len(found) == 1 else f"{DEPENDS} {HARDWARE}"
+        """The row's verdict; see `outcomes.verdict_of`."""
+        return verdict_of(self.counted, self.outcomes, self.card)
+
+    @property
+    def found(self) -> dict[str, Outcome]:
+        """What there is to show, by where it comes from: "counted" first, then each hardware that measured it."""
+        first = {} if self.counted is None else {"counted": self.counted}
+        return first | {label: o for label, o in self.outcomes.items() if o is not None}
 
 
 def claims(published: Reference) -> list[Claim]:
@@ -98,25 +110,25 @@ def claims(published: Reference) -> list[Claim]:
         published["throughput_by_generated_tokens"]["tokens"],
         published["paged_vs_contiguous_by_batch"],
     )
-    profiler, setup = published["profiler"], published["load_setup"]
+    profiler, load = published["profiler"], published["load_c64"]
     table = (
-        ("Throughput of the paged server over the sequential one", f"{head['system_throughput_gain_c64']}× at 64 users, "
-         f"{setup['max_tokens']} tokens each", rules.load_gain, "sec-users",
+        ("Throughput of the paged server over the sequential one", f"{head['system_throughput_gain_c64']}× at "
+         f"{load['users']} users, {published['load_setup']['max_tokens']} tokens each", rules.load_gain, "sec-users",
          "The two servers differ in batching and in paging, and where all sequences fit, the gain is batching's."),
         ("Throughput of the largest batch over batch 1", f"{head['batch_gain_512']}× at batch {sweep['batch'][-1]}",
          rules.batch_gain, "sec-batch-sweep",
-         "A step that waits for weights, or for its launch, takes more sequences for nothing until arithmetic bounds it."),
+         "A step reads the weights once for all sequences, until arithmetic takes longer than reading."),
         ("Memory of the contiguous cache over the paged one", f"{head['paged_memory_reduction_bs256']}× at batch "
          f"{memory['batch'][-1]}", paging.memory_gain, "sec-published-memory",
-         "It compares a reset that holds three halves of a cache with a pool whose size somebody chose."),
+         "It compares a reset that holds three halves of a cache with a pool whose size somebody chose.",
+         paging.memory_gain_count),
         ("Throughput with a KV cache over without", f"{head['kv_cache_gain_1000_tokens']}× at {tokens[-1]:,} tokens",
          rules.cache_gain, "sec-kv-throughput",
-         "Where launching hides the repeated work, as in short answers on a large GPU, a cache has little to save."),
+         "The cache saves the work on all tokens but the last; how much time that is depends on the length and the card."),
         ("Computing time saved by the KV cache", f"{head['cuda_time_reduction_pct']} % ({profiler['no_cache_cuda_ms']} to "
-         f"{profiler['kv_cache_cuda_ms']} ms)", rules.time_saved, "sec-kv-profile",
-         "What is saved is the work on all tokens but the last, and so depends on how many there are."),
-        ("Tests", f"{head['tests']}", rules.tests, "ch-load-test",
-         "A test that runs on many cases is one function here; the number says little, what they hold says more."),
+         f"{profiler['kv_cache_cuda_ms']} ms, {profiler['new_tokens']} tokens after a prompt of {profiler['prompt']})",
+         rules.time_saved, "sec-kv-profile",
+         "The cache saves the work on all tokens but the last; how much time that is depends on the length and the card."),
     )  # fmt: skip
     found = [Claim("headline", *row) for row in table]
     found += [
@@ -147,27 +159,25 @@ def scoreboard(folder: Path | str | None = None, published: Reference | None = N
     """A row for every published claim. folder: where the records are, as `book/measurements/`."""
     published = published or reference()
     machines = recorded_hardware(measurements_dir() if folder is None else folder)
-    rows = []
-    for claim in claims(published):
-        outcomes = {label: claim.judge(records, published) for label, records in machines.items()}
-        if claim.judge is rules.tests:  # the same for all
-            outcomes = {"this repository": claim.judge({}, published)}
-        rows.append(Row(claim, outcomes))
-    return rows
+    return [
+        Row(
+            claim,
+            None if claim.count is None else claim.count(published),
+            {label: claim.judge(records, published) for label, records in machines.items()},
+            card_name(published),
+        )
+        for claim in claims(published)
+    ]
 
 
 def main() -> None:
     """Prints the scoreboard as text."""
     for row in scoreboard():
-        print(
-            f"\n[{row.verdict}] {row.claim.text}"
-            + (f" ({row.claim.published})" if row.claim.published else "")
-        )
-        for label, outcome in row.outcomes.items():
-            print(
-                f"    {label}: "
-                + ("–" if outcome is None else f"{outcome.value} ({outcome.verdict})")
-            )
+        figure = f" ({row.claim.published})" if row.claim.published else ""
+        print(f"\n[{row.verdict}] {row.claim.text}{figure}")
+        for label, outcome in row.found.items():
+            note = f"; {outcome.note}" if outcome.note else ""
+            print(f"    {label}: {outcome.value} ({outcome.verdict}{note})")
         print(f"    {row.claim.why}")
 
 

@@ -3,33 +3,46 @@
 Introduced in chapter 6.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lib.bench.findings.values import Measured, Value, cell, value
+from lib.bench.findings.vocabulary import ABOUT, LITTLE, compare
 from lib.bench.records.files import Reference, Run
 from lib.bench.records.series import Series
 
-REPRODUCED, REFUTED, DEPENDS, UNMEASURED = (
+REPRODUCED, COUNTED, NOT_COMPARABLE, INCONCLUSIVE, REFUTED, MIXED, UNMEASURED = (
     "reproduced",
+    "reproduced by count",
+    "not comparable yet",
+    "inconclusive",
     "not reproduced",
-    "depends on",
+    "differs between machines",
     "not measured here",
 )
-TOLERANCE = 0.25  # a timed figure is as published when it is within a quarter of it
-NOISE = 0.05  # timings of the same work differ by as much: a smaller difference shows no direction
-HARDWARE = "the hardware"
+VERDICTS = (REPRODUCED, COUNTED, NOT_COMPARABLE, INCONCLUSIVE, REFUTED, MIXED, UNMEASURED)
+TOLERANCE = LITTLE  # a timed figure is as published when it is within a quarter of it
+NOISE = ABOUT  # what differs by less has no direction, and a curve that stays within it is flat
+EXACT = 0.01  # a counted figure is as published when it is within a hundredth of it
+ANOTHER_ENGINE = "the direction holds on the same card, and the figure is another: the engine is"
 
 Records = Mapping[
     str, Run
 ]  # one hardware's runs by the number of the chapter: {"02": ..., "03": ...}
+Pair = tuple[Measured, Measured]  # what is divided, and by what
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one hardware's records say about a claim: a value with its unit, and the verdict."""
+    """What one hardware's records say about a claim: a value with its unit, the verdict, and a caveat.
+
+    note: what would make it comparable, or what the verdict leaves open; empty where there is nothing to add.
+    """
 
     value: str
     verdict: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,8 @@ class Claim:
     """A published figure or sentence. `judge` returns None where the records lack what it needs.
 
     kind: "headline", "finding" or "failure". published: the figure, or a failure's cause; empty where the text has it.
-    section: the label of the chapter's section that treats it. why: one sentence.
+    section: the label of the section that treats it. why: one sentence. count: the outcome of counting, which needs no
+    record and is the same on every machine; None for what can only be measured.
     """
 
     kind: str
@@ -46,33 +60,88 @@ class Claim:
     judge: Callable[[Records, Reference], Outcome | None]
     section: str
     why: str
+    count: Callable[[Reference], Outcome] | None = None
 
 
-def decide(
-    holds: bool,
-    ours: float | None,
-    theirs: float | None,
-    *,
-    full: bool = True,
-    size: str = HARDWARE,
-) -> str:
-    """The verdict of a claim that has a figure.
+def direction(a: Measured, b: Measured) -> int:
+    """1 where `a` is larger than `b` beyond the noise, -1 where it is smaller, 0 where they cannot be told apart."""
+    return compare(a, b, "", "", what="amount").direction
 
-    holds: whether the claim's direction does. ours, theirs: the figure at the same size, None where the two runs have
-    no size in common. full: whether the size that the claim names was run. size: what that size is of.
+
+def figure(
+    way: int, ours: float | None, theirs: float, *, card: bool, needs: str
+) -> tuple[str, str]:
+    """(verdict, note) of a claim that has a figure.
+
+    way: the `direction` of what was measured; 1 is the claim's. ours: the figure at the size that the claim names, None
+    where that was not run. card: whether it was measured on the published card. needs: what would make it comparable.
     """
-    if not holds:
-        return REFUTED
-    if ours is None or not theirs:
-        return f"{DEPENDS} {size}"
-    if abs(ours / theirs - 1) > TOLERANCE:
-        return f"{DEPENDS} {HARDWARE}"
-    return REPRODUCED if full else f"{DEPENDS} {size}"
+    if way < 0:
+        return REFUTED, ""
+    if way == 0:
+        return INCONCLUSIVE, f"the difference is within the noise ({100 * NOISE:.0f} %)"
+    if ours is None or not card:
+        return NOT_COMPARABLE, f"needs {needs}"
+    if abs(ours / theirs - 1) <= TOLERANCE:
+        return REPRODUCED, ""
+    return REFUTED, ANOTHER_ENGINE
+
+
+def card_name(published: Reference) -> str:
+    """The model of the published card: "A100"."""
+    return re.search(r"\b[A-Z]+\d+\b", published["setup"]["gpu"]).group()
+
+
+def on_card(records: Records, published: Reference) -> bool:
+    """Whether these records are from the published card."""
+    return any(card_name(published) in run.label for run in records.values())
+
+
+def verdict_of(counted: Outcome | None, measured: Mapping[str, Outcome | None], card: str) -> str:
+    """The verdict of a row. A count decides; else the published card does, where it was measured and can be compared.
+
+    Otherwise the machines that could compare decide, and where they disagree the row says that.
+    """
+    if counted is not None:
+        return counted.verdict
+    found = {label: outcome.verdict for label, outcome in measured.items() if outcome is not None}
+    if not found:
+        return UNMEASURED
+    decided = {k: v for k, v in found.items() if v not in (NOT_COMPARABLE, INCONCLUSIVE)}
+    there = {v for label, v in decided.items() if card in label}
+    verdicts = there or set(decided.values()) or set(found.values())
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    return MIXED if decided else NOT_COMPARABLE
 
 
 def ratio(a: float | None, b: float | None) -> float | None:
     """a / b; None where one is missing or b is zero."""
     return None if a is None or not b else a / b
+
+
+def quotient(pair: Pair) -> list[float] | None:
+    """[lowest, middle, highest] of the first over the second, from the ranges of their repeats.
+
+    One number where neither was repeated; None where one is missing or not above zero.
+    """
+    a, b = value(pair[0]), value(pair[1])
+    if not (a.known and b.known and a.low > 0 and b.low > 0):
+        return None
+    if max(a.count, b.count) < 2:
+        return [a.middle / b.middle]
+    return [a.low / b.high, a.middle / b.middle, a.high / b.low]
+
+
+def middle(measured: Measured) -> float:
+    """The middle of repeats that are known."""
+    return _known(value(measured)).middle
+
+
+def _known(found: Value) -> Value:
+    if not found.known:
+        raise ValueError("nothing was measured")
+    return found
 
 
 def nearest(sizes: Sequence[float], wanted: float) -> int:
@@ -92,8 +161,10 @@ def get(records: Records, chapter: str, name: str) -> Series | None:
     return records[chapter][name] if chapter in records else None
 
 
-def gains(series: Series | None, sizes: str, over: str, under: str) -> dict[float, float]:
-    """{size: column `over` / column `under`}, without the rows where either is missing or zero."""
-    rows = [] if series is None else series.rows()
-    pairs = {row[sizes]: ratio(row[over], row[under]) for row in rows}
-    return {size: value for size, value in pairs.items() if value}
+def gains(series: Series | None, sizes: str, over: str, under: str) -> dict[float, list[float]]:
+    """{size: the `quotient` of column `over` and column `under`}, without the rows that have none."""
+    if series is None:
+        return {}
+    pairs = ((cell(series, over, i), cell(series, under, i)) for i in range(len(series[sizes])))
+    found = {size: quotient(pair) for size, pair in zip(series[sizes], pairs)}
+    return {size: gain for size, gain in found.items() if gain is not None}

@@ -30,6 +30,7 @@ from book.tools.load_notes import load_table, warn_on_top  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
 from book.tools.notebooks import repository_url  # noqa: E402
 from book.tools.published_memory import filled  # noqa: E402
+from lib.bench.paths import measurements_dir  # noqa: E402
 
 
 class Diagram(Figure):
@@ -112,12 +113,14 @@ class Library(SphinxDirective):
 
 
 class Scoreboard(SphinxDirective):
-    """One part of the scoreboard: `summary`, `headline`, `finding`, `failure` or `hardware` (see book/scoreboard/page.py)."""
+    """One part of the scoreboard, or the rows of one section by its label (see `page_part` in book/scoreboard/page.py)."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         box = nodes.container("", is_div=True, classes=["scoreboard"])
+        for path in measurements_dir().glob("*/[0-9]*.json"):  # a new record renews the page
+            self.env.note_dependency(str(path))
         text = page_part(self.arguments[0], scoreboard())
         self.state.nested_parse(
             StringList(text.splitlines(), "scoreboard"), self.content_offset, box

@@ -136,7 +136,8 @@ def published_profile(published: Any) -> dict[str, str]:
     saved = 1 - found["kv_cache_cuda_ms"] / found["no_cache_cuda_ms"]
     return {
         "published_profile_finding": (
-            f"In the published profile the computing time fell by {percent(saved)}, and the kernel that took most of it "
+            f"In the published profile, of {found['new_tokens']} tokens after a prompt of {found['prompt']}, the computing "
+            f"time fell by {percent(saved)}, and the kernel that took most of it "
             f"changed from {found['no_cache_dominant']} to {found['kv_cache_dominant']}."
         )
     }
