@@ -42,24 +42,34 @@ def _plan(batch: Batch) -> ContiguousPlan:
     slots = [batch.block_ids[row][0] for row in decode]
     if decode and len(decode) < _MIN_DENSITY * (max(slots) + 1 - min(slots)):
         decode, slots = [], []
-    together, device = set(decode), batch.input_ids.device
+    together = set(decode)
     chunks = [(row, starts[row]) for row in range(len(batch.query_lens)) if row not in together]
     first, last = min(slots, default=0), max(slots, default=-1) + 1
-    length = max((batch.kv_lens[row] for row in decode), default=0)
-    lengths, queries = [0] * (last - first), [0] * (last - first)
-    for row, slot in zip(decode, slots):
-        lengths[slot - first], queries[slot - first] = batch.kv_lens[row], starts[row]
-    to = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    lengths = [batch.kv_lens[row] for row in decode]
+    length, full = max(lengths, default=0), len(decode) == last - first
+    # What follows comes from the batch's tensors: a decode step copies nothing more to the device.
+    fields = batch.query_start_loc[:-1], batch.seq_lens, batch.block_table[:, 0]
+    if chunks:
+        device = fields[0].device
+        rows = torch.tensor(decode, dtype=torch.long, device=device) if decode else slice(0)
+        fields = tuple(x[rows] for x in fields)
+    tokens, seq_lens, places = (x.long() for x in fields)
+    places = places - first
+    queries, row_lengths = torch.zeros((2, last - first), dtype=torch.long, device=tokens.device)
+    queries.index_copy_(0, places, tokens)
+    row_lengths.index_copy_(0, places, seq_lens)
     return ContiguousPlan(
         chunks,
         first,
         last,
         length,
-        to([starts[row] for row in decode]),
-        to([slot - first for slot in slots]),
-        to(queries),
+        tokens,
+        places,
+        queries,
         in_order=not chunks and slots == list(range(first, last)),
-        mask=None if min(lengths, default=length) == length else length_mask(to(lengths), length),
+        mask=None
+        if full and min(lengths, default=length) == length
+        else length_mask(row_lengths, length),
     )
 
 

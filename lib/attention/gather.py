@@ -33,16 +33,18 @@ def _plan(batch: Batch) -> _Plan:
     for n in batch.query_lens:
         starts.append(starts[-1] + n)
     chunks = [(row, starts[row]) for row in range(len(batch.query_lens)) if row not in together]
-    device = batch.input_ids.device
-    rows = torch.tensor(decode, dtype=torch.long, device=device)
     longest = max((batch.kv_lens[row] for row in decode), default=0)
     blocks = -(-longest // batch.block_size)
-    tokens = torch.tensor([starts[row] for row in decode], dtype=torch.long, device=device)
+    # A step without chunks takes the batch's own tensors: it copies nothing more to the device.
+    tokens, tables, seq_lens = batch.query_start_loc[:-1], batch.block_table, batch.seq_lens
+    if chunks:
+        rows = torch.tensor(decode, dtype=torch.long, device=tokens.device)
+        tokens, tables, seq_lens = tokens[rows], tables[rows], seq_lens[rows]
     return _Plan(
         chunks,
-        tokens,
-        batch.block_table[rows, :blocks].long(),
-        length_mask(batch.seq_lens[rows], blocks * batch.block_size),
+        tokens.long(),
+        tables[:, :blocks].long(),
+        length_mask(seq_lens, blocks * batch.block_size),
     )
 
 
