@@ -23,10 +23,29 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Scheduled:
-    """What one request does in one step: compute its next `num_tokens` tokens."""
+    """What one request does in one step: compute its next `num_tokens` tokens.
+
+    The last of them may be `draft_token_ids`, guesses of what follows the request's tokens:
+    `num_tokens` includes them. The step verifies them, and the request keeps those that were right.
+    `draft_probs` [drafts, V]: the distributions that they were drawn from; None if they were not
+    drawn.
+    """
 
     request: Request
     num_tokens: int
+    draft_token_ids: Sequence[int] = ()
+    draft_probs: Tensor | None = None
+
+    @property
+    def completes(self) -> bool:
+        """Whether all of the request's tokens are computed after this step, so that it has a next one."""
+        end = self.request.num_computed_tokens + self.num_tokens
+        return end - len(self.draft_token_ids) == self.request.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits: one after each draft, and one after the token before them."""
+        return 1 + len(self.draft_token_ids)
 
 
 @dataclass
@@ -42,7 +61,8 @@ class Batch:
     )
     slot_mapping: Tensor  # [T] int64, slot that each token's K and V go to
     logits_indices: (
-        Tensor  # [B] int64, each sequence's last token in T: where the next token is predicted
+        Tensor  # [N] int64, tokens in T at which the next one is predicted: each sequence's last one
+        # and, where drafts are verified, the `drafts` tokens before it, in order
     )
     block_size: int
     query_lens: list[
@@ -83,7 +103,7 @@ class Batch:
         else:
             input_ids = np.concatenate(
                 [
-                    np.array(s.request.token_ids[a:b], dtype=np.int64)
+                    np.array(s.request.token_ids[a:b] + list(s.draft_token_ids), dtype=np.int64)
                     for s, a, b in zip(scheduled, starts, kv_lens)
                 ]
             )
@@ -104,7 +124,7 @@ class Batch:
             seq_lens=to(np.array(kv_lens, dtype=np.int32)),
             block_table=to(block_table),
             slot_mapping=to(slots),
-            logits_indices=to(query_start_loc[1:].astype(np.int64) - 1),
+            logits_indices=to(_logits_indices(scheduled, query_start_loc[1:].astype(np.int64))),
             block_size=block_size,
             query_lens=query_lens,
             kv_lens=kv_lens,
@@ -120,3 +140,11 @@ class Batch:
             SimpleNamespace(token_ids=list(p), num_computed_tokens=0, block_ids=[]) for p in prompts
         ]
         return cls.build([Scheduled(r, len(r.token_ids)) for r in requests], device=device)
+
+
+def _logits_indices(scheduled: Sequence[Scheduled], ends: np.ndarray) -> np.ndarray:
+    """[N] the last `num_rows` tokens of each sequence. `ends` [B]: where each sequence ends in T."""
+    if not any(s.draft_token_ids for s in scheduled):
+        return ends - 1
+    rows = [s.num_rows for s in scheduled]
+    return np.concatenate([np.arange(end - n, end) for end, n in zip(ends, rows)])

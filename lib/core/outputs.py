@@ -14,6 +14,7 @@ class Chunk:
     """What one step added to one completion. `finish_reason` is None until the last chunk.
 
     The last chunk of an aborted request has the reason "abort", that of a failed one "error".
+    `drafted`: whether each token was a draft that the model accepted; None if none was.
     """
 
     request_id: str
@@ -22,6 +23,7 @@ class Chunk:
     token_ids: list[int]
     logprobs: list[dict[int, float]] | None
     finish_reason: str | None
+    drafted: list[bool] | None = None
 
 
 class Completion:

@@ -6,6 +6,7 @@ import enum
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lib.core.sampling_params import SamplingParams
@@ -26,6 +27,8 @@ class RequestMetrics:
     first_token_time: float | None = None
     finish_time: float | None = None
     num_preemptions: int = 0
+    num_draft_tokens: int = 0  # verified for the request, and how many of them were right
+    num_accepted_tokens: int = 0
 
 
 class Request:
@@ -61,6 +64,8 @@ class Request:
         self.finish_reason: str | None = None  # "stop" | "length" | "abort" | "error"
         self.error: str | None = None  # what went wrong, with finish_reason "error"
         self.logprobs: list[dict[int, float]] | None = None if params.logprobs is None else []
+        self.allows_drafts = True  # False after drafts that made logits not finite
+        self.drafted: set[int] = set()  # positions of the output tokens that were accepted drafts
         self.metrics = RequestMetrics()
         # A key of its own, so that a request's draws do not depend on its neighbours in the batch.
         self._key = os.urandom(16) if params.seed is None else f"{params.seed}/{index}".encode()
@@ -86,38 +91,48 @@ class Request:
         """Whether the last token is the EOS or stop id that ended the request."""
         return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_token_ids
 
-    def uniform(self) -> float:
-        """The number in [0, 1) that chooses the next token: a hash of seed, index and position.
+    def uniform(self, num_output_tokens: int | None = None, purpose: str = "") -> float:
+        """The number in [0, 1) that chooses the token after `num_output_tokens` output tokens (default: the next).
 
-        A generator would advance with every draw, and a step that is interrupted after it and then
-        repeated would draw twice. This number stays the same until the token is appended.
+        It is a hash of seed, index and position: a generator would advance with every draw, and a
+        step that is interrupted after it and then repeated would draw twice. Independent draws at
+        one position have different `purpose`s.
         """
-        data = b"%b/%d" % (self._key, self.num_output_tokens)
+        position = self.num_output_tokens if num_output_tokens is None else num_output_tokens
+        data = b"%b/%d%b" % (self._key, position, purpose.encode())
         digest = hashlib.blake2b(data, digest_size=8).digest()
         return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
-    def reason_to_finish(self, token_id: int) -> str | None:
-        """The finish_reason if `token_id` is sampled now: "stop", "length", or None to go on."""
-        num_output_tokens = self.num_output_tokens + 1
+    def reason_to_finish(self, token_id: int, num_before: int = 0) -> str | None:
+        """The finish_reason if `token_id` comes now: "stop", "length", or None to go on.
+
+        num_before: tokens of the same step that come before it.
+        """
+        num_output_tokens = self.num_output_tokens + num_before + 1
         if token_id in self.stop_token_ids and num_output_tokens >= self.params.min_tokens:
             return "stop"
         return "length" if num_output_tokens >= self.params.max_tokens else None
 
     def append(self, token_id: int) -> None:
         """Take a sampled token, and finish if it says so."""
-        self.put(self.num_tokens, token_id, None, self.reason_to_finish(token_id))
+        self.put(self.num_tokens, [token_id], [None], self.reason_to_finish(token_id))
 
     def put(
         self,
         position: int,
-        token_id: int,
-        logprobs: dict[int, float] | None,
+        token_ids: Sequence[int],
+        logprobs: Sequence[dict[int, float] | None],
         finish_reason: str | None,
+        num_drafted: int = 0,
     ) -> None:
-        """Write the sampled token at `position`, the sequence's end. Doing it twice changes nothing."""
-        self.token_ids[position:] = [token_id]
+        """Write one step's tokens at `position`, the sequence's end. Doing it twice changes nothing.
+
+        num_drafted: the first so many of them were drafts.
+        """
+        self.token_ids[position:] = token_ids
         if self.logprobs is not None:
-            self.logprobs[position - self.num_prompt_tokens :] = [logprobs]
+            self.logprobs[position - self.num_prompt_tokens :] = logprobs
+        self.drafted.update(range(position, position + num_drafted))
         if self.metrics.first_token_time is None:
             self.metrics.first_token_time = time.monotonic()
         if finish_reason is not None:

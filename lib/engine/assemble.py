@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
 from lib.cache.slot_manager import SlotManager
 from lib.core.attention import Attention
-from lib.core.batch import Batch
+from lib.core.batch import Batch, Scheduled
 from lib.core.engine_options import EngineOptions
 from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.runner import ModelRunner
@@ -32,6 +33,14 @@ from lib.engine.static_scheduler import StaticScheduler
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.packed import pack_linears
+
+
+class Drafter(Protocol):
+    """Speculative decoding as the engine sees it."""
+
+    def add_drafts(self, scheduled: list[Scheduled]) -> list[Scheduled]:
+        """The same work, with drafts where there is room for them."""
+
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
@@ -47,6 +56,7 @@ class EngineParts:
     max_model_len: int
     compile_seconds: float = 0.0
     packed_linears: int = 0  # linear layers that `options.linear` has packed
+    drafter: Drafter | None = None
 
 
 def assemble(

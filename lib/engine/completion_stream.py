@@ -5,6 +5,7 @@ Introduced in chapter 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,22 @@ _NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step does to one request, computed before anything is changed."""
+    """What a step does to one request, computed before anything is changed.
+
+    The tokens are accepted drafts and the one that was sampled after them; without drafts, that one.
+    finish_reason "error": the logits after them were not finite, and the request ends.
+    """
 
     stream: CompletionStream
-    position: int  # of the new token in the sequence
-    token_id: int | None  # None: the logits were not finite, and the request ends with an error
-    logprobs: dict[int, float] | None = None
+    position: int  # of the first new token in the sequence
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[dict[int, float] | None] = ()
     finish_reason: str | None = None
     text: TextState | None = None  # only with stop strings; other text is decoded when asked for
+    num_drafts: int = 0  # verified in this step
+    num_accepted: int = 0  # of them, at the beginning of `token_ids`
+    finite: bool = True  # False: the sequence's slots, those of drafts included, may hold NaN
+    draft_totals: tuple[int, int] = (0, 0)  # the request's metrics after this step
 
 
 class CompletionStream:
@@ -42,28 +51,75 @@ class CompletionStream:
         self._tokens_delivered = self._pieces_delivered = 0
         self._closed = False  # the chunk with the finish reason went out
 
-    def progress(self, token_id: int | None, logprobs: dict[int, float] | None) -> Progress:
-        """What the sampled token means: whether the request ends with it, and its text if that decides it."""
-        request, text = self.request, None
-        if token_id is None:
-            return Progress(self, request.num_tokens, None, finish_reason="error")
-        reason = request.reason_to_finish(token_id)
-        if self.detokenizer is not None and request.params.stop:
-            # A token that ends the text by its id is not part of it.
-            text = self.detokenizer.after([] if reason == "stop" else [token_id], bool(reason))
-            reason = "stop" if text.stopped else reason
-        return Progress(self, request.num_tokens, token_id, logprobs, reason, text)
+    def progress(
+        self,
+        token_ids: Sequence[int | None],
+        logprobs: Sequence[dict[int, float] | None],
+        num_drafts: int = 0,
+        finite: bool = True,
+    ) -> Progress:
+        """What a step's tokens mean: which of them count, whether the request ends, and its text if that decides it.
+
+        token_ids: drafts that were right, then the token that was sampled; None: there were no
+        finite logits to sample from. num_drafts: how many drafts the step has verified. finite:
+        whether all logits were, those after rejected drafts included; if not, there are no tokens,
+        and the next step goes on without drafts. A token that ends the request drops those after it.
+        """
+        request, text, reason, kept = self.request, None, None, 0
+        if num_drafts and not finite:
+            token_ids = ()  # NaN in a draft's K and V reaches the rows before it, too
+        watches_text = self.detokenizer is not None and request.params.stop
+        for token_id in token_ids:
+            if token_id is None:
+                reason = "error"
+                break
+            reason = request.reason_to_finish(token_id, kept)
+            kept += 1
+            if watches_text:
+                # A token that ends the text by its id is not part of it.
+                new = [] if reason == "stop" else [token_id]
+                text = self.detokenizer.after(new, bool(reason), text)
+                reason = "stop" if text.stopped else reason
+            if reason is not None:
+                break
+        accepted = max(0, min(kept, len(token_ids) - 1))
+        metrics = request.metrics
+        return Progress(
+            self,
+            request.num_tokens,
+            token_ids[:kept],
+            logprobs[:kept],
+            reason,
+            text,
+            num_drafts,
+            accepted,
+            finite,
+            draft_totals=(
+                metrics.num_draft_tokens + num_drafts,
+                metrics.num_accepted_tokens + accepted,
+            ),
+        )
 
     def commit(self, progress: Progress) -> None:
         """Do what `progress` says. Doing it twice changes nothing."""
-        if progress.token_id is None:
-            self.request.finish("error", _NOT_FINITE)
-            return
+        request = self.request
         if progress.text is not None:
             self.detokenizer.commit(progress.text)
-        self.request.put(
-            progress.position, progress.token_id, progress.logprobs, progress.finish_reason
-        )
+        failed = progress.finish_reason == "error"
+        if progress.token_ids:
+            request.put(
+                progress.position,
+                progress.token_ids,
+                progress.logprobs,
+                None if failed else progress.finish_reason,
+                progress.num_accepted,
+            )
+        if progress.num_drafts:
+            metrics = request.metrics
+            metrics.num_draft_tokens, metrics.num_accepted_tokens = progress.draft_totals
+            request.allows_drafts = request.allows_drafts and progress.finite
+        if failed:
+            request.finish("error", _NOT_FINITE)
 
     def chunk(self) -> Chunk | None:
         """What is new since `mark_delivered`, or None."""
@@ -77,6 +133,7 @@ class CompletionStream:
             request.token_ids[request.num_prompt_tokens + start :],
             None if request.logprobs is None else request.logprobs[start:],
             request.finish_reason,
+            self._drafted(start),
         )
 
     def mark_delivered(self) -> None:
@@ -97,6 +154,13 @@ class CompletionStream:
             finish_reason=request.finish_reason,
             error=request.error,
         )
+
+    def _drafted(self, start: int) -> list[bool] | None:
+        """Whether each output token from `start` on was an accepted draft; None if none was."""
+        request = self.request
+        first = request.num_prompt_tokens
+        flags = [first + i in request.drafted for i in range(start, request.num_output_tokens)]
+        return flags if any(flags) else None
 
     def _pieces(self) -> list[str]:
         """The text of all tokens so far, in pieces: decodes those that have not been."""

@@ -70,9 +70,15 @@ class Detokenizer:
         self.pieces[state.num_pieces :] = [state.new] if state.new else []
         self.state = state
 
-    def after(self, token_ids: Sequence[int], last: bool = False) -> TextState:
-        """The state after these tokens. Changes nothing: a step calls it before it commits to a token."""
-        state = replace(self.state, num_pieces=len(self.pieces), new="")
+    def after(
+        self, token_ids: Sequence[int], last: bool = False, state: TextState | None = None
+    ) -> TextState:
+        """The state after these tokens. Changes nothing: a step calls it before it commits to a token.
+
+        `state`: go on from this result of `after`, which was not committed, with its new text.
+        """
+        if state is None:
+            state = replace(self.state, num_pieces=len(self.pieces), new="")
         for token_id in token_ids:
             state = replace(state, num_tokens=state.num_tokens + 1)
             if not state.stopped:

@@ -12,10 +12,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
-from lib.core.batch import Batch, Scheduled
+from lib.core.batch import Batch
 from lib.core.device import pick_device, pick_dtype
 from lib.core.engine_options import EngineOptions
 from lib.core.errors import InvalidRequest
@@ -28,7 +27,8 @@ from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
 from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
-from lib.engine.sampling import is_finite, sample
+from lib.engine.step_results import step_results
+from lib.engine.totals import Totals
 from lib.models.checkpoint import load_model
 
 Prompt = str | Sequence[int]
@@ -55,6 +55,7 @@ class LLM:
         engine = assemble(self.model, self.options, self.device, self.dtype)
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
+        self.drafter = engine.drafter  # chapter 10: adds draft tokens to a step's work
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
@@ -64,7 +65,7 @@ class LLM:
         self._owned: set[str] = set()  # ids that generate or stream waits for
         self._one_thread = OneThread()
         self._ids = itertools.count()
-        self._steps = self._tokens = self._finished = 0
+        self._totals = Totals()
 
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
@@ -181,8 +182,8 @@ class LLM:
                 raise
 
     def stats(self) -> dict[str, Any]:
-        """Counts of this moment, and since the start: preemptions, steps, tokens computed, requests finished."""
-        manager = self.manager
+        """Counts of this moment, and since the start: preemptions, and the fields of `lib.engine.totals.Totals`."""
+        manager, totals = self.manager, self._totals
         return {
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
@@ -194,9 +195,13 @@ class LLM:
             "prefix_hits": manager.num_hits,
             "evictions": manager.num_evictions,
             "preemptions": self.scheduler.num_preemptions,
-            "steps": self._steps,
-            "tokens_computed": self._tokens,
-            "requests_finished": self._finished,
+            "steps": totals.steps,
+            "tokens_computed": totals.tokens_computed,
+            "requests_finished": totals.requests_finished,
+            "num_drafts": totals.num_drafts,
+            "draft_tokens": totals.draft_tokens,
+            "accepted_tokens": totals.accepted_tokens,
+            "accepted_by_position": list(totals.accepted_by_position),
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
@@ -213,13 +218,15 @@ class LLM:
     # The loop.
 
     def _step(self) -> list[Request]:
-        """Schedule, build, run, sample, update. Returns the requests that have a new token or have failed.
+        """Schedule, build, run, sample, update. Returns the requests that have new tokens or have failed.
 
         What can fail or be interrupted comes before the first change. The changes themselves can be
         interrupted, too: those to tokens are then done again, and the schedule is made anew.
         """
         try:
             scheduled = self.scheduler.schedule()
+            if self.drafter is not None:
+                scheduled = self.drafter.add_drafts(scheduled)
         except BaseException:
             self.scheduler.restart()
             raise
@@ -227,9 +234,9 @@ class LLM:
             return []  # a `step` that only hands out what `generate` computed on the way
         batch = Batch.build(scheduled, self.manager.block_size, self.device)
         logits = self.runner.run(batch)
-        progress = self._sample(scheduled, logits)
-        finished = sum(p.finish_reason is not None for p in progress)
-        totals = self._steps + 1, self._tokens + len(batch.input_ids), self._finished + finished
+        streams = [self._groups[s.request.request_id].streams[s.request.index] for s in scheduled]
+        progress = step_results(scheduled, logits, streams)
+        totals = self._totals.after(len(batch.input_ids), progress)
         try:
             self._commit(progress, totals)
             self.scheduler.update(scheduled)
@@ -241,41 +248,17 @@ class LLM:
             raise
         return requests
 
-    def _sample(self, scheduled: Sequence[Scheduled], logits: Tensor) -> list[Progress]:
-        """What the logits [B, V] mean for the requests. Changes nothing."""
-        # A request whose tokens are all computed after this step has a next one; in the middle of a prompt it has not.
-        complete, partial = [], []
-        for row, s in enumerate(scheduled):
-            end = s.request.num_computed_tokens + s.num_tokens
-            (complete if end == s.request.num_tokens else partial).append(row)
-        streams = [self._groups[s.request.request_id].streams[s.request.index] for s in scheduled]
-        chosen = (
-            zip(
-                *sample(
-                    logits if not partial else logits[complete],
-                    [scheduled[row].request for row in complete],
-                )
-            )
-            if complete
-            else ()
-        )
-        progress = [streams[row].progress(*c) for row, c in zip(complete, chosen)]
-        if partial:
-            ok = is_finite(logits[partial])
-            progress += [
-                streams[row].progress(None, None) for row, good in zip(partial, ok) if not good
-            ]
-        return progress
-
-    def _commit(self, progress: Iterable[Progress], totals: tuple[int, int, int]) -> None:
+    def _commit(self, progress: Iterable[Progress], totals: Totals) -> None:
         for item in progress:
             request = item.stream.request
-            if item.token_id is None and self.kv_cache is not None:
-                self.kv_cache.remove_non_finite(request.block_ids, request.num_tokens)
+            if not item.finite and self.kv_cache is not None:
+                written = item.position + item.num_drafts
+                self.kv_cache.remove_non_finite(request.block_ids, written)
             item.stream.commit(item)
-            if request.request_id not in self._owned:
+            has_news = item.token_ids or item.finish_reason is not None
+            if has_news and request.request_id not in self._owned:
                 self._progressed[request.request_id] = None
-        self._steps, self._tokens, self._finished = totals
+        self._totals = totals
 
     def _make_group(
         self,
@@ -317,7 +300,7 @@ class LLM:
         unfinished = [r for group in groups for r in group.requests if not r.finished]
         for request in unfinished:
             request.finish("abort")
-            self._finished += 1
+            self._totals = self._totals.with_aborted()
         for group in groups:
             self._progressed.pop(group.request_id, None)
             self._owned.discard(group.request_id)

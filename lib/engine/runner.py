@@ -10,7 +10,7 @@ from lib.core.batch import Batch
 
 
 class ModelRunner:
-    """Holds the model and the attention that goes with its cache. `run(batch) -> logits [B, V]`."""
+    """Holds the model and the attention that goes with its cache. `run(batch) -> logits [N, V]`."""
 
     def __init__(self, model: nn.Module, attention: Attention) -> None:
         self.model = model.eval()

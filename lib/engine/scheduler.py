@@ -53,10 +53,19 @@ class Scheduler:
         return self.cache.is_computing_prefix_of(request)
 
     def update(self, scheduled: list[Scheduled]) -> None:
-        """Account for a step that ran. What was computed counts only where a cache keeps it."""
+        """Account for a step that ran. What was computed counts only where a cache keeps it.
+
+        With drafts the requests must have their new tokens already: drafts that are not among them
+        were rejected and do not count as computed. Their slots are written again by the tokens that
+        are there instead.
+        """
         if self.cache.retains:
             for item in scheduled:
-                item.request.num_computed_tokens += item.num_tokens
+                request = item.request
+                computed = request.num_computed_tokens + item.num_tokens
+                if item.draft_token_ids:  # of the request's tokens only the last is not computed
+                    computed = min(computed, request.num_tokens - 1)
+                request.num_computed_tokens = computed
                 # After an error its K and V may be wrong: not for others.
                 if item.request.finish_reason != "error":
                     self.cache.publish(item.request)

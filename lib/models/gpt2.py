@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """`model(batch, attention) -> logits [B, V]`, at `batch.logits_indices` only."""
+    """`model(batch, attention) -> logits [N, V]`, at `batch.logits_indices` only."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -72,9 +72,15 @@ def _join(chunks: Sequence[Chunk]) -> Chunk:
     logprobs = None
     if chunks[0].logprobs is not None:
         logprobs = [row for chunk in chunks for row in chunk.logprobs]
+    drafted = None
+    if any(chunk.drafted for chunk in chunks):
+        drafted = [
+            flag for chunk in chunks for flag in chunk.drafted or [False] * len(chunk.token_ids)
+        ]
     return replace(
         chunks[-1],
         text="".join(chunk.text for chunk in chunks),
         token_ids=[i for chunk in chunks for i in chunk.token_ids],
         logprobs=logprobs,
+        drafted=drafted,
     )

@@ -340,7 +340,7 @@ def test_what_others_left_in_the_cache_changes_nothing(llama, kv_cache):
 @pytest.mark.parametrize("kv_cache", ["none", "contiguous", "paged"])
 def test_bfloat16_logits_stay_near_float32(tiny, name, kv_cache, monkeypatch):
     """Mean error below 2 % and largest below 15 % of the logits' spread, over a prompt and six forced tokens."""
-    from lib.engine import llm as module
+    from lib.engine import step_results as module
 
     seen: dict[str, list[torch.Tensor]] = {"float32": [], "bfloat16": []}
     prompt, forced = prompt_of(20, 1), prompt_of(6, 2)

@@ -429,7 +429,7 @@ def test_an_interrupted_generate_frees_everything_and_keeps_the_others(llama, mo
 
 
 def test_an_interrupt_while_sampling_loses_no_token(llama, monkeypatch):
-    from lib.engine import llm as module
+    from lib.engine import step_results as module
 
     engine, sample = llama.engine(), module.sample
     engine.add_request([5, 6], greedy(6), "other")
