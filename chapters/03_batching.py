@@ -86,6 +86,7 @@ from lib.bench.measure.timing import (
     measure,
     measure_in_turns,
 )
+from lib.bench.notebook import toy
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -112,6 +113,7 @@ from lib.bench.workloads import (
     random_prompts,
     variable_length,
 )
+from lib.cache.slot_manager import SlotManager
 from lib.core.batch import Batch, Scheduled
 from lib.engine.scheduler import Scheduler
 from lib.engine.static_scheduler import StaticScheduler
@@ -896,7 +898,8 @@ if peer["tok_s"][-1]:
     )
 
 # %% [markdown]
-# The first doubling was to be free. {glue:text}`first_doubling_finding` {glue:text}`first_cause_finding`
+# The first doubling was to be free. (The time of a step is that of the whole run over the tokens of an answer. So the
+# step of the prompts is in it, and in its bound, and its arithmetic grows with the batch.) {glue:text}`first_doubling_finding` {glue:text}`first_cause_finding`
 # {glue:text}`doublings_finding` *What broke*, below, says what a second row changes on a CPU.
 #
 # {glue:text}`gain_finding` {glue:text}`over_bound_finding` {glue:text}`gain_cause_finding` {glue:text}`twice_finding`
@@ -1028,6 +1031,47 @@ show_source(Scheduler, "schedule", "_continue_running", "_admit")
 # single token, and the flat batch takes both in the same step. (`_make_room` is for a cache that can run out halfway;
 # chapter 4 needs it, a slot of fixed length does not.) That is what the rectangle could not do: a newcomer's prompt and
 # seven single tokens make a rectangle that is mostly padding.
+#
+# **The toy, as flat batches.** Let A and B of {ref}`sec-toy` meet. A is there from the start, and B arrives while the
+# first step runs. Each has a slot of twelve tokens ({numref}`fig-contiguous-slots`), and a step computes at most four
+# tokens. The real scheduler and `Batch.build` make of it:
+
+
+# %%
+cache = SlotManager(num_slots=2, max_model_len=12)
+toy_steps = toy.play(Scheduler(cache, 2, toy.BUDGET))
+second = toy_steps[1].batch
+assert second.positions.tolist() == [3, 0, 1, 2]
+assert second.query_start_loc.tolist() == [0, 1, 4]
+
+# %% tags=["remove-input"]
+table(
+    [
+        [
+            step.number,
+            toy.text(step.batch.input_ids),
+            step.batch.positions.tolist(),
+            step.batch.query_start_loc.tolist(),
+            len(step.batch.query_lens) * max(step.batch.query_lens),
+            ", ".join(f"{n}: {word}" for n, word in step.streamed.items()),
+        ]
+        for step in toy_steps
+    ],
+    headers=[
+        "step",
+        "input_ids",
+        "positions",
+        "query_start_loc",
+        "as a rectangle",
+        "written",
+    ],
+)
+
+# %% [markdown]
+# Step 2 is the interesting one. A needs one token, and three of B's four fit beside it: one list of four tokens, of
+# which the first belongs to A and the other three to B. A rectangle of two rows would have six places for them, two of
+# them padding. B writes nothing yet, since its prompt is not complete. In step 3 each computes one token, and for B that
+# token is still a part of the prompt: nothing in the batch says so, and nothing needs to.
 #
 # The static scheduler differs in one decision. It admits only into an empty engine.
 
@@ -1441,7 +1485,8 @@ for name, text in (
 #
 # Our static scheduler and `generate` take the same steps, so that their times compare step with step, and a flat batch
 # with a padded one. {glue:text}`step_finding` In this run {glue:text}`same_answers` of {glue:text}`requests` answers are
-# the same to the last token. Where one differs, two tokens had almost the same logit, and the order of a sum decided.
+# the same to the last token. The two add up their sums in different orders, which can decide between two tokens with
+# almost the same logit.
 # `generate_batch` decides at every step, as ours does, over a paged cache. {glue:text}`peers_finding`
 #
 # ## The comparison that could show nothing
@@ -1697,7 +1742,8 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 #   of positions it passes as well, for the reason given there. Ask of each check what would make it fail.
 # - **A query that sees nothing.** Hide padding from everybody, and a padding query has no key left. A softmax over
 #   nothing is NaN; in the next layer the NaN is a value with weight zero, and zero times NaN is NaN for the whole row.
-#   PyTorch's kernels return zero there by now, which makes the mistake depend on who computes. Hence `keys == queries`.
+#   Some of PyTorch's kernels return zero there, so whether the mistake shows depends on the kernel. Hence `keys ==
+#   queries`.
 # - **Padding on the right** looks simpler. Then the last token of each row stands in another column, and the new one
 #   would overwrite padding in some rows and extend others. It works for a prompt alone. It does not for generation.
 # - **A workload without variance** shows no difference between schedulers that differ by a factor. So would a workload
@@ -1767,15 +1813,15 @@ glue("predictions_tally", tally(foretold))
 # ```
 #
 # **3. Count.** Give the steps of both schedulers on 32 requests and 8 slots when one answer in eight has 96 tokens and
-# all others 8, and the long ones are spread evenly over the batches. Then sort the queue by length, if a friendly
-# oracle knew it. What do you gain?
+# all others 8, and the long ones are spread evenly over the batches. Then sort the queue by length, as if the lengths
+# were known. What do you gain?
 #
 # ```{admonition} Solution
 # :class: dropdown
 # Static, unsorted: every batch holds a long answer, $4 \times 96 = 384$ steps. Sorted: the four long ones share a
 # batch, $3 \times 8 + 96 = 120$. Continuous, with a long one at the head of each eight: `continuous_steps(([96] + [8] *
-# 7) * 4, 8)` gives 120 as well. Knowing the future, the static scheduler draws level. Nobody knows it, and the
-# continuous one did not need to.
+# 7) * 4, 8)` gives 120 as well. The static scheduler draws level where it knows all lengths in advance, which a server
+# does not. The continuous one needs to know none.
 # ```
 #
 # **4. Extend.** Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps

@@ -78,6 +78,7 @@ from lib.bench.measure import counts
 from lib.bench.measure.memory import page_faults, peak_memory
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.timing import Timing, measure, timed
+from lib.bench.notebook import toy
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -172,7 +173,7 @@ table(
 #
 # What is reserved and empty is now at the end of each sequence's last block: at most $N_\text{block} - 1$ tokens, and
 # $(N_\text{block} - 1)/2$ on average if lengths are spread evenly. This is **internal fragmentation**. There is no
-# other kind: all blocks have one size, so a free block fits everybody.
+# other kind: all blocks have one size, so a free block fits every sequence.
 
 
 # %%
@@ -234,11 +235,11 @@ table(
 #
 # ```{diagram} ../book/images/block_table.svg
 # :name: fig-block-table
-# :alt: Two sequences, the block table of each, and a pool of eight blocks of four slots in which their tokens lie.
+# :alt: Sequences A and B of the toy, the block table of each, and a pool of three blocks of four slots in which their tokens lie.
 # :width: 100%
 #
-# Two sequences in a pool of eight blocks. The tables say in which order a sequence's blocks are read. Small numbers are
-# positions above, slots below.
+# A and B of {ref}`sec-toy` in step 3, in a pool of three blocks and the null block. The tables say in which order a
+# sequence's blocks are read. Small numbers are positions above, slots below. Bold: the tokens that this step writes.
 # ```
 #
 # The storage is chapter 2's `KVCache`, unchanged: a contiguous cache is a pool with one large block for each sequence.
@@ -251,29 +252,53 @@ show_source(BlockManager, "__init__", "allocate", "free")
 # Three decisions hide in these lines. `allocate` gives all that is missing or nothing, so that a request that does not
 # fit changes nothing. Free blocks wait in a queue, so that a block rests as long as possible before it is used again;
 # an engine that remembers prefixes profits from that. And **block 0 is never handed out**. It is the {term}`null
-# block`. A batch's block tables form a rectangle, $[B, \text{max blocks}]$, and shorter ones are padded with 0, a place
-# that belongs to nobody.
+# block`. A batch's block tables form a rectangle, $[B, \text{max blocks}]$, and shorter ones are padded with 0, a block
+# that no sequence owns.
 #
-# `Batch.build` turns positions into slots. Here it is on the two sequences of {numref}`fig-block-table`, each about to
-# compute one token:
+# **The toy, in blocks.** Give A and B a pool of three blocks of four tokens: room for twelve tokens, as much as *one* of
+# them reserved in {numref}`fig-contiguous-slots`. The scheduler and the arrivals are those of chapter 3. In step 3 the
+# batch has one token of each, and `Batch.build` turns positions into slots:
 
 # %%
-a, b = request_of(list(range(10)), "A"), request_of(list(range(7)), "B")
-a.block_ids, a.num_computed_tokens = [3, 1, 6], 9
-b.block_ids, b.num_computed_tokens = [5, 2], 6
-batch = Batch.build([Scheduled(a, 1), Scheduled(b, 1)], block_size=4)
-assert batch.slot_mapping.tolist() == [25, 10]
-assert batch.block_table.tolist() == [[3, 1, 6], [5, 2, 0]]
+toy_manager = BlockManager(toy.NUM_BLOCKS, toy.BLOCK_SIZE)
+toy_steps = toy.play(Scheduler(toy_manager, 2, toy.BUDGET))
+third = toy_steps[2].batch
+assert third.positions.tolist() == [4, 3]
+assert third.block_table.tolist() == [[1, 3], [2, 0]]
+assert third.slot_mapping.tolist() == [3 * 4 + 0, 2 * 4 + 3]
+toy_manager.check_integrity([])  # all blocks came back
+
+# %% tags=["remove-input"]
 table(
     [
-        ["positions", batch.positions.tolist()],
-        ["block_table", batch.block_table.tolist()],
-        ["slot_mapping", batch.slot_mapping.tolist()],
+        [
+            step.number,
+            *(toy.positions(step, name) for name in "AB"),
+            step.batch.slot_mapping.tolist(),
+            *(step.block_ids.get(name, "–") for name in "AB"),
+            f"{sum(step.stored.values())} of "
+            f"{toy.BLOCK_SIZE * sum(map(len, step.block_ids.values()))}",
+        ]
+        for step in toy_steps
     ],
-    headers=["field", "value"],
+    headers=[
+        "step",
+        "A computes",
+        "B computes",
+        "slot_mapping",
+        "A's blocks",
+        "B's blocks",
+        "slots filled",
+    ],
 )
 
 # %% [markdown]
+# A's two blocks do not lie side by side: block 2 was B's when A needed a second one. After step 3 nine of the twelve slots
+# hold a token, and what is empty lies at the end of A's last block. In step 4 B's next token, at position 4, needs a
+# second block, and none is free. B came last, so B gives way: it loses block 2, and waits with the five tokens that it
+# knows. These need two blocks, and one is free. A ends in step 5 and gives back both of its own; B computes its five tokens again in steps
+# 6 and 7, and then goes on. No answer has changed. {ref}`sec-preemption` shows the same at full size.
+#
 # Writing needs no more than that: `slot_mapping` says where each new key and value goes. Reading is the harder half.
 # This chapter reads in the plainest way: index the pool with the block tables, which copies every block that the batch
 # needs into one new tensor, and attend over the copy, with a mask over what a shorter sequence does not have.
@@ -1351,20 +1376,21 @@ record.headline(
 # ```
 
 # %% [markdown]
+# (sec-preemption)=
 # ## Preemption, live
 #
 # A request is admitted when the blocks for its known tokens are free: they are counted first, and a request that does
 # not fit waits. But how far a sequence will grow is not known. When running sequences need a block and none is free, one of
 # them has to give way. The rule is vLLM's: the **youngest** sequence loses all of its blocks, returns to the head
 # of the queue, and is computed again later, prompt and answer so far, as if it were one long prompt. This is
-# {term}`preemption` by recomputation.
+# {term}`preemption` by recomputation; step 4 of the toy was one.
 
 # %% tags=["remove-input"]
 show_source(Scheduler, "_make_room", "_preempt")
 
 # %% [markdown]
-# The small pool of the beginning, 15 blocks of 4 tokens, makes it happen. Five requests would need more than twice
-# that. The oldest is never preempted, so it always ends, and then the next one is the oldest: no request waits for ever.
+# The small pool of the beginning, 15 blocks of 4 tokens, makes it happen: five requests need more. The oldest is never
+# preempted, so it always ends, and then the next one is the oldest: no request waits for ever.
 
 # %%
 OUT = pick(smoke=12, cpu=20, gpu=20)
@@ -1544,7 +1570,7 @@ assert not llm.has_unfinished()
 # ## On a GPU: the published sweep again
 #
 # On a GPU the next cell repeats the published sweep with this engine and shows its peak memory, weights included,
-# beside what was counted. The contiguous cache is asked for a slot of 1,024 tokens a sequence and the paged one has the
+# beside what was counted. The contiguous cache is asked for a slot of 1,024 tokens per sequence and the paged one has the
 # 4,096 blocks of the stress run. Where memory is too small, the refusal is shown. On a CPU one batch
 # keeps the cell alive, and peaks are left out.
 
@@ -1794,8 +1820,8 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # With one token a block nothing is empty: the counted line of {numref}`fig-04-fragmentation` begins at zero. Tables
 # become as long as the sequences, and the gather copies as many bytes in pieces of one token and one layer, 3 KiB for
-# GPT-2's keys. `block_size=1` works in this engine; time it. With 256, a sequence of the workload rarely fills one
-# block, and the cache is nearly contiguous again: short tables, large pieces, and most of each block empty.
+# GPT-2's keys. `block_size=1` works in this engine; time it. With 256, no sequence of the workload fills a block, and the
+# cache is contiguous again: one block per sequence, large pieces, and the rest of each block empty.
 # ```
 #
 # **2. Break it and watch which test fails.** In `BlockManager.__init__`, let the free list begin with block 0:
@@ -1805,8 +1831,8 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # The chapter stops at the assert below {numref}`fig-04-pool`: 16 blocks are free where 15 exist. The tokens would be
 # right: padding only reads block 0 here, behind a mask. It is a bug that waits for the first padded write, or the first
-# NaN. `pytest tests/cache/test_block_manager.py tests/engine/test_engine_oracle.py` fails in dozens of places, all for one reason: after
-# every event these tests check the books, and a sequence held block 0.
+# NaN. `pytest tests/cache/test_block_manager.py tests/engine/test_engine_oracle.py` fails in many places for one reason:
+# after every event these tests check the books, and a sequence held block 0.
 # ```
 #
 # **3. Share.** Four answers are wanted to one prompt of 40 tokens, each up to 24 tokens long, with blocks of 16. How

@@ -90,6 +90,7 @@ from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import attention_cost, counts
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.timing import Timing, measure, timed
+from lib.bench.notebook import toy
 from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.figures import (
     COLOURS,
@@ -118,6 +119,7 @@ from lib.core.batch import Batch, Scheduled
 from lib.core.request import Request
 from lib.engine.assemble import assemble
 from lib.engine.runner import ModelRunner
+from lib.engine.scheduler import Scheduler
 
 MIB = 2**20
 BLOCK = 16
@@ -369,6 +371,48 @@ def walk(q, keys, values, block_table, seen, block_size):
 
 
 # %% [markdown]
+# **The toy, block by block.** In step 3 of the toy of {ref}`sec-toy`, A's query sees five keys ({numref}`fig-block-table`):
+# four lie in block 1, the fifth in block 3. Let the four numbers worked by hand be the scores and values of block 1, and
+# give the fifth key the score $\ln 16$ and the value 40. All other slots hold NaN, those of B's block 2 too.
+
+# %%
+scheduler = Scheduler(
+    BlockManager(toy.NUM_BLOCKS, toy.BLOCK_SIZE), 2, toy.BUDGET
+)
+third = toy.play(scheduler)[2]
+toy_k, toy_v = torch.full((2, toy.NUM_BLOCKS, toy.BLOCK_SIZE, 1), math.nan)
+toy_k[1, :, 0], toy_v[1, :, 0] = s, v
+toy_k[3, 0], toy_v[3, 0] = math.log(16), 40
+table_of_a, seen = third.block_ids["A"], third.stored["A"]
+states = list(
+    walk(torch.ones(1), toy_k, toy_v, table_of_a, seen, toy.BLOCK_SIZE)
+)
+assert (table_of_a, seen) == ([1, 3], 5)
+means = torch.stack([acc / norm for _, norm, acc in states]).flatten()
+assert torch.allclose(means, torch.tensor([9.0, 25.0]))
+
+# %% tags=["remove-input"]
+table(
+    [
+        [
+            block,
+            min(toy.BLOCK_SIZE, seen - toy.BLOCK_SIZE * i),
+            f"ln {math.exp(peak):.0f}",
+            f"{norm:.4f}",
+            f"{acc.item():.4f}",
+            f"{acc.item() / norm:.0f}",
+        ]
+        for i, (block, (peak, norm, acc)) in enumerate(zip(table_of_a, states))
+    ],
+    headers=["block", "keys read", "peak", "norm", "acc", "acc / norm"],
+)
+
+# %% [markdown]
+# After block 1 the state is the last row of the table by hand: a tile of four keys leaves what two tiles of two leave. The
+# key in block 3 has the largest score, so both sums shrink by $e^{\ln 8 - \ln 16} = \tfrac12$ before it is added:
+# $\tfrac12 \cdot 1.875 + 1 = 1.9375$ and $\tfrac12 \cdot 16.875 + 40 = 48.4375$. The walk followed A's table from block 1 to
+# block 3, passed over block 2, and copied nothing.
+#
 # And the check, against a softmax in float64 that has all scores at once. The pool holds NaN wherever this sequence has
 # nothing, so that a single stray read would show.
 
@@ -707,7 +751,7 @@ else:
 # :alt: A GPU is many multiprocessors above an L2 cache and a large memory. One multiprocessor has four schedulers, each with registers and a tensor core, and shared memory. One Triton program spreads a tile of 32 keys over four warps of 32 threads.
 # :width: 82%
 #
-# A GPU, one of its multiprocessors, and one program on it.
+# A GPU, one of its multiprocessors, and one program on it. Not all multiprocessors and threads are drawn.
 # ```
 #
 # **Many small processors.** A GPU consists of *multiprocessors* (SMs), 108 in an A100 and 132 in an H100. Each has four
@@ -2041,13 +2085,13 @@ table(
 glue_all(words.realistic())
 
 # %% [markdown]
-# {glue:text}`realistic_finding` These are bounds. On a CPU this chapter found that such bounds do not predict attention,
-# because small products run far below the rate of large ones. On a GPU that is what tensor cores and split keys are
-# for, and whether they suffice there was not measured here.
+# {glue:text}`realistic_finding` These are bounds, and the table of predictions below says how well bounds of this kind
+# described this machine. They assume that the small products of attention run at the rate of large ones. On a GPU that is
+# what tensor cores and split keys are for, and whether they suffice there was not measured here.
 #
 # ## What broke, and how this benchmark could mislead
 #
-# **Bytes that predict nothing.** The chapter's first prediction was that bytes are time: one transfer for slots and for the
+# **Bytes taken for time.** The chapter's first prediction was that bytes are time: one transfer for slots and for the
 # fused kernel, three for the gather. {glue:text}`broke_finding` In a profile on the AMD EPYC of the recorded run, nearly
 # all samples within PyTorch's attention fell into one function of its mathematics library, a product of small matrices
 # (`mkl_blas_def_sgemm_pst`; `def` is the library's variant for any processor). A decode step gives it

@@ -150,9 +150,7 @@ def gain_cause(run: Any) -> str:
             f"slots, and took {times(ratio)} as long."
         )
         if many > 1.1 * few and ratio < many / few / 1.1:
-            said += (
-                " So a further sequence costs a step less than its share, as chapter 3 measured."
-            )
+            said += " So a further sequence costs a step less than its share; chapter 3 has the time of a step by batch."
     prompts, together = _numbers(series, "prompt_seconds")
     if prompts:
         said += (
