@@ -680,8 +680,8 @@ record.add(
 #
 # The recording knows addresses and sizes, nothing else. Four conditions follow, and each is some lines of code:
 #
-# 1. **Nothing moves.** The step reads its tokens, positions and block tables from buffers that are allocated once. Each
-#    step copies its batch into them.
+# 1. **Nothing moves.** The step reads its tokens, positions and block tables from one buffer that is allocated once.
+#    `Batch.build` lays a step out in the host's memory and copies it there: one copy for all of them.
 # 2. **Sizes are fixed.** A ladder of batch sizes is recorded, 1, 2, 4, 8, 16, 24 and so on. A batch of 13 runs as 16.
 # 3. **Padding must do no harm.** A padded row computes and *writes* a key and a value. Its block table names the null
 #    block of chapter 4, its slot is the null block's first, its length is 1.
@@ -690,7 +690,7 @@ record.add(
 #    width, which is padded to the longest sequence, and read the lengths on the device.
 
 # %% tags=["remove-input"]
-show_source(GraphRunner, "__init__", "run", "_fill", "_padded")
+show_source(GraphRunner, "__init__", "room", "run", "_step", "_batch")
 
 # %% [markdown]
 # Only steps in which every sequence has one token are recorded: most steps of most servers. A step with a prompt in it
@@ -1372,7 +1372,7 @@ pool = None
 # %% [markdown]
 # The pools of this chapter are as small as the work allows and were written before anything was timed.
 #
-# **The stale row.** The obvious `_fill` copies the batch into the first rows and leaves the others as they were. Logits
+# **The stale row.** The obvious way copies the batch into the first rows and leaves the others as they were. Logits
 # of the real rows are right. But a padded row *writes*: its old slot belongs to a sequence that may still run, in
 # another row by now, and loses a key. `tests/engine/test_cuda_graphs.py` compares the cache before and after and allows changes in
 # the batch's own slots and in the null block, nowhere else.
@@ -1444,14 +1444,14 @@ glue("predictions_tally", tally(foretold))
 # what was measured there.
 # ```
 #
-# **2. Break it and watch which test fails.** In `GraphRunner._fill`, delete the line that resets `_slots` of the padded
-# rows. Does this chapter notice? Which test does?
+# **2. Break it and watch which test fails.** In `_lay_out` of `lib/core/batch.py`, leave out `slot_mapping` where the fields
+# beyond the batch are set to 0. Does this chapter notice? Which test does?
 #
 # ```{admonition} Solution
 # :class: dropdown
 # The chapter may pass: a stale slot does harm only while its former owner still runs and reads it.
-# `pytest tests/engine/test_cuda_graphs.py -k null_block` does not leave it to chance. It compares the cache before and after, and a
-# slot has changed that belongs to no row of the batch.
+# `pytest tests/engine/test_cuda_graphs.py -k null_block` does not leave it to chance. It fills the memory with the slot
+# of another sequence, compares the cache before and after, and a slot has changed that belongs to no row of the batch.
 # ```
 #
 # **3. Another ladder.** Record every size from 1 to 64 instead. What does it save, and what does it cost?

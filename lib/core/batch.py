@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.core.batch_buffer import BatchShape, Room
+
 if TYPE_CHECKING:
     from lib.core.request import Request
 
@@ -70,6 +72,7 @@ class Batch:
     ]  # [B] tokens of this step, host side so that slicing never waits for the device
     kv_lens: list[int]  # [B] seq_lens, host side
     block_ids: list[list[int]]  # [B] the rows of block_table without their padding, host side
+    buffer: Tensor | None = None  # the memory of all tensors above, where they share it
     _derived: dict[Callable[[Batch], Any], Any] = field(default_factory=dict, repr=False)
 
     def derive(self, function: Callable[[Batch], _T]) -> _T:
@@ -80,55 +83,43 @@ class Batch:
 
     @classmethod
     def build(
-        cls, scheduled: Sequence[Scheduled], block_size: int = 1, device: torch.device | str = "cpu"
+        cls,
+        scheduled: Sequence[Scheduled],
+        block_size: int = 1,
+        device: torch.device | str = "cpu",
+        room: Room | None = None,
     ) -> Batch:
-        """Lay the scheduled tokens out flat. `block_size` is 1 and tables are empty where nothing is cached."""
+        """Lay the scheduled tokens out flat. `block_size` is 1 and tables are empty where nothing is cached.
+
+        All tensors lie in one buffer, which one copy brings to another device. With `room` they lie
+        there, and its rows beyond the batch are padding: the tensors are longer than the lists.
+        """
         if not scheduled:
             raise ValueError("a batch needs at least one scheduled request")
         query_lens = [s.num_tokens for s in scheduled]
         starts = [s.request.num_computed_tokens for s in scheduled]
         kv_lens = [start + n for start, n in zip(starts, query_lens)]
         tables = [s.request.block_ids for s in scheduled]
-        block_table = np.zeros((len(scheduled), max(map(len, tables), default=0)), dtype=np.int32)
-        for row, table in enumerate(tables):
-            block_table[row, : len(table)] = table
-        query_start_loc = np.zeros(len(scheduled) + 1, dtype=np.int32)
-        np.cumsum(query_lens, out=query_start_loc[1:])
-        if max(query_lens) == 1:  # all decode: no inner loops over tokens
-            input_ids = np.array(
-                [s.request.token_ids[p] for s, p in zip(scheduled, starts)], dtype=np.int64
-            )
-            positions = np.array(starts, dtype=np.int64)
-            rows = np.arange(len(scheduled))
+        width = max(map(len, tables), default=0)
+        num_rows = sum(s.num_rows for s in scheduled)
+        shape = BatchShape(sum(query_lens), len(scheduled), num_rows, width)
+        if room is not None:
+            shape = room.shape
+        pinned = torch.device(device).type == "cuda"  # else the copy would wait for the device
+        buffer = torch.empty(shape.num_words, dtype=torch.int32, pin_memory=pinned)
+        host = {name: field.numpy() for name, field in shape.views(buffer).items()}
+        _lay_out(host, scheduled, block_size, query_lens, starts, kv_lens)
+        if room is not None:
+            buffer = room.buffer[: shape.num_words].copy_(buffer, non_blocking=True)
         else:
-            input_ids = np.concatenate(
-                [
-                    np.array(s.request.token_ids[a:b] + list(s.draft_token_ids), dtype=np.int64)
-                    for s, a, b in zip(scheduled, starts, kv_lens)
-                ]
-            )
-            positions = np.concatenate([np.arange(a, b) for a, b in zip(starts, kv_lens)])
-            rows = np.repeat(np.arange(len(scheduled)), query_lens)
-        if block_table.shape[1]:
-            slots = (
-                block_table[rows, positions // block_size].astype(np.int64) * block_size
-                + positions % block_size
-            )
-        else:
-            slots = np.zeros(len(input_ids), dtype=np.int64)
-        to = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
+            buffer = buffer.to(device, non_blocking=True)
         return cls(
-            input_ids=to(input_ids),
-            positions=to(positions),
-            query_start_loc=to(query_start_loc),
-            seq_lens=to(np.array(kv_lens, dtype=np.int32)),
-            block_table=to(block_table),
-            slot_mapping=to(slots),
-            logits_indices=to(_logits_indices(scheduled, query_start_loc[1:].astype(np.int64))),
+            **shape.views(buffer),
             block_size=block_size,
             query_lens=query_lens,
             kv_lens=kv_lens,
             block_ids=tables,
+            buffer=buffer if room is None else room.buffer,
         )
 
     @classmethod
@@ -142,9 +133,51 @@ class Batch:
         return cls.build([Scheduled(r, len(r.token_ids)) for r in requests], device=device)
 
 
-def _logits_indices(scheduled: Sequence[Scheduled], ends: np.ndarray) -> np.ndarray:
-    """[N] the last `num_rows` tokens of each sequence. `ends` [B]: where each sequence ends in T."""
-    if not any(s.draft_token_ids for s in scheduled):
-        return ends - 1
-    rows = [s.num_rows for s in scheduled]
-    return np.concatenate([np.arange(end - n, end) for end, n in zip(ends, rows)])
+def _lay_out(
+    host: dict[str, np.ndarray],
+    scheduled: Sequence[Scheduled],
+    block_size: int,
+    query_lens: list[int],
+    starts: list[int],
+    kv_lens: list[int],
+) -> None:
+    """Fill the fields of a batch. Arrays that are longer than the batch end with padding."""
+    num_seqs, num_tokens = len(scheduled), sum(query_lens)
+    for name in ("input_ids", "positions", "slot_mapping"):
+        host[name][num_tokens:] = 0
+    host["seq_lens"][:num_seqs] = kv_lens
+    host["seq_lens"][num_seqs:] = 1
+    host["query_start_loc"][0] = 0
+    ends = host["query_start_loc"][1:]
+    ends[:num_seqs] = query_lens
+    ends[num_seqs:] = 1
+    np.cumsum(ends, out=ends)
+    block_table = host["block_table"]
+    block_table[:] = 0
+    for row, item in enumerate(scheduled):
+        block_table[row, : len(item.request.block_ids)] = item.request.block_ids
+    if num_tokens == num_seqs:  # all decode: no inner loops over tokens
+        host["input_ids"][:num_seqs] = [s.request.token_ids[p] for s, p in zip(scheduled, starts)]
+        host["positions"][:num_seqs] = starts
+        rows = np.arange(num_seqs)
+    else:
+        host["input_ids"][:] = np.concatenate(
+            [
+                np.array(s.request.token_ids[a:b] + list(s.draft_token_ids), dtype=np.int64)
+                for s, a, b in zip(scheduled, starts, kv_lens)
+            ]
+        )
+        host["positions"][:] = np.concatenate([np.arange(a, b) for a, b in zip(starts, kv_lens)])
+        rows = np.repeat(np.arange(num_seqs), query_lens)
+    slots, positions = host["slot_mapping"][:num_tokens], host["positions"][:num_tokens]
+    if block_table.shape[1]:
+        blocks = block_table[rows, positions // block_size].astype(np.int64)
+        slots[:] = blocks * block_size + positions % block_size
+    else:
+        slots[:] = 0
+    if any(s.draft_token_ids for s in scheduled):
+        host["logits_indices"][:] = np.concatenate(
+            [np.arange(end - s.num_rows, end) for end, s in zip(ends, scheduled)]
+        )
+    else:
+        host["logits_indices"][:] = ends - 1

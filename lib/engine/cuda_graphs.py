@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lib.cache.block_manager import NULL_BLOCK
-from lib.core.batch import Batch
+from lib.core.batch import Batch, Scheduled
+from lib.core.batch_buffer import Room
 from lib.engine.runner import ModelRunner
 
 LARGEST = 512  # larger batches have work enough to hide their launches behind
@@ -79,9 +79,11 @@ class Rerun:
 class GraphRunner:
     """A ModelRunner that replays decode steps: `run(batch) -> logits [B, V]`, valid until the next `run`.
 
-    A batch of up to max(sizes) sequences with one query each is replayed, any other runs as before. `max_blocks`: blocks that
-    the longest sequence can have. Attention must take lengths from `seq_lens` alone: the host's `kv_lens` are, while a step
-    is recorded, the longest there can be. Costs: `capture_seconds`, `capture_bytes`.
+    A step of up to max(sizes) sequences with one query each is built in the `room` that the
+    recorded steps read, and replayed; any other runs as before. `max_blocks`: blocks that the
+    longest sequence can have. Attention must take lengths from `seq_lens` alone: the host's
+    `kv_lens` are, while a step is recorded, the longest there can be. Costs: `capture_seconds`,
+    `capture_bytes`.
     """
 
     def __init__(
@@ -94,81 +96,64 @@ class GraphRunner:
         recorder: Recorder | None = None,
     ) -> None:
         self.runner, self.model, self.attention = runner, runner.model, runner.attention
-        self.sizes, self.block_size = sorted(sizes), block_size
+        self.sizes, self.block_size, self.max_blocks = sorted(sizes), block_size, max_blocks
         self.num_replayed = self.num_eager = 0
-        rows = self.sizes[-1]
-        ints = {"dtype": torch.int64, "device": device}
-        self._input_ids, self._positions, self._slots = (
-            torch.zeros(rows, **ints) for _ in range(3)
-        )
-        self._block_table = torch.full(
-            (rows, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device
-        )
-        self._seq_lens = torch.ones(rows, dtype=torch.int32, device=device)
-        self._query_start_loc = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        self._rows = torch.arange(rows, **ints)
-        self._logits: Tensor | None = None  # [rows, V], allocated by the first step
+        largest = Room(self.sizes[-1], max_blocks, torch.empty(0)).shape
+        self._buffer = torch.zeros(largest.num_words, dtype=torch.int32, device=device)
+        self._logits: Tensor | None = None  # [max(sizes), V], allocated by the first step
         recorder = recorder or CudaRecorder(device)
         before, start = recorder.allocated(), time.perf_counter()
         # Largest first: what it allocates is enough for all that come after it.
-        self._graphs = {n: recorder.record(lambda n=n: self._step(n)) for n in reversed(self.sizes)}
+        self._graphs = {}
+        for n in reversed(self.sizes):
+            self._fill_with_padding(n)
+            self._graphs[n] = recorder.record(lambda n=n: self._step(n))
         self.capture_seconds = time.perf_counter() - start
         self.capture_bytes = recorder.allocated() - before
 
+    def room(self, scheduled: Sequence[Scheduled]) -> Room | None:
+        """Where `Batch.build` is to lay this step out; None if it is not one that was recorded."""
+        if len(scheduled) > self.sizes[-1] or any(item.num_tokens > 1 for item in scheduled):
+            return None
+        size = self.sizes[bisect_left(self.sizes, len(scheduled))]
+        return Room(size, self.max_blocks, self._buffer)
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
-        rows = len(batch.query_lens)
-        if max(batch.query_lens) > 1 or rows > self.sizes[-1]:
+        if batch.buffer is not self._buffer:
             self.num_eager += 1
             return self.runner.run(batch)
         self.num_replayed += 1
-        size = self.sizes[bisect_left(self.sizes, rows)]
-        self._fill(batch, rows, size)
-        self._graphs[size]()
-        return self._logits[:rows]
+        self._graphs[len(batch.seq_lens)]()
+        return self._logits[: len(batch.query_lens)]
 
     @torch.inference_mode()
     def _step(self, n: int) -> Tensor:
-        """What is recorded: the model on the first n rows of the buffers.
+        """What is recorded: the model on a batch of n sequences in the room.
 
         Its logits go to one buffer for all sizes. A recording keeps its results alive, and 512
         rows of GPT-2's logits take 49 MiB in bfloat16: all sizes of the ladder would take 1.6 GiB.
         """
-        logits = self.runner.run(self._padded(n))
+        logits = self.runner.run(self._batch(n))
         if self._logits is None:  # the first, not yet recorded run of the largest size
             self._logits = torch.empty_like(logits)
         return self._logits[:n].copy_(logits)
 
-    def _fill(self, batch: Batch, rows: int, size: int) -> None:
-        self._input_ids[:rows].copy_(batch.input_ids)
-        self._positions[:rows].copy_(batch.positions)
-        self._slots[:rows].copy_(batch.slot_mapping)
-        self._seq_lens[:rows].copy_(batch.seq_lens)
-        width = batch.block_table.shape[1]
-        self._block_table[:rows, :width].copy_(batch.block_table)
-        self._block_table[:rows, width:].fill_(NULL_BLOCK)
-        if (
-            rows < size
-        ):  # who was here before may still be running elsewhere: its slot must not be written again
-            self._slots[rows:size].fill_(NULL_BLOCK * self.block_size)
-            self._seq_lens[rows:size].fill_(1)
-            self._block_table[rows:size].fill_(NULL_BLOCK)
-            self._positions[rows:size].zero_()
-            self._input_ids[rows:size].zero_()
+    def _fill_with_padding(self, n: int) -> None:
+        """What a step must find that is recorded, and not yet used for a batch."""
+        batch = self._batch(n)
+        self._buffer.zero_()
+        batch.seq_lens.fill_(1)
+        for numbers in (batch.query_start_loc, batch.logits_indices):
+            torch.arange(len(numbers), out=numbers)
 
-    def _padded(self, n: int) -> Batch:
-        """The first n rows of the buffers as a batch. All that the host knows of it is its shape."""
-        longest = self._block_table.shape[1] * self.block_size
+    def _batch(self, n: int) -> Batch:
+        """The room's first n sequences. All that the host knows of them is their number."""
         return Batch(
-            input_ids=self._input_ids[:n],
-            positions=self._positions[:n],
-            query_start_loc=self._query_start_loc[: n + 1],
-            seq_lens=self._seq_lens[:n],
-            block_table=self._block_table[:n],
-            slot_mapping=self._slots[:n],
-            logits_indices=self._rows[:n],
+            **Room(n, self.max_blocks, self._buffer).shape.views(self._buffer),
             block_size=self.block_size,
             query_lens=[1] * n,
-            kv_lens=[longest] * n,
+            kv_lens=[self.max_blocks * self.block_size] * n,
             block_ids=[[]] * n,
+            buffer=self._buffer,
         )

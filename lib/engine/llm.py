@@ -232,11 +232,12 @@ class LLM:
             raise
         if not scheduled:
             return []  # a `step` that only hands out what `generate` computed on the way
-        batch = Batch.build(scheduled, self.manager.block_size, self.device)
+        room = self.runner.room(scheduled)
+        batch = Batch.build(scheduled, self.manager.block_size, self.device, room)
         logits = self.runner.run(batch)
         streams = [self._groups[s.request.request_id].streams[s.request.index] for s in scheduled]
         progress = step_results(scheduled, logits, streams)
-        totals = self._totals.after(len(batch.input_ids), progress)
+        totals = self._totals.after(sum(batch.query_lens), progress)
         try:
             self._commit(progress, totals)
             self.scheduler.update(scheduled)

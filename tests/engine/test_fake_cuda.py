@@ -93,6 +93,21 @@ def test_every_engine_gives_the_oracles_tokens(tiny, cuda, name, options):
     check_empty(engine)
 
 
+@pytest.mark.parametrize("options", ENGINES.values(), ids=ENGINES)
+def test_a_greedy_step_copies_once_to_the_device_and_waits_once(llama, cuda, options):
+    engine = engine_on(llama, **{"max_num_batched_tokens": 64, **options})
+    for seed in range(3):
+        engine.add_request(prompt_of(5 + seed, seed), params(12, temperature=0))
+    for _ in range(4):
+        cuda.clear()
+        engine.step()
+        decodes = all(r.num_output_tokens > 1 for r in engine.scheduler.running)
+        if decodes:
+            assert sum(cuda.h2d.values()) == 1, dict(cuda.h2d)
+            assert sum(cuda.syncs.values()) == 1, dict(cuda.syncs)
+    assert decodes
+
+
 @pytest.mark.parametrize("how", SAMPLING.values(), ids=SAMPLING)
 def test_every_way_of_sampling_gives_the_cpus_tokens(llama, cuda, how):
     prompts, chosen = [prompt_of(8, i) for i in range(3)], params(8, **how)
