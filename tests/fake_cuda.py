@@ -94,6 +94,9 @@ class FakeCuda(TorchDispatchMode):
         self._arriving: list[Callable[[], object]] = []  # copies to pinned memory under way
         self.recording: list[tuple[Any, ...]] | None = None
         self.streams = 0
+        self.zeroed = (
+            False  # whether new memory is 0: what a kernel that is only counted leaves behind
+        )
         self.clear()
 
     def clear(self) -> None:
@@ -119,8 +122,9 @@ class FakeCuda(TorchDispatchMode):
     def arrive(self, number: int) -> None:
         """The first `number` copies under way reach the host."""
         arrived, self._arriving = self._arriving[:number], self._arriving[number:]
-        for finish in arrived:
-            finish()
+        with torch.inference_mode():
+            for finish in arrived:
+                finish()
 
     def _not_in_a_capture(self, what: str) -> None:
         if self.recording is not None:
@@ -196,6 +200,8 @@ class FakeCuda(TorchDispatchMode):
         inner_kwargs.pop("pin_memory", None)
         with torch._C._DisableTorchDispatch():
             out = func(*inner_args, **inner_kwargs)
+            if self.zeroed and name in _MEMORY:
+                out.zero_()
         view = not func._schema.is_mutable and _addresses(out) & _addresses(on_device)
         if not (view or name in _MEMORY or name in _WAITS[1:3] or copied_in):
             self.kernels[name.removeprefix("aten::")] += 1

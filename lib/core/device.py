@@ -38,3 +38,10 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if chosen not in _DTYPES.values():
         raise ValueError(f"dtype must be 'auto' or one of {list(_DTYPES)}, got {dtype!r}")
     return chosen
+
+
+def copy_to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on `device`, by way of pinned memory: the host does not wait for the copy."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

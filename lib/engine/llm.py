@@ -27,7 +27,8 @@ from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
 from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
-from lib.engine.step_results import step_results
+from lib.engine.sampling import Sampler
+from lib.engine.step_results import results_of, rows_to_sample
 from lib.engine.totals import Totals
 from lib.models.checkpoint import load_model
 
@@ -66,6 +67,7 @@ class LLM:
         self._one_thread = OneThread()
         self._ids = itertools.count()
         self._totals = Totals()
+        self._sampler = Sampler()
 
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
@@ -236,7 +238,8 @@ class LLM:
         batch = Batch.build(scheduled, self.manager.block_size, self.device, room)
         logits = self.runner.run(batch)
         streams = [self._groups[s.request.request_id].streams[s.request.index] for s in scheduled]
-        progress = step_results(scheduled, logits, streams)
+        chosen = self._sampler.choose(logits, rows_to_sample(scheduled))
+        progress = results_of(scheduled, chosen, streams)
         totals = self._totals.after(sum(batch.query_lens), progress)
         try:
             self._commit(progress, totals)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lib.engine.sampling_row import SamplingRow
+from lib.core.device import copy_to
+from lib.engine.chosen_tokens import NOT_FINITE, NOT_KNOWN, ChosenTokens
+from lib.engine.row_groups import DrawnRows, Row, RowGroups
 
 # Truncated sampling sorts only this many most likely candidates, and all of the vocabulary only where they do not
 # hold the nucleus. Sorting 49,152 logits a row costs more than the rest of a small model's step.
@@ -19,9 +21,64 @@ _CANDIDATES = 1024
 _LARGEST_LOGIT = 1e30  # still finite in float32 after division by the smallest temperature
 
 
-@torch.inference_mode()
+class Sampler:
+    """Chooses tokens. Keeps the parameters of a step's rows on the device for as long as the batch stays the same."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._groups: RowGroups | None = None
+
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, rows: Sequence[Row]) -> ChosenTokens:
+        """Choose the token of each of the N rows of `logits` [N, V]. Changes nothing, waits for nothing."""
+        groups = self._groups_of(rows, logits)
+        adjusted = _adjust(logits, rows)
+        token_ids = adjusted.argmax(dim=-1)
+        # NaN counts as the largest: a row is good if its largest logit is.
+        good = adjusted.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()
+        # Two groups, chosen by each row's own parameters: a neighbour's top_p must not change how this row adds up.
+        plain, truncated = groups.plain, groups.truncated
+        uniform = self._uniforms(rows, groups, logits.device)
+        if plain is not None:
+            weights = torch.softmax(_scaled(adjusted, plain), dim=-1, dtype=torch.float64)
+            token_ids.index_copy_(0, plain.index, draw(weights, uniform[: len(plain.rows)]))
+        if truncated is not None:
+            uniform = uniform[len(uniform) - len(truncated.rows) :]
+            drawn = _draw_truncated(_scaled(adjusted, truncated), truncated, uniform)
+            token_ids.index_copy_(0, truncated.index, drawn)
+        token_ids = torch.where(good, token_ids, NOT_FINITE)
+
+        @torch.inference_mode()
+        def finish(unknown_rows: list[int]) -> Tensor:
+            # The candidates do not hold these rows' nucleus. The others keep what they drew, whatever is beside them.
+            places = [truncated.rows.index(r) for r in unknown_rows]
+            some = truncated.some(places)
+            at = copy_to(torch.tensor(places), logits.device)
+            scaled = _scaled(adjusted, some)
+            drawn = _draw_truncated(scaled, some, uniform[at], width=logits.shape[1])
+            return token_ids.index_copy(0, some.index, drawn)
+
+        return ChosenTokens(token_ids, logits, groups, finish)
+
+    def _groups_of(self, rows: Sequence[Row], logits: Tensor) -> RowGroups:
+        requests = [getattr(row, "request", row) for row in rows]
+        key = (logits.shape[1], logits.device, *requests)
+        if self._groups is None or key != self._key:
+            self._groups, self._key = RowGroups(rows, logits.shape[1], logits.device), key
+        return self._groups
+
+    @staticmethod
+    def _uniforms(rows: Sequence[Row], groups: RowGroups, device: torch.device) -> Tensor | None:
+        """[R, 1] float64: the random numbers of the plain rows, then those of the truncated ones."""
+        drawn = [r for group in (groups.plain, groups.truncated) if group for r in group.rows]
+        if not drawn:
+            return None
+        numbers = torch.tensor([[rows[r].uniform()] for r in drawn], dtype=torch.float64)
+        return copy_to(numbers, device)
+
+
 def sample(
-    logits: Tensor, rows: Sequence[SamplingRow]
+    logits: Tensor, rows: Sequence[Row]
 ) -> tuple[list[int | None], list[dict[int, float] | None]]:
     """Choose the token of each row. Changes nothing: asked again, it chooses the same.
 
@@ -30,64 +87,25 @@ def sample(
     None or its log-probabilities {token id: natural log}, the sampled token first, then the most
     likely ones.
     """
-    raw = logits.float()
-    logits = _adjust(raw, rows)
-    token_ids = logits.argmax(dim=-1)
-    # NaN counts as the largest: a row is good if its largest logit is.
-    good = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()
-    random_rows = [r for r, row in enumerate(rows) if not row.params.greedy]
-    truncated = [r for r in random_rows if _truncates(rows[r], logits.shape[1])]
-    plain = [r for r in random_rows if not _truncates(rows[r], logits.shape[1])]
-    # Two groups, chosen by each row's own parameters: a neighbour's top_p must not change how this row adds up.
-    for group, draw in ((plain, _draw), (truncated, _draw_truncated)):
-        if group:
-            chosen = [rows[r] for r in group]
-            temperature = _column([r.params.temperature for r in chosen], logits)
-            uniform = torch.tensor([[r.uniform()] for r in chosen], dtype=torch.float64).to(
-                logits.device
-            )
-            token_ids[group] = draw(logits[group] / temperature, chosen, uniform)
-    ids = [i if i >= 0 else None for i in torch.where(good, token_ids, -1).tolist()]
-    wants_logprobs = [
-        r for r, row in enumerate(rows) if row.params.logprobs is not None and ids[r] is not None
-    ]
-    logprobs: list[dict[int, float] | None] = [None] * len(rows)
-    if wants_logprobs:
-        for r, values in zip(wants_logprobs, torch.log_softmax(raw[wants_logprobs], dim=-1)):
-            best = values.topk(rows[r].params.logprobs)
-            logprobs[r] = {
-                ids[r]: values[ids[r]].item(),
-                **dict(zip(best.indices.tolist(), best.values.tolist())),
-            }
-    return ids, logprobs
-
-
-def is_finite(logits: Tensor) -> list[bool]:
-    """Whether each row of logits [B, V] could be sampled from: no NaN, no +infinity, not all -infinity."""
-    return logits.amax(dim=-1).isfinite().tolist() if len(logits) else []
-
-
-def _truncates(row: SamplingRow, vocab_size: int) -> bool:
-    p = row.params
-    return 0 < p.top_k < vocab_size or p.top_p < 1 or p.min_p > 0
+    return Sampler().choose(logits, rows).read()
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype).to(like.device).unsqueeze(1)
+    return copy_to(torch.tensor(values, dtype=like.dtype), like.device).unsqueeze(1)
 
 
-def _adjust(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+def _adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Penalties and min_tokens; copies the logits only if there are any."""
-    penalised = [r for r, row in enumerate(rows) if row.params.has_penalties]
+    penalised = [r for r, row in enumerate(rows) if row is not None and row.params.has_penalties]
     held = [
         (r, token)
         for r, row in enumerate(rows)
-        if row.num_output_tokens < row.params.min_tokens
+        if row is not None and row.num_output_tokens < row.params.min_tokens
         for token in row.stop_token_ids
     ]
     if not penalised and not held:
         return logits
-    logits = logits.clone()
+    logits = logits.to(torch.float32, copy=True)
     if penalised:
         chosen = [rows[r] for r in penalised]
         repetition, presence, frequency = (
@@ -96,14 +114,15 @@ def _adjust(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         )
         in_output = _counts([r.output_token_ids for r in chosen], logits)
         seen = _counts([r.token_ids for r in chosen], logits) > 0
-        values = logits[penalised]
+        at = copy_to(torch.tensor(penalised), logits.device)
+        values = logits[at]
         repeated = torch.where(values > 0, values / repetition, values * repetition)
         # An extreme penalty (1e-300, 1e300) must not make a logit infinite.
         values = torch.where(seen, repeated.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT), values)
-        logits[penalised] = values - frequency * in_output - presence * (in_output > 0)
+        logits[at] = values - frequency * in_output - presence * (in_output > 0)
     if held:
-        held_rows, tokens = zip(*held)
-        logits[list(held_rows), list(tokens)] = float("-inf")
+        index = copy_to(torch.tensor(held), logits.device)
+        logits[index[:, 0], index[:, 1]] = float("-inf")
     return logits
 
 
@@ -113,25 +132,40 @@ def _counts(token_ids: Sequence[Sequence[int]], like: Tensor) -> Tensor:
     rows = torch.tensor([r for r, ids in enumerate(token_ids) for _ in ids], dtype=torch.long)
     columns = torch.tensor([i for ids in token_ids for i in ids], dtype=torch.long)
     counts.index_put_((rows, columns), torch.ones((), dtype=like.dtype), accumulate=True)
-    return counts.to(like.device)
+    return copy_to(counts, like.device)
 
 
-def _draw(scaled: Tensor, rows: Sequence[SamplingRow], uniform: Tensor) -> Tensor:
-    """Inverse transform sampling: the first token at which the running sum of probabilities passes `uniform`."""
-    return _invert(torch.softmax(scaled, dim=-1, dtype=torch.float64), uniform).squeeze(1)
+def _scaled(logits: Tensor, group: DrawnRows) -> Tensor:
+    return logits[group.index].float() / group.temperature
+
+
+def draw(weights: Tensor, uniform: Tensor | float) -> Tensor:
+    """[R] columns at which the running sum of `weights` [R, N] passes uniform * total; never one of weight 0.
+
+    uniform: numbers in [0, 1), [R, 1] or one for all. This is inverse transform sampling.
+    """
+    sums = weights.cumsum(-1)
+    # `right`: the sum must pass the target, so a leading zero weight is not taken for uniform = 0.
+    column = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
+    last = weights.shape[1] - 1 - (weights.flip(-1) > 0).to(torch.uint8).argmax(-1, keepdim=True)
+    return column.minimum(last).squeeze(1)
 
 
 def _draw_truncated(
-    scaled: Tensor, rows: Sequence[SamplingRow], uniform: Tensor, width: int = _CANDIDATES
+    scaled: Tensor, group: DrawnRows, uniform: Tensor, width: int = _CANDIDATES
 ) -> Tensor:
+    """Tokens [R]; NOT_KNOWN where `width` candidates do not hold the nucleus."""
+    ids, weights, short = _truncate(scaled, group, width)
+    token_ids = ids.gather(1, draw(weights, uniform).unsqueeze(1)).squeeze(1)
+    return token_ids if short is None else torch.where(short, NOT_KNOWN, token_ids)
+
+
+def _truncate(scaled: Tensor, group: DrawnRows, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(ids, weights, short): ids and weights [R, width] of the most likely tokens, 0 for those that top_k, top_p and
+    min_p cut off; [R] which rows' nuclei need more than `width` of them, None where none can."""
     vocab_size = scaled.shape[1]
     width = min(width, vocab_size)
-    top_k = [r.params.top_k if 0 < r.params.top_k < vocab_size else vocab_size for r in rows]
-    top_k = torch.tensor(top_k).unsqueeze(1).to(scaled.device)
-    # In float64: float32 would round the smallest top_p to 0, which leaves no candidate at all.
-    top_p = torch.tensor([[r.params.top_p] for r in rows], dtype=torch.float64)
-    top_p = top_p.to(scaled.device)
-    min_p = _column([r.params.min_p for r in rows], scaled)
+    top_k, top_p, min_p = group.top_k, group.top_p, group.min_p
     values, ids = scaled.topk(width, dim=-1)
     rank = torch.arange(width, device=scaled.device).unsqueeze(0)
     keep = (rank < top_k) & (values >= values[:, :1] + min_p.log())
@@ -139,24 +173,8 @@ def _draw_truncated(
     # What top_k and min_p leave is the whole distribution for top_p; if they leave all, it sums to one.
     cut = (top_k < vocab_size) | (min_p > 0)
     mass = torch.where(cut, (probs * keep).sum(-1, keepdim=True), torch.ones_like(probs[:, :1]))
-    unknown = (
-        keep[:, -1] & cut[:, 0]
-    )  # they leave more than the candidates, and nobody knows how much
+    # They leave more than the candidates, and how much is not known.
+    unknown = keep[:, -1] & cut[:, 0]
     before = (probs * keep).cumsum(-1) - probs * keep
     keep &= (before < top_p * mass) | (rank == 0)
-    token_ids = ids.gather(1, _invert(probs * keep, uniform)).squeeze(1)
-    if width < vocab_size and (short := (keep[:, -1] | unknown).nonzero().squeeze(1).tolist()):
-        # The candidates do not hold these rows' nucleus. The others keep what they drew, whoever is beside them.
-        token_ids[short] = _draw_truncated(
-            scaled[short], [rows[r] for r in short], uniform[short], vocab_size
-        )
-    return token_ids
-
-
-def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Column [R, 1] at which the running sum of `weights` [R, N] passes uniform * total; never one of weight 0."""
-    sums = weights.cumsum(-1)
-    # `right`: the sum must pass the target, so a leading zero weight is not taken for uniform = 0.
-    column = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
-    last = weights.shape[1] - 1 - (weights.flip(-1) > 0).to(torch.uint8).argmax(-1, keepdim=True)
-    return column.minimum(last)
+    return ids, probs * keep, (keep[:, -1] | unknown) if width < vocab_size else None

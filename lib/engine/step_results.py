@@ -7,58 +7,63 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lib.core.batch import Scheduled
+from lib.engine.chosen_tokens import ChosenTokens
 from lib.engine.completion_stream import CompletionStream, Progress
-from lib.engine.sampling import is_finite, sample
+from lib.engine.row_groups import Row
+from lib.engine.sampling import Sampler
 from lib.engine.sampling_row import SamplingRow
+
+
+def rows_to_sample(scheduled: Sequence[Scheduled]) -> list[Row]:
+    """What the sampler must know of each of a step's N rows of logits.
+
+    A request whose tokens are all computed after this step has `num_rows` rows: one per draft, and
+    one more. One in the middle of its prompt has one row, and only its finiteness matters.
+    """
+    rows: list[Row] = []
+    for item in scheduled:
+        if not item.completes:
+            rows.append(None)
+        elif not item.draft_token_ids:
+            rows.append(item.request)
+        else:
+            rows += [
+                SamplingRow(item.request, tuple(item.draft_token_ids[:n]))
+                for n in range(item.num_rows)
+            ]
+    return rows
 
 
 def step_results(
     scheduled: Sequence[Scheduled], logits: Tensor, streams: Sequence[CompletionStream]
 ) -> list[Progress]:
-    """What the logits [N, V] mean for the requests that get tokens or fail. Changes nothing.
+    """What the logits [N, V] mean for the requests that get tokens or fail. Changes nothing."""
+    chosen = Sampler().choose(logits, rows_to_sample(scheduled))
+    return results_of(scheduled, chosen, streams)
 
-    A request whose tokens are all computed after this step has `num_rows` rows: one per draft, and
-    one more. One in the middle of its prompt has one row, and only its finiteness matters.
-    """
-    first, complete, partial = 0, [], []  # (place in `scheduled`, its first row)
-    for place, item in enumerate(scheduled):
-        (complete if item.completes else partial).append((place, first))
-        first += item.num_rows
-    progress = []
-    if complete:
-        rows = [
-            SamplingRow(item.request, tuple(item.draft_token_ids[:n]))
-            for item in (scheduled[place] for place, _ in complete)
-            for n in range(item.num_rows)
-        ]
-        if partial:
-            kept = [first + n for i, first in complete for n in range(scheduled[i].num_rows)]
-            logits_of_rows = logits[kept]
-        else:
-            logits_of_rows = logits
-        token_ids, logprobs = sample(logits_of_rows, rows)
-        start = 0
-        for place, _ in complete:
-            item = scheduled[place]
-            end = start + item.num_rows
-            sampled = token_ids[start:end]
+
+def results_of(
+    scheduled: Sequence[Scheduled], chosen: ChosenTokens, streams: Sequence[CompletionStream]
+) -> list[Progress]:
+    """What a step's tokens mean for the requests that get tokens or fail. Changes nothing."""
+    token_ids, logprobs = chosen.read()
+    progress, start = [], 0
+    for item, stream in zip(scheduled, streams):
+        end = start + item.num_rows
+        sampled = token_ids[start:end]
+        if item.completes:
             num_tokens = _num_accepted(sampled, item.draft_token_ids) + 1
             progress.append(
-                streams[place].progress(
+                stream.progress(
                     sampled[:num_tokens],
                     logprobs[start : start + num_tokens],
                     len(item.draft_token_ids),
                     finite=None not in sampled,
                 )
             )
-            start = end
-    if partial:
-        ok = is_finite(logits[[row for _, row in partial]])
-        progress += [
-            streams[place].progress([None], [None], finite=False)
-            for (place, _), good in zip(partial, ok)
-            if not good
-        ]
+        elif sampled[0] is None:
+            progress.append(stream.progress([None], [None], finite=False))
+        start = end
     return progress
 
 

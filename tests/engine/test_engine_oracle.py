@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lib import SamplingParams
+from lib.engine.sampling import Sampler
 from tests.helpers import Tiny, check_books, check_empty, drain, held_blocks, prompt_of
 
 STAGES = [
@@ -340,18 +343,16 @@ def test_what_others_left_in_the_cache_changes_nothing(llama, kv_cache):
 @pytest.mark.parametrize("kv_cache", ["none", "contiguous", "paged"])
 def test_bfloat16_logits_stay_near_float32(tiny, name, kv_cache, monkeypatch):
     """Mean error below 2 % and largest below 15 % of the logits' spread, over a prompt and six forced tokens."""
-    from lib.engine import step_results as module
-
     seen: dict[str, list[torch.Tensor]] = {"float32": [], "bfloat16": []}
     prompt, forced = prompt_of(20, 1), prompt_of(6, 2)
     for dtype, logits in seen.items():
         replay = iter(forced)
 
-        def record(values, requests, logits=logits, replay=replay):
+        def record(sampler, values, rows, logits=logits, replay=replay):
             logits.append(values.float())
-            return [next(replay)], [None]
+            return SimpleNamespace(read=lambda: ([next(replay)], [None]))
 
-        monkeypatch.setattr(module, "sample", record)
+        monkeypatch.setattr(Sampler, "choose", record)
         tiny[name].engine(kv_cache=kv_cache, dtype=dtype).generate([prompt], greedy(6))
     exact, rough = (torch.cat(logits) for logits in seen.values())
     error = (exact - rough).abs() / exact.std()

@@ -109,6 +109,22 @@ def test_a_greedy_step_copies_once_to_the_device_and_waits_once(llama, cuda, opt
 
 
 @pytest.mark.parametrize("how", SAMPLING.values(), ids=SAMPLING)
+def test_a_sampled_step_copies_at_most_twice_and_waits_once(llama, cuda, how):
+    """Penalties count tokens on the host: their steps may copy the counts as well."""
+    engine = engine_on(llama, attention="fused", cuda_graphs=True)
+    for seed in range(3):
+        engine.add_request(prompt_of(5 + seed, seed), params(12, **how))
+    for _ in range(3):
+        engine.step()
+    for _ in range(3):
+        cuda.clear()
+        engine.step()
+        if how.get("min_tokens", 0) == 0 and "repetition_penalty" not in how:
+            assert sum(cuda.h2d.values()) == 2 - (how.get("temperature") == 0), dict(cuda.h2d)
+        assert sum(cuda.syncs.values()) == 1, dict(cuda.syncs)
+
+
+@pytest.mark.parametrize("how", SAMPLING.values(), ids=SAMPLING)
 def test_every_way_of_sampling_gives_the_cpus_tokens(llama, cuda, how):
     prompts, chosen = [prompt_of(8, i) for i in range(3)], params(8, **how)
     ours = engine_on(llama, attention="gather").generate(prompts, chosen)
@@ -123,11 +139,12 @@ def test_every_way_of_sampling_gives_the_cpus_tokens(llama, cuda, how):
 def test_the_kernels_launcher_stays_on_the_device(tiny):
     """The launches themselves, counted instead of run."""
     with fake_cuda() as cuda:
+        cuda.zeroed = True
         for name in ("llama", "gpt2"):
             engine = engine_on(tiny[name], attention="fused", cuda_graphs=True)
             assert cuda.triton["store"] > 0 and cuda.triton["decode"] > 0
             engine.generate([prompt_of(9, 1)] * 3, params(4, temperature=0))
-            assert cuda.replays >= 3 and cuda.triton["varlen"] > 0
+            assert cuda.replays >= 2 and cuda.triton["varlen"] > 0
             cuda.clear()
 
 

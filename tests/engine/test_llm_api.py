@@ -8,6 +8,7 @@ import torch
 
 from lib import LLM, SamplingParams
 from lib.core.errors import InvalidRequest
+from lib.engine.sampling import Sampler
 from tests.helpers import VOCAB, Tiny, check_books, check_empty, drain, llama_checkpoint, prompt_of
 
 
@@ -429,15 +430,13 @@ def test_an_interrupted_generate_frees_everything_and_keeps_the_others(llama, mo
 
 
 def test_an_interrupt_while_sampling_loses_no_token(llama, monkeypatch):
-    from lib.engine import step_results as module
-
-    engine, sample = llama.engine(), module.sample
+    engine, choose = llama.engine(), Sampler.choose
     engine.add_request([5, 6], greedy(6), "other")
     engine.step()
-    monkeypatch.setattr(module, "sample", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Sampler, "choose", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         engine.step()
-    monkeypatch.setattr(module, "sample", sample)
+    monkeypatch.setattr(Sampler, "choose", choose)
     assert drain(engine)["other"].token_ids == llama.greedy([5, 6], 6)
 
 
