@@ -70,7 +70,7 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
 from lib.bench.findings import ch08_launch_overhead as words
-from lib.bench.findings.gates import Experiments, Gate
+from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.vocabulary import capital
 from lib.bench.measure import busy_machine, counts, flame
@@ -902,16 +902,8 @@ show(fig, "08_steps")
 
 # %% tags=["remove-cell"]
 glue_all(words.steps(by_batch))
-
-
-def together(*gates):
-    """The run in which all of these experiments could show what they claim."""
-    reasons = dict.fromkeys(r for gate in gates for r in gate.reasons)
-    gate = Gate("", list(reasons))
-    return experiments.pick(gate, record)
-
-
-whole_step = together(step_gate, kind_gate, product_gate, batch_gate)
+gates = [step_gate, kind_gate, product_gate, batch_gate]
+whole_step = experiments.pick_for_all(gates, record)
 glue_all(words.bound_and_count(whole_step))
 glue_all(words.by_kind(whole_step))
 glue_all(words.model(whole_step))
