@@ -106,10 +106,10 @@ def lock(run: Any) -> dict[str, str]:
         verdict = versus_prediction(core_loss(run), factor, "×")
         if core_loss(run) is None:
             said += "."
-        elif verdict.kind == "failed" and verdict.direction > 0:
-            said += f", more than the {times(core_loss(run))} that the loss of one core explains: the prediction failed."
+        elif verdict.direction > 0:
+            said += f", more than the {times(core_loss(run))} that the loss of one core explains: {verdict.verdict}."
         else:
-            said += f"; the loss of one core explains {times(core_loss(run))}."
+            said += f"; the loss of one core explains up to {times(core_loss(run))}."
     found = compare(thread, process, "the step beside a thread", "the step beside a process")
     return {
         "process_finding": said,
