@@ -816,6 +816,7 @@ def serve(llm, work):
 # The two engines take turns, so that a busy moment of the machine falls on both.
 
 # %%
+experiments = Experiments("04_paged_cache", device)
 TURNS = pick(smoke=1, cpu=2, gpu=3)
 served = {name: [] for name in engines}
 lost = {}  # preemptions of the last turn
@@ -910,7 +911,6 @@ record = Record(
     seed=0,
     roofline=roofline,
 )
-experiments = Experiments("04_paged_cache", device)
 
 # %% tags=["hide-input"]
 record.add(

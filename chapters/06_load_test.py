@@ -87,6 +87,7 @@ from lib.bench.measure.machine import default_device
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.measure.timing import Rates, Timing
+from lib.bench.notebook import toy
 from lib.bench.notebook.figures import (
     COLOURS,
     bars,
@@ -106,6 +107,8 @@ from lib.bench.notebook.style import caution
 from lib.bench.records.files import read_records, reference
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
+from lib.cache.block_manager import BlockManager
+from lib.engine.scheduler import Scheduler
 from lib.loadtest.arrivals import arrival_times
 from lib.loadtest.client import Target, send
 from lib.loadtest.queue_model import StepLine, expected, serve
@@ -236,6 +239,69 @@ def kept_up(gate, rows):
 show_source(RequestTrace, "ttft", "ttft_sent", "e2e", "tpot", "gaps", "lag")
 
 # %% [markdown]
+# **The toy, under load.** Let each of the eight steps of the toy of {ref}`sec-toy` take 10 ms, with three blocks as in
+# chapter 4, and let A be due at 0 and B at 5 ms, while step 1 runs. The same definitions, applied to the steps in which
+# their words came:
+
+
+# %%
+def toy_traces(b_sent):
+    """A, due at 0, and B, due at 5 and sent at `b_sent`; all times in ms."""
+    first_step = -(-b_sent // 10) + 1  # the next one to begin
+    cache = BlockManager(toy.NUM_BLOCKS, toy.BLOCK_SIZE)
+    steps = toy.play(Scheduler(cache, 2, toy.BUDGET), {"A": 1, "B": first_step})
+    came = toy.token_times(steps, 10)
+    return [
+        RequestTrace(
+            i, due, due, sent, came[name], output_tokens=len(came[name])
+        )
+        for i, (name, due, sent) in enumerate((("A", 0, 0), ("B", 5, b_sent)))
+    ]
+
+
+a, b = toy_traces(b_sent=5)
+_, late = toy_traces(b_sent=50)
+assert (b.ttft, b.tpot, b.gaps) == (25, 25, [40, 10])
+assert (late.ttft, late.ttft_sent) == (55, 10)
+
+# %% tags=["remove-input"]
+table(
+    [
+        [
+            name,
+            trace.scheduled,
+            trace.sent,
+            ", ".join(map(str, trace.chunks)),
+            trace.ttft,
+            trace.ttft_sent,
+            f"{trace.tpot:.0f}",
+            max(trace.gaps),
+        ]
+        for name, trace in {
+            "A": a,
+            "B": b,
+            "B, sent when A has ended": late,
+        }.items()
+    ],
+    headers=[
+        "ms",
+        "due",
+        "sent",
+        "words came at",
+        "TTFT",
+        "since sent",
+        "TPOT",
+        "longest gap",
+    ],
+)
+
+# %% [markdown]
+# By hand for B: its first word came with step 3, at 30 ms, so its TTFT is 30 − 5 = 25 ms. The other two took 80 − 30 = 50
+# ms, so its TPOT is 25 ms. Of its two gaps, 40 and 10 ms, the longer one is the preemption, which a mean hides. In the
+# last row the generator has one place in flight, like a closed loop of one user, and sends B when A has ended. Then B
+# meets an empty server. Since it was sent, its TTFT is 10 ms, as A's; since it was due, it is 55 ms. Only the second clock
+# shows the wait.
+#
 # The names are those of `vllm bench serve`, except that its clock always starts when a request is sent. Names are a trap
 # in this field. The same word means different things in different tools ({numref}`tab-06-names`), and a figure is worth
 # nothing without its definition.

@@ -70,7 +70,7 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
 from lib.bench.findings import ch08_launch_overhead as words
-from lib.bench.findings.gates import Experiments, Gate
+from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.vocabulary import capital
 from lib.bench.measure import busy_machine, counts, flame
@@ -452,8 +452,8 @@ show_source(pack)
 # Which layout is faster depends on the shape, the dtype, the processor and the version of the library. An engine could
 # time both at load and keep the faster. But a packed product adds up in another order, and on a busy machine the clock may
 # choose another kernel after a restart. Then one seed gives two texts. So `linear="auto"` follows a rule and reads no
-# clock: it packs every weight of at least 65,536 elements, wherever oneDNN can. A smaller weight stays in the processor's
-# cache, where its layout does not matter. The evidence for the rule is {numref}`fig-08-products`.
+# clock: it packs every weight of at least 65,536 elements, wherever oneDNN can. A smaller weight is a small part
+# of a step's bytes, whatever its layout. {numref}`fig-08-products` shows what the rule does here.
 
 # %% tags=["remove-input"]
 show_source(pack_linears)
@@ -611,7 +611,7 @@ glue_all(words.kernels(by_kernel))
 #
 # Between two products a layer adds, normalises, rotates, multiplies. In eager PyTorch each of these is several
 # operators; each reads and writes all of its data. A compiler can make one loop of them {cite}`ansel2024pytorch2`. The
-# products stay what they are: the best kernel is known. So `lib.models.compiled` gives the compiler four small
+# products stay what they are: their kernel is chosen already. So `lib.models.compiled` gives the compiler four small
 # functions, and leaves the rest of the layer as it was:
 
 # %% tags=["remove-input"]
@@ -693,8 +693,7 @@ record.add(
 show_source(GraphRunner, "__init__", "room", "run", "_step", "_batch")
 
 # %% [markdown]
-# Only steps in which every sequence has one token are recorded: most steps of most servers. A step with a prompt in it
-# runs as before. The largest size is recorded first, since all sizes share one pool of memory and the smaller ones then
+# Only steps in which every sequence has one token are recorded. A step with a prompt in it runs as before. The largest size is recorded first, since all sizes share one pool of memory and the smaller ones then
 # fit into what is there.
 #
 # The recorder itself is small. `torch.cuda.graph` does the work. A warm-up run before it compiles kernels and
@@ -903,16 +902,8 @@ show(fig, "08_steps")
 
 # %% tags=["remove-cell"]
 glue_all(words.steps(by_batch))
-
-
-def together(*gates):
-    """The run in which all of these experiments could show what they claim."""
-    reasons = dict.fromkeys(r for gate in gates for r in gate.reasons)
-    gate = Gate("", list(reasons))
-    return experiments.pick(gate, record)
-
-
-whole_step = together(step_gate, kind_gate, product_gate, batch_gate)
+gates = [step_gate, kind_gate, product_gate, batch_gate]
+whole_step = experiments.pick_for_all(gates, record)
 glue_all(words.bound_and_count(whole_step))
 glue_all(words.by_kind(whole_step))
 glue_all(words.model(whole_step))
@@ -1038,8 +1029,8 @@ gate.repeats(tidy.values())
 glue_all(words.modules(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`modules_finding` We keep the modules: a model that one can read is worth that. The point of the measurement
-# is the other direction: no more than this can be blamed on the tree of modules.
+# {glue:text}`modules_finding` We keep the modules, since the model is there to be read. What the measurement gives is a
+# limit: no more than this can be blamed on the tree of modules.
 #
 # Three more ideas are not in `lib/` and not on this page: a rotation with fewer operators, additions in place, a gate
 # multiplied in place. Try them as you would try any: in turns with the original, and against the spread of the repeats.
@@ -1230,7 +1221,7 @@ record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
 #
 # ## A busy machine: threads that wait by spinning
 #
-# The record of this chapter is made on a quiet machine. Readers' machines are not quiet. Let one other program compute
+# The record of this chapter is made on a quiet machine. A reader's machine may not be quiet. Let one other program compute
 # beside a decode step on two threads. *On two cores that takes half of the machine, so the step should take at most
 # twice as long.*
 #
@@ -1238,8 +1229,8 @@ record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
 # thread that is ready first *spin*: it looks again and again whether the other one has arrived, up to 300,000 times,
 # and only then sleeps. That is made for a quiet machine, where waking a sleeping thread may take longer than the wait.
 # Beside a busy program it can go wrong. Two threads and the program share two cores. When the program takes the core of
-# one thread, the other one spins, uses up its own time slice, and the thread it waits for gets no core any sooner. A
-# step has hundreds of such waits.
+# one thread, the other one spins, uses up its own time slice, and the thread it waits for gets no core any sooner. Every
+# operator on two threads is such a wait.
 #
 # The number of rounds can be set by the variable `GOMP_SPINCOUNT`, and `OMP_WAIT_POLICY=PASSIVE` sets it to zero.
 # libgomp reads both when it is loaded, so each row is a process of its own. The busy program is one endless loop.
@@ -1392,8 +1383,8 @@ pool = None
 #   better choice. `llm.stats()["packed_linears"]` says how many layers were packed.
 # - **Compile time is not in the bars.** {glue:text}`compile_load_finding` A server pays it once; a script that asks one
 #   question pays it for that question.
-# - **Peers.** `transformers`' `generate` is its plain loop, eager, with a dynamic cache. It is the reference that most
-#   people run, not the fastest that `transformers` can do.
+# - **Peers.** `transformers`' `generate` is its plain loop, eager, with a dynamic cache. It is what
+#   `transformers` does by default, not the fastest that it can do.
 #
 # ## One realistic setting
 #

@@ -2,20 +2,25 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+from matplotlib.text import Text
 
+from lib.bench.findings import gates
 from lib.bench.findings.curves import trend
 from lib.bench.findings.gates import Experiments, Gate
 from lib.bench.findings.predictions import HEADERS, Prediction, predictions_table, tally
 from lib.bench.findings.vocabulary import MISSING
+from lib.bench.measure import system_load
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
+from lib.bench.measure.system_load import Load
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.notebook import glue as glue_module
 from lib.bench.notebook.glue import plain, say
-from lib.bench.notebook.style import caution, figure
+from lib.bench.notebook.style import caution, caution_below, figure, save
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 
@@ -46,6 +51,7 @@ def test_a_gate_is_open_until_a_check_fails():
         (lambda g: g.quiet({"others_mean": 0.1, "others_max": 1.9}), "other programs used up to 1.9 cores while it ran"),
         (lambda g: g.machine(roofline(5e9), roofline()), "memory bandwidth at 5 GB/s is 0.50 times this machine's record"),
         (lambda g: g.machine(roofline(flops=2e11), roofline()), "float32 products at 200 GFLOP/s are 2 times this machine's record"),
+        (lambda g: g.quiet({"others_mean": 0.1, "steal": 0.5}), "the hypervisor gave 0.5 cores to others on average while it ran"),
         (lambda g: g.queue_formed(0), "no queue formed (at most 0 waited, needed 1)"),
         (lambda g: g.limit_reached(4, 6, "seats"), "the limit was not reached (4 of 6 seats)"),
         (lambda g: g.enough(13, 96), "too few requests (13, needed 96)"),
@@ -58,6 +64,15 @@ def test_a_gate_says_why_it_closed(close, reason):
     assert gate.reasons == [reason] and gate.note == f"this run cannot show it: {reason}"
 
 
+def test_a_later_load_replaces_an_earlier_one_and_many_cores_bear_more():
+    gate = Gate("latency")
+    assert not gate.quiet({"others_mean": 0.8}) and not gate.quiet({"others_mean": 0.9})
+    assert gate.reasons == ["other programs used 0.9 cores on average while it ran"]
+    assert gate.quiet({"others_mean": 0.1}) and gate.ok
+    assert gate.quiet({"others_mean": 3.0, "cores": 64})
+    assert not gate.quiet({"others_mean": 3.3, "cores": 64})
+
+
 def test_repeats_that_are_few_and_wide_give_both_reasons_once():
     gate = Gate("latency")
     for _ in range(2):
@@ -65,10 +80,31 @@ def test_repeats_that_are_few_and_wide_give_both_reasons_once():
     assert len(gate.reasons) == 2
 
 
+class Loads:
+    """Stands in for LoadMonitor: each gate gets the next of these loads, in shares of two cores."""
+
+    def __init__(self, *shares, seconds=5.0):
+        self.shares, self.seconds = list(shares), seconds
+
+    def __call__(self, interval):
+        return self
+
+    def start(self):
+        return self
+
+    def stop(self):
+        if not self.shares:
+            return None
+        share = self.shares.pop(0)
+        seconds = self.seconds if share is not None else 0.01
+        return Load(seconds, 2, share or 0.9, share or 0.9, 0.0, 0.0)
+
+
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     """A folder with chapter 1's record under this machine's own name, at cpu scale."""
     monkeypatch.setenv("BOOK_SCALE", "cpu")
+    monkeypatch.setattr(gates, "LoadMonitor", Loads())  # whatever else this machine does now
     data = json.loads((Path(__file__).with_name("frozen") / "01_forward_pass.json").read_text())
     data["fingerprint"]["hardware"] = hardware("cpu")
     folder = tmp_path / hardware("cpu")["slug"]
@@ -104,6 +140,91 @@ def test_the_recorded_run_of_this_hardware_takes_the_place(recorded):
     assert [gate["ok"] for gate in experiments.to_json()] == [True, False]
 
 
+def test_each_gate_gets_the_load_since_the_gate_before_it(recorded, monkeypatch):
+    monkeypatch.setattr(gates, "LoadMonitor", Loads(0.01, 0.4, None, 0.02))
+    experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+    found = [experiments.gate(name) for name in "abcd"]
+    # The third follows the second at once: too short for a load of its own, it shares that one.
+    assert [gate.ok for gate in found] == [True, False, False, True]
+    assert found[1].reasons == found[2].reasons
+    assert "other programs used 0.8 cores on average while it ran" in found[1].note
+    assert [round(gate["load"]["others_mean"], 2) for gate in experiments.to_json()] == [0.02, 0.8, 0.8, 0.04]  # fmt: skip
+
+
+def test_beside_a_busy_program_of_others_a_gate_closes(recorded, monkeypatch):
+    """With the real monitor: a program that is not this process's child uses a core."""
+    monkeypatch.setattr(gates, "LoadMonitor", system_load.LoadMonitor)
+    before, after = {"busy": 10.0}, {"busy": 11.5}
+    snapshots = iter([before, after, after])
+    monkeypatch.setattr(
+        system_load, "_snapshot", lambda pid: system_load._Snapshot(own={}, **next(snapshots))
+    )
+    experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+    time.sleep(0.3)
+    gate = experiments.gate("latency")
+    assert not gate.ok and "other programs used" in gate.note
+
+
+def test_on_a_gpu_the_load_is_noted_and_closes_nothing(recorded, monkeypatch):
+    monkeypatch.setattr(gates, "LoadMonitor", Loads(0.9, 0.9))
+    monkeypatch.setattr(gates, "hardware", lambda device: {"slug": "gpu", "kind": "cuda"})
+    gate = Experiments("01_forward_pass", "cpu", folder=recorded).gate("latency")
+    assert gate.ok and gate.load["others_mean"] == pytest.approx(1.8)
+
+
+def test_the_record_keeps_the_gates_and_a_later_copy_says_what_they_said(recorded, tmp_path):
+    experiments = Experiments("01_forward_pass", "cpu", folder=tmp_path / "none")
+    record = this_run()
+    assert record.to_json()["gates"] == []
+    gate = experiments.gate("latency")
+    experiments.pick(gate, record)
+    gate.check(False, "the clock stood still")  # after the pick: the record asks when it is written
+    record.save(recorded)
+    (run,) = read_records("01_forward_pass", folder=recorded)
+    assert run.gates[0]["reasons"] == ["the clock stood still"] and not run.gates[0]["ok"]
+    again = Experiments("01_forward_pass", "cpu", folder=recorded)
+    closed = again.gate("latency")
+    closed.enough(1, 9)
+    note = again.pick(closed, this_run()).note
+    assert note.endswith("shown instead, which could not show it either: the clock stood still")
+
+
+def test_a_record_without_gates_is_read(recorded):
+    (run,) = read_records("01_forward_pass", folder=recorded)
+    assert "gates" not in run.data and run.gates == []
+
+
+def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
+    def summary(*asked):
+        experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+        for name, series in asked:
+            gate = experiments.gate(name)
+            gate.check(False, "the clock stood still")
+            if series is not None:
+                assert experiments.pick(gate, this_run())[series] is not Ellipsis
+        return experiments.summary()
+
+    there, missing = ("latency", "latency_by_prompt"), ("stalls", "no_such_series")
+    assert summary(there).endswith("Their figures and sentences come from the recorded run of 2026-11-24 on the same hardware.")  # fmt: skip
+    for asked in ([missing], [("never shown", None)]):
+        said = summary(*asked)
+        assert "Nothing of the recorded run" in said and "come from" not in said
+    said = summary(there, missing)
+    assert "The figures and sentences of latency come from the recorded run" in said
+    assert "takes the place of stalls" in said
+
+
+def test_one_run_for_several_experiments(recorded):
+    experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+    first, second = experiments.gate("latency"), experiments.gate("throughput")
+    record = this_run()
+    assert not experiments.pick_for_all([first, second], record).recorded
+    second.check(False, "the clock stood still")
+    shown = experiments.pick_for_all([first, second], record)
+    assert shown.recorded and "the clock stood still" in shown.note
+    assert shown["latency_by_prompt"] is not None and second.stood_in and not first.stood_in
+
+
 def test_without_a_record_this_run_stays_with_a_note(recorded):
     shutil.rmtree(recorded / hardware("cpu")["slug"])
     experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
@@ -126,8 +247,8 @@ def test_a_run_that_is_being_recorded_shows_itself(recorded, monkeypatch, tmp_pa
 def test_a_smoke_run_shows_nothing(recorded, monkeypatch):
     monkeypatch.setenv("BOOK_SCALE", "smoke")
     experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
-    gates = [experiments.gate(name) for name in ("latency", "throughput", "profile")]
-    assert not any(gate.ok for gate in gates)
+    closed = [experiments.gate(name) for name in ("latency", "throughput", "profile")]
+    assert not any(gate.ok for gate in closed)
     said = experiments.summary()
     assert "latency, throughput and profile (it is a test run at the smallest sizes)" in said
 
@@ -162,6 +283,12 @@ def test_predictions_get_verdicts():
     assert tally([]) == "0 predictions: none"
 
 
+def test_a_row_without_a_prediction_does_not_say_at_most_not_measured():
+    for sense in ("", "at least", "at most"):
+        row = Prediction("gain", None, 2.0, unit="×", sense=sense).row()
+        assert row[1] == "no prediction here" and row[2] == "2 ×" and row[4] == MISSING
+
+
 def test_the_table_of_predictions_is_printed_in_a_script(capsys):
     predictions_table(PREDICTIONS)
     lines = capsys.readouterr().out.splitlines()
@@ -193,7 +320,7 @@ def test_glued_text_is_plain_and_said_text_is_markdown(monkeypatch, capsys):
 
 
 def test_a_figure_says_what_its_gate_says():
-    _, ax = figure()
+    _, (ax, _) = figure(2)
     caution(ax, "")
     assert ax.get_title("left") == ""
     caution(
@@ -202,6 +329,37 @@ def test_a_figure_says_what_its_gate_says():
     )
     title = ax.get_title("left")
     assert title.startswith("This run cannot") and title.endswith(".") and "\n" in title
+
+
+LONG = (
+    "this run cannot show it: other programs used 1.4 cores on average while it ran; the repeats differ by 180 %, more than "
+    "25 %; memory bandwidth at 12 GB/s is 0.34 times this machine's record; the recorded run of 2026-11-24 is shown instead"
+)
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_a_long_note_stays_within_its_drawn_panel(panels, tmp_path):
+    fig, axes = figure(panels)
+    first = axes if panels == 1 else axes[0]
+    caution(first, LONG)
+    for ax in (
+        [axes] if panels == 1 else axes
+    ):  # drawn after the note, and makes the panels narrower
+        ax.plot([0, 1], [1e9, 2e9])
+        ax.set(ylabel="a label\nof two lines", yticks=[1e9, 2e9], yticklabels=["1,000,000,000", "2,000,000,000"])  # fmt: skip
+    save(fig, tmp_path / "figure.svg")
+    (title,) = [t for t in first.findobj(Text) if t.get_text().startswith("This run")]
+    assert title.get_text().replace("\n", " ") == LONG[:1].upper() + LONG[1:] + "."
+    assert title.get_window_extent().width <= first.get_window_extent().width + 1
+    assert title.get_window_extent().y1 <= fig.bbox.y1 + 1  # and the layout made room for it
+
+
+def test_a_note_below_a_figure_stays_within_it(tmp_path):
+    fig, _ = figure(2)
+    caution_below(fig, LONG)
+    save(fig, tmp_path / "figure.svg")
+    (label,) = [t for t in fig.findobj(Text) if t.get_text().startswith("This run")]
+    assert label.get_window_extent().x0 >= 0 and label.get_window_extent().x1 <= fig.bbox.x1
 
 
 def test_turns_interleave_and_leave_warmup_out():

@@ -28,16 +28,19 @@ Glued text is plain: no code, no bold. `say(text)` shows Markdown where a senten
 
 Gate an experiment. After measuring and before drawing:
 
-    experiments = Experiments("02_kv_cache", device)         # once, beside the Record
-    gate = experiments.gate("latency by prompt")             # closed at smoke scale
+    experiments = Experiments("02_kv_cache", device)         # once, before the first measurement
+    gate = experiments.gate("latency by prompt")             # right after its measurement; closed at smoke scale
     gate.repeats([*ours, *theirs])                           # at least 2 repeats, within 25 % of their median
-    gate.quiet(load)                                         # {"others_mean": cores, "others_max": cores} or None
     gate.machine(roofline, experiments.roofline)             # ceilings within 1.25 times of the recorded run's
     gate.queue_formed(most_waiting); gate.limit_reached(used, limit, "seats"); gate.enough(n, 96, "requests")
     shown = experiments.pick(gate, record)                   # this run, or the recorded run of the same hardware
     s = shown["latency"]
     lines(ax, x=s["prompt"], y={"cache": s["cache"]}, label=shown.label)
     caution(ax, shown.note)
+
+`experiments.gate` checks by itself what other programs used since the gate before it (`Gate.quiet`; a call with a more
+exact load replaces that). Sentences that need several experiments take `experiments.pick_for_all(gates, record)`. The
+record keeps all gates, with their reasons and their load.
 
 The first page of the chapter has {glue:text}`experiments_shown`; the last cell fills it:
 `glue("experiments_shown", experiments.summary())`. MyST-NB runs the notebook before it renders, so the order is free.

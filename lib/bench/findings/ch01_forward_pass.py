@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lib.bench.findings import realistic_prompt
 from lib.bench.findings.curves import growth, trend
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import (
@@ -318,4 +319,4 @@ def _without_excuse(prediction: Prediction) -> Prediction:
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
     published = published_curve(reference()["no_cache_sweep"])
-    return latency(run) | throughput(run) | profile(run) | published
+    return latency(run) | throughput(run) | profile(run) | published | realistic_prompt.forward()

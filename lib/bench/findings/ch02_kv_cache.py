@@ -205,8 +205,8 @@ def broke(run: Any, throughput_run: Any = None) -> dict[str, str]:
     throughput_run = run if throughput_run is None else throughput_run
     cause = floor_cause(run)
     foretold_cause = (
-        "The first version of this chapter called the fixed cost the price of starting wherever it was more than twice "
-        "the bound."
+        "The first version of this chapter attributed the fixed cost to starting operations wherever it was more than "
+        "twice the bound."
     )
     if cause.kind == "products":
         start = f"{foretold_cause} On this machine that is wrong. {cause.sentence}"

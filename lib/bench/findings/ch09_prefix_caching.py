@@ -7,6 +7,7 @@ Introduced in chapter 9.
 
 from typing import Any
 
+from lib.bench.findings import realistic_prompt
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, cell, percent, times, value
 from lib.bench.findings.vocabulary import (
@@ -207,4 +208,5 @@ def predictions(run: Any) -> list[Prediction]:
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    return ttft(run) | workloads(run) | beside(run) | leak(run) | eviction(run)
+    measured = ttft(run) | workloads(run) | beside(run) | leak(run) | eviction(run)
+    return measured | realistic_prompt.prefix()

@@ -15,6 +15,7 @@ import torch
 from lib.bench.findings.values import Measured, percent, quantity, times, value
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
+from lib.bench.measure.system_load import MEAN_SHARE, SHORTEST, LoadMonitor
 from lib.bench.records.files import Run, read_records
 from lib.bench.records.record import Record
 from lib.bench.records.series import Series
@@ -22,8 +23,12 @@ from lib.bench.scale import scale
 from lib.bench.script_options import options
 
 REPEATS, SPREAD = 2, 0.25  # least repeats, and their range over their median at most
-OTHERS_MEAN, OTHERS_MAX = 0.25, 1.0  # cores that other processes may use
+OTHERS_MEAN, OTHERS_MAX = (
+    0.25,
+    1.0,
+)  # cores that other processes may use, on a machine of a few cores
 MACHINE = 1.25  # factor between this run's ceilings and the record's
+_LOADED = "while it ran"  # ends every reason that is about other load
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,15 @@ class Shown:
     run: Record | Run
     label: str = "this run"
     note: str = ""
+    absent: set[str] = field(
+        default_factory=set, compare=False
+    )  # series that were asked for and are not there
 
     def __getitem__(self, name: str) -> Series | None:
-        return self.run.series.get(name) if isinstance(self.run, Record) else self.run[name]
+        found = self.run.series.get(name) if isinstance(self.run, Record) else self.run[name]
+        if found is None:
+            self.absent.add(name)
+        return found
 
     @property
     def recorded(self) -> bool:
@@ -60,6 +71,13 @@ class Gate:
     experiment: str
     reasons: list[str] = field(default_factory=list)
     decided: bool = False  # closed for one reason, to which the others add nothing
+    load: Mapping[str, float] | None = None  # what other programs used while it ran; see `quiet`
+    shown: Shown | None = None  # what `pick` chose
+
+    @property
+    def stood_in(self) -> bool:
+        """Whether a recorded run took the place of this one, and had all that was asked of it."""
+        return self.shown is not None and self.shown.recorded and not self.shown.absent
 
     @property
     def ok(self) -> bool:
@@ -98,14 +116,24 @@ class Gate:
         mean: float = OTHERS_MEAN,
         most: float = OTHERS_MAX,
     ) -> bool:
-        """Other processes used at most `mean` cores on average and `most` at once: {"others_mean": …, "others_max": …}."""
-        load = load or {}
-        average, peak = load.get("others_mean"), load.get("others_max")
-        if average is not None and average > mean:
-            text = f"other programs used {average:.1f} cores on average while it ran"
-            return self.check(False, text)
-        if peak is not None and peak > most:
-            return self.check(False, f"other programs used up to {peak:.1f} cores while it ran")
+        """Other processes used at most `mean` cores on average and `most` at once, or 5 % of many cores.
+
+        load: {"others_mean": …, "others_max": …, "steal": …, "cores": …}, all in cores and all optional; steal is what
+        a hypervisor gave to other machines. `Experiments.gate` has called this with the load since the gate before it;
+        a later call replaces what that one said.
+        """
+        self.reasons = [reason for reason in self.reasons if _LOADED not in reason]
+        self.load = {name: x for name, x in (load or {}).items() if x is not None}
+        share = MEAN_SHARE * self.load.get("cores", 0)
+        facts = (
+            ("other programs used {:.1f} cores on average", "others_mean", max(mean, share)),
+            ("other programs used up to {:.1f} cores", "others_max", max(most, share)),
+            ("the hypervisor gave {:.1f} cores to others on average", "steal", max(mean, share)),
+        )
+        for text, name, limit in facts:
+            found = self.load.get(name, 0)
+            if found > limit:
+                return self.check(False, f"{text.format(found)} {_LOADED}")
         return True
 
     def machine(
@@ -150,18 +178,26 @@ class Gate:
         return self.check(count >= least, f"too few {what} ({count:g}, needed {least:g})")
 
     def pick(self, this_run: Record | Run, recorded: Run | None) -> Shown:
-        """The run to draw and quote: this one where the gate is open, else the recorded one where there is one."""
+        """The run to draw and quote: this one where the gate is open, else the recorded one where there is one.
+
+        Where the recorded run's own gate was closed as well, the note says so.
+        """
         if self.ok:
-            return Shown(this_run)
-        if recorded is None:
-            return Shown(
-                this_run, note=f"{self.note}; no recorded run of this hardware can take its place"
-            )
-        return Shown(
-            recorded,
-            f"recorded run of {recorded.date}",
-            f"{self.note}; the recorded run of {recorded.date} is shown instead",
-        )
+            self.shown = Shown(this_run)
+        elif recorded is None:
+            note = f"{self.note}; no recorded run of this hardware can take its place"
+            self.shown = Shown(this_run, note=note)
+        else:
+            note = f"{self.note}; the recorded run of {recorded.date} is shown instead"
+            if also := closed_in(recorded, self.experiment):
+                note += f", which could not show it either: {'; '.join(also)}"
+            self.shown = Shown(recorded, f"recorded run of {recorded.date}", note)
+        return self.shown
+
+
+def closed_in(run: Run, experiment: str) -> list[str]:
+    """Why a recorded run could not show an experiment; empty where it could, and for records without gates."""
+    return next((g["reasons"] for g in run.gates if g["experiment"] == experiment), [])
 
 
 class Experiments:
@@ -169,6 +205,10 @@ class Experiments:
 
     At smoke scale every gate is closed: those sizes test the code and show nothing. Without a recorded run of this
     hardware a closed gate leaves this run on the page, with its note.
+
+    A gate gets the load that other programs made since the gate before it, or since this object was made: create it
+    before the first measurement, and each gate right after its own. On a GPU the load is noted and closes nothing:
+    the times are the device's, and a container's host has cores that this process cannot use.
     """
 
     def __init__(
@@ -177,12 +217,15 @@ class Experiments:
         device: torch.device | str | None = None,
         folder: Path | str | None = None,
     ):
-        slug = hardware(device)["slug"]
+        described = hardware(device)
+        slug, self._on_cpu = described["slug"], described["kind"] == "cpu"
         runs = [run for run in read_records(chapter, folder=folder) if run.slug == slug]
         # A run that is being recorded shows itself: an older record must not take its place.
         recording = options().record is not None
         self.recorded: Run | None = runs[0] if runs and not recording else None
         self.gates: list[Gate] = []
+        self._monitor = LoadMonitor(interval=None).start()
+        self._load: dict[str, float] = {}
 
     @property
     def roofline(self) -> Roofline | None:
@@ -193,32 +236,79 @@ class Experiments:
         """A new gate; `experiment` names it on the page, e.g. "time by prompt length"."""
         gate = Gate(experiment)
         gate.decided = not gate.check(scale() != "smoke", "it is a test run at the smallest sizes")
+        load = self._load_until_now()
+        if self._on_cpu:
+            gate.quiet(load)
+        gate.load = load
         self.gates.append(gate)
         return gate
 
+    def _load_until_now(self) -> dict[str, float]:
+        """What others used since the last gate, in cores. Gates that follow each other at once share one load."""
+        load = self._monitor.stop()
+        self._monitor = LoadMonitor(interval=None).start()
+        if load is not None and load.seconds >= SHORTEST:
+            self._load = {
+                "others_mean": load.others_mean * load.cores,
+                "steal": load.steal * load.cores,
+                "cores": load.cores,
+                "seconds": load.seconds,
+            }
+        return self._load
+
     def pick(self, gate: Gate, this_run: Record | Run) -> Shown:
+        """See `Gate.pick`. A record that is picked from keeps all gates of this chapter."""
+        if isinstance(this_run, Record):
+            this_run.gates = self.to_json
         return gate.pick(this_run, self.recorded)
+
+    def pick_for_all(self, gates: Iterable[Gate], this_run: Record | Run) -> Shown:
+        """One run for sentences that need several experiments: this one where all of their gates are open."""
+        gates = list(gates)
+        both = Gate("", list(dict.fromkeys(r for gate in gates for r in gate.reasons)))
+        shown = self.pick(both, this_run)
+        for gate in gates:
+            if not gate.ok and gate.shown is None:
+                gate.shown = shown
+        return shown
 
     def summary(self) -> str:
         """For the head of the page: which experiments this copy could not show, and what stands in their place."""
         closed = [gate for gate in self.gates if not gate.ok]
         if not closed:
             return "All experiments on this page ran under conditions in which they can show what they claim to show."
-        if self.recorded is None:
-            instead = "There is no recorded run of this hardware; read their numbers with care."
-        else:
-            instead = f"Their figures and sentences come from the recorded run of {self.recorded.date} on the same hardware."
         grouped: dict[str, list[str]] = {}
         for gate in closed:
             grouped.setdefault("; ".join(gate.reasons), []).append(gate.experiment)
         said = "; ".join(f"{_listed(names)} ({reasons})" for reasons, names in grouped.items())
         count = len(closed)
-        return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {instead}"
+        return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {self._instead(closed)}"
+
+    def _instead(self, closed: list[Gate]) -> str:
+        """What stands in the place of the experiments that could not be shown."""
+        if self.recorded is None:
+            return "There is no recorded run of this hardware; read their numbers with care."
+        run = f"the recorded run of {self.recorded.date} on the same hardware"
+        there = [gate.experiment for gate in closed if gate.stood_in]
+        missing = [gate.experiment for gate in closed if not gate.stood_in]
+        if not missing:
+            return f"Their figures and sentences come from {run}."
+        if not there:
+            return f"Nothing of {run} takes their place; read their numbers with care."
+        return (
+            f"The figures and sentences of {_listed(there)} come from {run}. It does not have all that takes the place of "
+            f"{_listed(missing)}; read the numbers there with care."
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """The gates as plain data, for a record."""
         return [
-            {"experiment": gate.experiment, "ok": gate.ok, "reasons": gate.reasons}
+            {
+                "experiment": gate.experiment,
+                "ok": gate.ok,
+                "reasons": gate.reasons,
+                "load": dict(gate.load or {}),
+            }
             for gate in self.gates
         ]
 

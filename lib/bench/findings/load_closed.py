@@ -233,8 +233,8 @@ def _pace(run: Any, levels: list[float]) -> str:
         f"among {number(levels[-1])}"
     )
     if found.direction > 0:
-        return f"{said}, {times(many / alone)} as long: pace is the price of batching."
-    return f"{said}: this run shows no price in pace."
+        return f"{said}, {times(many / alone)} as long: a batch slows down each of its sequences."
+    return f"{said}: this run does not show that a batch slows down its sequences."
 
 
 def _generator(run: Any) -> str:

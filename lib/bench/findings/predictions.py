@@ -24,8 +24,8 @@ class Prediction:
     """One prediction: a number, or a shape such as "falls", with what was measured and why they differ.
 
     predicted: a number in `unit`, or the kind of a Finding (`trend` gives "rises", "falls", "flat", ...). measured: the
-    same quantity, or that Finding. why: one sentence; a plain text, or a Finding of its own. expected: which verdicts
-    count as confirmed, for a prediction that names a least or a most: "at least" or "at most"; "" for the value itself.
+    same quantity, or that Finding. why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
+    "at most" for a prediction that names a least or a most, which a value beyond it confirms; "" for the value itself.
     """
 
     claim: str
@@ -72,8 +72,10 @@ class Prediction:
         if isinstance(self.predicted, str):
             want, got = self.predicted, self.measured.text
         else:
-            want = quantity(value(self.predicted).middle, self.unit)
-            want = f"{self.sense} {want}".strip()
+            known = value(self.predicted).middle
+            want = "no prediction here"
+            if known is not None:
+                want = f"{self.sense} {quantity(known, self.unit)}".strip()
             got = quantity(value(self.measured).middle, self.unit)
         ratio = "–" if self.ratio is None else times(self.ratio).removesuffix(" times")
         return [self.claim, want, got, ratio, self.verdict, str(self.why)]

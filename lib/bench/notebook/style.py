@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lib.bench.script_options import in_notebook, options
 
@@ -57,22 +58,43 @@ def figure(
 
 
 def caution(ax: Axes, text: str) -> None:
-    """Writes what a gate says about this figure above its panel, wrapped to the panel's width; nothing for no text."""
+    """Writes what a gate says about this figure above its panel, wrapped to the drawn panel; nothing for no text."""
     if text:
-        width = ax.get_position().width * ax.get_figure(root=True).get_figwidth()
-        words = textwrap.fill(text[:1].upper() + text[1:] + ".", max(24, int(width * 15)))
-        ax.set_title(words, fontsize=9, fontweight="normal", style="italic")
+        title = ax.set_title("", fontsize=9, fontweight="normal", style="italic")
+        _note(ax.get_figure(root=True), title, text, ax)
 
 
 def caution_below(fig: Figure, text: str) -> None:
     """The same below a figure whose panels have titles of their own."""
     if text:
-        words = textwrap.fill(text[:1].upper() + text[1:] + ".", int(fig.get_figwidth() * 15))
-        fig.supxlabel(words, fontsize=9, style="italic")
+        _note(fig, fig.supxlabel("", fontsize=9, style="italic"), text, None)
+
+
+def _note(fig: Figure, label: Text, text: str, ax: Axes | None) -> None:
+    """Writes a note on a figure and remembers it, because the panel's width is known only when all is drawn."""
+    notes = [note for note in getattr(fig, "book_notes", []) if note[0] is not label]
+    fig.book_notes = [*notes, (label, text[:1].upper() + text[1:] + ".", ax)]
+    _wrap_notes(fig)
+
+
+def _wrap_notes(fig: Figure) -> None:
+    """Wraps every note to the width of its panel, or of the figure, after a layout of all that is in it now."""
+    notes = getattr(fig, "book_notes", [])
+    if notes:
+        fig.draw_without_rendering()
+    for label, text, ax in notes:
+        room = fig.bbox.width * 0.98 if ax is None else ax.get_window_extent().width
+        label.set_text(text)
+        columns = max(1, int(len(text) * room / label.get_window_extent().width))
+        label.set_text(textwrap.fill(text, columns))
+        while label.get_window_extent().width > room and columns > 8:
+            columns -= 1
+            label.set_text(textwrap.fill(text, columns))
 
 
 def to_svg(fig: Figure, inline: bool = False) -> str:
     """The figure as SVG text. `inline`: to be part of a page, whose text colour and font it takes."""
+    _wrap_notes(fig)
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.fonttype": "none" if inline else "path"}):
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -116,5 +138,6 @@ def save(fig: Figure, path: Path | str) -> None:
     if path.suffix == ".svg":
         path.write_text(to_svg(fig))
         return
+    _wrap_notes(fig)
     with matplotlib.rc_context(STYLE):
         fig.savefig(path, dpi=200, transparent=True)

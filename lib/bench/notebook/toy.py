@@ -73,7 +73,8 @@ def request(name: str) -> Request:
 def play(scheduler: Any, arrivals: Mapping[str, int] = ARRIVALS) -> list[Step]:
     """Runs the requests that `arrivals` names through a scheduler until all have ended; returns its steps.
 
-    arrivals: the first step that can take each request. The place of the model is taken by ANSWERS.
+    arrivals: the first step that can take each request. The place of the model is taken by ANSWERS. Raises ValueError
+    for a step that would have no request to run.
     """
     requests = {name: request(name) for name in arrivals}
     steps: list[Step] = []

@@ -56,6 +56,11 @@ class Run:
         raise AttributeError(name)
 
     @property
+    def gates(self) -> list[dict[str, Any]]:
+        """Experiment, ok, reasons and load of each gate; empty for records that were made without them."""
+        return self.data.get("gates", [])
+
+    @property
     def date(self) -> str:
         return self.data["fingerprint"]["date"][:10]
 

@@ -5,7 +5,7 @@ Introduced in chapter 1.
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Record:
         self.device, self.seed, self.roofline = device, seed, roofline
         self.series: dict[str, Series] = {}
         self.headlines: list[dict[str, Any]] = []
+        # The checks of its experiments; `Experiments.pick` sets it, so that it is asked when the record is written.
+        self.gates: Callable[[], list[dict[str, Any]]] = list
         self._start = time.perf_counter()
         # Start and end only: a sampling thread would disturb what this process measures. The record command watches
         # from outside, samples, and replaces this by what it saw.
@@ -101,6 +103,7 @@ class Record:
             "dtype": self.dtype,
             "seconds": round(time.perf_counter() - self._start, 3),
             "headlines": self.headlines,
+            "gates": self.gates(),
             "roofline": None,
             "fingerprint": {**fingerprint(self.device), "load": self._load_until_now()},
             "source": source_digest(_script(self.chapter)),

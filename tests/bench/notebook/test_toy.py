@@ -88,3 +88,8 @@ def test_the_diagrams_of_chapters_2_and_4_show_the_toy(paged):
     )
     pool = [word for word in held if word in toy.VOCABULARY]
     assert sorted(pool) == sorted(2 * ("The cat sat on the".split() + "Once upon a time".split()))
+
+
+def test_a_step_without_a_request_is_refused():
+    with pytest.raises(ValueError, match="at least one scheduled request"):
+        played(SlotManager(2, 12), {"A": 2})

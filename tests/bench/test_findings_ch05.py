@@ -1,0 +1,239 @@
+"""Chapter 5's sentences follow its numbers, also where a prediction fails and where a run cannot tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib.bench.findings import ch05_serving as ch05
+from lib.bench.findings import serving_lock, serving_queue, serving_rows
+from lib.bench.records.files import Run
+
+FROZEN = Path(__file__).with_name("frozen") / "05_serving.json"
+
+
+def run(**measurements) -> Run:
+    """A run of series, each given as (params, columns); repeats are lists."""
+    found = {}
+    for name, (params, columns) in measurements.items():
+        samples = {
+            key: [v if isinstance(v, list) else [] for v in column]
+            for key, column in columns.items()
+            if any(isinstance(v, list) for v in column)
+        }
+        plain = {
+            key: [sorted(v)[len(v) // 2] if isinstance(v, list) else v for v in column]
+            for key, column in columns.items()
+        }
+        found[name] = {
+            "unit": "s", "params": params, "seed": 0, "columns": plain, "samples": samples,
+        }  # fmt: skip
+    return Run({"measurements": found})
+
+
+# 24 tokens take 0.6 s alone, so a step takes 25 ms; 4 users one after the other take 2.4 s.
+OFFLINE = (
+    {"answer": 24, "users": 4, "max_num_seqs": 8},
+    {
+        "work": ["one answer", "a batch of users", "a full batch"],
+        "requests": [1, 4, 8],
+        "seconds": [0.6, 0.62, 0.75],
+    },
+)
+
+
+def served(blocking=2.4, locked=0.005, threaded=0.008, locked_all=2.4, threaded_all=0.63) -> Run:
+    columns = {
+        "server": ["the loop computes", "threads and a lock", "an engine thread"],
+        "health_worst": [blocking, locked, threaded],
+        "all_answers": [2.4, locked_all, threaded_all],
+    }
+    return run(offline=OFFLINE, health_under_load=({}, columns))
+
+
+@pytest.mark.parametrize(
+    "blocking, verdict",
+    [(2.4, "as predicted"), (2.8, "a little above"), (0.7, "failed"), (7.0, "failed")],
+)
+def test_the_loop_that_computes(blocking, verdict):
+    assert verdict in ch05.loop(served(blocking))["blocking_finding"]
+    assert verdict in ch05.of_loop(served(blocking))[0].verdict
+
+
+@pytest.mark.parametrize("worst, within", [(0.008, True), (0.02, True), (0.03, False)])
+def test_the_engine_thread_answers_within_a_step_or_the_prediction_failed(worst, within):
+    said = ch05.loop(served(threaded=worst))["threaded_finding"]
+    assert ("less than one step" in said) == within
+    assert ("the prediction failed" in said) == (not within)
+
+
+@pytest.mark.parametrize("seconds, faster", [(0.63, True), (2.3, False), (5.0, False)])
+def test_batching_is_the_cause_only_of_a_gain(seconds, faster):
+    said = ch05.loop(served(threaded_all=seconds))["batching_finding"]
+    assert ("nothing to batch" in said) == ("as fast as" in said) == faster
+
+
+def burst(worst=3.0, bounded=1.5, answered=12, refused=20, rounds=1) -> Run:
+    columns = {
+        "queue": ["no end", "bounded"],
+        "answered": [[0.7, worst], [0.7, bounded]],
+        "worst": [worst, bounded],
+        "refused": [None, 0.015],
+        "num_answered": [32 * rounds, answered],
+        "num_refused": [0, refused],
+    }
+    params = {"requests": 32, "limit": 12, "max_num_seqs": 8, "rounds": rounds}
+    return run(offline=OFFLINE, burst=(params, columns))
+
+
+@pytest.mark.parametrize(
+    "worst, verdict", [(3.1, "as predicted"), (3.6, "a little above"), (6.0, "failed"), (0.9, "failed")]
+)  # fmt: skip
+def test_a_burst_is_judged_by_its_batches(worst, verdict):
+    said = ch05.queue(burst(worst))["no_end_finding"]
+    assert "predicted were 3 s" in said and verdict in said
+
+
+def test_refusals_are_counted_over_all_bursts():
+    said = ch05.queue(burst(answered=24, refused=40, rounds=2))["refused_finding"]
+    assert "In 2 bursts, 24 requests were answered and 40 refused" in said
+    assert "More than the limit" not in said and "2 % of the time of a batch" in said
+    assert "More than the limit" in ch05.queue(burst(answered=13))["refused_finding"]
+    assert "limit was not reached" in ch05.queue(burst(refused=0))["refused_finding"]
+
+
+@pytest.mark.parametrize(
+    "seconds, limit, said",
+    [
+        (0.75, 16, "2 batches fit"),
+        (1.55, 8, "1 batch fits"),  # by Little's law it would have been 10, which is two batches
+        (2.5, 0, "no limit is low enough"),
+    ],
+)
+def test_the_limit_for_the_slowest_is_a_whole_number_of_batches(seconds, limit, said):
+    columns = {**OFFLINE[1], "seconds": [0.6, 0.62, seconds]}
+    found = run(
+        offline=(OFFLINE[0], columns),
+        burst=({"max_num_seqs": 8, "limit": 12, "requests": 32}, {"queue": ["no end"]}),
+    )
+    assert serving_queue.limit_for(found) == limit
+    assert said in ch05.exercises(found)["limit_finding"]
+
+
+def test_half_the_slots_is_judged_by_the_time_of_half_a_batch():
+    said = ch05.exercises(burst())["half_finding"]
+    assert "3 batches of 620 ms take the place of 2 of 750 ms" in said and "a little slower" in said
+
+
+def over_http(offline, streamed, whole=150.0) -> Run:
+    columns = {
+        "way": ["offline", "whole", "streamed"],
+        "throughput": [offline, whole, streamed],
+        "bound": [None, None, 0.99],
+    }
+    return run(throughput=({"event_seconds": 1e-4}, columns))
+
+
+@pytest.mark.parametrize(
+    "streamed, goal, costs, impossible",
+    [
+        ([139.0, 140.0, 141.0], True, True, False),
+        ([149.0, 150.0, 151.0], True, False, False),
+        ([100.0, 101.0, 102.0], False, True, False),
+        ([190.0, 191.0, 192.0], True, False, True),  # 126 %: HTTP makes nothing faster
+    ],
+)
+def test_the_share_over_http(streamed, goal, costs, impossible):
+    said = ch05.http(over_http([149.0, 150.0, 151.0], streamed))
+    assert ("this run reaches it" in said["goal_finding"]) == goal
+    assert ("something else costs too" in said["cost_finding"]) == costs
+    assert ("HTTP cannot make an engine faster" in said["share_finding"]) == impossible
+
+
+def test_a_small_cost_within_the_repeats_is_none():
+    said = ch05.http(over_http([130.0, 150.0, 151.0], [135.0, 140.0, 152.0]))
+    assert "cannot be seen" in said["cost_finding"]
+
+
+def beside(process, thread, cores=2) -> Run:
+    columns = {
+        "neighbour": ["nobody", "a busy process", "a busy thread"],
+        "step": [0.02, process, thread],
+    }
+    params = {"calls": 1755, "operators": 1380, "switch_interval": 0.005, "cores": cores}
+    return run(step_beside=(params, columns))
+
+
+@pytest.mark.parametrize(
+    "process, failed", [(0.021, False), (0.04, False), (0.052, True), (0.09, True)]
+)
+def test_a_busy_process_costs_a_core_or_more(process, failed):
+    said = ch05.lock(beside(process, 4.0))["process_finding"]
+    assert ("the prediction failed" in said) == failed
+    assert (ch05.of_lock(beside(process, 4.0))[0].verdict == "the prediction failed") == failed
+
+
+@pytest.mark.parametrize("thread, seen", [(4.0, True), (0.2, True), (0.041, False), (0.02, False)])
+def test_the_lock_is_blamed_only_where_a_thread_costs_more_than_a_process(thread, seen):
+    said = ch05.lock(beside(0.04, thread))
+    assert ("would slow every step" in said["lock_finding"]) == seen
+    assert ("shows no cost of the shared lock" in said["lock_finding"]) == (not seen)
+    assert ("switch intervals" in said["thread_finding"]) == seen
+
+
+def test_lost_intervals_are_counted_per_operator_and_not_per_call():
+    assert serving_lock.lost_share(beside(0.04, 0.04 + 690 * 0.005)) == pytest.approx(0.5)
+    assert "690 switch intervals for 1,380 calls" in ch05.lock(beside(0.04, 3.49))["thread_finding"]
+
+
+def left(wasted, **params) -> Run:
+    columns = {"server": ["an engine thread"], "asked_for": [768], "for_nobody": [wasted]}
+    return run(tokens_after_leaving=({"leave_after": 10, **params}, columns))
+
+
+@pytest.mark.parametrize("wasted, verdict", [(0, True), (2, True), (3, False), (700, False)])
+def test_tokens_after_leaving(wasted, verdict):
+    said = ch05.leaving(left(wasted))["wasted_finding"]
+    assert ("as predicted" in said) == verdict == ("failed" not in said)
+    assert (ch05.of_leaving(left(wasted))[0].verdict == "as predicted") == verdict
+
+
+def test_blocks_that_others_took_meanwhile_are_named():
+    pool = {"used_before": 21, "used_after": 6, "long_blocks": 17, "freed_s": 0.04}
+    assert "others had taken 2 more" in ch05.leaving(left(1, **pool))["pool_finding"]
+    pool["used_after"] = 4
+    assert "others" not in ch05.leaving(left(1, **pool))["pool_finding"]
+
+
+@pytest.mark.parametrize(
+    "most, prompt, said",
+    [(0.03, False, "did not hold them up"), (0.2, True, "another user's prompt"), (0.2, False, "at most.")],
+)  # fmt: skip
+def test_the_longest_gap_is_blamed_on_a_prompt_only_if_one_came(most, prompt, said):
+    columns = {"prompt": [32, 256], "ttft": [0.06, 0.26], "gap_median": [0.025, 0.025]}
+    columns |= {"gap_max": [most, most], "prompt_in_gap": [prompt, prompt]}
+    assert said in ch05.timeline(run(timeline=({}, columns)))["gap_finding"]
+
+
+def test_a_7b_model_on_an_h100_by_the_data_sheet():
+    said = ch05.realistic()["realistic_finding"]
+    assert "makes 4 batches" in said and "4 users with 100 tokens each" in said
+    some = ch05.realistic_events(over_http(150.0, 140.0))["events_7b_finding"]
+    assert "46 % of one core" in some
+
+
+def test_waves():
+    found = [serving_rows.waves(n, 8) for n in (1, 8, 9, 32)]
+    assert found == [1, 1, 2, 4] and serving_rows.waves(None, 8) is serving_rows.waves(3, 0) is None
+
+
+def test_the_recorded_run_of_old_says_what_it_did_not_measure():
+    recorded = Run(json.loads(FROZEN.read_text()))
+    said = ch05.render(recorded)
+    assert "its prediction was not measured here" in said["blocking_finding"]
+    assert "the lock was lost at 45 % of them" in said["thread_finding"]
+    assert said["share_finding"].count("about the same throughput") == 2
+    verdicts = [p.verdict for p in ch05.predictions(recorded)]
+    assert verdicts.count("was not measured here") == 7
