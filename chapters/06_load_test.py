@@ -437,9 +437,9 @@ if served["weights"] == "random":
 # t(n) \;=\; a + b\,n
 # ```
 #
-# where $a$ is what all sequences share, and $b$ is what each adds. Both have a bound. The shared part cannot take less than
-# the reading of the weights; a sequence cannot add less than its arithmetic, or the reading of its keys and values, takes.
-# An answer of $S_o$ tokens among $n$ takes $t_\text{E2E}(n) = S_o\, t(n)$, and by Little's law ({eq}`eq-little`) $n$ users
+# where $a$ is what all sequences share, and $b$ is what each adds. The step as a whole has a bound. It cannot take less than
+# the reading of the weights, nor less than the arithmetic of its $n$ sequences, or the reading of their keys and values.
+# The one may hide behind the other, so $a$ and $b$ have no bounds of their own. An answer of $S_o$ tokens among $n$ takes $t_\text{E2E}(n) = S_o\, t(n)$, and by Little's law ({eq}`eq-little`) $n$ users
 # who never pause get $X(n) = n / t_\text{E2E}(n)$ answers per second. Two short measurements, one user and
 # {glue:text}`seqs`, give $a$ and $b$ for each server. The rest of the curve is then a prediction.
 
@@ -513,6 +513,7 @@ kv_bytes = counts.kv_bytes_per_token(CONFIG, "float32") * tokens_held
 record.add(
     "step_line",
     unit="s",
+    params={"max_num_seqs": SEQS},
     columns={
         "server": list(steps),
         "shared": [line.shared for line in steps.values()],

@@ -187,3 +187,9 @@ def test_one_realistic_setting_by_the_same_counts():
     assert counts.kv_bytes_per_token(LLAMA_7B, "bfloat16") == 2**19
     assert H100.ridge("bfloat16") == pytest.approx(295.2, abs=0.1)
     assert "299 tokens" in kv_work.realistic()["realistic_finding"]
+
+
+def test_no_gain_is_said_where_there_is_none():
+    said = ch02.render(Run({"measurements": {}}))
+    assert said["gain_finding"] == "The gain or its prediction was not measured here."
+    assert "a step" in said["fit_finding"].lower() and "was not measured" in said["fit_finding"]

@@ -206,3 +206,11 @@ def test_spread_bars_reach_from_the_lowest_sample_to_the_highest():
     spread_of_bars(ax, [[1.0, 3.0], None])
     ends = [line.get_segments()[0][:, i].tolist() for line, i in zip(ax.collections, (1, 0))]
     assert ends == [[5.0, 9.0], [1.0, 3.0]]
+
+
+@pytest.mark.parametrize("rates, said", [([140, 116], "differ by as much"), ([140, 35], "does not compare them")])  # fmt: skip
+def test_two_timings_of_the_same_steps_do_not_differ_by_a_factor(data, rates, said):
+    columns(data, "equal_lengths")["tok_s"] = rates
+    assert ch03.render(Run(data))["equal_finding"].endswith(
+        f"{said} here." if "as" in said else f"{said}."
+    )

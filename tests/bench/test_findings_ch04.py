@@ -181,3 +181,13 @@ def test_one_odd_turn_is_no_verdict(data):
     """At batch 16 of the quiet record one turn of five reaches the predicted ratio."""
     predicted, measured = gather_cost.overhead(Run(data)["decode_by_batch"], -1)
     assert min(measured) < 0 < predicted < max(measured)
+
+
+def test_a_gather_that_takes_less_time_adds_no_negative_number(data):
+    for name in ("decode_by_batch", "decode_by_context"):
+        exact(data, name, 0.1, 0.06)
+    said = ch04.render(Run(data))
+    assert "takes 40 % from a step" in said["overhead_finding"]
+    assert "The gather saves 40 ms at batch" in said["extra_finding"]
+    assert "it was 40 % less" in said["broke_finding"]
+    assert not any("-4" in said[f"{name}_finding"] for name in ("overhead", "extra", "broke"))

@@ -169,3 +169,15 @@ def test_an_early_record_is_one_without_turns(data):
     runs = [Run({"measurements": {}}), Run(later), Run(data)]
     assert ch06.early_run(runs) is runs[2] and ch06.early_run(runs[:2]) is None
     assert "replaced" in ch06.early_twin(None)["early_twin"]
+
+
+@pytest.mark.parametrize("each, full", [(0.0008, "1.5 times the bound"), (0.0001, "a ceiling was")])
+def test_a_step_has_a_bound_and_its_parts_have_none(data, each, full):
+    """Arithmetic hides behind the reading of the weights: a small part per sequence says nothing about a ceiling."""
+    data["measurements"]["step_line"] = {
+        "unit": "s", "params": {"max_num_seqs": 16}, "seed": 0, "samples": {},
+        "columns": {"server": [PAGED], "shared": [0.0163], "each": [each], "shared_bound": [0.0063], "each_bound": [0.0012 if each > 0.0005 else 0.0015]},
+    }  # fmt: skip
+    said = ch06.closed.line_bound(Run(data))["bound_finding"]
+    one, _, many = said.partition(", and one of 16 is ")
+    assert "times the bound" in one and "ceiling" not in one and full in many

@@ -81,3 +81,18 @@ def test_the_winner_is_the_one_with_the_highest_rate():
         hit_rate_by_pool={"pool": [4], "hit_rate": [0.4], "predicted": [0.4]},
     )
     assert "“oldest first” finds most" in ch09.eviction(counted)["eviction_finding"]
+
+
+def test_a_cache_that_finds_nothing_gets_no_credit():
+    work = run(workloads={"workload": ["nothing shared"], "without": [1.0], "with": [0.88]})
+    said = ch09.cost(work).text
+    assert (
+        "-12.0 %: no cost shows, and the gain is not the cache's" in said and "within" not in said
+    )
+
+
+@pytest.mark.parametrize("salted, another", [(0.2, False), (0.05, True), (0.4, False)])
+def test_a_fast_guess_with_a_salt_has_another_cause(salted, another):
+    names = ["wrong guess, no salt", "right guess, no salt", "right guess, own salts"]
+    probes = run(timing_side_channel={"probe": names, "ttft": [0.2, 0.03, salted]})
+    assert ("has another cause than a hit" in ch09.leak(probes)["salt_finding"]) == another

@@ -233,7 +233,12 @@ def equal(run: Any) -> dict[str, str]:
     if found.kind in ("missing", "undefined") or None in steps:
         return {"equal_finding": missing("the run with equal lengths").sentence}
     if found.direction and steps[0] == steps[1]:
-        said = f"{found.sentence} With the same {number(steps[0])} steps that is no scheduler's doing: two timings of the same work differ by as much here."
+        said = f"{found.sentence} With the same {number(steps[0])} steps that is no scheduler's doing: "
+        said += (
+            "two timings of the same work differ by as much here."
+            if found.kind == "little"
+            else "something else changed between the two, so this run does not compare them."
+        )
     else:
         said = f"Here, {found}."
     return {"equal_finding": said}  # fmt: skip

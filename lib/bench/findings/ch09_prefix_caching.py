@@ -83,6 +83,9 @@ def cost(run: Any) -> Finding:
     if spread > COST_GOAL and abs(extra) <= spread:
         text = f"{said}, less than the {percent(spread)} by which the repeats of one engine differ, so this run cannot tell"
         return Finding(text, "cannot tell", 1 / gain)
+    if extra < -COST_GOAL:
+        text = f"{said}: no cost shows, and the gain is not the cache's, which found nothing"
+        return Finding(text, "within", 1 / gain, -1)
     if extra <= COST_GOAL:
         return Finding(f"{said}, within the 1 % that was the goal", "within", 1 / gain)
     return Finding(f"{said}, more than the 1 % that was the goal", "above", 1 / gain, 1)
@@ -158,7 +161,10 @@ def leak(run: Any) -> dict[str, str]:
         open_.direction, "so the times of this run do not give the guess away"
     )
     first = open_.sentence if open_.kind == "missing" else f"Without a salt {open_}: {seen}."
-    second = closed.sentence if closed.kind == "missing" else f"With salts {closed}."
+    apart = {-1: ": this difference has another cause than a hit, since nothing was found"}
+    second = f"With salts {closed}{apart.get(closed.direction, '')}."
+    if closed.kind == "missing":
+        second = closed.sentence
     return {"leak_finding": first, "salt_finding": second}
 
 

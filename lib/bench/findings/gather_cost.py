@@ -113,9 +113,11 @@ def _overheads(by_batch: Series | None, by_context: Series | None) -> str:
         said.append(f"at {_name(series, row, axis)}, {got:.2f} (predicted {1 + predicted:.2f})")
     predicted, measured = overhead(by_context, -1)
     found = versus_prediction(predicted, measured, "")
+    got = value(measured).middle
+    change = f"adds {percent(got)} to" if got >= 0 else f"takes {percent(-got)} from"
     return (
-        f"The time of a gathered step over that of a contiguous one is, {'; '.join(said)}. The gather adds "
-        f"{percent(value(measured).middle)} to a step with the longest context, where {percent(predicted)} was predicted: {found.verdict}."
+        f"The time of a gathered step over that of a contiguous one is, {'; '.join(said)}. The gather {change} a step "
+        f"with the longest context, where {percent(predicted)} was predicted: {found.verdict}."
     )
 
 
@@ -133,7 +135,7 @@ def dilution(series: Series | None) -> Finding:
         return Finding(f"{said}, so that the ratio of the bounds is a fair prediction", "about")
     found = versus_prediction(predicted, measured, "")
     if found.kind in ("little", "failed") and value(measured).middle < predicted:
-        text = f"{said}; the bytes of the copy are a smaller part of a step that is slow for other reasons"
+        text = f"{said}; the bytes of the copy are a smaller part of a step that is slow for other reasons than bytes"
         return Finding(text, "slow", step / bound)
     return Finding(said, "other", step / bound)
 
@@ -149,10 +151,11 @@ def _extras(by_batch: Series | None, by_context: Series | None) -> str:
         verdict = versus_prediction(predicted, measured).verdict
         if got <= 0:
             verdict = "the prediction failed"
+        change = f"adds {quantity(got, 's')}" if got >= 0 else f"saves {quantity(-got, 's')}"
         said.append(
-            f"{quantity(got, 's')} at {_name(series, -1, axis)}, predicted {quantity(predicted, 's')} ({verdict})"
+            f"{change} at {_name(series, -1, axis)}, where it was to add {quantity(predicted, 's')} ({verdict})"
         )
-    return f"The gather adds {'; '.join(said)}."
+    return f"The gather {'; it '.join(said)}."
 
 
 def _broke(series: Series | None) -> str:
@@ -166,8 +169,11 @@ def _broke(series: Series | None) -> str:
         return f"{said}; whether that holds, this run cannot tell."
     if found.kind == "about":
         return f"{said}, and in this run that holds. It holds only where the rest of the step is at its bound."
-    got = percent(value(measured).middle)
-    said += f", and predicted {percent(predicted)} more time for the longest context; it was {got}."
+    got = value(measured).middle
+    change = f"{percent(abs(got))} {'more' if got >= 0 else 'less'}"
+    said += (
+        f", and predicted {percent(predicted)} more time for the longest context; it was {change}."
+    )
     cause = dilution(series)
     return f"{said} {cause.sentence}" if cause.kind == "slow" else said
 

@@ -92,7 +92,7 @@ def fit(run: Any) -> Finding:
     models, series = calibrated(run), run[STEPS]
     inner = column(series, "no_cache")[1:-1]
     if not models or not [t for t in inner if _positive(t)]:
-        return missing("the steps between the shortest and the longest")
+        return missing("a step between the shortest and the longest")
     miss = {
         kind: worst_miss(model, series["length"][1:-1], inner) for kind, model in models.items()
     }

@@ -105,6 +105,8 @@ def _gain_verdicts(
     rows = [i for i in (0, len(generated) // 2, -1) if -len(generated) <= i < len(generated)]
     rows = list(dict.fromkeys(i % len(generated) for i in rows))
     said = []
+    if not rows:
+        return missing("the gain or its prediction").sentence
     for i in rows:
         found = versus_prediction(foreseen[i], measured[i], "×")
         if found.kind == "missing":

@@ -90,17 +90,24 @@ def foretold(run: Any) -> dict[str, str]:
 
 
 def line_bound(run: Any) -> dict[str, str]:
-    """The two parts of a step against the least that this machine's ceilings allow."""
+    """A step of one sequence, and a full one, against the least that this machine's ceilings allow.
+
+    The arithmetic of the sequences may hide behind the reading of the weights, so the least time of n sequences is the
+    larger of the two. The parts a and b have no bound of their own.
+    """
     series = run["step_line"]
     row = labels(series, "server").index(PAGED) if PAGED in labels(series, "server") else 0
-    pairs = [
-        (cell(series, f"{part}_bound", row), cell(series, part, row)) for part in ("shared", "each")
-    ]
-    shared, each = (versus_bound(bound, got) for bound, got in pairs)
-    if "missing" in (shared.kind, each.kind):
+    shared, each, reading, work = (
+        middle(cell(series, name, row)) for name in ("shared", "each", "shared_bound", "each_bound")
+    )
+    if None in (shared, each, reading, work):
+        return {"bound_finding": missing("a step over its bound").sentence}
+    seats = series.params.get("max_num_seqs") or (users(run) or [1])[-1]
+    one, full = (versus_bound(max(reading, n * work), shared + n * each) for n in (1, seats))
+    if "missing" in (one.kind, full.kind):
         return {"bound_finding": missing("a step over its bound").sentence}
     return {
-        "bound_finding": f"At {NAMES[PAGED]}, the shared part is {shared}, and the part of each sequence {each}."
+        "bound_finding": f"At {NAMES[PAGED]}, a step of one sequence is {one}, and one of {number(seats)} is {full}."
     }
 
 

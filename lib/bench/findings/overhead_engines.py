@@ -77,8 +77,8 @@ def _compiled(run: Any) -> dict[str, str]:
         took = "There is no compiler on this machine, so this engine runs eagerly, and its numbers show no difference."
     else:
         took = (
-            f"Compiling took {quantity(seconds, 's')}. What is compiled is kept on disk, so a first time takes longer "
-            "than a second."
+            f"Compiling took {quantity(seconds, 's')}. What is compiled is kept on disk, where a later start "
+            "finds it."
         )
     load = missing("the time to compile").sentence
     if middle(seconds):

@@ -157,7 +157,7 @@ def versus_bound(bound: Measured, measured: Measured, unit: str = "s") -> Findin
     if abs(ratio - 1) <= ABOUT + _ROUNDING:
         return Finding(f"at the bound within 10 % ({both})", "about", ratio)
     if ratio < 1:
-        text = f"{times(ratio)} the bound ({both}), which is possible only if a ceiling was measured too low"
+        text = f"{times(ratio)} the bound ({both}: a ceiling was measured too low)"
         return Finding(text, "failed", ratio, -1)
     return Finding(f"{times(ratio)} the bound ({both})", size_of(ratio), ratio, 1)
 
@@ -171,7 +171,7 @@ def share(part: Measured, whole: Measured = 1.0) -> Finding:
         return Finding("no share that could be computed", "undefined")
     fraction = some.middle / everything.middle
     if fraction > 1.005:
-        text = f"more than the whole ({percent(fraction)}), so one of the two was measured wrongly"
+        text = f"more than the whole ({percent(fraction)}: one of the two was measured wrongly)"
         return Finding(text, "failed", fraction, 1)
     for least, word in (
         (0.95, "almost all"),
