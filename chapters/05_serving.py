@@ -90,6 +90,7 @@ from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.measure.torch_calls import count_torch_calls
+from lib.bench.notebook import toy
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -106,6 +107,8 @@ from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
 from lib.bench.workloads import random_prompts, variable_length
+from lib.cache.block_manager import BlockManager
+from lib.engine.scheduler import Scheduler
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
 from lib.serving.async_llm import AsyncLLM
@@ -481,6 +484,52 @@ show_source(OutputCollector, "put", "get")
 show_source(EventStream, "__call__", "_send")
 
 # %% [markdown]
+# **The toy, as it is served.** A and B of {ref}`sec-toy` again, with the three blocks of chapter 4 and at most four tokens
+# per step. A's command is in the inbox when the engine wakes up. B's comes while step 1 runs, so step 2 is the first that
+# can take it. Each row is one step, and the last two columns are the events that its `Turn` brings to the two clients,
+# shortened to the text:
+
+# %%
+toy_cache = BlockManager(toy.NUM_BLOCKS, toy.BLOCK_SIZE)
+toy_steps = toy.play(Scheduler(toy_cache, 2, toy.BUDGET))
+assert [step.number for step in toy_steps if step.waiting] == [4, 5]
+assert [step.number for step in toy_steps if "B" in step.streamed] == [3, 7, 8]
+
+# %% tags=["remove-input"]
+last_word = {name: toy.token_times(toy_steps, 1)[name][-1] for name in "AB"}
+table(
+    [
+        [
+            step.number,
+            "".join(n for n, at in toy.ARRIVALS.items() if at == step.number),
+            *(toy.positions(step, name) for name in "AB"),
+            "".join(step.waiting),
+            *(
+                event({"text": step.streamed[name]}).decode().strip()
+                + (" [DONE]" if last_word[name] == step.number else "")
+                if name in step.streamed
+                else ""
+                for name in "AB"
+            ),
+        ]
+        for step in toy_steps
+    ],
+    headers=[
+        "step",
+        "Add",
+        "A computes",
+        "B computes",
+        "waits",
+        "to A",
+        "to B",
+    ],
+)
+
+# %% [markdown]
+# Steps and events are not the same. Step 2 computes three of B's four prompt tokens and sends B nothing, since no token
+# follows from a part of a prompt. In step 4 B loses its block, in step 5 it waits, in step 6 it computes again what it had;
+# its client sees a silence of four steps and cannot tell why. A, which came first, gets one event per step.
+#
 # ## Start it, and talk to it
 #
 # The server is a program. Here it runs as a child process, on a free port, with the same options as the engine in this
