@@ -1521,7 +1521,7 @@ class OffByOne:
     """A runner that gives every decoded token the position after its own."""
 
     def __init__(self, runner):
-        self.right = runner
+        self.right, self.room = runner, runner.room
 
     def run(self, batch):
         if batch.query_lens == [1]:

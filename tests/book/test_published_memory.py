@@ -30,6 +30,7 @@ def test_the_page_builds_with_its_tables(tmp_path):
     source.mkdir()
     text = re.sub(r"\{(cite|numref|eq|ref)(:p)?\}`[^`]*`", "", TEXT)
     (source / "index.md").write_text(text)
+    (source / "scoreboard.md").write_text("---\norphan: true\n---\n\n(scoreboard)=\n# Scoreboard\n")
     (source / "conf.py").write_text(
         f"import sys\n\nsys.path.insert(0, {str(ROOT)!r})\n"
         "extensions = ['myst_nb', 'sphinx_design', 'book.tools.book_ext']\n"
