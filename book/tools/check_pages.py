@@ -25,6 +25,7 @@ LEAST_TEXT = 9  # pixels of the smallest text in a figure, at both widths
 OPEN = """
 .sd-tab-content { display: block !important }
 * { animation: none !important; transition: none !important }
+mjx-assistive-mml { display: none !important }
 """
 
 MEASURE = """
@@ -58,7 +59,7 @@ MEASURE = """
       else if (how === "hidden" || how === "clip") found.push(`${name(el)} is cut by ${over} px`);
       return;  // it scrolls by itself: what is inside may be wider
     }
-    if (el.matches("svg, mjx-container, span.math")) return;
+    if (el.matches("svg, mjx-container, span.math, pre")) return;
     for (const child of el.children) walk(child);
     // An element whose own text or children are wider than its box, while no child says so: a word that cannot break.
     if (over > 1.5 && !el.matches("table, tr, tbody, thead") && !found.some((f) => f.startsWith("<")))

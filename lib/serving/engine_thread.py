@@ -149,7 +149,8 @@ class EngineThread:
             if turn.time >= self._next_snapshot:
                 turn.snapshot = take_snapshot(llm)
                 taken = time.monotonic() - turn.time
-                self._next_snapshot = turn.time + max(SNAPSHOT_INTERVAL, taken / SNAPSHOT_SHARE)
+                pause = max(SNAPSHOT_INTERVAL, taken / SNAPSHOT_SHARE)
+                self._next_snapshot = turn.time + pause
                 self._snapshot_due = llm.has_unfinished()
         self._on_turn(turn)
         if self._failed_steps >= MAX_FAILED_STEPS:
