@@ -175,7 +175,7 @@ glue("first_probability", best.values[0].item(), ".2f")
 # %%
 @torch.inference_mode()
 def greedy(model, token_ids, num_tokens):
-    """The slowest correct way to write: the whole sequence through the model, once for each new token."""
+    """Slow but correct: the whole sequence runs again for each new token."""
     token_ids = list(token_ids)
     for _ in range(num_tokens):
         logits = model(Batch.of_prompts([token_ids], device), FullAttention())
@@ -274,7 +274,7 @@ table(
 #
 # because $T$ tokens need $2PT$ operations for $Pb$ bytes.
 
-# %%
+# %% tags=["hide-input"]
 config = record_model.config
 glue("rule_512", 2 * counts.parameters(config) * 512 / 1e9, ".0f")
 glue("count_512", counts.flops(config, 512, 512) / 1e9, ".0f")
@@ -282,7 +282,10 @@ ridge_tokens = 4 / 2 * roofline.ridge("float32")
 
 
 def forward_bound(config, num_tokens):
-    """Least seconds for one forward pass over a prompt: every weight once, every operation once."""
+    """Least seconds of one forward pass over a prompt.
+
+    It reads every weight once and does every operation once.
+    """
     return roofline.time(
         bytes=counts.streamed_bytes(config, "float32"),
         flops=counts.flops(config, num_tokens, num_tokens),
@@ -301,12 +304,16 @@ glue(
     1e3 * forward_bound(config, 512),
     ".0f" if forward_bound(config, 512) > 0.01 else ".2f",
 )
+weights, rate = (
+    counts.streamed_bytes(config, "float32"),
+    roofline.flops["float32"],
+)
 table(
     [
         [
             n,
-            f"{1e3 * counts.streamed_bytes(config, 'float32') / roofline.bandwidth:.2f}",
-            f"{1e3 * counts.flops(config, n, n) / roofline.flops['float32']:.2f}",
+            f"{1e3 * weights / roofline.bandwidth:.2f}",
+            f"{1e3 * counts.flops(config, n, n) / rate:.2f}",
             f"{1e3 * forward_bound(config, n):.2f}",
         ]
         for n in (1, 16, 64, 256, 512)
@@ -349,7 +356,7 @@ glue_all(realistic_prompt.forward())
 # ```{diagram} ../book/images/two_blocks.svg
 # :name: fig-two-blocks
 # :alt: One layer of GPT-2 beside one layer of Llama, with four numbered differences.
-# :width: 90%
+# :width: 100%
 #
 # One layer of each model. The numbers mark the four differences: positions, normalisation, heads, MLP.
 # ```
@@ -435,7 +442,7 @@ show_source(attend)
 # and compare all logits. They cannot be equal to the last bit, because floating-point sums depend on their order. They have
 # to be close: a wrong mask or a swapped rotation changes logits by whole units, not by millionths.
 
-# %%
+# %% tags=["hide-input"]
 pairs = {
     "SmolLM2-135M": (llm, transformers_model(llm)),
     "GPT-2 124M": (record_model, transformers_model(record_model)),
@@ -551,11 +558,13 @@ glue("computed_ratio", computed / (len(chat_ids) + len(steps) - 1), ".1f")
 # %% tags=["hide-input"]
 if record_model.weights == "random":
     print(
-        "GPT-2's weights are RANDOM in this run: the Hugging Face hub could not be reached.\n"
-        "Speed and memory do not depend on what the weights say. Text does, so none is shown."
+        "GPT-2's weights are RANDOM in this run: "
+        "the Hugging Face hub could not be reached.\n"
+        "Speed and memory do not depend on what the weights say. "
+        "Text does, so none is shown."
     )
 
-# %%
+# %% tags=["hide-input"]
 PROMPTS = pick(smoke=[8, 16], cpu=[64, 256, 512], gpu=[64, 256, 512])
 NEW = pick(smoke=2, cpu=4, gpu=50)
 REPEATS = pick(smoke=1, cpu=3, gpu=3)
@@ -715,7 +724,7 @@ record.headline(
 #
 # The second prediction was about long answers.
 
-# %%
+# %% tags=["hide-input"]
 GENERATED = pick(
     smoke=[2, 4],
     cpu=[10, 25, 50, 100],

@@ -215,7 +215,7 @@ glue("same_rows", n)
 # ```{diagram} ../book/images/kv_rows.svg
 # :name: fig-kv-rows
 # :alt: Rows of K and V of sequence A, computed at each of five steps, without and with a cache.
-# :width: 92%
+# :width: 100%
 #
 # Sequence A: a prompt of three tokens and an answer of five. Without a cache every step computes all rows. With one, the
 # first step computes the prompt's rows and each later step computes a single row and reads the others.

@@ -315,7 +315,7 @@ glue_all(words.realistic())
 # padding. Nothing in the models changes.
 
 
-# %%
+# %% tags=["hide-input"]
 class PaddedAttention:
     """Attention over a rectangle, with its own K and V [L, B, columns, Hkv, D].
 
@@ -408,7 +408,7 @@ def static_generate(model, prompts, new_tokens):
 # to give its tokens.
 
 
-# %%
+# %% tags=["hide-input"]
 @torch.inference_mode()
 def oracle(model, prompt, new_tokens):
     token_ids = list(prompt)
@@ -1189,7 +1189,7 @@ def draw_timeline(ax, run, title):
                 ha="center",
                 va="center",
                 color=ON_COLOUR,
-                fontsize=8,
+                fontsize=8.5,
             )
     ax.set(
         title=title,

@@ -459,7 +459,7 @@ def draw_pool(ax, frame, num_blocks, block_size, names, columns=8):
             y + 0.68,
             f"{held[0]} {block}" if held else str(block),
             ha="center",
-            fontsize=7.5,
+            fontsize=8,
             color=edge,
             fontweight="bold" if held else "normal",
         )
@@ -1468,7 +1468,7 @@ for row, name in enumerate(people):
                 str(tokens),
                 ha="center",
                 va="center",
-                fontsize=6.5,
+                fontsize=7.5,
                 color="#ffffff",
             )
         elif tokens == 1 or (

@@ -1377,7 +1377,7 @@ print(f"an event costs {1e6 * event_seconds:.1f} µs")
 # every token is an event, and whole, where every answer is one. The three take turns, and the order of a turn rotates, so
 # that each is first once.
 
-# %%
+# %% tags=["hide-input"]
 REQUESTS, ROUNDS = pick(smoke=4, cpu=16, gpu=256), pick(smoke=1, cpu=3, gpu=3)
 work = variable_length(llm.config.vocab_size, n=REQUESTS)
 if scale() == "smoke":

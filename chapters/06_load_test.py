@@ -347,7 +347,7 @@ table(
 # Servers that are compared take turns with the same requests, and the one that goes first changes from round to round. The
 # number of requests is fixed, and not the number of seconds: on a slow machine a test takes longer, and still fills the queue.
 
-# %%
+# %% tags=["hide-input"]
 LEVELS = pick(
     smoke=[1, 4], cpu=[1, 4, 8, 16], gpu=[1, 4, 8, 16, 32, 64, 128]
 )  # users
@@ -444,7 +444,7 @@ if served["weights"] == "random":
 # {glue:text}`seqs`, give $a$ and $b$ for each server. The rest of the curve is then a prediction.
 
 
-# %%
+# %% tags=["hide-input"]
 def ask(n, workload="short", seed=0, tokens=ANSWER):
     """n requests. All servers get the same ones."""
     return make_requests(
@@ -733,7 +733,7 @@ glue_all(words.opened.stall(stall_run))
 
 # %%
 def requests_at(name, users):
-    """Two rounds, so that users come to a busy server; the sequential one is always busy."""
+    """Two rounds: users come to a busy server; the sequential one always is."""
     n = users if name == SEQUENTIAL else 2 * users
     return max(pick(smoke=2, cpu=2, gpu=8), n)
 
@@ -1030,7 +1030,7 @@ record.headline(f"of which paging, {COMPARE_AT} users", paging, "×")
 # And what does HTTP cost? The same requests go through the same engine without a server, all at once, in this process. The
 # two ways take turns.
 
-# %%
+# %% tags=["hide-input"]
 offline_requests = ask(SEQS, seed=60)
 llm = LLM(
     MODEL,
@@ -1118,7 +1118,7 @@ glue_all(words.closed.http(experiments.pick(gate, record)))
 show_source(serve)
 
 
-# %%
+# %% tags=["hide-input"]
 def fit(name):
     """a and b again, by least squares over all numbers of users measured."""
     times = [t / ANSWER for t in latency_by_users[f"{name}, p50"]]
@@ -1304,7 +1304,7 @@ bars_of = [
 
 
 def part(count):
-    """A part of the requests, for each bar; the median where a rate has several rounds."""
+    """A part of the requests per bar; the median where a rate has several rounds."""
     found = []
     for name, share in bars_of:
         values = [
@@ -1524,7 +1524,8 @@ for run in read_records("load_tools"):
     verdicts.append(
         f"On {run.label}, {p['users']} users sent {p['requests']} requests of "
         f"{p['prompt_tokens']} tokens, for {p['fewest_output_tokens']} to "
-        f"{p['most_output_tokens']}, in each of {p['rounds']} rounds: {agree} with ours "
+        f"{p['most_output_tokens']}, in each of {p['rounds']} rounds: "
+        f"{agree} with ours "
         f"within {100 * p['limit']:.0f} %. The largest difference is "
         f"{100 * worst:+.1f} %, {whose}."
     )

@@ -136,7 +136,8 @@ device, config = llm.device, llm.config
 glue("model", "SmolLM2" if config.architecture == "llama" else "GPT-2")
 if llm.weights == "random":
     print(
-        "The weights are RANDOM in this run: the Hugging Face hub could not be reached. "
+        "The weights are RANDOM in this run: "
+        "the Hugging Face hub could not be reached. "
         "Times and comparisons hold; text would not, and none is shown."
     )
 
@@ -948,7 +949,7 @@ for where, dtype, block_size in (
 # {glue:text}`most_queries` exercise the hand-over to PyTorch too.
 
 
-# %%
+# %% tags=["hide-input"]
 @torch.inference_mode()
 def oracle(model, token_ids, num_tokens):
     token_ids = list(token_ids)
@@ -1014,7 +1015,8 @@ for block_size in sizes:
         assert [request.output_token_ids for request in requests] == expected
         checked.append((block_size, budget))
 print(
-    f"{len(checked)} engines, blocks of {sizes}, at most 7, 24 or 2048 tokens a step: "
+    f"{len(checked)} engines, blocks of {sizes}, "
+    "at most 7, 24 or 2048 tokens per step: "
     "the same tokens as without a cache"
 )
 
@@ -1026,7 +1028,7 @@ print(
 # the number at the worst. Where a matrix product takes over, for long chunks on a CPU and for most of the work on a
 # GPU, the weights are rounded before they meet the values, and we allow twice that.
 
-# %%
+# %% tags=["hide-input"]
 half = torch.bfloat16
 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
     half = torch.float16  # older GPUs have no bfloat16

@@ -1195,7 +1195,7 @@ for ax, (batch, found) in zip(axes, stage_rates.items()):
         f"transformers {line:,.0f}",
         (line, -0.62),
         ha="center",
-        fontsize=8,
+        fontsize=8.5,
         color=COLOURS[5],
         annotation_clip=False,
     )

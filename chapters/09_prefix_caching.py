@@ -139,7 +139,7 @@ if scale() == "smoke":
 # {glue:text}`shared_tokens` are the same in all of them. Two engines with the same weights serve it, one request after
 # the other. They differ in one option.
 
-# %%
+# %% tags=["hide-input"]
 SLOTS = pick(smoke=2, cpu=4, gpu=16)  # sequences in a step
 ROOM = pick(smoke=257, cpu=257, gpu=2049)  # blocks: enough for each section
 
@@ -239,7 +239,7 @@ glue("again_percent", 100 * (1 - tokens["with"] / tokens["without"]), ".0f")
 # close to 1 for short contexts. We measure $t(n)$ with the engine that keeps nothing, and predict the other.
 
 
-# %%
+# %% tags=["hide-input"]
 def hit(shared, prompt, block=BLOCK):
     return min(shared, prompt - 1) // block * block
 
@@ -496,7 +496,7 @@ glue("lead", LEAD)
 # The prediction, {eq}`eq-09-ttft`, against the engine. Every repeat sends new tokens after the shared ones, so that only
 # the shared ones are found.
 
-# %%
+# %% tags=["hide-input"]
 (shared_text,) = random_prompts([TOTAL], config.vocab_size, seed=2)
 
 
@@ -594,7 +594,7 @@ glue_all(realistic_prompt.prefix())
 # How many tokens can be found at best is counted from the prompts alone, with no engine: a set of all beginnings seen so
 # far. Memory suffices here, and both engines take the requests in the same order.
 
-# %%
+# %% tags=["hide-input"]
 TURNS = pick(smoke=2, cpu=3, gpu=5)
 SYSTEM, QUESTION, ANSWER = pick(
     smoke=(36, 20, 12), cpu=(116, 20, 12), gpu=(244, 36, 28)
@@ -964,7 +964,7 @@ _ = record.add(
 # same trace:
 
 
-# %%
+# %% tags=["hide-input"]
 class HeadFirst(PrefixCachingBlockManager):
     """Least recently used, but the head of a sequence before its tail."""
 
@@ -1084,7 +1084,7 @@ glue_all(words.eviction(Shown(record)))
 # `cache_salt` closes it. The salt is the start of the chain, so requests with different salts never have a name in
 # common. A server gives each tenant a salt of their own, and the cache still works within a tenant.
 
-# %%
+# %% tags=["hide-input"]
 (secret,) = random_prompts([pick(smoke=40, cpu=136, gpu=520)], vocabulary, 60)
 (wrong,) = random_prompts([len(secret)], vocabulary, 61)
 probes = {
@@ -1149,7 +1149,7 @@ glue_all(words.leak(experiments.pick(gate, record)))
 # the wrong line put back.
 
 
-# %%
+# %% tags=["hide-input"]
 @contextmanager
 def replaced(module, name, value):
     saved = getattr(module, name)
@@ -1186,7 +1186,7 @@ class NothingLeft(PrefixCachingBlockManager):
 
 
 class CountsRoomTwice(PrefixCachingBlockManager):
-    """Takes cached blocks that it is about to share for room that it can evict."""
+    """Counts cached blocks that it is about to share as room to evict."""
 
     def admit(self, request):
         found, hits = super().admit(request), self.find(request)
@@ -1206,7 +1206,7 @@ class CountsAgain(PrefixCachingBlockManager):
         return super().admit(request)
 
 
-# %%
+# %% tags=["hide-input"]
 def place_matters(manager):
     pool = manager(9, 4)
     serve(pool, request([1] * 4 + [2] * 4))

@@ -24,6 +24,7 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
+from book.tools import bibliography  # noqa: E402
 from book.tools.diagrams import inline  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
 from book.tools.load_notes import load_table, warn_on_top  # noqa: E402
@@ -161,6 +162,7 @@ def warn_of_load(app, doctree: nodes.document) -> None:
 def setup(app):
     # MyST-NB ends each piece of a stream with a newline, so that a text printed token by token falls into lines.
     render.coalesce_streams = join_streams
+    bibliography.register()
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)

@@ -10,6 +10,8 @@ import html
 import re
 from pathlib import Path
 
+from lib.bench.notebook.readable import with_least_width
+
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 CSS = Path(__file__).resolve().parents[1] / "_static" / "diagrams.css"
 NOT_DIAGRAMS = {"logo.svg"}
@@ -68,7 +70,8 @@ def inline(svg: str, name: str, alt: str = "", width: str = "") -> str:
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     label = f' aria-label="{html.escape(alt)}"' if alt else ""
-    return svg.strip().replace("<svg ", f'<svg style="width: {width or "100%"}"{label} ', 1)
+    drawn = svg.strip().replace("<svg ", f'<svg style="width: {width or "100%"}"{label} ', 1)
+    return with_least_width(drawn)
 
 
 def diagram_files() -> list[Path]:

@@ -25,9 +25,8 @@ class BlockManager:
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 2:
-            raise ValueError(
-                f"num_blocks must be >= 2, the null block and one to hand out, got {num_blocks}"
-            )
+            problem = f"must be >= 2 with the null block, got {num_blocks}"
+            raise ValueError(f"num_blocks {problem}")
         self.block_size = block_size
         self.num_blocks = num_blocks - 1
         self.max_sequence_tokens = self.num_blocks * block_size
@@ -46,7 +45,10 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def allocate(self, request: Request, num_tokens: int) -> bool:
-        """Extend the request's block table until it holds `num_tokens` tokens. False, and no change, if it cannot."""
+        """Extend the request's block table until it holds `num_tokens` tokens.
+
+        False, and no change, if there are not enough blocks.
+        """
         missing = self.blocks_needed(num_tokens) - len(request.block_ids)
         if missing > self.num_available_blocks:
             return False
@@ -69,11 +71,12 @@ class BlockManager:
         request.block_ids = list(block_ids)
 
     def free(self, request: Request) -> None:
-        """Drop the request's references; blocks without references go back to the free list."""
-        # Last block first: if sequences later share prefixes, the least shareable blocks are reused soonest.
+        """Drop the request's references; blocks without references become free."""
+        # Last block first: of shared prefixes, the least shareable are reused soonest.
         for block in reversed(request.block_ids):
             if self.ref_counts[block] < 1:
-                raise RuntimeError(f"block {block} of request {request.request_id} is freed twice")
+                name = request.request_id
+                raise RuntimeError(f"block {block} of request {name} is freed twice")
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
                 self._give_back(block)

@@ -12,9 +12,10 @@ from lib.models.config import ModelConfig
 class KVCache:
     """K and V of all layers, in blocks of slots.
 
-    `k[layer]`, `v[layer]`: [num_blocks, block_size, Hkv, D]. A token at position p of a sequence lives in slot
-    block_table[p // block_size] * block_size + p % block_size. Chapter 2's contiguous cache is one block a sequence,
-    chapter 4's paged cache has small blocks that any sequence can own: the storage is the same.
+    `k[layer]`, `v[layer]`: [num_blocks, block_size, Hkv, D]. The token at position p of
+    a sequence has slot block_table[p // block_size] * block_size + p % block_size.
+    Chapter 2's contiguous cache has one block per sequence, chapter 4's paged cache
+    small blocks that any sequence can own: the storage is the same.
     """
 
     def __init__(
@@ -27,12 +28,13 @@ class KVCache:
         device: torch.device | str,
     ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
-        shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        self.k, self.v = (_zeros(shape, dtype, torch.device(device)) for _ in range(2))
-        # Views by slot, made once: on a CPU even making a view costs as much as a small copy.
-        self._k_slots, self._v_slots = (
-            [layer.flatten(0, 1) for layer in x] for x in (self.k, self.v)
-        )
+        block = (block_size, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, num_blocks, *block)
+        self.k = _zeros(shape, dtype, torch.device(device))
+        self.v = _zeros(shape, dtype, torch.device(device))
+        # Views by slot, made once: on a CPU a view costs as much as a small copy.
+        self._k_slots = [layer.flatten(0, 1) for layer in self.k]
+        self._v_slots = [layer.flatten(0, 1) for layer in self.v]
 
     def store(self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
         """Write this step's k and v [T, Hkv, D] to their slots [T]."""
@@ -40,15 +42,15 @@ class KVCache:
         self._v_slots[layer].index_copy_(0, slot_mapping, v)
 
     def remove_non_finite(self, block_ids: list[int], num_tokens: int) -> None:
-        """Set NaN and infinity to 0 in a sequence of `num_tokens` tokens that gives its blocks back.
+        """Set NaN and infinity to 0 in a sequence that gives its blocks back.
 
-        A masked read multiplies what lies behind a sequence's end by 0, and 0 * NaN is NaN: it would
-        reach the next owner of the block.
+        A masked read multiplies what lies behind a sequence's end by 0, and 0 * NaN is
+        NaN: it would reach the next owner of the block.
         """
         for x in (self.k, self.v):
             for number, block in enumerate(block_ids):
-                written = x[:, block, : max(0, num_tokens - number * self.block_size)]
-                written.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+                written = max(0, num_tokens - number * self.block_size)
+                x[:, block, :written].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     @property
     def nbytes(self) -> int:

@@ -18,7 +18,7 @@ from lib.core.request import Request
 
 
 def block_hashes(request: Request, block_size: int, num_blocks: int) -> list[bytes]:
-    """Names of the request's first `num_blocks` full blocks; each is computed once.
+    """Names of the first `num_blocks` full blocks; each is computed once.
 
     The chain starts at a hash of the cache salt, so that equal prompts with
     different salts have different names. Whatever else changes K and V (e.g.

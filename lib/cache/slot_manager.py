@@ -28,10 +28,11 @@ class SlotManager:
         return len(self._free)
 
     def allocate(self, request: Request, num_tokens: int) -> bool:
-        """Make room for the first `num_tokens` tokens: a slot, unless the request has one."""
+        """Make room for `num_tokens` tokens: a slot, unless the request has one."""
         if num_tokens > self.block_size:
             raise ValueError(
-                f"num_tokens must be at most {self.block_size}, the length of a slot, got {num_tokens}"
+                f"num_tokens must be at most {self.block_size}, the length of a slot, "
+                f"got {num_tokens}"
             )
         if not request.block_ids:
             if not self._free:

@@ -11,7 +11,10 @@ from lib.engine.scheduler import Scheduler
 
 
 class StaticScheduler(Scheduler):
-    """The continuous scheduler but for admission: only into an empty engine, and then at once as many as fit."""
+    """The continuous scheduler but for admission: only into an empty engine.
+
+    Then as many requests as fit are admitted at once.
+    """
 
     def schedule(self) -> list[Scheduled]:
         self._filling = not self.running

@@ -77,36 +77,39 @@ async def send(
     clock: Callable[[], float],
     heard: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send one request and write into `trace` what happens. `heard` is called whenever bytes arrive.
+    """Send one request and write into `trace` what happens.
 
-    Raises ServerGone, with the trace complete, if nothing listens at the URL. The code that cancels it sets the outcome.
+    `heard` is called whenever bytes arrive. Raises ServerGone, with the trace complete,
+    if nothing listens at the URL. The code that cancels it sets the outcome.
     """
+    url = f"{target.base}/v1/completions"
     trace.sent = clock()
     try:
         async with (
             asyncio.timeout(target.timeout),
-            http.stream("POST", f"{target.base}/v1/completions", content=body) as response,
+            http.stream("POST", url, content=body) as response,
         ):
-            trace.status = response.status_code
+            trace.status = status = response.status_code
             heard()
-            if response.status_code != 200:
-                trace.outcome = REJECTED if response.status_code in (429, 503) else FAILED
-                trace.error = f"HTTP {response.status_code}: {_message(await response.aread())}"
+            if status != 200:
+                trace.outcome = REJECTED if status in (429, 503) else FAILED
+                trace.error = f"HTTP {status}: {_message(await response.aread())}"
                 return
             await _read(response, trace, clock, heard)
             trace.outcome = COMPLETED
     except (TimeoutError, httpx.ConnectTimeout) as error:
-        waited = _CONNECT_TIMEOUT if isinstance(error, httpx.ConnectTimeout) else target.timeout
-        trace.outcome, trace.error = (
-            TIMEOUT,
-            f"no complete answer within {waited:g} s, {_progress(trace)}",
-        )
+        connecting = isinstance(error, httpx.ConnectTimeout)
+        waited = _CONNECT_TIMEOUT if connecting else target.timeout
+        trace.outcome = TIMEOUT
+        trace.error = f"no complete answer within {waited:g} s, {_progress(trace)}"
     except httpx.ConnectError as error:
-        trace.outcome, trace.error = FAILED, f"cannot connect to {target.base}: {error}"
+        trace.outcome = FAILED
+        trace.error = f"cannot connect to {target.base}: {error}"
         raise ServerGone(trace.error) from None
     except httpx.HTTPError as error:
         trace.outcome = FAILED
-        trace.error = f"connection lost {_progress(trace)}: {error or type(error).__name__}"
+        reason = error if str(error) else type(error).__name__
+        trace.error = f"connection lost {_progress(trace)}: {reason}"
     except StreamError as error:
         trace.outcome, trace.error = FAILED, f"{error}, {_progress(trace)}"
     finally:

@@ -52,12 +52,16 @@ class Served:
 
 
 def serve(
-    arrivals: Sequence[float], answer: int, line: StepLine, seats: int, limit: int | None = None
+    arrivals: Sequence[float],
+    answer: int,
+    line: StepLine,
+    seats: int,
+    limit: int | None = None,
 ) -> list[Served]:
-    """Runs ascending arrival times, in seconds, through the server; returns one Served each, in order.
+    """Runs arrivals (seconds, ascending) through the server; one Served each, in order.
 
-    At most `seats` sequences run, in order of arrival; a request that finds `limit` others inside is refused.
-    Raises ValueError for answer, seats or limit below 1.
+    At most `seats` sequences run, in order of arrival; a request that finds `limit`
+    others inside is refused. Raises ValueError for answer, seats or limit below 1.
     """
     for name, value in (
         ("answer", answer),
@@ -77,7 +81,8 @@ def serve(
             now = coming[0].arrived if coming else now
             continue
         now += line(len(running))
-        _admit(coming, now, waiting, len(running), limit)  # during the step: all who run are inside
+        # Those that came during the step: all that run are still inside.
+        _admit(coming, now, waiting, len(running), limit)
         for request in running:
             request.first = now if request.first is None else request.first
             request.left -= 1

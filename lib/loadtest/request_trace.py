@@ -69,19 +69,23 @@ class RequestTrace:
 
     @property
     def tpot(self) -> float | None:
-        """(E2E − TTFT) / (output tokens − 1); None for an answer of one token."""
+        """(E2E − TTFT) / (output tokens − 1); None for an answer of one."""
         if self.output_tokens < 2 or not self.chunks:
             return None
         return (self.chunks[-1] - self.chunks[0]) / (self.output_tokens - 1)
 
     @property
     def gaps(self) -> list[float]:
-        """Times between consecutive chunks: vLLM's ITL. With one token per chunk, times between tokens."""
-        return [after - before for before, after in zip(self.chunks, self.chunks[1:])]
+        """Times between consecutive chunks: vLLM's ITL.
+
+        With one token per chunk these are the times between tokens.
+        """
+        following = self.chunks[1:]
+        return [after - before for before, after in zip(self.chunks, following)]
 
     @property
     def lag(self) -> float | None:
-        """From due, with a place free, to sent: the delay that the generator causes."""
+        """From due, with a place free, to sent: the generator's own delay."""
         return None if self.sent is None else self.sent - self.ready
 
     @property

@@ -48,10 +48,12 @@ class Session:
                 await self._one(trace)
                 due = trace.end
 
-        await self._watched(*(user() for _ in range(min(concurrency, len(self.traces)))))
+        users = min(concurrency, len(self.traces))
+        await self._watched(*(user() for _ in range(users)))
 
     async def open(self, arrivals: Sequence[float], max_in_flight: int | None) -> None:
-        places = None if max_in_flight is None else asyncio.Semaphore(max_in_flight)
+        limited = max_in_flight is not None
+        places = asyncio.Semaphore(max_in_flight) if limited else None
         for trace, at in zip(self.traces, arrivals):
             trace.scheduled = at
 

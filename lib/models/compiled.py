@@ -25,8 +25,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual stream with y added, and what the next product reads of it."""
+def add_rms_norm(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream with y added, and its norm for the next product."""
     x = x + y
     return x, F.rms_norm(x, weight.shape, weight, eps)
 
@@ -65,11 +70,14 @@ class LlamaBlock(llama.Block):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, attention: Attention
     ) -> Tensor:
-        qkv = self.qkv(self.ops.rms_norm(x, self.attention_norm.weight, self.attention_norm.eps))
-        q, k, v = self.ops.split_rotate(qkv, cos, sin, self.num_heads, self.num_kv_heads)
-        y = self.proj(attention(self.layer, q, k, v, batch).reshape(x.shape[0], -1))
-        x, h = self.ops.add_rms_norm(x, y, self.mlp_norm.weight, self.mlp_norm.eps)
-        return x + self.down(self.ops.swiglu(self.gate_up(h)))
+        ops, norm = self.ops, self.attention_norm
+        qkv = self.qkv(ops.rms_norm(x, norm.weight, norm.eps))
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        q, k, v = ops.split_rotate(qkv, cos, sin, heads, kv_heads)
+        y = attention(self.layer, q, k, v, batch).reshape(x.shape[0], -1)
+        norm = self.mlp_norm
+        x, h = ops.add_rms_norm(x, self.proj(y), norm.weight, norm.eps)
+        return x + self.down(ops.swiglu(self.gate_up(h)))
 
     def warm_up(self, tokens: Callable[..., Tensor]) -> None:
         norm, d = self.mlp_norm, self.mlp_norm.weight.shape[0]
@@ -109,14 +117,16 @@ _FAMILIES: dict[type, tuple[type, tuple[Callable[..., Any], ...]]] = {
 
 @torch.inference_mode()
 def compile_blocks(model: nn.Module) -> float:
-    """Replace the model's blocks in place; returns the seconds that compiling took.
+    """Replace the model's blocks in place; returns the seconds of compiling.
 
-    Compiled once for all layers and for any number of tokens; a single token, which needs no loop, has a version of its
-    own. Where it cannot be had (no C++ compiler, say) there is one warning, and the model stays as it is.
+    Compiled once for all layers and for any number of tokens; a single token, which
+    needs no loop, has a version of its own. Where compiling fails (no C++ compiler,
+    say) there is one warning, and the model stays as it is.
     """
     start = time.perf_counter()
     family, functions = _FAMILIES[type(model.blocks[0])]
-    ops = SimpleNamespace(**{f.__name__: torch.compile(_own(f)) for f in functions})
+    compiled = {f.__name__: torch.compile(_own(f)) for f in functions}
+    ops = SimpleNamespace(**compiled)
     blocks = [family(block, ops) for block in model.blocks]
     weight = model.token_embedding.weight
 
@@ -127,17 +137,15 @@ def compile_blocks(model: nn.Module) -> float:
         return x
 
     try:
-        with torch._inductor.config.patch(
-            compile_threads=1
-        ):  # no pool of workers for these few lines
+        # No pool of workers for these few lines.
+        with torch._inductor.config.patch(compile_threads=1):
             for n in (1, 8):
                 blocks[0].warm_up(lambda *shape, n=n: tokens(n, *shape))
-    except Exception as error:  # whatever keeps a compiler from running, the model runs without one
-        reason = next(
-            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
+    except Exception as error:  # whatever the reason, the model runs without it
+        said = [line for line in str(error).splitlines() if line.strip()]
+        reason = said[0] if said else type(error).__name__
         warnings.warn(
-            f"compile=True runs eagerly, since torch.compile does not work here: {reason}",
+            f"compile=True runs eagerly, torch.compile does not work: {reason}",
             stacklevel=4,
         )
         return 0.0

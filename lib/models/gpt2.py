@@ -27,10 +27,12 @@ class Block(nn.Module):
         self.fc_out = nn.Linear(config.intermediate_size, d)
 
     def forward(self, x: Tensor, batch: Batch, attention: Attention) -> Tensor:
-        qkv = self.qkv(self.ln_1(x)).view(x.shape[0], 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.unbind(1)
-        x = x + self.proj(attention(self.layer, q, k, v, batch).reshape(x.shape))
-        return x + self.fc_out(F.gelu(self.fc_in(self.ln_2(x)), approximate="tanh"))
+        heads = (3, self.num_heads, self.head_dim)
+        q, k, v = self.qkv(self.ln_1(x)).view(-1, *heads).unbind(1)
+        y = attention(self.layer, q, k, v, batch).reshape(x.shape)
+        x = x + self.proj(y)
+        h = F.gelu(self.fc_in(self.ln_2(x)), approximate="tanh")
+        return x + self.fc_out(h)
 
 
 class GPT2(nn.Module):

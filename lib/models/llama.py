@@ -50,7 +50,10 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (x[i], x[i + D/2]) by its angle. x [T, H, D]; cos, sin [T, 1, D/2]."""
+    """Rotate each pair (x[i], x[i + D/2]) by its angle.
+
+    x [T, H, D]; cos, sin [T, 1, D/2].
+    """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -76,12 +79,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, attention: Attention
     ) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, self.head_dim)
-        qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = rotate(qk, cos, sin).split(
-            (self.num_heads, self.num_kv_heads), dim=1
-        )  # both turn by the same angle
-        x = x + self.proj(attention(self.layer, q, k, v, batch).reshape(x.shape[0], -1))
+        n, heads, kv_heads = x.shape[0], self.num_heads, self.num_kv_heads
+        qkv = self.qkv(self.attention_norm(x)).view(n, -1, self.head_dim)
+        qk, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
+        # q and k turn by the same angle.
+        q, k = rotate(qk, cos, sin).split((heads, kv_heads), dim=1)
+        y = attention(self.layer, q, k, v, batch).reshape(n, -1)
+        x = x + self.proj(y)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 

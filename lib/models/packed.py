@@ -23,7 +23,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         self.weight_bytes = linear.weight.nbytes
         # Opaque: no parameter or buffer, since it cannot be moved or saved.
         self._packed = pack(linear.weight)
@@ -59,9 +60,9 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
 def pack_linears(model: nn.Module, linear: str) -> int:
     """Replace the model's nn.Linear in place; returns how many were.
 
-    `linear`: "plain" none; "packed" all, ValueError where that cannot be; "auto" those of at least
-    PACKED_ELEMENTS elements, none where oneDNN cannot pack. A tied head is packed beside the
-    embedding, which needs its rows as they are.
+    `linear`: "plain" none; "packed" all, ValueError where that cannot be; "auto" those
+    of at least PACKED_ELEMENTS elements, none where oneDNN cannot pack. A tied head is
+    packed beside the embedding, which needs its rows as they are.
     """
     if linear == "plain":
         return 0
@@ -75,7 +76,8 @@ def pack_linears(model: nn.Module, linear: str) -> int:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child.weight.numel() >= least:
-                setattr(parent, name, PackedLinear(child))  # frees the plain weight before the next
+                # Frees the plain weight before the next one is packed.
+                setattr(parent, name, PackedLinear(child))
                 packed += 1
     return packed
 

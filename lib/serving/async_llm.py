@@ -115,20 +115,23 @@ class AsyncLLM:
         stream: bool,
         **log_fields: Any,
     ) -> Call:
-        """Reserve room for a call. Raises ApiError 503 if there is none or the engine is not ready."""
+        """Reserve room for a call.
+
+        Raises ApiError 503 if there is none or the engine is not ready.
+        """
         self.require_ready()
         if num_sequences > self.max_concurrent:
             raise ApiError(
                 400,
-                f"prompts x n must be <= {self.max_concurrent}, the sequences that this server takes "
-                f"at a time, got {num_sequences}",
+                f"prompts x n must be <= {self.max_concurrent}, the sequences that "
+                f"this server takes at a time, got {num_sequences}",
                 "n",
             )
         if self.in_flight + num_sequences > self.max_concurrent:
             raise ApiError(
                 503,
-                f"{self.in_flight} sequences are running or waiting, and the limit is "
-                f"{self.max_concurrent}: try again later",
+                f"{self.in_flight} sequences are running or waiting, and the limit "
+                f"is {self.max_concurrent}: try again later",
                 code="overloaded",
                 retry_after=1,
             )
@@ -140,20 +143,20 @@ class AsyncLLM:
     async def generate(
         self, prompts: Sequence[list[int]], params: SamplingParams, call: Call
     ) -> AsyncIterator[list[Update]]:
-        """Run the call's prompts; yields what is new until all are finished, then `call.outputs` is complete.
+        """Run the call's prompts; yields what is new until all are finished.
 
-        Raises ApiError, also 504 at the call's deadline. However it is left, what still runs is aborted.
+        Then `call.outputs` is complete. Raises ApiError, also 504 at the call's
+        deadline. However it is left, what still runs is aborted.
         """
         if self._refusal is not None:
             raise self._refusal
-        ids = [call.id] if len(prompts) == 1 else [f"{call.id}-{i}" for i in range(len(prompts))]
-        for position, (request_id, token_ids) in enumerate(zip(ids, prompts, strict=True)):
-            self._requests[request_id] = (
-                call,
-                InFlightRequest(
-                    request_id, position, params, len(token_ids), call.arrival, call.log_fields
-                ),
-            )
+        ids = [f"{call.id}-{i}" for i in range(len(prompts))]
+        if len(prompts) == 1:
+            ids = [call.id]
+        facts = (call.arrival, call.log_fields)
+        for position, (name, prompt) in enumerate(zip(ids, prompts, strict=True)):
+            flying = InFlightRequest(name, position, params, len(prompt), *facts)
+            self._requests[name] = (call, flying)
         call.request_ids, call.reserved = ids, 0
         requests = [(i, ids_of, params) for i, ids_of in zip(ids, prompts)]
         self._thread.send(Add(requests, call.cache_salt))
@@ -168,7 +171,10 @@ class AsyncLLM:
             self.close(call)
 
     def close(self, call: Call) -> None:
-        """Give everything back. What still runs is aborted, and counts until the engine has let it go."""
+        """Give everything back.
+
+        What still runs is aborted, and counts until the engine has let it go.
+        """
         self._release(call.reserved)
         call.reserved = 0
         unfinished = [i for i in call.request_ids if i in self._requests]

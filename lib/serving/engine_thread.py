@@ -112,17 +112,18 @@ class EngineThread:
                 self.turn_began = time.monotonic()
                 self._turn(llm, commands)
                 self.turn_began = None
-        except BaseException as error:  # whatever it is, those who wait must hear of it
+        except BaseException as error:  # of any kind: callers wait for answers
             self._on_death(error)
 
     def _wait_for_work(self, llm: LLM) -> list[Add | Abort] | None:
-        """Commands, maybe none, as soon as there is something to do; None to end."""
+        """Commands, maybe none, once there is something to do; None to end."""
         with self._wake:
             while not (self._stopping or self._inbox or llm.has_unfinished()):
                 due = self._watched and self._snapshot_due
                 if due and time.monotonic() >= self._next_snapshot:
                     break
-                self._wake.wait(max(0.001, self._next_snapshot - time.monotonic()) if due else None)
+                wait = max(0.001, self._next_snapshot - time.monotonic())
+                self._wake.wait(wait if due else None)
             commands = list(self._inbox)
             self._inbox.clear()
             return None if self._stopping else commands
@@ -133,9 +134,8 @@ class EngineThread:
             if isinstance(command, Add):
                 self._add(llm, command, turn)
             else:
-                turn.outputs += [
-                    output for i in command.request_ids if (output := llm.abort(i)) is not None
-                ]
+                aborted = [llm.abort(i) for i in command.request_ids]
+                turn.outputs += [output for output in aborted if output is not None]
         if llm.has_unfinished():
             try:
                 turn.outputs += llm.step()
@@ -149,11 +149,13 @@ class EngineThread:
             if turn.time >= self._next_snapshot:
                 turn.snapshot = take_snapshot(llm)
                 taken = time.monotonic() - turn.time
-                self._next_snapshot = turn.time + max(SNAPSHOT_INTERVAL, taken / SNAPSHOT_SHARE)
+                pause = max(SNAPSHOT_INTERVAL, taken / SNAPSHOT_SHARE)
+                self._next_snapshot = turn.time + pause
                 self._snapshot_due = llm.has_unfinished()
         self._on_turn(turn)
         if self._failed_steps >= MAX_FAILED_STEPS:
-            raise RuntimeError(f"{self._failed_steps} steps failed in a row") from failure
+            problem = f"{self._failed_steps} steps failed in a row"
+            raise RuntimeError(problem) from failure
 
     def _add(self, llm: LLM, command: Add, turn: Turn) -> None:
         added: list[str] = []

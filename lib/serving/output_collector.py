@@ -50,7 +50,8 @@ class OutputCollector:
     async def get(self) -> list[Update]:
         """All pending updates, at least one. Raises ApiError after `fail`."""
         await self._news.wait()
-        updates = [update for waiting in self._pending.values() for update in waiting]
+        pending = self._pending.values()
+        updates = [update for waiting in pending for update in waiting]
         self._pending.clear()
         if self._error is None:
             self._news.clear()

@@ -74,23 +74,26 @@ class EventStream(Response):
         sender = asyncio.ensure_future(self._send(send))
         gone = asyncio.ensure_future(_hang_up(receive))
         try:
-            await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({sender, gone}, return_when=first)
         finally:
             gone.cancel()
             sender.cancel()
             await asyncio.wait({sender})
             await self.events.aclose()
-            self.close()  # not left to the generator, whose `finally` does not run if it never began
+            # Not left to the generator: its `finally` does not run if it never began.
+            self.close()
         if not sender.cancelled() and sender.exception() is not None:
             raise sender.exception()
 
     async def _send(self, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        )
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+        part = {"type": "http.response.body"}
         async for data in self.events:
             if not data:
                 continue
-            # Waits while the client does not read and the socket's buffer is full: `events` is then not read either.
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            # Waits while the client does not read and the socket's buffer is full:
+            # `events` is then not read either.
+            await send({**part, "body": data, "more_body": True})
+        await send({**part, "body": b"", "more_body": False})

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from book.tools import diagrams
+from lib.bench.notebook.readable import least_width
 
 FILES = diagrams.diagram_files()
 
@@ -19,7 +20,8 @@ def test_there_are_diagrams_and_no_dark_copies():
 def test_a_diagram_is_well_formed_inline_and_has_only_colours_of_the_palette(path):
     text = diagrams.inline(path.read_text(), path.stem, alt="a & b", width="90%")
     root = ElementTree.fromstring(text)
-    assert root.get("aria-label") == "a & b" and root.get("style") == "width: 90%"
+    assert root.get("aria-label") == "a & b"
+    assert re.fullmatch(r"--least: \d+px; width: 90%", root.get("style"))
     ids = set(re.findall(r'\bid="([^"]+)"', text))
     assert all(name.startswith(f"{path.stem}-") for name in ids), "unique on a page of several"
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= ids
@@ -36,3 +38,8 @@ def test_every_colour_has_a_dark_rule_for_lines_and_for_areas():
     for light, dark in diagrams.PALETTE.items():
         for name in ("fill", "stroke"):
             assert f'.diagram [{name}="{light}"] {{ {name}: {dark}; }}' in css
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_text_is_readable_where_the_diagram_is_as_wide_as_the_column(path):
+    assert least_width(path.read_text()) <= 700, "the book's column at 1300 px has 704"

@@ -24,9 +24,10 @@ def attention_time(
     dtype: str = "float32",
     arithmetic: str = "float32",
 ) -> float:
-    """Least seconds of one layer's decode attention, its keys and values moved `transfers` times.
+    """Least seconds of one layer's decode attention.
 
-    dtype: of keys and values. arithmetic: whose rate of matrix products counts.
+    transfers: how often its keys and values are moved. dtype: of keys and values.
+    arithmetic: the dtype whose rate of matrix products counts.
     """
     flops = 4 * batch_size * context * config.num_heads * config.head_dim
     moved = transfers * layer_bytes(config, batch_size, context, dtype)

@@ -18,7 +18,10 @@ def stored(dtype: str) -> str:
 def step_times(
     config: Any, roofline: Roofline, batch: int, length: int, dtype: str
 ) -> tuple[float, float]:
-    """(seconds for the bytes, seconds for the operations) of a decode step of `batch` sequences of `length` tokens."""
+    """Least seconds of a decode step of `batch` sequences of `length` tokens.
+
+    Two numbers: for the bytes, and for the operations.
+    """
     lengths = [length] * batch
     return (
         counts.step_bytes(config, stored(dtype), lengths) / roofline.bandwidth,
@@ -26,10 +29,18 @@ def step_times(
     )
 
 
-def turning_point(config: Any, roofline: Roofline, length: int, dtype: str) -> int | None:
-    """The smallest batch whose decode step is bound by arithmetic; None if no batch is."""
+def turning_point(
+    config: Any,
+    roofline: Roofline,
+    length: int,
+    dtype: str,
+) -> int | None:
+    """The smallest batch whose step is bound by arithmetic, or None."""
     weights = counts.streamed_bytes(config, stored(dtype)) / roofline.bandwidth
-    # What each sequence adds: seconds for its cache, and seconds for its operations.
-    cache = length * counts.kv_bytes_per_token(config, stored(dtype)) / roofline.bandwidth
+    # Seconds that each sequence adds: for its cache, and for its operations.
+    per_token = counts.kv_bytes_per_token(config, stored(dtype))
+    cache = length * per_token / roofline.bandwidth
     arithmetic = counts.decode_flops(config, length) / roofline.rate(dtype)
-    return math.ceil(weights / (arithmetic - cache)) if arithmetic > cache else None
+    if arithmetic <= cache:
+        return None
+    return math.ceil(weights / (arithmetic - cache))

@@ -130,7 +130,10 @@ def static_steps(lengths: Sequence[int], num_slots: int) -> int:
 
 
 def continuous_steps(lengths: Sequence[int], num_slots: int) -> int:
-    """Steps of continuous batching: a slot that falls free takes the next request at once (Graham's list scheduling)."""
+    """Steps of continuous batching, as in Graham's list scheduling.
+
+    A slot that falls free takes the next request at once.
+    """
     ends = [0] * num_slots
     for n in lengths:
         heapq.heapreplace(ends, ends[0] + n)

@@ -66,7 +66,10 @@ class Frame:
 
 
 def record(fn: Callable[[], Any], repeats: int = 5) -> Frame:
-    """Calls `fn` `repeats` times with and without noting, in turns; returns the root frame. Only this thread is seen."""
+    """Calls `fn` `repeats` times with and without noting; returns the root frame.
+
+    The two take turns. Only this thread is seen.
+    """
     root = Frame("step")
     stack: list[tuple[Frame, float]] = []
     clock = time.perf_counter
@@ -78,7 +81,8 @@ def record(fn: Callable[[], Any], repeats: int = 5) -> Frame:
             parent = stack[-1][0] if stack else root
             child = parent.children.get(name)
             if child is None:
-                child = parent.children[name] = Frame(name, native=event == "c_call")
+                child = Frame(name, native=event == "c_call")
+                parent.children[name] = child
             stack.append((child, now))
         elif stack:  # return, c_return, c_exception
             done, start = stack.pop()
@@ -96,12 +100,13 @@ def record(fn: Callable[[], Any], repeats: int = 5) -> Frame:
             fn()
         finally:
             sys.setprofile(None)
-        root.calls, root.seconds = root.calls + 1, root.seconds + clock() - start
+        root.seconds += clock() - start
+        root.calls += 1
         stack.clear()
-    root.children = {
-        name: child for name, child in root.children.items() if "setprofile" not in name
-    }
-    noting = max(0.0, root.seconds - sum(alone)) / max(1, root.all_calls - root.calls)
+    for name in [name for name in root.children if "setprofile" in name]:
+        del root.children[name]
+    noted = max(1, root.all_calls - root.calls)
+    noting = max(0.0, root.seconds - sum(alone)) / noted
     _correct(root, noting)
     return root
 

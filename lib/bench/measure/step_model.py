@@ -34,11 +34,11 @@ class StepModel:
         work = counts.prefill_flops(self.config, length)
         if self.overlap:
             return max(self.fixed, work / self.rate)
-        one = counts.prefill_flops(self.config, 1)  # is in the fixed cost already
+        one = counts.prefill_flops(self.config, 1)  # part of the fixed cost
         return self.fixed + (work - one) / self.rate
 
     def kept(self, length: int) -> float:
-        """Seconds of a step that computes one token and reads K and V of `length`."""
+        """Seconds of a step of one token that reads K and V of `length`."""
         cache = length * counts.kv_bytes_per_token(self.config, self.dtype)
         return self.fixed + cache / self.bandwidth
 

@@ -58,14 +58,14 @@ def _rows(
         if frame.native
         else frame.name.partition(".")[2] or frame.name
     )
-    if share * span > 4.6 * len(label):
+    if share * span > 5.2 * len(label):
         ax.text(
             left + width / 2,
             -row + 0.45,
             label,
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=8,
             color=TEXT if pale > width / 2 else ON_COLOUR,
             clip_on=True,
         )

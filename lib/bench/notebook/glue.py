@@ -104,7 +104,8 @@ def show_source(obj: Any, *methods: str) -> None:
         return
     from IPython.display import Markdown, display
 
-    path, text = inspect.getsourcefile(obj), source(obj, *methods)
+    # A decorator (torch.inference_mode) has a file of its own: the link goes to the function that it wraps.
+    path, text = inspect.getsourcefile(inspect.unwrap(obj)), source(obj, *methods)
     line = 1 if inspect.ismodule(obj) else inspect.getsourcelines(obj)[1]
     caption = ""
     if path and Path(path).is_relative_to(repository()):

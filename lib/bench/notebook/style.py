@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from lib.bench.notebook.readable import with_least_width
 from lib.bench.script_options import in_notebook, options
 
 TEXT = "#797979"
@@ -110,7 +111,7 @@ def to_svg(fig: Figure, inline: bool = False) -> str:
     # Several figures share one page: their ids must differ.
     prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return with_least_width(re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg))
 
 
 def _page_font(match: re.Match[str]) -> str:

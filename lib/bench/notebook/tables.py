@@ -33,7 +33,7 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
 
     def line(tag: str, row: Sequence[str]) -> str:
         return "<tr>" + "".join(
-            f'<{tag} style="text-align:{a};padding:.2em .8em">{html.escape(cell)}</{tag}>' for a, cell in zip(align, row)
+            f'<{tag} style="text-align:{a}">{html.escape(cell)}</{tag}>' for a, cell in zip(align, row)
         ) + "</tr>"  # fmt: skip
 
     body = "".join(line("td", row) for row in cells)

@@ -3,6 +3,7 @@
 import pytest
 
 from lib.bench.notebook import glue as notebook
+from lib.models.compiled import compile_blocks
 
 
 class _Toy:
@@ -38,3 +39,11 @@ def test_repository_url(tmp_path, monkeypatch):
         "title: x\nhtml:\n  url: no\nrepository:\n  # the one place\n  path_to_book: .\n  url: https://example.org/a/b/\n"
     )
     assert notebook.repository_url() == "https://example.org/a/b"
+
+
+def test_a_decorated_function_is_labelled_with_its_own_file(monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", lambda text: shown.append(text.data))
+    notebook.show_source(compile_blocks)  # torch.inference_mode wraps it in a function of PyTorch
+    assert shown[0].startswith("[`lib/models/compiled.py`]("), shown[0].splitlines()[0]
