@@ -28,9 +28,7 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     asked = [(r, row) for r, row in enumerate(rows) if row is not None]
     masks = {r: mask for r, row in asked if (mask := row.allowed()) is not None}
     banned = [(r, token) for r, row in asked for token in _banned(row, masks.get(r))]
-    biased = [
-        (r, token, bias) for r, row in asked for token, bias in row.params.logit_bias.items()
-    ]
+    biased = [(r, token, bias) for r, row in asked for token, bias in row.params.logit_bias.items()]
     penalised = [r for r, row in asked if row.params.has_penalties]
     if not (masks or banned or biased or penalised):
         return logits
