@@ -102,11 +102,10 @@ class GrammarConstraint:
             return self._masks[length]
         if not self._read(output_token_ids):
             return None
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if (
-            self._matcher.is_error()
-        ):  # a limit of the library: no token, and the request fails alone
-            mask = np.zeros(1, np.uint8)
+        mask = np.zeros(self._mask_bytes, np.uint8)
+        found = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._mask_bytes]
+        if not self._matcher.is_error():  # else at a limit of the library: the request fails alone
+            mask[: len(found)] = found
         self._masks = {n: m for n, m in self._masks.items() if n > length - KEPT_MASKS}
         self._masks[length] = mask
         return mask
