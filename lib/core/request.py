@@ -9,7 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lib.core.sampling_params import SamplingParams
+from lib.core.token_constraint import TokenConstraint
 
 
 class Status(enum.Enum):
@@ -66,6 +69,9 @@ class Request:
         self.logprobs: list[dict[int, float]] | None = None if params.logprobs is None else []
         self.allows_drafts = True  # False after drafts that made logits not finite
         self.drafted: set[int] = set()  # positions of the output tokens that were accepted drafts
+        # Chapter 12: which tokens may come next, or None for all, and sequences that must not be completed.
+        self.constraint: TokenConstraint | None = None
+        self.bad_words_token_ids: list[list[int]] = []
         self.metrics = RequestMetrics()
         # A key of its own, so that a request's draws do not depend on its neighbours in the batch.
         self._key = os.urandom(16) if params.seed is None else f"{params.seed}/{index}".encode()
@@ -102,6 +108,29 @@ class Request:
         data = b"%b/%d%b" % (self._key, position, purpose.encode())
         digest = hashlib.blake2b(data, digest_size=8).digest()
         return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+    def allowed(self, draft_token_ids: Sequence[int] = ()) -> np.ndarray | None:
+        """Token ids that may follow the output and these drafts, as bits [ceil(V / 8)] uint8; None: all may."""
+        if self.constraint is None:
+            return None
+        return self.constraint.allowed([*self.output_token_ids, *draft_token_ids])
+
+    def completes_bad_words(self, draft_token_ids: Sequence[int] = ()) -> list[int]:
+        """Tokens that would complete one of the `bad_words` after the output and these drafts."""
+        if not self.bad_words_token_ids:
+            return []
+        output = [*self.output_token_ids, *draft_token_ids]
+        return [
+            word[-1]
+            for word in self.bad_words_token_ids
+            if len(word) == 1 or output[1 - len(word) :] == word[:-1]
+        ]
+
+    def is_complete_with(self, new_token_ids: Sequence[int]) -> bool:
+        """Whether these tokens complete a text to which the request's constraint lets nothing be added."""
+        if self.constraint is None:
+            return False
+        return self.constraint.is_complete([*self.output_token_ids, *new_token_ids])
 
     def reason_to_finish(self, token_id: int, num_before: int = 0) -> str | None:
         """The finish_reason if `token_id` comes now: "stop", "length", or None to go on.

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 from lib.core.errors import InvalidRequest
 
 MAX_LOGPROBS = 20
+# What structured_outputs may ask for, and the type of each.
+STRUCTURED = {
+    "json": (dict, str, bool),
+    "regex": (str,),
+    "choice": (list, tuple),
+    "grammar": (str,),
+}
 _LARGEST = 3.4e38  # float32, in which the sampler computes
 
 
@@ -26,6 +34,12 @@ class SamplingParams:
     likely tokens (0: of the sampled one only), from the model's unmodified distribution.
     repetition_penalty divides (> 1) the logits of tokens seen in prompt or output (Keskar et al. 2019);
     presence_penalty is subtracted once, frequency_penalty once per occurrence, for tokens of the output.
+
+    logit_bias: {token id: number from -100 to 100} added to the logits. bad_words: strings that the
+    output must not contain, as tokens: the last token of each is not sampled after the others.
+    allowed_token_ids: only these are sampled. structured_outputs: only texts of a
+    form, given as exactly one of {"json": a JSON schema as dict or text, or True for any JSON},
+    {"regex": ...}, {"choice": [...]}, {"grammar": in Lark's syntax}; the text ends where it is complete.
 
     Raises InvalidRequest, a ValueError with the field's name in `param`, for anything else; the
     message names field, value and allowed range.
@@ -46,6 +60,10 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    structured_outputs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, 128)
@@ -76,6 +94,54 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 0.0, open_low=True)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        self.logit_bias = _biases(self.logit_bias)
+        self.bad_words = _list("bad_words", self.bad_words, str, "str")
+        if any(not word.strip() for word in self.bad_words):
+            raise InvalidRequest(
+                f"bad_words must not contain empty strings, got {self.bad_words!r}",
+                param="bad_words",
+            )
+        if self.allowed_token_ids is not None:
+            ids = _list("allowed_token_ids", self.allowed_token_ids, Integral, "int")
+            self.allowed_token_ids = [int(i) for i in ids]
+            if not ids or min(ids) < 0:
+                raise InvalidRequest(
+                    "allowed_token_ids must be a list of token ids >= 0 that is not empty, or "
+                    f"None, got {self.allowed_token_ids!r}",
+                    param="allowed_token_ids",
+                )
+        self._check_structured_outputs()
+
+    def _check_structured_outputs(self) -> None:
+        given = self.structured_outputs
+        if given is None:
+            return
+        if not isinstance(given, dict) or len(given) != 1 or not given.keys() <= STRUCTURED.keys():
+            raise InvalidRequest(
+                f"structured_outputs must be None or a dict with one of the keys {list(STRUCTURED)}, "
+                f"got {given!r}",
+                param="structured_outputs",
+            )
+        ((kind, value),) = given.items()
+        types = STRUCTURED[kind]
+        if not isinstance(value, types) or (kind == "json" and value is False):
+            names = " or ".join(t.__name__ for t in types)
+            raise InvalidRequest(
+                f"structured_outputs.{kind} must be of type {names}, got {value!r}",
+                param="structured_outputs",
+            )
+        if kind == "choice" and (not value or not all(isinstance(c, str) and c for c in value)):
+            raise InvalidRequest(
+                "structured_outputs.choice must be a list of strings, not empty, without empty "
+                f"strings, got {value!r}",
+                param="structured_outputs",
+            )
+        if self.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos must be False with structured_outputs, which end where the text is "
+                "complete, got True",
+                param="ignore_eos",
+            )
 
     @property
     def greedy(self) -> bool:
@@ -130,3 +196,21 @@ def _list(name: str, value: object, kind: type, kind_name: str) -> list:
     ):
         raise InvalidRequest(f"{name} must be a list of {kind_name}, got {value!r}", param=name)
     return list(value)
+
+
+def _biases(value: object) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidRequest(
+            f"logit_bias must be a dict {{token id: bias}} or None, got {value!r}",
+            param="logit_bias",
+        )
+    biases = {}
+    for token, bias in value.items():
+        # JSON has strings as keys.
+        token = int(token) if isinstance(token, str) and token.isdecimal() else token
+        _integer("logit_bias", token, 0)
+        _number("logit_bias", bias, -100.0, 100.0)
+        biases[int(token)] = float(bias)
+    return biases

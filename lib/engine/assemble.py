@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
 from lib.engine.static_scheduler import StaticScheduler
+from lib.engine.structured.output_rules import OutputRules
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.packed import pack_linears
@@ -103,6 +104,11 @@ def assemble(
     return EngineParts(
         runner, scheduler, manager, kv_cache, max_model_len, compile_seconds, packed_linears
     )
+
+
+def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
+    """What restricts the tokens of requests: structured output, allowed tokens, bad words."""
+    return OutputRules(tokenizer, config.vocab_size, config.eos_token_ids)
 
 
 def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:

@@ -13,7 +13,10 @@ from lib.core.outputs import Chunk, Completion
 from lib.core.request import Request
 from lib.engine.detokenizer import Detokenizer, TextState
 
-_NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
+_NOT_FINITE = (
+    "no token could be chosen: the model's logits are not finite (NaN or infinity), or the "
+    "request's constraints allow no token"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class CompletionStream:
                 break
             reason = request.reason_to_finish(token_id, kept)
             kept += 1
+            if reason != "stop" and request.is_complete_with(token_ids[:kept]):
+                reason = "stop"
             if watches_text:
                 # A token that ends the text by its id is not part of it.
                 new = [] if reason == "stop" else [token_id]

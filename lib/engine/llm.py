@@ -21,7 +21,7 @@ from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
-from lib.engine.assemble import assemble
+from lib.engine.assemble import assemble, output_rules
 from lib.engine.completion_stream import Progress
 from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
@@ -53,6 +53,7 @@ class LLM:
         loaded = load_model(model, device=self.device, dtype=self.dtype)
         self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
         self.config, self.folder = loaded.config, loaded.folder
+        self.output_rules = output_rules(self.tokenizer, self.config)
         engine = assemble(self.model, self.options, self.device, self.dtype)
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
@@ -236,7 +237,8 @@ class LLM:
             return []  # a `step` that only hands out what `generate` computed on the way
         room = self.runner.room(scheduled)
         batch = Batch.build(scheduled, self.manager.block_size, self.device, room)
-        logits = self.runner.run(batch)
+        with self.output_rules.masks_meanwhile(scheduled):
+            logits = self.runner.run(batch)
         streams = [self._groups[s.request.request_id].streams[s.request.index] for s in scheduled]
         chosen = self._sampler.choose(logits, rows_to_sample(scheduled))
         progress = results_of(scheduled, chosen, streams)
@@ -275,7 +277,14 @@ class LLM:
             request_id = next(i for n in self._ids if (i := f"request-{n}") not in self._groups)
         longest = min(self.max_model_len, self.manager.max_sequence_tokens)
         return make_group(
-            request_id, prompt, params, self.tokenizer, self.config, longest, cache_salt
+            request_id,
+            prompt,
+            params,
+            self.tokenizer,
+            self.config,
+            longest,
+            cache_salt,
+            self.output_rules.apply,
         )
 
     def _queue(self, group: RequestGroup, owned: bool = False) -> str:

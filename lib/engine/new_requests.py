@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,12 @@ def make_group(
     config: ModelConfig,
     longest: int,
     cache_salt: str | None = None,
+    restrict: Callable[[Sequence[Request]], None] = lambda requests: None,
 ) -> RequestGroup:
-    """The n requests of a prompt. `longest`: tokens of the longest sequence. Raises InvalidRequest."""
+    """The n requests of a prompt. Raises InvalidRequest.
+
+    longest: tokens of the longest sequence. restrict: gives requests their constraints (chapter 12).
+    """
     params = SamplingParams() if params is None else params
     if not isinstance(params, SamplingParams):
         raise InvalidRequest(
@@ -48,6 +52,7 @@ def make_group(
         Request(request_id, token_ids, params, stop_ids, index, cache_salt)
         for index in range(params.n)
     ]
+    restrict(requests)
     return RequestGroup(
         request_id, prompt if isinstance(prompt, str) else None, requests, tokenizer
     )
@@ -76,6 +81,11 @@ def _check(
         if token_id >= vocab_size:
             raise InvalidRequest(
                 f"stop_token_ids must be < {vocab_size}, got {token_id}", param="stop_token_ids"
+            )
+    for token_id in params.logit_bias:
+        if token_id >= vocab_size:
+            raise InvalidRequest(
+                f"logit_bias must have token ids < {vocab_size}, got {token_id}", param="logit_bias"
             )
     if params.logprobs is not None and params.logprobs > vocab_size:
         raise InvalidRequest(

@@ -1,7 +1,7 @@
 """From logits to tokens, all rows of a step at once.
 
-Order as in vLLM: penalties, min_tokens, temperature, min_p, top_k, top_p, draw. A row's token depends on that row alone:
-its logits, its parameters and its own random number. Introduced in chapter 1.
+Order as in vLLM: what `lib.engine.logit_adjustments` does, then temperature, min_p, top_k, top_p, draw.
+A row's token depends on that row alone: its logits, its parameters and its own random number. Introduced in chapter 1.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lib.core.device import copy_to
 from lib.engine.chosen_tokens import NOT_FINITE, NOT_KNOWN, ChosenTokens
+from lib.engine.logit_adjustments import adjust
 from lib.engine.row_groups import DrawnRows, Row, RowGroups
 
 # Truncated sampling sorts only this many most likely candidates, and all of the vocabulary only where they do not
 # hold the nucleus. Sorting 49,152 logits a row costs more than the rest of a small model's step.
 _CANDIDATES = 1024
-_LARGEST_LOGIT = 1e30  # still finite in float32 after division by the smallest temperature
 
 
 class Sampler:
@@ -32,7 +32,7 @@ class Sampler:
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> ChosenTokens:
         """Choose the token of each of the N rows of `logits` [N, V]. Changes nothing, waits for nothing."""
         groups = self._groups_of(rows, logits)
-        adjusted = _adjust(logits, rows)
+        adjusted = adjust(logits, rows)
         token_ids = adjusted.argmax(dim=-1)
         # NaN counts as the largest: a row is good if its largest logit is.
         good = adjusted.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()
@@ -88,51 +88,6 @@ def sample(
     likely ones.
     """
     return Sampler().choose(logits, rows).read()
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return copy_to(torch.tensor(values, dtype=like.dtype), like.device).unsqueeze(1)
-
-
-def _adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Penalties and min_tokens; copies the logits only if there are any."""
-    penalised = [r for r, row in enumerate(rows) if row is not None and row.params.has_penalties]
-    held = [
-        (r, token)
-        for r, row in enumerate(rows)
-        if row is not None and row.num_output_tokens < row.params.min_tokens
-        for token in row.stop_token_ids
-    ]
-    if not penalised and not held:
-        return logits
-    logits = logits.to(torch.float32, copy=True)
-    if penalised:
-        chosen = [rows[r] for r in penalised]
-        repetition, presence, frequency = (
-            _column([getattr(r.params, f"{name}_penalty") for r in chosen], logits)
-            for name in ("repetition", "presence", "frequency")
-        )
-        in_output = _counts([r.output_token_ids for r in chosen], logits)
-        seen = _counts([r.token_ids for r in chosen], logits) > 0
-        at = copy_to(torch.tensor(penalised), logits.device)
-        values = logits[at]
-        repeated = torch.where(values > 0, values / repetition, values * repetition)
-        # An extreme penalty (1e-300, 1e300) must not make a logit infinite.
-        values = torch.where(seen, repeated.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT), values)
-        logits[at] = values - frequency * in_output - presence * (in_output > 0)
-    if held:
-        index = copy_to(torch.tensor(held), logits.device)
-        logits[index[:, 0], index[:, 1]] = float("-inf")
-    return logits
-
-
-def _counts(token_ids: Sequence[Sequence[int]], like: Tensor) -> Tensor:
-    """How often each vocabulary id occurs in each list: [R, V]."""
-    counts = torch.zeros(len(token_ids), like.shape[1], dtype=like.dtype)
-    rows = torch.tensor([r for r, ids in enumerate(token_ids) for _ in ids], dtype=torch.long)
-    columns = torch.tensor([i for ids in token_ids for i in ids], dtype=torch.long)
-    counts.index_put_((rows, columns), torch.ones((), dtype=like.dtype), accumulate=True)
-    return copy_to(counts, like.device)
 
 
 def _scaled(logits: Tensor, group: DrawnRows) -> Tensor:

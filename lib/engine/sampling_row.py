@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
 
@@ -44,3 +46,9 @@ class SamplingRow:
     def uniform(self, purpose: str = "") -> float:
         """`Request.uniform` of this row's position: the same with and without drafts."""
         return self.request.uniform(self.num_output_tokens, purpose)
+
+    def allowed(self) -> np.ndarray | None:
+        return self.request.allowed(self.draft_token_ids)
+
+    def completes_bad_words(self) -> list[int]:
+        return self.request.completes_bad_words(self.draft_token_ids)

@@ -28,6 +28,13 @@ BAD = {
     "repetition_penalty": ([0, 0.0, -1, NAN, INF, "1", None, True], "> 0"),
     "presence_penalty": ([-2.1, 2.1, NAN, "1", None, False], ">= -2.0 and <= 2.0"),
     "frequency_penalty": ([-2.1, 2.1, NAN, INF, "1", None], ">= -2.0 and <= 2.0"),
+    "logit_bias": ([[3], "3", 5], "a dict {token id: bias} or None"),
+    "bad_words": (["a", [3], {"a"}], "list of str"),
+    "allowed_token_ids": ([3, "3", ["3"], [1.0], [True]], "list of int"),
+    "structured_outputs": (
+        ["json", {}, {"json": {}, "regex": "a"}, {"yaml": "a"}, []],
+        "a dict with one of the keys ['json', 'regex', 'choice', 'grammar']",
+    ),
 }
 
 
@@ -51,6 +58,34 @@ def test_invalid_values_are_refused(field, value, allowed):
 def test_an_empty_stop_string_would_stop_everything(value):
     with pytest.raises(ValueError, match="stop must not contain the empty string"):
         SamplingParams(stop=value)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("logit_bias", {-1: 1.0}, "logit_bias must be >= 0, got -1"),
+        ("logit_bias", {"x": 1.0}, "logit_bias must be an integer >= 0, got 'x'"),
+        ("logit_bias", {3: 101}, "logit_bias must be >= -100.0 and <= 100.0, got 101"),
+        ("logit_bias", {3: NAN}, "logit_bias must be a finite number"),
+        ("bad_words", ["a", " "], "bad_words must not contain empty strings"),
+        ("allowed_token_ids", [], "allowed_token_ids must be a list of token ids"),
+        ("allowed_token_ids", [3, -1], "allowed_token_ids must be a list of token ids"),
+        ("structured_outputs", {"json": 3}, "json must be of type dict or str or bool, got 3"),
+        ("structured_outputs", {"json": False}, "json must be of type dict or str or bool"),
+        ("structured_outputs", {"regex": None}, "regex must be of type str, got None"),
+        ("structured_outputs", {"choice": []}, "choice must be a list of strings, not empty"),
+        ("structured_outputs", {"choice": ["a", ""]}, "choice must be a list of strings"),
+    ],
+)
+def test_invalid_contents_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        SamplingParams(**{field: value})
+    assert refused.value.param == field
+
+
+def test_structured_outputs_end_where_the_text_does():
+    with pytest.raises(ValueError, match="ignore_eos must be False with structured_outputs"):
+        SamplingParams(structured_outputs={"regex": "a"}, ignore_eos=True)
 
 
 def test_a_negative_stop_id_is_refused():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lib import SamplingParams
 from lib.core.request import Request
-from lib.engine import sampling
+from lib.engine.logit_adjustments import adjust
 from lib.engine.sampling import sample
 
 
@@ -320,7 +320,7 @@ def test_penalties_follow_their_definition(prompt, output, repetition, presence,
     )
     plain = request()
     raw = torch.stack([logits, logits])
-    adjusted = sampling._adjust(raw, [row, plain])
+    adjusted = adjust(raw, [row, plain])
     assert torch.allclose(
         adjusted[0].double(), torch.tensor(expected, dtype=torch.double), atol=1e-4
     )
@@ -380,3 +380,61 @@ def test_an_extreme_repetition_penalty_still_gives_a_token(tiny, penalty, temper
     for name in tiny:
         (output,) = tiny[name].engine().generate([[5, 6, 7]], params)
         assert output.finish_reason in ("length", "stop") and output.token_ids
+
+
+class Only:
+    """A constraint that allows the same ids at every position."""
+
+    def __init__(self, ids, vocab_size):
+        bits = np.zeros(vocab_size, bool)
+        bits[list(ids)] = True
+        self.bits = np.packbits(bits, bitorder="little")
+
+    def allowed(self, output_token_ids):
+        return self.bits
+
+    def is_complete(self, output_token_ids):
+        return False
+
+
+def test_masks_leave_only_what_they_allow_and_neighbours_bit_by_bit():
+    logits = torch.randn(3, 21)
+    rows = [request(), request(), request()]
+    rows[1].constraint = Only([20, 3], 21)
+    adjusted = adjust(logits, rows)
+    assert torch.equal(adjusted[[0, 2]], logits[[0, 2]])
+    assert adjusted[1].isfinite().nonzero().flatten().tolist() == [3, 20]
+    assert torch.equal(adjusted[1, [3, 20]], logits[1, [3, 20]])
+    rows[1].constraint = Only([], 21)
+    ids, _ = sample(logits, rows)
+    assert ids[1] is None and ids[0] is not None and ids[2] is not None
+
+
+def test_min_tokens_gives_way_where_a_mask_leaves_only_the_end():
+    logits = torch.zeros(2, 8)
+    rows = [request(min_tokens=3, max_tokens=5, temperature=0.0) for _ in range(2)]
+    for row, ids in zip(rows, ([7], [7, 2])):
+        row.stop_token_ids = frozenset([7])
+        row.constraint = Only(ids, 8)
+    logits[:, 7] = 5
+    assert sample(logits, rows)[0] == [7, 2]
+
+
+def test_biases_are_added_and_bad_words_not_completed():
+    row = request(logit_bias={3: 2.5, "4": -100}, temperature=0.0)
+    logits = torch.zeros(1, 6)
+    assert adjust(logits, [row])[0].tolist() == [0, 0, 0, 2.5, -100, 0]
+    row = request(temperature=0.0)
+    row.bad_words_token_ids = [[5], [1, 2, 3], [2, 4]]
+    row.token_ids += [1, 2]
+    adjusted = adjust(logits, [row])[0]
+    assert (adjusted == float("-inf")).nonzero().flatten().tolist() == [3, 4, 5]
+    row.token_ids += [1]
+    assert (adjust(logits, [row])[0] == float("-inf")).nonzero().flatten().tolist() == [5]
+
+
+def test_a_penalty_leaves_a_forbidden_token_forbidden():
+    row = request(repetition_penalty=2.0, temperature=0.0)
+    row.token_ids += [1]
+    row.constraint = Only([2], 4)
+    assert sample(torch.tensor([[0.0, 9.0, -9.0, 0.0]]), [row])[0] == [2]

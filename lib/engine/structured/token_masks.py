@@ -83,7 +83,8 @@ class TokenMasks:
         return self._masks[state]
 
     def after(self, state: int, token_id: int) -> int:
-        """The state after a token; an id that ends the text changes nothing."""
+        """The state after a token: DEAD where it is not allowed. An id that ends the text changes nothing."""
         if token_id in self.vocabulary.end_ids:
-            return state
-        return self.automaton.read(state, self.vocabulary.token_bytes[token_id])
+            return state if self.automaton.accepting[state] else DEAD
+        data = self.vocabulary.token_bytes[token_id]
+        return self.automaton.read(state, data) if data else DEAD

@@ -1,0 +1,108 @@
+"""What a request's parameters do to its logits before a token is drawn, all rows of a step at once.
+
+Order as in vLLM: masks (allowed tokens), bad words, min_tokens, logit_bias, penalties. Rows without any
+of these keep their logits, bit by bit. Introduced in chapter 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.core.device import copy_to
+from lib.core.request import Request
+from lib.engine.row_groups import Row
+from lib.engine.sampling_row import SamplingRow
+
+_LARGEST_LOGIT = 1e30  # still finite in float32 after division by the smallest temperature
+
+
+def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """The adjusted logits [N, V] float32; `logits` itself where no row asks for anything.
+
+    A token that must not be chosen gets -infinity.
+    """
+    asked = [(r, row) for r, row in enumerate(rows) if row is not None]
+    masks = {r: mask for r, row in asked if (mask := row.allowed()) is not None}
+    banned = [(r, token) for r, row in asked for token in _banned(row, masks.get(r))]
+    biased = [(r, token, bias) for r, row in asked for token, bias in row.params.logit_bias.items()]
+    penalised = [r for r, row in asked if row.params.has_penalties]
+    if not (masks or banned or biased or penalised):
+        return logits
+    logits = logits.to(torch.float32, copy=True)
+    if masks:
+        _keep_allowed(logits, masks)
+    if banned:
+        logits[_index(logits, *zip(*banned))] = float("-inf")
+    if biased:
+        at_rows, tokens, biases = zip(*biased)
+        logits[_index(logits, at_rows, tokens)] += copy_to(torch.tensor(biases), logits.device)
+    if penalised:
+        _penalise(logits, penalised, [rows[r] for r in penalised])
+    return logits
+
+
+def column(values: Sequence[float], like: Tensor) -> Tensor:
+    """The values as a column [R, 1] with dtype and device of `like`."""
+    return copy_to(torch.tensor(values, dtype=like.dtype), like.device).unsqueeze(1)
+
+
+def _banned(row: Request | SamplingRow, mask: np.ndarray | None) -> list[int]:
+    """Tokens that must not come next: ends before min_tokens, and those that would complete a bad word."""
+    banned = row.completes_bad_words()
+    if row.num_output_tokens < row.params.min_tokens:
+        ends = [token for token in row.stop_token_ids]
+        # A mask may leave nothing but the end: then the text is complete, however short.
+        if mask is None or _allows_other_than(mask, ends):
+            banned = [*banned, *ends]
+    return banned
+
+
+def _allows_other_than(mask: np.ndarray, token_ids: Sequence[int]) -> bool:
+    bits = np.unpackbits(mask, bitorder="little")
+    bits[[i for i in token_ids if i < len(bits)]] = 0
+    return bool(bits.any())
+
+
+def _keep_allowed(logits: Tensor, masks: dict[int, np.ndarray]) -> None:
+    """-infinity for the tokens that a row's mask leaves out, in one operation for all masked rows."""
+    rows = copy_to(torch.tensor(list(masks)), logits.device)
+    packed = copy_to(torch.from_numpy(np.stack(list(masks.values()))), logits.device)
+    bits = torch.arange(8, device=logits.device, dtype=torch.uint8)
+    allowed = (packed.unsqueeze(2) >> bits & 1).bool().flatten(1)
+    missing = logits.shape[1] - allowed.shape[1]  # ids beyond the mask stand for no text
+    if missing > 0:
+        allowed = torch.nn.functional.pad(allowed, (0, missing))
+    logits[rows] = logits[rows].masked_fill(~allowed[:, : logits.shape[1]], float("-inf"))
+
+
+def _penalise(logits: Tensor, at: Sequence[int], rows: Sequence[Request | SamplingRow]) -> None:
+    repetition, presence, frequency = (
+        column([getattr(r.params, f"{name}_penalty") for r in rows], logits)
+        for name in ("repetition", "presence", "frequency")
+    )
+    in_output = _counts([r.output_token_ids for r in rows], logits)
+    seen = _counts([r.token_ids for r in rows], logits) > 0
+    index = copy_to(torch.tensor(at), logits.device)
+    values = logits[index]
+    repeated = torch.where(values > 0, values / repetition, values * repetition)
+    # An extreme penalty (1e-300, 1e300) must not make a logit infinite, nor one that is -infinity finite.
+    repeated = repeated.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+    values = torch.where(seen & (values > float("-inf")), repeated, values)
+    logits[index] = values - frequency * in_output - presence * (in_output > 0)
+
+
+def _counts(token_ids: Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """How often each vocabulary id occurs in each list: [R, V]."""
+    counts = torch.zeros(len(token_ids), like.shape[1], dtype=like.dtype)
+    rows = torch.tensor([r for r, ids in enumerate(token_ids) for _ in ids], dtype=torch.long)
+    columns = torch.tensor([i for ids in token_ids for i in ids], dtype=torch.long)
+    counts.index_put_((rows, columns), torch.ones((), dtype=like.dtype), accumulate=True)
+    return copy_to(counts, like.device)
+
+
+def _index(logits: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return copy_to(torch.tensor([rows, tokens]), logits.device).unbind(0)
