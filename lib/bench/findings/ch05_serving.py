@@ -54,7 +54,7 @@ def _judged(run: Any, subject: str, predicted: float | None, measured: Measured)
     if predicted is None:
         return f"{said}; its prediction was not measured here."
     verdict = versus_prediction(predicted, measured).verdict
-    return f"{said}; predicted were {quantity(predicted, 's')}: {verdict}."
+    return f"{said} (predicted: {quantity(predicted, 's')}): {verdict}."
 
 
 def loop(run: Any) -> dict[str, str]:
