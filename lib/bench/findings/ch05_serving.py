@@ -115,7 +115,7 @@ def leaving(run: Any) -> dict[str, str]:
     before, after, own, freed = (
         param(series, n) for n in ("used_before", "used_after", "long_blocks", "freed_s")
     )
-    if None in (before, after, own, freed):
+    if None in (before, after, own, freed) or before < own:
         pool = missing("the pool around the moment of leaving").sentence
     else:
         taken = after - before + own
