@@ -553,7 +553,8 @@ command = ["python -m lib.serving", *flags(**ENGINE, **NO_LIMIT)]
 command[2] = Path(MODEL).name
 print(textwrap.fill(" ".join(command), 79, break_on_hyphens=False))
 for line in server.log():
-    print({k: v for k, v in line.items() if k not in ("time", "level")})
+    line = {k: v for k, v in line.items() if k not in ("time", "level")}
+    print(textwrap.fill(str(line), 79))
 
 # %% [markdown]
 # The log has one JSON object per line. The simplest route takes a prompt and returns when all is done. It takes text, and
@@ -1492,7 +1493,7 @@ record.headline(
 # %% [markdown]
 # {glue:text}`bound_finding` {glue:text}`share_finding` {glue:text}`goal_finding` {glue:text}`cost_finding`
 #
-# For the 7B model on the H100 of the predictions: {glue:text}`events_7b_finding`
+# The 7B model on the H100 of the predictions, once more. {glue:text}`events_7b_finding`
 #
 # ## Measure: what the interpreter lock costs
 #
