@@ -85,9 +85,9 @@ from lib import LLM, SamplingParams
 from lib.bench.findings import ch05_serving as words
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.serving_rows import waves
 from lib.bench.findings.values import quantity
 from lib.bench.measure.roofline import machine_roofline
-from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.measure.torch_calls import count_torch_calls
 from lib.bench.notebook import toy
@@ -207,17 +207,6 @@ if llm.weights == "random":
 # %% tags=["remove-cell"]
 
 
-@contextmanager
-def others():
-    """What other programs use of the CPU meanwhile, in cores, for a gate."""
-    found = {}
-    monitor = LoadMonitor(interval=None).start()
-    yield found
-    load = monitor.stop()
-    if load is not None:
-        found["others_mean"] = load.others_mean * load.cores
-
-
 def to_draw(shown, name):
     """A shown series and its note; this run's if the record has none."""
     if shown[name] is not None:
@@ -226,11 +215,10 @@ def to_draw(shown, name):
     return record[name], f"{note}; the recorded run has no such curve"
 
 
-def gate_of(name, load, repeats=(), **how):
+def gate_of(name, repeats=(), **how):
     """A gate with the checks that all experiments of this chapter share."""
     gate = experiments.gate(name)
     gate.repeats(repeats, **how)
-    gate.quiet(load)
     gate.machine(roofline, experiments.roofline)
     return gate
 
@@ -330,12 +318,11 @@ def answer(prompts):
     return lambda: llm.generate(prompts, answers_of(ANSWER))
 
 
-with others() as load:
-    timings = measure_in_turns(
-        {name: answer(prompts) for name, prompts in WORK.items()},
-        repeats=REPEATS,
-        device=llm.device,
-    )
+timings = measure_in_turns(
+    {name: answer(prompts) for name, prompts in WORK.items()},
+    repeats=REPEATS,
+    device=llm.device,
+)
 
 # %% tags=["hide-input"]
 BURST, LIMIT = 4 * SEQS, SEQS + SEQS // 2
@@ -351,42 +338,47 @@ _ = record.add(
         "seconds": list(timings.values()),
     },
 )
-offline_gate = gate_of("times offline", load, timings.values())
-
-
-def waves(requests):
-    """How many batches, one after the other, so many equal requests make."""
-    return -(-requests // SEQS)
+offline_gate = gate_of("times offline", timings.values())
+offline_run = experiments.pick(offline_gate, record)
+times, _ = to_draw(offline_run, "offline")
+of_one, of_users, of_all = times["seconds"]
+tokens, users, seqs = (
+    times.params[n] for n in ("answer", "users", "max_num_seqs")
+)
 
 
 table(
     [
-        [name, len(WORK[name]) * ANSWER, f"{timing.median:.2f}"]
-        for name, timing in timings.items()
+        [name, count * tokens, f"{seconds:.2f}"]
+        for name, count, seconds in zip(*times.columns.values())
     ]
-    + [["a step of one sequence", 1, f"{step_seconds:.3f}"]],
-    headers=["offline, this run", "tokens", "time (s)"],
+    + [["a step of one sequence", 1, f"{of_one / tokens:.3f}"]],
+    headers=["offline", "tokens", "time (s)"],
 )
 
 # %% tags=["remove-cell"]
-glue("answer", ANSWER)
-glue("users", USERS)
-glue("seqs", SEQS)
-glue("burst", BURST)
-glue("limit", LIMIT)
-glue("alone", quantity(alone.median, "s"))
-glue("users_batch", quantity(timings["a batch of users"].median, "s"))
-glue("step", quantity(step_seconds, "s"))
-glue("naive_worst", quantity(USERS * alone.median, "s"))
-glue("wave", quantity(batch.median, "s"))
-glue("burst_waves", waves(BURST))
-glue("limit_waves", waves(LIMIT))
-glue("burst_worst", quantity(waves(BURST) * batch.median, "s"))
-glue("limit_worst", quantity(waves(LIMIT) * batch.median, "s"))
+most, limit = 4 * seqs, seqs + seqs // 2
+glue("answer", tokens)
+glue("users", users)
+glue("seqs", seqs)
+glue("burst", most)
+glue("limit", limit)
+glue("burst_waves", waves(most, seqs))
+glue("limit_waves", waves(limit, seqs))
+for name, seconds in {
+    "alone": of_one,
+    "users_batch": of_users,
+    "step": of_one / tokens,
+    "naive_worst": users * of_one,
+    "wave": of_all,
+    "burst_worst": waves(most, seqs) * of_all,
+    "limit_worst": waves(limit, seqs) * of_all,
+}.items():
+    glue(name, quantity(seconds, "s"))
 glue_all(words.realistic())
 
 # %% [markdown]
-# Four predictions, with the times of this run.
+# Four predictions, with these times.
 #
 # 1. *The loop.* {glue:text}`users` users ask for {glue:text}`answer` tokens each, at the same moment. A server that
 #    computes on its event loop serves them one after the other. A `/health` request that arrives just after them waits
@@ -557,9 +549,12 @@ server = open_until_the_end.enter_context(
 client = open_until_the_end.enter_context(
     httpx.Client(base_url=server.url, timeout=None)
 )
-print("python -m lib.serving", *flags(**{**ENGINE, "model": Path(MODEL).name}))
+command = ["python -m lib.serving", *flags(**ENGINE, **NO_LIMIT)]
+command[2] = Path(MODEL).name
+print(textwrap.fill(" ".join(command), 79, break_on_hyphens=False))
 for line in server.log():
-    print({k: v for k, v in line.items() if k not in ("time", "level")})
+    line = {k: v for k, v in line.items() if k not in ("time", "level")}
+    print(textwrap.fill(str(line), 79))
 
 # %% [markdown]
 # The log has one JSON object per line. The simplest route takes a prompt and returns when all is done. It takes text, and
@@ -736,8 +731,7 @@ async def staggered(pause):
         return await asyncio.gather(*tasks)
 
 
-with others() as load:
-    timeline = run(staggered(6 * step_seconds))
+timeline = run(staggered(6 * step_seconds))
 start = timeline[0].sent
 assert [len(answer.arrivals) for answer in timeline] == TOKENS
 
@@ -781,7 +775,7 @@ record.add(
         "at": [t - start for answer in timeline for t in answer.arrivals],
     },
 )
-gate = gate_of("four users", load)
+gate = gate_of("four users")
 users_run = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-timeline", "caption": "Four users as they see their answers: a line from sending to the first token (TTFT), then a mark for each token that arrives. The prompts differ in length."}}
@@ -871,14 +865,13 @@ WAYS = {
     "an engine thread": (server, "/v1/completions"),
 }
 TURNS = pick(smoke=1, cpu=2, gpu=5)
-with others() as load:
-    for process, route in WAYS.values():  # warm-up
-        body = {"prompt": single[0], "max_tokens": 2}
-        httpx.post(process.url + route, json=body, timeout=None)
-    probed_runs = {name: [] for name in WAYS}
-    for _ in range(TURNS):
-        for name, (process, route) in WAYS.items():
-            probed_runs[name].append(run(probed(process.url, route)))
+for process, route in WAYS.values():  # warm-up
+    body = {"prompt": single[0], "max_tokens": 2}
+    httpx.post(process.url + route, json=body, timeout=None)
+probed_runs = {name: [] for name in WAYS}
+for _ in range(TURNS):
+    for name, (process, route) in WAYS.items():
+        probed_runs[name].append(run(probed(process.url, route)))
 
 # %% tags=["hide-input"]
 probes = {
@@ -921,7 +914,7 @@ record.add(
         for at, seconds in found
     ],
 )
-gate = gate_of("/health under load", load, all_answers.values())
+gate = gate_of("/health under load", all_answers.values())
 gate.check(offline_gate.ok, "its predictions could not be measured")
 by_server = experiments.pick(gate, record)
 
@@ -1054,26 +1047,7 @@ wasted = aborted["output_tokens"] - LEAVES_AFTER
 shown = ("prompt_tokens", "output_tokens", "ttft_ms", "reason")
 print({name: aborted[name] for name in shown})
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use while three users stream and one of them, with the long prompt, hangs up (dotted). The other two finish."}}
-fig, ax = figure(height=2.4)
-ax.step(
-    [at for at, _ in pool],
-    [used for _, used in pool],
-    where="post",
-    color=COLOURS[0],
-)
-ax.axvline(left, color=TEXT, linestyle=":")
-ax.annotate(
-    "hangs up", (left, 0.08), xycoords=("data", "axes fraction"), xytext=(4, 0),
-    textcoords="offset points", fontsize=8.5,
-)  # fmt: skip
-ax.set(
-    xlabel="time since the requests (s)", ylabel="blocks in use", ylim=(0, None)
-)
-show(fig, "05_leaving")
-
-# %% tags=["remove-cell"]
-used_before = max(used for at, used in pool if at <= left)
+used_before = max((used for at, used in pool if at <= left), default=0)
 long_blocks = -(-(LONG + LEAVES_AFTER) // 16)
 freed_at, used_after = next(
     (
@@ -1083,6 +1057,60 @@ freed_at, used_after = next(
     ),
     (left, 0),
 )
+record.add(
+    "pool_around_leaving",
+    unit="blocks",
+    params={"left": left},
+    columns={
+        "at": [at for at, _ in pool],
+        "used": [used for _, used in pool],
+    },
+)
+record.add(
+    "tokens_after_leaving",
+    unit="tokens",
+    params={
+        "leave_after": LEAVES_AFTER,
+        "used_before": used_before,
+        "used_after": used_after,
+        "long_blocks": long_blocks,
+        "freed_s": freed_at - left,
+    },
+    points=[
+        {
+            "server": "an engine thread",
+            "asked_for": LONGEST - LONG,
+            "for_nobody": wasted,
+        },
+        {
+            "server": "the loop computes",
+            "asked_for": 4 * ANSWER,
+            "for_nobody": 4 * ANSWER,  # asserted below
+        },
+    ],
+)
+gate = gate_of("the client that leaves")
+gate.check(used_before >= long_blocks, "no probe saw the leaver's blocks")
+by_leaver = experiments.pick(gate, record)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use while three users stream and one of them, with the long prompt, hangs up (dotted). The other two finish."}}
+drawn, note = to_draw(by_leaver, "pool_around_leaving")
+moment = drawn.params["left"]
+fig, ax = figure(height=2.4)
+ax.step(drawn["at"], drawn["used"], where="post", color=COLOURS[0])
+ax.axvline(moment, color=TEXT, linestyle=":")
+ax.annotate(
+    "hangs up", (moment, 0.08), xycoords=("data", "axes fraction"), xytext=(4, 0),
+    textcoords="offset points", fontsize=8.5,
+)  # fmt: skip
+ax.set(
+    xlabel="time since the requests (s)", ylabel="blocks in use", ylim=(0, None)
+)
+caution(ax, note)
+show(fig, "05_leaving")
+
+# %% tags=["remove-cell"]
+glue_all(words.leaving(by_leaver))
 
 # %% [markdown]
 # {glue:text}`pool_finding` The log says how many tokens were computed for the leaver. {glue:text}`wasted_finding`
@@ -1117,31 +1145,7 @@ table(
 )
 
 # %% tags=["remove-cell"]
-record.add(
-    "tokens_after_leaving",
-    unit="tokens",
-    params={
-        "leave_after": LEAVES_AFTER,
-        "used_before": used_before,
-        "used_after": used_after,
-        "long_blocks": long_blocks,
-        "freed_s": freed_at - left,
-    },
-    points=[
-        {
-            "server": "an engine thread",
-            "asked_for": LONGEST - LONG,
-            "for_nobody": wasted,
-        },
-        {
-            "server": "the loop computes",
-            "asked_for": tokens_wanted,
-            "for_nobody": tokens_wanted,
-        },
-    ],
-)
 glue("tokens_wanted", tokens_wanted)
-glue_all(words.leaving(record))
 
 # %% [markdown]
 # All {glue:text}`tokens_wanted` tokens of the answer were computed; the last one is not fed back, so it needs no pass. The
@@ -1164,10 +1168,9 @@ limited = open_until_the_end.enter_context(
 )
 run(ask_all(limited.url, burst[:SEQS], lengths[:SEQS]))  # warm-up
 no_end, bounded = [], []
-with others() as load:
-    for _ in range(BURSTS):
-        no_end.append(run(ask_all(server.url, burst, lengths)))
-        bounded.append(run(ask_all(limited.url, burst, lengths)))
+for _ in range(BURSTS):
+    no_end.append(run(ask_all(server.url, burst, lengths)))
+    bounded.append(run(ask_all(limited.url, burst, lengths)))
 (too_long,) = run(
     ask_all(limited.url, single, [LONGEST - PROMPT], stream=False)
 )
@@ -1260,7 +1263,6 @@ record.add(
 )
 gate = gate_of(
     "a burst",
-    load,
     [[times[-1] for times in bursts] for bursts in (served, kept)],
 )
 gate.queue_formed(min(map(most_waiting, no_end)), SEQS)
@@ -1406,12 +1408,11 @@ ways = {
 }
 names, counted = list(ways), generation_tokens()
 rounds = {name: [] for name in names}
-with others() as load:
-    for turn in sweep(range(ROUNDS), "rounds"):
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            began = time.perf_counter()
-            ways[name]()
-            rounds[name].append(time.perf_counter() - began)
+for turn in sweep(range(ROUNDS), "rounds"):
+    for name in names[turn % 3 :] + names[: turn % 3]:
+        began = time.perf_counter()
+        ways[name]()
+        rounds[name].append(time.perf_counter() - began)
 assert generation_tokens() - counted == 2 * ROUNDS * num_tokens
 
 # %% tags=["hide-input"]
@@ -1434,7 +1435,7 @@ throughput = record.add(
         "bound": [None, None, predicted_share],
     },
 )
-gate = gate_of("throughput over HTTP", load, timings.values())
+gate = gate_of("throughput over HTTP", timings.values())
 over_http_run = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-share", "caption": "Throughput over HTTP as a share of the same engine's throughput offline, and the bound of {eq}`eq-http-share`, in which nothing overlaps."}}
@@ -1492,7 +1493,7 @@ record.headline(
 # %% [markdown]
 # {glue:text}`bound_finding` {glue:text}`share_finding` {glue:text}`goal_finding` {glue:text}`cost_finding`
 #
-# For the 7B model on the H100 of the predictions: {glue:text}`events_7b_finding`
+# The 7B model on the H100 of the predictions, once more. {glue:text}`events_7b_finding`
 #
 # ## Measure: what the interpreter lock costs
 #
@@ -1607,7 +1608,7 @@ record.add(
     columns={"neighbour": list(beside), "step": list(beside.values())},
 )
 alone_and_thread = (beside["nobody"], beside["a busy thread"])
-gate = gate_of("the interpreter lock", None, alone_and_thread, spread=0.5)
+gate = gate_of("the interpreter lock", alone_and_thread, spread=0.5)
 by_neighbour = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-gil", "caption": "Time of a decode step of one sequence alone, beside a process and beside a thread, each of which keeps one core busy; thin bars: from the lowest to the highest of the turns."}}
@@ -1634,9 +1635,9 @@ record.headline(
 # %% [markdown]
 # {glue:text}`process_finding` {glue:text}`thread_finding`
 #
-# {glue:text}`lock_finding` Three things keep it so. The event loop is woken once per step and then handles the whole batch,
-# so that the engine asks for the lock back once per step and not once per token. An event is short. And what takes long,
-# such as tokenising a long prompt, runs in code that has released the lock.
+# {glue:text}`lock_finding` Three things keep the event loop of this server mostly asleep. It is woken once per step and then
+# handles the whole batch, so that it takes the lock once per step and not once per token. An event is short. And what
+# takes long, such as tokenising a long prompt, runs in code that has released the lock.
 #
 # ## What an operator sees
 #
@@ -1759,7 +1760,7 @@ print(f"exit status {status}")
 # %% tags=["remove-input"]
 foretold = [
     *words.of_loop(by_server),
-    *words.of_leaving(record),
+    *words.of_leaving(by_leaver),
     *words.of_queue(by_queue),
     *words.of_http(over_http_run),
     *words.of_lock(by_neighbour),

@@ -93,7 +93,7 @@ def burst(worst=3.0, bounded=1.5, answered=12, refused=20, rounds=1) -> Run:
 )  # fmt: skip
 def test_a_burst_is_judged_by_its_batches(worst, verdict):
     said = ch05.queue(burst(worst))["no_end_finding"]
-    assert "predicted were 3 s" in said and verdict in said
+    assert "(predicted: 3 s)" in said and verdict in said
 
 
 def test_refusals_are_counted_over_all_bursts():
@@ -181,6 +181,17 @@ def test_the_lock_is_blamed_only_where_a_thread_costs_more_than_a_process(thread
     assert ("would slow every step" in said["lock_finding"]) == seen
     assert ("shows no cost of the shared lock" in said["lock_finding"]) == (not seen)
     assert ("switch intervals" in said["thread_finding"]) == seen
+
+
+def test_noisy_turns_tell_nothing_about_the_lock_the_goal_and_the_step():
+    said = ch05.lock(beside(0.074, [0.06, 0.25, 0.4]))
+    assert "cannot tell" in said["thread_finding"] and "intervals" not in said["thread_finding"]
+    assert "cannot tell what sharing the lock costs" in said["lock_finding"]
+    goal = ch05.http(over_http(150.0, [120.0, 141.0, 150.0]))["goal_finding"]
+    assert "cannot tell" in goal and "reach" not in goal
+    step = served(threaded=[0.02, 0.03])
+    assert "cannot tell" in ch05.loop(step)["threaded_finding"]
+    assert ch05.of_loop(step)[1].verdict == "this run cannot tell"
 
 
 def test_lost_intervals_are_counted_per_operator_and_not_per_call():

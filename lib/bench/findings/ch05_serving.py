@@ -54,7 +54,7 @@ def _judged(run: Any, subject: str, predicted: float | None, measured: Measured)
     if predicted is None:
         return f"{said}; its prediction was not measured here."
     verdict = versus_prediction(predicted, measured).verdict
-    return f"{said}; predicted were {quantity(predicted, 's')}: {verdict}."
+    return f"{said} (predicted: {quantity(predicted, 's')}): {verdict}."
 
 
 def loop(run: Any) -> dict[str, str]:
@@ -115,7 +115,7 @@ def leaving(run: Any) -> dict[str, str]:
     before, after, own, freed = (
         param(series, n) for n in ("used_before", "used_after", "long_blocks", "freed_s")
     )
-    if None in (before, after, own, freed):
+    if None in (before, after, own, freed) or before < own:
         pool = missing("the pool around the moment of leaving").sentence
     else:
         taken = after - before + own

@@ -59,6 +59,10 @@ def _goal(streamed: Measured, offline: Measured) -> str:
     share = over(streamed, offline)
     if share is None:
         return missing("the share that is streamed").sentence
+    low, high = (value(streamed).low, value(streamed).high)
+    middle = positive(offline)
+    if low / middle < GOAL <= high / middle and value(streamed).count > 1:
+        return f"The goal was {percent(GOAL)}: the turns lie on both sides of it, so this run cannot tell."
     met = "reaches" if share >= GOAL else "does not reach"
     return f"The goal was {percent(GOAL)}: with {percent(share)} streamed, this run {met} it."
 
@@ -113,7 +117,7 @@ def lock(run: Any) -> dict[str, str]:
     found = compare(thread, process, "the step beside a thread", "the step beside a process")
     return {
         "process_finding": said,
-        "thread_finding": f"{found.sentence}{_lost(run)}",
+        "thread_finding": found.sentence + (_lost(run) if found.direction > 0 else ""),
         "lock_finding": _lesson(found),
     }
 
@@ -143,6 +147,8 @@ def _lost(run: Any) -> str:
 def _lesson(found: Finding) -> str:
     if found.kind in ("missing", "undefined"):
         return missing("the cost of the shared lock").sentence
+    if found.kind == "cannot tell":
+        return "So this run cannot tell what sharing the lock costs."
     if found.direction <= 0:
         return (
             "This run shows no cost of the shared lock. That depends on how fast a waiting thread wakes up, and so on the "

@@ -57,7 +57,7 @@ def _last(run: Any, name: str, requests: str, how: str) -> str:
     if predicted is None:
         return f"{said}; its prediction was not measured here."
     verdict = versus_prediction(predicted, found)
-    return f"{said}; predicted were {quantity(predicted, 's')}: {verdict.verdict}."
+    return f"{said} (predicted: {quantity(predicted, 's')}): {verdict.verdict}."
 
 
 def _refused(run: Any) -> str:

@@ -6,7 +6,7 @@ Introduced in chapter 5.
 from typing import Any
 
 from lib.bench.findings.values import Measured, cell, quantity, value
-from lib.bench.findings.vocabulary import Finding, missing
+from lib.bench.findings.vocabulary import Finding, missing, versus_prediction
 from lib.bench.records.series import Series
 
 
@@ -40,11 +40,14 @@ def scaled(measured: Measured, factor: float | None) -> float | None:
 
 
 def at_most(subject: str, limit: Measured, measured: Measured, what: str) -> Finding:
-    """Whether a time stays within a limit. kind: "within", "above" or "missing"."""
+    """Whether a time stays within a limit. kind: "within", "above", "cannot tell" or "missing"."""
     most, got = positive(limit), positive(measured)
     if most is None or got is None:
         return missing(f"{subject} beside {what}")
     both = f"{quantity(got, 's')} against {quantity(most, 's')}"
+    if versus_prediction(limit, measured).kind == "cannot tell":
+        text = f"this run cannot tell whether {subject} took less than {what} ({both}, within the spread of the repeats)"
+        return Finding(text, "cannot tell", got / most)
     if got <= most:
         return Finding(f"{subject} took less than {what} ({both})", "within", got / most, -1)
     text = f"{subject} took longer than {what} ({both}), so the prediction failed"
