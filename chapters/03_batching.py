@@ -1832,7 +1832,7 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
 # The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is
-# kind to static batching: an idle slot here costs a place that somebody could have used, and there arithmetic as well.
+# kind to static batching: an idle slot here costs a place that another request could use, and there arithmetic as well.
 # ```
 #
 # ## Takeaways

@@ -207,14 +207,6 @@ if llm.weights == "random":
 # %% tags=["remove-cell"]
 
 
-def to_draw(shown, name):
-    """A shown series and its note; this run's if the record has none."""
-    if shown[name] is not None:
-        return shown[name], shown.note
-    note = shown.note.partition("; the recorded")[0]
-    return record[name], f"{note}; the recorded run has no such curve"
-
-
 def gate_of(name, repeats=(), **how):
     """A gate with the checks that all experiments of this chapter share."""
     gate = experiments.gate(name)
@@ -340,7 +332,7 @@ _ = record.add(
 )
 offline_gate = gate_of("times offline", timings.values())
 offline_run = experiments.pick(offline_gate, record)
-times, _ = to_draw(offline_run, "offline")
+times, _ = offline_run.to_draw("offline", record)
 of_one, of_users, of_all = times["seconds"]
 tokens, users, seqs = (
     times.params[n] for n in ("answer", "users", "max_num_seqs")
@@ -779,7 +771,7 @@ gate = gate_of("four users")
 users_run = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-timeline", "caption": "Four users as they see their answers: a line from sending to the first token (TTFT), then a mark for each token that arrives. The prompts differ in length."}}
-marks, note = to_draw(users_run, "timeline_tokens")
+marks, note = users_run.to_draw("timeline_tokens", record)
 rows = (users_run if marks is not record["timeline_tokens"] else record)[
     "timeline"
 ]
@@ -919,7 +911,7 @@ gate.check(offline_gate.ok, "its predictions could not be measured")
 by_server = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-health", "caption": "Latency of /health against the moment it was asked, while the users' answers are computed, all turns together. Each mark is one request. Dotted: one decode step of one sequence."}}
-drawn, note = to_draw(by_server, "health_probes")
+drawn, note = by_server.to_draw("health_probes", record)
 fig, ax = figure()
 for i, name in enumerate(WAYS):
     rows = [row for row in drawn.rows() if row["server"] == name]
@@ -1094,7 +1086,7 @@ gate.check(used_before >= long_blocks, "no probe saw the leaver's blocks")
 by_leaver = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use while three users stream and one of them, with the long prompt, hangs up (dotted). The other two finish."}}
-drawn, note = to_draw(by_leaver, "pool_around_leaving")
+drawn, note = by_leaver.to_draw("pool_around_leaving", record)
 moment = drawn.params["left"]
 fig, ax = figure(height=2.4)
 ax.step(drawn["at"], drawn["used"], where="post", color=COLOURS[0])
@@ -1271,7 +1263,7 @@ gate.check(offline_gate.ok, "its predictions could not be measured")
 by_queue = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-burst", "caption": "Time to the complete answer of each request of a burst, in the order of the answers, without a limit and with one; thin bars: from the lowest to the highest of the bursts. Dotted: batch after batch, as predicted."}}
-drawn, note = to_draw(by_queue, "burst_order")
+drawn, note = by_queue.to_draw("burst_order", record)
 fig, ax = figure()
 for i, name in enumerate(curves):
     rows = [j for j, curve in enumerate(drawn["curve"]) if curve == name]

@@ -200,14 +200,6 @@ def others():
         found["others_mean"] = load.others_mean * load.cores
 
 
-def to_draw(shown, name):
-    """A series of the shown run and the note for its figure; this run's where the record has no such series."""
-    if shown[name] is not None:
-        return shown[name], shown.note
-    note = shown.note.partition("; the recorded")[0]
-    return record[name], f"{note}; the recorded run has no such curve"
-
-
 def kept_up(gate, rows):
     """Closes the gate where the generator itself was late."""
     rows = list(rows)
@@ -705,7 +697,7 @@ gate.quiet(load)
 stall_run = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-stall", "caption": "Each request's time to its last token during a run in which the server was stopped once (shaded). The same requests, the same answers; only the start of the clock differs."}}
-drawn, note = to_draw(stall_run, "stall_requests")
+drawn, note = stall_run.to_draw("stall_requests", record)
 fig, ax = figure(height=2.6)
 lines(
     ax,
@@ -1334,7 +1326,7 @@ caution(ax, open_run.note)
 show(fig, "06_goodput")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-queue", "caption": "Requests that wait in the server during the highest offered rate, with and without the limit."}}
-drawn, note = to_draw(open_run, "queue_in_overload")
+drawn, note = open_run.to_draw("queue_in_overload", record)
 fig, ax = figure(height=2.4)
 for name, colour in zip((PAGED, LIMITED), COLOURS):
     rows = [row for row in drawn.rows() if row["server"] == name]

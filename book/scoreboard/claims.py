@@ -120,7 +120,7 @@ def claims(published: Reference) -> list[Claim]:
          "A step reads the weights once for all sequences, until arithmetic takes longer than reading."),
         ("Memory of the contiguous cache over the paged one", f"{head['paged_memory_reduction_bs256']}× at batch "
          f"{memory['batch'][-1]}", paging.memory_gain, "sec-published-memory",
-         "It compares a reset that holds three halves of a cache with a pool whose size somebody chose.",
+         "It compares a reset that holds three halves of a cache with a pool whose size was chosen freely.",
          paging.memory_gain_count),
         ("Throughput with a KV cache over without", f"{head['kv_cache_gain_1000_tokens']}× at {tokens[-1]:,} tokens",
          rules.cache_gain, "sec-kv-throughput",

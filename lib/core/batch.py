@@ -29,14 +29,11 @@ class Scheduled:
 
     The last of them may be `draft_token_ids`, guesses of what follows the request's tokens:
     `num_tokens` includes them. The step verifies them, and the request keeps those that were right.
-    `draft_probs` [drafts, V]: the distributions that they were drawn from; None if they were not
-    drawn.
     """
 
     request: Request
     num_tokens: int
     draft_token_ids: Sequence[int] = ()
-    draft_probs: Tensor | None = None
 
     @property
     def completes(self) -> bool:

@@ -38,7 +38,7 @@ class SamplingParams:
     logit_bias: {token id: number from -100 to 100} added to the logits. bad_words: strings that the
     output must not contain, as tokens: the last token of each is not sampled after the others.
     allowed_token_ids: only these are sampled. structured_outputs: only texts of a
-    form, given as exactly one of {"json": a JSON schema as dict or text, or True for any JSON},
+    form, given as exactly one of {"json": a JSON schema as dict or text, or True for any JSON object},
     {"regex": ...}, {"choice": [...]}, {"grammar": in Lark's syntax}; the text ends where it is complete.
 
     Raises InvalidRequest, a ValueError with the field's name in `param`, for anything else; the

@@ -16,7 +16,7 @@ class TokenConstraint(Protocol):
     has to be undone when a step fails, a draft is rejected or the request is preempted."""
 
     def allowed(self, output_token_ids: Sequence[int]) -> np.ndarray | None:
-        """Token ids that may follow, as bits [ceil(V / 8)] uint8, lowest id first; ids beyond may not.
+        """Token ids that may follow, as bits [ceil(V / 8)] uint8, lowest id first.
 
         None: all may. So it is after a draft that was not allowed: it will be rejected, and what
         would follow it with it.

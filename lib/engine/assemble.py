@@ -146,7 +146,7 @@ def _slots(
                 f"takes {gib(needed)}, but {gib(budget)} are available: at most {budget // (max_model_len * per_token)} "
                 f"sequences of that length fit, or a max_model_len of {fits}"
             )
-        max_model_len = fits  # nobody asked for a length: the longest that fits
+        max_model_len = fits  # no length was asked for: the longest that fits
     return options.max_num_seqs, max_model_len, max_model_len
 
 

@@ -54,7 +54,7 @@ def _banned(row: Request | SamplingRow, mask: np.ndarray | None) -> list[int]:
     """Tokens that must not come next: ends before min_tokens, and those that would complete a bad word."""
     banned = row.completes_bad_words()
     if row.num_output_tokens < row.params.min_tokens:
-        ends = [token for token in row.stop_token_ids]
+        ends = list(row.stop_token_ids)
         # A mask may leave nothing but the end: then the text is complete, however short.
         if mask is None or _allows_other_than(mask, ends):
             banned = [*banned, *ends]
@@ -63,7 +63,7 @@ def _banned(row: Request | SamplingRow, mask: np.ndarray | None) -> list[int]:
 
 def _allows_other_than(mask: np.ndarray, token_ids: Sequence[int]) -> bool:
     bits = np.unpackbits(mask, bitorder="little")
-    bits[[i for i in token_ids if i < len(bits)]] = 0
+    bits[token_ids] = 0
     return bool(bits.any())
 
 
@@ -73,9 +73,6 @@ def _keep_allowed(logits: Tensor, masks: dict[int, np.ndarray]) -> None:
     packed = copy_to(torch.from_numpy(np.stack(list(masks.values()))), logits.device)
     bits = torch.arange(8, device=logits.device, dtype=torch.uint8)
     allowed = (packed.unsqueeze(2) >> bits & 1).bool().flatten(1)
-    missing = logits.shape[1] - allowed.shape[1]  # ids beyond the mask stand for no text
-    if missing > 0:
-        allowed = torch.nn.functional.pad(allowed, (0, missing))
     logits[rows] = logits[rows].masked_fill(~allowed[:, : logits.shape[1]], float("-inf"))
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from lib.core.batch import Scheduled
 from lib.engine.chosen_tokens import ChosenTokens
 from lib.engine.completion_stream import CompletionStream, Progress
 from lib.engine.row_groups import Row
-from lib.engine.sampling import Sampler
 from lib.engine.sampling_row import SamplingRow
 
 
@@ -32,14 +29,6 @@ def rows_to_sample(scheduled: Sequence[Scheduled]) -> list[Row]:
                 for n in range(item.num_rows)
             ]
     return rows
-
-
-def step_results(
-    scheduled: Sequence[Scheduled], logits: Tensor, streams: Sequence[CompletionStream]
-) -> list[Progress]:
-    """What the logits [N, V] mean for the requests that get tokens or fail. Changes nothing."""
-    chosen = Sampler().choose(logits, rows_to_sample(scheduled))
-    return results_of(scheduled, chosen, streams)
 
 
 def results_of(

@@ -195,7 +195,7 @@ class AsyncLLM:
 
     def _post(self, function: Callable[[Any], None]) -> Callable[[Any], None]:
         def post(value: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is no caller left
                 self._loop.call_soon_threadsafe(function, value)
 
         return post

@@ -31,7 +31,7 @@ def take_snapshot(llm: LLM) -> dict[str, Any]:
     """
     scheduler, manager = llm.scheduler, llm.manager
     share = max(1, -(-manager.num_blocks // MAX_SQUARES))
-    first = 1 if llm.options.kv_cache == "paged" else 0  # the null block is nobody's
+    first = 1 if llm.options.kv_cache == "paged" else 0  # the null block belongs to no request
     whole = share == 1
     return {
         "running": [

@@ -168,7 +168,7 @@ class PrometheusMetrics:
         )
 
     def start(self, stats: dict[str, Any]) -> None:
-        """Count from here: what the warm-up did is nobody's request."""
+        """Count from here: the warm-up is no request of a client."""
         self._preemptions_seen = stats["preemptions"]
         self._prefix_seen = {name: stats[name] for name in self._prefix}
 

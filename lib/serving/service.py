@@ -132,7 +132,7 @@ async def answer(
     except BaseException as error:
         close()
         if isinstance(error, ClientGone):
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client has gone
         raise
     if call.stream:
         return EventStream(_events(request, call, first, updates, writer), close)

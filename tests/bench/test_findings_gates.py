@@ -214,6 +214,20 @@ def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
     assert "takes the place of stalls" in said
 
 
+def test_a_figure_has_a_series_also_where_the_recorded_run_has_none(recorded):
+    experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+    gate, record = experiments.gate("latency"), this_run()
+    record.add("stalls", unit="s", columns={"user": [1], "wait": [STEADY]})
+    gate.check(False, "the clock stood still")
+    shown = experiments.pick(gate, record)
+    series, note = shown.to_draw("latency_by_prompt", record)
+    assert series["prompt"] == [64, 256, 512] and note == shown.note
+    series, note = shown.to_draw("stalls", record)
+    assert series["user"] == [1]
+    assert "the clock stood still" in note and "is shown instead" not in note
+    assert note.endswith("the recorded run has no such curve") and not gate.stood_in
+
+
 def test_one_run_for_several_experiments(recorded):
     experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
     first, second = experiments.gate("latency"), experiments.gate("throughput")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -12,34 +10,11 @@ from lib import SamplingParams
 from lib.core.batch import Batch, Scheduled
 from lib.core.request import Request
 from lib.engine.completion_stream import CompletionStream
+from lib.engine.sampling import Sampler
 from lib.engine.sampling_row import SamplingRow
-from lib.engine.step_results import step_results
+from lib.engine.step_results import results_of, rows_to_sample
 from tests.helpers import VOCAB, check_books, check_empty, drain, prompt_of
-
-
-class Script:
-    """Drafts up to `most` tokens for each decoding request: what `truth` says, each wrong with probability `wrong`."""
-
-    def __init__(self, engine, truth, most=4, wrong=0.3, seed=0) -> None:
-        self.engine, self.truth, self.most, self.wrong = engine, truth, most, wrong
-        self.rng = random.Random(seed)
-
-    def add_drafts(self, scheduled):
-        return [self._with_drafts(item) for item in scheduled]
-
-    def _with_drafts(self, item):
-        request, manager = item.request, self.engine.manager
-        if not item.completes or item.num_tokens > 1 or not request.allows_drafts:
-            return item
-        done = request.num_output_tokens
-        most = min(self.rng.randint(0, self.most), request.params.max_tokens - done - 1)
-        drafts = self.truth[request.request_id][done : done + most]
-        drafts = [
-            self.rng.randrange(VOCAB) if self.rng.random() < self.wrong else d for d in drafts
-        ]
-        if not drafts or not manager.allocate(request, request.num_tokens + len(drafts)):
-            return item
-        return Scheduled(request, 1 + len(drafts), tuple(drafts))
+from tests.scripted_drafts import Script
 
 
 def greedy(max_tokens, **changes):
@@ -85,7 +60,8 @@ def result(request, drafts, logits, tokenizer=None):
     request.num_computed_tokens = request.num_tokens - 1
     scheduled = [Scheduled(request, 1 + len(drafts), drafts)]
     stream = CompletionStream(request, tokenizer)
-    (progress,) = step_results(scheduled, logits, [stream])
+    chosen = Sampler().choose(logits, rows_to_sample(scheduled))
+    (progress,) = results_of(scheduled, chosen, [stream])
     before = list(request.token_ids)
     assert request.token_ids == before and not request.finished, "looking changes nothing"
     for _ in range(2):  # twice: a commit that was interrupted is repeated

@@ -18,6 +18,7 @@ from lib.engine.structured.constraints import AutomatonConstraint, num_common
 from lib.engine.structured.grammars import GrammarConstraint
 from lib.engine.structured.token_bytes import byte_level_alphabet
 from tests.helpers import Tiny, check_books, check_empty, llama_checkpoint, prompt_of
+from tests.scripted_drafts import Script
 
 MERGES = ["a b", "1 2", "ab c", '" :', "e s", "y es", "n o", '{ "', "t r", "u e", "tr ue", 'Ġ "']
 SCHEMA = {
@@ -119,17 +120,18 @@ def test_neighbours_are_not_touched(bytes_model):
 def test_drafts_change_nothing(bytes_model, kind):
     params = [
         SamplingParams(max_tokens=40, temperature=t, seed=s, structured_outputs=KINDS[kind][0])
-        for t, s in ((0.0, 0), (1.0, 1), (1.3, 2))
+        for t, s in ((0.0, 0), *((1.0 + s / 20, s) for s in range(1, 10)))
     ]
-    prompts = [[5, 6, 7] * 3, [8, 9, 8, 9, 8], [70, 71, 72]]
+    prompts = [prompt_of(3 + seed, seed, 200) for seed in range(10)]
     expected = bytes_model.engine().generate(prompts, params)
-    config = {"method": "ngram", "num_speculative_tokens": 3, "adaptive": False}
-    try:
-        engine = bytes_model.engine(speculative_config={**config, "prompt_lookup_min": 1})
-    except TypeError:
-        pytest.skip("this engine does not speculate yet")
+    engine = bytes_model.engine()
+    truth = {f"request-{i}": output.token_ids for i, output in enumerate(expected)}
+    engine.drafter = Script(engine, truth, most=3, wrong=0.5, seed=1)
     for one, other in zip(expected, engine.generate(prompts, params)):
         assert one.token_ids == other.token_ids and one.finish_reason == other.finish_reason
+    stats = engine.stats()
+    assert 0 < stats["accepted_tokens"] < stats["draft_tokens"]
+    check_empty(engine)
 
 
 jobs = st.lists(
@@ -278,14 +280,14 @@ def test_without_a_tokenizer_structured_outputs_are_refused(tiny):
 
 def test_what_was_compiled_is_kept_and_the_oldest_goes(bytes_model, monkeypatch):
     monkeypatch.setattr(output_rules, "MAX_CACHED_SPECS", 2)
-    rules = bytes_model.engine().output_rules
-    compiled = []
+    engine = bytes_model.engine()
+    rules, compiled = engine.output_rules, []
     compile_ = rules._compile
     monkeypatch.setattr(
         rules, "_compile", lambda *spec: compiled.append(spec[1]) or compile_(*spec)
     )
     for pattern in ("a", "b", "a", "c", "a", "b"):
-        rules.check(SamplingParams(structured_outputs={"regex": pattern}))
+        engine.add_request([5], SamplingParams(structured_outputs={"regex": pattern}))
     assert compiled == ["a", "b", "c", "b"]
 
 

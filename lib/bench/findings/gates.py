@@ -23,10 +23,8 @@ from lib.bench.scale import scale
 from lib.bench.script_options import options
 
 REPEATS, SPREAD = 2, 0.25  # least repeats, and their range over their median at most
-OTHERS_MEAN, OTHERS_MAX = (
-    0.25,
-    1.0,
-)  # cores that other processes may use, on a machine of a few cores
+# Cores that other processes may use on a machine of a few cores, on average and at once.
+OTHERS_MEAN, OTHERS_MAX = 0.25, 1.0
 MACHINE = 1.25  # factor between this run's ceilings and the record's
 _LOADED = "while it ran"  # ends every reason that is about other load
 
@@ -36,21 +34,28 @@ class Shown:
     """The run that a page draws and quotes: `shown["series"]` is its Series, or None where it has none.
 
     label: its name in a figure's legend. note: what the page says where it is not this run, or where it is one that
-    failed its gate and has no recorded run to take its place; empty otherwise.
+    failed its gate and has no recorded run to take its place; empty otherwise. reason: the part of the note that says
+    what was wrong with this run.
     """
 
     run: Record | Run
     label: str = "this run"
     note: str = ""
-    absent: set[str] = field(
-        default_factory=set, compare=False
-    )  # series that were asked for and are not there
+    reason: str = ""
+    # Series that were asked for and are not there.
+    absent: set[str] = field(default_factory=set, compare=False)
 
     def __getitem__(self, name: str) -> Series | None:
         found = self.run.series.get(name) if isinstance(self.run, Record) else self.run[name]
         if found is None:
             self.absent.add(name)
         return found
+
+    def to_draw(self, name: str, this_run: Record) -> tuple[Series, str]:
+        """A series and the note for its figure: this run's series where the recorded run has none of that name."""
+        if (found := self[name]) is not None:
+            return found, self.note
+        return this_run[name], f"{self.reason}; the recorded run has no such curve"
 
     @property
     def recorded(self) -> bool:
@@ -186,12 +191,13 @@ class Gate:
             self.shown = Shown(this_run)
         elif recorded is None:
             note = f"{self.note}; no recorded run of this hardware can take its place"
-            self.shown = Shown(this_run, note=note)
+            self.shown = Shown(this_run, note=note, reason=self.note)
         else:
             note = f"{self.note}; the recorded run of {recorded.date} is shown instead"
             if also := closed_in(recorded, self.experiment):
                 note += f", which could not show it either: {'; '.join(also)}"
-            self.shown = Shown(recorded, f"recorded run of {recorded.date}", note)
+            label = f"recorded run of {recorded.date}"
+            self.shown = Shown(recorded, label, note, reason=self.note)
         return self.shown
 
 

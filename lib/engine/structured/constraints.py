@@ -23,9 +23,8 @@ class AutomatonConstraint:
         self._masks = masks
         self._token_ids: list[int] = []  # read so far, drafts included
         self._states = [masks.automaton.start]  # before each of them, and after the last
-        self._lock = (
-            threading.Lock()
-        )  # masks are computed by one thread while another runs the model
+        # Masks are computed by one thread while another runs the model.
+        self._lock = threading.Lock()
 
     def allowed(self, output_token_ids: Sequence[int]) -> np.ndarray | None:
         with self._lock:

@@ -15,8 +15,8 @@ import numpy as np
 from lib.core.errors import InvalidRequest
 from lib.engine.structured.constraints import num_common
 
-# JSON as models write it. With free whitespace a model may add spaces for ever and never end.
 KEPT_MASKS = 64  # of one request: more than there are drafts in a step
+# JSON as models write it. With free whitespace a model may add spaces for ever and never end.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -77,12 +77,10 @@ class GrammarConstraint:
     def __init__(self, matcher: Any, end_ids: set[int], mask_bytes: int) -> None:
         self._matcher, self._end_ids, self._mask_bytes = matcher, end_ids, mask_bytes
         self._token_ids: list[int] = []  # what the matcher has read, drafts included
-        self._masks: dict[
-            int, np.ndarray
-        ] = {}  # by number of tokens read; drafts are asked for twice
-        self._lock = (
-            threading.Lock()
-        )  # masks are computed by one thread while another runs the model
+        # By number of tokens read: the masks after drafts are asked for twice.
+        self._masks: dict[int, np.ndarray] = {}
+        # Masks are computed by one thread while another runs the model.
+        self._lock = threading.Lock()
 
     def allowed(self, output_token_ids: Sequence[int]) -> np.ndarray | None:
         with self._lock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,8 @@ MAX_CACHED_SPECS = 64  # compiled and kept, least recently used first to go
 class OutputRules:
     """One engine's compiled schemas, regular expressions and grammars, and its requests' constraints.
 
-    tokenizer: None where the model has none. end_ids: the model's EOS ids. `check` can be called by
-    several threads; a server does so before a request reaches the engine, since compiling takes
-    milliseconds to seconds, and the result is kept.
+    tokenizer: None where the model has none. end_ids: the model's EOS ids. Compiling takes
+    milliseconds to seconds, so what was compiled is kept.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, end_ids: Iterable[int]) -> None:
@@ -38,13 +36,7 @@ class OutputRules:
         self._compiled: OrderedDict[tuple[str, str], Callable[[], TokenConstraint]] = OrderedDict()
         self._vocabulary: Vocabulary | None = None
         self._grammars: Any = None
-        self._lock = threading.RLock()
         self._worker: ThreadPoolExecutor | None = None
-
-    def check(self, params: SamplingParams) -> None:
-        """Compile what the parameters ask for. Raises InvalidRequest, naming the field."""
-        self._constraint(params)
-        self._bad_words(params)
 
     def apply(self, requests: Sequence[Request]) -> None:
         """Set each request's constraint and bad words. Raises InvalidRequest, naming the field."""
@@ -109,14 +101,13 @@ class OutputRules:
                 f"{{{kind!r}: ...}}",
                 param="structured_outputs",
             )
-        with self._lock:
-            key = kind, text
-            if key not in self._compiled:
-                self._compiled[key] = self._compile(kind, spec)
-                if len(self._compiled) > MAX_CACHED_SPECS:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(key)
-            return self._compiled[key]
+        key = kind, text
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(kind, spec)
+            if len(self._compiled) > MAX_CACHED_SPECS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
 
     def _compile(self, kind: str, spec: Any) -> Callable[[], TokenConstraint]:
         if kind in ("regex", "choice"):
