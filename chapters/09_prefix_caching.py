@@ -1478,7 +1478,9 @@ check(found_tokens)
 # ```python
 # def found_tokens(first, second, block):
 #     common = 0
-#     while common < min(len(first), len(second)) and first[common] == second[common]:
+#     while common < min(len(first), len(second)) and (
+#         first[common] == second[common]
+#     ):
 #         common += 1
 #     return min(common, len(second) - 1) // block * block
 # ```

@@ -49,7 +49,7 @@ def why_not_fused(device: torch.device, dtype: torch.dtype, block_size: int) -> 
 
 
 def fused_attention(cache: KVCache) -> Attention:
-    """The attention that reads `cache` in place on its device: CpuFusedAttention or CudaFusedAttention.
+    """The attention that reads `cache` in place: CpuFusedAttention or CudaFusedAttention.
 
     Raises ImportError or ValueError where `why_not_fused` says so.
     """

@@ -84,8 +84,10 @@ class GatherAttention:
 
 
 def gather(blocks: Tensor, tables: Tensor) -> Tensor:
-    """Copy blocks [num_blocks, block_size, Hkv, D] in the order of tables [R, n]: [R, n * block_size, Hkv, D]."""
-    rows = blocks.index_select(
-        0, tables.flatten()
-    )  # whole blocks; on a CPU several times as fast as blocks[tables]
+    """Copy blocks [num_blocks, block_size, Hkv, D] in the order of tables [R, n].
+
+    Returns [R, n * block_size, Hkv, D].
+    """
+    # Whole blocks: on a CPU several times as fast as blocks[tables].
+    rows = blocks.index_select(0, tables.flatten())
     return rows.view(len(tables), -1, *blocks.shape[2:])

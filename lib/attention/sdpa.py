@@ -10,18 +10,17 @@ from torch import Tensor
 def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention of equally shaped sequences, with grouped-query heads.
 
-    q [B, query_len, Hq, D]; k, v [B, kv_len, Hkv, D] (any strides). `mask` is an additive float or boolean tensor that
-    broadcasts to [B, 1, query_len, kv_len]; without one every key is seen, or, where query_len == kv_len, the causal
-    triangle. Returns [B, query_len, Hq, D].
+    q [B, query_len, Hq, D]; k, v [B, kv_len, Hkv, D] (any strides). `mask` is an additive float
+    or boolean tensor that broadcasts to [B, 1, query_len, kv_len]; without one every key is seen,
+    or, where query_len == kv_len, the causal triangle. Returns [B, query_len, Hq, D].
     """
     batch, _, heads, size = q.shape
     kv_heads, kv_len = k.shape[2], k.shape[1]
     group = heads // kv_heads
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if mask is None and query_len > 1:
-        if (
-            query_len != kv_len
-        ):  # SDPA aligns its triangle to the top left: wrong for a chunk that ends a sequence
+        # SDPA aligns its triangle to the top left: wrong for a chunk that ends a sequence.
+        if query_len != kv_len:
             raise ValueError(
                 f"attend needs a mask when query_len ({query_len}) differs from kv_len ({kv_len})"
             )
@@ -29,7 +28,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None 
             q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1
         )
         return out.transpose(1, 2)
-    # The `group` query heads that share a K/V head become rows of one query, so that K and V are read once for all.
+    # The `group` query heads that share a K/V head become rows of one query, so that K and V are
+    # read once for all.
     q = (
         q.view(batch, query_len, kv_heads, group, size)
         .permute(0, 2, 3, 1, 4)

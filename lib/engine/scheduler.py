@@ -130,7 +130,8 @@ class Scheduler:
             request = self.waiting[0]
             if self.waits_for_prefix(request):
                 return
-            # Room for all known tokens, not for the first chunk only: a prompt that is let in is never cut off halfway.
+            # Room for all known tokens, not for the first chunk only: a prompt that is let in is
+            # never cut off halfway.
             num_cached = self.cache.admit(request)
             if num_cached is None:
                 return
@@ -156,7 +157,10 @@ class Scheduler:
         return budget if self.cache.retains else 0  # chunks need somewhere to keep the earlier ones
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Allocate, preempting the youngest sequence until it works. False if that was the request itself."""
+        """Allocate, preempting the youngest sequence until it works.
+
+        False if that was the request itself.
+        """
         while not self.cache.allocate(request, num_tokens):
             youngest = self.running[-1]
             self._preempt(youngest)
@@ -165,7 +169,10 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
-        """Take all of the youngest sequence's room away. Its tokens stay; it computes them again when it is let in again."""
+        """Take all of the youngest sequence's room away.
+
+        Its tokens stay; it computes them again when it is let in again.
+        """
         self.cache.free(request)
         request.num_computed_tokens = 0
         request.status = Status.WAITING
