@@ -87,7 +87,7 @@ def _why_triton_fails(device: torch.device) -> RuntimeError | None:
     x = torch.zeros(16, device=device)
     slots = torch.zeros(1, dtype=torch.int64, device=device)
     try:
-        store[(1,)](x, x, x, x, slots, 16, 16, WIDTH=16, COLUMNS=16)
+        store[(1,)](x, x, x, x, slots, 16, 16, WIDTH=16, COLUMNS=16, enable_fp_fusion=True)
     except Exception as error:  # of a compiler, a linker, a driver: each raises its own
         first_line = (str(error) or repr(error)).splitlines()[0]
         return RuntimeError(

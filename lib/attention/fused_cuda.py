@@ -68,6 +68,7 @@ class CudaFusedAttention:
             v.stride(0),
             WIDTH=width,
             COLUMNS=triton.next_power_of_2(width),
+            enable_fp_fusion=True,
         )
 
     def _decode(

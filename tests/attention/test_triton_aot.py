@@ -133,7 +133,15 @@ def test_resources_of_a_kernel_that_is_known():
     x = torch.empty(64, 1024)
     slots = torch.empty(64, dtype=torch.int64)
     (kernel,) = compiled_launches(
-        lambda: [store[(64,)](x, x, x, x, slots, 1024, 1024, WIDTH=1024, COLUMNS=1024)] * 2, 80
+        lambda: (
+            [
+                store[(64,)](
+                    x, x, x, x, slots, 1024, 1024, WIDTH=1024, COLUMNS=1024, enable_fp_fusion=True
+                )
+            ]
+            * 2
+        ),
+        80,
     )
     assert (kernel.kernel, kernel.capability, kernel.num_warps) == ("store", 80, 4)
     assert kernel.local_bytes == 0 and 8 <= kernel.registers <= 64
