@@ -65,7 +65,7 @@ def why_not_fused(
 def fused_attention(cache: KVCache, group: int = 1) -> Attention:
     """The attention that reads `cache` in place: CpuFusedAttention or CudaFusedAttention.
 
-    `group` is the number of query heads per K/V head. Raises the error that `why_not_fused` returns, if any.
+    `group`: query heads per K/V head. Raises the error that `why_not_fused` returns, if any.
     """
     k = cache.k
     error = why_not_fused(k.device, k.dtype, cache.block_size, k.shape[-1], group)

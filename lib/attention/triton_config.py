@@ -93,11 +93,12 @@ def _tensor_cores(gpu: Gpu, dtype: torch.dtype) -> bool:
 
 
 def num_splits(gpu: Gpu, programs_per_sm: int, units: int, longest: int) -> int:
-    """Parts that each sequence's keys are split into, for `units` = sequences x K/V heads of one launch.
+    """Parts that each sequence's keys are split into, for `units` = sequences x K/V heads.
 
-    A GPU runs processors * programs_per_sm programs at a time, a wave. One program more than a wave takes as long as two
-    waves. The smallest number of splits whose waves are full to 80 %, or the number whose waves are the fullest, as
-    FlashAttention chooses it. `longest` is the number of tiles of the longest possible sequence: lengths are the device's.
+    A GPU runs processors * programs_per_sm programs at a time, a wave. One program more than a wave
+    takes as long as two waves. The result is the smallest number of splits whose waves are full to
+    80 %, or the number whose waves are the fullest, as FlashAttention chooses it. `longest`: tiles
+    of the longest possible sequence, since the host does not know the lengths.
     """
     wave = gpu.processors * programs_per_sm
     best, best_filled = 1, 0.0

@@ -44,7 +44,8 @@ def decode(
     queries cost no more than one. Sequences with more are left to `varlen`.
 
     scale: D ** -0.5 * log2(e), since exp2 is what the hardware has. With one split the result goes
-    to out [T, Hq, D], else to peaks, norms [B, Hkv, splits, ROWS] and accs [B, Hkv, splits, ROWS, D].
+    to out [T, Hq, D], else the state goes to peaks and norms [B, Hkv, splits, ROWS] and to
+    accs [B, Hkv, splits, ROWS, D].
     """
     sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(query_start_loc + sequence).to(tl.int64)
