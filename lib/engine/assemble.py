@@ -86,7 +86,7 @@ def assemble(
         else:
             paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
             manager = paged(num_blocks, block_size)
-            attention = _paged_attention(options, kv_cache)
+            attention = _paged_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
     )
@@ -134,11 +134,12 @@ def _proposer(config: SpeculativeConfig) -> Proposer:
     raise ValueError(f"speculative_config.method must be 'ngram', got {config.method!r}")
 
 
-def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
+def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
     """'auto' is fused where it runs, else gather; 'fused' where it does not is an error that says what is missing."""
     if options.attention == "gather":
         return GatherAttention(kv_cache)
-    problem = why_not_fused(kv_cache.k.device, kv_cache.k.dtype, kv_cache.block_size)
+    k, group = kv_cache.k, num_heads // kv_cache.k.shape[3]
+    problem = why_not_fused(k.device, k.dtype, kv_cache.block_size, k.shape[4], group)
     if problem is not None and options.attention == "fused":
         raise problem
     if problem is not None:
@@ -147,7 +148,7 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
             stacklevel=4,
         )
         return GatherAttention(kv_cache)
-    return fused_attention(kv_cache)
+    return fused_attention(kv_cache, group)
 
 
 def _slots(
