@@ -35,6 +35,7 @@ class Scheduled:
     request: Request
     num_tokens: int
     draft_token_ids: Sequence[int] = ()
+    draft_probs: Tensor | None = None  # [drafts, V] what they were drawn from; None: they were not
     num_prompt_rows: int = 0
 
     @property

@@ -31,7 +31,7 @@ def rows_to_sample(scheduled: Sequence[Scheduled]) -> list[Row]:
         else:
             rows += [
                 SamplingRow(item.request, tuple(item.draft_token_ids[:n]))
-                for n in range(item.num_rows)
+                for n in range(1 + len(item.draft_token_ids))
             ]
     return rows
 
@@ -44,20 +44,19 @@ def results_of(
     progress, start = [], 0
     for item, stream in zip(scheduled, streams):
         end = start + item.num_rows
-        prompt, sampled = logprobs[start : start + item.num_prompt_rows], token_ids[start:end]
+        first = start + item.num_prompt_rows
+        prompt, sampled = logprobs[start:first], token_ids[first:end]
         finite = None not in sampled
-        start += item.num_prompt_rows
-        if prompt and not finite:
+        if None in token_ids[start:first]:
             progress.append(stream.progress([None], [None], finite=False))
         elif prompt and not item.completes:
             progress.append(stream.progress([], [], prompt_logprobs=prompt))
         elif item.completes:
-            sampled = sampled[item.num_prompt_rows :]
             num_tokens = _num_accepted(sampled, item.draft_token_ids) + 1
             progress.append(
                 stream.progress(
                     sampled[:num_tokens],
-                    logprobs[start : start + num_tokens],
+                    logprobs[first : first + num_tokens],
                     len(item.draft_token_ids),
                     finite=finite,
                     prompt_logprobs=prompt,

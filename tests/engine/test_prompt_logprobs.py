@@ -53,6 +53,7 @@ ENGINES = [
     {"max_num_batched_tokens": 1},
     {"max_num_batched_tokens": 16, "block_size": 4},
     {"block_size": 8, "num_blocks": 12},
+    {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
 ]
 
 
@@ -60,8 +61,8 @@ ENGINES = [
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_values_are_those_of_transformers(tiny, truth, name: str, options: dict) -> None:
     engine = tiny[name].engine(**options)
-    prompts = [prompt_of(n, 3) for n in (1, 2, 9, 33, 16)]
-    numbers = [0, 3, None, 5, 1]
+    prompts = [*(prompt_of(n, 3) for n in (1, 2, 9, 33, 16)), [5, 6, 7] * 4]
+    numbers = [0, 3, None, 5, 1, 2]
     outputs = engine.generate(prompts, [params(number) for number in numbers])
     for prompt, number, output in zip(prompts, numbers, outputs):
         assert output.token_ids == tiny[name].answer(prompt, 4)
