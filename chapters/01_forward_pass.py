@@ -953,9 +953,10 @@ glue("predictions_tally", tally(foretold))
 #
 # ```{admonition} Solution
 # :class: dropdown
-# It writes English for a while, and then loses the thread: nearby tokens are turned by almost the right angles, distant ones
-# are not. Text that looks fine is a poor test. `pytest tests/models/test_models.py` fails at once, because logits differ from
-# `transformers` by far more than rounding.
+# Yes, and that is the lesson: the first words of its answers are the same words, since nearby tokens are turned by almost
+# the right angles. Text that looks fine is a poor test. The logits after five tokens differ by more than a hundred times what
+# rounding explains. The comparison with `transformers` in this chapter fails, and so do `test_llama_equals_transformers` and
+# others in `tests/models/test_models.py`. A test does this exercise, too: `tests/models/test_smollm2.py`.
 # ```
 #
 # **3. Count.** Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the formula for a prompt of
