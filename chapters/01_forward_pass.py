@@ -97,7 +97,7 @@ from lib.models import gpt2, llama
 
 # %% [markdown]
 # The model that talks is SmolLM2 {cite}`allal2025smollm2`: 135 million parameters, trained to answer questions, small
-# enough for a laptop. `kv_cache="none"` and `linear="plain"` ask for the engine in its simplest form. It remembers nothing
+# enough for a laptop. `kv_cache="none"` and `linear="plain"` ask for the engine in its simplest form. It keeps nothing
 # between steps, and multiplies matrices as PyTorch does by default.
 
 # %%
@@ -116,7 +116,7 @@ table(
 # %% [markdown]
 # ## From a string to its next token
 #
-# The **tokenizer** cuts the string into pieces that it knows and gives each its number. The pieces come from byte-pair
+# The **tokenizer** cuts the string into pieces of a fixed vocabulary and gives each its number. The pieces come from byte-pair
 # encoding {cite}`sennrich2016bpe`: frequent words are one token, rare words are several. Note the leading spaces. They
 # belong to the tokens, which is why text that is cut into tokens can be joined again without guessing.
 #
