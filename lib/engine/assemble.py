@@ -30,9 +30,11 @@ from lib.core.speculative_config import SpeculativeConfig
 from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
+from lib.engine.speculation.adaptive import AdaptiveLength
 from lib.engine.speculation.drafter import Drafter
 from lib.engine.speculation.ngram import NgramProposer
 from lib.engine.speculation.proposer import Proposer
+from lib.engine.speculation.step_cost import measure_step_cost
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
 from lib.models.compiled import compile_blocks
@@ -100,12 +102,7 @@ def assemble(
         )
     drafter = None
     if speculative is not None:
-        drafter = Drafter(
-            _proposer(speculative),
-            manager,
-            speculative.num_speculative_tokens,
-            options.max_num_batched_tokens,
-        )
+        drafter = _drafter(speculative, options, runner, manager, device)
     return EngineParts(
         runner,
         scheduler,
@@ -126,6 +123,28 @@ def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
 def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
     given = options.speculative_config
     return None if given is None else SpeculativeConfig.from_dict(given)
+
+
+def _drafter(
+    config: SpeculativeConfig,
+    options: EngineOptions,
+    runner: ModelRunner | GraphRunner,
+    manager: CacheManager,
+    device: torch.device,
+) -> Drafter:
+    proposer, adaptive = _proposer(config), None
+    if config.adaptive:
+        rows = options.max_num_seqs * (1 + config.num_speculative_tokens)
+        most = min(rows, options.max_num_batched_tokens, manager.max_sequence_tokens)
+        cost = measure_step_cost(runner, manager.block_size, most, device)
+        adaptive = AdaptiveLength(cost, proposer.cost_coefficient)
+    return Drafter(
+        proposer,
+        manager,
+        config.num_speculative_tokens,
+        options.max_num_batched_tokens,
+        adaptive,
+    )
 
 
 def _proposer(config: SpeculativeConfig) -> Proposer:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from lib.cache.manager import CacheManager
 from lib.core.batch import Scheduled
 from lib.core.request import Request
+from lib.engine.speculation.adaptive import AdaptiveLength
 from lib.engine.speculation.proposer import Proposer
 
 
@@ -27,14 +28,19 @@ class Drafter:
         manager: CacheManager,
         num_speculative_tokens: int,
         max_num_batched_tokens: int,
+        adaptive: AdaptiveLength | None = None,
     ) -> None:
-        self.proposer, self.manager = proposer, manager
+        """adaptive: chooses the lengths of drafts; None: as long as there is room."""
+        self.proposer, self.manager, self.adaptive = proposer, manager, adaptive
         self.num_speculative_tokens = num_speculative_tokens
         self.max_num_batched_tokens = max_num_batched_tokens
 
     def add_drafts(self, scheduled: list[Scheduled]) -> list[Scheduled]:
         """The same work, with drafts added to it."""
-        limits = self._with_room(scheduled, [self._most(item) for item in scheduled])
+        limits = [self._most(item) for item in scheduled]
+        if self.adaptive is not None:
+            limits = self.adaptive.limits(scheduled, limits)
+        limits = self._with_room(scheduled, limits)
         places = [i for i, limit in enumerate(limits) if limit]
         if not places:
             return scheduled
@@ -53,14 +59,20 @@ class Drafter:
     def free(self, request: Request) -> None:
         """Forget a request that has ended."""
         self.proposer.free(request)
+        if self.adaptive is not None:
+            self.adaptive.free(request)
 
     def reset(self) -> None:
         """Forget all requests, after a step that was interrupted."""
         self.proposer.reset()
+        if self.adaptive is not None:
+            self.adaptive.reset()
 
     def check_integrity(self, unfinished: Iterable[Request]) -> None:
         """Raise RuntimeError, saying what is wrong, if something is kept for a request that has ended."""
         self.proposer.check_integrity(unfinished)
+        if self.adaptive is not None:
+            self.adaptive.check_integrity(unfinished)
 
     def _most(self, item: Scheduled) -> int:
         """Draft tokens that could be of use to a request, whatever the step's room.
