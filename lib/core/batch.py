@@ -29,11 +29,14 @@ class Scheduled:
 
     The last of them may be `draft_token_ids`, guesses of what follows the request's tokens:
     `num_tokens` includes them. The step verifies them, and the request keeps those that were right.
+    draft_probs [drafts, V]: the distributions that they were sampled from; None: they were not
+    sampled, but chosen in a way that has one result only.
     """
 
     request: Request
     num_tokens: int
     draft_token_ids: Sequence[int] = ()
+    draft_probs: Tensor | None = field(default=None, compare=False)
 
     @property
     def completes(self) -> bool:
