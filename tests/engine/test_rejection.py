@@ -210,7 +210,9 @@ def test_a_worked_example():
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
     assert residual(p, q).tolist() == [[0.0, pytest.approx(0.4)]]
     uniform = torch.tensor([[0.55, 0.56]])
-    assert accepts(p[:, :1].expand(1, 2), q[:, :1].expand(1, 2), uniform).tolist() == [[True, False]]
+    assert accepts(p[:, :1].expand(1, 2), q[:, :1].expand(1, 2), uniform).tolist() == [
+        [True, False]
+    ]
     assert accepts(p[:, 1:], q[:, 1:], torch.tensor([[1 - 2**-53]])).all()
     assert not accepts(torch.tensor([0.0]), torch.tensor([0.5]), torch.tensor([0.0])).any()
     assert residual(p, p).tolist() == p.tolist(), "rounding has left nothing"
@@ -259,7 +261,7 @@ def test_neighbours_without_sampled_drafts_keep_their_tokens():
     rows = sum(item.num_rows for item in work)
     assert together[rows:] == choose(others, RejectionSampler()) == choose(others, Sampler())
     assert together[:rows] == choose(work, RejectionSampler())
-    for (token_id, logprobs), row in zip(together, rows_to_sample(work)):
+    for token_id, logprobs in together[:rows]:
         assert list(logprobs)[0] == token_id and len(logprobs) in (1, 2)
 
 
