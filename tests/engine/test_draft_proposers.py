@@ -108,7 +108,7 @@ def test_drafts_of_the_first_layers(deep, name, options):
         assert engine.manager.allocate(request, request.num_tokens + limit)
     for layers in (1, 2):
         proposer = EarlyExitProposer(
-            engine.model, layers, engine.runner.attention, engine.kv_cache, 64, CPU
+            engine.model, layers, engine.runner.attention, engine.kv_cache, 64
         )
         before = engine.kv_cache.k.clone()
         drafts = proposer.propose(requests, limits)
@@ -129,7 +129,7 @@ def test_drafts_of_the_first_layers(deep, name, options):
 
 def test_the_first_layers_need_a_cache(deep):
     with pytest.raises(ValueError, match="'early_exit' needs kv_cache .* got kv_cache 'none'"):
-        EarlyExitProposer(deep["llama"].model, 1, FullAttention(), None, 64, CPU)
+        EarlyExitProposer(deep["llama"].model, 1, FullAttention(), None, 64)
 
 
 # Another model.
@@ -142,7 +142,7 @@ def proposer_of(
     cache = KVCache(model.config, num_blocks, block_size, dtype=torch.float32, device=CPU)
     runner = ModelRunner(model, GatherAttention(cache))
     manager = BlockManager(num_blocks, block_size)
-    return DraftModelProposer(runner, manager, cache, max_model_len, budget, 0.5, CPU, **options)
+    return DraftModelProposer(runner, manager, cache, max_model_len, budget, 0.5, **options)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from lib.cache.kv_cache import KVCache
 from lib.cache.manager import CacheManager
 from lib.core.request import Request, Status
@@ -37,7 +35,6 @@ class DraftModelProposer:
         max_model_len: int,
         max_num_batched_tokens: int,
         cost_coefficient: float,
-        device: torch.device,
         draft_sample_method: str = "greedy",
     ) -> None:
         self.manager, self.kv_cache = manager, kv_cache
@@ -48,7 +45,7 @@ class DraftModelProposer:
             draft_sampler(draft_sample_method),
             manager.block_size,
             max_num_batched_tokens,
-            device,
+            kv_cache.k.device,
         )
         self._sequences: dict[Request, DraftSequence] = {}
 

@@ -14,8 +14,6 @@ from lib.engine.row_groups import Row
 from lib.engine.sampling import Sampler
 from lib.engine.sampling_row import SamplingRow
 
-DRAFT_SAMPLE_METHODS = ("greedy", "probabilistic")  # vLLM's names
-
 # Of each row: the token, None where the logits are not finite; and what it was sampled from [V], or None.
 DraftTokens = tuple[list[int | None], list[Tensor | None]]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import nn
 
 from lib.cache.kv_cache import KVCache
@@ -37,7 +36,6 @@ class EarlyExitProposer:
         attention: Attention,
         kv_cache: KVCache | None,
         max_num_batched_tokens: int,
-        device: torch.device,
         draft_sample_method: str = "greedy",
     ) -> None:
         if kv_cache is None:
@@ -53,7 +51,7 @@ class EarlyExitProposer:
             draft_sampler(draft_sample_method),
             kv_cache.block_size,
             max_num_batched_tokens,
-            device,
+            kv_cache.k.device,
         )
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
