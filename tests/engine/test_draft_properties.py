@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from lib import SamplingParams
 from tests.engine.test_engine_properties import jobs, run
 from tests.engine.test_interrupts import run as run_interrupted
+from tests.engine.test_structured_outputs import KINDS as STRUCTURED
+from tests.engine.test_structured_outputs import bytes_model, valid  # noqa: F401
 from tests.helpers import VOCAB, Tiny, check_empty, gpt2_checkpoint, llama_checkpoint, prompt_of
 
 
@@ -140,42 +142,57 @@ def test_seeded_text_is_the_same_with_greedy_drafts(tiny, drafting, kind, params
         for a, b in zip(ours.completions, theirs.completions, strict=True):
             assert (a.token_ids, a.finish_reason) == (b.token_ids, b.finish_reason)
             assert [list(row) for row in a.logprobs] == [list(row) for row in b.logprobs]
-    assert engine.stats()["draft_tokens"] > 50
+    assert engine.stats()["draft_tokens"] > 40
     check_empty(engine)
 
 
-def test_sampled_drafts_go_with_all_else(texty, drafting):
-    """Structured output, stop strings, bad words and logprobs: what they promise holds, and a repeated run is equal."""
-    config = {
-        "method": "early_exit",
-        "draft_layers": 1,
-        "draft_sample_method": "probabilistic",
-        "adaptive": False,
-    }
-    params = [
-        SamplingParams(max_tokens=12, seed=1, structured_outputs={"regex": "[a-e ]{9}"}),
-        SamplingParams(max_tokens=12, seed=2, structured_outputs={"choice": ["b c d e", "f g h"]}),
-        SamplingParams(max_tokens=12, seed=3, stop="d", logprobs=3),
-        SamplingParams(max_tokens=12, seed=4, bad_words=["a", "b c"], ignore_eos=True),
-        SamplingParams(max_tokens=12, seed=5, allowed_token_ids=[5, 6, 7], ignore_eos=True),
-        SamplingParams(max_tokens=12, temperature=0, ignore_eos=True),
-    ]
+SAMPLED = {
+    "method": "early_exit",
+    "draft_layers": 1,
+    "draft_sample_method": "probabilistic",
+    "adaptive": False,
+}
+
+
+def generate_twice(tiny: Tiny, params: list[SamplingParams]):
+    """The outputs of one prompt for each, from two engines with sampled drafts, which must be equal."""
     prompts = [prompt_of(5, i) for i in range(len(params))]
     runs = []
     for _ in range(2):
-        engine = texty.engine(speculative_config=config)
+        engine = tiny.engine(speculative_config=SAMPLED)
         runs.append(engine.generate(prompts, params))
         stats = engine.stats()
         assert 0 < stats["accepted_tokens"] < stats["draft_tokens"]
         check_empty(engine)
     assert [o.token_ids for o in runs[0]] == [o.token_ids for o in runs[1]]
-    outputs = runs[0]
-    assert set(outputs[0].text) <= set("abcde ") and outputs[1].text in ("b c d e", "f g h")
-    assert "d" not in outputs[2].text
-    assert all(list(row)[0] == t for row, t in zip(outputs[2].logprobs, outputs[2].token_ids))
-    assert "a" not in outputs[3].text.split() and "b c" not in outputs[3].text
-    assert set(outputs[4].token_ids) <= {5, 6, 7} and len(outputs[4].token_ids) == 12
-    assert outputs[5].token_ids == texty.greedy(prompts[5], 12)
+    return runs[0]
+
+
+def test_sampled_drafts_go_with_all_else(texty):
+    """Stop strings, bad words, allowed tokens, logprobs, greedy neighbours: what they promise holds."""
+    outputs = generate_twice(texty, [
+        SamplingParams(max_tokens=12, temperature=0, ignore_eos=True),
+        SamplingParams(max_tokens=12, seed=3, stop="d", logprobs=3),
+        SamplingParams(max_tokens=12, seed=4, bad_words=["a", "b c"], ignore_eos=True),
+        SamplingParams(max_tokens=12, seed=5, allowed_token_ids=[5, 6, 7], ignore_eos=True),
+    ])  # fmt: skip
+    assert outputs[0].token_ids == texty.greedy(prompt_of(5, 0), 12)
+    assert "d" not in outputs[1].text
+    assert [list(row)[0] for row in outputs[1].logprobs] == outputs[1].token_ids
+    words = outputs[2].text.split()
+    assert "a" not in words and ("b", "c") not in zip(words, words[1:])
+    assert set(outputs[3].token_ids) <= {5, 6, 7} and len(outputs[3].token_ids) == 12
+
+
+def test_sampled_drafts_keep_to_structured_outputs(bytes_model):  # noqa: F811
+    """Drafts are sampled from what the masks leave, and so are the tokens in the place of rejected ones."""
+    outputs = generate_twice(bytes_model, [
+        SamplingParams(max_tokens=60, seed=seed, structured_outputs=STRUCTURED[kind][0])
+        for kind in STRUCTURED for seed in range(3)
+    ])  # fmt: skip
+    kinds = [kind for kind in STRUCTURED for _ in range(3)]
+    ended = [(k, o.text) for k, o in zip(kinds, outputs) if o.finish_reason == "stop"]
+    assert len(ended) > 6 and all(valid(kind, text) for kind, text in ended)
 
 
 @pytest.mark.parametrize("kind", ["early_exit", "itself"])
@@ -200,7 +217,7 @@ def test_an_interrupt_at_any_line_changes_no_answer(texty, kind):
 
 
 def test_a_draft_model_whose_cache_is_full_leaves_the_others_alone(tiny, drafting):
-    """With a prefix that the model's cache shares and the draft model's does not, some requests get no drafts."""
+    """With a prefix that the model's cache shares and the draft model's does not, some drafts are missing."""
     llama = tiny["llama"]
     engine = llama.engine(
         speculative_config=drafting("itself", "llama", 3), num_blocks=16, block_size=4,
@@ -210,8 +227,9 @@ def test_a_draft_model_whose_cache_is_full_leaves_the_others_alone(tiny, draftin
     greedy = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
     outputs = engine.generate(prompts, greedy)
     assert [o.token_ids for o in outputs] == [llama.greedy(p, 5) for p in prompts]
-    drafted = [o.metrics.num_draft_tokens for o in outputs]
-    assert 0 in drafted and max(drafted) > 0
+    # The last request comes late to a cache with 15 blocks, of which each takes seven or more.
+    assert engine.stats()["preemptions"] == 0
+    assert engine.stats()["draft_tokens"] < 6 * 3
     check_empty(engine)
 
 
@@ -242,10 +260,11 @@ def test_what_cannot_be_is_refused(tiny, tmp_path):
 def test_memory_is_shared_between_both_caches(tiny):
     """kv_cache_memory_bytes bounds both together, and both hold the same number of tokens."""
     llama = tiny["llama"]
-    plain = llama.engine(kv_cache_memory_bytes=2**20, max_model_len=96).stats()
+    small = dict(kv_cache_memory_bytes=2**17, max_model_len=96)
+    plain = llama.engine(**small).stats()
     itself = {"method": "draft_model", "model": llama.folder}
-    both = llama.engine(
-        kv_cache_memory_bytes=2**20, max_model_len=96, speculative_config=itself
-    ).stats()
-    assert both["kv_cache_bytes"] + both["draft_kv_cache_bytes"] <= 2**20
+    both = llama.engine(**small, speculative_config=itself).stats()
+    assert both["kv_cache_bytes"] == both["draft_kv_cache_bytes"]
+    assert 0.9 * 2**17 < both["kv_cache_bytes"] + both["draft_kv_cache_bytes"] <= 2**17
     assert abs(both["blocks_total"] - plain["blocks_total"] / 2) <= 1
+    assert plain["draft_kv_cache_bytes"] == 0
