@@ -6,6 +6,7 @@ Introduced in chapter 10.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from lib.cache.manager import CacheManager
 from lib.core.batch import Scheduled
@@ -48,12 +49,20 @@ class Drafter:
         drafts = self.proposer.propose(requests, [limits[i] for i in places])
         work = list(scheduled)
         for i, request, draft in zip(places, requests, drafts, strict=True):
-            draft = draft.first(num_possible(request, draft.token_ids))
+            # Sampled drafts keep tokens that will be rejected: what replaces one is drawn from another distribution
+            # than where there was no draft.
+            skip_forbidden = draft.probs is None
+            draft = draft.first(num_possible(request, draft.token_ids, skip_forbidden))
             num_drafts = len(draft.token_ids)
             self.manager.trim(request, request.num_tokens + num_drafts)
             if num_drafts:
                 num_tokens = scheduled[i].num_tokens + num_drafts
-                work[i] = Scheduled(request, num_tokens, draft.token_ids, draft.probs)
+                work[i] = replace(
+                    scheduled[i],
+                    num_tokens=num_tokens,
+                    draft_token_ids=draft.token_ids,
+                    draft_probs=draft.probs,
+                )
         return work
 
     def free(self, request: Request) -> None:
@@ -101,16 +110,21 @@ class Drafter:
         return granted
 
 
-def num_possible(request: Request, token_ids: Sequence[int]) -> int:
+def num_possible(request: Request, token_ids: Sequence[int], skip_forbidden: bool = True) -> int:
     """Tokens of a draft that can be accepted at all.
 
-    The draft ends after a token that ends the request, and before one that the request must not get
-    now: a stop id before min_tokens, a token that its constraint forbids, the end of a bad word.
+    The draft ends after a token that ends the request. With `skip_forbidden` it ends before one
+    that the request must not get now, too: a stop id before min_tokens, a token that its constraint
+    forbids, the end of a bad word.
     """
     for n, token_id in enumerate(token_ids):
         before = token_ids[:n]
+        if request.reason_to_finish(token_id, n) == "stop":
+            return n + 1
+        if not skip_forbidden:
+            continue
         if token_id in request.stop_token_ids:
-            return n + (request.reason_to_finish(token_id, n) == "stop")
+            return n
         allowed = request.allowed(before)
         if allowed is not None and not allowed[token_id >> 3] >> (token_id & 7) & 1:
             return n

@@ -115,6 +115,8 @@ def test_a_draft_ends_where_the_request_may_not_follow():
     assert num_possible(request, ()) == 0
     assert num_possible(request, (7, 8, 6, 10)) == 3, "after a token that ends the request"
     assert num_possible(request, (7, 6, 8, 10)) == 1, "before one that comes too early"
+    assert num_possible(request, (7, 6, 8, 10), skip_forbidden=False) == 4
+    assert num_possible(request, (7, 8, 6, 10), skip_forbidden=False) == 3
     request.bad_words_token_ids = [[7, 8], [12]]
     assert num_possible(request, (7, 8, 9)) == 1
     assert num_possible(request, (8, 7, 12)) == 2
