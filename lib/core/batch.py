@@ -34,6 +34,7 @@ class Scheduled:
     request: Request
     num_tokens: int
     draft_token_ids: Sequence[int] = ()
+    draft_probs: Tensor | None = None  # [drafts, V] what they were drawn from; None: they were not
 
     @property
     def completes(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,24 +24,20 @@ from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
 from lib.cache.slot_manager import SlotManager
 from lib.core.attention import Attention
-from lib.core.batch import Batch, Scheduled
+from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
+from lib.core.speculative_config import SpeculativeConfig
 from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
+from lib.engine.speculation.drafter import Drafter
+from lib.engine.speculation.ngram import NgramProposer
+from lib.engine.speculation.proposer import Proposer
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.packed import pack_linears
-
-
-class Drafter(Protocol):
-    """Speculative decoding as the engine sees it."""
-
-    def add_drafts(self, scheduled: list[Scheduled]) -> list[Scheduled]:
-        """The same work, with drafts where there is room for them."""
-
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
@@ -65,6 +61,7 @@ def assemble(
 ) -> EngineParts:
     """Build the parts that `options` name. Raises ValueError where they do not fit into memory."""
     config: ModelConfig = model.config
+    speculative = _speculative(options)  # first: a mistake in it must not cost the time below
     longest = config.max_position_embeddings
     if options.max_model_len is not None and options.max_model_len > longest:
         raise ValueError(
@@ -89,7 +86,7 @@ def assemble(
         else:
             paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
             manager = paged(num_blocks, block_size)
-            attention = _paged_attention(options, kv_cache)
+            attention = _paged_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
     )
@@ -101,8 +98,23 @@ def assemble(
         runner = GraphRunner(
             runner, ladder(options.max_num_seqs), options.block_size, max_blocks, device
         )
+    drafter = None
+    if speculative is not None:
+        drafter = Drafter(
+            _proposer(speculative),
+            manager,
+            speculative.num_speculative_tokens,
+            options.max_num_batched_tokens,
+        )
     return EngineParts(
-        runner, scheduler, manager, kv_cache, max_model_len, compile_seconds, packed_linears
+        runner,
+        scheduler,
+        manager,
+        kv_cache,
+        max_model_len,
+        compile_seconds,
+        packed_linears,
+        drafter,
     )
 
 
@@ -111,11 +123,23 @@ def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
     return OutputRules(tokenizer, config.vocab_size, config.eos_token_ids)
 
 
-def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
+def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
+    given = options.speculative_config
+    return None if given is None else SpeculativeConfig.from_dict(given)
+
+
+def _proposer(config: SpeculativeConfig) -> Proposer:
+    if config.method == "ngram":
+        return NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
+    raise ValueError(f"speculative_config.method must be 'ngram', got {config.method!r}")
+
+
+def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
     """'auto' is fused where it runs, else gather; 'fused' where it does not is an error that says what is missing."""
     if options.attention == "gather":
         return GatherAttention(kv_cache)
-    problem = why_not_fused(kv_cache.k.device, kv_cache.k.dtype, kv_cache.block_size)
+    k, group = kv_cache.k, num_heads // kv_cache.k.shape[3]
+    problem = why_not_fused(k.device, k.dtype, kv_cache.block_size, k.shape[4], group)
     if problem is not None and options.attention == "fused":
         raise problem
     if problem is not None:
@@ -124,7 +148,7 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
             stacklevel=4,
         )
         return GatherAttention(kv_cache)
-    return fused_attention(kv_cache)
+    return fused_attention(kv_cache, group)
 
 
 def _slots(
@@ -180,14 +204,15 @@ def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> i
     if options.kv_cache_memory_bytes is not None:
         return options.kv_cache_memory_bytes
     tokens = options.max_num_batched_tokens if device.type == "cuda" else 1
+    speculative = _speculative(options)
+    rows_per_sequence = 1 if speculative is None else 1 + speculative.num_speculative_tokens
     runner = ModelRunner(model, FullAttention())
 
     def largest_step() -> None:
         # As many sequences as a step may have, the first of them as long as may be: most logits and most attention.
-        lengths, spare = (
-            [1] * min(tokens, options.max_num_seqs),
-            tokens - min(tokens, options.max_num_seqs),
-        )
+        # Rows of logits count like sequences: verifying k drafts takes k + 1 of them.
+        rows = min(tokens, options.max_num_seqs * rows_per_sequence)
+        lengths, spare = [1] * rows, tokens - rows
         for row in range(len(lengths)):
             extra = min(spare, model.config.max_position_embeddings - 1)
             lengths[row], spare = 1 + extra, spare - extra

@@ -181,7 +181,7 @@ class LLM:
             try:
                 self.manager.forget_cached()
             except BaseException:  # interrupted
-                self.scheduler.restart()
+                self._restart()
                 raise
 
     def stats(self) -> dict[str, Any]:
@@ -216,7 +216,10 @@ class LLM:
         for group in groups:
             if group.finished and group.request_id not in {*self._progressed, *self._owned}:
                 raise RuntimeError(f"request {group.request_id} has finished and is kept for ever")
-        self.scheduler.check_integrity([r for g in groups for r in g.requests if not r.finished])
+        unfinished = [r for g in groups for r in g.requests if not r.finished]
+        self.scheduler.check_integrity(unfinished)
+        if self.drafter is not None:
+            self.drafter.check_integrity(unfinished)
 
     # The loop.
 
@@ -231,7 +234,7 @@ class LLM:
             if self.drafter is not None:
                 scheduled = self.drafter.add_drafts(scheduled)
         except BaseException:
-            self.scheduler.restart()
+            self._restart()
             raise
         if not scheduled:
             return []  # a `step` that only hands out what `generate` computed on the way
@@ -247,10 +250,10 @@ class LLM:
             self._commit(progress, totals)
             self.scheduler.update(scheduled)
             requests = [p.stream.request for p in progress]
-            self.scheduler.release([request for request in requests if request.finished])
+            self._release([request for request in requests if request.finished])
         except BaseException:
             self._commit(progress, totals)  # doing it twice changes nothing
-            self.scheduler.restart()
+            self._restart()
             raise
         return requests
 
@@ -265,6 +268,19 @@ class LLM:
             if has_news and request.request_id not in self._owned:
                 self._progressed[request.request_id] = None
         self._totals = totals
+
+    def _release(self, requests: list[Request]) -> None:
+        """Give back all that ended requests hold."""
+        self.scheduler.release(requests)
+        if self.drafter is not None:
+            for request in requests:
+                self.drafter.free(request)
+
+    def _restart(self) -> None:
+        """Bring everything into order after an interrupt: see `Scheduler.restart`."""
+        self.scheduler.restart()
+        if self.drafter is not None:
+            self.drafter.reset()
 
     def _make_group(
         self,
@@ -306,7 +322,7 @@ class LLM:
             self._forget(groups)
         except BaseException:  # interrupted: the rest of it
             self._forget(groups)
-            self.scheduler.restart()
+            self._restart()
             raise
 
     def _forget(self, groups: Sequence[RequestGroup]) -> None:
@@ -319,7 +335,7 @@ class LLM:
             self._owned.discard(group.request_id)
             if self._groups.get(group.request_id) is group:
                 del self._groups[group.request_id]
-        self.scheduler.release(unfinished)
+        self._release(unfinished)
 
     def _chunks(self, group: RequestGroup) -> Iterator[Chunk]:
         with self._one_thread:

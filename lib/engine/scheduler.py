@@ -57,7 +57,7 @@ class Scheduler:
 
         With drafts the requests must have their new tokens already: drafts that are not among them
         were rejected and do not count as computed. Their slots are written again by the tokens that
-        are there instead.
+        are there instead; blocks that only drafts needed are given back.
         """
         if self.cache.retains:
             for item in scheduled:
@@ -65,6 +65,7 @@ class Scheduler:
                 computed = request.num_computed_tokens + item.num_tokens
                 if item.draft_token_ids:  # of the request's tokens only the last is not computed
                     computed = min(computed, request.num_tokens - 1)
+                    self.cache.trim(request, request.num_tokens)
                 request.num_computed_tokens = computed
                 # After an error its K and V may be wrong: not for others.
                 if item.request.finish_reason != "error":
