@@ -15,6 +15,7 @@ from lib.core.device import copy_to
 from lib.engine.chosen_tokens import NOT_FINITE, NOT_KNOWN, ChosenTokens
 from lib.engine.logit_adjustments import adjust
 from lib.engine.row_groups import DrawnRows, Row, RowGroups
+from lib.engine.sampling_row import PromptRow, SamplingRow
 
 # Truncated sampling sorts only this many most likely candidates, and all of the vocabulary only where they do not
 # hold the nucleus. Sorting 49,152 logits a row costs more than the rest of a small model's step.
@@ -32,7 +33,7 @@ class Sampler:
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> ChosenTokens:
         """Choose the token of each of the N rows of `logits` [N, V]. Changes nothing, waits for nothing."""
         groups = self._groups_of(rows, logits)
-        adjusted = adjust(logits, rows)
+        adjusted = adjust(logits, [None if isinstance(row, PromptRow) else row for row in rows])
         token_ids = adjusted.argmax(dim=-1)
         # NaN counts as the largest: a row is good if its largest logit is.
         good = adjusted.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()
@@ -46,6 +47,8 @@ class Sampler:
             uniform = uniform[len(uniform) - len(truncated.rows) :]
             drawn = _draw_truncated(_scaled(adjusted, truncated), truncated, uniform)
             token_ids.index_copy_(0, truncated.index, drawn)
+        if groups.num_known:
+            token_ids.index_copy_(0, groups.known_index, groups.known_ids)
         token_ids = torch.where(good, token_ids, NOT_FINITE)
 
         @torch.inference_mode()
@@ -61,7 +64,7 @@ class Sampler:
         return ChosenTokens(token_ids, logits, groups, finish)
 
     def _groups_of(self, rows: Sequence[Row], logits: Tensor) -> RowGroups:
-        requests = [getattr(row, "request", row) for row in rows]
+        requests = [row.request if isinstance(row, SamplingRow) else row for row in rows]
         key = (logits.shape[1], logits.device, *requests)
         if self._groups is None or key != self._key:
             self._groups, self._key = RowGroups(rows, logits.shape[1], logits.device), key

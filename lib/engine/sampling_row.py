@@ -11,6 +11,18 @@ from lib.core.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
+class PromptRow:
+    """A token of a prompt, at this position: nothing is sampled, its log-probability is asked for."""
+
+    request: Request
+    position: int
+
+    @property
+    def token_id(self) -> int:
+        return self.request.token_ids[self.position]
+
+
+@dataclass(frozen=True)
 class SamplingRow:
     """The token that follows a request's tokens and these drafts, taken as if they were accepted.
 

@@ -6,6 +6,7 @@ Introduced in chapter 10.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from lib.cache.manager import CacheManager
 from lib.core.batch import Scheduled
@@ -47,7 +48,12 @@ class Drafter:
             self.manager.trim(request, request.num_tokens + num_drafts)
             if num_drafts:
                 num_tokens = scheduled[i].num_tokens + num_drafts
-                work[i] = Scheduled(request, num_tokens, draft.token_ids, draft.probs)
+                work[i] = replace(
+                    scheduled[i],
+                    num_tokens=num_tokens,
+                    draft_token_ids=draft.token_ids,
+                    draft_probs=draft.probs,
+                )
         return work
 
     def free(self, request: Request) -> None:
