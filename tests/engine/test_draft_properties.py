@@ -268,3 +268,20 @@ def test_memory_is_shared_between_both_caches(tiny):
     assert 0.9 * 2**17 < both["kv_cache_bytes"] + both["draft_kv_cache_bytes"] <= 2**17
     assert abs(both["blocks_total"] - plain["blocks_total"] / 2) <= 1
     assert plain["draft_kv_cache_bytes"] == 0
+
+
+def test_prompt_logprobs_beside_drafts(tiny, drafting):
+    """The step that computes a prompt's last tokens has rows for both."""
+    llama = tiny["llama"]
+    prompts = [prompt_of(9 + i, i) for i in range(3)]
+    params = SamplingParams(max_tokens=9, temperature=0, ignore_eos=True, prompt_logprobs=1)
+    plain = llama.engine().generate(prompts, params)
+    engine = llama.engine(speculative_config=drafting("itself", "llama", 3))
+    outputs = engine.generate(prompts, params)
+    assert engine.stats()["steps"] == 3 and engine.stats()["draft_tokens"] == 3 * 6
+    for ours, theirs in zip(outputs, plain, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        ours, theirs = ours.prompt_logprobs, theirs.prompt_logprobs
+        assert ours[0] is None is theirs[0] and len(ours) == len(theirs)
+        for a, b in zip(ours[1:], theirs[1:]):
+            assert a == pytest.approx(b, abs=1e-4)
