@@ -103,7 +103,6 @@ from lib.core.request import Request
 from lib.engine import step_results
 from lib.engine.sampling import draw
 from lib.engine.sampling_row import SamplingRow
-from lib.engine.speculation.adaptive import AdaptiveLength
 from lib.engine.speculation.drafter import Drafter, num_possible
 from lib.engine.speculation.early_exit import EarlyExitProposer
 from lib.engine.speculation.ngram import NgramProposer
@@ -319,7 +318,8 @@ if llm.tokenizer is None:  # smoke scale: a model without text
     talk = random_prompts([24] * 2, vocabulary, seed=2)
 else:
     tasks = copying(llm.tokenizer, max(BATCHES[-1], len(TASKS)), NEW).prompts
-    talk = chat(llm.tokenizer, 24, NEW).prompts[4:24:4]
+    questions = chat(llm.tokenizer, 24, NEW).prompts
+    talk = [questions[i] for i in (4, 6, 13, 20)]
 noise = random_prompts([pick(smoke=16, cpu=64, gpu=64)] * 4, vocabulary, seed=3)
 sampled = [
     SamplingParams(max_tokens=NEW, temperature=1.0, seed=i, ignore_eos=True)
@@ -560,18 +560,6 @@ show_source(EarlyExitProposer, "propose")
 show_source(Drafter, "add_drafts", "_most")
 
 # %% [markdown]
-# How many drafts are worth their time depends on the request's text and on everything else in the step. The engine
-# measures $t(n)$ once when it is built, and estimates $\alpha$ of each request from its recent drafts. A draft at place $j$
-# of a request brings $\alpha^j$ tokens. The drafts of all requests are put into descending order of this number, and the
-# engine takes as many of them as give the most tokens per second:
-
-# %% tags=["remove-input"]
-show_source(AdaptiveLength, "limits", "_best")
-
-# %% [markdown]
-# A request whose drafts are wrong soon gets none. It tries again after 32 steps, and then less and less often. None of
-# this can change a token: it only decides how many rows a step has.
-#
 # ## The proof, and a test of it
 #
 # With temperature 0 there is nothing to prove: each row's token is the argmax after tokens that are all the model's own.
@@ -683,6 +671,9 @@ def oracle(prompt, new_tokens):
 
 LEAD = 1e-3  # logits; rounding in float32 is a hundred times less
 CHECKED = pick(smoke=8, cpu=12, gpu=24)
+truth, lead = oracle(tasks[0], CHECKED)
+
+# %% tags=["hide-input"]
 budget = llm.options.max_num_batched_tokens
 fixed = Drafter(NgramProposer(SHORTEST, LONGEST), llm.manager, K, budget)
 early = {
@@ -693,7 +684,6 @@ early = {
             llm.runner.attention,
             llm.kv_cache,
             budget,
-            device,
         ),
         llm.manager,
         pick(smoke=3, cpu=3, gpu=3),
@@ -703,7 +693,6 @@ early = {
 }
 drafters = {"n-gram": fixed, "n-gram, adaptive": llm.drafter}
 drafters |= {f"early exit, {n} layers": d for n, d in early.items()}
-truth, lead = oracle(tasks[0], CHECKED)
 rows = []
 for name, drafter in drafters.items():
     before = llm.stats()
@@ -719,13 +708,19 @@ for name, drafter in drafters.items():
 table(rows, headers=["drafts", "tokens", "steps", "drafted", "accepted"])
 
 # %% [markdown]
-# Sampled text with a seed is the same, too:
+# Sampled text with a seed is the same, too, up to rounding. With `top_p` a draw cannot fall among the many words of tiny
+# probability, where a rounding error of the sum of all probabilities before is enough to choose the next word in the
+# vocabulary.
 
 # %%
+nucleus = [
+    SamplingParams(max_tokens=NEW, temperature=0.8, top_p=0.9, seed=i)
+    for i in range(2)
+]
 with drafting(None):
-    once = llm.generate(tasks[:2], sampled[:2])
+    once = llm.generate(tasks[:2], nucleus)
 with drafting(fixed):
-    again = llm.generate(tasks[:2], sampled[:2])
+    again = llm.generate(tasks[:2], nucleus)
 same = [a.token_ids == b.token_ids for a, b in zip(once, again)]
 print(f"{sum(same)} of {len(same)} sampled texts are the same")
 
@@ -1086,11 +1081,6 @@ def same_text(params):
     return "the same text" if texts[0] == texts[1] else "another text"
 
 
-TRIED = pick(smoke=2, cpu=2, gpu=4)
-drawn_at_half = [
-    SamplingParams(max_tokens=NEW, temperature=0.5, seed=i)
-    for i in range(TRIED)
-]
 rows = []
 for what, module, name, wrong, params in (
     (
@@ -1098,14 +1088,14 @@ for what, module, name, wrong, params in (
         step_results,
         "_num_accepted",
         all_equal_ones,
-        [greedy(NEW)] * TRIED,
+        [greedy(NEW)] * 2,
     ),
     (
         "one random number per step",
         SamplingRow,
         "uniform",
         one_number_for_all,
-        drawn_at_half,
+        nucleus,
     ),
 ):
     right = same_text(params)
@@ -1172,7 +1162,7 @@ glue("predictions_tally", tally(foretold))
 # - **EAGLE** drafts with one layer that continues the sequence of *hidden states*, and uses the model's embedding and head.
 #   It sees the token that was sampled last, and its guesses are more often right {cite:p}`li2024eagle`.
 # - **Multi-token prediction** trains a module for further tokens together with the model. The module then serves as the
-#   draft, as in DeepSeek-V3 {cite:p}`deepseek2024v3`.
+#   draft {cite:p}`gloeckle2024multitoken`, as in [DeepSeek-V3](https://arxiv.org/abs/2412.19437).
 # - **Suffix decoding** is prompt lookup over earlier answers, too, in a suffix tree. Counts of what followed give a
 #   probability for each draft, and with it a length {cite:p}`oliaro2024suffix`. It suits agents, whose texts repeat.
 # - **Trees.** Several guesses for one place can be verified in one step if the attention mask lets each branch see only
@@ -1186,14 +1176,14 @@ glue("predictions_tally", tally(foretold))
 # more than one. How many drafts are best, and what is the speed-up? And if a draft token costs half a step?
 
 # %% tags=["remove-cell"]
-assert (best_k(0.8, 0.1, 20), best_k(0.8, 0.5, 20)) == (5, 2)
-glue("best_gain", speed_up(0.8, 5, 0.1), ".2f")
+assert (best_k(0.8, 0.1, 20), best_k(0.8, 0.5, 20)) == (6, 2)
+glue("best_gain", speed_up(0.8, 6, 0.1), ".2f")
 glue("poor_gain", speed_up(0.8, 2, 0.5), ".2f")
 
 # %% [markdown]
 # ```{admonition} Solution
 # :class: dropdown
-# By {eq}`eq-10-speedup`, 5 drafts give a factor of {glue:text}`best_gain`. At half a step, two drafts are best, with a
+# By {eq}`eq-10-speedup`, 6 drafts give a factor of {glue:text}`best_gain`. At half a step, two drafts are best, with a
 # factor of {glue:text}`poor_gain`. `best_k` tries all $k$.
 # ```
 #
@@ -1286,7 +1276,7 @@ assert abs(torch.minimum(p3, q3).sum().item() - 0.7) < 1e-6
 #
 # **Sources.** Speculative decoding: {cite:t}`leviathan2023speculative` and {cite:t}`chen2023accelerating`. Prompt lookup:
 # {cite:t}`saxena2023prompt`. Early exit: {cite:t}`zhang2024draft` and {cite:t}`elhoushi2024layerskip`. Trained drafts:
-# {cite:t}`cai2024medusa`, {cite:t}`li2024eagle`, {cite:t}`deepseek2024v3`. Trees: {cite:t}`miao2024specinfer`. Suffix
+# {cite:t}`cai2024medusa`, {cite:t}`li2024eagle`, {cite:t}`gloeckle2024multitoken`. Trees: {cite:t}`miao2024specinfer`. Suffix
 # trees: {cite:t}`oliaro2024suffix`.
 
 # %% tags=["remove-cell"]
