@@ -70,7 +70,7 @@ class Scheduler:
                 computed = request.num_computed_tokens + item.num_tokens
                 if item.draft_token_ids:  # of the request's tokens only the last is not computed
                     computed = min(computed, request.num_tokens - 1)
-                    self.cache.trim(request, request.num_tokens)
+                    self.cache.trim(request, computed)
                 request.num_computed_tokens = computed
                 # After an error its K and V may be wrong: not for others.
                 if item.request.finish_reason != "error":
