@@ -29,13 +29,15 @@ class Scheduled:
 
     The last of them may be `draft_token_ids`, guesses of what follows the request's tokens:
     `num_tokens` includes them. The step verifies them, and the request keeps those that were right.
+    draft_probs [drafts, V]: the distributions that they were sampled from; None: they were not
+    sampled, but chosen in a way that has one result only.
     num_prompt_rows: tokens whose logits are needed for `prompt_logprobs`, see `Request.num_prompt_rows`.
     """
 
     request: Request
     num_tokens: int
     draft_token_ids: Sequence[int] = ()
-    draft_probs: Tensor | None = None  # [drafts, V] what they were drawn from; None: they were not
+    draft_probs: Tensor | None = field(default=None, compare=False)
     num_prompt_rows: int = 0
 
     @property

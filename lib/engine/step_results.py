@@ -29,10 +29,16 @@ def rows_to_sample(scheduled: Sequence[Scheduled]) -> list[Row]:
         elif not item.draft_token_ids:
             rows.append(item.request)
         else:
-            rows += [
-                SamplingRow(item.request, tuple(item.draft_token_ids[:n]))
-                for n in range(1 + len(item.draft_token_ids))
-            ]
+            rows += _rows_with_drafts(item)
+    return rows
+
+
+def _rows_with_drafts(item: Scheduled) -> list[SamplingRow]:
+    drafts = tuple(item.draft_token_ids)
+    rows = [SamplingRow(item.request, drafts[:n]) for n in range(1 + len(drafts))]
+    if item.draft_probs is not None:
+        for n, draft in enumerate(drafts):
+            rows[n] = SamplingRow(item.request, drafts[:n], draft, item.draft_probs[n])
     return rows
 
 

@@ -80,7 +80,7 @@ def chat_logprobs(
     top: int,
     name: Name | None = None,
 ) -> dict[str, Any]:
-    """/v1/chat/completions': one object a token, with the `top` most likely ones inside."""
+    """/v1/chat/completions': one object per token, with the `top` most likely ones inside."""
     name = name or tokens.token_text
     return {
         "content": [
