@@ -208,6 +208,7 @@ roofline = machine_roofline(device, dtypes=("float32", "bfloat16"))
 known = runs_of_this_machine(device)
 
 
+# %% tags=["hide-input"]
 def spread(name):
     """Range of the rounds in percent; a dash where there was one round."""
     found = roofline.spread.get(name)
