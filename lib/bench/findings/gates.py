@@ -5,15 +5,15 @@ Where a gate fails, the recorded run of the same hardware is drawn and quoted in
 Introduced in chapter 1.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lib.bench.findings.values import Measured, percent, quantity, times, value
-from lib.bench.findings.vocabulary import ABOUT
+from lib.bench.findings import machine_rates
+from lib.bench.findings.values import Measured, percent, value
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
 from lib.bench.measure.system_load import MEAN_SHARE, SHORTEST, LoadMonitor
@@ -28,9 +28,6 @@ from lib.bench.script_options import options
 REPEATS, SPREAD = 2, 0.25  # least repeats, and their range over their median at most
 # Cores that other processes may use on a machine of a few cores, on average and at once.
 OTHERS_MEAN, OTHERS_MAX = 0.25, 1.0
-# Ceilings count as the recorded machine's within this factor of the record, and within 10 % of the range of all of its
-# known runs, which on a virtual machine is wider; but never beyond WIDEST of the record.
-MACHINE, WIDEST = 1.25, 2.0
 _LOADED = "while it ran"  # ends every reason that is about other load
 
 
@@ -148,34 +145,19 @@ class Gate:
         return True
 
     def machine(
-        self, now: Roofline | None, recorded: Roofline | None, factor: float = MACHINE
+        self, now: Roofline | None, recorded: Roofline | None, factor: float = machine_rates.FACTOR
     ) -> bool:
-        """Bandwidth and arithmetic rates are those of this hardware: see `machine_range`.
+        """Bandwidth and arithmetic rates are those of this hardware: see `machine_rates.allowed`.
 
         recorded: the ceilings of its recorded run, with `runs` where more runs are known.
         """
         if now is None or recorded is None:
             return True
-        pairs = [("bandwidth", "memory bandwidth", "B/s", now.bandwidth, recorded.bandwidth)]
-        pairs += [
-            (name, f"{name} products", "FLOP/s", rate, recorded.flops[name])
-            for name, rate in now.flops.items()
-            if name in recorded.flops
-        ]
-        passed = True
-        for key, name, unit, here, there in pairs:
-            runs = recorded.runs.get(key, [])
-            low, high = machine_range(there, runs, factor)
-            verb = "is" if key == "bandwidth" else "are"
-            text = f"{name} at {quantity(here, unit)} {verb} {times(here / there)} this machine's record"
-            known = ""
-            if len(runs) > 1:
-                known = f"the range of its {len(runs)} runs, {quantity(min(runs), unit)} to {quantity(max(runs), unit)}"
-            inside = low <= here <= high
-            passed &= self.check(inside, f"{text}, outside of {known}" if known else text)
-            if inside and known and not 1 / factor <= here / there <= factor:
-                self.remark = self.remark or f"{text}, within {known}"
-        return passed
+        compared = machine_rates.compare(now, recorded, factor)
+        for rate in compared:
+            self.check(rate.inside, rate.text)
+            self.remark = self.remark or rate.remark
+        return all(rate.inside for rate in compared)
 
     def queue_formed(self, most_waiting: float | None, least: float = 1) -> bool:
         """At least `least` requests waited at once: without a queue, nothing about queues can be shown."""
@@ -215,20 +197,6 @@ class Gate:
             label = f"recorded run of {recorded.date}"
             self.shown = Shown(recorded, label, note, reason=self.note)
         return self.shown
-
-
-def machine_range(
-    recorded: float, runs: Sequence[float], factor: float = MACHINE
-) -> tuple[float, float]:
-    """(lowest, highest) rate that counts as the recorded machine's.
-
-    At least within `factor` of the record. Where more runs are known, also from 10 % below the slowest to 10 % above the
-    fastest, but never beyond WIDEST of the record: beside a machine that varies by more, its times show nothing.
-    """
-    known = [recorded, *runs]
-    low = min(min(known) / (1 + ABOUT), recorded / factor)
-    high = max(max(known) * (1 + ABOUT), recorded * factor)
-    return max(low, recorded / WIDEST), min(high, recorded * WIDEST)
 
 
 def closed_in(run: Run, experiment: str) -> list[str]:
