@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 METHODS = ("ngram", "early_exit", "draft_model")
 
-# Options that belong to one method. All others go with every method.
-_METHOD_OF = {
-    "prompt_lookup_min": "ngram",
-    "prompt_lookup_max": "ngram",
-    "draft_layers": "early_exit",
-    "model": "draft_model",
+DRAFT_SAMPLE_METHODS = ("greedy", "probabilistic")
+
+# Options that belong to some methods. All others go with every method.
+_METHODS_OF = {
+    "prompt_lookup_min": ("ngram",),
+    "prompt_lookup_max": ("ngram",),
+    "draft_layers": ("early_exit",),
+    "model": ("draft_model",),
+    "draft_sample_method": ("early_exit", "draft_model"),
 }
 _REQUIRED = {"early_exit": "draft_layers", "draft_model": "model"}
 
@@ -28,6 +32,10 @@ class SpeculativeConfig:
     prompt_lookup_min, prompt_lookup_max (ngram): shortest and longest suffix that is looked up, in tokens.
     draft_layers (early_exit): number of layers that draft.
     model (draft_model): the checkpoint, as `LLM(model=...)` takes it.
+    draft_sample_method (early_exit, draft_model): "greedy" drafts the most likely tokens; the output
+    is that of the engine without drafts, with the same seed, too. "probabilistic" samples drafts
+    where temperature > 0, and verifies them by rejection sampling: the output has the same
+    distribution, but which text a seed gives depends on the drafts, and so on the batch.
     adaptive: choose the number of draft tokens from measured costs and each request's acceptance;
     False: always num_speculative_tokens, where there is room.
 
@@ -40,7 +48,8 @@ class SpeculativeConfig:
     prompt_lookup_min: int = 2
     prompt_lookup_max: int = 4
     draft_layers: int | None = None
-    model: Any = None
+    model: str | Path | None = None
+    draft_sample_method: str = "greedy"
     adaptive: bool = True
 
     def __post_init__(self) -> None:
@@ -55,6 +64,11 @@ class SpeculativeConfig:
             raise _error(name, f"must be given with method {self.method!r}", None)
         if self.draft_layers is not None:
             _check_at_least_1("draft_layers", self.draft_layers)
+        if self.model is not None and not isinstance(self.model, (str, Path)):
+            raise _error("model", "must be a name or a path", self.model)
+        if self.draft_sample_method not in DRAFT_SAMPLE_METHODS:
+            limit = f"must be one of {list(DRAFT_SAMPLE_METHODS)}"
+            raise _error("draft_sample_method", limit, self.draft_sample_method)
         if not isinstance(self.adaptive, bool):
             raise _error("adaptive", "must be True or False", self.adaptive)
 
@@ -67,10 +81,11 @@ class SpeculativeConfig:
         if method not in METHODS:
             raise _error("method", f"must be one of {list(METHODS)}", method)
         names = [f.name for f in fields(cls)]
-        known = [name for name in names if _METHOD_OF.get(name, method) == method]
+        known = [name for name in names if method in _METHODS_OF.get(name, METHODS)]
         for name, value in options.items():
-            if name in _METHOD_OF and _METHOD_OF[name] != method:
-                only = f"is an option of method {_METHOD_OF[name]!r} and must not be given with {method!r}"
+            if method not in (methods := _METHODS_OF.get(name, METHODS)):
+                those = " and ".join(map(repr, methods))
+                only = f"is an option of method {those} and must not be given with {method!r}"
                 raise _error(name, only, value)
             if name not in names:
                 raise ValueError(

@@ -27,7 +27,6 @@ from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
 from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
-from lib.engine.sampling import Sampler
 from lib.engine.step_results import results_of, rows_to_sample
 from lib.engine.totals import Totals
 from lib.models.checkpoint import load_model
@@ -54,10 +53,11 @@ class LLM:
         self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
         self.config, self.folder = loaded.config, loaded.folder
         self.output_rules = output_rules(self.tokenizer, self.config)
-        engine = assemble(self.model, self.options, self.device, self.dtype)
+        engine = assemble(self.model, self.options, self.device, self.dtype, self.tokenizer)
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
         self.drafter = engine.drafter  # chapter 10: adds draft tokens to a step's work
+        self.draft_kv_cache_bytes = engine.draft_kv_cache_bytes
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
@@ -68,7 +68,7 @@ class LLM:
         self._one_thread = OneThread()
         self._ids = itertools.count()
         self._totals = Totals()
-        self._sampler = Sampler()
+        self._sampler = engine.sampler
 
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
@@ -205,7 +205,9 @@ class LLM:
             "draft_tokens": totals.draft_tokens,
             "accepted_tokens": totals.accepted_tokens,
             "accepted_by_position": list(totals.accepted_by_position),
+            "mean_accepted_length": totals.mean_accepted_length,
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
+            "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
         }

@@ -124,3 +124,8 @@ def test_what_was_measured_outlives_a_chapter_that_fails(record, tmp_path, monke
     assert read_records("02", folder=tmp_path) == []
     path = record.finish()
     assert path.parent == partial.parent and not partial.exists()
+
+
+def test_its_seconds_are_the_chapters_and_not_its_own(record, monkeypatch):
+    monkeypatch.setattr("lib.bench.records.record.chapter_seconds", lambda: 61.2345)
+    assert record.to_json()["seconds"] == 61.234
