@@ -49,7 +49,7 @@ def test_the_wait_for_the_host_comes_from_the_published_profile():
 
 def test_a_cost_per_sequence_is_blamed_only_where_the_published_engine_has_less():
     text = said("sequence")
-    assert "adds 37 µs to a step of the published engine and 92.6 µs to a step of vLLM" in text
+    assert "adds 37.0 µs to a step of the published engine and 92.6 µs to a step of vLLM" in text
     assert (
         "Unless vLLM's kernels are slower than those, the other 55.6 µs, 60 % of what it adds"
         in text
