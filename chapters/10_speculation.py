@@ -71,7 +71,7 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.copying_tasks import TASKS, copying
 from lib.bench.findings import ch10_speculation as words
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.draft_replay import decode_rate, replay
 from lib.bench.measure.speculation_model import (
@@ -429,9 +429,7 @@ table(
     headers=["text", "tokens per step", "drafts per step", "drafts accepted"],
 )
 glue("k", K)
-gate = experiments.gate("acceptance, counted")
-counts_shown = experiments.pick(gate, record)
-glue_all(words.acceptance(counts_shown))
+glue_all(words.acceptance(Shown(record)))  # counted: load changes nothing
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-position", "caption": "Share of the drafts at each position that are right, of those that have only right ones before them. N-gram drafts, counted from texts that were finished without drafts. Positions that were reached fewer than five times are left out."}}
 fig, ax = figure()
@@ -746,7 +744,7 @@ print(f"{sum(same)} of {len(same)} sampled texts are the same")
 
 # %% tags=["hide-input"]
 def decode(prompts, params):
-    """(token ids, tokens per second of the steps after the first)."""
+    """(token ids, tokens of the steps after the first, their seconds)."""
     for prompt, one in zip(prompts, params):
         llm.add_request(prompt, one)
     outputs = {}
@@ -772,17 +770,22 @@ def rate_of(groups):
     return ids, tokens / seconds
 
 
-def in_turns(drafters, groups, repeats, warmup=0):
-    """{name: (token ids, rates)}, each drafter in turn."""
-    rates = {name: [] for name in drafters}
-    ids = {}
-    for turn in range(warmup + repeats):
+COUNTS = ("draft_tokens", "accepted_tokens", "num_drafts")
+
+
+def in_turns(drafters, groups, repeats):
+    """{name: token ids, rates and counts of the last run}, each in turn."""
+    found = {name: {"rates": Rates(())} for name in drafters}
+    for _ in range(repeats):
         for name, drafter in drafters.items():
+            before = llm.stats()
             with drafting(drafter):
-                ids[name], rate = rate_of(groups)
-            if turn >= warmup:
-                rates[name].append(rate)
-    return {name: (ids[name], Rates(tuple(rates[name]))) for name in drafters}
+                ids, rate = rate_of(groups)
+            after = llm.stats()
+            rates = Rates((*found[name]["rates"].samples, rate))
+            found[name] = {key: after[key] - before[key] for key in COUNTS}
+            found[name] |= {"ids": ids, "rates": rates}
+    return found
 
 
 REPEATS = pick(smoke=1, cpu=2, gpu=7)
@@ -799,22 +802,24 @@ for batch in sweep(BATCHES, "batches"):
     points.append(
         {
             "batch": batch,
-            **{name: rates for name, (_, rates) in found.items()},
+            **{name: run["rates"] for name, run in found.items()},
             "predicted": predicted[batch],
             **{
-                f"speed_up_{name}": found[name][1].median
-                / found["without"][1].median
+                f"speed_up_{name}": found[name]["rates"].median
+                / found["without"]["rates"].median
                 for name in ("with", "adaptive")
             },
             "same_answers": sum(
-                a == b == c
-                for a, b, c in zip(
-                    expected, found["with"][0], found["adaptive"][0]
-                )
+                all(run["ids"][i] == answer for run in found.values())
+                for i, answer in enumerate(expected)
             ),
             "answers": len(expected),
         }
     )
+    if found["with"]["ids"] == expected:  # then drafts are as counted before
+        replayed = total(with_drafts[: len(expected)])
+        assert found["with"]["draft_tokens"] == sum(replayed.drafted)
+        assert found["with"]["accepted_tokens"] == sum(replayed.accepted)
 record.add(
     "rate_by_batch",
     unit="tokens/s",
@@ -900,27 +905,19 @@ groups = [
 ]
 ways = {"no drafts": None, "n-gram": fixed}
 ways |= {f"early exit, {n} layers": drafter for n, drafter in early.items()}
-points = []
-for name, drafter in ways.items():
-    start = llm.stats()
-    ((_, rates),) = in_turns(
-        {name: drafter}, groups, pick(smoke=1, cpu=1, gpu=5)
-    ).values()
-    end = llm.stats()
-    drafts, right, drafted = (
-        end[key] - start[key]
-        for key in ("draft_tokens", "accepted_tokens", "num_drafts")
-    )
-    points.append(
-        {
-            "method": name,
-            "cost": drafter.proposer.cost_coefficient if drafter else 0.0,
-            "drafts": drafts,
-            "accepted": right,
-            "draft_length": drafts / max(1, drafted),
-            "tok_s": rates,
-        }
-    )
+found = in_turns(ways, groups, pick(smoke=1, cpu=2, gpu=5))
+points = [
+    {
+        "method": name,
+        "cost": drafter.proposer.cost_coefficient if drafter else 0.0,
+        "drafts": found[name]["draft_tokens"],
+        "accepted": found[name]["accepted_tokens"],
+        "draft_length": found[name]["draft_tokens"]
+        / max(1, found[name]["num_drafts"]),
+        "tok_s": found[name]["rates"],
+    }
+    for name, drafter in ways.items()
+]
 record.add("methods", unit="tokens/s", params={"tokens": NEW}, points=points)
 table(
     [
@@ -938,6 +935,7 @@ table(
 
 # %% tags=["remove-cell"]
 gate = experiments.gate("ways to draft")
+gate.repeats([point["tok_s"] for point in points])
 glue_all(words.methods(experiments.pick(gate, record)))
 
 # %% [markdown]
@@ -1016,29 +1014,26 @@ else:
 
 # %% tags=["hide-input"]
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}
-drafted = {}
-rates = {name: [] for name in contestants}
-for _ in range(pick(smoke=1, cpu=4, gpu=15)):
-    for name, drafter in contestants.items():
-        start = llm.stats()["draft_tokens"]
-        found = in_turns({name: drafter}, [(noise, sampled)], 1)
-        rates[name] += found[name][1].samples
-        drafted[name] = llm.stats()["draft_tokens"] - start
-rates = {name: Rates(tuple(samples)) for name, samples in rates.items()}
+found = in_turns(contestants, [(noise, sampled)], pick(smoke=1, cpu=4, gpu=15))
+rates = {name: run["rates"] for name, run in found.items()}
 record.add(
     "random_text",
     unit="tokens/s",
     params={"batch": len(noise), "tokens": NEW, "k": K},
     points=[
-        {"drafter": name, "drafted": drafted[name], "tok_s": rates[name]}
-        for name in contestants
+        {
+            "drafter": name,
+            "drafted": run["draft_tokens"],
+            "tok_s": run["rates"],
+        }
+        for name, run in found.items()
     ],
 )
 table(
     [
         [
             name,
-            drafted[name],
+            found[name]["draft_tokens"],
             f"{rates[name].median:.1f}",
             f"{rates[name].median / rates['no drafts'].median:.1%}",
         ]
