@@ -62,6 +62,7 @@ import random
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -110,6 +111,7 @@ from lib.engine.speculation.rejection import accepts, residual
 from lib.engine.speculation.step_cost import CostCurve
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
+from lib.models.first_layers import bytes_per_pass, first_layers
 from lib.models.hub import HubUnreachable
 
 # %% tags=["remove-cell"]
@@ -287,8 +289,9 @@ table(
 )
 
 # %% [markdown]
-# The table has two messages. A high acceptance rate is worth much more than a large $k$. And a draft has to be very cheap:
-# at $c = 0.3$ most of the gain is gone.
+# The table has two messages. A high acceptance rate is worth much more than a large $k$. And a draft has to be cheap: at
+# $c = 0.3$ most of the gain is gone. There is a simple condition: some $k$ gives a gain if and only if $\alpha > c$. One
+# draft gives $(1 + \alpha)/(1 + c)$, and further ones are accepted more seldom at the same price.
 #
 # Both assumptions have to be checked on real text and on a real machine. Drafts are not equally good at each position,
 # and $k + 1$ rows are not free for ever. The general form takes what was measured. Let $a_i$ be the probability that draft
@@ -311,7 +314,7 @@ table(
 # Four kinds of tasks whose answers copy, and two texts that do not:
 
 # %% tags=["hide-input"]
-NEW = pick(smoke=12, cpu=48, gpu=48)  # tokens of an answer
+NEW = pick(smoke=12, cpu=32, gpu=48)  # tokens of an answer
 KINDS = ("editing", "quoting", "code", "JSON")
 if llm.tokenizer is None:  # smoke scale: a model without text
     starts = random_prompts([24] * BATCHES[-1], vocabulary, seed=1)
@@ -895,9 +898,65 @@ record.headline(
 #
 # ## Measure: three ways to draft
 #
-# A few of the tasks at batch 1, with drafts from the text and from the model's own first layers. $c$ is the cost of a
-# draft token in {eq}`eq-10-speedup`, counted as the bytes that it reads over those of a step. The n-gram method reads no
-# weights.
+# Early exit has a parameter, the number of layers that draft. More layers guess better and cost more. Both can be found
+# without the engine. $c$ is the share of the weights' bytes that one draft token reads. $\alpha$ is the share of the tokens
+# of finished answers that the first layers predict as the model did. One pass over each answer counts it.
+
+# %% tags=["hide-input"]
+EXITS = pick(
+    smoke=[1], cpu=[5, 10, 15, 20, 25, 29], gpu=[5, 10, 15, 20, 25, 29]
+)
+
+
+@torch.inference_mode()
+def agreement(layers, answers):
+    """Share of the answers' tokens that the first layers predict."""
+    exit_model, right, of = first_layers(llm.model, layers), 0, 0
+    for prompt, answer in answers:
+        batch = Batch.of_prompts([prompt + answer[:-1]], device)
+        rows = torch.arange(len(prompt) - 1, batch.input_ids.numel())
+        batch = replace(batch, logits_indices=rows.to(device))
+        guesses = exit_model(batch, FullAttention()).argmax(-1).tolist()
+        right += sum(a == b for a, b in zip(guesses, answer, strict=True))
+        of += len(answer)
+    return right / of
+
+
+answers = list(zip(tasks, plain["copying"]))[: pick(smoke=2, cpu=4, gpu=8)]
+exits = []
+for n in EXITS:
+    alpha = agreement(n, answers)
+    c = bytes_per_pass(first_layers(llm.model, n)) / bytes_per_pass(llm.model)
+    k = best_k(alpha, c, K)
+    exits.append(
+        {
+            "layers": n,
+            "cost": c,
+            "acceptance": alpha,
+            "best_k": k,
+            "speed_up": speed_up(alpha, k, c),
+        }
+    )
+record.add("early_exit", unit="share", points=exits)
+table(
+    [
+        [
+            point["layers"],
+            f"{point['cost']:.2f}",
+            f"{point['acceptance']:.2f}",
+            point["best_k"],
+            f"{point['speed_up']:.2f}",
+        ]
+        for point in exits
+    ],
+    headers=["layers", "c", "α", "best k", "predicted speed-up"],
+)
+glue_all(words.early_exit(Shown(record)))
+
+# %% [markdown]
+# {glue:text}`exit_finding`
+#
+# The measurement: a few of the tasks at batch 1, with drafts from the text and from the model's own first layers.
 
 # %% tags=["hide-input"]
 groups = [
@@ -939,7 +998,9 @@ gate.repeats([point["tok_s"] for point in points])
 glue_all(words.methods(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`methods_finding` The head of SmolLM2 has a row for each of its 49,152 tokens. It is a fifth of the model's
+# {glue:text}`methods_finding`
+#
+# The head of SmolLM2 has a row for each of its 49,152 tokens. It is a fifth of the model's
 # weights, and every early exit has to read it. Besides, no layer but the last of this model was trained to be followed by
 # the head. LayerSkip trains for it {cite:p}`elhoushi2024layerskip`.
 #

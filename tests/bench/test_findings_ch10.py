@@ -45,6 +45,11 @@ def complete() -> Run:
                     "tokens_per_step": [4.0, 5.0, 3.0, 2.5, 1.4, 1.01],
                     "by_position": [4.1, 5.2, 3.1, 2.6, 1.5, 1.02],
                 },
+                early_exit={
+                    "layers": [10, 25],
+                    "acceptance": [0.05, 0.5],
+                    "cost": [0.4, 0.85],
+                },
                 methods={
                     "method": ["no drafts", "n-gram", "early exit, 10 layers"],
                     "tok_s": [25.0, 60.0, 12.0],
@@ -116,6 +121,15 @@ def test_adaptation_beside_a_fixed_number():
 def test_ways_to_draft_that_lose_are_named():
     said = ch10.methods(complete())["methods_finding"]
     assert "“n-gram”, with 2.4 times" in said and "Slower than no drafts: “early exit" in said
+
+
+@pytest.mark.parametrize(
+    "alpha, said", [(0.5, "No exit of this model"), (0.9, "after 25 layers, so these")]
+)
+def test_an_exit_gains_if_it_is_right_more_often_than_it_costs(alpha, said):
+    columns = {"layers": [10, 25], "acceptance": [0.1, alpha], "cost": [0.4, 0.85]}
+    text = ch10.early_exit(run(early_exit=columns))["exit_finding"]
+    assert said in text
 
 
 def test_the_text_with_the_most_tokens_per_step_is_named():

@@ -191,6 +191,27 @@ def random_text(run: Any) -> dict[str, str]:
     return {"random_finding": text}
 
 
+def early_exit(run: Any) -> dict[str, str]:
+    """Which exits guess better than they cost."""
+    series = run["early_exit"]
+    points = []
+    for row in range(len(series["layers"]) if series is not None and "layers" in series else 0):
+        alpha, c = (value(cell(series, name, row)).middle for name in ("acceptance", "cost"))
+        if alpha is not None and c is not None:
+            points.append((series["layers"][row], alpha, c))
+    text = missing("the acceptance of early exits").sentence
+    if points:
+        gaining = [str(layers) for layers, alpha, c in points if alpha > c]
+        layers, alpha, c = max(points, key=lambda point: point[1] - point[2])
+        closest = f"After {layers} layers α is {alpha:.2f} and c is {c:.2f}."
+        text = (
+            f"No exit of this model has an α above its c, so none is predicted to gain. {closest}"
+        )
+        if gaining:
+            text = f"α is above c after {', '.join(gaining)} layers, so these exits can gain. {closest}"
+    return {"exit_finding": text}
+
+
 def methods(run: Any) -> dict[str, str]:
     """Which way to draft is fastest at batch 1, and what a draft token costs."""
     series = run["methods"]
@@ -250,6 +271,7 @@ def render(run: Any) -> dict[str, str]:
         | crossing(run)
         | adaptive(run)
         | random_text(run)
+        | early_exit(run)
         | methods(run)
         | lookup(run)
     )
