@@ -10,7 +10,7 @@
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | two minutes | 2 GB | SmolLM2 (93 MB) |
-# | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same, and GPT-2 XL (6 GB) where the hub answers |
+# | Colab or a data-centre GPU | three minutes, by estimate | 12 GB | the same, and GPT-2 XL (6 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `engine/speculation/`: three ways to draft tokens, a rule for how many, and rejection sampling. It is
 # off by default; `speculative_config={"method": "ngram"}` switches it on.
@@ -289,17 +289,18 @@ table(
 )
 
 # %% [markdown]
-# The table has two messages. A high acceptance rate is worth much more than a large $k$. And a draft has to be cheap: at
-# $c = 0.3$ most of the gain is gone. There is a simple condition: some $k$ gives a gain if and only if $\alpha > c$. One
-# draft gives $(1 + \alpha)/(1 + c)$, and further ones are accepted more seldom at the same price.
+# Two things follow from the table. A high acceptance rate is worth much more than a large $k$. And a draft has to be
+# cheap: at $c = 0.3$ most of the gain is gone. There is a simple condition: some $k$ gives a gain if and only if
+# $\alpha > c$. One draft gives $(1 + \alpha)/(1 + c)$, and further ones are accepted more seldom at the same price.
 #
-# Both assumptions have to be checked on real text and on a real machine. Drafts are not equally good at each position,
-# and $k + 1$ rows are not free for ever. The general form takes what was measured. Let $a_i$ be the probability that draft
-# $i$ is right if all before it are, and $t(n)$ the time of a step of $n$ rows, measured above. For $B$ sequences in a step,
+# Both assumptions have to be checked on real text and on a real machine. Drafts are not equally good at each position, and
+# $k + 1$ rows are free for small batches only. The general form takes what was measured. Let $\alpha_i$ be the probability
+# that draft $i$ is right if all before it are, and $t(n)$ the time of a step of $n$ rows, measured above. For $B$ sequences
+# in a step,
 #
 # ```{math}
 # :label: eq-10-general
-# \text{tokens per step} = 1 + \sum_{i=1}^{k} \prod_{j \le i} a_j, \qquad
+# \text{tokens per step} = 1 + \sum_{i=1}^{k} \prod_{j \le i} \alpha_j, \qquad
 # \text{speed-up} = \text{tokens per step} \cdot \frac{t(B)}{t(B (1 + k))}.
 # ```
 #
@@ -416,6 +417,7 @@ record.add(
     unit="share",
     columns={
         "position": list(range(1, K + 1)),
+        "copying tasks": total(different).by_position,
         **{kind: counts.by_position for kind, counts in by_kind.items()},
     },
 )
@@ -432,7 +434,8 @@ table(
     headers=["text", "tokens per step", "drafts per step", "drafts accepted"],
 )
 glue("k", K)
-glue_all(words.acceptance(Shown(record)))  # counted: load changes nothing
+# Counted: load changes nothing.
+glue_all(words.acceptance(Shown(record)) | words.by_position(Shown(record)))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-position", "caption": "Share of the drafts at each position that are right, of those that have only right ones before them. N-gram drafts, counted from texts that were finished without drafts. Positions that were reached fewer than five times are left out."}}
 fig, ax = figure()
@@ -453,9 +456,8 @@ percent_axis(ax)
 show(fig, "10_position")
 
 # %% [markdown]
-# {glue:text}`acceptance_finding` In {numref}`fig-10-position` the curves of text that copies rise: once two or three tokens
-# of a copy are right, the rest mostly is. The model with one $\alpha$ for all positions does not know this. It would draw
-# horizontal lines.
+# {glue:text}`acceptance_finding` {glue:text}`position_finding` The model with one $\alpha$ for all positions would draw
+# horizontal lines in {numref}`fig-10-position`.
 #
 # ### Tokens per second, and the crossover
 #
@@ -538,8 +540,8 @@ glue("search_tokens", f"{len(long_text):,}")
 glue_all(words.lookup(step_shown))
 
 # %% [markdown]
-# In a text of {glue:text}`search_tokens` random tokens, which has to be searched to its beginning, this takes microseconds.
-# {glue:text}`lookup_finding` In the terms of {eq}`eq-10-speedup`, $c$ is zero.
+# A text of {glue:text}`search_tokens` random tokens has to be searched to its beginning. {glue:text}`lookup_finding` In the
+# terms of {eq}`eq-10-speedup`, $c$ is close to zero.
 #
 # **Early exit** drafts with the model itself: its first layers, then the final norm and the head
 # {cite:p}`zhang2024draft,elhoushi2024layerskip`. The cache needs nothing new, since the keys and values of the first
@@ -593,16 +595,17 @@ show_source(AdaptiveLength, "limits", "_best")
 #
 # Line 8 is what the engine does for n-gram drafts and greedy drafts. Each row draws its token with the request's own
 # random number for that place, one number per token. So text with a seed is the same, word for word, with drafts and
-# without. Sampled drafts need lines 1 to 7:
+# without. Sampled drafts, which
+# `draft_sample_method` switches on for early exit and draft models, need lines 1 to 7:
 
 # %% tags=["remove-input"]
 show_source(accepts)
 show_source(residual)
 
 # %% [markdown]
-# A proof is about the method, a test about the code. Ten words, two distributions, many drafts; then the same with three
-# mistakes that are easily made. Under the right distribution, the statistic $\chi^2$ has a mean of 9 here, the number of
-# words minus one. The p-value is the probability of a value at least as large.
+# The proof holds for the method. Whether the code follows the method needs a test: ten words, two distributions, many
+# drafts. Then the same with three mistakes that are easily made. Under the right distribution, the statistic $\chi^2$ has
+# a mean of 9 here, the number of words minus one. The p-value is the probability of a value at least as large.
 
 # %% tags=["hide-input"]
 WORDS, DRAWS = 10, pick(smoke=20_000, cpu=200_000, gpu=200_000)
@@ -722,9 +725,9 @@ for name, drafter in drafters.items():
 table(rows, headers=["drafts", "tokens", "steps", "drafted", "accepted"])
 
 # %% [markdown]
-# Sampled text with a seed is the same, too, up to rounding. With `top_p` a draw cannot fall among the many words of tiny
-# probability, where a rounding error of the sum of all probabilities before is enough to choose the next word in the
-# vocabulary.
+# Sampled text with a seed is the same, too, up to rounding. The draws below are limited by `top_p`. Without it, a draw can
+# fall among the many words of very small probability. There, a rounding error in the running sum of the probabilities is
+# enough to choose a neighbouring word.
 
 # %%
 nucleus = [
