@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
 from lib import SamplingParams
 from lib.attention.full import FullAttention
@@ -20,6 +21,7 @@ from lib.engine.speculation.draft_model import DraftModelProposer, check_same_vo
 from lib.engine.speculation.early_exit import EarlyExitProposer
 from lib.models.checkpoint import load_model
 from lib.models.first_layers import bytes_per_pass, first_layers
+from lib.models.packed import PackedLinear
 from tests.helpers import POSITIONS, VOCAB, Tiny, gpt2_checkpoint, llama_checkpoint, prompt_of
 
 CPU = torch.device("cpu")
@@ -85,6 +87,15 @@ def test_the_cost_of_a_draft_token_follows_from_the_weights(deep):
     head = model.lm_head.weight.nbytes
     assert bytes_per_pass(model) == 3 * block + head
     assert bytes_per_pass(first_layers(model, 1)) == block + head
+
+
+def test_packed_weights_count_as_bytes_of_a_pass():
+    linears = [nn.Linear(8, 8, bias=False) for _ in range(2)]
+    model = nn.Module()
+    model.blocks, model.lm_head = nn.ModuleList(linears), nn.Linear(8, 4)
+    before = bytes_per_pass(model)
+    model.blocks[0] = PackedLinear(linears[0])
+    assert bytes_per_pass(model) == before == 4 * (2 * 64 + 36)
 
 
 OPTIONS = {
