@@ -85,11 +85,6 @@ class StepCost:
         return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
 
 
-def seconds_of(rows: Sequence[int], cost: StepCost) -> float:
-    """Seconds of the steps with these numbers of rows."""
-    return sum(map(cost, rows))
-
-
 def steady_speed_up(tokens: float, drafts: float, batch: int, cost: StepCost) -> float:
     """Time per token without drafts over the time with them, for `batch` sequences that never end.
 

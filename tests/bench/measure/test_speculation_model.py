@@ -11,7 +11,6 @@ from lib.bench.measure.speculation_model import (
     best_k,
     crossover,
     expected_tokens,
-    seconds_of,
     speed_up,
     steady_speed_up,
     tokens_by_position,
@@ -83,12 +82,6 @@ def test_the_batch_where_it_loses_by_hand():
     found = [steady_speed_up(2.0, 3, batch, cost) for batch in (1, 2, 3, 4, 8, 64)]
     # 8 rows are free; 16 rows take twice as long for twice the tokens; in the end all rows are paid for.
     assert found == pytest.approx([2.0, 2.0, 2.0 / 1.5, 1.0, 0.5, 0.5])
-
-
-def test_the_time_of_steps_is_the_sum_of_their_times():
-    cost = StepCost((1, 8, 16), (1.0, 1.0, 2.0))
-    assert seconds_of([], cost) == 0
-    assert seconds_of([1, 8, 12, 16], cost) == pytest.approx(1 + 1 + 1.5 + 2)
 
 
 def test_the_crossover_of_a_sweep():
