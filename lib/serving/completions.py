@@ -64,10 +64,11 @@ class CompletionWriter:
     def chunks(self, update: Update) -> list[dict[str, Any]]:
         body, chunks = self._body, []
         for chunk in update.chunks:
-            index, text = update.position * self._n + chunk.index, chunk.text
+            index, echo = update.position * self._n + chunk.index, ""
             if index not in self._begun:
                 self._begun.add(index)
-                text = self._echo[update.position] + text
+                echo = self._echo[update.position]
+            text = echo + chunk.text
             if (
                 not (text or chunk.finish_reason or body.return_token_ids or chunk.logprobs)
                 and self._tokens.has_text
@@ -85,6 +86,11 @@ class CompletionWriter:
                 )
             if body.return_token_ids:
                 choice["token_ids"] = chunk.token_ids
+            if body.return_draft_spans:
+                moved = [
+                    (len(echo) + start, len(echo) + end) for start, end in chunk.draft_spans or []
+                ]
+                choice["draft_spans"] = moved or None
             chunks.append(
                 {
                     **self._frame,
