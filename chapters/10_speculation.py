@@ -75,7 +75,6 @@ from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.draft_replay import decode_rate, replay
 from lib.bench.measure.speculation_model import (
-    StepCost,
     best_k,
     expected_tokens,
     speed_up,
@@ -103,10 +102,12 @@ from lib.core.request import Request
 from lib.engine import step_results
 from lib.engine.sampling import draw
 from lib.engine.sampling_row import SamplingRow
+from lib.engine.speculation.adaptive import AdaptiveLength
 from lib.engine.speculation.drafter import Drafter, num_possible
 from lib.engine.speculation.early_exit import EarlyExitProposer
 from lib.engine.speculation.ngram import NgramProposer
 from lib.engine.speculation.rejection import accepts, residual
+from lib.engine.speculation.step_cost import CostCurve
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
 from lib.models.hub import HubUnreachable
@@ -216,7 +217,7 @@ def step_times(repeats):
 
 with drafting(None):
     by_rows = step_times(pick(smoke=2, cpu=5, gpu=15))
-cost = StepCost(tuple(ROWS), tuple(by_rows[n].median for n in ROWS))
+cost = CostCurve(ROWS, [by_rows[n].median for n in ROWS])
 record.add(
     "step_by_rows",
     unit="s",
@@ -560,6 +561,18 @@ show_source(EarlyExitProposer, "propose")
 show_source(Drafter, "add_drafts", "_most")
 
 # %% [markdown]
+# How many drafts are worth their time depends on the request's text and on everything else in the step. The engine
+# measures $t(n)$ once when it is built, and estimates $\alpha$ of each request from its recent drafts. A draft at place $j$
+# of a request brings $\alpha^j$ tokens. The drafts of all requests are put into descending order of this number, and the
+# engine takes as many of them as give the most tokens per second:
+
+# %% tags=["remove-input"]
+show_source(AdaptiveLength, "limits", "_best")
+
+# %% [markdown]
+# A request whose drafts are wrong soon gets none. It tries again after 32 steps, and then less and less often. None of
+# this can change a token: it only decides how many rows a step has.
+#
 # ## The proof, and a test of it
 #
 # With temperature 0 there is nothing to prove: each row's token is the argmax after tokens that are all the model's own.

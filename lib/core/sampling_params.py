@@ -1,4 +1,4 @@
-"""How a request wants its tokens chosen. Introduced in chapter 1."""
+"""How the tokens of a request are chosen, and when it ends. Introduced in chapter 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composition root: the one place that knows every chapter's parts and puts an engine together from them.
+"""The composition root: the one place that imports every chapter's parts and builds an engine from them.
 
 Introduced in chapter 1; the only module that looks ahead, so that no other has to.
 """

@@ -93,9 +93,9 @@ class Scheduler:
         The cache is emptied. What is unfinished waits again, in order of arrival, with all of its
         tokens, and is computed anew. Requests are never in neither queue, at most in both.
         """
-        everyone = dict.fromkeys([*self.running, *self.waiting])
-        unfinished = [request for request in everyone if not request.finished]
-        for request in everyone:
+        requests = dict.fromkeys([*self.running, *self.waiting])
+        unfinished = [request for request in requests if not request.finished]
+        for request in requests:
             request.num_computed_tokens, request.block_ids = 0, []
         for request in unfinished:
             request.status = Status.WAITING

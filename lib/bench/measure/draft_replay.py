@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from lib.bench.measure.speculation_model import StepCost
+import numpy as np
+
+from lib.engine.speculation.step_cost import CostCurve
 
 # From all tokens so far and the most that may be drafted to the drafts.
 Propose = Callable[[Sequence[int], int], Sequence[int]]
@@ -123,13 +125,13 @@ def batch_rows(replays: Sequence[Replay]) -> list[int]:
     return [sum(rows) for rows in zip_longest(*(r.rows for r in replays), fillvalue=0)]
 
 
-def decode_rate(batches: Sequence[Sequence[Replay]], cost: StepCost) -> float:
+def decode_rate(batches: Sequence[Sequence[Replay]], cost: CostCurve) -> float:
     """Tokens per second of batches that run one after the other, as the model of a step's cost foretells them.
 
     Without each batch's first step, which computes the prompts. Raises ValueError where no other step is left.
     """
     tokens = sum(sum(r.gains[1:]) for batch in batches for r in batch)
-    seconds = sum(sum(map(cost, batch_rows(batch)[1:])) for batch in batches)
+    seconds = sum(float(cost(np.array(batch_rows(batch)[1:])).sum()) for batch in batches)
     if not tokens:
         raise ValueError(f"batches must have steps after the first, got {len(batches)} without")
     return tokens / seconds

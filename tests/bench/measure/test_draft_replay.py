@@ -7,7 +7,8 @@ import random
 import pytest
 
 from lib.bench.measure.draft_replay import batch_rows, decode_rate, replay
-from lib.bench.measure.speculation_model import StepCost, tokens_by_position
+from lib.bench.measure.speculation_model import tokens_by_position
+from lib.engine.speculation.step_cost import CostCurve
 
 PROMPT, OUTPUT = [1, 2], [10, 11, 12, 13, 14, 15]
 
@@ -104,7 +105,7 @@ def test_the_rows_of_a_batch_whose_texts_end_at_different_steps():
 
 
 def test_the_rate_of_batches_from_the_cost_of_their_steps():
-    cost = StepCost((1, 2, 10), (1.0, 1.0, 9.0))
+    cost = CostCurve((1, 2, 10), (1.0, 1.0, 9.0))
     plain = replay(PROMPT, OUTPUT, lambda t, most: [], 4)
     assert decode_rate([[plain]], cost) == 1.0
     assert decode_rate([[plain, plain]], cost) == 2.0, "two rows take no longer than one"
