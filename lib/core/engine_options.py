@@ -73,6 +73,19 @@ class EngineOptions:
         False, "record decode steps as CUDA graphs and replay them (paged cache, fused attention)"
     )
 
+    quantization: str | None = _option(
+        None,
+        "None: as the checkpoint has it; int8, int4: round its weights to nearest while they are "
+        "read; gguf: run a GGUF file's own blocks (smollm2, or a .gguf file)",
+        choices=(None, "int8", "int4", "gguf"),
+    )
+    quantized_activations: str = _option(
+        "float32",
+        "input of layers with quantised weights; float32 as it is, int8 rounded per row and block "
+        "of 32 elements, which is faster for many rows",
+        choices=("float32", "int8"),
+    )
+
     def __post_init__(self) -> None:
         for option in fields(self):
             self._check(option.name, option.default, option.metadata)

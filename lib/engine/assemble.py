@@ -31,9 +31,11 @@ from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
+from lib.models.checkpoint import LoadedModel, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.packed import pack_linears
+from lib.models.quantized.load import load_quantized
 
 
 class Drafter(Protocol):
@@ -104,6 +106,20 @@ def assemble(
     return EngineParts(
         runner, scheduler, manager, kv_cache, max_model_len, compile_seconds, packed_linears
     )
+
+
+def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The model with its weights and tokenizer; see `load_model` and `load_quantized` for errors."""
+    if options.quantization is None:
+        return load_model(options.model, device, dtype)
+    activations = options.quantized_activations
+    return load_quantized(options.model, options.quantization, activations, device, dtype)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that the model's weights take, in whatever form they are kept; shared ones count once."""
+    other = sum(getattr(module, "weight_bytes", 0) for module in model.modules())
+    return other + sum(parameter.nbytes for parameter in model.parameters())
 
 
 def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:

@@ -21,7 +21,7 @@ from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
-from lib.engine.assemble import assemble, output_rules
+from lib.engine.assemble import assemble, load, output_rules, weight_bytes
 from lib.engine.completion_stream import Progress
 from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
@@ -30,7 +30,6 @@ from lib.engine.request_group import RequestGroup
 from lib.engine.sampling import Sampler
 from lib.engine.step_results import results_of, rows_to_sample
 from lib.engine.totals import Totals
-from lib.models.checkpoint import load_model
 
 Prompt = str | Sequence[int]
 
@@ -50,7 +49,7 @@ class LLM:
         self.options = EngineOptions(model, **options)
         self.device = pick_device(self.options.device)
         self.dtype = pick_dtype(self.options.dtype, self.device)
-        loaded = load_model(model, device=self.device, dtype=self.dtype)
+        loaded = load(self.options, self.device, self.dtype)
         self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
         self.config, self.folder = loaded.config, loaded.folder
         self.output_rules = output_rules(self.tokenizer, self.config)
@@ -60,6 +59,7 @@ class LLM:
         self.drafter = engine.drafter  # chapter 10: adds draft tokens to a step's work
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
+        self.weight_bytes = weight_bytes(self.model)
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
         self._progressed: dict[
             str, None
@@ -206,6 +206,7 @@ class LLM:
             "accepted_tokens": totals.accepted_tokens,
             "accepted_by_position": list(totals.accepted_by_position),
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
+            "weight_bytes": self.weight_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
         }
