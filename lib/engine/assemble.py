@@ -31,11 +31,11 @@ from lib.engine.runner import ModelRunner
 from lib.engine.scheduler import Scheduler
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
-from lib.models.checkpoint import LoadedModel, load_model
+from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.packed import pack_linears
-from lib.models.quantized.load import load_quantized
+from lib.models.quantized.load import load_prequantized, load_quantized
 
 
 class Drafter(Protocol):
@@ -110,9 +110,12 @@ def assemble(
 
 def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """The model with its weights and tokenizer; see `load_model` and `load_quantized` for errors."""
-    if options.quantization is None:
-        return load_model(options.model, device, dtype)
     activations = options.quantized_activations
+    if options.quantization is None:
+        try:
+            return load_model(options.model, device, dtype)
+        except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
+            return load_prequantized(checkpoint.folder, activations, device, dtype)
     return load_quantized(options.model, options.quantization, activations, device, dtype)
 
 

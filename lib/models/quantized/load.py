@@ -14,6 +14,7 @@ from lib.models.hub import HubUnreachable
 from lib.models.quantized.fill import Weights, fill
 from lib.models.quantized.float_weights import RoundedWeights
 from lib.models.quantized.gguf_blocks import GGUFWeights
+from lib.models.quantized.gptq_awq import PackedWeights
 from lib.models.smollm2 import gguf_folder
 from lib.models.tokenizer import load_tokenizer
 from lib.models.weights import read_tensors
@@ -32,10 +33,7 @@ def load_quantized(
     checkpoint, rounded to nearest while it is read. Raises ValueError for a device other than the
     CPU, and where checkpoint and quantization do not go together; else as `load_model`.
     """
-    if device.type != "cpu":
-        raise ValueError(
-            f"quantization {quantization!r} runs on a CPU: device must be 'cpu', got {str(device)!r}"
-        )
+    _check_device(f"quantization {quantization!r}", device)
     if quantization == "gguf":
         file = find_gguf(name)
         if file is None:
@@ -53,6 +51,28 @@ def load_quantized(
     model = empty_model(loaded.config)
     fill(model, RoundedWeights(tensors, quantization, model.is_transposed), activations, dtype)
     return replace(loaded, model=model)
+
+
+def load_prequantized(
+    folder: Path, activations: str, device: torch.device, dtype: torch.dtype
+) -> LoadedModel:
+    """Load a GPTQ or AWQ checkpoint folder, as its config.json's quantization_config describes it.
+
+    Raises ValueError for a device other than the CPU, for a variant that is not implemented, and
+    for tensors that do not fit.
+    """
+    settings = quantization_config(folder) or {}
+    _check_device(f"a checkpoint quantised by {settings.get('quant_method')!r}", device)
+    config = load_config(folder)
+    model = empty_model(config)
+    weights = PackedWeights(folder, settings, model.checkpoint_shapes(), model.is_transposed)
+    fill(model, weights, activations, dtype)
+    return LoadedModel(model, config, load_tokenizer(folder), "real", folder)
+
+
+def _check_device(what: str, device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ValueError(f"{what} runs on a CPU: device must be 'cpu', got {str(device)!r}")
 
 
 def _floats(name: str | Path, quantization: str) -> tuple[LoadedModel, dict[str, Tensor]]:

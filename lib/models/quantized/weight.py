@@ -85,7 +85,7 @@ def _tiles(rows: Tensor) -> Tensor:
     padding = -rows.shape[0] % LANES
     if padding:
         rows = torch.cat([rows, rows.new_zeros(padding, *rows.shape[1:])])
-    return rows.view(-1, LANES, *rows.shape[1:])
+    return rows.reshape(-1, LANES, *rows.shape[1:])
 
 
 def _lanes(values: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ def test_the_product_is_that_of_the_dequantised_matrix(kind, activations, rows, 
     weight = QuantizedWeight(matrix, activations)
     for tokens in (1, 2, 5, 8, 13, 16, 39):
         x = torch.randn(tokens, inputs, generator=torch.Generator().manual_seed(tokens))
-        exact = (x.double() if activations == "float32" else rounded(x)) @ matrix.dequantize().T.double()
+        exact = (
+            x.double() if activations == "float32" else rounded(x)
+        ) @ matrix.dequantize().T.double()
         error = (weight(x) - exact).abs().max() / exact.abs().max()
         assert error <= EXACT, f"{tokens} rows: {error:.1e}"
 
