@@ -22,9 +22,9 @@
 # The processor reads every weight of the model from memory, uses each for one multiply–add, and throws it away. Had a
 # second sequence been waiting for its own next token, the same read would have served both.
 #
-# So far we have been one user. This chapter is about many. Its first half is arithmetic: what sharing the read is
-# worth, and where that ends. Its second half is about people: they ask short questions and long ones, and their answers
-# do not end together.
+# So far there was one user. This chapter is about many. Its first half is arithmetic: what sharing the read is
+# worth, and where that ends. Its second half is about real requests: their prompts and answers
+# have different lengths, and so the answers do not end together.
 #
 # {glue:text}`experiments_shown`
 
@@ -71,7 +71,7 @@ import torch
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
-from lib.bench.findings import batch_sweep
+from lib.bench.findings import batch_sweep, vllm_batches
 from lib.bench.findings import ch03_batching as words
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
@@ -103,6 +103,7 @@ from lib.bench.notebook.style import COLOURS, ON_COLOUR, caution
 from lib.bench.peers.hf import attempt, hf_generate, hf_generate_batch
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.records.files import read_records, reference
+from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.record import Record
 from lib.bench.scale import pick
 from lib.bench.workloads import (
@@ -311,7 +312,7 @@ glue_all(words.realistic())
 #
 # Two things must be put right, or the text changes. A row's **positions** count from its own first token, not from the
 # edge of the rectangle. And the **mask** hides padding from every query, on top of the causal rule. Our models take any
-# attention as an argument, so a padded batch needs a batch with shifted positions and an attention that knows the
+# attention as an argument, so a padded batch needs a batch with shifted positions and an attention that masks the
 # padding. Nothing in the models changes.
 
 
@@ -486,8 +487,8 @@ table(
 
 # %% [markdown]
 # The engine gave the same tokens without a rectangle. Its {term}`batch` is the flat list of {numref}`fig-left-padding`,
-# which it has been since chapter 1. A linear layer does not care to which sequence a row belongs. Only attention does,
-# and it gets the offsets.
+# which it has been since chapter 1. A linear layer computes each row by itself, whichever sequence it belongs to. Only attention needs to tell
+# sequences apart, and it gets the offsets.
 #
 # ### What padding costs
 #
@@ -587,7 +588,7 @@ glue("padding_share", 100 * (1 - prompt_tokens / padded_tokens), ".0f")
 # ## Measure: the batch sweep
 #
 # One batch of $B$ equal prompts, {glue:text}`sweep_prompt` tokens in and {glue:text}`sweep_new` out, so that nothing is
-# padded and nobody waits. The model is GPT-2, as in the published sweep. At each batch three candidates take turns:
+# padded and no sequence waits. The model is GPT-2, as in the published sweep. At each batch three candidates take turns:
 # this engine; `transformers` on the same weights, at some of the batches; and the matrix products of the same steps,
 # timed alone. The products show how much of a step's time is theirs, as in chapter 1.
 
@@ -810,8 +811,8 @@ for name in ("batch_sweep_float32", "batch_sweep_transformers"):
 gate.machine(roofline, experiments.roofline)
 by_batch = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-sweep", "caption": "Throughput (left) and time of a step (right) against the batch size, GPT-2; thin bars: from the lowest to the highest of the turns. Dotted: the bound from bytes and operations, float32. Dashed: the published run (another engine, float32, A100)."}}
-published = reference()
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-sweep", "caption": "Throughput (left) and time of a step (right) against the batch size, GPT-2; thin bars: from the lowest to the highest of the turns. Dotted: the bound from bytes and operations, float32. Short dashes: the published run (another engine, float32, A100). Long dashes: vLLM on the same card; its version, dtype and prompt are not stated."}}
+published, vllm = reference(), published_vllm()
 p, ours = published["batch_sweep"], by_batch["batch_sweep_float32"]
 sizes, peers = ours["batch"], by_batch["batch_sweep_transformers"]
 drawn = {
@@ -838,13 +839,17 @@ for name, column in (
     measured = dict(zip(peers["batch"], peers[column]))
     if any(measured.values()):
         rates[name] = [measured.get(b) for b in sizes]
+rates["vLLM"] = [None] * len(sizes)
 fig, (left, right) = figure(2, height=3.4)
 lines(
     left,
     x=sizes,
     y=rates,
     recorded=recorded,
-    reference={published.label: (p["batch"], {"float32": p["tok_s"]})},
+    reference={
+        published.label: (p["batch"], {"float32": p["tok_s"]}),
+        vllm.label: (vllm.batch, {"vLLM": vllm.batch_tok_s}),
+    },
     label=by_batch.label,
 )
 spread(left, sizes, ours.samples.get("tok_s", []))
@@ -864,7 +869,11 @@ lines(
         published.label: (
             p["batch"],
             {"float32": [1e3 * b / r for b, r in zip(p["batch"], p["tok_s"])]},
-        )
+        ),
+        vllm.label: (
+            vllm.batch,
+            {"vLLM": [1e3 * s for s in vllm.step_seconds()]},
+        ),
     },
     label=by_batch.label,
 )
@@ -884,6 +893,7 @@ show(fig, "03_batch_sweep")
 # %% tags=["remove-input"]
 glue_all(words.sweep(by_batch, packed))
 glue_all(words.published_gain(p))
+glue("vllm_caveat", vllm.caveat)
 mine, peer = record["batch_sweep_float32"], record["batch_sweep_transformers"]
 record.headline(
     f"batch {BATCHES[-1]} over batch 1, GPT-2 float32",
@@ -971,7 +981,49 @@ glue_all(words.published_memory(p, per_token))
 # {glue:text}`reserved_512` GB with the weights, by count. {glue:text}`published_memory_finding` Chapter 4 is about that
 # line.
 #
-# ## The problem with people
+# (sec-vllm)=
+# ### Another engine on the same card: vLLM
+#
+# Beside its own sweep, the published project has one of vLLM {cite}`kwon2023pagedattention`: the same model, the same card,
+# 50 tokens per sequence. {glue:text}`vllm_caveat` A step is again the whole run over the tokens of an answer.
+
+# %% tags=["remove-input"]
+table(
+    vllm_batches.rows(published, vllm),
+    headers=[
+        "batch",
+        "tokens/s, published engine",
+        "tokens/s, vLLM",
+        "step (ms), published engine",
+        "step (ms), vLLM",
+    ],
+)
+glue_all(vllm_batches.sentences(published, vllm))
+
+# %% [markdown]
+# {glue:text}`vllm_ends_finding` The two results look contradictory, and the published numbers themselves say how far apart
+# their causes are.
+#
+# **At batch 1 the cost per step decides.** {glue:text}`vllm_bytes_finding` {glue:text}`vllm_kernels_finding`
+#
+# **At large batches the cost per sequence decides.** {glue:text}`vllm_sequence_finding` {glue:text}`vllm_lines_finding`
+#
+# **And there is a limit.** {glue:text}`vllm_limit_finding`
+#
+# So much is arithmetic. *What follows is inference*, because neither vLLM's version nor a profile of it was published. A
+# lower cost per step fits an engine that replays a recorded step instead of launching each kernel from Python, which is
+# vLLM's default for decoding and the subject of chapter 8. A higher cost per sequence fits an engine that serves requests:
+# for each of them, in each step, vLLM's scheduler decides, its sampler applies the request's own parameters, its
+# detokenizer extends a text and checks stop conditions. The published sweep runs one fixed batch of equal sequences and
+# needs none of that. So the comparison at batch 512 is one between a loop over tensors and a server, and it would look
+# different if requests arrived and ended at times of their own, as they do in the second half of this chapter.
+#
+# {glue:text}`vllm_noise_finding` Nor does GPT-2 say much about larger models. {glue:text}`vllm_large_model_finding`
+#
+# ```{scoreboard} sec-vllm
+# ```
+#
+# ## The problem: answers of different lengths
 #
 # The sweep was a world in which all answers end together. Let us ask SmolLM2 questions instead. It ends each answer
 # itself, with an {term}`EOS` token, or it is cut off.
@@ -1026,7 +1078,7 @@ table(
 show_source(Scheduler, "schedule", "_continue_running", "_admit")
 
 # %% [markdown]
-# Read it for what it does not contain. There is no prompt phase and no decode phase. A request has tokens, and some of
+# Note what it does not contain. There is no prompt phase and no decode phase. A request has tokens, and some of
 # them are computed. `_fit` says how many are missing. For a new request that is its whole prompt, for a running one a
 # single token, and the flat batch takes both in the same step. (`_make_room` is for a cache that can run out halfway;
 # chapter 4 needs it, a slot of fixed length does not.) That is what the rectangle could not do: a newcomer's prompt and
@@ -1105,7 +1157,7 @@ glue("chat_ratio", predicted["static"] / predicted["continuous"], ".2f")
 
 # %% [markdown]
 # For the {glue:text}`chat_requests` answers above, {glue:text}`chat_tokens` tokens in all, that makes
-# {glue:text}`chat_static` steps against {glue:text}`chat_continuous`. *If a step took the same time whoever is in it,
+# {glue:text}`chat_static` steps against {glue:text}`chat_continuous`. *If a step took the same time for any number of sequences,
 # continuous batching would be {glue:text}`chat_ratio` times as fast.* It should gain less than that: a step with eight
 # sequences takes longer than a step with one left over.
 #
@@ -1740,14 +1792,14 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 # - **Chunks that were to cost nothing.** {glue:text}`chunk_finding`
 # - **A check that cannot fail.** The first version of this chapter compared tokens for SmolLM2 alone. Without the shift
 #   of positions it passes as well, for the reason given there. Ask of each check what would make it fail.
-# - **A query that sees nothing.** Hide padding from everybody, and a padding query has no key left. A softmax over
+# - **A query that sees nothing.** Hide padding from every query, and a padding query has no key left. A softmax over
 #   nothing is NaN; in the next layer the NaN is a value with weight zero, and zero times NaN is NaN for the whole row.
 #   Some of PyTorch's kernels return zero there, so whether the mistake shows depends on the kernel. Hence `keys ==
 #   queries`.
 # - **Padding on the right** looks simpler. Then the last token of each row stands in another column, and the new one
 #   would overwrite padding in some rows and extend others. It works for a prompt alone. It does not for generation.
 # - **A workload without variance** shows no difference between schedulers that differ by a factor. So would a workload
-#   with enough slots for everyone, or one so long that the drained end disappears, in the other direction. State the
+#   with enough slots for all requests, or one so long that the drained end disappears, in the other direction. State the
 #   lengths.
 # - **Equal prompts.** The sweep's sequences all have the same length, which is kind to attention: one rectangle, no
 #   mask. Mixed lengths in one batch need more calls of attention, and this sweep does not show what they cost.
@@ -1820,7 +1872,7 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # Static, unsorted: every batch holds a long answer, $4 \times 96 = 384$ steps. Sorted: the four long ones share a
 # batch, $3 \times 8 + 96 = 120$. Continuous, with a long one at the head of each eight: `continuous_steps(([96] + [8] *
-# 7) * 4, 8)` gives 120 as well. The static scheduler draws level where it knows all lengths in advance, which a server
+# 7) * 4, 8)` gives 120 as well. The static scheduler draws level where all lengths are known in advance, which a server
 # does not. The continuous one needs to know none.
 # ```
 #
@@ -1839,10 +1891,10 @@ glue("predictions_tally", tally(foretold))
 #
 # 1. A decode step reads all weights for however many sequences share it, so the bound on throughput grows with the batch
 #    until arithmetic, the caches' own bytes, or memory ends it. How near an engine comes depends on its products.
-# 2. Answers end at different times. Deciding at every step who runs keeps the slots full; equal lengths hide that, and
+# 2. Answers end at different times. Deciding at every step which sequences run keeps the slots full; equal lengths hide that, and
 #    so can a benchmark.
 # 3. A flat batch needs no padding and no phases: prompts, chunks and single tokens share a step, within a budget that
-#    keeps everyone's next token near.
+#    keeps the gaps between the tokens of the running sequences short.
 #
 # **Sources.** Scheduling by step: {cite:t}`yu2022orca`. Chunked prompts: {cite:t}`agrawal2024sarathi`. The bound on
 # list scheduling: {cite:t}`graham1969bounds`. Batches and the roofline of decoding: {cite:t}`pope2023efficiently`,

@@ -1,4 +1,4 @@
-"""The contiguous cache's bookkeeping: one slot of max_model_len tokens a sequence. Introduced in chapter 2."""
+"""The contiguous cache's bookkeeping: one slot of max_model_len tokens per sequence. Introduced in chapter 2."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ class SlotManager:
 
     def forget_cached(self) -> None:
         """Free slots have no content that could be found."""
+
+    def trim(self, request: Request, num_tokens: int) -> None:
+        """A slot is given back whole."""
 
     def free(self, request: Request) -> None:
         for slot in request.block_ids:

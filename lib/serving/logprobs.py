@@ -35,7 +35,7 @@ def completion_logprobs(
 def chat_logprobs(
     token_ids: Sequence[int], logprobs: Sequence[dict[int, float]], tokens: TokenizerPool, top: int
 ) -> dict[str, Any]:
-    """/v1/chat/completions': one object a token, with the `top` most likely ones inside."""
+    """/v1/chat/completions': one object per token, with the `top` most likely ones inside."""
     return {
         "content": [
             {

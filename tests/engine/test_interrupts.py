@@ -22,12 +22,17 @@ OPTIONS = {
     "static": dict(scheduler="static", max_num_seqs=3, max_num_batched_tokens=16),
     "contiguous": dict(kv_cache="contiguous", max_num_seqs=3, max_num_batched_tokens=9),
     "none": dict(kv_cache="none", max_num_seqs=3, max_num_batched_tokens=24),
+    "drafts": dict(
+        block_size=2,
+        max_num_batched_tokens=20,
+        speculative_config={"method": "ngram", "prompt_lookup_min": 1, "adaptive": False},
+    ),
 }
 
 
 def work(stop: str) -> list[tuple[list[int], SamplingParams]]:
     return [
-        (prompt_of(9, 1), SamplingParams(max_tokens=8, **GREEDY)),
+        (prompt_of(9, 1), SamplingParams(max_tokens=8, prompt_logprobs=1, **GREEDY)),
         (prompt_of(5, 2), SamplingParams(max_tokens=1, **GREEDY)),
         (prompt_of(4, 3), SamplingParams(max_tokens=7, n=2, seed=5, logprobs=2, **SEEDED)),
         ([3, 4, 5], SamplingParams(max_tokens=9, stop=stop, **GREEDY)),
@@ -106,6 +111,7 @@ def run(tiny, options, at=None):
                 c.text,
                 c.finish_reason,
                 c.logprobs and [list(row) for row in c.logprobs],
+                output.prompt_logprobs and [row and list(row) for row in output.prompt_logprobs],
             )
     assert engine.stats()["requests_finished"] == len(answers) == 6
     return answers, interrupt.lines, engine.stats()["preemptions"]
@@ -116,6 +122,7 @@ def test_an_interrupt_at_any_line_of_a_step_changes_no_answer(texty, name):
     expected, lines, preemptions = run(texty, OPTIONS[name])
     assert expected["r0", 0][0] == texty.greedy(prompt_of(9, 1), 8)
     assert expected["r3", 0][2] == "stop"
+    assert [row and row[0] for row in expected["r0", 0][4]] == [None, *prompt_of(9, 1)[1:]]
     assert (preemptions > 0) == (name == "preempted")
     occurrences: dict[tuple[str, int], list[int]] = {}
     for at, line in enumerate(lines):

@@ -1,0 +1,91 @@
+"""What speculative decoding is worth: tokens per step, speed-up, and the batch where it becomes a loss.
+
+Two models. The first (Leviathan, Kalman and Matias 2023) has one acceptance rate α for every draft and one cost ratio c.
+The second takes what was measured instead: how often each draft position is accepted, and how long a step of n rows takes.
+
+Introduced in chapter 10.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+
+from lib.engine.speculation.step_cost import CostCurve
+
+
+def expected_tokens(alpha: float, k: int) -> float:
+    """Tokens per step with k drafts, each accepted with probability `alpha`: (1 - α^(k+1)) / (1 - α).
+
+    The sum 1 + α + … + α^k: the step always gives one token of the model's own.
+
+    >>> expected_tokens(0.5, 2)
+    1.75
+    """
+    _probability("alpha", alpha)
+    _at_least("k", k, 0)
+    return k + 1.0 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
+
+
+def speed_up(alpha: float, k: int, cost_ratio: float) -> float:
+    """Time per token without drafts over the time with them, where k + 1 rows cost no more than one.
+
+    cost_ratio: time of one draft token over the time of one step of the model (c in the paper).
+    """
+    if cost_ratio < 0:
+        raise ValueError(f"cost_ratio must be >= 0, got {cost_ratio}")
+    return expected_tokens(alpha, k) / (k * cost_ratio + 1)
+
+
+def best_k(alpha: float, cost_ratio: float, most: int) -> int:
+    """The number of drafts, 0 to `most`, with the largest `speed_up`; the smallest one where several are equal."""
+    return max(range(_at_least("most", most, 0) + 1), key=lambda k: speed_up(alpha, k, cost_ratio))
+
+
+def tokens_by_position(accepted: Sequence[float]) -> float:
+    """Tokens per step where `accepted[i]` is the probability that draft i + 1 is right if all drafts before it are.
+
+    The general form of `expected_tokens`: 1 + a1 + a1 a2 + …
+
+    >>> tokens_by_position([0.5, 0.5])
+    1.75
+    """
+    for i, share in enumerate(accepted):
+        _probability(f"accepted[{i}]", share)
+    return 1 + sum(accumulate(accepted, mul))
+
+
+def steady_speed_up(tokens: float, drafts: float, batch: int, cost: CostCurve) -> float:
+    """Time per token without drafts over the time with them, for `batch` sequences that never end.
+
+    tokens: that a mean step gives each of them. drafts: that it verifies for each. Without drafts a step has `batch`
+    rows and gives each sequence one token; with them it has batch (1 + drafts) rows.
+    """
+    return tokens * cost(batch) / cost(batch * (1 + drafts))
+
+
+def crossover(batches: Sequence[int], speed_ups: Sequence[float | None]) -> int | None:
+    """The smallest batch of a sweep from which on all known speed-ups are below 1; None: the largest batch still gains.
+
+    All from there on, so that one disturbed point in the middle of a sweep does not count as the crossover.
+    """
+    if len(batches) != len(speed_ups):
+        raise ValueError(
+            f"batches and speed_ups must have the same length, got {len(batches)} and {len(speed_ups)}"
+        )
+    found = None
+    for batch, gain in sorted(zip(batches, speed_ups), key=lambda point: -point[0]):
+        if gain is not None and gain >= 1:
+            break
+        found = batch if gain is not None else found
+    return found
+
+
+def _probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be >= 0 and <= 1, got {value}")
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+    return value
