@@ -50,7 +50,12 @@ class CompletionStream:
             None
             if tokenizer is None
             else Detokenizer(
-                tokenizer, request.params.stop, request.params.min_tokens, request.token_ids
+                tokenizer,
+                request.params.stop,
+                request.params.min_tokens,
+                request.token_ids,
+                request.params.skip_special_tokens,
+                request.params.include_stop_str_in_output,
             )
         )
         self._tokens_delivered = self._pieces_delivered = 0
@@ -85,8 +90,9 @@ class CompletionStream:
             if reason != "stop" and request.is_complete_with(token_ids[:kept]):
                 reason = "stop"
             if watches_text:
-                # A token that ends the text by its id is not part of it.
-                new = [] if reason == "stop" else [token_id]
+                # A token that ends the text by its id is not part of it, unless that is asked for.
+                with_last = reason != "stop" or request.params.include_stop_str_in_output
+                new = [token_id] if with_last else []
                 text = self.detokenizer.after(new, bool(reason), text)
                 reason = "stop" if text.stopped else reason
             if reason is not None:
@@ -147,6 +153,7 @@ class CompletionStream:
             None if request.logprobs is None else request.logprobs[start:],
             request.finish_reason,
             self._drafted(start),
+            self._draft_spans(),
         )
 
     def mark_delivered(self) -> None:
@@ -175,14 +182,34 @@ class CompletionStream:
         flags = [first + i in request.drafted for i in range(start, request.num_output_tokens)]
         return flags if any(flags) else None
 
+    def _draft_spans(self) -> list[tuple[int, int]] | None:
+        """Parts of the text since `mark_delivered` that are accepted drafts; None if there are none."""
+        request, detokenizer = self.request, self.detokenizer
+        if detokenizer is None or not request.drafted:
+            return None
+        spans: list[tuple[int, int]] = []
+        first, ends = request.num_prompt_tokens, [0, *detokenizer.piece_ends]
+        position = 0
+        for i in range(self._pieces_delivered, len(detokenizer.pieces)):
+            start, position = position, position + len(detokenizer.pieces[i])
+            if all(first + place in request.drafted for place in range(ends[i], ends[i + 1])):
+                if spans and spans[-1][1] == start:
+                    start = spans.pop()[0]
+                spans.append((start, position))
+        return spans or None
+
     def _pieces(self) -> list[str]:
         """The text of all tokens so far, in pieces: decodes those that have not been."""
         detokenizer, request = self.detokenizer, self.request
         if detokenizer is None:
             return []
-        num_tokens = request.num_output_tokens - request.stopped_by_id
+        num_tokens = request.num_output_tokens
+        if not request.params.include_stop_str_in_output:
+            num_tokens -= request.stopped_by_id
         start = request.num_prompt_tokens + detokenizer.state.num_tokens
         new = request.token_ids[start : request.num_prompt_tokens + num_tokens]
-        if new or (request.finished and not detokenizer.state.finished):
-            detokenizer.feed(new, last=request.finished)
+        for token_id in new:  # one piece per token, so that accepted drafts can be told apart
+            detokenizer.feed([token_id])
+        if request.finished and not detokenizer.state.finished:
+            detokenizer.feed([], last=True)
         return detokenizer.pieces

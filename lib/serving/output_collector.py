@@ -16,11 +16,15 @@ MAX_PENDING = 64
 
 @dataclass
 class Update:
-    """What is new of one prompt of a call. `output` is set with the last update of the prompt."""
+    """What is new of one prompt of a call. `output` is set with the last update of the prompt.
+
+    prompt_logprobs: as RequestOutput has them, with each update; None unless asked for.
+    """
 
     position: int  # of the prompt in the call
     chunks: list[Chunk]
     output: RequestOutput | None
+    prompt_logprobs: list[dict[int, float] | None] | None = None
 
 
 class OutputCollector:
@@ -66,7 +70,8 @@ def _merge(updates: Sequence[Update]) -> Update:
         for chunk in update.chunks:
             by_index.setdefault(chunk.index, []).append(chunk)
     last = updates[-1]
-    return Update(last.position, [_join(chunks) for chunks in by_index.values()], last.output)
+    joined = [_join(chunks) for chunks in by_index.values()]
+    return Update(last.position, joined, last.output, last.prompt_logprobs)
 
 
 def _join(chunks: Sequence[Chunk]) -> Chunk:
@@ -84,4 +89,13 @@ def _join(chunks: Sequence[Chunk]) -> Chunk:
         token_ids=[i for chunk in chunks for i in chunk.token_ids],
         logprobs=logprobs,
         drafted=drafted,
+        draft_spans=_join_spans(chunks),
     )
+
+
+def _join_spans(chunks: Sequence[Chunk]) -> list[tuple[int, int]] | None:
+    spans, before = [], 0
+    for chunk in chunks:
+        spans += [(before + start, before + end) for start, end in chunk.draft_spans or []]
+        before += len(chunk.text)
+    return spans or None
