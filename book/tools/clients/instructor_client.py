@@ -1,0 +1,50 @@
+"""instructor against a server: `python instructor_client.py URL MODEL`."""
+
+import sys
+from typing import Literal
+
+import instructor
+import openai
+from pydantic import BaseModel
+
+url, model = sys.argv[1:3]
+
+
+class City(BaseModel):
+    name: Literal["Paris", "Rome"]
+    large: bool
+
+
+class Trip(BaseModel):
+    first: City
+    second: City
+
+
+done = []
+for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA):
+    ai = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=120)
+    client = instructor.from_openai(ai, mode=mode)
+    # JSON asks for any JSON object and hopes: a small model needs the schema to hold.
+    if mode is instructor.Mode.JSON:
+        try:
+            client.chat.completions.create(
+                model=model,
+                response_model=City,
+                max_retries=1,
+                max_tokens=60,
+                messages=[{"role": "user", "content": "Which city?"}],
+            )
+        except instructor.exceptions.InstructorRetryException as error:
+            # What the model wrote did not fit. What the server refused would be another error.
+            assert "400" not in str(error), error
+    else:
+        trip = client.chat.completions.create(
+            model=model,
+            response_model=Trip,
+            max_retries=1,
+            max_tokens=300,
+            messages=[{"role": "user", "content": "Plan a trip to two cities."}],
+        )
+        assert isinstance(trip, Trip)
+    done.append(mode.name)
+print(", ".join(done))
