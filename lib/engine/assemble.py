@@ -104,7 +104,7 @@ def assemble(
             model, options, max_model_len, device, dtype, beside
         )
         kv_cache = _allocate(config, num_blocks, block_size, dtype, device)
-        manager = _manager(options, kv_cache, options.enable_prefix_caching)
+        manager = _manager(options, kv_cache)
         attention = _cached_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
@@ -219,7 +219,7 @@ def _proposer(
     attention = _cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),
-        _manager(options, own, False),
+        _manager(options, own),
         own,
         draft.config.max_position_embeddings,
         budget,
@@ -228,10 +228,10 @@ def _proposer(
     )
 
 
-def _manager(options: EngineOptions, kv_cache: KVCache, keeps_prefixes: bool) -> CacheManager:
+def _manager(options: EngineOptions, kv_cache: KVCache) -> CacheManager:
     if options.kv_cache == "contiguous":
         return SlotManager(kv_cache.num_blocks, kv_cache.block_size)
-    paged = PrefixCachingBlockManager if keeps_prefixes else BlockManager
+    paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
     return paged(kv_cache.num_blocks, kv_cache.block_size)
 
 

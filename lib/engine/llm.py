@@ -180,6 +180,8 @@ class LLM:
         with self._one_thread:
             try:
                 self.manager.forget_cached()
+                if self.drafter is not None:
+                    self.drafter.forget_cached()
             except BaseException:  # interrupted
                 self._restart()
                 raise

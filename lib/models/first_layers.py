@@ -6,6 +6,8 @@ import copy
 
 from torch import nn
 
+from lib.models.packed import PackedLinear
+
 
 def first_layers(model: nn.Module, num_layers: int) -> nn.Module:
     """`model` without its blocks from `num_layers` on; called in the same way. All weights are shared.
@@ -30,4 +32,6 @@ def bytes_per_pass(model: nn.Module) -> int:
     """Bytes of weights that one pass reads whatever its number of tokens: blocks and head."""
     parts = (model.blocks, model.lm_head)
     tensors = [x for part in parts for x in (*part.parameters(), *part.buffers())]
-    return sum(x.nbytes for x in tensors)
+    # A packed weight is neither a parameter nor a buffer.
+    packed = [x for part in parts for x in part.modules() if isinstance(x, PackedLinear)]
+    return sum(x.nbytes for x in tensors) + sum(x.weight_bytes for x in packed)

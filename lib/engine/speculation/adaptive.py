@@ -152,7 +152,8 @@ class AdaptiveLength:
         is_decode = all(item.num_tokens == 1 for item in scheduled)
         verify, without = self.cost.verify, self.cost.decode if is_decode else self.cost.verify
         decode = self.cost.decode(given)
-        # Chunks of prompts are computed with drafts or without: they count as a place on the curve, not as time.
+        # Chunks of prompts are computed with drafts or without: they count as a place on the
+        # curve, not as time.
         seconds = decode - without(num_tokens) + verify(num_tokens + np.arange(1, len(tokens) + 1))
         speed = expected / (seconds + passes * self.cost_coefficient * verify(given))
         n = int(speed.argmax())

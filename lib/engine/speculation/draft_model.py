@@ -21,9 +21,9 @@ class DraftModelProposer:
     """Drafts with a model that has a cache of its own, `kv_cache`, booked by its own `manager`.
 
     The cache follows the request: `propose` computes the tokens that it lacks, in the pass that
-    drafts the first token. These are one or two after a verified draft, and the whole sequence
-    when a request begins to draft or was preempted. A request that the cache has no room for gets
-    no draft and holds nothing. `cost_coefficient`: see `Proposer`. `max_model_len`: positions that
+    drafts the first token. These are one or two after a verified draft; when a request begins to
+    draft or was preempted, they are all that a prefix cache of the draft model's does not hold.
+    A request that the cache has no room for gets no draft and holds nothing. `cost_coefficient`: see `Proposer`. `max_model_len`: positions that
     the model knows.
     """
 
@@ -68,6 +68,9 @@ class DraftModelProposer:
             self.manager.free(sequence)
             del self._sequences[request]
 
+    def forget_cached(self) -> None:
+        self.manager.forget_cached()
+
     def reset(self) -> None:
         """Forget all requests: the cache is empty."""
         self._sequences.clear()
@@ -96,6 +99,13 @@ class DraftModelProposer:
             return 0
         sequence.follow_request()
         limit = min(limit, self._longest - sequence.num_tokens + 1)
+        if sequence.block_ids:
+            self.manager.publish(sequence)  # of drafts nothing: there are none now
+        else:
+            num_cached = self.manager.admit(sequence) if limit > 0 else None
+            if num_cached is None:
+                return 0
+            sequence.num_computed_tokens = num_cached
         while limit > 0 and not self.manager.allocate(sequence, sequence.num_tokens + limit - 1):
             limit -= 1
         if limit <= 0:

@@ -49,8 +49,8 @@ class Drafter:
         drafts = self.proposer.propose(requests, [limits[i] for i in places])
         work = list(scheduled)
         for i, request, draft in zip(places, requests, drafts, strict=True):
-            # Sampled drafts keep tokens that will be rejected: what replaces one is drawn from another distribution
-            # than where there was no draft.
+            # Sampled drafts keep tokens that will be rejected: what replaces one is drawn from
+            # another distribution than where there was no draft.
             skip_forbidden = draft.probs is None
             draft = draft.first(num_possible(request, draft.token_ids, skip_forbidden))
             num_drafts = len(draft.token_ids)
@@ -70,6 +70,10 @@ class Drafter:
         self.proposer.free(request)
         if self.adaptive is not None:
             self.adaptive.free(request)
+
+    def forget_cached(self) -> None:
+        """Forget what a draft model's prefix cache holds of requests that have ended."""
+        self.proposer.forget_cached()
 
     def reset(self) -> None:
         """Forget all requests, after a step that was interrupted."""

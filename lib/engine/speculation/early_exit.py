@@ -71,6 +71,9 @@ class EarlyExitProposer:
     def free(self, request: Request) -> None:
         """Nothing is kept."""
 
+    def forget_cached(self) -> None:
+        """Nothing is kept."""
+
     def reset(self) -> None:
         """Nothing is kept."""
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import SamplingParams
+from lib.cache.block_manager import BlockManager
 from tests.engine.test_engine_properties import jobs, run
 from tests.engine.test_interrupts import run as run_interrupted
 from tests.engine.test_structured_outputs import KINDS as STRUCTURED
@@ -216,20 +217,19 @@ def test_an_interrupt_at_any_line_changes_no_answer(texty, kind):
         assert run_interrupted(texty, options, at)[0] == expected, f"interrupted at {lines[at]}"
 
 
-def test_a_draft_model_whose_cache_is_full_leaves_the_others_alone(tiny, drafting):
-    """With a prefix that the model's cache shares and the draft model's does not, some drafts are missing."""
+def test_a_full_draft_cache_leaves_requests_without_drafts(tiny, drafting):
+    """The draft model's cache holds one of these sequences: the others get single tokens until it ends."""
     llama = tiny["llama"]
-    engine = llama.engine(
-        speculative_config=drafting("itself", "llama", 3), num_blocks=16, block_size=4,
-        max_num_seqs=6,
-    )  # fmt: skip
-    prompts = [[*prompt_of(24, 1), 3 + i] for i in range(6)]
-    greedy = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+    engine = llama.engine(speculative_config=drafting("itself", "llama", 3), block_size=4)
+    engine.drafter.proposer.manager = BlockManager(12, 4)
+    prompts = [prompt_of(24, i) for i in range(4)]
+    greedy = SamplingParams(max_tokens=9, temperature=0, ignore_eos=True)
     outputs = engine.generate(prompts, greedy)
-    assert [o.token_ids for o in outputs] == [llama.greedy(p, 5) for p in prompts]
-    # The last request comes late to a cache with 15 blocks, of which each takes seven or more.
-    assert engine.stats()["preemptions"] == 0
-    assert engine.stats()["draft_tokens"] < 6 * 3
+    assert [o.token_ids for o in outputs] == [llama.greedy(p, 9) for p in prompts]
+    drafted = [o.metrics.num_draft_tokens for o in outputs]
+    assert drafted[0] == 6, "two steps of three drafts and one that has only one token to give"
+    assert drafted == sorted(drafted, reverse=True) and drafted[1] < 6 > 2 * drafted[3]
+    assert engine.stats()["accepted_tokens"] == sum(drafted)
     check_empty(engine)
 
 
