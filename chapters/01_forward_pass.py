@@ -67,7 +67,7 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
 from lib.bench.findings import ch01_forward_pass as words
-from lib.bench.findings import realistic_prompt
+from lib.bench.findings import realistic_prompt, vllm_single
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts
@@ -89,6 +89,7 @@ from lib.bench.notebook.style import caution
 from lib.bench.peers.hf import hf_generate
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.records.files import read_records, reference
+from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.record import Record
 from lib.bench.scale import pick
 from lib.core.batch import Batch
@@ -671,8 +672,8 @@ gate.repeats([*ours, *theirs])
 gate.machine(roofline, experiments.roofline)
 by_prompt = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Time of one new token against the length of the prompt, without a cache. The bound is the larger of bytes over bandwidth and operations over rate; in addition, the products of one pass, timed alone. Dashed: the published run (another engine, GPT-2, float32, A100)."}}
-published = reference()
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Time of one new token against the length of the prompt, without a cache. The bound is the larger of bytes over bandwidth and operations over rate; in addition, the products of one pass, timed alone. Short dashes: the published run (another engine, GPT-2, float32, A100). Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
+published, vllm = reference(), published_vllm()
 p = published["latency_by_prompt_50_new_tokens"]
 drawn = by_prompt["token_time_by_prompt"]
 names = {
@@ -685,7 +686,8 @@ fig, ax = figure()
 lines(
     ax,
     x=drawn["prompt"],
-    y={name: drawn[c] for name, c in names.items() if c in drawn},
+    y={name: drawn[c] for name, c in names.items() if c in drawn}
+    | {"vLLM": [None] * len(drawn["prompt"])},
     label=by_prompt.label,
     recorded=recorded_lines(
         read_records("01", others_only=True),
@@ -697,7 +699,11 @@ lines(
         published.label: (
             p["prompt"],
             {"this engine": [1e3 * s / 50 for s in p["no_cache_s"]]},
-        )
+        ),
+        vllm.label: (
+            vllm.gpt2.prompt,
+            {"vLLM": [1e3 * s for s in vllm.gpt2.step_seconds()]},
+        ),
     },
 )
 ax.set(xlabel="prompt (tokens)", ylabel="time of a new token (ms)")
@@ -708,6 +714,7 @@ show(fig, "01_latency_by_prompt")
 
 # %% tags=["remove-input"]
 glue_all(words.latency(by_prompt))
+glue_all(vllm_single.by_prompt(published, vllm))
 record.headline(
     "speed over transformers, no cache, batch 1, shortest prompt",
     theirs[0].median / ours[0].median,
@@ -721,6 +728,9 @@ record.headline(
 # what it is, a limit; the time of the products alone is a second prediction, and the table at the end judges both.
 #
 # {glue:text}`transformers_finding`
+#
+# The line of vLLM {cite}`kwon2023pagedattention` shows where this book is going: a cache (chapter 2) and fewer launches
+# (chapter 8). {glue:text}`vllm_prompt_finding`
 #
 # The second prediction was about long answers.
 
@@ -794,14 +804,18 @@ gate.repeats(generated)
 gate.machine(roofline, experiments.roofline)
 by_length = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-throughput", "caption": "Throughput against the number of generated tokens, without a cache, with the bound for this machine and the published run."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-throughput", "caption": "Throughput against the number of generated tokens, without a cache, with the bound for this machine. Short dashes: the published run. Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
 p = published["no_cache_sweep"]
 drawn = by_length["throughput_by_generated"]
 fig, ax = figure()
 lines(
     ax,
     x=drawn["generated"],
-    y={"no cache": drawn["no_cache"], "bound": drawn["bound"]},
+    y={
+        "no cache": drawn["no_cache"],
+        "bound": drawn["bound"],
+        "vLLM": [None] * len(drawn["generated"]),
+    },
     label=by_length.label,
     recorded=recorded_lines(
         read_records("01", others_only=True),
@@ -809,7 +823,10 @@ lines(
         x="generated",
         y={"no cache": "no_cache"},
     ),
-    reference={published.label: (p["new_tokens"], {"no cache": p["tok_s"]})},
+    reference={
+        published.label: (p["new_tokens"], {"no cache": p["tok_s"]}),
+        vllm.label: (vllm.generated, {"vLLM": vllm.generated_tok_s}),
+    },
 )
 ax.set(xlabel="generated tokens", ylabel="tokens per second")
 log10_axis(ax, "x")
@@ -837,6 +854,7 @@ show(fig, "01_ceilings")
 # %% tags=["remove-input"]
 glue_all(words.throughput(by_length))
 glue_all(words.published_curve(published["no_cache_sweep"]))
+glue_all(vllm_single.by_generated(vllm))
 record.headline(
     "tokens a second without a cache, longest answer",
     record["throughput_by_generated"]["no_cache"][-1],
@@ -849,6 +867,7 @@ record.headline(
 # {glue:text}`peak_finding`
 #
 # {glue:text}`published_finding` Where launching takes the time, further tokens add none. Chapter 8 returns to that.
+# {glue:text}`vllm_generated_finding` With a cache, a further token does not pay for those before it.
 #
 # A profiler shows what the time is spent on.
 

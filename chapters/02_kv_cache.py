@@ -65,7 +65,13 @@ from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.bench.findings import ch02_kv_cache as words
-from lib.bench.findings import kv_floor, kv_steps, kv_throughput, kv_work
+from lib.bench.findings import (
+    kv_floor,
+    kv_steps,
+    kv_throughput,
+    kv_work,
+    vllm_single,
+)
 from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.values import column, quantity, value
@@ -93,6 +99,7 @@ from lib.bench.notebook.style import caution
 from lib.bench.peers.hf import attempt, hf_generate
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.records.files import read_records, reference
+from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.record import Record
 from lib.bench.scale import pick
 from lib.cache.kv_cache import KVCache
@@ -942,7 +949,7 @@ record.headline(
 
 
 # %%
-published = reference()
+published, vllm = reference(), published_vllm()
 a100 = kv_throughput.published_models(published)["larger"]
 there = published["throughput_by_generated_tokens"]
 there_gains = kv_throughput.published_gains(published)
@@ -967,11 +974,12 @@ table(
     headers=["machine", "generated tokens", "predicted gain", "measured gain"],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this machine. Dashed: the published run, by another engine on an A100."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this machine. Short dashes: the published run, by another engine on an A100. Long dashes: vLLM on the same card; its version and dtype are not stated."}}
 fig, (left, right) = figure(2)
 peers = {"transformers, its cache": drawn["transformers"]}
 if any(drawn["transformers_static"]):
     peers["transformers, static cache"] = drawn["transformers_static"]
+peers["vLLM"] = [None] * len(drawn["generated"])
 lines(
     left,
     x=drawn["generated"],
@@ -994,7 +1002,8 @@ lines(
                 "no cache": there["no_cache_tok_s"],
                 "KV cache": there["kv_cache_tok_s"],
             },
-        )
+        ),
+        vllm.label: (vllm.generated, {"vLLM": vllm.generated_tok_s}),
     },
 )
 left.set(xlabel="generated tokens", ylabel="tokens per second")
@@ -1030,6 +1039,7 @@ show(fig, "02_throughput_by_generated")
 glue_all(kv_throughput.throughput(by_length, by_step))
 glue_all(kv_throughput.published_run(published))
 glue_all(kv_throughput.pays(by_step, published))
+glue_all(vllm_single.with_caches(published, vllm))
 
 # %% [markdown]
 # {glue:text}`rate_finding` {glue:text}`gain_finding` {glue:text}`peer_finding` {glue:text}`busy_finding`
@@ -1043,6 +1053,9 @@ glue_all(kv_throughput.pays(by_step, published))
 # {glue:text}`published_model_finding`
 #
 # {glue:text}`published_floor_finding` {glue:text}`published_emerges_finding`
+#
+# vLLM {cite}`kwon2023pagedattention` ran on the same card. {glue:text}`vllm_cache_finding` {ref}`sec-vllm` in chapter 3
+# works out where that comes from.
 #
 # {glue:text}`pays_finding` Put in general: where arithmetic hides behind the starting of operations, a faster processor moves
 # the gain to longer sequences. A small gain then says that a step waits for its launches, and not that a cache is of no use.
@@ -1111,9 +1124,9 @@ drawn = by_prompt["latency_by_prompt"]
 glue("new_tokens", drawn.params["new_tokens"])
 glue_all(kv_work.latency(by_prompt))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time to answer against the length of the prompt, for the number of new tokens that the text states. Right: the speed with the cache relative to that without. The published run is drawn only where its number of new tokens, 50, is the same."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time to answer against the length of the prompt, for the number of new tokens that the text states. Right: the speed with the cache relative to that without. The published run (short dashes) and vLLM on the same card (long dashes; version and dtype not stated) are drawn only where their number of new tokens, 50, is the same."}}
 seconds = published["latency_by_prompt_50_new_tokens"]
-same_work = drawn.params["new_tokens"] == 50
+same_work = drawn.params["new_tokens"] == vllm.gpt2.new_tokens
 ratio = lambda slow, fast: [a / b for a, b in zip(slow, fast)]  # noqa: E731
 fig, (left, right) = figure(2)
 lines(
@@ -1123,6 +1136,7 @@ lines(
         "no cache": drawn["no_cache"],
         "KV cache": drawn["kv_cache"],
         "transformers, its cache": drawn["transformers_kv_cache"],
+        **({"vLLM": [None] * len(drawn["prompt"])} if same_work else {}),
     },
     label=by_prompt.label,
     recorded=recorded_lines(
@@ -1144,7 +1158,8 @@ lines(
                 "no cache": seconds["no_cache_s"],
                 "KV cache": seconds["kv_cache_s"],
             },
-        )
+        ),
+        vllm.label: (vllm.gpt2.prompt, {"vLLM": vllm.gpt2.seconds}),
     },
 )
 left.set(xlabel="prompt (tokens)", ylabel="time to answer (s)")

@@ -71,7 +71,7 @@ import torch
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
-from lib.bench.findings import batch_sweep
+from lib.bench.findings import batch_sweep, vllm_batches
 from lib.bench.findings import ch03_batching as words
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
@@ -103,6 +103,7 @@ from lib.bench.notebook.style import COLOURS, ON_COLOUR, caution
 from lib.bench.peers.hf import attempt, hf_generate, hf_generate_batch
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.records.files import read_records, reference
+from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.record import Record
 from lib.bench.scale import pick
 from lib.bench.workloads import (
@@ -810,8 +811,8 @@ for name in ("batch_sweep_float32", "batch_sweep_transformers"):
 gate.machine(roofline, experiments.roofline)
 by_batch = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-sweep", "caption": "Throughput (left) and time of a step (right) against the batch size, GPT-2; thin bars: from the lowest to the highest of the turns. Dotted: the bound from bytes and operations, float32. Dashed: the published run (another engine, float32, A100)."}}
-published = reference()
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-sweep", "caption": "Throughput (left) and time of a step (right) against the batch size, GPT-2; thin bars: from the lowest to the highest of the turns. Dotted: the bound from bytes and operations, float32. Short dashes: the published run (another engine, float32, A100). Long dashes: vLLM on the same card; its version, dtype and prompt are not stated."}}
+published, vllm = reference(), published_vllm()
 p, ours = published["batch_sweep"], by_batch["batch_sweep_float32"]
 sizes, peers = ours["batch"], by_batch["batch_sweep_transformers"]
 drawn = {
@@ -838,13 +839,17 @@ for name, column in (
     measured = dict(zip(peers["batch"], peers[column]))
     if any(measured.values()):
         rates[name] = [measured.get(b) for b in sizes]
+rates["vLLM"] = [None] * len(sizes)
 fig, (left, right) = figure(2, height=3.4)
 lines(
     left,
     x=sizes,
     y=rates,
     recorded=recorded,
-    reference={published.label: (p["batch"], {"float32": p["tok_s"]})},
+    reference={
+        published.label: (p["batch"], {"float32": p["tok_s"]}),
+        vllm.label: (vllm.batch, {"vLLM": vllm.batch_tok_s}),
+    },
     label=by_batch.label,
 )
 spread(left, sizes, ours.samples.get("tok_s", []))
@@ -864,7 +869,11 @@ lines(
         published.label: (
             p["batch"],
             {"float32": [1e3 * b / r for b, r in zip(p["batch"], p["tok_s"])]},
-        )
+        ),
+        vllm.label: (
+            vllm.batch,
+            {"vLLM": [1e3 * s for s in vllm.step_seconds()]},
+        ),
     },
     label=by_batch.label,
 )
@@ -884,6 +893,7 @@ show(fig, "03_batch_sweep")
 # %% tags=["remove-input"]
 glue_all(words.sweep(by_batch, packed))
 glue_all(words.published_gain(p))
+glue("vllm_caveat", vllm.caveat)
 mine, peer = record["batch_sweep_float32"], record["batch_sweep_transformers"]
 record.headline(
     f"batch {BATCHES[-1]} over batch 1, GPT-2 float32",
@@ -970,6 +980,48 @@ glue_all(words.published_memory(p, per_token))
 # answer will be. A cache that reserves all 1,024 positions of GPT-2 for each of 512 sequences takes
 # {glue:text}`reserved_512` GB with the weights, by count. {glue:text}`published_memory_finding` Chapter 4 is about that
 # line.
+#
+# (sec-vllm)=
+# ### Another engine on the same card: vLLM
+#
+# Beside its own sweep, the published project has one of vLLM {cite}`kwon2023pagedattention`: the same model, the same card,
+# 50 tokens per sequence. {glue:text}`vllm_caveat` A step is again the whole run over the tokens of an answer.
+
+# %% tags=["remove-input"]
+table(
+    vllm_batches.rows(published, vllm),
+    headers=[
+        "batch",
+        "tokens/s, published engine",
+        "tokens/s, vLLM",
+        "step (ms), published engine",
+        "step (ms), vLLM",
+    ],
+)
+glue_all(vllm_batches.sentences(published, vllm))
+
+# %% [markdown]
+# {glue:text}`vllm_ends_finding` The two results look contradictory, and the published numbers themselves say how far apart
+# their causes are.
+#
+# **At batch 1 the cost per step decides.** {glue:text}`vllm_bytes_finding` {glue:text}`vllm_kernels_finding`
+#
+# **At large batches the cost per sequence decides.** {glue:text}`vllm_sequence_finding` {glue:text}`vllm_lines_finding`
+#
+# **And there is a limit.** {glue:text}`vllm_limit_finding`
+#
+# So much is arithmetic. *What follows is inference*, because neither vLLM's version nor a profile of it was published. A
+# lower cost per step fits an engine that replays a recorded step instead of launching each kernel from Python, which is
+# vLLM's default for decoding and the subject of chapter 8. A higher cost per sequence fits an engine that serves requests:
+# for each of them, in each step, vLLM's scheduler decides, its sampler applies the request's own parameters, its
+# detokenizer extends a text and checks stop conditions. The published sweep runs one fixed batch of equal sequences and
+# needs none of that. So the comparison at batch 512 is one between a loop over tensors and a server, and it would look
+# different if requests arrived and ended at times of their own, as they do in the second half of this chapter.
+#
+# {glue:text}`vllm_noise_finding` Nor does GPT-2 say much about larger models. {glue:text}`vllm_large_model_finding`
+#
+# ```{scoreboard} sec-vllm
+# ```
 #
 # ## The problem with people
 #

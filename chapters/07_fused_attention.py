@@ -67,7 +67,6 @@ import sys
 import tempfile
 import textwrap
 from dataclasses import replace
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -84,6 +83,7 @@ from lib.attention.full import FullAttention
 from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention, gather
 from lib.attention.sdpa import attend, chunk_mask, length_mask
+from lib.attention.triton_config import Gpu, decode_tiles, num_splits
 from lib.bench.findings import ch07_fused_attention as words
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
@@ -826,7 +826,7 @@ else:
 #
 # **Decode.** One query per sequence, and the keys split. A program has one sequence, one K/V head with its group of query
 # heads, and one split of the keys. `length` is the number of the sequence's keys. This is how it finds its share of
-# them, and its queries:
+# them, and its queries. There may be a few more than one, for the reason given below:
 
 # %% tags=["remove-input"]
 if CudaFusedAttention:
@@ -842,9 +842,12 @@ if CudaFusedAttention:
     show_excerpt(triton_decode.decode.fn, "for tile in range", "peak = top")
 
 # %% [markdown]
-# The two branches of `USE_DOT` compute the same. With one or two query heads, most of the 16 rows of `tl.dot` would be
-# padding, and a product with a sum is used instead. At the end a program writes its state, or the output where there
-# is one split. `merge` is {eq}`eq-07-merge` for all splits at once.
+# `tl.dot` multiplies at least 16 rows. A decode step fills only as many of them as a K/V head has query heads, the rest
+# is padding. An earlier version multiplied few rows one by one and summed, to compute nothing for the padding. Its machine
+# code for one row in bfloat16 had four times as many instructions per tile as `tl.dot` has, because the threads have to
+# exchange all partial sums. So now `tl.dot` is always used. The empty rows have a use as well: up to 16 / group queries of a
+# sequence cost no more than one, for example when the drafts of speculative decoding are verified. At the end a program
+# writes its state, or the output where there is one split. `merge` is {eq}`eq-07-merge` for all splits.
 
 # %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show decode and merge"}
 if CudaFusedAttention:
@@ -880,49 +883,59 @@ if CudaFusedAttention:
 # | Kernel | One program is | It reads | It writes |
 # | --- | --- | --- | --- |
 # | `store` | a token | its new key and value, all heads | their slot |
-# | `decode` | a sequence, a K/V head, a split | its share of the head's keys and values, once for the group's queries | a state, or the output where there is one split |
-# | `merge` | a sequence, a query head | the states of all splits | the output |
-# | `varlen` | a tile of queries, a sequence, a query head | all keys that its last query sees | its queries' outputs |
+# | `decode` | a sequence with few queries, a K/V head, a split | its share of the head's keys and values, once for the group's queries | a state, or the output where there is one split |
+# | `merge` | a sequence, a query head, a query | the states of all splits | the output |
+# | `varlen` | a tile of queries of a longer chunk, a sequence, a query head | all keys that its last query sees | its queries' outputs |
 #
-# How many splits? Enough to fill the GPU, and no more, since states have to be written and read again. The number
-# of splits follows from the batch's shape alone and never from the lengths, which only the device needs to know. So a captured
-# CUDA graph can replay the launch for other lengths. For a GPU with 108 multiprocessors, four programs on each:
+# How many splits? Enough to fill the GPU, and no more, since states have to be written and read again. All programs that
+# run at the same time are a *wave*. A launch of one wave and a few programs more takes as long as two waves, so the number
+# of splits is chosen such that the last wave is nearly full. It follows from the batch's shape alone and never from the
+# lengths, which only the device needs to know. So a captured CUDA graph can replay the launch for other lengths.
+
+# %% tags=["remove-input"]
+show_source(num_splits)
+
+# %% [markdown]
+# For a GPU with 108 multiprocessors:
 
 # %%
-if CudaFusedAttention:
-    rows = []
-    for batch_size, context in (
-        (1, 512),
-        (1, 8192),
-        (16, 8192),
-        (64, 8192),
-        (512, 8192),
-    ):
-        shape = SimpleNamespace(
-            query_lens=[1] * batch_size,
-            block_size=BLOCK,
-            block_table=torch.empty(batch_size, context // BLOCK),
-        )
-        splits = CudaFusedAttention.splits(
-            SimpleNamespace(programs=4 * 108, kv_heads=config.num_kv_heads),
-            shape,
-        )
-        rows.append(
-            [
-                batch_size,
-                context,
-                splits,
-                f"{batch_size * config.num_kv_heads * splits:,}",
-            ]
-        )
-    table(
-        rows,
-        headers=["batch", "longest possible context", "splits", "programs"],
+a100 = Gpu(capability=80, processors=108)
+tiles = decode_tiles(a100, torch.bfloat16, config.head_dim)
+wave = a100.processors * tiles.programs_per_sm
+rows = []
+for batch_size, context in (
+    (1, 512),
+    (1, 8192),
+    (16, 8192),
+    (64, 8192),
+    (512, 8192),
+):
+    units = batch_size * config.num_kv_heads
+    splits = num_splits(
+        a100, tiles.programs_per_sm, units, longest=context // tiles.keys
     )
+    waves = units * splits / wave
+    filled = waves / math.ceil(waves)
+    rows.append(
+        [batch_size, context, splits, f"{units * splits:,}", f"{filled:.0%}"]
+    )
+
+# %% tags=["remove-input"]
+table(
+    rows,
+    headers=[
+        "batch",
+        "longest possible context",
+        "splits",
+        "programs",
+        "of the waves' places",
+    ],
+)
 
 # %% [markdown]
 # Without splitting, a batch of one would start as many programs as the model has K/V heads and leave most of the GPU
-# idle. With large batches there is enough work, and one split per sequence.
+# idle. A sequence cannot be split into more parts than it has tiles of keys, so a batch of one with a short context still does
+# not fill the GPU. With large batches there is enough work, and one split per sequence.
 #
 # ### `attention="auto"`
 #

@@ -908,6 +908,7 @@ glue_all(words.bound_and_count(whole_step))
 glue_all(words.by_kind(whole_step))
 glue_all(words.model(whole_step))
 glue_all(words.realistic(whole_step))
+glue_all(words.beside_vllm())
 
 # %% [markdown]
 # {glue:text}`best_finding`
@@ -1392,6 +1393,9 @@ pool = None
 # and 3.35 TB/s, as NVIDIA's data sheet says, not as measured. Bytes and operations come from the functions of this
 # chapter. The host's part is an estimate: this chapter's operators per layer, an assumed 5 µs to launch each on a GPU,
 # and Python's time per layer as the profile above has it. {glue:text}`realistic_finding`
+#
+# Published runs of vLLM on an A100 ({ref}`sec-vllm`) show both cases with one engine. {glue:text}`vllm_host_finding`
+# {glue:text}`vllm_hidden_finding` {glue:text}`vllm_caveat_finding`
 #
 # ## The predictions and what became of them
 

@@ -136,16 +136,16 @@ def in_float64(cache: KVCache, layer: int, batch: Batch, q: torch.Tensor) -> tor
     return torch.cat(rows)
 
 
-def triton_attention(programs: int):
-    """CudaFusedAttention with splits for a GPU that runs `programs`."""
+def triton_attention(splits: int, capability: int = 90):
+    """CudaFusedAttention that splits every sequence's keys into `splits` parts, with the tiles of a GPU of `capability`."""
     from lib.attention.fused_cuda import CudaFusedAttention
+    from lib.attention.triton_config import Gpu
 
-    def build(cache: KVCache):
-        attention = CudaFusedAttention(cache)
-        attention.programs = programs
-        return attention
+    class WithSplits(CudaFusedAttention):
+        def splits(self, batch, tiles) -> int:
+            return splits
 
-    return build
+    return lambda cache: WithSplits(cache, Gpu(capability, processors=1))
 
 
 def interpreted() -> None:
@@ -157,19 +157,30 @@ def interpreted() -> None:
 
     torch.empty = not_zero
     decode = [(1, 0), (1, 40), (1, 200)]
+    # Up to 16 query rows a K/V head go to decode: a decoded token beside 2 to 17 tokens to verify, and longer chunks.
+    verify = [(1, 70), (2, 63), (5, 0), (6, 130), (16, 20), (17, 33)]
     for dtype, tolerance in (
         (torch.float32, 2e-6),
         (torch.float16, 2e-3),
     ):  # NumPy, and so the interpreter, lacks bfloat16
-        for programs, work, heads, kv_heads, size, block_size in (
-            (1, decode, 2, 2, 16, 16),
-            (50, decode, 3, 1, 64, 16),
-            (50, decode, 8, 1, 20, 32),
-            (50, [(1, 0), (5, 40), (1, 100), (20, 0)], 3, 1, 16, 17),
-            (1, [(33, 0), (70, 30)], 2, 2, 16, 16),
+        for capability, splits, work, heads, kv_heads, size, block_size in (
+            (90, 1, decode, 2, 2, 16, 16),
+            (75, 16, decode, 3, 1, 64, 16),
+            (90, 18, decode, 8, 1, 20, 32),
+            (75, 3, [(1, 0), (5, 40), (1, 100), (20, 0)], 3, 1, 16, 17),
+            (90, 1, [(33, 0), (70, 30)], 2, 2, 16, 16),
+            (90, 1, verify, 3, 1, 16, 16),
+            (75, 2, verify, 2, 2, 16, 17),
+            (90, 5, verify, 8, 2, 64, 16),
         ):
             out, expected = compare(
-                triton_attention(programs), work, heads, kv_heads, size, block_size, dtype
+                triton_attention(splits, capability),
+                work,
+                heads,
+                kv_heads,
+                size,
+                block_size,
+                dtype,
             )
             torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
     print("interpreted: ok")

@@ -18,6 +18,15 @@ class Script:
     def add_drafts(self, scheduled):
         return [self._with_drafts(item) for item in scheduled]
 
+    def free(self, request):
+        """Nothing is kept per request."""
+
+    def reset(self):
+        """Nothing is kept per request."""
+
+    def check_integrity(self, unfinished):
+        """Nothing is kept per request."""
+
     def _with_drafts(self, item):
         request, manager = item.request, self.engine.manager
         if not item.completes or item.num_tokens > 1 or not request.allows_drafts:

@@ -1,7 +1,7 @@
 """Published claims beside recorded runs: the claim, the recorded value, and the verdict.
 
-`python -m book.scoreboard` prints it; the book's scoreboard page shows it. The claims are here, their rules in `rules`
-and `paging`.
+`python -m book.scoreboard` prints it; the book's scoreboard page shows it. The claims are here, their rules in `rules`,
+`paging` and `peers`.
 
 Introduced in chapter 6.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from book.scoreboard import paging, rules
+from book.scoreboard import paging, peers, rules
 from book.scoreboard.outcomes import Claim, Outcome, Records, card_name, verdict_of
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import Reference, Run, read_records, reference
@@ -101,7 +101,7 @@ class Row:
 
 
 def claims(published: Reference) -> list[Claim]:
-    """All published claims, in their order: the headline table, the findings, the failures.
+    """All published claims, in their order: the headline table, the findings, the failures, vLLM beside the engine.
 
     Raises ValueError where there are more or fewer findings or failures than rules.
     """
@@ -144,7 +144,7 @@ def claims(published: Reference) -> list[Claim]:
                 *rule,
             )
         )
-    return found
+    return found + peers.claims(published)
 
 
 def recorded_hardware(folder: Path | str | None = None) -> dict[str, Records]:

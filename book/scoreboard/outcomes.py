@@ -49,7 +49,7 @@ class Outcome:
 class Claim:
     """A published figure or sentence. `judge` returns None where the records lack what it needs.
 
-    kind: "headline", "finding" or "failure". published: the figure, or a failure's cause; empty where the text has it.
+    kind: "headline", "finding", "failure" or "peer". published: the figure, or a failure's cause; empty where the text has it.
     section: the label of the section that treats it. why: one sentence. count: the outcome of counting, which needs no
     record and is the same on every machine; None for what can only be measured.
     """

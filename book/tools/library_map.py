@@ -17,6 +17,8 @@ from lib.bench.records.import_graph import ImportGraph, imported_modules
 
 CHAPTER = re.compile(r"\s*Introduced in chapter (\d+)\.?")
 WIDTH, BOX, HEIGHT, GAP = 960, 400, 66, 34  # of the drawing and its boxes
+# Puts the engine together from parts that build on it: its imports of the engine's subfolders are no arrows.
+COMPOSITION_ROOT = "lib.engine.assemble"
 BESIDE = ("bench", "loadtest")  # the right column; the engine's own packages stand in the left one
 
 
@@ -62,6 +64,8 @@ def packages(root: Path) -> list[Package]:
             known = set(graph.paths)
             for target, _ in imported_modules(tree, module, path.name == "__init__.py", known):
                 folder = graph.paths[target].parent if target in graph.paths else lib
+                if module == COMPOSITION_ROOT and path.parent in folder.parents:
+                    continue
                 imports.add(".".join(folder.relative_to(lib).parts))
         found[name] = Package(name, doc, tuple(files), frozenset(imports & set(folders) - {name}))
     depth: dict[str, int] = {}

@@ -12,50 +12,49 @@ import triton
 from torch import Tensor
 
 from lib.attention import triton_decode, triton_kernel, triton_varlen
+from lib.attention.triton_config import (
+    PARTS,
+    Gpu,
+    Tiles,
+    columns_of,
+    decode_tiles,
+    num_splits,
+    varlen_tiles,
+)
 from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch
-
-_PROGRAMS_PER_PROCESSOR = 4  # resident at once; enough to keep loads in flight
-_MAX_SPLITS = 64
-_TILE = 64  # keys in a tile of decode
 
 
 class CudaFusedAttention:
     """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.core.attention.Attention`.
 
-    Nothing here waits for the device or looks at its numbers.
+    Nothing here waits for the device or looks at its numbers. `gpu` is the cache's device unless another is given.
     """
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, gpu: Gpu | None = None) -> None:
         self.cache = cache
+        self.gpu = gpu or Gpu.of(cache.k.device)
         self.kv_heads, self.size = cache.k.shape[3:]
-        self.columns = max(16, triton.next_power_of_2(self.size))
+        self.columns = columns_of(self.size)
         self.scale = self.size**-0.5 * math.log2(math.e)
-        device = cache.k.device
-        processors = (
-            torch.cuda.get_device_properties(device).multi_processor_count
-            if device.type == "cuda"
-            else 2
-        )
-        self.programs = processors * _PROGRAMS_PER_PROCESSOR
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         self._store(layer, k, v, batch)
         q, out = _flat_rows(q), torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        longest = max(batch.query_lens)
-        if min(batch.query_lens) == 1:
-            self._decode(layer, q, out, batch)
-        if longest > 1:
-            self._varlen(layer, q, out, batch, longest)
+        tiles = decode_tiles(self.gpu, q.dtype, self.size)
+        most = tiles.rows // (q.shape[1] // self.kv_heads)  # queries that decode takes
+        few = [n for n in batch.query_lens if n <= most]
+        if few:
+            self._decode(layer, q, out, batch, tiles, max(few))
+        if len(few) < len(batch.query_lens):
+            self._varlen(layer, q, out, batch, most)
         return out
 
-    def splits(self, batch: Batch) -> int:
-        """Parts a sequence's keys are split into: a power of two, from the batch's shape alone, never from its lengths."""
-        wanted = self.programs // (len(batch.query_lens) * self.kv_heads)
-        useful = triton.cdiv(
-            batch.block_table.shape[1] * batch.block_size, _TILE
-        )  # tiles of the longest possible
-        return 1 << (max(1, min(wanted, useful, _MAX_SPLITS)).bit_length() - 1)
+    def splits(self, batch: Batch, tiles: Tiles) -> int:
+        """Parts that a sequence's keys are split into, from the batch's shape alone, never from its lengths."""
+        units = len(batch.query_lens) * self.kv_heads
+        longest = triton.cdiv(batch.block_table.shape[1] * batch.block_size, tiles.keys)
+        return num_splits(self.gpu, tiles.programs_per_sm, units, longest)
 
     def _store(self, layer: int, k: Tensor, v: Tensor, batch: Batch) -> None:
         k, v, width = _flat_rows(k), _flat_rows(v), self.kv_heads * self.size
@@ -69,25 +68,32 @@ class CudaFusedAttention:
             v.stride(0),
             WIDTH=width,
             COLUMNS=triton.next_power_of_2(width),
+            enable_fp_fusion=True,
         )
 
-    def _decode(self, layer: int, q: Tensor, out: Tensor, batch: Batch) -> None:
-        rows, heads, splits = len(batch.query_lens), q.shape[1], self.splits(batch)
-        group = heads // self.kv_heads
-        use_dot = group > (4 if q.dtype == torch.float32 else 1)
-        states = torch.empty((2, rows, heads, splits), dtype=torch.float32, device=q.device)
-        accs = torch.empty(
-            (rows, heads, splits, self.size) if splits > 1 else 1,
-            dtype=torch.float32,
-            device=q.device,
-        )
-        triton_decode.decode[(rows, self.kv_heads, splits)](
+    def _decode(
+        self, layer: int, q: Tensor, out: Tensor, batch: Batch, tiles: Tiles, longest: int
+    ) -> None:
+        sequences, heads, splits = len(batch.query_lens), q.shape[1], self.splits(batch, tiles)
+        shape = (sequences, self.kv_heads, splits, tiles.rows) if splits > 1 else (1,)
+        # An allocation for each: parts of one would be aligned differently as `shape` changes, and Triton compiles a
+        # kernel for each alignment of its pointers.
+        peaks, norms = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
+        accs = torch.empty((*shape, self.size), dtype=torch.float32, device=q.device)
+        sizes = {
+            "KV_HEADS": self.kv_heads,
+            "GROUP": heads // self.kv_heads,
+            "SIZE": self.size,
+            "ROWS": tiles.rows,
+            "COLUMNS": self.columns,
+        }
+        triton_decode.decode[(sequences, self.kv_heads, splits)](
             q,
             self.cache.k[layer],
             self.cache.v[layer],
             out,
-            states[0],
-            states[1],
+            peaks,
+            norms,
             accs,
             batch.block_table,
             batch.seq_lens,
@@ -96,37 +102,32 @@ class CudaFusedAttention:
             q.stride(0),
             batch.block_table.stride(0),
             splits,
-            KV_HEADS=self.kv_heads,
-            GROUP=group,
-            SIZE=self.size,
+            **sizes,
             BLOCK_SIZE=self.cache.block_size,
-            ROWS=_rows(group, use_dot),
-            COLUMNS=self.columns,
-            TILE=_TILE if use_dot else _TILE // 2,
-            USE_DOT=use_dot,
-            SPLIT=splits > 1,
-            num_warps=4,
+            TILE=tiles.keys,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+            enable_fp_fusion=True,
         )
         if splits > 1:
-            triton_decode.merge[(rows, heads)](
+            triton_decode.merge[(sequences, heads, longest)](
                 out,
-                states[0],
-                states[1],
+                peaks,
+                norms,
                 accs,
                 batch.query_start_loc,
                 splits,
-                HEADS=heads,
-                SIZE=self.size,
-                SPLITS=splits,
-                COLUMNS=self.columns,
+                **sizes,
+                PARTS=PARTS,
                 num_warps=2,
+                enable_fp_fusion=True,
             )
 
-    def _varlen(self, layer: int, q: Tensor, out: Tensor, batch: Batch, longest: int) -> None:
-        heads = q.shape[1]
-        full = q.dtype == torch.float32  # no tensor cores and twice the bytes: smaller tiles
-        rows = min(32 if full else 64, max(16, triton.next_power_of_2(longest)))
-        triton_varlen.varlen[(triton.cdiv(longest, rows), len(batch.query_lens), heads)](
+    def _varlen(self, layer: int, q: Tensor, out: Tensor, batch: Batch, most: int) -> None:
+        """The sequences with more than `most` queries."""
+        heads, longest = q.shape[1], max(batch.query_lens)
+        tiles = varlen_tiles(self.gpu, q.dtype, self.size)
+        triton_varlen.varlen[(triton.cdiv(longest, tiles.rows), len(batch.query_lens), heads)](
             q,
             self.cache.k[layer],
             self.cache.v[layer],
@@ -141,15 +142,14 @@ class CudaFusedAttention:
             GROUP=heads // self.kv_heads,
             SIZE=self.size,
             BLOCK_SIZE=self.cache.block_size,
-            ROWS=rows,
+            ROWS=tiles.rows,
             COLUMNS=self.columns,
-            TILE=32 if full else 64,
-            num_warps=4 if self.columns <= 64 else 8,
+            TILE=tiles.keys,
+            MOST=most,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+            enable_fp_fusion=True,
         )
-
-
-def _rows(group: int, use_dot: bool) -> int:
-    return max(16 if use_dot else 1, triton.next_power_of_2(group))
 
 
 def _flat_rows(x: Tensor) -> Tensor:

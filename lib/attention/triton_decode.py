@@ -1,7 +1,7 @@
-"""One query a sequence, on CUDA: the sequence's keys are split among programs, whose results a second kernel merges.
+"""A few queries per sequence, on CUDA: the keys are split among programs, whose results a second kernel merges.
 
-With one program a sequence and head, a batch of one would keep a handful of the GPU's processors busy. Splitting the keys
-(flash-decoding, Dao et al. 2023) fills them all: each part has its own running softmax, and states merge.
+With one program per sequence and K/V head, a batch of one would occupy a few of the GPU's processors. Splitting the keys
+(flash-decoding, Dao et al. 2023) occupies all of them: each part has its own running softmax, and states merge.
 Introduced in chapter 7.
 """
 
@@ -13,7 +13,7 @@ import triton.language as tl
 from lib.attention.triton_kernel import rows_of, slots_of
 
 
-@triton.jit(do_not_specialize=["table_stride", "splits"])
+@triton.jit(do_not_specialize=["table", "seq_lens", "query_start_loc", "table_stride", "splits"])
 def decode(
     q,
     keys,
@@ -36,70 +36,65 @@ def decode(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
-    USE_DOT: tl.constexpr,
-    SPLIT: tl.constexpr,
 ):
-    """Program (row, kv head, split): the head's GROUP queries, padded to ROWS, with split's part
-    of the row's keys.
+    """Program (sequence, kv head, split): the head's GROUP query heads of all the sequence's
+    queries, and the split's part of its keys.
 
-    scale: D ** -0.5 * log2(e), since exp2 is what the hardware has. Rows with more than one query
-    are left to `varlen`. Without SPLIT the result goes to out [T, Hq, D], else to peaks, norms
-    [B, Hq, splits] and accs [B, Hq, splits, D].
+    tl.dot multiplies at least 16 rows. One query has only GROUP of them, so up to ROWS // GROUP
+    queries cost no more than one. Sequences with more are left to `varlen`.
+
+    scale: D ** -0.5 * log2(e), since exp2 is what the hardware has. With one split the result goes
+    to out [T, Hq, D], else the state goes to peaks and norms [B, Hkv, splits, ROWS] and to
+    accs [B, Hkv, splits, ROWS, D].
     """
-    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    token = tl.load(query_start_loc + row).to(tl.int64)
-    if tl.load(query_start_loc + row + 1) - token != 1:
+    sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(query_start_loc + sequence).to(tl.int64)
+    num_queries = (tl.load(query_start_loc + sequence + 1) - start).to(tl.int32)
+    if num_queries > ROWS // GROUP:
         return
-    length = tl.load(seq_lens + row)
+    length = tl.load(seq_lens + sequence)
+    # A sliding window would begin at the first tile that the first query sees, here and in varlen.
     tiles = tl.cdiv(length, TILE)
-    share = tl.cdiv(tiles, splits)
-    first = split * share
-    last = tl.minimum(first + share, tiles)
+    first, last = split * tiles // splits, (split + 1) * tiles // splits
 
-    group, columns, offsets = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, TILE)
-    at = (head * GROUP + group)[:, None] * SIZE + columns[None, :]
-    mask = (group[:, None] < GROUP) & (columns[None, :] < SIZE)
-    query = tl.load(q + token * q_stride + at, mask=mask, other=0.0)
-    table_row = table + row.to(tl.int64) * table_stride
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    row, columns, offsets = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, TILE)
+    query_of_row = row // GROUP
+    own_positions = length - num_queries + query_of_row
+    mask = (query_of_row[:, None] < num_queries) & (columns[None, :] < SIZE)
+    at = (head * GROUP + row % GROUP)[:, None] * SIZE + columns[None, :]
+    tokens = start + query_of_row[:, None]
+    query = tl.load(q + tokens * q_stride + at, mask=mask, other=0.0)
+    table_row = table + sequence.to(tl.int64) * table_stride
+    peak = tl.full([ROWS], -1e30, tl.float32)  # finite: a row may see no key of its first tile
     norm = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     for tile in range(first, last):
         positions = tile * TILE + offsets
-        visible = positions < length
-        slots = slots_of(table_row, positions, visible, BLOCK_SIZE)
-        key = rows_of(keys, slots, head, visible, columns, KV_HEADS, SIZE)
-        value = rows_of(values, slots, head, visible, columns, KV_HEADS, SIZE)
-        if USE_DOT:
-            scores = tl.dot(query, tl.trans(key), input_precision="ieee")
-        else:  # tl.dot's 16 rows for one or two queries would be mostly padding
-            products = query.to(tl.float32)[:, None, :] * key.to(tl.float32)[None, :, :]
-            scores = tl.sum(products, axis=2)
-        scores = tl.where(visible[None, :], scores * scale, float("-inf"))
+        slots = slots_of(table_row, positions, positions < length, BLOCK_SIZE)
+        key = rows_of(keys, slots, head, positions < length, columns, KV_HEADS, SIZE)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        visible = positions[None, :] <= own_positions[:, None]
+        scores = tl.where(visible, scores, float("-inf"))
         top = tl.maximum(peak, tl.max(scores, axis=1))
         p = tl.exp2(scores - top[:, None])
         shrink = tl.exp2(peak - top)
         norm = norm * shrink + tl.sum(p, axis=1)
-        acc = acc * shrink[:, None]
-        if USE_DOT:
-            acc += tl.dot(p.to(value.dtype), value, input_precision="ieee")
-        else:
-            acc += tl.sum(p[:, :, None] * value.to(tl.float32)[None, :, :], axis=1)
+        value = rows_of(values, slots, head, positions < length, columns, KV_HEADS, SIZE)
+        acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
         peak = top
 
-    if SPLIT:
-        heads = (row.to(tl.int64) * KV_HEADS + head) * GROUP + group
-        state = heads * splits + split
-        tl.store(peaks + state, peak, mask=group < GROUP)
-        tl.store(norms + state, norm, mask=group < GROUP)
-        tl.store(accs + state[:, None] * SIZE + columns[None, :], acc, mask=mask)
-    else:
+    if splits == 1:
         norm = tl.where(norm > 0, norm, 1.0)  # padding of a captured graph may have no keys
         result = (acc / norm[:, None]).to(out.dtype.element_ty)
-        tl.store(out + token * (KV_HEADS * GROUP * SIZE) + at, result, mask=mask)
+        tl.store(out + tokens * (KV_HEADS * GROUP * SIZE) + at, result, mask=mask)
+    else:
+        state = ((sequence.to(tl.int64) * KV_HEADS + head) * splits + split) * ROWS + row
+        tl.store(peaks + state, peak, mask=query_of_row < num_queries)
+        tl.store(norms + state, norm, mask=query_of_row < num_queries)
+        tl.store(accs + state[:, None] * SIZE + columns[None, :], acc, mask=mask)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["query_start_loc", "splits"])
 def merge(
     out,
     peaks,
@@ -107,25 +102,39 @@ def merge(
     accs,
     query_start_loc,
     splits,
-    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
     SIZE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Program (row, query head): the states of its `splits` parts, padded to SPLITS, to out
-    [T, Hq, D]."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    token = tl.load(query_start_loc + row).to(tl.int64)
-    if tl.load(query_start_loc + row + 1) - token != 1:
+    """Program (sequence, query head, query): the states of its `splits` parts, PARTS at a time, to
+    out [T, Hq, D]."""
+    sequence, head, query = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(query_start_loc + sequence).to(tl.int64)
+    num_queries = tl.load(query_start_loc + sequence + 1) - start
+    if (num_queries > ROWS // GROUP) | (query >= num_queries):
         return
-    split, columns = tl.arange(0, SPLITS), tl.arange(0, COLUMNS)
-    state = (row.to(tl.int64) * HEADS + head) * splits + split
-    peak = tl.load(peaks + state, mask=split < splits, other=float("-inf"))
-    top = tl.maximum(tl.max(peak, axis=0), -1e30)
-    weight = tl.exp2(peak - top)  # 0 for a part without keys
-    norm = tl.sum(weight * tl.load(norms + state, mask=split < splits, other=0.0), axis=0)
-    mask = (split[:, None] < splits) & (columns[None, :] < SIZE)
-    acc = tl.load(accs + state[:, None] * SIZE + columns[None, :], mask=mask, other=0.0)
-    result = tl.sum(weight[:, None] * acc, axis=0) / tl.where(norm > 0, norm, 1.0)
-    at = (token * HEADS + head) * SIZE + columns
+    columns = tl.arange(0, COLUMNS)
+    states = (sequence.to(tl.int64) * KV_HEADS + head // GROUP) * splits
+    row = query * GROUP + head % GROUP
+    top = -1e30
+    norm = 0.0
+    acc = tl.zeros([COLUMNS], tl.float32)
+    for first in range(0, splits, PARTS):
+        part = first + tl.arange(0, PARTS)
+        state = (states + part) * ROWS + row
+        peak = tl.load(peaks + state, mask=part < splits, other=-1e30)
+        higher = tl.maximum(top, tl.max(peak, axis=0))
+        weight = tl.exp2(peak - higher)
+        shrink = tl.exp2(top - higher)
+        part_norm = tl.load(norms + state, mask=part < splits, other=0.0)  # 0: a part without keys
+        norm = norm * shrink + tl.sum(weight * part_norm, axis=0)
+        mask = (part[:, None] < splits) & (columns[None, :] < SIZE)
+        part_acc = tl.load(accs + state[:, None] * SIZE + columns[None, :], mask=mask, other=0.0)
+        acc = acc * shrink + tl.sum(weight[:, None] * part_acc, axis=0)
+        top = higher
+    result = acc / tl.where(norm > 0, norm, 1.0)  # 0 where a captured graph's padding has no keys
+    at = ((start + query) * KV_HEADS * GROUP + head) * SIZE + columns
     tl.store(out + at, result.to(out.dtype.element_ty), mask=columns < SIZE)

@@ -26,7 +26,7 @@ def rows_of(cache, slots, head, visible, columns, KV_HEADS: tl.constexpr, SIZE: 
     return tl.load(cache + at, mask=visible[:, None] & (columns[None, :] < SIZE), other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slot_mapping"])
 def store(
     k, v, keys, values, slot_mapping, k_stride, v_stride, WIDTH: tl.constexpr, COLUMNS: tl.constexpr
 ):

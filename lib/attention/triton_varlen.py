@@ -11,7 +11,7 @@ import triton.language as tl
 from lib.attention.triton_kernel import rows_of, slots_of
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table", "seq_lens", "query_start_loc", "table_stride"])
 def varlen(
     q,
     keys,
@@ -30,16 +30,17 @@ def varlen(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
+    MOST: tl.constexpr,
 ):
     """Program (query tile, row, query head): ROWS queries of the row with the keys up to the last
     query's position.
 
-    Rows with one query are left to `decode`; tiles beyond the row's queries end at once.
+    Rows with at most MOST queries are left to `decode`; tiles beyond the row's queries end at once.
     """
     query_tile, row, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(query_start_loc + row).to(tl.int64)
     num_queries = (tl.load(query_start_loc + row + 1) - start).to(tl.int32)
-    if (num_queries == 1) | (query_tile * ROWS >= num_queries):
+    if (num_queries <= MOST) | (query_tile * ROWS >= num_queries):
         return
     length = tl.load(seq_lens + row)
     queries = query_tile * ROWS + tl.arange(0, ROWS)

@@ -70,17 +70,13 @@ class BlockManager:
             self.ref_counts[block] += 1
         request.block_ids = list(block_ids)
 
+    def trim(self, request: Request, num_tokens: int) -> None:
+        """Give back the blocks beyond those of the first `num_tokens` tokens, as after rejected drafts."""
+        self._drop(request, self.blocks_needed(num_tokens))
+
     def free(self, request: Request) -> None:
         """Drop the request's references; blocks without references become free."""
-        # Last block first: of shared prefixes, the least shareable are reused soonest.
-        for block in reversed(request.block_ids):
-            if self.ref_counts[block] < 1:
-                name = request.request_id
-                raise RuntimeError(f"block {block} of request {name} is freed twice")
-            self.ref_counts[block] -= 1
-            if self.ref_counts[block] == 0:
-                self._give_back(block)
-        request.block_ids = []
+        self._drop(request, 0)
 
     def admit(self, request: Request) -> int | None:
         """Make room for all tokens that the request has: 0 of them are in the cache. None if there is none."""
@@ -114,6 +110,17 @@ class BlockManager:
                 f"{len(held)} blocks held and {free.total()} free are not the {self.num_blocks} there "
                 f"are: held {sorted(held)}, free {sorted(free.elements())}"
             )
+
+    def _drop(self, request: Request, num_kept: int) -> None:
+        # Last block first: of shared prefixes, the least shareable are reused soonest.
+        for block in reversed(request.block_ids[num_kept:]):
+            if self.ref_counts[block] < 1:
+                name = request.request_id
+                raise RuntimeError(f"block {block} of request {name} is freed twice")
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                self._give_back(block)
+        request.block_ids = request.block_ids[:num_kept]
 
     def _take(self) -> int:
         return self._free.popleft()

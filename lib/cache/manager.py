@@ -41,6 +41,9 @@ class CacheManager(Protocol):
     def allocate(self, request: Request, num_tokens: int) -> bool:
         """Make room for the request's first `num_tokens` tokens. False, and no change, if there is none."""
 
+    def trim(self, request: Request, num_tokens: int) -> None:
+        """Give back what the request holds beyond the room of its first `num_tokens` tokens."""
+
     def free(self, request: Request) -> None:
         """Give back all that the request holds; nothing happens if it holds nothing."""
 
@@ -77,6 +80,9 @@ class NoCache:
         pass
 
     def forget_cached(self) -> None:
+        pass
+
+    def trim(self, request: Request, num_tokens: int) -> None:
         pass
 
     def free(self, request: Request) -> None:

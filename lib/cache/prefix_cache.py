@@ -76,9 +76,9 @@ class PrefixCachingBlockManager(BlockManager):
     def admit(self, request: Request) -> int | None:
         """Share the longest cached prefix and make room for the other known tokens.
 
-        Returns the number of tokens found. They never include the last known
-        token: its logits are needed, so it is computed again. None, and no
-        change, if there is no room.
+        Returns the number of tokens found. They never include tokens whose
+        logits are needed (`Request.max_cached_tokens`): these are computed
+        again. None, and no change, if there is no room.
         """
         hits = self.find(request)
         idle = sum(self.ref_counts[block] == 0 for block in hits)
@@ -189,7 +189,7 @@ class PrefixCachingBlockManager(BlockManager):
     # Names.
 
     def _most_hits(self, request: Request) -> int:
-        return (request.num_tokens - 1) // self.block_size
+        return request.max_cached_tokens // self.block_size
 
     def find(self, request: Request) -> list[int]:
         """Blocks of the longest published prefix of the request. Changes nothing."""

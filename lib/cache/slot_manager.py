@@ -52,6 +52,9 @@ class SlotManager:
     def forget_cached(self) -> None:
         """Free slots have no content that could be found."""
 
+    def trim(self, request: Request, num_tokens: int) -> None:
+        """A slot is given back whole."""
+
     def free(self, request: Request) -> None:
         for slot in request.block_ids:
             heapq.heappush(self._free, slot)

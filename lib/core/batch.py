@@ -29,11 +29,16 @@ class Scheduled:
 
     The last of them may be `draft_token_ids`, guesses of what follows the request's tokens:
     `num_tokens` includes them. The step verifies them, and the request keeps those that were right.
+    draft_probs [drafts, V]: the distributions that they were sampled from; None: they were not
+    sampled, but chosen in a way that has one result only.
+    num_prompt_rows: tokens whose logits are needed for `prompt_logprobs`, see `Request.num_prompt_rows`.
     """
 
     request: Request
     num_tokens: int
     draft_token_ids: Sequence[int] = ()
+    draft_probs: Tensor | None = field(default=None, compare=False)
+    num_prompt_rows: int = 0
 
     @property
     def completes(self) -> bool:
@@ -43,8 +48,14 @@ class Scheduled:
 
     @property
     def num_rows(self) -> int:
-        """Rows of logits: one after each draft, and one after the token before them."""
-        return 1 + len(self.draft_token_ids)
+        """Rows of logits, of the last so many tokens.
+
+        Those for `prompt_logprobs`, then one after each draft and one after the token before them. A
+        chunk that ends within the prompt has one row at least: its finiteness is checked.
+        """
+        if self.num_prompt_rows and not self.completes:
+            return self.num_prompt_rows
+        return self.num_prompt_rows + 1 + len(self.draft_token_ids)
 
 
 @dataclass
@@ -61,7 +72,8 @@ class Batch:
     slot_mapping: Tensor  # [T] int64, slot that each token's K and V go to
     logits_indices: (
         Tensor  # [N] int64, tokens in T at which the next one is predicted: each sequence's last one
-        # and, where drafts are verified, the `drafts` tokens before it, in order
+        # and, where drafts are verified, the `drafts` tokens before it, in order; with
+        # prompt_logprobs also the chunk's tokens of the prompt
     )
     block_size: int
     query_lens: list[
@@ -172,7 +184,7 @@ def _lay_out(
         slots[:] = blocks * block_size + positions % block_size
     else:
         slots[:] = 0
-    if any(s.draft_token_ids for s in scheduled):
+    if len(host["logits_indices"]) > len(ends):
         host["logits_indices"][:] = np.concatenate(
             [np.arange(end - s.num_rows, end) for end, s in zip(ends, scheduled)]
         )

@@ -73,7 +73,17 @@ class EngineOptions:
         False, "record decode steps as CUDA graphs and replay them (paged cache, fused attention)"
     )
 
+    speculative_config: dict[str, Any] | None = _option(
+        None,
+        'speculative decoding, e.g. {"method": "ngram", "num_speculative_tokens": 4}; see '
+        "lib.core.speculative_config",
+    )
+
     def __post_init__(self) -> None:
+        if self.speculative_config is not None and not isinstance(self.speculative_config, dict):
+            raise ValueError(
+                f"speculative_config must be a dict or None, got {self.speculative_config!r}"
+            )
         for option in fields(self):
             self._check(option.name, option.default, option.metadata)
         if self.cuda_graphs and (self.kv_cache != "paged" or self.attention == "gather"):

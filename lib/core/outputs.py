@@ -80,7 +80,7 @@ class Completion:
 class RequestOutput:
     """A prompt and its completions so far; text, token_ids and the others are those of the first.
 
-    `prompt_token_ids` is shared by all outputs of the request: do not change it.
+    `prompt_token_ids` and `prompt_logprobs` are shared by all outputs of the request: do not change them.
     """
 
     request_id: str
@@ -92,6 +92,9 @@ class RequestOutput:
     num_cached_tokens: int | None = (
         None  # prompt tokens found in the prefix cache; None until admission
     )
+    # None unless asked for. One per prompt token: None for the first, then {token id: log-probability},
+    # the prompt's own token first. Shorter only if the request ended within its prompt.
+    prompt_logprobs: list[dict[int, float] | None] | None = None
 
     text = property(lambda self: self.completions[0].text)
     token_ids = property(lambda self: self.completions[0].token_ids)

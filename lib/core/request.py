@@ -67,6 +67,9 @@ class Request:
         self.finish_reason: str | None = None  # "stop" | "length" | "abort" | "error"
         self.error: str | None = None  # what went wrong, with finish_reason "error"
         self.logprobs: list[dict[int, float]] | None = None if params.logprobs is None else []
+        # One per prompt token so far, None for the first. Of n completions only the first has them.
+        asked = params.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[dict[int, float] | None] | None = [None] if asked else None
         self.allows_drafts = True  # False after drafts that made logits not finite
         self.drafted: set[int] = set()  # positions of the output tokens that were accepted drafts
         # Chapter 12: which tokens may come next, or None for all, and sequences that must not be completed.
@@ -96,6 +99,31 @@ class Request:
     def stopped_by_id(self) -> bool:
         """Whether the last token is the EOS or stop id that ended the request."""
         return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_token_ids
+
+    @property
+    def lacks_prompt_logprobs(self) -> bool:
+        """Whether log-probabilities of prompt tokens are asked for and not all known."""
+        known = self.prompt_logprobs
+        return known is not None and len(known) < self.num_prompt_tokens
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """Leading tokens that need not be computed where a cache holds their K and V.
+
+        All but the last one, whose logits choose the next token. With `prompt_logprobs` the logits
+        of earlier tokens are needed as well, once: a token's predict the one after it.
+        """
+        if self.lacks_prompt_logprobs:
+            return len(self.prompt_logprobs) - 1
+        return self.num_tokens - 1
+
+    def num_prompt_rows(self, num_tokens: int) -> int:
+        """How many of the next `num_tokens` tokens to compute predict a prompt token whose log-probability is lacking."""
+        if not self.lacks_prompt_logprobs:
+            return 0
+        first = max(self.num_computed_tokens, self.max_cached_tokens)
+        end = min(self.num_computed_tokens + num_tokens, self.num_prompt_tokens - 1)
+        return max(0, end - first)
 
     def uniform(self, num_output_tokens: int | None = None, purpose: str = "") -> float:
         """The number in [0, 1) that chooses the token after `num_output_tokens` output tokens (default: the next).
@@ -166,6 +194,12 @@ class Request:
             self.metrics.first_token_time = time.monotonic()
         if finish_reason is not None:
             self.finish(finish_reason)
+
+    def put_prompt_logprobs(
+        self, position: int, logprobs: Sequence[dict[int, float] | None]
+    ) -> None:
+        """Write those of the prompt tokens from `position` on. Doing it twice changes nothing."""
+        self.prompt_logprobs[position : position + len(logprobs)] = logprobs
 
     def finish(self, reason: str, error: str | None = None) -> None:
         """End the request. `error`: what went wrong, where the reason is "error"."""

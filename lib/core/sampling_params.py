@@ -32,6 +32,7 @@ class SamplingParams:
     comes from a later token, wherever it begins; the text ends before it (as in vLLM).
     ignore_eos: run past EOS ids. logprobs: also return the log-probabilities of that many most
     likely tokens (0: of the sampled one only), from the model's unmodified distribution.
+    prompt_logprobs: the same for each token of the prompt but the first, given the tokens before it.
     repetition_penalty divides (> 1) the logits of tokens seen in prompt or output (Keskar et al. 2019);
     presence_penalty is subtracted once, frequency_penalty once per occurrence, for tokens of the output.
 
@@ -64,6 +65,7 @@ class SamplingParams:
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
     structured_outputs: dict[str, Any] | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, 128)
@@ -91,6 +93,8 @@ class SamplingParams:
             )
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         _number("repetition_penalty", self.repetition_penalty, 0.0, open_low=True)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,24 +24,26 @@ from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
 from lib.cache.slot_manager import SlotManager
 from lib.core.attention import Attention
-from lib.core.batch import Batch, Scheduled
+from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
+from lib.core.speculative_config import SpeculativeConfig
 from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.runner import ModelRunner
+from lib.engine.sampling import Sampler
 from lib.engine.scheduler import Scheduler
+from lib.engine.speculation.draft_model import DraftModelProposer, check_same_vocabulary
+from lib.engine.speculation.drafter import Drafter
+from lib.engine.speculation.early_exit import EarlyExitProposer
+from lib.engine.speculation.ngram import NgramProposer
+from lib.engine.speculation.proposer import Proposer
+from lib.engine.speculation.rejection import RejectionSampler
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
+from lib.models.checkpoint import load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
+from lib.models.first_layers import bytes_per_pass
 from lib.models.packed import pack_linears
-
-
-class Drafter(Protocol):
-    """Speculative decoding as the engine sees it."""
-
-    def add_drafts(self, scheduled: list[Scheduled]) -> list[Scheduled]:
-        """The same work, with drafts where there is room for them."""
-
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
@@ -58,13 +60,23 @@ class EngineParts:
     compile_seconds: float = 0.0
     packed_linears: int = 0  # linear layers that `options.linear` has packed
     drafter: Drafter | None = None
+    sampler: Sampler = field(default_factory=Sampler)
+    draft_kv_cache_bytes: int = 0  # K and V of a draft model
 
 
 def assemble(
-    model: nn.Module, options: EngineOptions, device: torch.device, dtype: torch.dtype
+    model: nn.Module,
+    options: EngineOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokenizer: Any = None,
 ) -> EngineParts:
-    """Build the parts that `options` name. Raises ValueError where they do not fit into memory."""
+    """Build the parts that `options` name. Raises ValueError where they do not fit into memory.
+
+    tokenizer: the model's, with which a draft model's must agree.
+    """
     config: ModelConfig = model.config
+    speculative = _speculative(options)  # first: a mistake in it must not cost the time below
     longest = config.max_position_embeddings
     if options.max_model_len is not None and options.max_model_len > longest:
         raise ValueError(
@@ -76,20 +88,22 @@ def assemble(
         raise ValueError(f"cuda_graphs needs a CUDA device, got device {str(device)!r}")
     packed_linears = pack_linears(model, options.linear)
     compile_seconds = compile_blocks(model) if options.compile else 0.0
+    draft = None
+    if speculative is not None and speculative.method == "draft_model":
+        draft = _draft_model(speculative, config, options, device, dtype, tokenizer)
     kv_cache = None
     if options.kv_cache == "none":
         manager: CacheManager = NoCache(max_model_len)
         attention = FullAttention()
     else:
         plan = _slots if options.kv_cache == "contiguous" else _blocks
-        num_blocks, block_size, max_model_len = plan(model, options, max_model_len, device, dtype)
+        beside = 0 if draft is None else draft.config.kv_bytes_per_token(dtype.itemsize)
+        num_blocks, block_size, max_model_len = plan(
+            model, options, max_model_len, device, dtype, beside
+        )
         kv_cache = _allocate(config, num_blocks, block_size, dtype, device)
-        if options.kv_cache == "contiguous":
-            manager, attention = SlotManager(num_blocks, block_size), ContiguousAttention(kv_cache)
-        else:
-            paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
-            manager = paged(num_blocks, block_size)
-            attention = _paged_attention(options, kv_cache)
+        manager = _manager(options, kv_cache, options.enable_prefix_caching)
+        attention = _cached_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
     )
@@ -101,8 +115,28 @@ def assemble(
         runner = GraphRunner(
             runner, ladder(options.max_num_seqs), options.block_size, max_blocks, device
         )
+    drafter, draft_kv_cache_bytes = None, 0
+    if speculative is not None:
+        proposer = _proposer(speculative, options, model, draft, attention, kv_cache)
+        if isinstance(proposer, DraftModelProposer):
+            draft_kv_cache_bytes = proposer.kv_cache.nbytes
+        drafter = Drafter(
+            proposer,
+            manager,
+            speculative.num_speculative_tokens,
+            options.max_num_batched_tokens,
+        )
     return EngineParts(
-        runner, scheduler, manager, kv_cache, max_model_len, compile_seconds, packed_linears
+        runner,
+        scheduler,
+        manager,
+        kv_cache,
+        max_model_len,
+        compile_seconds,
+        packed_linears,
+        drafter,
+        _sampler(speculative),
+        draft_kv_cache_bytes,
     )
 
 
@@ -111,11 +145,88 @@ def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
     return OutputRules(tokenizer, config.vocab_size, config.eos_token_ids)
 
 
-def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
+def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
+    given = options.speculative_config
+    return None if given is None else SpeculativeConfig.from_dict(given)
+
+
+def _sampler(config: SpeculativeConfig | None) -> Sampler:
+    sampled = config is not None and config.draft_sample_method == "probabilistic"
+    return RejectionSampler() if sampled else Sampler()
+
+
+def _draft_model(
+    speculative: SpeculativeConfig,
+    config: ModelConfig,
+    options: EngineOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokenizer: Any,
+) -> nn.Module:
+    """The draft model, prepared as the model itself. Raises ValueError unless the vocabularies agree."""
+    if options.kv_cache == "none":
+        raise ValueError(
+            "speculative_config.method 'draft_model' needs kv_cache 'contiguous' or 'paged', as its "
+            "own cache is of the same kind, got kv_cache 'none'"
+        )
+    loaded = load_model(speculative.model, device=device, dtype=dtype)
+    sizes = config.vocab_size, loaded.config.vocab_size
+    check_same_vocabulary(*sizes, tokenizer, loaded.tokenizer)
+    pack_linears(loaded.model, options.linear)
+    if options.compile:
+        compile_blocks(loaded.model)
+    return loaded.model
+
+
+def _proposer(
+    config: SpeculativeConfig,
+    options: EngineOptions,
+    model: nn.Module,
+    draft: nn.Module | None,
+    attention: Attention,
+    kv_cache: KVCache | None,
+) -> Proposer:
+    if config.method == "ngram":
+        return NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
+    budget, sample_method = options.max_num_batched_tokens, config.draft_sample_method
+    if config.method == "early_exit":
+        return EarlyExitProposer(
+            model, config.draft_layers, attention, kv_cache, budget, sample_method
+        )
+    # As many tokens as the model's own cache.
+    num_blocks, block_size, like = kv_cache.num_blocks, kv_cache.block_size, kv_cache.k
+    own = _allocate(draft.config, num_blocks, block_size, like.dtype, like.device)
+    attention = _cached_attention(options, own, draft.config.num_heads)
+    return DraftModelProposer(
+        ModelRunner(draft, attention),
+        _manager(options, own, False),
+        own,
+        draft.config.max_position_embeddings,
+        budget,
+        bytes_per_pass(draft) / bytes_per_pass(model),
+        sample_method,
+    )
+
+
+def _manager(options: EngineOptions, kv_cache: KVCache, keeps_prefixes: bool) -> CacheManager:
+    if options.kv_cache == "contiguous":
+        return SlotManager(kv_cache.num_blocks, kv_cache.block_size)
+    paged = PrefixCachingBlockManager if keeps_prefixes else BlockManager
+    return paged(kv_cache.num_blocks, kv_cache.block_size)
+
+
+def _cached_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
+    if options.kv_cache == "contiguous":
+        return ContiguousAttention(kv_cache)
+    return _paged_attention(options, kv_cache, num_heads)
+
+
+def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
     """'auto' is fused where it runs, else gather; 'fused' where it does not is an error that says what is missing."""
     if options.attention == "gather":
         return GatherAttention(kv_cache)
-    problem = why_not_fused(kv_cache.k.device, kv_cache.k.dtype, kv_cache.block_size)
+    k, group = kv_cache.k, num_heads // kv_cache.k.shape[3]
+    problem = why_not_fused(k.device, k.dtype, kv_cache.block_size, k.shape[4], group)
     if problem is not None and options.attention == "fused":
         raise problem
     if problem is not None:
@@ -124,7 +235,7 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache) -> Attention:
             stacklevel=4,
         )
         return GatherAttention(kv_cache)
-    return fused_attention(kv_cache)
+    return fused_attention(kv_cache, group)
 
 
 def _slots(
@@ -133,9 +244,13 @@ def _slots(
     max_model_len: int,
     device: torch.device,
     dtype: torch.dtype,
+    beside: int = 0,
 ) -> tuple[int, int, int]:
-    """(slots, tokens in a slot, max_model_len). Every sequence gets a slot as long as the longest allowed."""
-    per_token = model.config.kv_bytes_per_token(dtype.itemsize)
+    """(slots, tokens in a slot, max_model_len). Every sequence gets a slot as long as the longest allowed.
+
+    beside: bytes that a draft model keeps for each token, in addition to the model's own.
+    """
+    per_token = model.config.kv_bytes_per_token(dtype.itemsize) + beside
     budget = _budget(model, options, device)
     needed = options.max_num_seqs * max_model_len * per_token
     if needed > budget:
@@ -156,10 +271,11 @@ def _blocks(
     max_model_len: int,
     device: torch.device,
     dtype: torch.dtype,
+    beside: int = 0,
 ) -> tuple[int, int, int]:
-    """(blocks with the null block, block_size, max_model_len)."""
+    """(blocks with the null block, block_size, max_model_len). `beside`: as in `_slots`."""
     size = options.block_size
-    per_block = size * model.config.kv_bytes_per_token(dtype.itemsize)
+    per_block = size * (model.config.kv_bytes_per_token(dtype.itemsize) + beside)
     if options.num_blocks is not None:
         num_blocks = options.num_blocks
     else:
@@ -180,14 +296,15 @@ def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> i
     if options.kv_cache_memory_bytes is not None:
         return options.kv_cache_memory_bytes
     tokens = options.max_num_batched_tokens if device.type == "cuda" else 1
+    speculative = _speculative(options)
+    rows_per_sequence = 1 if speculative is None else 1 + speculative.num_speculative_tokens
     runner = ModelRunner(model, FullAttention())
 
     def largest_step() -> None:
         # As many sequences as a step may have, the first of them as long as may be: most logits and most attention.
-        lengths, spare = (
-            [1] * min(tokens, options.max_num_seqs),
-            tokens - min(tokens, options.max_num_seqs),
-        )
+        # Rows of logits count like sequences: verifying k drafts takes k + 1 of them.
+        rows = min(tokens, options.max_num_seqs * rows_per_sequence)
+        lengths, spare = [1] * rows, tokens - rows
         for row in range(len(lengths)):
             extra = min(spare, model.config.max_position_embeddings - 1)
             lengths[row], spare = 1 + extra, spare - extra

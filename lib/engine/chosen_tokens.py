@@ -10,6 +10,7 @@ from torch import Tensor
 from lib.engine.row_groups import RowGroups
 
 NOT_FINITE, NOT_KNOWN = -1, -2  # in place of a token id
+_ROWS_AT_ONCE = 64  # whose log-probabilities are in memory: 49,152 float32 each are 13 MB
 
 Logprobs = list[dict[int, float] | None]
 
@@ -64,15 +65,16 @@ class ChosenTokens:
         return self._packed.tolist()
 
     def _logprob_parts(self, token_ids: Tensor) -> list[Tensor]:
-        """For each group of rows: its [R, 1 + 2k] own, best values and best ids, flat."""
+        """For each group of rows: its [R, 1 + 2k] own, best values and best ids, flat, some rows a part."""
         parts, start = [], 0
         for k, rows in self._groups.logprobs.items():
             index = self._groups.logprob_index[start : start + len(rows)]
             start += len(rows)
-            values = torch.log_softmax(self._logits[index].float(), dim=-1)
-            own = values.gather(1, token_ids[index].clamp(min=0).unsqueeze(1))
-            best = values.topk(k)
-            parts.append(torch.cat([own, best.values, best.indices], dim=1).double().flatten())
+            for some in index.split(_ROWS_AT_ONCE):
+                values = torch.log_softmax(self._logits[some].float(), dim=-1)
+                own = values.gather(1, token_ids[some].clamp(min=0).unsqueeze(1))
+                best = values.topk(k)
+                parts.append(torch.cat([own, best.values, best.indices], dim=1).double().flatten())
         return parts
 
     def _logprobs(self, ids: list[int | None], values: list[float]) -> Logprobs:

@@ -37,6 +37,8 @@ class Progress:
     num_accepted: int = 0  # of them, at the beginning of `token_ids`
     finite: bool = True  # False: the sequence's slots, those of drafts included, may hold NaN
     draft_totals: tuple[int, int] = (0, 0)  # the request's metrics after this step
+    prompt_position: int = 0  # of the first prompt token that `prompt_logprobs` are of
+    prompt_logprobs: Sequence[dict[int, float] | None] = ()
 
 
 class CompletionStream:
@@ -60,6 +62,7 @@ class CompletionStream:
         logprobs: Sequence[dict[int, float] | None],
         num_drafts: int = 0,
         finite: bool = True,
+        prompt_logprobs: Sequence[dict[int, float] | None] = (),
     ) -> Progress:
         """What a step's tokens mean: which of them count, whether the request ends, and its text if that decides it.
 
@@ -67,6 +70,7 @@ class CompletionStream:
         finite logits to sample from. num_drafts: how many drafts the step has verified. finite:
         whether all logits were, those after rejected drafts included; if not, there are no tokens,
         and the next step goes on without drafts. A token that ends the request drops those after it.
+        prompt_logprobs: of the prompt's tokens that have none yet.
         """
         request, text, reason, kept = self.request, None, None, 0
         if num_drafts and not finite:
@@ -103,6 +107,8 @@ class CompletionStream:
                 metrics.num_draft_tokens + num_drafts,
                 metrics.num_accepted_tokens + accepted,
             ),
+            prompt_position=len(request.prompt_logprobs or ()),
+            prompt_logprobs=prompt_logprobs,
         )
 
     def commit(self, progress: Progress) -> None:
@@ -110,6 +116,8 @@ class CompletionStream:
         request = self.request
         if progress.text is not None:
             self.detokenizer.commit(progress.text)
+        if progress.prompt_logprobs:
+            request.put_prompt_logprobs(progress.prompt_position, progress.prompt_logprobs)
         failed = progress.finish_reason == "error"
         if progress.token_ids:
             request.put(

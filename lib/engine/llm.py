@@ -27,7 +27,6 @@ from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
 from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
-from lib.engine.sampling import Sampler
 from lib.engine.step_results import results_of, rows_to_sample
 from lib.engine.totals import Totals
 from lib.models.checkpoint import load_model
@@ -54,10 +53,11 @@ class LLM:
         self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
         self.config, self.folder = loaded.config, loaded.folder
         self.output_rules = output_rules(self.tokenizer, self.config)
-        engine = assemble(self.model, self.options, self.device, self.dtype)
+        engine = assemble(self.model, self.options, self.device, self.dtype, self.tokenizer)
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
         self.drafter = engine.drafter  # chapter 10: adds draft tokens to a step's work
+        self.draft_kv_cache_bytes = engine.draft_kv_cache_bytes
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
@@ -68,7 +68,7 @@ class LLM:
         self._one_thread = OneThread()
         self._ids = itertools.count()
         self._totals = Totals()
-        self._sampler = Sampler()
+        self._sampler = engine.sampler
 
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
@@ -181,7 +181,7 @@ class LLM:
             try:
                 self.manager.forget_cached()
             except BaseException:  # interrupted
-                self.scheduler.restart()
+                self._restart()
                 raise
 
     def stats(self) -> dict[str, Any]:
@@ -206,6 +206,7 @@ class LLM:
             "accepted_tokens": totals.accepted_tokens,
             "accepted_by_position": list(totals.accepted_by_position),
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
+            "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
         }
@@ -216,7 +217,10 @@ class LLM:
         for group in groups:
             if group.finished and group.request_id not in {*self._progressed, *self._owned}:
                 raise RuntimeError(f"request {group.request_id} has finished and is kept for ever")
-        self.scheduler.check_integrity([r for g in groups for r in g.requests if not r.finished])
+        unfinished = [r for g in groups for r in g.requests if not r.finished]
+        self.scheduler.check_integrity(unfinished)
+        if self.drafter is not None:
+            self.drafter.check_integrity(unfinished)
 
     # The loop.
 
@@ -231,7 +235,7 @@ class LLM:
             if self.drafter is not None:
                 scheduled = self.drafter.add_drafts(scheduled)
         except BaseException:
-            self.scheduler.restart()
+            self._restart()
             raise
         if not scheduled:
             return []  # a `step` that only hands out what `generate` computed on the way
@@ -247,10 +251,10 @@ class LLM:
             self._commit(progress, totals)
             self.scheduler.update(scheduled)
             requests = [p.stream.request for p in progress]
-            self.scheduler.release([request for request in requests if request.finished])
+            self._release([request for request in requests if request.finished])
         except BaseException:
             self._commit(progress, totals)  # doing it twice changes nothing
-            self.scheduler.restart()
+            self._restart()
             raise
         return requests
 
@@ -265,6 +269,19 @@ class LLM:
             if has_news and request.request_id not in self._owned:
                 self._progressed[request.request_id] = None
         self._totals = totals
+
+    def _release(self, requests: list[Request]) -> None:
+        """Give back all that ended requests hold."""
+        self.scheduler.release(requests)
+        if self.drafter is not None:
+            for request in requests:
+                self.drafter.free(request)
+
+    def _restart(self) -> None:
+        """Bring everything into order after an interrupt: see `Scheduler.restart`."""
+        self.scheduler.restart()
+        if self.drafter is not None:
+            self.drafter.reset()
 
     def _make_group(
         self,
@@ -306,7 +323,7 @@ class LLM:
             self._forget(groups)
         except BaseException:  # interrupted: the rest of it
             self._forget(groups)
-            self.scheduler.restart()
+            self._restart()
             raise
 
     def _forget(self, groups: Sequence[RequestGroup]) -> None:
@@ -319,7 +336,7 @@ class LLM:
             self._owned.discard(group.request_id)
             if self._groups.get(group.request_id) is group:
                 del self._groups[group.request_id]
-        self.scheduler.release(unfinished)
+        self._release(unfinished)
 
     def _chunks(self, group: RequestGroup) -> Iterator[Chunk]:
         with self._one_thread:

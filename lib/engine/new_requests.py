@@ -87,8 +87,10 @@ def _check(
             raise InvalidRequest(
                 f"logit_bias must have token ids < {vocab_size}, got {token_id}", param="logit_bias"
             )
-    if params.logprobs is not None and params.logprobs > vocab_size:
-        raise InvalidRequest(
-            f"logprobs must be <= {vocab_size}, the size of the vocabulary, got {params.logprobs}",
-            param="logprobs",
-        )
+    for name in ("logprobs", "prompt_logprobs"):
+        number = getattr(params, name)
+        if number is not None and number > vocab_size:
+            raise InvalidRequest(
+                f"{name} must be <= {vocab_size}, the size of the vocabulary, got {number}",
+                param=name,
+            )

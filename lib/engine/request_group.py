@@ -34,6 +34,7 @@ class RequestGroup:
             self.finished,
             [chunk for stream in self.streams if (chunk := stream.chunk()) is not None],
             self.requests[0].num_cached_tokens,
+            self.requests[0].prompt_logprobs,
         )
 
     def mark_delivered(self) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lib.core.device import copy_to
 from lib.core.request import Request
-from lib.engine.sampling_row import SamplingRow
+from lib.engine.sampling_row import PromptRow, SamplingRow
 
-Row = SamplingRow | Request | None  # None: only whether its logits are finite is of interest
+# None: only whether its logits are finite is of interest
+Row = SamplingRow | Request | PromptRow | None
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,14 @@ class RowGroups:
         self.plain: DrawnRows | None = None  # drawn from all of the vocabulary
         self.truncated: DrawnRows | None = None  # with top_k, top_p or min_p
         self.logprobs: dict[int, list[int]] = {}  # rows by how many log-probabilities they ask for
-        plain, truncated = [], []
+        self.num_known = 0  # rows whose token is known: those of prompts
+        plain, truncated, known = [], [], []
         for number, row in enumerate(rows):
             if row is None:
+                continue
+            if isinstance(row, PromptRow):
+                known.append(number)
+                self.logprobs.setdefault(row.request.params.prompt_logprobs, []).append(number)
                 continue
             params = row.params
             if not params.greedy:
@@ -71,13 +77,19 @@ class RowGroups:
         packed.append([p.min_p for p in chosen])
         asking = [number for group in self.logprobs.values() for number in group]
         flat = [*(value for part in packed for value in part), *asking]
+        flat += [*known, *(rows[number].token_id for number in known)]
         on_device = copy_to(torch.tensor(flat, dtype=torch.float64), device)
         columns = on_device[: 5 * len(drawn)].view(5, len(drawn), 1)
         if plain:
             self.plain = _drawn_rows(plain, columns[:, : len(plain)])
         if truncated:
             self.truncated = _drawn_rows(truncated, columns[:, len(plain) :])
-        self.logprob_index = on_device[5 * len(drawn) :].long()  # [rows that ask], by group
+        numbers = on_device[5 * len(drawn) :].long()
+        self.num_known = len(known)
+        # [rows that ask], by group; [num_known] rows of prompts, and their token ids
+        self.logprob_index, self.known_index, self.known_ids = numbers.split(
+            [len(asking), len(known), len(known)]
+        )
 
 
 def _drawn_rows(rows: list[int], columns: Tensor) -> DrawnRows:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lib.core.device import copy_to
+from lib.core.request import Request
 from lib.engine.chosen_tokens import NOT_FINITE, NOT_KNOWN, ChosenTokens
 from lib.engine.logit_adjustments import adjust
 from lib.engine.row_groups import DrawnRows, Row, RowGroups
+from lib.engine.sampling_row import PromptRow, SamplingRow
 
 # Truncated sampling sorts only this many most likely candidates, and all of the vocabulary only where they do not
 # hold the nucleus. Sorting 49,152 logits a row costs more than the rest of a small model's step.
@@ -32,7 +34,7 @@ class Sampler:
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> ChosenTokens:
         """Choose the token of each of the N rows of `logits` [N, V]. Changes nothing, waits for nothing."""
         groups = self._groups_of(rows, logits)
-        adjusted = adjust(logits, rows)
+        adjusted = adjust(logits, [None if isinstance(row, PromptRow) else row for row in rows])
         token_ids = adjusted.argmax(dim=-1)
         # NaN counts as the largest: a row is good if its largest logit is.
         good = adjusted.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()
@@ -41,11 +43,14 @@ class Sampler:
         uniform = self._uniforms(rows, groups, logits.device)
         if plain is not None:
             weights = torch.softmax(_scaled(adjusted, plain), dim=-1, dtype=torch.float64)
-            token_ids.index_copy_(0, plain.index, draw(weights, uniform[: len(plain.rows)]))
+            drawn = self.draw([rows[r] for r in plain.rows], weights, uniform[: len(plain.rows)])
+            token_ids.index_copy_(0, plain.index, drawn)
         if truncated is not None:
             uniform = uniform[len(uniform) - len(truncated.rows) :]
-            drawn = _draw_truncated(_scaled(adjusted, truncated), truncated, uniform)
+            drawn = self._draw_truncated(adjusted, rows, truncated, uniform)
             token_ids.index_copy_(0, truncated.index, drawn)
+        if groups.num_known:
+            token_ids.index_copy_(0, groups.known_index, groups.known_ids)
         token_ids = torch.where(good, token_ids, NOT_FINITE)
 
         @torch.inference_mode()
@@ -54,14 +59,41 @@ class Sampler:
             places = [truncated.rows.index(r) for r in unknown_rows]
             some = truncated.some(places)
             at = copy_to(torch.tensor(places), logits.device)
-            scaled = _scaled(adjusted, some)
-            drawn = _draw_truncated(scaled, some, uniform[at], width=logits.shape[1])
+            drawn = self._draw_truncated(adjusted, rows, some, uniform[at], width=logits.shape[1])
             return token_ids.index_copy(0, some.index, drawn)
 
         return ChosenTokens(token_ids, logits, groups, finish)
 
+    def draw(
+        self,
+        rows: Sequence[Request | SamplingRow],
+        weights: Tensor,
+        uniform: Tensor,
+        ids: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens [R] of R rows, drawn from `weights` [R, N], which need not sum to one.
+
+        ids [R, N]: the tokens that the columns stand for; None: each for its own number. uniform
+        [R, 1]: each row's number in [0, 1).
+        """
+        columns = draw(weights, uniform)
+        return columns if ids is None else ids.gather(1, columns.unsqueeze(1)).squeeze(1)
+
+    def _draw_truncated(
+        self,
+        adjusted: Tensor,
+        rows: Sequence[Row],
+        group: DrawnRows,
+        uniform: Tensor,
+        width: int = _CANDIDATES,
+    ) -> Tensor:
+        """Tokens [R]; NOT_KNOWN where `width` candidates do not hold the nucleus."""
+        ids, weights, short = _truncate(_scaled(adjusted, group), group, width)
+        token_ids = self.draw([rows[r] for r in group.rows], weights, uniform, ids)
+        return token_ids if short is None else torch.where(short, NOT_KNOWN, token_ids)
+
     def _groups_of(self, rows: Sequence[Row], logits: Tensor) -> RowGroups:
-        requests = [getattr(row, "request", row) for row in rows]
+        requests = [row.request if isinstance(row, SamplingRow) else row for row in rows]
         key = (logits.shape[1], logits.device, *requests)
         if self._groups is None or key != self._key:
             self._groups, self._key = RowGroups(rows, logits.shape[1], logits.device), key
@@ -104,15 +136,6 @@ def draw(weights: Tensor, uniform: Tensor | float) -> Tensor:
     column = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
     last = weights.shape[1] - 1 - (weights.flip(-1) > 0).to(torch.uint8).argmax(-1, keepdim=True)
     return column.minimum(last).squeeze(1)
-
-
-def _draw_truncated(
-    scaled: Tensor, group: DrawnRows, uniform: Tensor, width: int = _CANDIDATES
-) -> Tensor:
-    """Tokens [R]; NOT_KNOWN where `width` candidates do not hold the nucleus."""
-    ids, weights, short = _truncate(scaled, group, width)
-    token_ids = ids.gather(1, draw(weights, uniform).unsqueeze(1)).squeeze(1)
-    return token_ids if short is None else torch.where(short, NOT_KNOWN, token_ids)
 
 
 def _truncate(scaled: Tensor, group: DrawnRows, width: int) -> tuple[Tensor, Tensor, Tensor | None]:

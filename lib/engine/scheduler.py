@@ -13,6 +13,9 @@ from lib.cache.manager import CacheManager
 from lib.core.batch import Scheduled
 from lib.core.request import Request, Status
 
+# Rows of logits that a step computes for prompt_logprobs: 49,152 float32 each are 100 MB.
+MAX_PROMPT_ROWS = 512
+
 
 class Scheduler:
     """Two queues and a rule. First come, first served: `running` is in order of arrival, so is `waiting`.
@@ -27,6 +30,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self._prompt_rows = MAX_PROMPT_ROWS  # left in the step that is being scheduled
 
     @property
     def has_unfinished(self) -> bool:
@@ -37,6 +41,7 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         """The next step's work, in order of arrival. Never empty while anything is unfinished."""
+        self._prompt_rows = MAX_PROMPT_ROWS
         scheduled, budget = self._continue_running()
         self._admit(scheduled, budget)
         return scheduled
@@ -57,7 +62,7 @@ class Scheduler:
 
         With drafts the requests must have their new tokens already: drafts that are not among them
         were rejected and do not count as computed. Their slots are written again by the tokens that
-        are there instead.
+        are there instead; blocks that only drafts needed are given back.
         """
         if self.cache.retains:
             for item in scheduled:
@@ -65,6 +70,7 @@ class Scheduler:
                 computed = request.num_computed_tokens + item.num_tokens
                 if item.draft_token_ids:  # of the request's tokens only the last is not computed
                     computed = min(computed, request.num_tokens - 1)
+                    self.cache.trim(request, request.num_tokens)
                 request.num_computed_tokens = computed
                 # After an error its K and V may be wrong: not for others.
                 if item.request.finish_reason != "error":
@@ -120,7 +126,7 @@ class Scheduler:
                 return scheduled, 0  # the rest of the step is not for those that came later
             if not self._make_room(request, request.num_computed_tokens + num_tokens):
                 break  # it was the youngest itself, and is waiting again
-            scheduled.append(Scheduled(request, num_tokens))
+            scheduled.append(self._scheduled(request, num_tokens))
             budget -= num_tokens
             position += 1
         return scheduled, budget
@@ -145,16 +151,24 @@ class Scheduler:
                 request.metrics.first_scheduled_time = time.monotonic()
             num_tokens = self._fit(request, budget, first=not scheduled)
             if num_tokens:
-                scheduled.append(Scheduled(request, num_tokens))
+                scheduled.append(self._scheduled(request, num_tokens))
             # If it has to wait for a step, those behind it wait with it.
             budget = budget - num_tokens if num_tokens else 0
 
     def _fit(self, request: Request, budget: int, first: bool) -> int:
         """Tokens of the request that this step computes: all that are missing, or as many as the budget allows."""
         missing = request.num_tokens - request.num_computed_tokens
+        if request.lacks_prompt_logprobs and self.cache.retains:
+            # One token at least, so that those behind it in the queue are not held up.
+            budget = min(budget, max(1, self._prompt_rows))
         if missing <= budget or (first and not self.cache.retains):
             return missing
         return budget if self.cache.retains else 0  # chunks need somewhere to keep the earlier ones
+
+    def _scheduled(self, request: Request, num_tokens: int) -> Scheduled:
+        rows = request.num_prompt_rows(num_tokens)
+        self._prompt_rows -= rows
+        return Scheduled(request, num_tokens, num_prompt_rows=rows)
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Allocate, preempting the youngest sequence until it works.

@@ -8,26 +8,37 @@ from lib.core.batch import Scheduled
 from lib.engine.chosen_tokens import ChosenTokens
 from lib.engine.completion_stream import CompletionStream, Progress
 from lib.engine.row_groups import Row
-from lib.engine.sampling_row import SamplingRow
+from lib.engine.sampling_row import PromptRow, SamplingRow
 
 
 def rows_to_sample(scheduled: Sequence[Scheduled]) -> list[Row]:
     """What the sampler must know of each of a step's N rows of logits.
 
-    A request whose tokens are all computed after this step has `num_rows` rows: one per draft, and
-    one more. One in the middle of its prompt has one row, and only its finiteness matters.
+    First those of the tokens of a prompt whose log-probabilities are asked for. A request whose
+    tokens are all computed after this step has then one per draft, and one more. One in the middle
+    of its prompt has one row at least; without `prompt_logprobs` only its finiteness matters.
     """
     rows: list[Row] = []
     for item in scheduled:
+        if item.num_prompt_rows:
+            first = len(item.request.prompt_logprobs)
+            rows += [PromptRow(item.request, first + n) for n in range(item.num_prompt_rows)]
         if not item.completes:
-            rows.append(None)
+            if not item.num_prompt_rows:
+                rows.append(None)
         elif not item.draft_token_ids:
             rows.append(item.request)
         else:
-            rows += [
-                SamplingRow(item.request, tuple(item.draft_token_ids[:n]))
-                for n in range(item.num_rows)
-            ]
+            rows += _rows_with_drafts(item)
+    return rows
+
+
+def _rows_with_drafts(item: Scheduled) -> list[SamplingRow]:
+    drafts = tuple(item.draft_token_ids)
+    rows = [SamplingRow(item.request, drafts[:n]) for n in range(1 + len(drafts))]
+    if item.draft_probs is not None:
+        for n, draft in enumerate(drafts):
+            rows[n] = SamplingRow(item.request, drafts[:n], draft, item.draft_probs[n])
     return rows
 
 
@@ -39,18 +50,25 @@ def results_of(
     progress, start = [], 0
     for item, stream in zip(scheduled, streams):
         end = start + item.num_rows
-        sampled = token_ids[start:end]
-        if item.completes:
+        first = start + item.num_prompt_rows
+        prompt, sampled = logprobs[start:first], token_ids[first:end]
+        finite = None not in sampled
+        if None in token_ids[start:first]:
+            progress.append(stream.progress([None], [None], finite=False))
+        elif prompt and not item.completes:
+            progress.append(stream.progress([], [], prompt_logprobs=prompt))
+        elif item.completes:
             num_tokens = _num_accepted(sampled, item.draft_token_ids) + 1
             progress.append(
                 stream.progress(
                     sampled[:num_tokens],
-                    logprobs[start : start + num_tokens],
+                    logprobs[first : first + num_tokens],
                     len(item.draft_token_ids),
-                    finite=None not in sampled,
+                    finite=finite,
+                    prompt_logprobs=prompt,
                 )
             )
-        elif sampled[0] is None:
+        elif not finite:
             progress.append(stream.progress([None], [None], finite=False))
         start = end
     return progress

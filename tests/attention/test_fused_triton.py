@@ -1,4 +1,4 @@
-"""The Triton kernels: interpreted on the CPU, compiled for GPUs that are not there, and run where one is."""
+"""The Triton kernels: interpreted on the CPU, and run where a GPU is. test_triton_aot.py compiles them without one."""
 
 from __future__ import annotations
 
@@ -24,44 +24,9 @@ def test_interpreted_kernels_equal_gather():
         cwd=Path(__file__).parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )
+    if "only 0-dimensional arrays can be converted to Python scalars" in run.stderr:
+        pytest.skip("the interpreter of this Triton does not work with this NumPy (>= 2.4)")
     assert "interpreted: ok" in run.stdout, run.stderr[-3000:]
-
-
-@pytest.mark.parametrize("capability, dtype", [(90, "bf16"), (80, "fp32")])
-def test_kernels_compile_without_a_gpu(capability, dtype):
-    """Triton's compiler needs a target, not a device: what it would refuse on a GPU, it refuses here."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from lib.attention import triton_decode, triton_kernel, triton_varlen
-
-    data = "*" + dtype
-    types = {
-        **dict.fromkeys(["q", "k", "v", "keys", "values", "out"], data),
-        **dict.fromkeys(["peaks", "norms", "accs"], "*fp32"),
-        "slot_mapping": "*i64",
-        "scale": "fp32",
-        **dict.fromkeys(["table", "seq_lens", "query_start_loc"], "*i32"),
-        **dict.fromkeys(["q_stride", "k_stride", "v_stride", "table_stride", "splits"], "i32"),
-    }
-    model = {"KV_HEADS": 3, "GROUP": 3, "SIZE": 64, "BLOCK_SIZE": 16, "COLUMNS": 64}
-    for kernel, constants in (
-        (triton_kernel.store, {"WIDTH": 192, "COLUMNS": 256}),
-        (triton_decode.decode, {**model, "ROWS": 16, "TILE": 64, "USE_DOT": True, "SPLIT": True}),
-        (
-            triton_decode.decode,
-            {**model, "GROUP": 1, "ROWS": 1, "TILE": 32, "USE_DOT": False, "SPLIT": False},
-        ),
-        (triton_decode.merge, {"HEADS": 9, "SIZE": 64, "SPLITS": 8, "COLUMNS": 64}),
-        (triton_varlen.varlen, {**model, "ROWS": 32, "TILE": 32}),
-    ):
-        source = ASTSource(
-            fn=kernel,
-            signature={n: types.get(n, "constexpr") for n in kernel.arg_names},
-            constexprs={(kernel.arg_names.index(n),): value for n, value in constants.items()},
-        )
-        assert "ptx" in triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
 
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

@@ -49,6 +49,20 @@ def test_the_drawing_has_the_arrows_that_do_not_follow_from_others(repository):
         library_map.packages(root)
 
 
+def test_the_composition_root_imports_what_builds_on_its_package(repository):
+    root, write = repository
+    write("engine/__init__.py", "")
+    write("engine/part/__init__.py", "")
+    write("engine/part/p.py", "import lib.engine.step\n")
+    write("engine/step.py", "")
+    write("engine/assemble.py", "import lib.engine.part.p\nimport lib.low.c\n")
+    imports = {package.name: package.imports for package in library_map.packages(root)}
+    assert imports["engine"] == {"low"} and imports["engine.part"] == {"engine"}
+    write("engine/step.py", "import lib.engine.part.p\n")
+    with pytest.raises(ValueError, match="import each other"):
+        library_map.packages(root)
+
+
 def test_contributing_lists_every_file_of_lib():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     listed = set(re.findall(r"\]\((lib/[^)]+)\)", text))

@@ -36,7 +36,9 @@ from lib.bench.records.files import SCHEMA, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = reference()
-COUNT = len(PUBLISHED["findings"]) + len(PUBLISHED["failures"]) + len(PUBLISHED["headline"]) - 1
+COUNT = (
+    len(PUBLISHED["findings"]) + len(PUBLISHED["failures"]) + len(PUBLISHED["headline"]) - 1 + 2
+)  # vLLM
 A100 = "NVIDIA A100-SXM4-80GB"
 BY_COUNT = {"memory_gain", "memory_crossing", "flat_memory", "out_of_memory"}
 
@@ -455,3 +457,42 @@ def test_the_page_builds_without_records_with_one_machine_and_with_two(folder, t
     for text in built(folder, places / "two"):  # the scoreboard, and the section that it links to
         assert "one_$*[odd] | name: 118× at batch 512" in text
         assert "two: 40.0× at batch 64 (published there: 46.7×)" in text
+
+
+@pytest.mark.parametrize("rule, claimed", [("vllm_at_first", "3.18×"), ("vllm_at_last", "2.20×")])
+def test_vllm_beside_the_published_engine_says_who_is_ahead_and_what_is_not_stated(
+    folder, rule, claimed
+):
+    claim = folder.row(rule).claim
+    assert claim.published.startswith(claimed) and "are not stated" in claim.published
+    assert claim.section == "sec-vllm" and folder.verdict(rule) == UNMEASURED
+
+
+@pytest.mark.parametrize(
+    "one, many, first, last",
+    [
+        (155.0, 18_346.0, REPRODUCED, REPRODUCED),
+        (494.0, 8_349.0, INCONCLUSIVE, INCONCLUSIVE),
+        (2_000.0, 4_000.0, REFUTED, REFUTED),  # ahead where the published engine is behind
+        (300.0, 80_000.0, REFUTED, REFUTED),  # the direction holds, the figure is another
+    ],
+)
+def test_this_engine_stands_to_vllm_as_the_published_one_does_or_not(
+    folder, one, many, first, last
+):
+    folder.add(A100, "03", batch_sweep_float32=sweep((1, one), (512, many)))
+    assert (folder.verdict("vllm_at_first"), folder.verdict("vllm_at_last")) == (first, last)
+    assert "tokens/s at batch 512" in folder.outcome("vllm_at_last", A100).value
+
+
+def test_vllms_figures_are_compared_on_their_card_and_at_their_batch_only(folder):
+    folder.add("a", "03", batch_sweep_float32=sweep((1, 22.0), (64, 500.0)))
+    for rule, where in (
+        ("vllm_at_first", "22 tokens/s at batch 1"),
+        ("vllm_at_last", "at batch 64"),
+    ):
+        outcome = folder.outcome(rule)
+        assert outcome.verdict == NOT_COMPARABLE and where in outcome.value
+        assert "needs chapter 3 on an A100" in outcome.note
+    folder.add(A100, "03", batch_sweep_float32=sweep((1, 155.0), (64, 7_000.0)))
+    assert folder.outcome("vllm_at_last", A100).verdict == NOT_COMPARABLE

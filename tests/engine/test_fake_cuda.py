@@ -136,16 +136,24 @@ def test_every_way_of_sampling_gives_the_cpus_tokens(llama, cuda, how):
             assert list(x) == list(y) and list(x.values()) == pytest.approx(list(y.values()))
 
 
-def test_the_kernels_launcher_stays_on_the_device(tiny):
-    """The launches themselves, counted instead of run."""
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_kernels_launcher_stays_on_the_device(tiny, name):
+    """The launches themselves, counted instead of run: up to 16 query rows per K/V head go to decode, more to varlen."""
     with fake_cuda() as cuda:
         cuda.zeroed = True
-        for name in ("llama", "gpt2"):
-            engine = engine_on(tiny[name], attention="fused", cuda_graphs=True)
-            assert cuda.triton["store"] > 0 and cuda.triton["decode"] > 0
-            engine.generate([prompt_of(9, 1)] * 3, params(4, temperature=0))
-            assert cuda.replays >= 2 and cuda.triton["varlen"] > 0
-            cuda.clear()
+        engine = engine_on(tiny[name], attention="fused", cuda_graphs=True, max_num_seqs=4)
+        layers, sizes = 2, 3  # of the model; of the ladder 1, 2, 4
+        captured = 2 * sizes * layers  # each size runs once before it is captured
+        assert cuda.triton["decode"] == captured and cuda.triton["varlen"] == 0
+        probes = 2  # assemble and fused_attention ask both whether a kernel can be built here
+        assert cuda.triton["store"] == captured + probes
+        cuda.clear()
+        engine.generate([prompt_of(17, seed) for seed in range(3)], params(4, temperature=0))
+        assert cuda.replays == 3 and dict(cuda.triton) == {"store": layers, "varlen": layers}
+        cuda.clear()
+        most = 16 // (engine.config.num_heads // engine.config.num_kv_heads)
+        engine.generate([prompt_of(most, 1)], params(1, temperature=0))
+        assert cuda.triton["varlen"] == 0 and cuda.triton["decode"] == layers
 
 
 def test_all_sizes_are_captured_on_one_stream(llama, cuda):

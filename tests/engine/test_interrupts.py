@@ -27,7 +27,7 @@ OPTIONS = {
 
 def work(stop: str) -> list[tuple[list[int], SamplingParams]]:
     return [
-        (prompt_of(9, 1), SamplingParams(max_tokens=8, **GREEDY)),
+        (prompt_of(9, 1), SamplingParams(max_tokens=8, prompt_logprobs=1, **GREEDY)),
         (prompt_of(5, 2), SamplingParams(max_tokens=1, **GREEDY)),
         (prompt_of(4, 3), SamplingParams(max_tokens=7, n=2, seed=5, logprobs=2, **SEEDED)),
         ([3, 4, 5], SamplingParams(max_tokens=9, stop=stop, **GREEDY)),
@@ -106,6 +106,7 @@ def run(tiny, options, at=None):
                 c.text,
                 c.finish_reason,
                 c.logprobs and [list(row) for row in c.logprobs],
+                output.prompt_logprobs and [row and list(row) for row in output.prompt_logprobs],
             )
     assert engine.stats()["requests_finished"] == len(answers) == 6
     return answers, interrupt.lines, engine.stats()["preemptions"]
@@ -116,6 +117,7 @@ def test_an_interrupt_at_any_line_of_a_step_changes_no_answer(texty, name):
     expected, lines, preemptions = run(texty, OPTIONS[name])
     assert expected["r0", 0][0] == texty.greedy(prompt_of(9, 1), 8)
     assert expected["r3", 0][2] == "stop"
+    assert [row and row[0] for row in expected["r0", 0][4]] == [None, *prompt_of(9, 1)[1:]]
     assert (preemptions > 0) == (name == "preempted")
     occurrences: dict[tuple[str, int], list[int]] = {}
     for at, line in enumerate(lines):

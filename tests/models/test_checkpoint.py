@@ -388,8 +388,8 @@ def test_a_path_that_is_no_folder_is_an_error(name):
         load_model(name)
 
 
-def test_a_name_that_nobody_knows_is_an_error():
-    with pytest.raises(FileNotFoundError, match="neither .* nor a folder, nor to be had"):
+def test_an_unknown_name_is_an_error():
+    with pytest.raises(FileNotFoundError, match="must be one of .*, a folder or a model on the"):
         load_model("nobody/nothing")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lib.bench.findings import realistic_prompt
+from lib.bench.findings import realistic_prompt, vllm_single
 from lib.bench.findings.curves import growth, trend
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import (
@@ -32,6 +32,7 @@ from lib.bench.findings.vocabulary import (
     versus_prediction,
 )
 from lib.bench.records.files import reference
+from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.series import Series
 
 LATENCY, THROUGHPUT = "token_time_by_prompt", "throughput_by_generated"
@@ -318,5 +319,7 @@ def _without_excuse(prediction: Prediction) -> Prediction:
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
+    vllm = published_vllm()
     published = published_curve(reference()["no_cache_sweep"])
+    published |= vllm_single.by_prompt(reference(), vllm) | vllm_single.by_generated(vllm)
     return latency(run) | throughput(run) | profile(run) | published | realistic_prompt.forward()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lib.bench.findings import kv_floor, kv_throughput, kv_work
+from lib.bench.findings import kv_floor, kv_throughput, kv_work, vllm_single
 from lib.bench.findings.curves import growth, trend
 from lib.bench.findings.kv_floor import floor_cause
 from lib.bench.findings.kv_steps import (
@@ -45,6 +45,7 @@ from lib.bench.findings.vocabulary import (
 from lib.bench.measure import counts
 from lib.bench.measure.step_model import first_length, rate_between
 from lib.bench.records.files import reference
+from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.series import Series
 from lib.models.checkpoint import GPT2_CONFIG
 
@@ -377,7 +378,8 @@ def render(run: Any) -> dict[str, str]:
     published = reference()
     return (
         answer(run) | kv_floor.floor(run) | steps(run) | kv_throughput.throughput(run)
-        | kv_throughput.published_run(published) | kv_throughput.pays(run, published) | kv_work.latency(run)
+        | kv_throughput.published_run(published) | kv_throughput.pays(run, published)
+        | vllm_single.with_caches(published, published_vllm()) | kv_work.latency(run)
         | kv_work.profile(run) | kv_work.published_profile(published) | kv_work.utilisation(run)
         | kv_work.intensity(run) | kv_work.same(run) | broke(run) | kv_work.realistic()
     )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lib.bench.findings import batch_sweep
+from lib.bench.findings import batch_sweep, vllm_batches
 from lib.bench.findings.batch_sweep import (
     SWEEP,
     published_gain,
@@ -41,6 +41,7 @@ from lib.bench.findings.vocabulary import (
 )
 from lib.bench.measure import counts
 from lib.bench.records.files import Run, read_records, reference
+from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.series import Series
 from lib.models.checkpoint import GPT2_CONFIG
 
@@ -455,6 +456,7 @@ def render(run: Any) -> dict[str, str]:
         | sweep(run, packed)
         | published_gain(published["batch_sweep"])
         | published_memory(published["batch_sweep"], counts.kv_bytes_per_token(GPT2_CONFIG, "float32"))
+        | vllm_batches.sentences(published, published_vllm())
         | chat(run)
         | variable(run)
         | equal(run)

@@ -8,6 +8,7 @@ Introduced in chapter 8.
 from dataclasses import replace
 from typing import Any
 
+from lib.bench.findings import vllm_batches
 from lib.bench.findings.curves import growth
 from lib.bench.findings.overhead_engines import (
     SAME_ARITHMETIC,
@@ -41,12 +42,13 @@ from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import reference
+from lib.bench.records.published_vllm import published_vllm
 
 SMOLLM2_LAYERS = 30
 LAUNCH = 5e-6  # seconds to launch one kernel on a GPU: the assumption of exercise 1
 EXERCISE_BANDWIDTH = 2e12
 
-__all__ = ["by_kind", "bound_and_count", "busy", "kernels", "model", "modules", "predictions", "prefill", "realistic",
+__all__ = ["beside_vllm", "by_kind", "bound_and_count", "busy", "kernels", "model", "modules", "predictions", "prefill", "realistic",
            "render", "steps", "whole_way"]  # fmt: skip
 
 
@@ -151,6 +153,16 @@ def realistic(run: Any) -> dict[str, str]:
     }
 
 
+def beside_vllm(_run: Any = None) -> dict[str, str]:
+    """vLLM's published steps on an A100: a small model, whose bytes explain little, and a large one."""
+    vllm = published_vllm()
+    return {
+        "vllm_host_finding": vllm_batches.host(vllm),
+        "vllm_hidden_finding": vllm_batches.large_model(vllm),
+        "vllm_caveat_finding": vllm.caveat,
+    }
+
+
 def _verdict(host: float, device: float) -> str:
     if host > 1.1 * device:
         return (
@@ -213,5 +225,5 @@ def _honest(prediction: Prediction) -> Prediction:
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    parts = (bound_and_count, by_kind, kernels, model, steps, modules, prefill, whole_way, busy, realistic)  # fmt: skip
+    parts = (bound_and_count, by_kind, kernels, model, steps, modules, prefill, whole_way, busy, realistic, beside_vllm)  # fmt: skip
     return {name: said for part in parts for name, said in part(run).items()}

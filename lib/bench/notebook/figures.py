@@ -1,7 +1,7 @@
 """The book's figures: this run beside recorded runs and the published reference, always drawn the same way.
 
 Colour and marker show the series of a line; the stroke shows the run: solid with markers for this run, thin for a
-recorded run, dashed for published figures. A chapter imports all it draws with from here.
+recorded run, dashed for published figures, short for the first source and long for the second. A chapter imports all it draws with from here.
 
 Introduced in chapter 1.
 """
@@ -24,7 +24,7 @@ __all__ = ["COLOURS", "ON_COLOUR", "TEXT", "bars", "bound", "figure", "lines", "
 
 Line = tuple[Sequence[float], Mapping[str, Sequence[float | None]]]  # x and, by series, y
 _RECORDED = ((0, ()), (0, (5, 1.2, 1, 1.2)), (0, (1, 1.2)), (0, (7, 1.2, 1, 1.2, 1, 1.2)))
-_PUBLISHED = (0, (4, 2.4))
+_PUBLISHED = ((0, (4, 2.4)), (0, (9, 3)))
 _BOUND = (0, (1, 1.8))
 
 
@@ -55,7 +55,8 @@ def lines(
     reference: Mapping[str, Line] | None = None,
     label: str = "this run",
 ) -> None:
-    """Draws this run's series over `x`, and the same series of others. None is a gap: no such measurement.
+    """Draws this run's series over `x`, and the same series of others. None is a gap: no such measurement. A series that
+    others have alone gets its place in the legend by a column of None in `y`.
 
     The legend is the figure's own, above the panels for series and below for runs; panels share it.
     """
@@ -74,9 +75,10 @@ def lines(
                 linewidth=1.2,
                 zorder=2,
             )
-    for run, (xs, series) in (reference or {}).items():
+    for i, (run, (xs, series)) in enumerate((reference or {}).items()):
+        stroke = _PUBLISHED[i % len(_PUBLISHED)]
         for name, ys in series.items():
-            _line(ax, xs, ys, names.index(name), run, linestyle=_PUBLISHED, linewidth=1.4, zorder=2)
+            _line(ax, xs, ys, names.index(name), run, linestyle=stroke, linewidth=1.4, zorder=2)
     for name, ys in y.items():
         drawn = _line(
             ax,

@@ -126,5 +126,5 @@ class OutputRules:
 
 def _compute_masks(scheduled: Sequence[Scheduled]) -> None:
     for item in scheduled:
-        for n in range(item.num_rows):
+        for n in range(1 + len(item.draft_token_ids)):
             item.request.allowed(item.draft_token_ids[:n])
