@@ -75,6 +75,7 @@ from lib.bench.findings import ch12_structured_output as words
 from lib.bench.findings import schema_suite
 from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.values import quantity
 from lib.bench.measure import counts
 from lib.bench.measure.constrained_distribution import exact_shares
 from lib.bench.measure.timing import Timing, measure, synchronize
@@ -90,7 +91,7 @@ from lib.bench.notebook.figures import (
     table,
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
-from lib.bench.notebook.style import caution
+from lib.bench.notebook.style import caution, caution_below
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
@@ -215,12 +216,12 @@ SEEDS = pick(smoke=1, cpu=4, gpu=32)
 LONGEST = pick(smoke=24, cpu=56, gpu=96)  # tokens of an answer
 
 
-def ask(way, structured_outputs=None, seeds=SEEDS):
+def ask(template, structured_outputs=None, seeds=SEEDS):
     """Each animal's answers to one way of asking, `seeds` of each."""
     prompts = [
         chat_token_ids(
             tokenizer,
-            [{"role": "user", "content": WAYS[way].replace("{animal}", a)}],
+            [{"role": "user", "content": template.replace("{animal}", a)}],
         )
         for a in ANIMALS
         for _ in range(seeds)
@@ -269,7 +270,7 @@ def count(how, outputs):
     }
 
 
-asked = {way: ask(way) for way in sweep(WAYS, "asking")}
+asked = {way: ask(WAYS[way]) for way in sweep(WAYS, "asking")}
 answers = [count(way, outputs) for way, outputs in asked.items()]
 
 
@@ -410,7 +411,7 @@ else:
 # another.
 
 
-# %%
+# %% tags=["hide-input"]
 tokens_as_bytes = token_bytes(tokenizer, V)
 vocabulary = Vocabulary(tokens_as_bytes, config.eos_token_ids)
 known = set(filter(None, tokens_as_bytes))
@@ -486,7 +487,7 @@ show_source(Vocabulary, "walk")
 # one of each costs on this machine, outside the engine.
 
 
-# %%
+# %% tags=["hide-input"]
 def work(vocabulary, automaton, state):
     """(tokens scanned, look-ups) of one walk."""
     states = np.full(vocabulary.size, state)
@@ -639,7 +640,7 @@ show_source(logit_adjustments._keep_allowed)
 # The oracle keeps nothing, neither keys nor masks: it reads every token of the vocabulary through the automaton one by
 # one, and takes the best that is alive.
 
-# %%
+# %% tags=["hide-input"]
 OBJECT = (
     r'\{"name": "[A-Za-z][a-z ]{0,18}", "legs": (0|[1-9]\d?), '
     r'"extinct": (true|false)\}'
@@ -671,6 +672,7 @@ def oracle(prompt, pattern, new_tokens):
     return out
 
 
+# %%
 CHECKED = pick(smoke=4, cpu=5, gpu=12)
 for prompt in random_prompts([9, 14], V, seed=1):
     params = SamplingParams(
@@ -686,12 +688,12 @@ for prompt in random_prompts([9, 14], V, seed=1):
 
 # %% tags=["hide-input"]
 masked = {
-    f"mask (regex), {way}": ask(way, {"regex": OBJECT})
+    f"mask (regex), {way}": ask(WAYS[way], {"regex": OBJECT})
     for way in sweep(WAYS, "with masks")
 }
 if LIBRARY:
     masked |= {
-        f"mask (schema), {way}": ask(way, {"json": SCHEMA})
+        f"mask (schema), {way}": ask(WAYS[way], {"json": SCHEMA})
         for way in list(WAYS)[-1:]
     }
 under_masks = [count(how, outputs) for how, outputs in masked.items()]
@@ -701,7 +703,7 @@ for outputs in masked.values():
         assert output.finish_reason in ("stop", "length")
         assert output.finish_reason == "length" or judge(output.text)[1]
 print(list(masked.values())[-1][-1].text)
-record.add("asking", unit="answers", points=answers + under_masks)
+_ = record.add("asking", unit="answers", points=answers + under_masks)
 
 # %% tags=["remove-cell"]
 gate = experiments.gate("answers, asked for and constrained")
@@ -742,7 +744,9 @@ print("neighbours: equal to the last bit")
 # The mask of the state inside a string, for vocabularies that are the beginning of the model's own.
 
 # %% tags=["hide-input"]
-VOCABULARIES = pick(smoke=[280, V], cpu=[V // 16, V // 4, V], gpu=[V // 16, V // 4, V])  # fmt: skip
+VOCABULARIES = pick(
+    smoke=[280, V], cpu=[V // 16, V // 4, V], gpu=[V // 16, V // 4, V]
+)
 
 
 def mask_times(size):
@@ -795,7 +799,8 @@ bound(ax, drawn["vocabulary"], drawn["predicted"], "predicted")
 log2_axis(ax)
 log10_axis(ax)
 ax.set_xticks(drawn["vocabulary"], [f"{n:,}" for n in drawn["vocabulary"]])
-ax.set(xlabel="tokens in the vocabulary", ylabel="time of a mask (s)")
+ax.yaxis.set_major_formatter(lambda seconds, _: quantity(seconds, "s"))
+ax.set(xlabel="tokens in the vocabulary", ylabel="time of a mask")
 caution(ax, by_vocabulary.note)
 show(fig, "12_mask")
 
@@ -906,7 +911,7 @@ for ax, suffix, title in zip(
     log2_axis(ax)
     ax.set(xlabel="sequences in the step", ylim=(0, None), title=title)
 panels[0].set_ylabel("time of a step (s)")
-caution(panels[0], by_batch.note)
+caution_below(fig, by_batch.note)
 show(fig, "12_steps")
 
 # %% tags=["remove-cell"]
@@ -1039,7 +1044,8 @@ record.headline("total variation distance of masked answers", exact.distance)
 # ### Endless whitespace
 #
 # JSON allows whitespace almost everywhere. So should the form allow it too? A model that is uncertain what to write finds
-# a newline always allowed, and after one newline another is likely.
+# a newline always allowed, and after one newline another is likely. Here the prompt is the animal's name and nothing else,
+# so that the model does not know the form that the mask holds it to:
 
 # %% tags=["hide-input"]
 SPACE = r"[ \n\t]*"
@@ -1050,7 +1056,7 @@ ANY_SPACE = (
 )
 rows = []
 for name, pattern in (("one space", OBJECT), ("free", ANY_SPACE)):
-    outputs = ask("one sentence", {"regex": pattern})
+    outputs = ask("{animal}", {"regex": pattern})
     characters = "".join(output.text for output in outputs)
     rows.append(
         {
@@ -1166,13 +1172,26 @@ def a_draft_that_is_rejected(kind):
     assert one.allowed(digits[:1]) is not None  # it was not
 
 
-traps = [
-    ("half a character is no token", a_rare_character, Vocabulary, WholeCharacters),
-    ("bytes of a token by decode", no_special_token_inside, Vocabulary, DecodesOneByOne),
-    ("EOS allowed in every state", an_end_only_where_it_is_one, TokenMasks, EndsAnywhere),
-    ("state of another request", two_requests_that_share_an_object, AutomatonConstraint, RemembersTheLast),
-    ("drafts are not taken back", a_draft_that_is_rejected, AutomatonConstraint, RemembersTheLast),
-]  # fmt: skip
+one_constraint = (AutomatonConstraint, RemembersTheLast)
+traps = {
+    "half a character is no token": (
+        a_rare_character,
+        (Vocabulary, WholeCharacters),
+    ),
+    "bytes of a token by decode": (
+        no_special_token_inside,
+        (Vocabulary, DecodesOneByOne),
+    ),
+    "EOS allowed in every state": (
+        an_end_only_where_it_is_one,
+        (TokenMasks, EndsAnywhere),
+    ),
+    "state of another request": (
+        two_requests_that_share_an_object,
+        one_constraint,
+    ),
+    "drafts are not taken back": (a_draft_that_is_rejected, one_constraint),
+}
 
 
 def verdict(test, kind):
@@ -1184,8 +1203,8 @@ def verdict(test, kind):
 
 
 rows = [
-    [what, verdict(test, right), verdict(test, wrong)]
-    for what, test, right, wrong in traps
+    [what, *(verdict(test, kind) for kind in kinds)]
+    for what, (test, kinds) in traps.items()
 ]
 assert all(row[1:] == ["passes", "fails"] for row in rows), rows
 table(rows, headers=["the wrong line", "right line", "wrong line"])

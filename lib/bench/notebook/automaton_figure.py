@@ -11,7 +11,7 @@ from matplotlib.patches import Circle, FancyArrowPatch
 from lib.bench.notebook.style import COLOURS, TEXT
 from lib.engine.structured.automaton import DEAD, Automaton
 
-RADIUS, COLUMN, ROW = 0.2, 1.7, 1.5  # of a state, and between states
+RADIUS, COLUMN, ROW = 0.2, 1.7, 2.0  # of a state, and between states
 MAX_DRAWN = 24  # states
 
 
@@ -108,10 +108,12 @@ def _arrow(ax: Axes, at: dict, state: int, after: int, text: str) -> None:
     )
     bend = -0.35 if over else 0.0
     ax.add_patch(_curve(start, end, bend))
-    # Left of the middle, where neighbouring arrows are still apart; below where a long arrow falls.
-    side = -1 if to_y < y and length > 1.5 * COLUMN else 1
-    away = side * 0.15 - bend * length / 2
-    middle = start + 0.42 * (end - start) + np.array([-unit[1], unit[0]]) * away
+    # Labels keep clear of other arrows: those of long arrows outside, of short ones inside, where arrows that begin or
+    # end in one state are apart.
+    long, rises = length > 1.5 * COLUMN, np.sign(to_y - y)
+    away = (rises if long else -rises or 1) * 0.15 - bend * length / 2
+    along = start + (0.42 if long else 0.55) * (end - start)
+    middle = along + np.array([-unit[1], unit[0]]) * away
     ax.text(*middle, text, ha="center", va="center", fontsize=9)
 
 
