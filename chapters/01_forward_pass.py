@@ -97,7 +97,7 @@ from lib.models import gpt2, llama
 
 # %% [markdown]
 # The model that talks is SmolLM2 {cite}`allal2025smollm2`: 135 million parameters, trained to answer questions, small
-# enough for a laptop. `kv_cache="none"` and `linear="plain"` ask for the engine in its simplest form. It remembers nothing
+# enough for a laptop. `kv_cache="none"` and `linear="plain"` ask for the engine in its simplest form. It keeps nothing
 # between steps, and multiplies matrices as PyTorch does by default.
 
 # %%
@@ -116,7 +116,7 @@ table(
 # %% [markdown]
 # ## From a string to its next token
 #
-# The **tokenizer** cuts the string into pieces that it knows and gives each its number. The pieces come from byte-pair
+# The **tokenizer** cuts the string into pieces of a fixed vocabulary and gives each its number. The pieces come from byte-pair
 # encoding {cite}`sennrich2016bpe`: frequent words are one token, rare words are several. Note the leading spaces. They
 # belong to the tokens, which is why text that is cut into tokens can be joined again without guessing.
 #
@@ -953,9 +953,10 @@ glue("predictions_tally", tally(foretold))
 #
 # ```{admonition} Solution
 # :class: dropdown
-# It writes English for a while, and then loses the thread: nearby tokens are turned by almost the right angles, distant ones
-# are not. Text that looks fine is a poor test. `pytest tests/models/test_models.py` fails at once, because logits differ from
-# `transformers` by far more than rounding.
+# Yes, and that is the lesson: the first words of its answers are the same words, since nearby tokens are turned by almost
+# the right angles. Text that looks fine is a poor test. The logits after five tokens differ by more than a hundred times what
+# rounding explains. The comparison with `transformers` in this chapter fails, and so do `test_llama_equals_transformers` and
+# others in `tests/models/test_models.py`. A test does this exercise, too: `tests/models/test_smollm2.py`.
 # ```
 #
 # **3. Count.** Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the formula for a prompt of

@@ -22,9 +22,9 @@
 # The processor reads every weight of the model from memory, uses each for one multiply–add, and throws it away. Had a
 # second sequence been waiting for its own next token, the same read would have served both.
 #
-# So far we have been one user. This chapter is about many. Its first half is arithmetic: what sharing the read is
-# worth, and where that ends. Its second half is about people: they ask short questions and long ones, and their answers
-# do not end together.
+# So far there was one user. This chapter is about many. Its first half is arithmetic: what sharing the read is
+# worth, and where that ends. Its second half is about real requests: their prompts and answers
+# have different lengths, and so the answers do not end together.
 #
 # {glue:text}`experiments_shown`
 
@@ -312,7 +312,7 @@ glue_all(words.realistic())
 #
 # Two things must be put right, or the text changes. A row's **positions** count from its own first token, not from the
 # edge of the rectangle. And the **mask** hides padding from every query, on top of the causal rule. Our models take any
-# attention as an argument, so a padded batch needs a batch with shifted positions and an attention that knows the
+# attention as an argument, so a padded batch needs a batch with shifted positions and an attention that masks the
 # padding. Nothing in the models changes.
 
 
@@ -487,8 +487,8 @@ table(
 
 # %% [markdown]
 # The engine gave the same tokens without a rectangle. Its {term}`batch` is the flat list of {numref}`fig-left-padding`,
-# which it has been since chapter 1. A linear layer does not care to which sequence a row belongs. Only attention does,
-# and it gets the offsets.
+# which it has been since chapter 1. A linear layer computes each row by itself, whichever sequence it belongs to. Only attention needs to tell
+# sequences apart, and it gets the offsets.
 #
 # ### What padding costs
 #
@@ -588,7 +588,7 @@ glue("padding_share", 100 * (1 - prompt_tokens / padded_tokens), ".0f")
 # ## Measure: the batch sweep
 #
 # One batch of $B$ equal prompts, {glue:text}`sweep_prompt` tokens in and {glue:text}`sweep_new` out, so that nothing is
-# padded and nobody waits. The model is GPT-2, as in the published sweep. At each batch three candidates take turns:
+# padded and no sequence waits. The model is GPT-2, as in the published sweep. At each batch three candidates take turns:
 # this engine; `transformers` on the same weights, at some of the batches; and the matrix products of the same steps,
 # timed alone. The products show how much of a step's time is theirs, as in chapter 1.
 
@@ -1023,7 +1023,7 @@ glue_all(vllm_batches.sentences(published, vllm))
 # ```{scoreboard} sec-vllm
 # ```
 #
-# ## The problem with people
+# ## The problem: answers of different lengths
 #
 # The sweep was a world in which all answers end together. Let us ask SmolLM2 questions instead. It ends each answer
 # itself, with an {term}`EOS` token, or it is cut off.
@@ -1078,7 +1078,7 @@ table(
 show_source(Scheduler, "schedule", "_continue_running", "_admit")
 
 # %% [markdown]
-# Read it for what it does not contain. There is no prompt phase and no decode phase. A request has tokens, and some of
+# Note what it does not contain. There is no prompt phase and no decode phase. A request has tokens, and some of
 # them are computed. `_fit` says how many are missing. For a new request that is its whole prompt, for a running one a
 # single token, and the flat batch takes both in the same step. (`_make_room` is for a cache that can run out halfway;
 # chapter 4 needs it, a slot of fixed length does not.) That is what the rectangle could not do: a newcomer's prompt and
@@ -1157,7 +1157,7 @@ glue("chat_ratio", predicted["static"] / predicted["continuous"], ".2f")
 
 # %% [markdown]
 # For the {glue:text}`chat_requests` answers above, {glue:text}`chat_tokens` tokens in all, that makes
-# {glue:text}`chat_static` steps against {glue:text}`chat_continuous`. *If a step took the same time whoever is in it,
+# {glue:text}`chat_static` steps against {glue:text}`chat_continuous`. *If a step took the same time for any number of sequences,
 # continuous batching would be {glue:text}`chat_ratio` times as fast.* It should gain less than that: a step with eight
 # sequences takes longer than a step with one left over.
 #
@@ -1792,14 +1792,14 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 # - **Chunks that were to cost nothing.** {glue:text}`chunk_finding`
 # - **A check that cannot fail.** The first version of this chapter compared tokens for SmolLM2 alone. Without the shift
 #   of positions it passes as well, for the reason given there. Ask of each check what would make it fail.
-# - **A query that sees nothing.** Hide padding from everybody, and a padding query has no key left. A softmax over
+# - **A query that sees nothing.** Hide padding from every query, and a padding query has no key left. A softmax over
 #   nothing is NaN; in the next layer the NaN is a value with weight zero, and zero times NaN is NaN for the whole row.
 #   Some of PyTorch's kernels return zero there, so whether the mistake shows depends on the kernel. Hence `keys ==
 #   queries`.
 # - **Padding on the right** looks simpler. Then the last token of each row stands in another column, and the new one
 #   would overwrite padding in some rows and extend others. It works for a prompt alone. It does not for generation.
 # - **A workload without variance** shows no difference between schedulers that differ by a factor. So would a workload
-#   with enough slots for everyone, or one so long that the drained end disappears, in the other direction. State the
+#   with enough slots for all requests, or one so long that the drained end disappears, in the other direction. State the
 #   lengths.
 # - **Equal prompts.** The sweep's sequences all have the same length, which is kind to attention: one rectangle, no
 #   mask. Mixed lengths in one batch need more calls of attention, and this sweep does not show what they cost.
@@ -1872,7 +1872,7 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # Static, unsorted: every batch holds a long answer, $4 \times 96 = 384$ steps. Sorted: the four long ones share a
 # batch, $3 \times 8 + 96 = 120$. Continuous, with a long one at the head of each eight: `continuous_steps(([96] + [8] *
-# 7) * 4, 8)` gives 120 as well. The static scheduler draws level where it knows all lengths in advance, which a server
+# 7) * 4, 8)` gives 120 as well. The static scheduler draws level where all lengths are known in advance, which a server
 # does not. The continuous one needs to know none.
 # ```
 #
@@ -1891,10 +1891,10 @@ glue("predictions_tally", tally(foretold))
 #
 # 1. A decode step reads all weights for however many sequences share it, so the bound on throughput grows with the batch
 #    until arithmetic, the caches' own bytes, or memory ends it. How near an engine comes depends on its products.
-# 2. Answers end at different times. Deciding at every step who runs keeps the slots full; equal lengths hide that, and
+# 2. Answers end at different times. Deciding at every step which sequences run keeps the slots full; equal lengths hide that, and
 #    so can a benchmark.
 # 3. A flat batch needs no padding and no phases: prompts, chunks and single tokens share a step, within a budget that
-#    keeps everyone's next token near.
+#    keeps the gaps between the tokens of the running sequences short.
 #
 # **Sources.** Scheduling by step: {cite:t}`yu2022orca`. Chunked prompts: {cite:t}`agrawal2024sarathi`. The bound on
 # list scheduling: {cite:t}`graham1969bounds`. Batches and the roofline of decoding: {cite:t}`pope2023efficiently`,

@@ -251,7 +251,7 @@ show_source(BlockManager, "__init__", "allocate", "free")
 # %% [markdown]
 # Three decisions hide in these lines. `allocate` gives all that is missing or nothing, so that a request that does not
 # fit changes nothing. Free blocks wait in a queue, so that a block rests as long as possible before it is used again;
-# an engine that remembers prefixes profits from that. And **block 0 is never handed out**. It is the {term}`null
+# an engine that keeps prefixes profits from that. And **block 0 is never handed out**. It is the {term}`null
 # block`. A batch's block tables form a rectangle, $[B, \text{max blocks}]$, and shorter ones are padded with 0, a block
 # that no sequence owns.
 #
@@ -502,7 +502,7 @@ assert (
 # Read {numref}`fig-04-pool` row by row. In the first step, three prompts fill their blocks, all but the ends of the
 # last ones. Then each sequence takes a new block when it needs one and not before, so that the blocks of one sequence
 # drift apart. C ends and its blocks go back to the free list; so do A's. D arrives and is spread over what there is. Of
-# the blocks that it held, these had belonged to A or C before: {glue:text}`reused_blocks`. Nobody erased them. What a
+# the blocks that it held, these had belonged to A or C before: {glue:text}`reused_blocks`. They were not erased. What a
 # former owner left behind lies at positions that D's mask does not show, or is overwritten before it does.
 #
 # ## Check: the same tokens
@@ -1688,8 +1688,8 @@ table(
 #
 # ## Sharing
 #
-# A block belongs to whoever refers to it. Nothing in the arithmetic says that only one sequence may. If two requests
-# begin with the same tokens, the keys and values of those tokens are the same, and both block tables can name the same
+# A block belongs to every sequence whose table refers to it. Nothing in the arithmetic says that only one sequence may.
+# If two requests begin with the same tokens, the keys and values of those tokens are the same, and both block tables can name the same
 # blocks. `BlockManager` counts references for that: `share` adds one, `free` takes one away, and a block goes back to
 # the free list with the last of them. Only full blocks may be shared, because a block that is still being filled can
 # have only one writer. Chapter 9 looks for such prefixes: it keeps blocks after their sequence has ended and finds them by
@@ -1737,8 +1737,8 @@ with torch.inference_mode():
 
 # %% [markdown]
 # **A prompt of exactly $k \cdot N_\text{block}$ tokens.** Its last block is full, and the next token needs a new one.
-# Whoever writes `length // block_size + 1` gives every such prompt a block too many, and whoever forgets the new block
-# writes past the table. Rounding up is right in both places:
+# The formula `length // block_size + 1` gives every such prompt a block too many, and code that forgets the
+# new block writes past the table. Rounding up is right in both places:
 
 # %%
 manager = BlockManager(num_blocks=9, block_size=16)

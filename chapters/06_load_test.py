@@ -5,7 +5,7 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** What do the users feel, from one of them to more than the server can serve?
+# **Question.** Which latency and which throughput do users get, from one user to more than the server can serve?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -209,7 +209,7 @@ def kept_up(gate, rows):
 
 
 # %% [markdown]
-# ## The problem: a benchmark that waits for its victim
+# ## The problem: a benchmark that waits for the server
 #
 # Two kinds of load exist, and they measure different things {cite:p}`schroeder2006open`.
 #
@@ -218,10 +218,10 @@ def kept_up(gate, rows):
 # - In an **open loop**, requests arrive by a clock of their own, as they do when the users are many and do not know of
 #   each other. A slow server is asked just as often as a fast one.
 #
-# A closed loop is right for throughput at a given concurrency. It is dangerous for latency. Let the server stop for a
+# A closed loop is right for throughput at a given concurrency. For latency it is misleading. Let the server stop for a
 # second, and a closed loop with one user records one slow request. The requests that would have come in that second were
-# never sent, so nobody measured how long they would have waited. This is {term}`coordinated omission`
-# {cite:p}`tene2015latency`: the load generator and the server agree not to look. The remedy is to decide beforehand when
+# never sent, so how long they would have waited is not measured. This is {term}`coordinated omission`
+# {cite:p}`tene2015latency`: the load generator sends nothing while the server is slow. The remedy is to decide beforehand when
 # each request is due, and to start its clock then, whether or not it could be sent. That is the rule of MLPerf's server
 # scenario too {cite:p}`reddi2020mlperf`.
 #
@@ -334,7 +334,7 @@ table(
 # batches continuously (chapter 3). The third differs from the second in one thing: its cache is paged (chapter 4). All
 # three serve the same model, over HTTP (chapter 5), as processes of their own. A fourth is a copy of the third with a limit
 # on how many may wait. It will be needed at the end. All four multiply matrices in the same way, the engine's default: the
-# choice follows from shapes and processor alone (chapter 8), so that no server has another kernel than its neighbour.
+# choice follows from shapes and processor alone (chapter 8), so that all servers run the same kernels.
 #
 # Servers that are compared take turns with the same requests, and the one that goes first changes from round to round. The
 # number of requests is fixed, and not the number of seconds: on a slow machine a test takes longer, and still fills the queue.
@@ -529,8 +529,8 @@ glue_all(words.closed.line_bound(experiments.pick(gate, record)))
 # %% [markdown]
 # {glue:text}`model_finding` {glue:text}`bound_finding`
 #
-# The model says three things. The sequential server gains nothing from more users: its throughput stays, and everybody's
-# time grows in proportion to their number. The others gain most from the first users, and less from each further one. And
+# The model says three things. The sequential server gains nothing from more users: its throughput stays, and the
+# time of a request grows in proportion to their number. The others gain most from the first users, and less from each further one. And
 # paging brings no gain: with the same memory and the same sequences, a paged cache saves no work and adds the gather of
 # chapter 4. What paging buys is room for more sequences, and here there is room for all.
 #
@@ -586,7 +586,7 @@ show_source(Session, "open", "closed")
 # Bodies are encoded before the clock starts, and connections are not limited, so that nothing stands between "due" and
 # "sent". What still does is measured: the **dispatch lag** of each request, and how late the event loop wakes. If either is
 # more than a tenth of the median TTFT at its 99th percentile, the run is marked. On a small machine this matters. The server
-# and the generator share its cores, and a generator that is starved of them reports a slow server.
+# and the generator share its cores, and a generator that gets too little of them reports a slow server.
 #
 # Each request ends in exactly one way:
 
@@ -594,8 +594,8 @@ show_source(Session, "open", "closed")
 show_source(send)
 
 # %% [markdown]
-# A refusal for lack of room (429 or 503) is not a failure. It is an answer, and a fast one, and it gets its own count. A
-# stream that breaks off is a failure even if most of its tokens came. And a server that says nothing at all, to anybody,
+# A refusal for lack of room (429 or 503) is not a failure. It is a fast answer, and it is counted separately. A
+# stream that breaks off is a failure even if most of its tokens came. And a server that sends nothing at all, on any connection,
 # for `stall_timeout` seconds ends the run, with a report on what completed.
 #
 # The same generator is a command for any server that speaks the protocol:
@@ -607,7 +607,7 @@ show_source(send)
 #
 # ## Check: a stall that only one clock sees
 #
-# Does the generator see what it should? We stop the server for a while, as a long garbage collection or a neighbour on the
+# Does the generator see what it should? We stop the server for a while, as a long garbage collection or another program on the
 # same machine would: the operating system does not run it. Requests go on being due at a steady rate, half of what the
 # server can serve, but the generator has only {glue:text}`places` places in flight, like a closed loop with as many users.
 #
@@ -1097,7 +1097,7 @@ glue_all(words.closed.http(experiments.pick(gate, record)))
 # t_\text{E2E}(\lambda) \;=\; \frac{S_o\,(a + b)}{1 - \lambda\, S_o\, b}
 # ```
 #
-# This is the curve of a processor that is shared by all who are inside: flat, then steep. Above $\lambda_\text{max}$ there
+# This is the curve of a processor that all running requests share: flat, then steep. Above $\lambda_\text{max}$ there
 # is no steady state. The queue grows by $\lambda - \lambda_\text{max}$ requests per second. If requests arrive for $T$
 # seconds, they wait $\tfrac{T}{2}(\lambda/\lambda_\text{max} - 1)$ on average. So in overload a latency has no meaning
 # without the length of the test: measure twice as long, and it doubles.
@@ -1274,7 +1274,7 @@ record.headline(
 #
 # {glue:text}`little_finding`
 #
-# ### Goodput, and the kindness of saying no
+# ### Goodput, and refusing in time
 #
 # {term}`Goodput` shows an overload {cite:p}`zhong2024distserve`: it counts only requests within their limits, here a first
 # token within {glue:text}`slo_ttft` s and {glue:text}`slo_tpot` ms per token. The fourth server admits {glue:text}`limit`
@@ -1604,7 +1604,7 @@ glue(
 # 1. {glue:text}`gain_lesson` Where everything fits, paging saves no work; it pays in room.
 # 2. {glue:text}`model_lesson` In overload, latency measures the length of the test, and goodput is the rate that users
 #    notice.
-# 3. Start the clock when a request is due. A benchmark that waits for its victim cannot see it fall.
+# 3. Start the clock when a request is due. A benchmark that waits for the server does not measure its stalls.
 #
 # **Sources.** Open and closed loops: {cite:t}`schroeder2006open`. Coordinated omission: {cite:t}`tene2015latency`. Latency
 # from the scheduled time: {cite:t}`reddi2020mlperf`. Goodput: {cite:t}`zhong2024distserve`. The published test:

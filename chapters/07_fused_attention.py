@@ -533,7 +533,7 @@ print("keys that each query of the chunk sees:", visible)
 # It saves memory. By itself it gives attention more to do, because an access now takes a table lookup.
 #
 # **FlashAttention** {cite}`dao2022flashattention` is about *how* they are read: once, {term}`tile` by tile, with a
-# running softmax, the scores never written to memory. It saves traffic. By itself it knows nothing of blocks. PyTorch's
+# running softmax, the scores never written to memory. It saves traffic. By itself it does not support blocks. PyTorch's
 # `scaled_dot_product_attention`, which we have used since chapter 1, does this already where it can.
 #
 # ```{diagram} ../book/images/two_ideas.svg

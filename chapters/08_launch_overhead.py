@@ -18,8 +18,8 @@
 # `bench/peers/`: this engine against `transformers`.
 # :::
 #
-# Six chapters have removed work: tokens computed twice, weights read for one sequence, memory reserved for nobody, keys
-# and values copied to be read. What is left of a decode step is what must be done. Or so the two ceilings say. This
+# Six chapters have removed work: tokens computed twice, weights read for one sequence, memory reserved and never
+# used, keys and values copied to be read. What is left of a decode step is what must be done. Or so the two ceilings say. This
 # chapter looks at the time that they do not explain.
 #
 # Some of it goes into starting things. {glue:text}`head_count_finding` Some of it may be no overhead at all, though it
@@ -231,8 +231,8 @@ experiments = Experiments("08_launch_overhead", device)
 #
 # ## Prediction: what starting costs
 #
-# Count what has to be started. Every operator of PyTorch passes its dispatcher, and a dispatch mode can stand there and
-# count. Some operators only make a view: they compute nothing, yet have to be called like all others.
+# Count what has to be started. Every operator of PyTorch passes its dispatcher, and a dispatch mode can count
+# them there. Some operators only make a view: they compute nothing, yet have to be called like all others.
 
 
 # %%
@@ -276,8 +276,8 @@ many_ops, _ = operators(plain, ROWS)
 products = sum(type(m) is nn.Linear for m in plain.model.modules())
 
 # %% [markdown]
-# Then measure what one start takes: an addition of two numbers, a thousand times. There is nothing in it but the way to
-# it and back.
+# Then measure what one start takes: an addition of two numbers, a thousand times. Its arithmetic takes next to no
+# time, so what is measured is the start.
 
 # %%
 tiny = torch.ones(1, device=device)
@@ -432,10 +432,10 @@ glue(
 # %% [markdown]
 # {glue:text}`gpu_note`
 #
-# ## Who picks the GEMM?
+# ## Which kernel computes a product?
 #
-# `F.linear(x, weight)` is a request, and a library decides how to serve it. On a CPU, PyTorch hands a float32 product
-# to a general matrix multiplication. The weight lies row by row, as in the checkpoint. A fast kernel wants it in tiles,
+# `F.linear(x, weight)` names a result, and a library chooses the kernel that computes it. On a CPU, PyTorch hands a float32 product
+# to a general matrix multiplication. The weight lies row by row, as in the checkpoint. A fast kernel reads it in tiles,
 # so that what its registers need next is what memory brings next. The library can rearrange the weight at each call,
 # or do without. Rearranging moves every weight once, as much as one token's product reads; doing without leaves the
 # kernel to read memory in an order that does not suit it.
@@ -661,7 +661,7 @@ record.add(
 # %% [markdown]
 # {glue:text}`compile_seconds_finding` {glue:text}`compile_count_finding` (It counts operators inside other operators
 # too. The dispatch mode from above cannot be used here: PyTorch runs compiled functions eagerly while one is active.)
-# Whether that saves time is another question. A compiled function is no free call. Before it runs, guards check that its
+# Whether that saves time is another question. Calling a compiled function costs time. Before it runs, guards check that its
 # arguments are what it was compiled for, and a wrapper allocates the results. {numref}`fig-08-steps` shows the sum.
 #
 # ## One launch for a whole step: CUDA graphs
@@ -678,7 +678,7 @@ record.add(
 # The same kernels, launched and replayed. Replaying needs inputs that never move and a batch size that was recorded.
 # ```
 #
-# The recording knows addresses and sizes, nothing else. Four conditions follow, and each is some lines of code:
+# The recording holds addresses and sizes, nothing else. Four conditions follow, and each is some lines of code:
 #
 # 1. **Nothing moves.** The step reads its tokens, positions and block tables from one buffer that is allocated once.
 #    `Batch.build` lays a step out in the host's memory and copies it there: one copy for all of them.
@@ -686,7 +686,7 @@ record.add(
 # 3. **Padding must do no harm.** A padded row computes and *writes* a key and a value. Its block table names the null
 #    block of chapter 4, its slot is the null block's first, its length is 1.
 # 4. **Nothing is decided on the host.** If the number of splits in attention followed from the lengths of the sequences,
-#    the recording would keep the number of the day it was made. The kernels of chapter 7 take it from the table's
+#    the recording would keep the number that was right when it was made. The kernels of chapter 7 take it from the table's
 #    width, which is padded to the longest sequence, and read the lengths on the device.
 
 # %% tags=["remove-input"]
@@ -697,7 +697,7 @@ show_source(GraphRunner, "__init__", "room", "run", "_step", "_batch")
 # fit into what is there.
 #
 # The recorder itself is small. `torch.cuda.graph` does the work. A warm-up run before it compiles kernels and
-# allocates what libraries want to keep, on a stream of its own:
+# allocates the buffers that libraries keep, on a separate stream:
 
 # %% tags=["remove-input"]
 show_source(CudaRecorder, "record")
@@ -950,7 +950,7 @@ caution(ax, whole_step.note)
 show(fig, "08_kinds")
 
 # %% [markdown]
-# What would be won if there were no modules at all? A model in PyTorch is a tree of objects, and calling one passes
+# How much time would a step save without modules? A model in PyTorch is a tree of objects, and calling one passes
 # through hooks and attribute look-ups. Here is the same model as one flat function, with all of that resolved
 # beforehand: an upper limit for tidying up.
 

@@ -1,10 +1,11 @@
-"""A drafter for tests: what it proposes is known beforehand, and partly wrong."""
+"""A drafter and a proposer for tests: what they propose is known beforehand, and partly wrong."""
 
 from __future__ import annotations
 
 import random
 
 from lib.core.batch import Scheduled
+from lib.engine.speculation.proposer import Draft
 from tests.helpers import VOCAB
 
 
@@ -40,3 +41,34 @@ class Script:
         if not drafts or not manager.allocate(request, request.num_tokens + len(drafts)):
             return item
         return Scheduled(request, 1 + len(drafts), tuple(drafts))
+
+
+class ScriptedProposer:
+    """Proposes as many tokens as it may of what `truth` says for the request, each wrong with probability `wrong`.
+
+    The engine's own drafter decides where and how many: `engine.drafter.proposer = ScriptedProposer(...)`.
+    """
+
+    cost_coefficient = 0.0
+
+    def __init__(self, truth, wrong=0.3, seed=0, vocab=VOCAB) -> None:
+        self.truth, self.wrong, self.vocab = truth, wrong, vocab
+        self.rng = random.Random(seed)
+
+    def propose(self, requests, limits):
+        assert min(limits) >= 1
+        return [Draft(self._tokens(r, limit)) for r, limit in zip(requests, limits, strict=True)]
+
+    def free(self, request):
+        """Nothing is kept per request."""
+
+    reset = check_integrity = free
+
+    def _tokens(self, request, limit):
+        done = request.num_output_tokens
+        return tuple(
+            (token + self.rng.randrange(1, self.vocab)) % self.vocab
+            if self.rng.random() < self.wrong
+            else token
+            for token in self.truth[request.request_id][done : done + limit]
+        )

@@ -102,7 +102,7 @@ class ContiguousAttention:
         return out
 
     def _rectangle(self, layer: int, q: Tensor, plan: ContiguousPlan) -> Tensor:
-        """One query a sequence, in a single call: other slots and the tails of shorter sequences are masked."""
+        """One query per sequence, in a single call: other slots and the tails of shorter sequences are masked."""
         keys, values = (
             x[layer, plan.first : plan.last, : plan.length] for x in (self.cache.k, self.cache.v)
         )

@@ -1,4 +1,4 @@
-"""Attention when every sequence brings all of its tokens to every step: no cache, nothing remembered.
+"""Attention when every step computes all tokens of every sequence: no cache.
 
 Introduced in chapter 1.
 """

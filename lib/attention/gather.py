@@ -78,7 +78,7 @@ class GatherAttention:
         return out
 
     def _together(self, layer: int, q: Tensor, plan: _Plan) -> Tensor:
-        """One query a sequence, q [R, Hq, D], in a single call."""
+        """One query per sequence, q [R, Hq, D], in a single call."""
         keys, values = (gather(x[layer], plan.tables) for x in (self.cache.k, self.cache.v))
         return attend(q[:, None], keys, values, 1, plan.mask.to(q.dtype))[:, 0]
 

@@ -51,7 +51,7 @@ def chunk_mask(query_len: int, kv_len: int, like: Tensor) -> Tensor:
 def length_mask(lengths: Tensor, kv_len: int) -> Tensor:
     """Additive float32 mask [B, 1, 1, kv_len] that shows row b its first `lengths[b]` keys. `lengths` [B] integers.
 
-    A row of length 0 sees one key, of nobody: a softmax over nothing would be NaN.
+    A row of length 0 sees one key that belongs to no sequence: a softmax over no keys would be NaN.
     """
     hidden = torch.arange(kv_len, device=lengths.device) >= lengths.clamp(min=1)[:, None]
     return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[

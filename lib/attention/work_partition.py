@@ -1,4 +1,4 @@
-"""One step's attention in equal shares, one a thread, whatever the batch: 64 short sequences or a single long one.
+"""Divides one step's attention evenly across threads, for 64 short sequences as for a single long one.
 
 The work is a queue of key tiles, sequence after sequence, cut into equal parts; what a cut goes through is merged later.
 Introduced in chapter 7.

@@ -1,1 +1,1 @@
-"""Where K and V live between steps, and who may write where. Introduced in chapter 1."""
+"""Storage of K and V between steps, and its allocation to sequences. Introduced in chapter 1."""

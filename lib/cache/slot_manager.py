@@ -1,4 +1,4 @@
-"""The contiguous cache's bookkeeping: one slot of max_model_len tokens a sequence. Introduced in chapter 2."""
+"""The contiguous cache's bookkeeping: one slot of max_model_len tokens per sequence. Introduced in chapter 2."""
 
 from __future__ import annotations
 

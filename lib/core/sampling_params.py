@@ -1,4 +1,4 @@
-"""How a request wants its tokens chosen. Introduced in chapter 1."""
+"""How the tokens of a request are chosen, and when it ends. Introduced in chapter 1."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class SamplingParams:
     allowed_token_ids: only these are sampled. structured_outputs: only texts of a
     form, given as exactly one of {"json": a JSON schema as dict or text, or True for any JSON object},
     {"regex": ...}, {"choice": [...]}, {"grammar": in Lark's syntax}; the text ends where it is complete.
+    skip_special_tokens: leave special tokens such as EOS out of the text. include_stop_str_in_output:
+    the stop string that ended the text, or the token of the id that did, is part of the text.
 
     Raises InvalidRequest, a ValueError with the field's name in `param`, for anything else; the
     message names field, value and allowed range.
@@ -66,6 +68,8 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = None
     structured_outputs: dict[str, Any] | None = None
     prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, 128)
@@ -87,10 +91,9 @@ class SamplingParams:
         ]
         for token_id in self.stop_token_ids:
             _integer("stop_token_ids", token_id, 0)
-        if not isinstance(self.ignore_eos, bool):
-            raise InvalidRequest(
-                f"ignore_eos must be True or False, got {self.ignore_eos!r}", param="ignore_eos"
-            )
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InvalidRequest(f"{name} must be True or False, got {value!r}", param=name)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.prompt_logprobs is not None:

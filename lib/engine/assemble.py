@@ -1,4 +1,4 @@
-"""The composition root: the one place that knows every chapter's parts and puts an engine together from them.
+"""The composition root: the one place that imports every chapter's parts and builds an engine from them.
 
 Introduced in chapter 1; the only module that looks ahead, so that no other has to.
 """
@@ -31,12 +31,14 @@ from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.runner import ModelRunner
 from lib.engine.sampling import Sampler
 from lib.engine.scheduler import Scheduler
+from lib.engine.speculation.adaptive import AdaptiveLength
 from lib.engine.speculation.draft_model import DraftModelProposer, check_same_vocabulary
 from lib.engine.speculation.drafter import Drafter
 from lib.engine.speculation.early_exit import EarlyExitProposer
 from lib.engine.speculation.ngram import NgramProposer
 from lib.engine.speculation.proposer import Proposer
 from lib.engine.speculation.rejection import RejectionSampler
+from lib.engine.speculation.step_cost import measure_step_cost
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
 from lib.models.checkpoint import load_model
@@ -120,12 +122,7 @@ def assemble(
         proposer = _proposer(speculative, options, model, draft, attention, kv_cache)
         if isinstance(proposer, DraftModelProposer):
             draft_kv_cache_bytes = proposer.kv_cache.nbytes
-        drafter = Drafter(
-            proposer,
-            manager,
-            speculative.num_speculative_tokens,
-            options.max_num_batched_tokens,
-        )
+        drafter = _drafter(speculative, options, proposer, runner, manager, device)
     return EngineParts(
         runner,
         scheduler,
@@ -148,6 +145,29 @@ def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
 def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
     given = options.speculative_config
     return None if given is None else SpeculativeConfig.from_dict(given)
+
+
+def _drafter(
+    config: SpeculativeConfig,
+    options: EngineOptions,
+    proposer: Proposer,
+    runner: ModelRunner | GraphRunner,
+    manager: CacheManager,
+    device: torch.device,
+) -> Drafter:
+    adaptive = None
+    if config.adaptive:
+        rows = options.max_num_seqs * (1 + config.num_speculative_tokens)
+        most = min(rows, options.max_num_batched_tokens, manager.max_sequence_tokens)
+        cost = measure_step_cost(runner, manager.block_size, most, device)
+        adaptive = AdaptiveLength(cost, proposer.cost_coefficient)
+    return Drafter(
+        proposer,
+        manager,
+        config.num_speculative_tokens,
+        options.max_num_batched_tokens,
+        adaptive,
+    )
 
 
 def _sampler(config: SpeculativeConfig | None) -> Sampler:

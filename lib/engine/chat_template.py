@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def encode_chat(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """Token ids of the messages through the chat template, up to where the assistant's turn begins.
 
-    A special token that a message spells out, such as `<|im_end|>`, is encoded as ordinary text: it cannot end the
-    message and begin another one in some other role. transformers would take it for the control token.
+    A special token that a message or tool spells out, such as `<|im_end|>`, is encoded as ordinary
+    text: it cannot end the message and begin another one in some other role. transformers would take
+    it for the control token. continue_final_message: the last message stays open, and the model goes
+    on with it. template_kwargs: further variables of the template.
     """
+    how = {
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+        **(template_kwargs or {}),
+    }
     special = _special_tokens(tokenizer)
-    contents = [m["content"] for m in messages if isinstance(m["content"], str)]
+    contents = list(_strings([messages, tools, template_kwargs]))
     if special is None or not any(special.search(content) for content in contents):
-        text = _render(tokenizer, messages)
+        text = _render(tokenizer, messages, tools, how)
         return tokenizer.encode(text, add_special_tokens=False)  # the template wrote them
     # A mark inside each spelled-out token hides it from `special`, so that what this still finds is the template's.
     mark = next(c for c in map(chr, range(0xE000, 0xF900)) if not any(c in t for t in contents))
-    text = _render(
-        tokenizer,
-        [
-            {**m, "content": _hide(special, mark, m["content"])}
-            if isinstance(m["content"], str)
-            else m
-            for m in messages
-        ],
-    )
+    text = _render(tokenizer, *(_hide(special, mark, part) for part in (messages, tools, how)))
     token_ids: list[int] = []
     end = 0
     for found in [*special.finditer(text), None]:
@@ -43,8 +49,8 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
     return token_ids
 
 
-def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+def _render(tokenizer: Any, messages: Sequence[Any], tools: Any, how: Mapping[str, Any]) -> str:
+    return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, **how)
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern | None:
@@ -56,7 +62,27 @@ def _special_tokens(tokenizer: Any) -> re.Pattern | None:
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
-def _hide(special: re.Pattern, mark: str, text: str) -> str:
-    while special.search(text):  # again, because tokens may overlap
-        text = special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
-    return text
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in lists and dicts of any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _strings(key)
+            yield from _strings(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _hide(special: re.Pattern, mark: str, value: Any) -> Any:
+    """The same value with a mark inside each special token that its strings spell out."""
+    if isinstance(value, Mapping):
+        return {
+            _hide(special, mark, key): _hide(special, mark, inner) for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_hide(special, mark, inner) for inner in value]
+    while isinstance(value, str) and special.search(value):  # again, because tokens may overlap
+        value = special.sub(lambda found: found[0][0] + mark + found[0][1:], value)
+    return value

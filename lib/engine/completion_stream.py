@@ -50,7 +50,12 @@ class CompletionStream:
             None
             if tokenizer is None
             else Detokenizer(
-                tokenizer, request.params.stop, request.params.min_tokens, request.token_ids
+                tokenizer,
+                request.params.stop,
+                request.params.min_tokens,
+                request.token_ids,
+                request.params.skip_special_tokens,
+                request.params.include_stop_str_in_output,
             )
         )
         self._tokens_delivered = self._pieces_delivered = 0
@@ -85,8 +90,9 @@ class CompletionStream:
             if reason != "stop" and request.is_complete_with(token_ids[:kept]):
                 reason = "stop"
             if watches_text:
-                # A token that ends the text by its id is not part of it.
-                new = [] if reason == "stop" else [token_id]
+                # A token that ends the text by its id is not part of it, unless that is asked for.
+                with_last = reason != "stop" or request.params.include_stop_str_in_output
+                new = [token_id] if with_last else []
                 text = self.detokenizer.after(new, bool(reason), text)
                 reason = "stop" if text.stopped else reason
             if reason is not None:
@@ -180,7 +186,9 @@ class CompletionStream:
         detokenizer, request = self.detokenizer, self.request
         if detokenizer is None:
             return []
-        num_tokens = request.num_output_tokens - request.stopped_by_id
+        num_tokens = request.num_output_tokens
+        if not request.params.include_stop_str_in_output:
+            num_tokens -= request.stopped_by_id
         start = request.num_prompt_tokens + detokenizer.state.num_tokens
         new = request.token_ids[start : request.num_prompt_tokens + num_tokens]
         if new or (request.finished and not detokenizer.state.finished):

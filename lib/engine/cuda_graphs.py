@@ -148,7 +148,7 @@ class GraphRunner:
             torch.arange(len(numbers), out=numbers)
 
     def _batch(self, n: int) -> Batch:
-        """The room's first n sequences. All that the host knows of them is their number."""
+        """The room's first n sequences. The host has only their number."""
         return Batch(
             **Room(n, self.max_blocks, self._buffer).shape.views(self._buffer),
             block_size=self.block_size,

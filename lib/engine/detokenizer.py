@@ -38,6 +38,7 @@ class Detokenizer:
     difference of two decodings of a short window, as in vLLM and Text Generation Inference.
     `stop`: strings that end the text; they count if their last character comes from a token after
     the first `min_tokens`. `prompt_token_ids`: what the output continues, for its first space.
+    skip_special_tokens: special tokens have no text. include_stop: the stop string is part of the text.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class Detokenizer:
         stop: Sequence[str] = (),
         min_tokens: int = 0,
         prompt_token_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        include_stop: bool = False,
     ) -> None:
         self._tokenizer, self._stop, self._min_tokens = tokenizer, tuple(stop), min_tokens
         self._prompt = tuple(prompt_token_ids[-_MAX_CONTEXT:])
+        self._skip_special_tokens, self._include_stop = skip_special_tokens, include_stop
         self.state = TextState()
         self.pieces: list[str] = []  # grows only at its end
 
@@ -113,7 +117,9 @@ class Detokenizer:
     def _decode(self, token_ids: tuple[int, ...]) -> str:
         if not token_ids:
             return ""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=self._skip_special_tokens
+        )
 
     def _emit(self, state: TextState, text: str) -> TextState:
         """`text` is new: add it, but for what a stop string cuts off or may begin with."""
@@ -123,9 +129,14 @@ class Detokenizer:
         if state.num_tokens > self._min_tokens:
             # Only what ends in the new text: what ends before has been looked at, or comes too early.
             starts = [max(0, len(state.held) - len(s) + 1) for s in self._stop]
-            found = [at for s, a in zip(self._stop, starts) if (at := unsure.find(s, a)) >= 0]
+            found = [
+                (at, at + len(s) if self._include_stop else at)
+                for s, a in zip(self._stop, starts)
+                if (at := unsure.find(s, a)) >= 0
+            ]
             if found:
-                return replace(state, new=state.new + unsure[: min(found)], held="", stopped=True)
+                _, end = min(found)  # the one that begins first
+                return replace(state, new=state.new + unsure[:end], held="", stopped=True)
         keep = max(
             (n for s in self._stop for n in range(1, len(s)) if unsure.endswith(s[:n])), default=0
         )

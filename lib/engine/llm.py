@@ -205,6 +205,7 @@ class LLM:
             "draft_tokens": totals.draft_tokens,
             "accepted_tokens": totals.accepted_tokens,
             "accepted_by_position": list(totals.accepted_by_position),
+            "mean_accepted_length": totals.mean_accepted_length,
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
             "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,

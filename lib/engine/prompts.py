@@ -10,10 +10,12 @@ from lib.core.errors import InvalidRequest
 from lib.engine.chat_template import encode_chat
 
 
-def as_token_ids(prompt: str | Sequence[int], tokenizer: Any, vocab_size: int) -> list[int]:
+def as_token_ids(
+    prompt: str | Sequence[int], tokenizer: Any, vocab_size: int, add_special_tokens: bool = True
+) -> list[int]:
     """Tokenise text, or check ids (also NumPy's), some 50 ns each.
 
-    Raises InvalidRequest (param "prompt") for an empty prompt or an id outside the vocabulary.
+    add_special_tokens: those that the tokenizer puts around a text, where it does. Raises InvalidRequest (param "prompt") for an empty prompt or an id outside the vocabulary.
     """
     if isinstance(prompt, str):
         if tokenizer is None:
@@ -22,7 +24,7 @@ def as_token_ids(prompt: str | Sequence[int], tokenizer: Any, vocab_size: int) -
                 f"got {prompt[:40]!r}",
                 param="prompt",
             )
-        token_ids = tokenizer.encode(prompt)
+        token_ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
     else:
         try:
             token_ids = list(prompt)
@@ -49,10 +51,10 @@ def as_token_ids(prompt: str | Sequence[int], tokenizer: Any, vocab_size: int) -
     return token_ids
 
 
-def chat_token_ids(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[int]:
+def chat_token_ids(tokenizer: Any, messages: Sequence[dict[str, Any]], **how: Any) -> list[int]:
     """A conversation through the model's chat template, up to where the assistant's turn begins.
 
-    Raises InvalidRequest (param "messages").
+    how: the other arguments of `lib.engine.chat_template.encode_chat`. Raises InvalidRequest (param "messages").
     """
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InvalidRequest(
@@ -67,4 +69,4 @@ def chat_token_ids(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[i
                 f"messages must be dicts with 'role' and 'content', got {message!r}",
                 param="messages",
             )
-    return encode_chat(tokenizer, messages)
+    return encode_chat(tokenizer, messages, **how)

@@ -70,7 +70,7 @@ class Scheduler:
                 computed = request.num_computed_tokens + item.num_tokens
                 if item.draft_token_ids:  # of the request's tokens only the last is not computed
                     computed = min(computed, request.num_tokens - 1)
-                    self.cache.trim(request, request.num_tokens)
+                    self.cache.trim(request, computed)
                 request.num_computed_tokens = computed
                 # After an error its K and V may be wrong: not for others.
                 if item.request.finish_reason != "error":
@@ -93,9 +93,9 @@ class Scheduler:
         The cache is emptied. What is unfinished waits again, in order of arrival, with all of its
         tokens, and is computed anew. Requests are never in neither queue, at most in both.
         """
-        everyone = dict.fromkeys([*self.running, *self.waiting])
-        unfinished = [request for request in everyone if not request.finished]
-        for request in everyone:
+        requests = dict.fromkeys([*self.running, *self.waiting])
+        unfinished = [request for request in requests if not request.finished]
+        for request in requests:
             request.num_computed_tokens, request.block_ids = 0, []
         for request in unfinished:
             request.status = Status.WAITING

@@ -75,7 +75,7 @@ def results_of(
 
 
 def _num_accepted(sampled: Sequence[int | None], drafts: Sequence[int]) -> int:
-    """Drafts that are what the model itself has sampled there; after the first other one none counts."""
+    """Drafts that are what the model itself has sampled there, up to the first that is not."""
     accepted = 0
     while accepted < len(drafts) and sampled[accepted] == drafts[accepted]:
         accepted += 1

@@ -14,8 +14,7 @@ class Totals:
 
     num_drafts: verified proposals of one or more draft tokens; draft_tokens, accepted_tokens: their
     tokens, and those of them that the requests got. accepted_by_position[i]: how often the draft
-    at place i of its proposal was accepted. The mean accepted length, as vLLM counts it with the
-    sampled token, is 1 + accepted_tokens / num_drafts.
+    at place i of its proposal was accepted.
     """
 
     steps: int = 0
@@ -43,6 +42,11 @@ class Totals:
             self.accepted_tokens + sum(item.num_accepted for item in verified),
             tuple(by_position),
         )
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        """Tokens per verified draft, with the one that is sampled after it, as vLLM counts. None before the first."""
+        return 1 + self.accepted_tokens / self.num_drafts if self.num_drafts else None
 
     def with_aborted(self) -> Totals:
         """With one more request that has ended."""

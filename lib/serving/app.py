@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from lib.serving import chat, completions, errors, status_routes
+from lib.serving import chat, completions, errors, status_routes, tokenize_routes
 from lib.serving.middleware import ApiKeyGuard, BodyReader
 from lib.serving.service import Service
 
@@ -22,7 +22,7 @@ def create_app(service: Service) -> FastAPI:
     # /path would send the client to whatever its Host header names.
     app = FastAPI(title="Token by Token", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service, app.state.started = service, int(time.time())
-    for module in (completions, chat, status_routes):
+    for module in (completions, chat, tokenize_routes, status_routes):
         app.include_router(module.router)
     app.mount("/static", _Files(directory=status_routes.STATIC), name="static")
     errors.install(app)

@@ -232,7 +232,12 @@ class AsyncLLM:
             call.collector.fail(_engine_error(next(filter(None, errors), None)))
         elif call.stream or output.finished:
             call.collector.put(
-                Update(request.position, output.chunks, output if output.finished else None)
+                Update(
+                    request.position,
+                    output.chunks,
+                    output if output.finished else None,
+                    output.prompt_logprobs,
+                )
             )
 
     def _on_death(self, error: BaseException) -> None:

@@ -111,7 +111,7 @@ def refuse(path: str, error: ApiError) -> JSONResponse:
 
 
 def _schema_of(request: Request) -> dict[str, Any]:
-    """JSON schema of the body that the request's route takes: it knows each field's range."""
+    """JSON schema of the body that the request's route takes; it has each field's range."""
     body = getattr(request.scope.get("route"), "body_field", None)
     model = getattr(getattr(body, "field_info", None), "annotation", None)
     return model.model_json_schema() if hasattr(model, "model_json_schema") else {}

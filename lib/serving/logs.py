@@ -1,4 +1,4 @@
-"""The log: one JSON object a line, on stderr. Introduced in chapter 5."""
+"""The log: one JSON object per line, on stderr. Introduced in chapter 5."""
 
 from __future__ import annotations
 

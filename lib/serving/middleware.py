@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.serving.errors import ApiError, refuse
 
-_GUARDED = ("/v1", "/generate", "/engine")
+_GUARDED = ("/v1", "/generate", "/engine", "/tokenize", "/detokenize")
 _BODY_SECONDS = 30.0
 _DISCARDED = 16  # times the limit: up to here a body is read and dropped, for a client that reads only after writing
 

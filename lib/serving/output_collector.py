@@ -16,11 +16,15 @@ MAX_PENDING = 64
 
 @dataclass
 class Update:
-    """What is new of one prompt of a call. `output` is set with the last update of the prompt."""
+    """What is new of one prompt of a call. `output` is set with the last update of the prompt.
+
+    prompt_logprobs: as RequestOutput has them, with each update; None unless asked for.
+    """
 
     position: int  # of the prompt in the call
     chunks: list[Chunk]
     output: RequestOutput | None
+    prompt_logprobs: list[dict[int, float] | None] | None = None
 
 
 class OutputCollector:
@@ -66,7 +70,8 @@ def _merge(updates: Sequence[Update]) -> Update:
         for chunk in update.chunks:
             by_index.setdefault(chunk.index, []).append(chunk)
     last = updates[-1]
-    return Update(last.position, [_join(chunks) for chunks in by_index.values()], last.output)
+    joined = [_join(chunks) for chunks in by_index.values()]
+    return Update(last.position, joined, last.output, last.prompt_logprobs)
 
 
 def _join(chunks: Sequence[Chunk]) -> Chunk:

@@ -1,51 +1,142 @@
-"""The bodies of the routes, as the OpenAI API has them, with vLLM's extra sampling fields. Introduced in chapter 5.
-
-Strict on purpose: a field that is not here is refused, because a client that sets it would believe that it works.
-"""
+"""The bodies of the routes, as the OpenAI API has them, with vLLM's extra sampling fields. Introduced in chapter 5."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, model_validator
 
 from lib.core.sampling_params import MAX_LOGPROBS, SamplingParams
-from lib.serving.validation_errors import INVALID
+from lib.serving.fields import (
+    INT32,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    NEUTRAL,
+    Ids,
+    JsonObject,
+    StopString,
+    Strict,
+    Text,
+    WithoutEffect,
+    invalid,
+)
 
-MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256  # each token is compared with each of them
-_INT32 = 2**31 - 1
-
-Text = Annotated[str, Field(min_length=1)]
-Ids = Annotated[list[int], Field(min_length=1)]
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-
-
-def _invalid(param: str, message: str) -> PydanticCustomError:
-    """A validator's refusal: a complete sentence, and the field at fault."""
-    return PydanticCustomError(INVALID, "{message}", {"message": message, "param": param})
-
-
-class Strict(BaseModel):
-    """JSON types are not converted: "5" is no number. null means that a field is not given."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+# Fields of the bodies that are fields of SamplingParams as they are.
+_SAMPLING_FIELDS = (
+    "min_tokens",
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+)
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # without effect: nothing is added here
+    neutral: ClassVar = {"continuous_usage_stats": (False,)}
 
 
-class GenerationRequest(Strict):
+class JsonSchema(Strict):
+    name: str
+    description: str | None = None  # without effect: the model does not see it
+    schema_: JsonObject | None = Field(None, alias="schema")
+    strict: bool | None = None  # without effect: the schema always holds
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise invalid(
+                "json_schema", "json_schema must be given with type json_schema, and only with it"
+            )
+        if self.json_schema is not None and self.json_schema.schema_ is None:
+            raise invalid("json_schema.schema", "json_schema.schema is required")
+        return self
+
+    @property
+    def structured(self) -> dict[str, Any] | None:
+        """As SamplingParams.structured_outputs."""
+        if self.json_schema is not None:
+            return {"json": self.json_schema.schema_}
+        return {"json": True} if self.type == "json_object" else None
+
+
+class StructuredOutputs(Strict):
+    """vLLM's field: exactly one of them."""
+
+    json_: JsonObject | Text | None = Field(
+        None, alias="json", description="a JSON schema, as an object or as a string"
+    )
+    json_object: Literal[True] | None = None
+    regex: Text | None = None
+    choice: list[Text] | None = Field(None, min_length=1)
+    grammar: Text | None = None
+    neutral: ClassVar = {
+        "json_object": (False,),
+        "structural_tag": (),
+        "disable_fallback": (False,),
+        "disable_any_whitespace": (False,),
+        "disable_additional_properties": (False,),
+        "whitespace_pattern": (),
+    }
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StructuredOutputs:
+        if len(self._given) != 1:
+            names = ", ".join(self._given) or "none"
+            raise invalid(
+                "",
+                "must have exactly one of json, json_object, regex, choice and grammar, "
+                f"got {names}",
+            )
+        return self
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        kinds = {
+            "json": self.json_,
+            "json_object": self.json_object,
+            "regex": self.regex,
+            "choice": self.choice,
+            "grammar": self.grammar,
+        }
+        return {kind: value for kind, value in kinds.items() if value is not None}
+
+    @property
+    def structured(self) -> dict[str, Any]:
+        """As SamplingParams.structured_outputs."""
+        ((kind, value),) = self._given.items()
+        return {"json": True} if kind == "json_object" else {kind: value}
+
+
+class GenerationRequest(WithoutEffect):
     """What both OpenAI routes share."""
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1, le=_INT32)
-    min_tokens: int | None = Field(None, ge=0, le=_INT32)
+    max_tokens: int | None = Field(None, ge=0, le=INT32)
+    min_tokens: int | None = Field(None, ge=0, le=INT32)
     n: int | None = Field(None, ge=1, le=128)
     temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=_INT32)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=INT32)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = (
@@ -57,10 +148,25 @@ class GenerationRequest(Strict):
     stop_token_ids: list[int] | None = Field(
         None, max_length=1024, description="a list of at most 1024 token ids"
     )
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0)
+    logit_bias: dict[str, float] | None = Field(
+        None, max_length=1024, description="an object of at most 1024 {token id: -100 to 100}"
+    )
+    bad_words: list[Text] | None = Field(
+        None, max_length=128, description="a list of at most 128 strings that are not empty"
+    )
+    allowed_token_ids: Ids | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # Log-probabilities of the prompt's tokens. Not streamed, as in vLLM.
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    return_tokens_as_token_ids: bool | None = None  # in logprobs: "token_id:5" in place of texts
+    truncate_prompt_tokens: int | None = Field(None, ge=1, le=INT32)  # the last so many are kept
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = (
@@ -68,41 +174,53 @@ class GenerationRequest(Strict):
     )
     # As in vLLM: only requests with the same salt share cached prefixes. It is not logged.
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
-    user: str | None = Field(None, max_length=128)  # goes into the log
+    neutral: ClassVar = NEUTRAL
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> GenerationRequest:
+    def _fields_agree(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
-            raise _invalid("stream_options", "stream_options needs stream: true")
+            raise invalid("stream_options", "stream_options needs stream: true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise invalid("prompt_logprobs", "prompt_logprobs needs stream: false")
+        formatted = self.response_format is not None and self.response_format.structured is not None
+        if formatted and self.structured_outputs is not None:
+            raise invalid(
+                "structured_outputs", "structured_outputs does not go together with response_format"
+            )
         return self
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling_params(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """Raises ValueError where fields do not go together."""
-        fields = (
-            "min_tokens",
-            "n",
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "seed",
-            "stop",
-            "stop_token_ids",
-            "ignore_eos",
-            "presence_penalty",
-            "frequency_penalty",
-            "repetition_penalty",
-        )
+    @property
+    def structured(self) -> dict[str, Any] | None:
+        """What the text must be like, as SamplingParams.structured_outputs."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.structured
+        return None if self.response_format is None else self.response_format.structured
+
+    def sampling_params(
+        self,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+        forced: dict[str, Any] | None = None,
+    ) -> SamplingParams:
+        """Raises ValueError where fields do not go together. forced: structured output of a forced tool call."""
         given: dict[str, Any] = {
-            name: value for name in fields if (value := getattr(self, name)) is not None
+            name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None
         }
+        if self.top_p == 0:  # OpenAI's API has it: the most likely token alone
+            given |= {"top_p": 1.0, "top_k": 1}
         if max_tokens is not None:
             given["max_tokens"] = max_tokens
-        return SamplingParams(logprobs=logprobs, **given)
+        return SamplingParams(
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            structured_outputs=forced or self.structured,
+            **given,
+        )
 
 
 class CompletionRequest(GenerationRequest):
@@ -111,83 +229,31 @@ class CompletionRequest(GenerationRequest):
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
-
-    @model_validator(mode="after")
-    def _echo_without_logprobs(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise _invalid(
-                "echo",
-                "echo does not go together with logprobs: the prompt's are not computed here",
-            )
-        return self
+    add_special_tokens: bool | None = None  # those that the tokenizer puts around a text, e.g. BOS
+    neutral: ClassVar = {**NEUTRAL, "suffix": ("",), "best_of": (1,)}
 
     @property
     def prompts(self) -> list[str | list[int]]:
         single = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [self.prompt] if single else list(self.prompt)
 
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Strict):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "description": "{role: system, user or assistant, content: a string or text parts}"
-        }
-    )
-    role: Literal["system", "user", "assistant"] = Field(description="system, user or assistant")
-    content: str | list[TextPart] = Field(
-        description='a string or a list of {type: "text", text: a string}'
-    )
-
-
-class ChatRequest(GenerationRequest):
-    messages: list[Message] = Field(
-        min_length=1,
-        description="a list of {role: system, user or assistant, content: a string or text parts}, "
-        "and not empty",
-    )
-    max_completion_tokens: int | None = Field(
-        None, ge=1, le=_INT32
-    )  # OpenAI's newer name of max_tokens
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-
-    @model_validator(mode="after")
-    def _names_agree(self) -> ChatRequest:
-        if (
-            None not in (self.max_tokens, self.max_completion_tokens)
-            and self.max_tokens != self.max_completion_tokens
-        ):
-            raise _invalid(
-                "max_completion_tokens",
-                "max_completion_tokens is another name of max_tokens, and they differ",
-            )
-        if self.top_logprobs is not None and not self.logprobs:
-            raise _invalid("top_logprobs", "top_logprobs needs logprobs: true")
-        return self
-
     @property
-    def conversation(self) -> list[dict[str, str]]:
-        return [
-            {
-                "role": m.role,
-                "content": m.content
-                if isinstance(m.content, str)
-                else "\n".join(part.text for part in m.content),
-            }
-            for m in self.messages
-        ]
+    def echoed_logprobs(self) -> int | None:
+        """How many the echoed prompt has per token; None where it is not echoed with any."""
+        return self.logprobs if self.echo else None
+
+    def params(self) -> SamplingParams:
+        """With max_tokens 0, which scores a prompt, one token is generated and dropped."""
+        asked = [k for k in (self.echoed_logprobs, self.prompt_logprobs) if k is not None]
+        max_tokens = 1 if self.max_tokens == 0 else self.max_tokens
+        return self.sampling_params(max_tokens, self.logprobs, max(asked, default=None))
 
 
 class GenerateRequest(Strict):
     """The simple route. Greedy unless a temperature is given."""
 
     prompt: Text | Ids = Field(description="a string or a list of token ids, and not empty")
-    max_tokens: int = Field(16, ge=1, le=_INT32)
+    max_tokens: int = Field(16, ge=1, le=INT32)
     temperature: float = Field(0.0, ge=0)
 
 

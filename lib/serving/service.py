@@ -30,6 +30,7 @@ from lib.serving.observer import Observer
 from lib.serving.output_collector import Update
 from lib.serving.page_feed import Feed
 from lib.serving.prometheus import PrometheusMetrics
+from lib.serving.schema_compiler import SchemaCompiler
 from lib.serving.server_options import ServerOptions
 from lib.serving.sse import DONE, ClientGone, EventStream, event, unless_gone
 from lib.serving.tokenizer_pool import TokenizerPool
@@ -58,6 +59,7 @@ class Service:
         self.feed = Feed()
         self.metrics = PrometheusMetrics(self.model_name, lambda: self.async_llm.stats)
         self._tokens: TokenizerPool | None = None
+        self.compiler = SchemaCompiler(lambda: self.llm.output_rules)
 
         def make() -> LLM:
             llm = make_llm()
@@ -107,8 +109,14 @@ class Service:
     def close(self) -> None:
         """End the page's streams and the tokenizers' threads."""
         self.feed.close()
+        self.compiler.close()
         if self._tokens is not None:
             self._tokens.close()
+
+
+def truncated(token_ids: list[int], most: int | None) -> list[int]:
+    """The last `most` tokens; all of them for None."""
+    return token_ids if most is None else token_ids[-most:]
 
 
 def checked(make: Callable[[], SamplingParams]) -> SamplingParams:
@@ -143,6 +151,7 @@ async def answer(
 async def _begin(service: Service, call: Call, prepare: Prepare) -> tuple[list[Update], Updates]:
     """Tokenise and generate: up to the first updates of a stream, or else to the end."""
     prompts, params = await call.in_time(prepare())
+    await call.in_time(service.compiler.prepare(params))
     updates = service.async_llm.generate(prompts, params, call)
     first = await anext(updates)
     if not call.stream:
@@ -170,13 +179,15 @@ def _encode(writer: Writer, updates: list[Update]) -> bytes:
     return b"".join(event(chunk) for update in updates for chunk in writer.chunks(update))
 
 
-def usage(call: Call) -> dict[str, Any]:
-    """Tokens of the call so far: each prompt once, whatever n is."""
+def usage(call: Call, generated: bool = True) -> dict[str, Any]:
+    """Tokens of the call so far: each prompt once, whatever n is. generated: whether the output counts."""
     cached = sum(output.num_cached_tokens or 0 for output in call.outputs.values())
     prompt = sum(len(output.prompt_token_ids) for output in call.outputs.values())
-    completion = sum(
-        len(c.token_ids) for output in call.outputs.values() for c in output.completions
-    )
+    completion = 0
+    if generated:
+        completion = sum(
+            len(c.token_ids) for output in call.outputs.values() for c in output.completions
+        )
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

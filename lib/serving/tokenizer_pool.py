@@ -28,6 +28,7 @@ class TokenizerPool:
         self._tokenizer, self._vocab_size = copy.deepcopy(llm.tokenizer), llm.config.vocab_size
         self.limit = min(llm.max_model_len, llm.manager.max_sequence_tokens)
         self.has_text = llm.tokenizer is not None
+        self.chat_template = str(getattr(llm.tokenizer, "chat_template", None) or "")
         self._local, self._lock = threading.local(), threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="tokenizer")
         self._bytes: dict[int, bytes] = {}
@@ -35,23 +36,41 @@ class TokenizerPool:
             _byte_alphabet() if self.has_text and _is_byte_level(self._tokenizer) else None
         )
 
-    async def encode(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
-        """Token ids of each prompt, checked. Raises ApiError 400."""
+    async def encode(
+        self, prompts: Sequence[str | list[int]], add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Token ids of each prompt, checked. Raises ApiError 400.
+
+        add_special_tokens: those that the tokenizer puts around a text, where it does.
+        """
         return await self._run(
             "prompt",
             lambda tokenizer: [
-                as_token_ids(prompt, tokenizer, self._vocab_size) for prompt in prompts
+                as_token_ids(prompt, tokenizer, self._vocab_size, add_special_tokens)
+                for prompt in prompts
             ],
         )
 
-    async def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """A conversation through the chat template. Raises ApiError 400."""
-        return await self._run("messages", lambda tokenizer: chat_token_ids(tokenizer, messages))
+    async def encode_chat(self, messages: Sequence[dict[str, Any]], **how: Any) -> list[int]:
+        """A conversation through the chat template; how: as `encode_chat` of the engine. Raises ApiError 400."""
 
-    async def decode(self, prompts: Sequence[list[int]]) -> list[str]:
+        def work(tokenizer: Any) -> list[int]:
+            try:
+                return chat_token_ids(tokenizer, messages, **how)
+            except (TypeError, KeyError, AttributeError, IndexError) as error:
+                # Templates are programs: these are their ways not to take a message.
+                raise TemplateError(f"{type(error).__name__}: {error}") from None
+
+        return await self._run("messages", work)
+
+    async def decode(
+        self, prompts: Sequence[list[int]], skip_special_tokens: bool = True
+    ) -> list[str]:
         return await self._run(
             "prompt",
-            lambda tokenizer: [tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts],
+            lambda tokenizer: [
+                tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in prompts
+            ],
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -85,6 +104,8 @@ class TokenizerPool:
             refusal = invalid_request(error)
             refusal.param = refusal.param or param
             raise refusal from None
+        except RecursionError:
+            raise ApiError(400, f"{param} must not nest as deeply", param) from None
         except TemplateError as error:
             raise ApiError(
                 400, f"messages do not fit the model's chat template: {error}"[:500], param

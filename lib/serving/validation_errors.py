@@ -21,6 +21,15 @@ _BOUNDS = (
     ("maximum", "<="),
     ("exclusiveMaximum", "<"),
 )
+# Fields that vLLM had until it replaced them.
+_REPLACED = {
+    "guided_json": "structured_outputs.json",
+    "guided_regex": "structured_outputs.regex",
+    "guided_choice": "structured_outputs.choice",
+    "guided_grammar": "structured_outputs.grammar",
+    "functions": "tools",
+    "function_call": "tool_choice",
+}
 _SHOWN = 80  # characters of a value that an answer repeats
 INVALID = "invalid_request"  # type of our validators' findings; their ctx has `message` and `param`
 
@@ -48,13 +57,19 @@ def describe(
             None,
         )
     if kind == INVALID:
-        return finding["ctx"]["message"], finding["ctx"]["param"]
+        message, param = finding["ctx"]["message"], finding["ctx"]["param"]
+        where = ".".join(map(str, location))  # of the object that the validator belongs to
+        if where:
+            message = f"{where}.{message}" if param else f"{where} {message}"
+        return message, ".".join(filter(None, (where, param)))
     if not location:
         return "the body must be a JSON object", None
     path, known = _find(location, schema)
     if kind == "extra_forbidden":
         name = f"{path}.{location[-1]}"[:_SHOWN] if path else str(location[-1])[:_SHOWN]
-        return f"{name} is not supported by this server", name
+        instead = _REPLACED.get(name)
+        hint = f", {instead} is its newer name" if instead else ""
+        return f"{name} is not supported by this server{hint}", name
     path = path or str(location[0])
     if kind == "missing":
         return f"{path} is required", path
@@ -95,6 +110,8 @@ def _expected(kind: str, finding: Mapping[str, Any], known: Mapping[str, Any]) -
     limits = " and ".join(f"{sign} {known[name]}" for name, sign in _BOUNDS if name in known)
     if "maxLength" in known:
         limits = f"of at most {known['maxLength']} characters"
+    if kind == "string_too_short":  # of all strings here, the shortest allowed has one character
+        return "a string that is not empty"
     noun = next((text for start, text in _KINDS.items() if kind.startswith(start)), None)
     if noun is not None:
         return f"{noun} {limits}".strip()

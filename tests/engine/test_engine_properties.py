@@ -112,18 +112,23 @@ def run(tiny: Tiny, work: list[Job], **options) -> None:
                     )
 
 
+# Not adaptive: what is measured would make a failure hard to repeat. tests/engine/speculation has it, with given costs.
+_NGRAM = {"method": "ngram", "prompt_lookup_min": 1, "adaptive": False}
+SPECULATION = [None, *({**_NGRAM, "num_speculative_tokens": k} for k in (1, 3, 6))]
+
 common = dict(
     work=jobs,
     name=st.sampled_from(["llama", "gpt2"]),
     scheduler=st.sampled_from(["continuous", "static"]),
     max_num_seqs=st.integers(1, 5),
     budget=st.sampled_from([1, 2, 3, 5, 8, 16, 40, 2048]),
+    speculative_config=st.sampled_from(SPECULATION),
 )
 
 
 @settings(max_examples=30)
 @given(**common)
-def test_without_a_cache(tiny, work, name, scheduler, max_num_seqs, budget):
+def test_without_a_cache(tiny, work, name, scheduler, max_num_seqs, budget, speculative_config):
     run(
         tiny[name],
         work,
@@ -131,12 +136,13 @@ def test_without_a_cache(tiny, work, name, scheduler, max_num_seqs, budget):
         scheduler=scheduler,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
+        speculative_config=speculative_config,
     )
 
 
 @settings(max_examples=45)
 @given(**common, spare=st.integers(0, 20))
-def test_contiguous(tiny, work, name, scheduler, max_num_seqs, budget, spare):
+def test_contiguous(tiny, work, name, scheduler, max_num_seqs, budget, speculative_config, spare):
     longest = max(job.prompt + job.max_tokens for job in work)
     run(
         tiny[name],
@@ -145,6 +151,7 @@ def test_contiguous(tiny, work, name, scheduler, max_num_seqs, budget, spare):
         scheduler=scheduler,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
+        speculative_config=speculative_config,
         max_model_len=longest + spare,
     )
 
@@ -152,7 +159,7 @@ def test_contiguous(tiny, work, name, scheduler, max_num_seqs, budget, spare):
 @settings(max_examples=80)
 @given(**common, block_size=st.sampled_from([1, 2, 4, 16]), spare=st.integers(0, 6))
 def test_paged_with_a_pool_barely_large_enough(
-    tiny, work, name, scheduler, max_num_seqs, budget, block_size, spare
+    tiny, work, name, scheduler, max_num_seqs, budget, speculative_config, block_size, spare
 ):
     longest = max(job.prompt + job.max_tokens for job in work)
     blocks = -(-longest // block_size) + 1 + spare
@@ -163,6 +170,7 @@ def test_paged_with_a_pool_barely_large_enough(
         scheduler=scheduler,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
+        speculative_config=speculative_config,
         block_size=block_size,
         num_blocks=blocks,
     )
@@ -170,7 +178,9 @@ def test_paged_with_a_pool_barely_large_enough(
 
 @settings(max_examples=10)
 @given(**common, block_size=st.sampled_from([1, 2, 4, 16]))
-def test_paged_and_read_in_place(tiny, work, name, scheduler, max_num_seqs, budget, block_size):
+def test_paged_and_read_in_place(
+    tiny, work, name, scheduler, max_num_seqs, budget, speculative_config, block_size
+):
     longest = max(job.prompt + job.max_tokens for job in work)
     run(
         tiny[name],
@@ -180,6 +190,7 @@ def test_paged_and_read_in_place(tiny, work, name, scheduler, max_num_seqs, budg
         max_num_seqs=max_num_seqs,
         attention="auto",
         max_num_batched_tokens=budget,
+        speculative_config=speculative_config,
         block_size=block_size,
         num_blocks=-(-longest // block_size) + 3,
     )

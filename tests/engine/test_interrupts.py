@@ -22,6 +22,11 @@ OPTIONS = {
     "static": dict(scheduler="static", max_num_seqs=3, max_num_batched_tokens=16),
     "contiguous": dict(kv_cache="contiguous", max_num_seqs=3, max_num_batched_tokens=9),
     "none": dict(kv_cache="none", max_num_seqs=3, max_num_batched_tokens=24),
+    "drafts": dict(
+        block_size=2,
+        max_num_batched_tokens=20,
+        speculative_config={"method": "ngram", "prompt_lookup_min": 1, "adaptive": False},
+    ),
 }
 
 

@@ -133,3 +133,25 @@ def test_eos_comes_from_the_model(llm):
         and llm.config.num_kv_heads == 3
         and llm.config.tie_word_embeddings
     )
+
+
+def test_wrong_rotary_frequencies_write_the_same_words_and_other_logits(llm, monkeypatch):
+    """Chapter 1's second exercise: frequencies that divide by D - 2 instead of D."""
+
+    def divides_by_too_little(config):
+        d = config.head_dim
+        exponents = torch.arange(0, d, 2, dtype=torch.float32) / (d - 2)
+        return 1.0 / config.rope_theta**exponents
+
+    monkeypatch.setattr("lib.models.llama.rope_frequencies", divides_by_too_little)
+    broken = LLM("smollm2", device="cpu", kv_cache="contiguous", max_num_seqs=1, max_model_len=128)
+    prompt = llm.tokenizer.encode("The capital of France is")
+    params = SamplingParams(max_tokens=20, temperature=0)
+    right, wrong = (engine.generate([prompt], params)[0] for engine in (llm, broken))
+    assert right.text == wrong.text and "Paris" in wrong.text
+    with torch.inference_mode():
+        logits, others = (
+            engine.model(Batch.of_prompts([prompt]), FullAttention()) for engine in (llm, broken)
+        )
+    rounding = 1e-3  # the limit of `test_logits_equal_transformers`
+    assert (logits - others).abs().max() > 100 * rounding

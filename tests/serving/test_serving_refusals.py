@@ -15,6 +15,8 @@ pytest_plugins = ["tests.serving_fixtures"]
 
 COMPLETION, CHAT, GENERATE = "/v1/completions", "/v1/chat/completions", "/generate"
 HELLO = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+JSON = {"type": "json_object"}
 
 # route, body, field at fault, and what the message says of its range
 BAD = [
@@ -30,21 +32,23 @@ BAD = [
     (COMPLETION, {"prompt": [0, 259]}, "prompt", "< 259"),
     (COMPLETION, {"prompt": [-1]}, "prompt", ">= 0"),
     (COMPLETION, {"prompt": "a", "max_tokens": 2048}, "prompt", "<= 2048"),
-    (COMPLETION, {"prompt": "a", "max_tokens": 0}, "max_tokens", ">= 1"),
+    (COMPLETION, {"prompt": "a", "max_tokens": -1}, "max_tokens", ">= 0"),
+    (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens", ">= 1"),
     (COMPLETION, {"prompt": "a", "max_tokens": "5"}, "max_tokens", "an integer"),
     (COMPLETION, {"prompt": "a", "max_tokens": 5.5}, "max_tokens", "an integer"),
     (COMPLETION, {"prompt": "a", "min_tokens": 17}, "min_tokens", "<= 16"),
     (COMPLETION, {"prompt": "a", "temperature": -1}, "temperature", ">= 0"),
     (COMPLETION, {"prompt": "a", "temperature": "hot"}, "temperature", "a number"),
-    (COMPLETION, {"prompt": "a", "top_p": 2}, "top_p", "> 0 and <= 1"),
-    (COMPLETION, {"prompt": "a", "top_p": 0}, "top_p", "> 0 and <= 1"),
+    (COMPLETION, {"prompt": "a", "top_p": 2}, "top_p", ">= 0 and <= 1"),
+    (COMPLETION, {"prompt": "a", "top_p": -0.1}, "top_p", ">= 0 and <= 1"),
     (COMPLETION, {"prompt": "a", "top_k": -2}, "top_k", ">= -1"),
     (COMPLETION, {"prompt": "a", "min_p": 1.1}, "min_p", ">= 0 and <= 1"),
     (COMPLETION, {"prompt": "a", "n": 0}, "n", ">= 1 and <= 128"),
     (COMPLETION, {"prompt": ["a"] * 3, "n": 128}, "n", "<= 256"),
     (COMPLETION, {"prompt": "a", "logprobs": 21}, "logprobs", ">= 0 and <= 20"),
     (COMPLETION, {"prompt": "a", "logprobs": True}, "logprobs", "an integer"),
-    (COMPLETION, {"prompt": "a", "echo": True, "logprobs": 0}, "echo", "logprobs"),
+    (COMPLETION, {"prompt": "a", "prompt_logprobs": -1}, "prompt_logprobs", ">= 0 and <= 20"),
+    (COMPLETION, {"prompt": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", ">= 1"),
     (COMPLETION, {"prompt": "a", "seed": 2**64}, "seed", "<= 18446744073709551615"),
     (COMPLETION, {"prompt": "a", "stop": ""}, "stop", "1 to 256 characters"),
     (COMPLETION, {"prompt": "a", "stop": ["x"] * 17}, "stop", "at most 16"),
@@ -65,29 +69,126 @@ BAD = [
         "not supported",
     ),
     (COMPLETION, {"prompt": "a", "best_of": 2}, "best_of", "not supported"),
-    (COMPLETION, {"prompt": "a", "logit_bias": {}}, "logit_bias", "not supported"),
+    (COMPLETION, {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
+    (COMPLETION, {"prompt": "a", "use_beam_search": True}, "use_beam_search", "not supported"),
+    (COMPLETION, {"prompt": "a", "guided_json": {}}, "guided_json", "structured_outputs.json"),
+    (COMPLETION, {"prompt": "a", "guided_regex": "a"}, "guided_regex", "structured_outputs.regex"),
+    (COMPLETION, {"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias", "<= 100"),
+    (COMPLETION, {"prompt": "a", "logit_bias": {"999": 1}}, "logit_bias", "< 259"),
+    (COMPLETION, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "an integer"),
+    (COMPLETION, {"prompt": "a", "logit_bias": [1]}, "logit_bias", "an object"),
+    (COMPLETION, {"prompt": "a", "bad_words": [""]}, "bad_words.0", "not empty"),
+    (COMPLETION, {"prompt": "a", "allowed_token_ids": [300]}, "allowed_token_ids", "< 259"),
+    (COMPLETION, {"prompt": "a", "allowed_token_ids": []}, "allowed_token_ids", "at least 1"),
+    (
+        COMPLETION,
+        {"prompt": "a", "structured_outputs": {}},
+        "structured_outputs",
+        "exactly one of json",
+    ),
+    (
+        COMPLETION,
+        {"prompt": "a", "structured_outputs": {"regex": "a", "choice": ["b"]}},
+        "structured_outputs",
+        "got regex, choice",
+    ),
+    (
+        COMPLETION,
+        {"prompt": "a", "structured_outputs": {"structural_tag": "{}"}},
+        "structured_outputs.structural_tag",
+        "not supported",
+    ),
+    (
+        COMPLETION,
+        {"prompt": "a", "structured_outputs": {"regex": "a"}, "ignore_eos": True},
+        "ignore_eos",
+        "structured_outputs",
+    ),
+    (
+        CHAT,
+        {
+            "messages": HELLO,
+            "structured_outputs": {"regex": "a"},
+            "response_format": {"type": "json_object"},
+        },
+        "structured_outputs",
+        "response_format",
+    ),
+    (
+        CHAT,
+        {"messages": HELLO, "response_format": {"type": "xml"}},
+        "response_format.type",
+        "json_schema",
+    ),
+    (
+        CHAT,
+        {"messages": HELLO, "response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+        "must be given",
+    ),
+    (
+        CHAT,
+        {
+            "messages": HELLO,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x"}},
+        },
+        "response_format.json_schema.schema",
+        "required",
+    ),
+    (
+        CHAT,
+        {
+            "messages": HELLO,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "nothing"}},
+            },
+        },
+        "structured_outputs",
+        "json",
+    ),
     (COMPLETION, {"prompt": "\ud800"}, "prompt", "a string"),
     (CHAT, {}, "messages", "required"),
     (CHAT, {"messages": []}, "messages", "not empty"),
     (CHAT, {"messages": ["hi"]}, "messages.0", "role"),
     (
         CHAT,
-        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "function", "content": "x"}]},
         "messages.0.role",
-        "system, user or assistant",
+        "system, developer, user, assistant or tool, got 'function'",
     ),
     (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content", "required"),
     (
         CHAT,
-        {"messages": [*HELLO, {"role": "developer", "content": "x"}]},
-        "messages.1.role",
-        "must be system, user or assistant, got 'developer'",
+        {"messages": [*HELLO, {"role": "user", "content": None}]},
+        "messages.1.content",
+        "a string or a list of",
     ),
     (
         CHAT,
-        {"messages": [{"role": "assistant", "content": None}]},
-        "messages.0.content",
-        "a string or a list of",
+        {"messages": [{"role": "assistant", "content": "x", "weight": 1}]},
+        "messages.0.weight",
+        "not supported",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
+        "messages.0.tool_call_id",
+        "role tool",
+    ),
+    (
+        CHAT,
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": "x",
+                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": ""}}],
+                }
+            ]
+        },
+        "messages.0.tool_calls",
+        "role assistant",
     ),
     (CHAT, {"messages": HELLO, "user": "u" * 129}, "user", "at most 128 characters"),
     (
@@ -117,7 +218,46 @@ BAD = [
     ),
     (CHAT, {"messages": HELLO, "max_tokens": 2048}, "prompt", "<= 2048"),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 3000}]}, "prompt", "<= 2048"),
-    (CHAT, {"messages": HELLO, "tools": []}, "tools", "not supported"),
+    (CHAT, {"messages": HELLO, "tools": TOOLS}, "tool_choice", "'required' and named"),
+    (CHAT, {"messages": HELLO, "tools": TOOLS * 2, "tool_choice": "none"}, "tools", "different"),
+    (CHAT, {"messages": HELLO, "tool_choice": "required"}, "tool_choice", "needs tools"),
+    (CHAT, {"messages": HELLO, "tools": TOOLS, "tool_choice": "any"}, "tool_choice", "required"),
+    (
+        CHAT,
+        {
+            "messages": HELLO,
+            "tools": TOOLS,
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        "tool_choice",
+        "one of the tools, got 'g'",
+    ),
+    (
+        CHAT,
+        {"messages": HELLO, "tools": TOOLS, "tool_choice": "required", "response_format": JSON},
+        "tool_choice",
+        "response_format",
+    ),
+    (CHAT, {"messages": HELLO, "functions": [{"name": "f"}]}, "functions", "tools"),
+    (CHAT, {"messages": HELLO, "modalities": ["audio"]}, "modalities", "not supported"),
+    (CHAT, {"messages": HELLO, "chat_template": "x"}, "chat_template", "not supported"),
+    (
+        CHAT,
+        {"messages": HELLO, "chat_template_kwargs": {"tokenize": True}},
+        "chat_template_kwargs",
+        "'tokenize'",
+    ),
+    (
+        CHAT,
+        {"messages": HELLO, "continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        "add_generation_prompt",
+    ),
+    ("/tokenize", {}, "prompt", "prompt or messages"),
+    ("/tokenize", {"prompt": "a", "messages": HELLO}, "prompt", "not both"),
+    ("/tokenize", {"prompt": ""}, "prompt", "not empty"),
+    ("/detokenize", {"tokens": [259]}, "tokens", "< 259"),
+    ("/detokenize", {"tokens": "a"}, "tokens", "a list"),
     (GENERATE, {"prompt": "a", "max_tokens": 0}, "max_tokens", ">= 1"),
     (GENERATE, {"prompt": "a", "top_p": 0.5}, "top_p", "not supported"),
 ]
@@ -130,7 +270,7 @@ BAD = [
 def test_bad_fields(
     client: httpx.Client, route: str, body: dict, field: str, says: str, stream: bool
 ) -> None:
-    if stream and (route == GENERATE or "stream" in body or "stream_options" in body):
+    if stream and (route not in (COMPLETION, CHAT) or "stream" in body or "stream_options" in body):
         pytest.skip("says itself whether it streams")
     response = post(client, route, json.dumps({**body, "stream": True} if stream else body))
     error = refusal(response, 400)
@@ -229,6 +369,17 @@ fields = st.sampled_from(
         "repetition_penalty",
         "user",
         "return_token_ids",
+        "logit_bias",
+        "bad_words",
+        "allowed_token_ids",
+        "prompt_logprobs",
+        "response_format",
+        "structured_outputs",
+        "tools",
+        "tool_choice",
+        "truncate_prompt_tokens",
+        "chat_template_kwargs",
+        "metadata",
     ]
 )
 

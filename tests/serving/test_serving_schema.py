@@ -33,6 +33,8 @@ def operations(server) -> dict:
         "POST /v1/completions",
         "POST /v1/chat/completions",
         "POST /generate",
+        "POST /tokenize",
+        "POST /detokenize",
         "GET /v1/models",
         "GET /v1/models/{name}",
         "GET /health",
@@ -62,4 +64,4 @@ def test_no_request_is_a_server_error(operations: dict, label: str, mode) -> Non
 
 
 def test_the_schema_lists_no_other_route(operations: dict) -> None:
-    assert len(operations) == 8
+    assert len(operations) == 10

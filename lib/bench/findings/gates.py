@@ -1,4 +1,4 @@
-"""Gates: before an experiment speaks, it checks that it could show what it wants to show.
+"""Gates: checks that an experiment ran under conditions in which it can show its effect.
 
 Where a gate fails, the recorded run of the same hardware is drawn and quoted instead, and the page says so.
 

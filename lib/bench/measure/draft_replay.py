@@ -10,20 +10,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+import numpy as np
+
+from lib.engine.speculation.step_cost import CostCurve
+
 # From all tokens so far and the most that may be drafted to the drafts.
 Propose = Callable[[Sequence[int], int], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Counts of one or more texts. The first token of a text comes from its prompt's step and is not counted.
+    """Counts of one or more texts.
 
-    tokens: that the steps gave. rows: tokens that each step computes, its drafts and one more. drafted[i], tried[i],
-    accepted[i]: drafts at position i + 1, those that have only right ones before them, and those of them that are right.
+    rows: tokens that each step computes, its drafts and one more. gains: tokens that each step gives. drafted[i],
+    tried[i], accepted[i]: drafts at position i + 1, those that have only right ones before them, and those of them
+    that are right.
     """
 
-    tokens: int
     rows: tuple[int, ...]
+    gains: tuple[int, ...]
     drafted: tuple[int, ...]
     tried: tuple[int, ...]
     accepted: tuple[int, ...]
@@ -32,6 +37,11 @@ class Replay:
     def steps(self) -> int:
         """With drafts or without."""
         return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Of the text."""
+        return sum(self.gains)
 
     @property
     def tokens_per_step(self) -> float:
@@ -65,40 +75,63 @@ class Replay:
             )
         add = lambda a, b: tuple(x + y for x, y in zip(a, b))  # noqa: E731
         return Replay(
-            self.tokens + other.tokens,
             self.rows + other.rows,
+            self.gains + other.gains,
             add(self.drafted, other.drafted),
             add(self.tried, other.tried),
             add(self.accepted, other.accepted),
         )
 
 
-def replay(prompt: Sequence[int], output: Sequence[int], propose: Propose, k: int) -> Replay:
+def replay(
+    prompt: Sequence[int],
+    output: Sequence[int],
+    propose: Propose,
+    k: int,
+    max_tokens: int | None = None,
+) -> Replay:
     """Decode `output` again with at most `k` drafts per step from `propose`, and count.
 
-    A step with j accepted drafts gives j + 1 tokens. The last token is never drafted: the step that could
-    verify it gives it in any case.
+    The first step computes the prompt, too; its row is the one after the prompt's last token. A step with j accepted
+    drafts gives j + 1 tokens, so at most one draft less is made than the request may still get: `max_tokens` in all
+    (default: the length of `output`).
     """
     if k < 1:
         raise ValueError(f"k must be >= 1, got {k}")
+    max_tokens = len(output) if max_tokens is None else max_tokens
+    if max_tokens < len(output):
+        raise ValueError(f"max_tokens must be >= {len(output)}, the output's, got {max_tokens}")
     drafted, accepted, tried = [0] * k, [0] * k, [0] * k
-    done, rows = 1, []
+    done, rows, gains = 0, [], []
     while done < len(output):
-        most = min(k, len(output) - done - 1)
+        most = min(k, max_tokens - done - 1)
         drafts = list(propose([*prompt, *output[:done]], most))[:most] if most else []
+        left = output[done:]
         right = 0
-        while right < len(drafts) and drafts[right] == output[done + right]:
+        while right < min(len(drafts), len(left)) and drafts[right] == left[right]:
             right += 1
         for i in range(len(drafts)):
             drafted[i] += 1
-            accepted[i] += i < right
             tried[i] += i <= right
-        done += right + 1
+            accepted[i] += i < right
         rows.append(1 + len(drafts))
-    tokens = max(0, len(output) - 1)
-    return Replay(tokens, tuple(rows), tuple(drafted), tuple(tried), tuple(accepted))
+        gains.append(min(right + 1, len(left)))
+        done += right + 1
+    return Replay(tuple(rows), tuple(gains), tuple(drafted), tuple(tried), tuple(accepted))
 
 
 def batch_rows(replays: Sequence[Replay]) -> list[int]:
     """Rows of each step where the texts run as one batch from their first step on. Texts that have ended leave it."""
     return [sum(rows) for rows in zip_longest(*(r.rows for r in replays), fillvalue=0)]
+
+
+def decode_rate(batches: Sequence[Sequence[Replay]], cost: CostCurve) -> float:
+    """Tokens per second of batches that run one after the other, as the model of a step's cost foretells them.
+
+    Without each batch's first step, which computes the prompts. Raises ValueError where no other step is left.
+    """
+    tokens = sum(sum(r.gains[1:]) for batch in batches for r in batch)
+    seconds = sum(float(cost(np.array(batch_rows(batch)[1:])).sum()) for batch in batches)
+    if not tokens:
+        raise ValueError(f"batches must have steps after the first, got {len(batches)} without")
+    return tokens / seconds

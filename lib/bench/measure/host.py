@@ -1,4 +1,4 @@
-"""What a program can say of its machine without PyTorch: CPU, operating system, versions, commit, date.
+"""Facts of this machine that need no PyTorch: CPU, operating system, versions, commit, date.
 
 Introduced in chapter 1.
 """

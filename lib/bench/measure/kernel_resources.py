@@ -90,7 +90,7 @@ def compiled_launches(launch: Callable[[], object], capability: int) -> list[Ker
     """Call `launch`, which starts Triton kernels with CPU tensors, as on a GPU of `capability`.
 
     Returns one entry per compiled kernel, in the order of first launches: the same kernel compiled for other constants
-    or types is another entry. Nothing is computed. Whoever calls must not run Triton kernels in other threads meanwhile.
+    or types is another entry. Nothing is computed. No other thread may run Triton kernels meanwhile.
     """
     from triton.runtime.driver import driver
 

@@ -1,4 +1,4 @@
-"""GPU facts that only the driver knows, through NVML (the library behind nvidia-smi).
+"""GPU facts that only the driver reports, through NVML (the library behind nvidia-smi).
 
 Introduced in chapter 1.
 """

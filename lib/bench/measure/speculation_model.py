@@ -6,11 +6,11 @@ The second takes what was measured instead: how often each draft position is acc
 Introduced in chapter 10.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+
+from lib.engine.speculation.step_cost import CostCurve
 
 
 def expected_tokens(alpha: float, k: int) -> float:
@@ -54,43 +54,7 @@ def tokens_by_position(accepted: Sequence[float]) -> float:
     return 1 + sum(accumulate(accepted, mul))
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """Seconds of one step by its number of rows (tokens computed), as measured; linear between the points.
-
-    Left of the first point the time is that of the first point. Right of the last one the last slope goes on.
-    """
-
-    rows: tuple[int, ...]
-    seconds: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.rows) != len(self.seconds) or len(self.rows) < 2:
-            raise ValueError(
-                f"rows and seconds must have the same length and at least 2 entries, got "
-                f"{len(self.rows)} and {len(self.seconds)}"
-            )
-        if self.rows[0] < 1 or any(a >= b for a, b in zip(self.rows, self.rows[1:])):
-            raise ValueError(f"rows must be >= 1 and strictly increasing, got {self.rows}")
-        if min(self.seconds) <= 0:
-            raise ValueError(f"seconds must be > 0, got {self.seconds}")
-
-    def __call__(self, rows: float) -> float:
-        """Seconds of a step of `rows` rows; a fraction stands for a mean over several steps."""
-        if rows <= self.rows[0]:
-            return self.seconds[0]
-        right = min(bisect_left(self.rows, rows), len(self.rows) - 1)
-        x0, x1 = self.rows[right - 1 : right + 1]
-        y0, y1 = self.seconds[right - 1 : right + 1]
-        return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
-
-
-def seconds_of(rows: Sequence[int], cost: StepCost) -> float:
-    """Seconds of the steps with these numbers of rows."""
-    return sum(map(cost, rows))
-
-
-def steady_speed_up(tokens: float, drafts: float, batch: int, cost: StepCost) -> float:
+def steady_speed_up(tokens: float, drafts: float, batch: int, cost: CostCurve) -> float:
     """Time per token without drafts over the time with them, for `batch` sequences that never end.
 
     tokens: that a mean step gives each of them. drafts: that it verifies for each. Without drafts a step has `batch`

@@ -72,7 +72,7 @@ def caution_below(fig: Figure, text: str) -> None:
 
 
 def _note(fig: Figure, label: Text, text: str, ax: Axes | None) -> None:
-    """Writes a note on a figure and remembers it, because the panel's width is known only when all is drawn."""
+    """Writes a note on a figure and keeps it, because the panel's width is known only when all is drawn."""
     notes = [note for note in getattr(fig, "book_notes", []) if note[0] is not label]
     fig.book_notes = [*notes, (label, text[:1].upper() + text[1:] + ".", ax)]
     _wrap_notes(fig)

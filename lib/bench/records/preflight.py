@@ -1,4 +1,4 @@
-"""What the record command asks before it starts: the device, its speed, its load, and whether a hub can be reached.
+"""What the record command checks before it starts: the device, its speed, its load, and whether a hub can be reached.
 
 Introduced in chapter 1.
 """

@@ -4,7 +4,6 @@ Introduced in chapter 1.
 """
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lib.bench.measure.machine import fingerprint
 from lib.bench.measure.roofline import Roofline, dtype_name
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.paths import repository
+from lib.bench.records.chapter_clock import chapter_seconds
 from lib.bench.records.files import SCHEMA, read_record, write_json
 from lib.bench.records.load_notes import load_facts
 from lib.bench.records.series import Series, check_value, make_series
@@ -60,7 +60,6 @@ class Record:
         self.headlines: list[dict[str, Any]] = []
         # The checks of its experiments; `Experiments.pick` sets it, so that it is asked when the record is written.
         self.gates: Callable[[], list[dict[str, Any]]] = list
-        self._start = time.perf_counter()
         # Start and end only: a sampling thread would disturb what this process measures. The record command watches
         # from outside, samples, and replaces this by what it saw.
         self._load = LoadMonitor(interval=None).start() if options().record else None
@@ -101,7 +100,7 @@ class Record:
             "model": self.model,
             "weights": self.weights,
             "dtype": self.dtype,
-            "seconds": round(time.perf_counter() - self._start, 3),
+            "seconds": round(chapter_seconds(), 3),
             "headlines": self.headlines,
             "gates": self.gates(),
             "roofline": None,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from lib.cache.manager import CacheManager
 from lib.core.batch import Scheduled
 from lib.core.request import Request
+from lib.engine.speculation.adaptive import AdaptiveLength
 from lib.engine.speculation.proposer import Proposer
 
 
@@ -28,14 +29,19 @@ class Drafter:
         manager: CacheManager,
         num_speculative_tokens: int,
         max_num_batched_tokens: int,
+        adaptive: AdaptiveLength | None = None,
     ) -> None:
-        self.proposer, self.manager = proposer, manager
+        """adaptive: chooses the lengths of drafts; None: as long as there is room."""
+        self.proposer, self.manager, self.adaptive = proposer, manager, adaptive
         self.num_speculative_tokens = num_speculative_tokens
         self.max_num_batched_tokens = max_num_batched_tokens
 
     def add_drafts(self, scheduled: list[Scheduled]) -> list[Scheduled]:
         """The same work, with drafts added to it."""
-        limits = self._with_room(scheduled, [self._most(item) for item in scheduled])
+        limits = [self._most(item) for item in scheduled]
+        if self.adaptive is not None:
+            limits = self.adaptive.limits(scheduled, limits)
+        limits = self._with_room(scheduled, limits)
         places = [i for i, limit in enumerate(limits) if limit]
         if not places:
             return scheduled
@@ -43,7 +49,10 @@ class Drafter:
         drafts = self.proposer.propose(requests, [limits[i] for i in places])
         work = list(scheduled)
         for i, request, draft in zip(places, requests, drafts, strict=True):
-            draft = draft.first(num_possible(request, draft.token_ids))
+            # Sampled drafts keep tokens that will be rejected: what replaces one is drawn from
+            # another distribution than where there was no draft.
+            skip_forbidden = draft.probs is None
+            draft = draft.first(num_possible(request, draft.token_ids, skip_forbidden))
             num_drafts = len(draft.token_ids)
             self.manager.trim(request, request.num_tokens + num_drafts)
             if num_drafts:
@@ -59,14 +68,20 @@ class Drafter:
     def free(self, request: Request) -> None:
         """Forget a request that has ended."""
         self.proposer.free(request)
+        if self.adaptive is not None:
+            self.adaptive.free(request)
 
     def reset(self) -> None:
         """Forget all requests, after a step that was interrupted."""
         self.proposer.reset()
+        if self.adaptive is not None:
+            self.adaptive.reset()
 
     def check_integrity(self, unfinished: Iterable[Request]) -> None:
         """Raise RuntimeError, saying what is wrong, if something is kept for a request that has ended."""
         self.proposer.check_integrity(unfinished)
+        if self.adaptive is not None:
+            self.adaptive.check_integrity(unfinished)
 
     def _most(self, item: Scheduled) -> int:
         """Draft tokens that could be of use to a request, whatever the step's room.
@@ -95,16 +110,21 @@ class Drafter:
         return granted
 
 
-def num_possible(request: Request, token_ids: Sequence[int]) -> int:
+def num_possible(request: Request, token_ids: Sequence[int], skip_forbidden: bool = True) -> int:
     """Tokens of a draft that can be accepted at all.
 
-    The draft ends after a token that ends the request, and before one that the request must not get
-    now: a stop id before min_tokens, a token that its constraint forbids, the end of a bad word.
+    The draft ends after a token that ends the request. With `skip_forbidden` it ends before one
+    that the request must not get now, too: a stop id before min_tokens, a token that its constraint
+    forbids, the end of a bad word.
     """
     for n, token_id in enumerate(token_ids):
         before = token_ids[:n]
+        if request.reason_to_finish(token_id, n) == "stop":
+            return n + 1
+        if not skip_forbidden:
+            continue
         if token_id in request.stop_token_ids:
-            return n + (request.reason_to_finish(token_id, n) == "stop")
+            return n
         allowed = request.allowed(before)
         if allowed is not None and not allowed[token_id >> 3] >> (token_id & 7) & 1:
             return n

@@ -18,15 +18,16 @@ from lib.engine.sampling_row import SamplingRow
 
 
 def accepts(p: Tensor, q: Tensor, uniform: Tensor) -> Tensor:
-    """Whether a draft of probability `p` under the model and `q` under the drafter is kept: with probability min(1, p/q).
+    """Whether a draft is kept: with probability min(1, p/q).
 
-    Three tensors of one shape; `uniform` in [0, 1). A draft that the model cannot produce is never kept.
+    p, q: its probabilities under the model and under the drafter; three tensors of one shape.
+    `uniform` in [0, 1). A draft that the model cannot produce is never kept.
     """
     return uniform * q < p
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """Weights [R, N] of the token that takes a rejected draft's place: max(p - q, 0), not normalised.
+    """Weights [R, N] of the token that replaces a rejected draft: max(p - q, 0), not normalised.
 
     Where rounding leaves nothing (p and q are equal but for their last bits), p itself.
     """

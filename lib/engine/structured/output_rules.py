@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ class OutputRules:
     """One engine's compiled schemas, regular expressions and grammars, and its requests' constraints.
 
     tokenizer: None where the model has none. end_ids: the model's EOS ids. Compiling takes
-    milliseconds to seconds, so what was compiled is kept.
+    milliseconds to seconds, so what was compiled is kept. `prepare` may be called in another thread
+    than the engine's: a server compiles there, and the engine finds it done.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, end_ids: Iterable[int]) -> None:
@@ -37,6 +39,13 @@ class OutputRules:
         self._vocabulary: Vocabulary | None = None
         self._grammars: Any = None
         self._worker: ThreadPoolExecutor | None = None
+        self._lock, self._compiling = threading.Lock(), threading.Lock()
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile what `params` ask for, so that `apply` finds it. Raises InvalidRequest as `apply` would."""
+        if params.structured_outputs is not None:
+            ((kind, spec),) = params.structured_outputs.items()
+            self._maker(kind, spec)
 
     def apply(self, requests: Sequence[Request]) -> None:
         """Set each request's constraint and bad words. Raises InvalidRequest, naming the field."""
@@ -88,7 +97,12 @@ class OutputRules:
 
     def _maker(self, kind: str, spec: Any) -> Callable[[], TokenConstraint]:
         """What makes constraints of this kind; compiled at the first call."""
-        text = spec if isinstance(spec, str) else json.dumps(spec, ensure_ascii=False)
+        try:
+            text = spec if isinstance(spec, str) else json.dumps(spec, ensure_ascii=False)
+        except RecursionError:
+            raise InvalidRequest(
+                f"structured_outputs.{kind} must not nest as deeply", param="structured_outputs"
+            ) from None
         if len(text) > MAX_SPEC:
             raise InvalidRequest(
                 f"structured_outputs.{kind} must have at most {MAX_SPEC:,} characters, "
@@ -102,12 +116,29 @@ class OutputRules:
                 param="structured_outputs",
             )
         key = kind, text
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(kind, spec)
-            if len(self._compiled) > MAX_CACHED_SPECS:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return self._compiled[key]
+        if (maker := self._kept(key)) is not None:
+            return maker
+        with self._compiling:
+            if (maker := self._kept(key)) is not None:  # compiled by another thread meanwhile
+                return maker
+            maker = self._compile(kind, spec)
+            first = maker().allowed([])
+            if first is None or not first.any():
+                raise InvalidRequest(
+                    f"structured_outputs.{kind} allows no first token, or finding out takes too long",
+                    param="structured_outputs",
+                )
+            with self._lock:
+                self._compiled[key] = maker
+                if len(self._compiled) > MAX_CACHED_SPECS:
+                    self._compiled.popitem(last=False)
+            return maker
+
+    def _kept(self, key: tuple[str, str]) -> Callable[[], TokenConstraint] | None:
+        with self._lock:
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+            return self._compiled.get(key)
 
     def _compile(self, kind: str, spec: Any) -> Callable[[], TokenConstraint]:
         if kind in ("regex", "choice"):

@@ -7,15 +7,14 @@ import random
 import pytest
 
 from lib.bench.measure.speculation_model import (
-    StepCost,
     best_k,
     crossover,
     expected_tokens,
-    seconds_of,
     speed_up,
     steady_speed_up,
     tokens_by_position,
 )
+from lib.engine.speculation.step_cost import CostCurve
 
 
 def simulated(accepted, steps=40_000, seed=0):
@@ -64,31 +63,17 @@ def test_best_k_against_all_k():
     assert best_k(0.9, 0.02, 12) > best_k(0.5, 0.02, 12)
 
 
-def test_a_step_cost_goes_through_its_points():
-    cost = StepCost((1, 4, 8), (0.1, 0.1, 0.3))
-    assert [cost(n) for n in (0.5, 1, 2.5, 4, 6, 8)] == pytest.approx(
-        [0.1, 0.1, 0.1, 0.1, 0.2, 0.3]
-    )
-    assert cost(12) == pytest.approx(0.5), "the last slope goes on"
-
-
 def test_a_step_that_costs_nothing_more_gives_all_tokens_as_speed_up():
-    flat = StepCost((1, 100), (0.1, 0.1))
+    flat = CostCurve((1, 100), (0.1, 0.1))
     assert steady_speed_up(2.5, 4, 1, flat) == steady_speed_up(2.5, 4, 16, flat) == 2.5
 
 
 def test_the_batch_where_it_loses_by_hand():
     """A roofline: 8 rows are free, then time is proportional to rows."""
-    cost = StepCost((1, 8, 16, 256), (1.0, 1.0, 2.0, 32.0))
+    cost = CostCurve((1, 8, 16, 256), (1.0, 1.0, 2.0, 32.0))
     found = [steady_speed_up(2.0, 3, batch, cost) for batch in (1, 2, 3, 4, 8, 64)]
     # 8 rows are free; 16 rows take twice as long for twice the tokens; in the end all rows are paid for.
     assert found == pytest.approx([2.0, 2.0, 2.0 / 1.5, 1.0, 0.5, 0.5])
-
-
-def test_the_time_of_steps_is_the_sum_of_their_times():
-    cost = StepCost((1, 8, 16), (1.0, 1.0, 2.0))
-    assert seconds_of([], cost) == 0
-    assert seconds_of([1, 8, 12, 16], cost) == pytest.approx(1 + 1 + 1.5 + 2)
 
 
 def test_the_crossover_of_a_sweep():
@@ -110,10 +95,6 @@ def test_the_crossover_of_a_sweep():
         (lambda: tokens_by_position([0.5, -0.1]), r"accepted\[1\] must be >= 0"),
         (lambda: speed_up(0.5, 2, -0.1), "cost_ratio must be >= 0"),
         (lambda: best_k(0.5, 0.1, -1), "most must be >= 0"),
-        (lambda: StepCost((1,), (1.0,)), "at least 2 entries"),
-        (lambda: StepCost((1, 2), (1.0,)), "the same length"),
-        (lambda: StepCost((2, 1), (1.0, 1.0)), "strictly increasing"),
-        (lambda: StepCost((1, 2), (1.0, 0.0)), "seconds must be > 0"),
         (lambda: crossover([1], []), "the same length"),
     ],
 )

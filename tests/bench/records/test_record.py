@@ -112,3 +112,8 @@ def test_finish_writes_only_when_asked(record, tmp_path, monkeypatch):
     assert record.finish() is None
     monkeypatch.setattr(sys, "argv", ["02_toy.py", "--record", str(tmp_path)])
     assert record.finish().is_file()
+
+
+def test_its_seconds_are_the_chapters_and_not_its_own(record, monkeypatch):
+    monkeypatch.setattr("lib.bench.records.record.chapter_seconds", lambda: 61.2345)
+    assert record.to_json()["seconds"] == 61.234

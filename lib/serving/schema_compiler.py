@@ -1,0 +1,60 @@
+"""Structured outputs are compiled in a thread of their own: neither the event loop nor the engine waits.
+
+Introduced in chapter 5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from lib.core.sampling_params import SamplingParams
+from lib.serving.errors import ApiError, invalid_request
+
+# A schema may take so long, in seconds. What compiles it has limits of its own that take effect within a few
+# seconds; this one is for a machine that is too busy to get there.
+MOST_SECONDS = 20.0
+
+
+class Rules(Protocol):
+    """See `lib.engine.structured.output_rules.OutputRules`."""
+
+    def prepare(self, params: SamplingParams) -> None: ...
+
+
+class SchemaCompiler:
+    """Has the engine's rules compile what a request asks for, one after the other. The rules keep the result."""
+
+    def __init__(self, rules: Callable[[], Rules]) -> None:
+        self._rules = rules
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Returns once the engine can take `params` without compiling. Raises ApiError 400."""
+        if params.structured_outputs is None:
+            return
+        loop, began = asyncio.get_running_loop(), asyncio.Event()
+
+        def work() -> None:
+            loop.call_soon_threadsafe(began.set)
+            self._rules().prepare(params)
+
+        compiled = loop.run_in_executor(self._thread, work)
+        try:
+            await began.wait()  # requests before this one may still be compiling
+            await asyncio.wait_for(compiled, MOST_SECONDS)
+        except TimeoutError:
+            raise ApiError(
+                400,
+                f"structured_outputs must compile within {MOST_SECONDS:g} s",
+                "structured_outputs",
+            ) from None
+        except ValueError as error:
+            raise invalid_request(error) from None
+        finally:
+            compiled.cancel()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

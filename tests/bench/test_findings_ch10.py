@@ -1,0 +1,145 @@
+"""Chapter 10's sentences follow its numbers, also where a prediction or a goal fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib.bench.findings import ch10_speculation as ch10
+from lib.bench.records.files import Run
+from tests.bench.test_findings_chapters import check_verdict, perturbed
+
+BATCHES = [1, 2, 4, 8, 16]
+
+
+def run(**measurements) -> Run:
+    series = {
+        name: {"unit": "s", "params": {}, "seed": 0, "columns": columns, "samples": {}}
+        for name, columns in measurements.items()
+    }
+    return Run({"measurements": series})
+
+
+def by_batch(gains, predicted, adaptive=None) -> Run:
+    without = [10.0 * batch for batch in BATCHES]
+    columns = {
+        "batch": BATCHES,
+        "without": without,
+        "with": [rate * gain for rate, gain in zip(without, gains)],
+        "adaptive": [rate * gain for rate, gain in zip(without, adaptive or gains)],
+        "predicted": predicted,
+    }
+    return run(rate_by_batch=columns)
+
+
+def complete() -> Run:
+    """A run with all series that the sentences read."""
+    return Run(
+        {
+            "measurements": by_batch([2.5, 2, 1.5, 1.1, 0.8], [2.6, 2, 1.5, 1.2, 0.8]).data[
+                "measurements"
+            ]
+            | run(
+                step_by_rows={"rows": [1, 4, 8, 32], "step": [0.03, 0.033, 0.045, 0.15]},
+                acceptance={
+                    "text": ["editing", "quoting", "code", "JSON", "chat", "random text"],
+                    "tokens_per_step": [4.0, 5.0, 3.0, 2.5, 1.4, 1.01],
+                    "by_position": [4.1, 5.2, 3.1, 2.6, 1.5, 1.02],
+                },
+                methods={
+                    "method": ["no drafts", "n-gram", "early exit, 10 layers"],
+                    "tok_s": [25.0, 60.0, 12.0],
+                },
+                random_text={
+                    "drafter": ["no drafts", "always", "adaptive"],
+                    "tok_s": [80.0, 70.0, 79.0],
+                },
+                proposer={"tokens": [4096], "seconds": [5e-6]},
+            ).data["measurements"]
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "gain, verdict, goal",
+    [
+        (2.6, "as predicted", "reaches it"),
+        (2.1, "a little below", "reaches it"),
+        (1.2, "the prediction failed", "does not reach it"),
+        (0.7, "the prediction failed", "does not reach it"),
+    ],
+)
+def test_the_gain_at_batch_1(gain, verdict, goal):
+    said = ch10.batch_of_one(by_batch([gain, 1, 1, 1, 1], [2.6, 1, 1, 1, 1]))["gain_finding"]
+    assert verdict in said and goal in said
+    assert ("The engine without has" in said) == (gain < 0.9)
+
+
+@pytest.mark.parametrize(
+    "gains, place, is_met",
+    [
+        ([2, 2, 1.5, 0.9, 0.5], "from batch 8 on", True),
+        ([2, 2, 0.9, 0.8, 0.5], "from batch 4 on", True),
+        ([2, 2, 1.5, 1.2, 0.9], "from batch 16 on", True),
+        ([2, 2, 1.5, 1.2, 1.1], "at no batch up to 16", False),
+        ([0.9, 0.8, 0.7, 0.6, 0.5], "from batch 1 on", False),
+    ],
+)
+def test_the_crossover_may_be_one_point_off(gains, place, is_met):
+    found = by_batch(gains, [2.0, 2.0, 1.4, 0.9, 0.5])
+    said = ch10.crossing(found)["crossover_finding"]
+    assert f"Predicted: drafts lose from batch 8 on. Measured: {place}." in said
+    assert ("reaches it" in said) == is_met
+    verdict = ch10.predictions(found)[-1].verdict
+    assert verdict == ("as predicted" if is_met else "the prediction failed")
+
+
+@pytest.mark.parametrize("rate, goal", [(79.0, "reaches it"), (70.0, "does not reach it")])
+def test_random_text(rate, goal):
+    names = ["no drafts", "always", "adaptive"]
+    found = run(random_text={"drafter": names, "tok_s": [80.0, 60.0, rate]})
+    said = ch10.random_text(found)["random_finding"]
+    assert goal in said and "without adaptation it is 75 %" in said
+
+
+def test_noisy_repeats_of_random_text_are_named():
+    found = run(random_text={"drafter": ["no drafts", "adaptive"], "tok_s": [80.0, 79.0]})
+    found.data["measurements"]["random_text"]["samples"] = {"tok_s": [[76.0, 84.0], [79.0, 79.0]]}
+    assert "The repeats differ by 10 %" in ch10.random_text(found)["random_finding"]
+
+
+def test_adaptation_beside_a_fixed_number():
+    found = by_batch([2, 1, 1, 1, 0.5], [2, 1, 1, 1, 0.5], adaptive=[2, 1, 1, 1, 1.0])
+    said = ch10.adaptive(found)["adaptive_finding"]
+    assert "At batch 16" in said and "1 times" in said and "0.50 times with a fixed number" in said
+
+
+def test_ways_to_draft_that_lose_are_named():
+    said = ch10.methods(complete())["methods_finding"]
+    assert "“n-gram”, with 2.4 times" in said and "Slower than no drafts: “early exit" in said
+
+
+def test_the_text_with_the_most_tokens_per_step_is_named():
+    said = ch10.acceptance(complete())["acceptance_finding"]
+    assert "between 2.50 tokens (JSON) and 5 (quoting)" in said
+    assert "1.40 on chat and 1.01 on random text" in said
+
+
+def test_the_cost_of_rows():
+    said = ch10.rows(complete())["rows_finding"]
+    assert said == (
+        "Compared with a step of one row, a step of 4 rows takes 1.1 times as long, "
+        "of 8 rows 1.5 times as long, of 32 rows 5 times as long."
+    )
+
+
+def test_sentences_of_perturbed_runs():
+    whole = ch10.render(complete())
+    assert not any("not measured" in text for text in whole.values())
+    for done, data in perturbed(complete().data):
+        found = ch10.render(Run(data))
+        assert found.keys() == whole.keys(), done
+        for name, text in found.items():
+            assert text[-1] == "." and "None" not in text and "nan" not in text, (done, name, text)
+        for prediction in ch10.predictions(Run(data)):
+            assert len(prediction.row()) == 6, done
+            check_verdict(prediction, done)
