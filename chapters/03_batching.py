@@ -81,6 +81,7 @@ from lib.bench.measure.engine_trace import continuous_steps, static_steps, trace
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.memory import UtilisationSampler, peak_memory
 from lib.bench.measure.roofline import machine_roofline, tf32
+from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import (
     Timing,
     measure,
@@ -438,8 +439,9 @@ flat = llm.generate(
         for n in wanted
     ],
 )
-for prompt, n, one, other in zip(prompts, wanted, padded, flat):
-    assert one == other.token_ids == oracle(llm.model, prompt, n)
+truth = [oracle(llm.model, prompt, n) for prompt, n in zip(prompts, wanted)]
+same_tokens(truth, padded, device, "the padded batch")
+same_tokens(truth, [output.token_ids for output in flat], device, "the engine")
 table(
     [
         [
@@ -468,8 +470,9 @@ def padded_logits(model, prompts, shift):
 
 
 short = random_prompts([2, 4, 1], config.vocab_size, seed=0)
-for prompt, answer in zip(short, static_generate(gpt2.model, short, [3, 2, 3])):
-    assert answer == oracle(gpt2.model, prompt, len(answer))
+answers = static_generate(gpt2.model, short, [3, 2, 3])
+truth = [oracle(gpt2.model, p, len(a)) for p, a in zip(short, answers)]
+same_tokens(truth, answers, device, "the padded batch, GPT-2")
 forgotten = {
     name: (padded_logits(model, some, True) - padded_logits(model, some, False))
     .abs()
@@ -1182,9 +1185,12 @@ for name, runs in chats.items():
     for run in runs:
         assert len(run.steps) == predicted[name]
         assert run.idle_slot_steps == run.slot_steps - sum(answer_lengths)
-        assert [o.token_ids for o in run.outputs] == [
-            o.token_ids for o in continuous.outputs
-        ]
+        same_tokens(
+            [o.token_ids for o in continuous.outputs],
+            [o.token_ids for o in run.outputs],
+            device,
+            name,
+        )
 
 
 # %% tags=["hide-input"]
@@ -1684,9 +1690,12 @@ for budget, runs in budgets.items():
         assert max(sum(s.tokens.values()) for s in run.steps) == budget
         for step in prompt_steps:  # every running sequence got a token too
             assert step.answered >= set(range(DECODING))
-        assert [o.token_ids for o in run.outputs] == [
-            o.token_ids for o in budgets[SMALL][0].outputs
-        ]
+        same_tokens(
+            [o.token_ids for o in budgets[SMALL][0].outputs],
+            [o.token_ids for o in run.outputs],
+            device,
+            f"{budget} tokens per step",
+        )
 
 # %% tags=["hide-input"]
 record.add(

@@ -88,6 +88,7 @@ from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.serving_rows import waves
 from lib.bench.findings.values import quantity
 from lib.bench.measure.roofline import machine_roofline
+from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.measure.torch_calls import count_torch_calls
 from lib.bench.notebook import toy
@@ -683,7 +684,8 @@ def run(work):
 expected = llm.generate(single, answers_of(ANSWER))[0].token_ids
 (streamed,) = run(ask_all(server.url, single, [ANSWER]))
 (whole,) = run(ask_all(server.url, single, [ANSWER], stream=False))
-assert streamed.token_ids == whole.token_ids == expected
+served = [streamed.token_ids, whole.token_ids]
+same_tokens([expected] * 2, served, llm.device, "over HTTP")
 assert len(streamed.arrivals) == ANSWER
 usage = {
     "prompt_tokens": PROMPT,

@@ -84,7 +84,7 @@ _DEVICES: list[FakeCuda] = []  # the active fake device: tensors find it here
 class FakeCuda(TorchDispatchMode):
     """The device, and its counts since `clear`.
 
-    kernels: operations and Triton launches, by name. h2d: copies to the device, syncs: waits of the host
+    kernels: operations and Triton launches, by name. variants: what Triton would compile separately. h2d: copies to the device, syncs: waits of the host
     (reads, copies of pageable memory, synchronize), each by the line of lib/ that causes it.
     """
 
@@ -104,6 +104,7 @@ class FakeCuda(TorchDispatchMode):
         self.h2d: Counter[str] = Counter()
         self.syncs: Counter[str] = Counter()
         self.triton: Counter[str] = Counter()
+        self.variants: set[tuple[Any, ...]] = set()
         self.replays = 0
 
     # What the host does.
@@ -130,9 +131,12 @@ class FakeCuda(TorchDispatchMode):
         if self.recording is not None:
             raise RuntimeError(f"{what} while a graph is captured: {_line()}")
 
-    def launch(self, name: str, args: tuple[Any, ...]) -> None:
+    def launch(self, kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
         """A Triton kernel: counted, not run. What it would write stays as it was."""
+        name = kernel.fn.__name__
         self.triton[name] += 1
+        kinds = (_kind(x, p.do_not_specialize) for x, p in zip(args, kernel.params))
+        self.variants.add((name, *kinds, *sorted(constants.items())))
         if any(isinstance(x, Tensor) and not isinstance(x, CudaTensor) for x in args):
             raise RuntimeError(f"triton kernel {name} got a CPU tensor: {_line()}")
 
@@ -252,6 +256,8 @@ class FakeCuda(TorchDispatchMode):
             for func, args, kwargs, out in recorded:
                 new = func(*args, **kwargs)
                 for old, fresh in zip(tree_leaves(out), tree_leaves(new)):
+                    if old is None:  # of an assignment to indices
+                        continue
                     if not _addresses(old) & _addresses((args, kwargs)):  # no view, not in place
                         old.copy_(fresh)
 
@@ -262,6 +268,17 @@ def _addresses(tensors: Any) -> set[int]:
     return {
         (t.held if isinstance(t, CudaTensor) else t).untyped_storage().data_ptr() for t in found
     }
+
+
+def _kind(argument: Any, any_value: bool) -> Any:
+    """What Triton compiles a kernel for: types, and unless told not to, integers that are 1 or multiples of 16, and
+    addresses that are multiples of 16."""
+    if isinstance(argument, Tensor):
+        inner = argument.held if isinstance(argument, CudaTensor) else argument
+        return inner.dtype, any_value or inner.data_ptr() % 16 == 0
+    if isinstance(argument, int) and not any_value:
+        return argument if argument == 1 else argument % 16 == 0
+    return type(argument)
 
 
 def _line() -> str:
@@ -324,7 +341,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeCuda]:
         yield
 
     def launch(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        device.launch(self.fn.__name__, args)
+        device.launch(self, args, kwargs)
 
     properties = SimpleNamespace(
         multi_processor_count=132,

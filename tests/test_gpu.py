@@ -11,7 +11,9 @@ from lib.bench.measure.roofline import tf32
 from lib.bench.peers.hf import hf_generate, hf_generate_batch
 from lib.bench.peers.hf_model import transformers_model
 from lib.core.batch import Batch
+from lib.models import checkpoint
 from lib.models.checkpoint import RandomWeightsWarning, load_model
+from lib.models.hub import HubUnreachable
 from lib.serving.server_process import ServerProcess
 from tests.helpers import check_books, check_empty, drain, prompt_of
 
@@ -147,7 +149,17 @@ def test_a_cache_that_does_not_fit_is_a_clear_error(llama):
     )
 
 
-def test_where_the_published_contiguous_cache_ran_out_blocks_go_on():
+@pytest.fixture
+def no_hub(monkeypatch):
+    """GPT-2 has random weights, whether or not this machine has the checkpoint: what is tested needs no others."""
+
+    def unreachable(hub_id):
+        raise HubUnreachable("this test does without the hub")
+
+    monkeypatch.setattr(checkpoint, "download", unreachable)
+
+
+def test_where_the_published_contiguous_cache_ran_out_blocks_go_on(no_hub):
     """GPT-2 in float32, 1,024 sequences: 72 MiB for each in slots of 1,024 tokens, or the published 1,900 blocks."""
     slot = 72 * 2**20
     total = torch.cuda.mem_get_info()[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None 
             raise ValueError(
                 f"attend needs a mask when query_len ({query_len}) differs from kv_len ({kv_len})"
             )
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1
-        )
+        out = _sdpa(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1)
         return out.transpose(1, 2)
     # The `group` query heads that share a K/V head become rows of one query, so that K and V are
     # read once for all.
@@ -37,9 +37,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None 
     )
     if mask is not None and query_len > 1 and group > 1:
         mask = mask.repeat(1, 1, group, 1)  # rows run over (group, query)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = _sdpa(q, k, v, attn_mask=mask)
     out = out.view(batch, kv_heads, group, query_len, size).permute(0, 3, 1, 2, 4)
     return out.reshape(batch, query_len, heads, size)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """PyTorch's attention, on CUDA without cuDNN's kernels.
+
+    PyTorch prefers those on an H100 in half precision. cuDNN makes a plan for each new shape, which takes
+    milliseconds, and a decode step's number of keys is new each time.
+    """
+    cuda = torch.backends.cuda
+    if not (q.is_cuda and cuda.cudnn_sdp_enabled()):
+        return F.scaled_dot_product_attention(q, k, v, **options)
+    cuda.enable_cudnn_sdp(False)
+    try:
+        return F.scaled_dot_product_attention(q, k, v, **options)
+    finally:
+        cuda.enable_cudnn_sdp(True)
 
 
 def chunk_mask(query_len: int, kv_len: int, like: Tensor) -> Tensor:

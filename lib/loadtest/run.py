@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lib.core.open_files import allow_open_files
 from lib.loadtest.client import Target
 from lib.loadtest.gauges import Gauges
 from lib.loadtest.request_trace import FAILED, RequestTrace
@@ -54,6 +56,7 @@ def closed_loop(
         requests,
         warmup,
         concurrency,
+        concurrency,
         watcher,
         {"mode": "closed", "concurrency": concurrency},
         lambda session: session.closed(concurrency),
@@ -87,6 +90,7 @@ def open_loop(
         requests,
         warmup,
         max_in_flight or 8,
+        max_in_flight or len(times),
         watcher,
         {"mode": "open", "offered_rate": rate, "max_in_flight": max_in_flight},
         lambda session: session.open(times, max_in_flight),
@@ -98,6 +102,7 @@ def _run(
     requests: Sequence[LoadRequest],
     warmup: Sequence[LoadRequest],
     warmup_concurrency: int,
+    most_in_flight: int,
     watcher: Watcher | None,
     config: dict[str, Any],
     drive: Callable[[Session], Coroutine],
@@ -105,6 +110,8 @@ def _run(
     """Runs it in a thread with an event loop of its own: a notebook's loop is in use already."""
     if not requests:
         raise ValueError("requests must be at least one")
+    if (too_few := allow_open_files(most_in_flight)) is not None:
+        warnings.warn(too_few, stacklevel=3)
     run = LoadRun(
         {
             **config,

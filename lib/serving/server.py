@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from lib.core.open_files import allow_open_files
 from lib.engine.llm import LLM
 from lib.serving.app import create_app
 from lib.serving.logs import configure, log
 from lib.serving.server_options import ServerOptions
 from lib.serving.service import Service
 
+_CONNECTIONS = 4096  # clients at once, most of them waiting; systems often allow 1,024 files
 _LAST_WORDS = 1.5  # seconds that /health still answers 503 after the engine died
 _CLOSING = 5.0  # seconds that connections get to close, and the engine to end its step
 
@@ -40,6 +42,8 @@ def run(options: ServerOptions, make_llm: Callable[[], LLM] | None = None) -> in
     `make_llm` stands in for `LLM(**options.llm)`.
     """
     configure(options.log_level)
+    if (too_few := allow_open_files(_CONNECTIONS)) is not None:
+        log("few connections", logging.WARNING, reason=too_few)
     try:
         sock = _bind(options.host, options.port)
     except OSError as error:

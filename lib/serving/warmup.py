@@ -6,10 +6,14 @@ from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
 
 _TOKENS = 3
+_LONG = 130
 
 
 def warm_up(llm: LLM) -> None:
-    """A long and a short prompt, prefill and decode, each way to sample: what would else cost a first client seconds."""
+    """A long and short prompts, prefill and decode, each way to sample: what would else cost a first client seconds.
+
+    The long one has more keys than a tile of any kernel, so that the keys of a sequence are split, as later in service.
+    """
     longest = (
         min(llm.max_model_len, llm.manager.max_sequence_tokens, llm.options.max_num_batched_tokens)
         - _TOKENS
@@ -17,7 +21,7 @@ def warm_up(llm: LLM) -> None:
     if longest < 1:
         return
     token = llm.config.vocab_size // 2
-    prompts = [[token] * min(length, longest) for length in (48, 5, 1)]
+    prompts = [[token] * min(length, longest) for length in (_LONG, 5, 1)]
     llm.generate(
         prompts,
         [

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from lib import SamplingParams
+from lib.attention import sdpa
 from lib.attention.sdpa import attend
 from lib.engine import assemble
+from lib.serving.warmup import warm_up
 from tests.fake_cuda import fake_cuda
 from tests.helpers import check_empty, drain, prompt_of
 
@@ -156,10 +158,51 @@ def test_the_kernels_launcher_stays_on_the_device(tiny, name):
         assert cuda.triton["varlen"] == 0 and cuda.triton["decode"] == layers
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
+def test_after_the_warm_up_no_kernel_is_compiled(tiny, name, graphs):
+    """Triton compiles for half a second when it meets a new kind of argument. No step in service may do that."""
+    with fake_cuda() as cuda:
+        cuda.zeroed = True
+        engine = engine_on(
+            tiny[name], attention="fused", cuda_graphs=graphs, max_num_seqs=20, max_model_len=400
+        )
+        warm_up(engine)
+        known = set(cuda.variants)
+        assert {variant[0] for variant in known} == {"store", "decode", "merge", "varlen"}
+        cuda.clear()
+        for n in (1, 3, 20):
+            engine.generate(
+                [prompt_of(1 + 17 * i, seed=i) for i in range(n)],
+                [params(2 + i % 5, temperature=0) for i in range(n)],
+            )
+        assert cuda.triton["varlen"] and cuda.triton["decode"] and cuda.variants <= known
+
+
 def test_all_sizes_are_captured_on_one_stream(llama, cuda):
     """cuBLAS keeps a workspace for each stream that it has seen."""
     engine = engine_on(llama, attention="fused", cuda_graphs=True, max_num_seqs=16)
     assert len(engine.runner.sizes) > 3 and cuda.streams == 1
+
+
+@pytest.mark.parametrize("cache", ["none", "contiguous", "gather"])
+def test_attention_on_cuda_leaves_cudnn_out(llama, cuda, cache):
+    """cuDNN plans anew for each number of keys, which takes milliseconds at every decode step."""
+    real, seen = sdpa.F.scaled_dot_product_attention, []
+
+    def watched(*args, **options):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return real(*args, **options)
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        with patch.object(sdpa.F, "scaled_dot_product_attention", watched):
+            engine_on(llama, **ENGINES[cache]).generate([prompt_of(9, 1)], params(3))
+        assert seen and not any(seen)
+        assert torch.backends.cuda.cudnn_sdp_enabled(), "others may want it"
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_the_fake_device_refuses_what_a_real_one_refuses():

@@ -172,3 +172,22 @@ def test_gauges_are_sampled():
     gauges = summarize(run)["gauges"]
     assert gauges["running"] == {"mean": 3, "peak": 3} and 0 <= gauges["cpu"]["peak"] <= 100
     assert len(run.lateness) > 5
+
+
+def test_a_load_asks_for_its_sockets_and_says_where_they_are_too_few(monkeypatch):
+    from lib.loadtest import run as module
+
+    asked = []
+
+    def too_few(connections):
+        asked.append(connections)
+        return "connections beyond that fail"
+
+    monkeypatch.setattr(module, "allow_open_files", too_few)
+    with FakeServer(lambda i, body: Plan(ttft=0.01, tokens=1)) as server:
+        target, requests = Target(server.url), make_requests("short", 3, max_tokens=1)
+        with pytest.warns(UserWarning, match="beyond that fail"):
+            closed_loop(target, requests, 2)
+            open_loop(target, requests, [0.0, 0.0, 0.0])
+            run = open_loop(target, requests, [0.0, 0.0, 0.0], max_in_flight=1)
+    assert asked == [2, 3, 1] and all(trace.completed for trace in run.traces)

@@ -168,7 +168,9 @@ def run_chapter(
                 detail="killed: it outran its budget, or what was left of the whole",
             )
         if code != 0:
-            return Result(script.stem, "failed", seconds, detail=f"exit code {code}\n{tail}")
+            partial = path.with_name(path.name + ".partial")
+            kept = f" (measured until then: {partial})" if partial.is_file() else ""
+            return Result(script.stem, "failed", seconds, detail=f"exit code {code}{kept}\n{tail}")
         if not path.is_file() or path.stat().st_mtime_ns == before:
             return Result(
                 script.stem,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lib.bench.measure.machine import fingerprint
+from lib.bench.measure.machine import fingerprint, hardware
 from lib.bench.measure.roofline import Roofline, dtype_name
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.paths import repository
@@ -80,6 +80,8 @@ class Record:
         self.series[name] = make_series(
             name, unit, columns, points, params, self.seed if seed is None else seed
         )
+        if (folder := options().record) is not None and scale() != "smoke":
+            self._save_partial(Path(folder))
         return self.series[name]
 
     def __getitem__(self, name: str) -> Series:
@@ -126,19 +128,40 @@ class Record:
         if not self.series:
             raise ValueError(f"{self.chapter}: nothing was measured, so there is nothing to save")
         data = self.to_json()
-        path = Path(folder) / data["fingerprint"]["hardware"]["slug"] / f"{self.chapter}.json"
+        path = self._path(Path(folder))
         there = read_record(path)
         if there is not None and SCALES.index(there["scale"]) > SCALES.index(data["scale"]):
             raise ValueError(
                 f"{path} holds a record at {there['scale']} scale: {data['scale']} must not replace it"
             )
         write_json(path, data)
+        _partial(path).unlink(missing_ok=True)
         return path
+
+    def _save_partial(self, folder: Path) -> None:
+        """Keeps what has been measured so far beside the record: a chapter that fails later would lose it."""
+        data = {
+            "chapter": self.chapter,
+            "scale": scale(),
+            "model": self.model,
+            "weights": self.weights,
+            "dtype": self.dtype,
+            "measurements": {name: series.to_json() for name, series in self.series.items()},
+        }
+        write_json(_partial(self._path(folder)), check_value(data, self.chapter))
+
+    def _path(self, folder: Path) -> Path:
+        return folder / hardware(self.device)["slug"] / f"{self.chapter}.json"
 
     def finish(self) -> Path | None:
         """The last line of a chapter: saves where `--record DIR` asks for it, does nothing otherwise."""
         folder = options().record
         return None if folder is None else self.save(folder)
+
+
+def _partial(path: Path) -> Path:
+    """The name does not end in .json, so that nothing takes it for a record."""
+    return path.with_name(path.name + ".partial")
 
 
 def _script(chapter: str) -> Path:

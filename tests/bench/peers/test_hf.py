@@ -65,6 +65,25 @@ def test_continuous_batching(model, alone):
     assert model.config._attn_implementation == attention
 
 
+@pytest.mark.parametrize("prompt, limit, page", [(8, 50, 64), (3, 2, 16), (1000, 100, 256)])
+def test_pages_are_no_longer_than_the_requests(model, monkeypatch, prompt, limit, page):
+    """Pages of 256 tokens for 512 requests of 58 would take four times the memory that they need."""
+    import transformers
+
+    made = {}
+
+    class Config(transformers.ContinuousBatchingConfig):
+        def __init__(self, **options):
+            made.update(options)
+            raise RuntimeError("seen")
+
+    monkeypatch.setattr(transformers, "ContinuousBatchingConfig", Config)
+    with pytest.raises(RuntimeError, match="seen"):
+        hf_generate_batch(model, [[1] * prompt] * 4, limit)
+    assert made.get("page_size", made.get("block_size")) == page
+    assert made["num_blocks"] == 4 * (-(-(prompt + limit) // page) + 1)
+
+
 def test_a_baseline_that_fails_is_reported_in_one_line(capsys):
     def compile_something():
         raise RuntimeError("\n  no compiler\nand a long trace")

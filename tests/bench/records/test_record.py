@@ -1,5 +1,6 @@
 """A Record: what is refused, what is saved, and what survives a round trip."""
 
+import json
 import math
 import sys
 
@@ -112,6 +113,17 @@ def test_finish_writes_only_when_asked(record, tmp_path, monkeypatch):
     assert record.finish() is None
     monkeypatch.setattr(sys, "argv", ["02_toy.py", "--record", str(tmp_path)])
     assert record.finish().is_file()
+
+
+def test_what_was_measured_outlives_a_chapter_that_fails(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["02_toy.py", "--record", str(tmp_path)])
+    record.add("memory", unit="B", columns={"x": [1]})
+    (partial,) = tmp_path.glob("*/02_toy.json.partial")
+    kept = json.loads(partial.read_text())
+    assert list(kept["measurements"]) == ["latency", "memory"] and kept["scale"] == "cpu"
+    assert read_records("02", folder=tmp_path) == []
+    path = record.finish()
+    assert path.parent == partial.parent and not partial.exists()
 
 
 def test_its_seconds_are_the_chapters_and_not_its_own(record, monkeypatch):
