@@ -295,8 +295,8 @@ for way, outputs in asked.items():
     print(f"{way}: {outputs[-1].text[:150]!r}")
 
 # %% [markdown]
-# {glue:text}`asking_finding` A larger model does better, and none is certain: a form that has to hold for a million
-# requests cannot be left to a probability.
+# {glue:text}`asking_finding` A larger model may do better. But a form that has to hold for a million requests cannot
+# depend on a probability.
 #
 # Trying again until an answer is valid has a price that is easily computed. If a share $p$ of the answers is valid, it
 # takes $1/p$ answers on average, and the caller waits for all of them.
@@ -327,8 +327,8 @@ glue("goal_batch", GOAL)
 
 # %% [markdown]
 # Masks add {glue:text}`moved_percent` % to the bytes of a step of {glue:text}`goal_batch` sequences. *With masks that are
-# known, a step takes at most 5 % longer.* What is left is to know them: to find the allowed ones among all tokens, for
-# each sequence at each step, in less time than the model needs.
+# known, a step takes at most 5 % longer.* What remains is finding the masks: which of all tokens are allowed, for each
+# sequence at each step, in less time than the model needs.
 #
 # Three more predictions can be counted. All texts that end with the reason `stop` are valid. The time of a mask follows
 # from the number of look-ups in a table. And the share of each answer that is drawn with masks can be computed exactly,
@@ -365,8 +365,8 @@ show_source(automata._determinize)
 
 # %% [markdown]
 # Then states from which no text can be completed become `DEAD`, and states that accept the same continuations are
-# merged {cite:p}`moore1956`. That the first matters is easily overlooked. If a state can be entered and not left, the mask
-# leads the model into it, and the request has no token left that it may write.
+# merged {cite:p}`moore1956`. The first of these steps is easily forgotten. If no text can be completed from a state and the
+# mask lets the model enter it, the request has no allowed token left.
 #
 # The subset construction can explode. There are as many sets as numbers of $n$ bits, and a short expression can reach
 # all of them:
@@ -706,9 +706,7 @@ print(list(masked.values())[-1][-1].text)
 _ = record.add("asking", unit="answers", points=answers + under_masks)
 
 # %% tags=["remove-cell"]
-gate = experiments.gate("answers, asked for and constrained")
-by_asking = experiments.pick(gate, record)
-glue_all(words.asking(by_asking))
+glue_all(words.asking(Shown(record)))
 
 # %% [markdown]
 # {glue:text}`masked_finding` The form is right; the content is the model's. A mask cannot make a dodo have two legs.
@@ -922,9 +920,9 @@ if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
 # %% [markdown]
 # {glue:text}`few_finding` {glue:text}`new_finding` {glue:text}`schema_finding`
 #
-# {glue:text}`hidden_finding` Beside the model does not mean free. On a GPU the model leaves the host idle, and the
-# thread has it to itself. On a CPU the two share the cores, and Python's lock lets one of them run Python code at a
-# time. What can be gained there is what the model spends in kernels that use fewer threads than the machine has.
+# {glue:text}`hidden_finding` Masks that are computed beside the model are not free. On a GPU the host is idle while the
+# model runs, and the thread can use it. On a CPU the two share the cores, and Python's lock lets only one of them run Python
+# code at a time, so less can be hidden.
 #
 # ## Measure: what a mask does to the choice
 #
@@ -1023,9 +1021,7 @@ table(
 )
 
 # %% tags=["remove-cell"]
-gate = experiments.gate("shares of the answers")
-by_share = experiments.pick(gate, record)
-glue_all(words.bias(by_share))
+glue_all(words.bias(Shown(record)))
 glue("nodes", exact.nodes)
 glue("valid_answers", exact.valid, ".1e")
 record.headline("total variation distance of masked answers", exact.distance)
@@ -1081,9 +1077,7 @@ table(
 print(repr(max((o.text for o in outputs), key=len)[:120]))
 
 # %% tags=["remove-cell"]
-gate = experiments.gate("free whitespace")
-by_space = experiments.pick(gate, record)
-glue_all(words.whitespace(by_space))
+glue_all(words.whitespace(Shown(record)))
 
 # %% [markdown]
 # {glue:text}`whitespace_finding` An answer of nothing but newlines never breaks the form, and never ends. The engine tells
@@ -1225,7 +1219,9 @@ table(rows, headers=["the wrong line", "right line", "wrong line"])
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-foretold = words.predictions(by_batch if by_batch.recorded else Shown(record))
+foretold = words.predictions(
+    experiments.pick_for_all(experiments.gates, record)
+)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 
@@ -1238,8 +1234,7 @@ glue("predictions_tally", tally(foretold))
 # `json`, `regex`, `choice` and `grammar`, and three libraries behind it. **Outlines** {cite:p}`willard2023` began with masks by
 # the state of an automaton. **XGrammar** {cite:p}`dong2024xgrammar` follows a stack, and computes beforehand which tokens are
 # allowed or not whatever the stack holds; only the few others are checked at each step. **llguidance** computes each mask
-# when it is needed, by walking a tree of the vocabulary along a parser, in well below a millisecond for most states. All
-# of them compute masks while the GPU runs.
+# when it is needed, by walking a tree of the vocabulary along a parser. vLLM computes masks on the host while the GPU runs.
 #
 # **Jump-forward decoding.** Where the form leaves no choice, no model is needed. After `{"name": "ant"` comes
 # `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`. How much could be saved here can be
@@ -1265,9 +1260,27 @@ glue_all(words.forced(Shown(record)))
 # model would have written it with, and the tokens that it has read decide how it goes on. SGLang tokenises the whole
 # text again after a jump.
 #
-# **Token healing.** The same problem at the end of a prompt: `"http:` ends with the token `:`, and the model has seen `://` as
-# one token, so after a single `:` it hardly ever writes `//`. Guidance takes the last token of the prompt back and puts a
-# mask on the first new one: it has to begin with the text that was taken back.
+# **Token healing.** The same problem occurs at the end of a prompt:
+
+# %% tags=["hide-input"]
+table(
+    [
+        [
+            text,
+            " | ".join(
+                tokens_as_bytes[i].decode()
+                for i in tokenizer.encode(text, add_special_tokens=False)
+            ),
+        ]
+        for text in ("http:", "http://")
+    ],
+    headers=["prompt ends with", "tokens"],
+)
+
+# %% [markdown]
+# A model whose tokenizer has one token for `://` has rarely seen the token `:` followed by `//`. So a prompt that ends
+# with `http:` is continued with something else. The library guidance takes the last token of the prompt back, and puts a
+# mask on the first new token: it has to begin with the text that was taken back.
 #
 # ## Exercises
 #
