@@ -10,7 +10,7 @@
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
 # | laptop, two cores | two minutes | 2 GB | SmolLM2 (93 MB) |
-# | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same, and GPT-2 XL (6 GB) where the hub answers |
+# | Colab or a data-centre GPU | three minutes, by estimate | 12 GB | the same, and GPT-2 XL (6 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `engine/speculation/`: three ways to draft tokens, a rule for how many, and rejection sampling. It is
 # off by default; `speculative_config={"method": "ngram"}` switches it on.
@@ -62,6 +62,7 @@ import random
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.copying_tasks import TASKS, copying
 from lib.bench.findings import ch10_speculation as words
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.draft_replay import decode_rate, replay
 from lib.bench.measure.speculation_model import (
@@ -110,6 +111,7 @@ from lib.engine.speculation.rejection import accepts, residual
 from lib.engine.speculation.step_cost import CostCurve
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
+from lib.models.first_layers import bytes_per_pass, first_layers
 from lib.models.hub import HubUnreachable
 
 # %% tags=["remove-cell"]
@@ -287,16 +289,18 @@ table(
 )
 
 # %% [markdown]
-# The table has two messages. A high acceptance rate is worth much more than a large $k$. And a draft has to be very cheap:
-# at $c = 0.3$ most of the gain is gone.
+# Two things follow from the table. A high acceptance rate is worth much more than a large $k$. And a draft has to be
+# cheap: at $c = 0.3$ most of the gain is gone. There is a simple condition: some $k$ gives a gain if and only if
+# $\alpha > c$. One draft gives $(1 + \alpha)/(1 + c)$, and further ones are accepted more seldom at the same price.
 #
-# Both assumptions have to be checked on real text and on a real machine. Drafts are not equally good at each position,
-# and $k + 1$ rows are not free for ever. The general form takes what was measured. Let $a_i$ be the probability that draft
-# $i$ is right if all before it are, and $t(n)$ the time of a step of $n$ rows, measured above. For $B$ sequences in a step,
+# Both assumptions have to be checked on real text and on a real machine. Drafts are not equally good at each position, and
+# $k + 1$ rows are free for small batches only. The general form takes what was measured. Let $\alpha_i$ be the probability
+# that draft $i$ is right if all before it are, and $t(n)$ the time of a step of $n$ rows, measured above. For $B$ sequences
+# in a step,
 #
 # ```{math}
 # :label: eq-10-general
-# \text{tokens per step} = 1 + \sum_{i=1}^{k} \prod_{j \le i} a_j, \qquad
+# \text{tokens per step} = 1 + \sum_{i=1}^{k} \prod_{j \le i} \alpha_j, \qquad
 # \text{speed-up} = \text{tokens per step} \cdot \frac{t(B)}{t(B (1 + k))}.
 # ```
 #
@@ -311,7 +315,7 @@ table(
 # Four kinds of tasks whose answers copy, and two texts that do not:
 
 # %% tags=["hide-input"]
-NEW = pick(smoke=12, cpu=48, gpu=48)  # tokens of an answer
+NEW = pick(smoke=12, cpu=32, gpu=48)  # tokens of an answer
 KINDS = ("editing", "quoting", "code", "JSON")
 if llm.tokenizer is None:  # smoke scale: a model without text
     starts = random_prompts([24] * BATCHES[-1], vocabulary, seed=1)
@@ -413,6 +417,7 @@ record.add(
     unit="share",
     columns={
         "position": list(range(1, K + 1)),
+        "copying tasks": total(different).by_position,
         **{kind: counts.by_position for kind, counts in by_kind.items()},
     },
 )
@@ -429,9 +434,8 @@ table(
     headers=["text", "tokens per step", "drafts per step", "drafts accepted"],
 )
 glue("k", K)
-gate = experiments.gate("acceptance, counted")
-counts_shown = experiments.pick(gate, record)
-glue_all(words.acceptance(counts_shown))
+# Counted: load changes nothing.
+glue_all(words.acceptance(Shown(record)) | words.by_position(Shown(record)))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-position", "caption": "Share of the drafts at each position that are right, of those that have only right ones before them. N-gram drafts, counted from texts that were finished without drafts. Positions that were reached fewer than five times are left out."}}
 fig, ax = figure()
@@ -452,9 +456,8 @@ percent_axis(ax)
 show(fig, "10_position")
 
 # %% [markdown]
-# {glue:text}`acceptance_finding` In {numref}`fig-10-position` the curves of text that copies rise: once two or three tokens
-# of a copy are right, the rest mostly is. The model with one $\alpha$ for all positions does not know this. It would draw
-# horizontal lines.
+# {glue:text}`acceptance_finding` {glue:text}`position_finding` The model with one $\alpha$ for all positions would draw
+# horizontal lines in {numref}`fig-10-position`.
 #
 # ### Tokens per second, and the crossover
 #
@@ -537,8 +540,8 @@ glue("search_tokens", f"{len(long_text):,}")
 glue_all(words.lookup(step_shown))
 
 # %% [markdown]
-# In a text of {glue:text}`search_tokens` random tokens, which has to be searched to its beginning, this takes microseconds.
-# {glue:text}`lookup_finding` In the terms of {eq}`eq-10-speedup`, $c$ is zero.
+# A text of {glue:text}`search_tokens` random tokens has to be searched to its beginning. {glue:text}`lookup_finding` In the
+# terms of {eq}`eq-10-speedup`, $c$ is close to zero.
 #
 # **Early exit** drafts with the model itself: its first layers, then the final norm and the head
 # {cite:p}`zhang2024draft,elhoushi2024layerskip`. The cache needs nothing new, since the keys and values of the first
@@ -592,16 +595,17 @@ show_source(AdaptiveLength, "limits", "_best")
 #
 # Line 8 is what the engine does for n-gram drafts and greedy drafts. Each row draws its token with the request's own
 # random number for that place, one number per token. So text with a seed is the same, word for word, with drafts and
-# without. Sampled drafts need lines 1 to 7:
+# without. Sampled drafts, which
+# `draft_sample_method` switches on for early exit and draft models, need lines 1 to 7:
 
 # %% tags=["remove-input"]
 show_source(accepts)
 show_source(residual)
 
 # %% [markdown]
-# A proof is about the method, a test about the code. Ten words, two distributions, many drafts; then the same with three
-# mistakes that are easily made. Under the right distribution, the statistic $\chi^2$ has a mean of 9 here, the number of
-# words minus one. The p-value is the probability of a value at least as large.
+# The proof holds for the method. Whether the code follows the method needs a test: ten words, two distributions, many
+# drafts. Then the same with three mistakes that are easily made. Under the right distribution, the statistic $\chi^2$ has
+# a mean of 9 here, the number of words minus one. The p-value is the probability of a value at least as large.
 
 # %% tags=["hide-input"]
 WORDS, DRAWS = 10, pick(smoke=20_000, cpu=200_000, gpu=200_000)
@@ -721,9 +725,9 @@ for name, drafter in drafters.items():
 table(rows, headers=["drafts", "tokens", "steps", "drafted", "accepted"])
 
 # %% [markdown]
-# Sampled text with a seed is the same, too, up to rounding. With `top_p` a draw cannot fall among the many words of tiny
-# probability, where a rounding error of the sum of all probabilities before is enough to choose the next word in the
-# vocabulary.
+# Sampled text with a seed is the same, too, up to rounding. The draws below are limited by `top_p`. Without it, a draw can
+# fall among the many words of very small probability. There, a rounding error in the running sum of the probabilities is
+# enough to choose a neighbouring word.
 
 # %%
 nucleus = [
@@ -746,7 +750,7 @@ print(f"{sum(same)} of {len(same)} sampled texts are the same")
 
 # %% tags=["hide-input"]
 def decode(prompts, params):
-    """(token ids, tokens per second of the steps after the first)."""
+    """(token ids, tokens of the steps after the first, their seconds)."""
     for prompt, one in zip(prompts, params):
         llm.add_request(prompt, one)
     outputs = {}
@@ -772,17 +776,22 @@ def rate_of(groups):
     return ids, tokens / seconds
 
 
-def in_turns(drafters, groups, repeats, warmup=0):
-    """{name: (token ids, rates)}, each drafter in turn."""
-    rates = {name: [] for name in drafters}
-    ids = {}
-    for turn in range(warmup + repeats):
+COUNTS = ("draft_tokens", "accepted_tokens", "num_drafts")
+
+
+def in_turns(drafters, groups, repeats):
+    """{name: token ids, rates and counts of the last run}, each in turn."""
+    found = {name: {"rates": Rates(())} for name in drafters}
+    for _ in range(repeats):
         for name, drafter in drafters.items():
+            before = llm.stats()
             with drafting(drafter):
-                ids[name], rate = rate_of(groups)
-            if turn >= warmup:
-                rates[name].append(rate)
-    return {name: (ids[name], Rates(tuple(rates[name]))) for name in drafters}
+                ids, rate = rate_of(groups)
+            after = llm.stats()
+            rates = Rates((*found[name]["rates"].samples, rate))
+            found[name] = {key: after[key] - before[key] for key in COUNTS}
+            found[name] |= {"ids": ids, "rates": rates}
+    return found
 
 
 REPEATS = pick(smoke=1, cpu=2, gpu=7)
@@ -799,22 +808,24 @@ for batch in sweep(BATCHES, "batches"):
     points.append(
         {
             "batch": batch,
-            **{name: rates for name, (_, rates) in found.items()},
+            **{name: run["rates"] for name, run in found.items()},
             "predicted": predicted[batch],
             **{
-                f"speed_up_{name}": found[name][1].median
-                / found["without"][1].median
+                f"speed_up_{name}": found[name]["rates"].median
+                / found["without"]["rates"].median
                 for name in ("with", "adaptive")
             },
             "same_answers": sum(
-                a == b == c
-                for a, b, c in zip(
-                    expected, found["with"][0], found["adaptive"][0]
-                )
+                all(run["ids"][i] == answer for run in found.values())
+                for i, answer in enumerate(expected)
             ),
             "answers": len(expected),
         }
     )
+    if found["with"]["ids"] == expected:  # then drafts are as counted before
+        replayed = total(with_drafts[: len(expected)])
+        assert found["with"]["draft_tokens"] == sum(replayed.drafted)
+        assert found["with"]["accepted_tokens"] == sum(replayed.accepted)
 record.add(
     "rate_by_batch",
     unit="tokens/s",
@@ -890,9 +901,65 @@ record.headline(
 #
 # ## Measure: three ways to draft
 #
-# A few of the tasks at batch 1, with drafts from the text and from the model's own first layers. $c$ is the cost of a
-# draft token in {eq}`eq-10-speedup`, counted as the bytes that it reads over those of a step. The n-gram method reads no
-# weights.
+# Early exit has a parameter, the number of layers that draft. More layers guess better and cost more. Both can be found
+# without the engine. $c$ is the share of the weights' bytes that one draft token reads. $\alpha$ is the share of the tokens
+# of finished answers that the first layers predict as the model did. One pass over each answer counts it.
+
+# %% tags=["hide-input"]
+EXITS = pick(
+    smoke=[1], cpu=[5, 10, 15, 20, 25, 29], gpu=[5, 10, 15, 20, 25, 29]
+)
+
+
+@torch.inference_mode()
+def agreement(layers, answers):
+    """Share of the answers' tokens that the first layers predict."""
+    exit_model, right, of = first_layers(llm.model, layers), 0, 0
+    for prompt, answer in answers:
+        batch = Batch.of_prompts([prompt + answer[:-1]], device)
+        rows = torch.arange(len(prompt) - 1, batch.input_ids.numel())
+        batch = replace(batch, logits_indices=rows.to(device))
+        guesses = exit_model(batch, FullAttention()).argmax(-1).tolist()
+        right += sum(a == b for a, b in zip(guesses, answer, strict=True))
+        of += len(answer)
+    return right / of
+
+
+answers = list(zip(tasks, plain["copying"]))[: pick(smoke=2, cpu=4, gpu=8)]
+exits = []
+for n in EXITS:
+    alpha = agreement(n, answers)
+    c = bytes_per_pass(first_layers(llm.model, n)) / bytes_per_pass(llm.model)
+    k = best_k(alpha, c, K)
+    exits.append(
+        {
+            "layers": n,
+            "cost": c,
+            "acceptance": alpha,
+            "best_k": k,
+            "speed_up": speed_up(alpha, k, c),
+        }
+    )
+record.add("early_exit", unit="share", points=exits)
+table(
+    [
+        [
+            point["layers"],
+            f"{point['cost']:.2f}",
+            f"{point['acceptance']:.2f}",
+            point["best_k"],
+            f"{point['speed_up']:.2f}",
+        ]
+        for point in exits
+    ],
+    headers=["layers", "c", "α", "best k", "predicted speed-up"],
+)
+glue_all(words.early_exit(Shown(record)))
+
+# %% [markdown]
+# {glue:text}`exit_finding`
+#
+# The measurement: a few of the tasks at batch 1, with drafts from the text and from the model's own first layers.
 
 # %% tags=["hide-input"]
 groups = [
@@ -900,27 +967,19 @@ groups = [
 ]
 ways = {"no drafts": None, "n-gram": fixed}
 ways |= {f"early exit, {n} layers": drafter for n, drafter in early.items()}
-points = []
-for name, drafter in ways.items():
-    start = llm.stats()
-    ((_, rates),) = in_turns(
-        {name: drafter}, groups, pick(smoke=1, cpu=1, gpu=5)
-    ).values()
-    end = llm.stats()
-    drafts, right, drafted = (
-        end[key] - start[key]
-        for key in ("draft_tokens", "accepted_tokens", "num_drafts")
-    )
-    points.append(
-        {
-            "method": name,
-            "cost": drafter.proposer.cost_coefficient if drafter else 0.0,
-            "drafts": drafts,
-            "accepted": right,
-            "draft_length": drafts / max(1, drafted),
-            "tok_s": rates,
-        }
-    )
+found = in_turns(ways, groups, pick(smoke=1, cpu=2, gpu=5))
+points = [
+    {
+        "method": name,
+        "cost": drafter.proposer.cost_coefficient if drafter else 0.0,
+        "drafts": found[name]["draft_tokens"],
+        "accepted": found[name]["accepted_tokens"],
+        "draft_length": found[name]["draft_tokens"]
+        / max(1, found[name]["num_drafts"]),
+        "tok_s": found[name]["rates"],
+    }
+    for name, drafter in ways.items()
+]
 record.add("methods", unit="tokens/s", params={"tokens": NEW}, points=points)
 table(
     [
@@ -938,10 +997,13 @@ table(
 
 # %% tags=["remove-cell"]
 gate = experiments.gate("ways to draft")
+gate.repeats([point["tok_s"] for point in points])
 glue_all(words.methods(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`methods_finding` The head of SmolLM2 has a row for each of its 49,152 tokens. It is a fifth of the model's
+# {glue:text}`methods_finding`
+#
+# The head of SmolLM2 has a row for each of its 49,152 tokens. It is a fifth of the model's
 # weights, and every early exit has to read it. Besides, no layer but the last of this model was trained to be followed by
 # the head. LayerSkip trains for it {cite:p}`elhoushi2024layerskip`.
 #
@@ -1016,29 +1078,26 @@ else:
 
 # %% tags=["hide-input"]
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}
-drafted = {}
-rates = {name: [] for name in contestants}
-for _ in range(pick(smoke=1, cpu=4, gpu=15)):
-    for name, drafter in contestants.items():
-        start = llm.stats()["draft_tokens"]
-        found = in_turns({name: drafter}, [(noise, sampled)], 1)
-        rates[name] += found[name][1].samples
-        drafted[name] = llm.stats()["draft_tokens"] - start
-rates = {name: Rates(tuple(samples)) for name, samples in rates.items()}
+found = in_turns(contestants, [(noise, sampled)], pick(smoke=1, cpu=4, gpu=15))
+rates = {name: run["rates"] for name, run in found.items()}
 record.add(
     "random_text",
     unit="tokens/s",
     params={"batch": len(noise), "tokens": NEW, "k": K},
     points=[
-        {"drafter": name, "drafted": drafted[name], "tok_s": rates[name]}
-        for name in contestants
+        {
+            "drafter": name,
+            "drafted": run["draft_tokens"],
+            "tok_s": run["rates"],
+        }
+        for name, run in found.items()
     ],
 )
 table(
     [
         [
             name,
-            drafted[name],
+            found[name]["draft_tokens"],
             f"{rates[name].median:.1f}",
             f"{rates[name].median / rates['no drafts'].median:.1%}",
         ]

@@ -29,5 +29,7 @@ def first_layers(model: nn.Module, num_layers: int) -> nn.Module:
 def bytes_per_pass(model: nn.Module) -> int:
     """Bytes of weights that one pass reads whatever its number of tokens: blocks and head."""
     parts = (model.blocks, model.lm_head)
-    tensors = [x for part in parts for x in (*part.parameters(), *part.buffers())]
-    return sum(x.nbytes for x in tensors)
+    parameters = sum(x.nbytes for part in parts for x in part.parameters())
+    # A weight in another form, such as a packed one, is no parameter: its layer says how large it is.
+    other = sum(getattr(x, "weight_bytes", 0) for part in parts for x in part.modules())
+    return parameters + other

@@ -45,6 +45,15 @@ def complete() -> Run:
                     "tokens_per_step": [4.0, 5.0, 3.0, 2.5, 1.4, 1.01],
                     "by_position": [4.1, 5.2, 3.1, 2.6, 1.5, 1.02],
                 },
+                acceptance_by_position={
+                    "position": [1, 2, 3, 4],
+                    "copying tasks": [0.7, 0.8, 0.9, None],
+                },
+                early_exit={
+                    "layers": [10, 25],
+                    "acceptance": [0.05, 0.5],
+                    "cost": [0.4, 0.85],
+                },
                 methods={
                     "method": ["no drafts", "n-gram", "early exit, 10 layers"],
                     "tok_s": [25.0, 60.0, 12.0],
@@ -118,10 +127,33 @@ def test_ways_to_draft_that_lose_are_named():
     assert "“n-gram”, with 2.4 times" in said and "Slower than no drafts: “early exit" in said
 
 
+@pytest.mark.parametrize(
+    "alpha, said", [(0.5, "No exit of this model"), (0.9, "after 25 layers, so these")]
+)
+def test_an_exit_gains_if_it_is_right_more_often_than_it_costs(alpha, said):
+    columns = {"layers": [10, 25], "acceptance": [0.1, alpha], "cost": [0.4, 0.85]}
+    text = ch10.early_exit(run(early_exit=columns))["exit_finding"]
+    assert said in text
+
+
 def test_the_text_with_the_most_tokens_per_step_is_named():
     said = ch10.acceptance(complete())["acceptance_finding"]
     assert "between 2.50 tokens (JSON) and 5 (quoting)" in said
     assert "1.40 on chat and 1.01 on random text" in said
+
+
+@pytest.mark.parametrize(
+    "third, said",
+    [
+        (0.9, "of those in which two right ones come before it: a copy that has begun tends"),
+        (0.72, "come before it."),
+        (0.3, "come before it: the longer a copy, the more often it ends."),
+    ],
+)
+def test_whether_a_copy_goes_on(third, said):
+    columns = {"position": [1, 2, 3], "copying tasks": [0.7, 0.8, third]}
+    found = ch10.by_position(run(acceptance_by_position=columns))["position_finding"]
+    assert "right in 70 % of all cases" in found and said in found
 
 
 def test_the_cost_of_rows():

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import Measured, cell, number, percent, times, value
-from lib.bench.findings.vocabulary import Finding, compare, missing, share, versus_prediction
+from lib.bench.findings.values import Measured, cell, number, percent, quantity, times, value
+from lib.bench.findings.vocabulary import ABOUT, Finding, compare, missing, share, versus_prediction
 from lib.bench.measure.speculation_model import crossover
 from lib.bench.records.series import Series
 
@@ -76,6 +76,23 @@ def acceptance(run: Any) -> dict[str, str]:
         if others:
             text += f" It gives {' and '.join(others)}."
     return {"acceptance_finding": text}
+
+
+def by_position(run: Any) -> dict[str, str]:
+    """Whether drafts after right ones are accepted more often than first ones, on the copying tasks."""
+    series = run["acceptance_by_position"]
+    first, later = (value(cell(series, "copying tasks", row)).middle for row in (0, 2))
+    if first is None or later is None:
+        return {"position_finding": missing("the acceptance by position").sentence}
+    text = (
+        f"On the copying tasks the first draft is right in {percent(first)} of all cases, and the third in "
+        f"{percent(later)} of those in which two right ones come before it"
+    )
+    if later > first * (1 + ABOUT):
+        text += ": a copy that has begun tends to go on"
+    elif later < first * (1 - ABOUT):
+        text += ": the longer a copy, the more often it ends"
+    return {"position_finding": f"{text}."}
 
 
 def gain(run: Any, row: int = 0, column: str = "with") -> float | None:
@@ -191,6 +208,27 @@ def random_text(run: Any) -> dict[str, str]:
     return {"random_finding": text}
 
 
+def early_exit(run: Any) -> dict[str, str]:
+    """Which exits guess better than they cost."""
+    series = run["early_exit"]
+    points = []
+    for row in range(len(series["layers"]) if series is not None and "layers" in series else 0):
+        alpha, c = (value(cell(series, name, row)).middle for name in ("acceptance", "cost"))
+        if alpha is not None and c is not None:
+            points.append((series["layers"][row], alpha, c))
+    text = missing("the acceptance of early exits").sentence
+    if points:
+        gaining = [str(layers) for layers, alpha, c in points if alpha > c]
+        layers, alpha, c = max(points, key=lambda point: point[1] - point[2])
+        closest = f"After {layers} layers α is {alpha:.2f} and c is {c:.2f}."
+        text = (
+            f"No exit of this model has an α above its c, so none is predicted to gain. {closest}"
+        )
+        if gaining:
+            text = f"α is above c after {', '.join(gaining)} layers, so these exits can gain. {closest}"
+    return {"exit_finding": text}
+
+
 def methods(run: Any) -> dict[str, str]:
     """Which way to draft is fastest at batch 1, and what a draft token costs."""
     series = run["methods"]
@@ -211,7 +249,10 @@ def lookup(run: Any) -> dict[str, str]:
     found = _over(cell(run["proposer"], "seconds", 0), cell(run["step_by_rows"], "step", 0))
     if found is None:
         return {"lookup_finding": missing("the time of a look-up").sentence}
-    return {"lookup_finding": f"The look-up takes {share(found)} of a step's time."}
+    took = quantity(value(cell(run["proposer"], "seconds", 0)).middle, "s")
+    return {
+        "lookup_finding": f"This takes {took}, {share(found)} of the time of a step of one row."
+    }
 
 
 def predictions(run: Any) -> list[Prediction]:
@@ -246,10 +287,12 @@ def render(run: Any) -> dict[str, str]:
     return (
         rows(run)
         | acceptance(run)
+        | by_position(run)
         | batch_of_one(run)
         | crossing(run)
         | adaptive(run)
         | random_text(run)
+        | early_exit(run)
         | methods(run)
         | lookup(run)
     )

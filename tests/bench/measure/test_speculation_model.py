@@ -59,6 +59,8 @@ def test_best_k_against_all_k():
         for cost in (0.02, 0.2, 0.6):
             k = best_k(alpha, cost, 12)
             assert speed_up(alpha, k, cost) == max(speed_up(alpha, n, cost) for n in range(13))
+    for alpha in (0.05, 0.3, 0.31, 0.8):  # some number of drafts gains if and only if α > c
+        assert (best_k(alpha, 0.3, 12) > 0) == (alpha > 0.3)
     assert best_k(0.1, 0.2, 12) == 0, "where drafts cost more than they give, none is best"
     assert best_k(0.9, 0.02, 12) > best_k(0.5, 0.02, 12)
 
