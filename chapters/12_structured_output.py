@@ -707,9 +707,13 @@ _ = record.add("asking", unit="answers", points=answers + under_masks)
 
 # %% tags=["remove-cell"]
 glue_all(words.asking(Shown(record)))
+glue_all(schema_suite.runs())
 
 # %% [markdown]
 # {glue:text}`masked_finding` The form is right; the content is the model's. A mask cannot make a dodo have two legs.
+#
+# Three animals and one form are a small sample, so a larger one was recorded with `book/tools/schema_runs.py`.
+# {glue:text}`runs_finding`
 #
 # An answer that is cut off by `max_tokens` is not valid, and its reason is `length`. A client that asks for a form has to
 # look at the reason.
@@ -1080,7 +1084,8 @@ print(repr(max((o.text for o in outputs), key=len)[:120]))
 glue_all(words.whitespace(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`whitespace_finding` An answer of nothing but newlines never breaks the form, and never ends. The engine tells
+# {glue:text}`whitespace_finding` {glue:text}`cut_finding` A decimal number can always have one more digit, as JSON can have
+# one more newline. An answer of nothing but newlines never breaks the form, and never ends. The engine tells
 # the library to allow one space after a comma and a colon, and none elsewhere.
 #
 # ### Wrong lines
