@@ -94,9 +94,7 @@ def _determinize(nfa: Nfa) -> Automaton:
             work += len(reached) + len(moves)
             if reached not in numbers:
                 if work > MAX_WORK:
-                    raise refuse(
-                        "must take fewer steps to compile; optional parts and repeats in repeats multiply them"
-                    )
+                    raise refuse("must take fewer steps to compile; optional parts multiply them")
                 if len(sets) >= MAX_STATES:
                     raise refuse(
                         f"must need at most {MAX_STATES:,} states as a deterministic automaton"
