@@ -365,7 +365,7 @@ show_source(automata._determinize)
 
 # %% [markdown]
 # Then states from which no text can be completed become `DEAD`, and states that accept the same continuations are
-# merged {cite:p}`moore1956`. The first of these steps is easily forgotten. If no text can be completed from a state and the
+# merged {cite:p}`moore1956`. Marking dead states is easily forgotten. If no text can be completed from a state and the
 # mask lets the model enter it, the request has no allowed token left.
 #
 # The subset construction can explode. There are as many sets as numbers of $n$ bits, and a short expression can reach
@@ -391,7 +391,7 @@ else:
 
 # %% [markdown]
 # So a table has a limit, and so has the work of making it. A request whose expression exceeds them is refused before it
-# is queued. Without the limit, one request could keep the server busy for hours.
+# is queued. Without the limit, one request could take all of the server's memory.
 #
 # ## Build: from bytes to tokens
 #
@@ -475,9 +475,9 @@ glue("n_tokens", len(known), ",")
 #
 # ### The vocabulary walked through the automaton
 #
-# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. Read one by one in
-# Python, that takes far longer than the model's step. All tokens can be read together, byte by byte: first the first byte
-# of all, then the second byte of those that have one and are still alive.
+# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. The engine reads all
+# of them together, byte by byte: first the first byte of all, then the second byte of those that have one and are still
+# alive. Below it is compared with reading them one by one.
 
 # %% tags=["remove-input"]
 show_source(Vocabulary, "walk")
@@ -588,8 +588,8 @@ show_source(AutomatonConstraint, "allowed", "_state")
 #
 # A finite automaton cannot count brackets: JSON nests, and a schema may refer to itself. That takes a stack, and a state
 # that includes the stack has no number under which its mask could be kept. JSON Schema also has dozens of keywords. We do
-# not write that ourselves. Two libraries were compared over the JSON Schema test suite {cite:p}`jsonschemabench2025`: what
-# they compile, and what the result then accepts.
+# not write that ourselves. Two libraries were compared over the JSON Schema test suite: what they compile, and what the
+# result then accepts. A paper compares more of them on schemas from practice {cite:p}`jsonschemabench2025`.
 
 # %% tags=["remove-input"]
 table(schema_suite.rows(), headers=list(schema_suite.HEADERS))
@@ -710,7 +710,7 @@ glue_all(words.asking(Shown(record)))
 glue_all(schema_suite.runs())
 
 # %% [markdown]
-# {glue:text}`masked_finding` The form is right; the content is the model's. A mask cannot make a dodo have two legs.
+# {glue:text}`masked_finding` The form is right. Whether the content is true is still up to the model.
 #
 # Three animals and one form are a small sample, so a larger one was recorded with `book/tools/schema_runs.py`.
 # {glue:text}`runs_finding`
@@ -1028,13 +1028,14 @@ table(
 glue_all(words.bias(Shown(record)))
 glue("nodes", exact.nodes)
 glue("valid_answers", exact.valid, ".1e")
+glue("tries", 1 / exact.valid, ",.0f")
 record.headline("total variation distance of masked answers", exact.distance)
 
 # %% [markdown]
 # {glue:text}`bias_finding` {glue:text}`drawn_finding`
 #
 # {glue:text}`nodes` beginnings were followed. Of the model's own answers, a share of {glue:text}`valid_answers` is exactly
-# one of the three, so drawing until one is valid is no way out. What helps is to have the prompt and the form agree: the
+# one of the three, so drawing until one is valid would take {glue:text}`tries` answers on average. What helps is to have the prompt and the form agree: the
 # less the mask removes, the smaller the bias. In practice that means showing the model the schema or an example, allowing
 # for the whitespace and the order of fields that it would write on its own, and leaving room in the form for what it
 # wants to say first, such as a field for its reasons.
@@ -1382,14 +1383,14 @@ check(certain)
 #
 # ## Takeaways
 #
-# 1. An automaton over bytes, and the vocabulary walked through it once per state, give a mask that no answer can leave. A
-#    mask that is kept costs next to nothing; one that counts has to be computed beside the model.
+# 1. An automaton over bytes, and the vocabulary walked through it once per state, give masks that no answer can leave. A
+#    mask of a state is computed once and kept. An expression that counts needs a new mask at each step.
 # 2. A text is valid where the reason is `stop`. Where it is `length`, nothing is promised.
 # 3. A mask per step is not the model's distribution restricted to valid texts. The less it has to remove, the less it distorts.
 #
 # **Sources.** From expressions to automata: {cite:t}`thompson1968`, {cite:t}`rabin1959`, {cite:t}`moore1956`. Masks by state:
 # {cite:t}`willard2023`. Masks with a stack: {cite:t}`dong2024xgrammar`. Jump-forward decoding: {cite:t}`zheng2024sglang`.
-# The bias: {cite:t}`park2024grammar`. Libraries compared on real schemas: {cite:t}`jsonschemabench2025`.
+# The bias: {cite:t}`park2024grammar`. Libraries compared on schemas from practice: {cite:t}`jsonschemabench2025`.
 
 # %% tags=["remove-cell"]
 glue("experiments_shown", experiments.summary())
