@@ -41,11 +41,12 @@ from lib.engine.speculation.rejection import RejectionSampler
 from lib.engine.speculation.step_cost import measure_step_cost
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
-from lib.models.checkpoint import load_model
+from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.first_layers import bytes_per_pass
 from lib.models.packed import pack_linears
+from lib.models.quantized.load import load_prequantized, load_quantized
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
@@ -135,6 +136,23 @@ def assemble(
         _sampler(speculative),
         draft_kv_cache_bytes,
     )
+
+
+def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The model with its weights and tokenizer; see `load_model` and `load_quantized` for errors."""
+    activations = options.quantized_activations
+    if options.quantization is None:
+        try:
+            return load_model(options.model, device, dtype)
+        except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
+            return load_prequantized(checkpoint.folder, activations, device, dtype)
+    return load_quantized(options.model, options.quantization, activations, device, dtype)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that the model's weights take, in whatever form they are kept; shared ones count once."""
+    other = sum(getattr(module, "weight_bytes", 0) for module in model.modules())
+    return other + sum(parameter.nbytes for parameter in model.parameters())
 
 
 def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
