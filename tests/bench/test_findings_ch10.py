@@ -122,6 +122,16 @@ def test_adaptation_beside_a_fixed_number():
     assert "At batch 16" in said and "1 times" in said and "0.50 times with a fixed number" in said
 
 
+@pytest.mark.parametrize(
+    "predicted, why", [(4.1, ""), (5.0, "a mean step has 6 drafts, not 8"), (None, "")]
+)
+def test_why_the_acceptance_by_position_promises_too_much(predicted, why):
+    columns = {"text": ["editing"], "tokens_per_step": [4.0], "drafts_per_step": [6.0]}
+    found = run(acceptance=columns | {"by_position": [predicted]})
+    found.data["measurements"]["acceptance"]["params"] = {"k": 8}
+    assert ch10.predictions(found)[0].why == why
+
+
 def test_ways_to_draft_that_lose_are_named():
     said = ch10.methods(complete())["methods_finding"]
     assert "“n-gram”, with 2.4 times" in said and "Slower than no drafts: “early exit" in said

@@ -6,11 +6,20 @@ Introduced in chapter 10.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, cell, number, percent, quantity, times, value
-from lib.bench.findings.vocabulary import ABOUT, Finding, compare, missing, share, versus_prediction
+from lib.bench.findings.vocabulary import (
+    ABOUT,
+    MISSING,
+    Finding,
+    compare,
+    missing,
+    share,
+    versus_prediction,
+)
 from lib.bench.measure.speculation_model import crossover
 from lib.bench.records.series import Series
 
@@ -263,6 +272,17 @@ def predictions(run: Any) -> list[Prediction]:
     tokens, counted = (
         _cell(run["acceptance"], "editing", name) for name in ("by_position", "tokens_per_step")
     )
+    by_rate = Prediction(
+        "tokens per step of the editing tasks, from the acceptance by position",
+        tokens,
+        counted,
+        "",
+        "",
+    )
+    made = value(_cell(run["acceptance"], "editing", "drafts_per_step")).middle
+    asked = (run["acceptance"].params or {}).get("k") if run["acceptance"] is not None else None
+    if by_rate.verdict not in ("as predicted", MISSING) and made and asked and made < asked:
+        by_rate = replace(by_rate, why=f"a mean step has {number(made)} drafts, not {asked}")
     crossed, met = "a crossover", missing("the batch from which on drafts lose")
     if predicted is not None and measured is not None:
         crossed = _said(predicted, batches)
@@ -270,10 +290,7 @@ def predictions(run: Any) -> list[Prediction]:
             _said(measured, batches), crossed if abs(predicted - measured) <= 1 else "far"
         )
     return [
-        Prediction(
-            "tokens per step of the editing tasks, from the acceptance by position",
-            tokens, counted, "", "",
-        ),
+        by_rate,
         Prediction("speed-up at batch 1", foretold[0] if foretold else None,
                    gains[0] if gains else None, "", "×"),
         Prediction(f"speed-up{largest}", foretold[-1] if foretold else None,
