@@ -22,6 +22,9 @@ class Script:
     def free(self, request):
         """Nothing is kept per request."""
 
+    def forget_cached(self):
+        """Nothing is kept per request."""
+
     def reset(self):
         """Nothing is kept per request."""
 

@@ -11,14 +11,14 @@ Introduced in chapter 7.
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
-from numba.core.caching import FunctionCache
+from numba import prange, types
 from numba.extending import intrinsic
+
+from lib.core.numba_cache import PRANGE, compiled
 
 QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
 KEY_TILE = (
@@ -28,43 +28,6 @@ ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE = range(
     8
 )  # a piece of work; see lib.attention.work_partition
 _LOG2E = np.float32(math.log2(math.e))
-# Only the loop over shares is to run in parallel: looking for more to parallelise would double the compile time.
-_PRANGE = {
-    **dict.fromkeys(
-        ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"),
-        False,
-    ),
-    "prange": True,
-}
-
-
-class _ForgivingCache(FunctionCache):
-    """Compiled code on disk. A file that is cut short, as after a full disk or a kill, is compiled again."""
-
-    def load_overload(self, signature, target_context):
-        try:
-            return super().load_overload(signature, target_context)
-        except Exception:  # what unpickling half a file raises: anything
-            with contextlib.suppress(OSError):
-                self.flush()
-            return None
-
-    def save_overload(self, signature, data):
-        with contextlib.suppress(Exception):  # a full disk costs the next process its time, no more
-            super().save_overload(signature, data)
-
-
-def _compiled(function=None, **options):
-    """njit with the result kept on disk, or, where neither the package nor a home can be written, in memory.
-
-    A division by zero gives infinity or NaN instead of an exception, which would end the whole step.
-    """
-    if function is None:
-        return lambda f: _compiled(f, **options)
-    dispatcher = njit(function, nogil=True, fastmath=True, error_model="numpy", **options)
-    with contextlib.suppress(RuntimeError):  # "no locator available": nowhere to keep it
-        dispatcher._cache = _ForgivingCache(function)  # as its enable_caching does
-    return dispatcher
 
 
 @intrinsic
@@ -114,13 +77,13 @@ def _prefetch_line(typingctx, address):
 _I32 = ir.IntType(32)
 
 
-@_compiled
+@compiled
 def _prefetch(address, num_bytes):
     for line in range(0, num_bytes, 64):
         _prefetch_line(address + line)
 
 
-@_compiled
+@compiled
 def _exp(x, n, bits):
     """exp of x[:n] <= 0, in place, to 2e-7 relative. libm's, one at a time, would cost as much as the dot product before it.
 
@@ -142,7 +105,7 @@ def _exp(x, n, bits):
         x[t] *= powers[t]
 
 
-@_compiled
+@compiled
 def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, scaled):
     """Attend the piece's queries to its key tiles; leave the state in peak, norm [QUERY_TILE, Hq]
     and acc [.., D].
@@ -228,7 +191,7 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
                             )
 
 
-@_compiled
+@compiled
 def _finish(out, piece, norm, acc):
     """acc / norm, the weighted mean of V, to the rows of the piece's queries."""
     for i in range(piece[QUERIES]):
@@ -239,7 +202,7 @@ def _finish(out, piece, norm, acc):
                 out[at] = _narrow(acc[i, g, d] * inverse, out[at])
 
 
-@_compiled
+@compiled
 def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
     """Add the second state to the first: both become relative to the larger peak."""
     for i in range(queries):
@@ -252,7 +215,7 @@ def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
                 acc[i, g, d] = acc[i, g, d] * a + acc2[i, g, d] * b
 
 
-@_compiled(parallel=_PRANGE)
+@compiled(parallel=PRANGE)
 def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out, peak, norm, acc, scaled):
     """Paged attention of q [T, Hq, D] to keys, values [slots, Hkv, D] as
     `lib.attention.work_partition.WorkPartition` divides it.

@@ -78,6 +78,18 @@ class EngineOptions:
         'speculative decoding, e.g. {"method": "ngram", "num_speculative_tokens": 4}; see '
         "lib.core.speculative_config",
     )
+    quantization: str | None = _option(
+        None,
+        "None: as the checkpoint has it; int8, int4: round its weights to nearest while they are "
+        "read; gguf: run a GGUF file's own blocks (smollm2, or a .gguf file)",
+        choices=(None, "int8", "int4", "gguf"),
+    )
+    quantized_activations: str = _option(
+        "float32",
+        "input of layers with quantised weights; float32 as it is, int8 rounded per row and block "
+        "of 32 elements, which is faster for many rows",
+        choices=("float32", "int8"),
+    )
 
     def __post_init__(self) -> None:
         if self.speculative_config is not None and not isinstance(self.speculative_config, dict):

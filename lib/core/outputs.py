@@ -15,6 +15,9 @@ class Chunk:
 
     The last chunk of an aborted request has the reason "abort", that of a failed one "error".
     `drafted`: whether each token was a draft that the model accepted; None if none was.
+    `draft_spans`: the parts of `text`, as (start, end) in characters, that such tokens made; None if
+    there are none. Text that several tokens made together, among them one that was no draft, is not
+    among them.
     """
 
     request_id: str
@@ -24,6 +27,7 @@ class Chunk:
     logprobs: list[dict[int, float]] | None
     finish_reason: str | None
     drafted: list[bool] | None = None
+    draft_spans: list[tuple[int, int]] | None = None
 
 
 class Completion:

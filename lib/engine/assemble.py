@@ -41,11 +41,12 @@ from lib.engine.speculation.rejection import RejectionSampler
 from lib.engine.speculation.step_cost import measure_step_cost
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
-from lib.models.checkpoint import load_model
+from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.first_layers import bytes_per_pass
 from lib.models.packed import pack_linears
+from lib.models.quantized.load import load_prequantized, load_quantized
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
@@ -104,7 +105,7 @@ def assemble(
             model, options, max_model_len, device, dtype, beside
         )
         kv_cache = _allocate(config, num_blocks, block_size, dtype, device)
-        manager = _manager(options, kv_cache, options.enable_prefix_caching)
+        manager = _manager(options, kv_cache)
         attention = _cached_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
@@ -119,7 +120,7 @@ def assemble(
         )
     drafter, draft_kv_cache_bytes = None, 0
     if speculative is not None:
-        proposer = _proposer(speculative, options, model, draft, attention, kv_cache)
+        proposer = _proposer(speculative, options, model, draft, attention, kv_cache, dtype)
         if isinstance(proposer, DraftModelProposer):
             draft_kv_cache_bytes = proposer.kv_cache.nbytes
         drafter = _drafter(speculative, options, proposer, runner, manager, device)
@@ -135,6 +136,23 @@ def assemble(
         _sampler(speculative),
         draft_kv_cache_bytes,
     )
+
+
+def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The model with its weights and tokenizer; see `load_model` and `load_quantized` for errors."""
+    activations = options.quantized_activations
+    if options.quantization is None:
+        try:
+            return load_model(options.model, device, dtype)
+        except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
+            return load_prequantized(checkpoint.folder, activations, device, dtype)
+    return load_quantized(options.model, options.quantization, activations, device, dtype)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that the model's weights take, in whatever form they are kept; shared ones count once."""
+    other = sum(getattr(module, "weight_bytes", 0) for module in model.modules())
+    return other + sum(parameter.nbytes for parameter in model.parameters())
 
 
 def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
@@ -205,6 +223,7 @@ def _proposer(
     draft: nn.Module | None,
     attention: Attention,
     kv_cache: KVCache | None,
+    dtype: torch.dtype,
 ) -> Proposer:
     if config.method == "ngram":
         return NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
@@ -214,12 +233,12 @@ def _proposer(
             model, config.draft_layers, attention, kv_cache, budget, sample_method
         )
     # As many tokens as the model's own cache.
-    num_blocks, block_size, like = kv_cache.num_blocks, kv_cache.block_size, kv_cache.k
-    own = _allocate(draft.config, num_blocks, block_size, like.dtype, like.device)
+    shape, device = (kv_cache.num_blocks, kv_cache.block_size), kv_cache.k.device
+    own = _allocate(draft.config, *shape, dtype, device)
     attention = _cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),
-        _manager(options, own, False),
+        _manager(options, own),
         own,
         draft.config.max_position_embeddings,
         budget,
@@ -228,10 +247,10 @@ def _proposer(
     )
 
 
-def _manager(options: EngineOptions, kv_cache: KVCache, keeps_prefixes: bool) -> CacheManager:
+def _manager(options: EngineOptions, kv_cache: KVCache) -> CacheManager:
     if options.kv_cache == "contiguous":
         return SlotManager(kv_cache.num_blocks, kv_cache.block_size)
-    paged = PrefixCachingBlockManager if keeps_prefixes else BlockManager
+    paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
     return paged(kv_cache.num_blocks, kv_cache.block_size)
 
 

@@ -153,6 +153,7 @@ class CompletionStream:
             None if request.logprobs is None else request.logprobs[start:],
             request.finish_reason,
             self._drafted(start),
+            self._draft_spans(),
         )
 
     def mark_delivered(self) -> None:
@@ -181,6 +182,22 @@ class CompletionStream:
         flags = [first + i in request.drafted for i in range(start, request.num_output_tokens)]
         return flags if any(flags) else None
 
+    def _draft_spans(self) -> list[tuple[int, int]] | None:
+        """Parts of the text since `mark_delivered` that are accepted drafts; None if there are none."""
+        request, detokenizer = self.request, self.detokenizer
+        if detokenizer is None or not request.drafted:
+            return None
+        spans: list[tuple[int, int]] = []
+        first, ends = request.num_prompt_tokens, [0, *detokenizer.piece_ends]
+        position = 0
+        for i in range(self._pieces_delivered, len(detokenizer.pieces)):
+            start, position = position, position + len(detokenizer.pieces[i])
+            if all(first + place in request.drafted for place in range(ends[i], ends[i + 1])):
+                if spans and spans[-1][1] == start:
+                    start = spans.pop()[0]
+                spans.append((start, position))
+        return spans or None
+
     def _pieces(self) -> list[str]:
         """The text of all tokens so far, in pieces: decodes those that have not been."""
         detokenizer, request = self.detokenizer, self.request
@@ -191,6 +208,8 @@ class CompletionStream:
             num_tokens -= request.stopped_by_id
         start = request.num_prompt_tokens + detokenizer.state.num_tokens
         new = request.token_ids[start : request.num_prompt_tokens + num_tokens]
-        if new or (request.finished and not detokenizer.state.finished):
-            detokenizer.feed(new, last=request.finished)
+        for token_id in new:  # one piece per token, so that accepted drafts can be told apart
+            detokenizer.feed([token_id])
+        if request.finished and not detokenizer.state.finished:
+            detokenizer.feed([], last=True)
         return detokenizer.pieces

@@ -55,6 +55,7 @@ class Detokenizer:
         self._skip_special_tokens, self._include_stop = skip_special_tokens, include_stop
         self.state = TextState()
         self.pieces: list[str] = []  # grows only at its end
+        self.piece_ends: list[int] = []  # tokens read when each piece was added
 
     @property
     def text(self) -> str:
@@ -72,6 +73,7 @@ class Detokenizer:
     def commit(self, state: TextState) -> None:
         """Take a state that `after` has made. Doing it twice changes nothing."""
         self.pieces[state.num_pieces :] = [state.new] if state.new else []
+        self.piece_ends[state.num_pieces :] = [state.num_tokens] if state.new else []
         self.state = state
 
     def after(

@@ -21,7 +21,7 @@ from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
-from lib.engine.assemble import assemble, output_rules
+from lib.engine.assemble import assemble, load, output_rules, weight_bytes
 from lib.engine.completion_stream import Progress
 from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
@@ -29,7 +29,6 @@ from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
 from lib.engine.step_results import results_of, rows_to_sample
 from lib.engine.totals import Totals
-from lib.models.checkpoint import load_model
 
 Prompt = str | Sequence[int]
 
@@ -49,7 +48,7 @@ class LLM:
         self.options = EngineOptions(model, **options)
         self.device = pick_device(self.options.device)
         self.dtype = pick_dtype(self.options.dtype, self.device)
-        loaded = load_model(model, device=self.device, dtype=self.dtype)
+        loaded = load(self.options, self.device, self.dtype)
         self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
         self.config, self.folder = loaded.config, loaded.folder
         self.output_rules = output_rules(self.tokenizer, self.config)
@@ -60,6 +59,7 @@ class LLM:
         self.draft_kv_cache_bytes = engine.draft_kv_cache_bytes
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
+        self.weight_bytes = weight_bytes(self.model)
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
         self._progressed: dict[
             str, None
@@ -180,6 +180,8 @@ class LLM:
         with self._one_thread:
             try:
                 self.manager.forget_cached()
+                if self.drafter is not None:
+                    self.drafter.forget_cached()
             except BaseException:  # interrupted
                 self._restart()
                 raise
@@ -207,6 +209,7 @@ class LLM:
             "accepted_by_position": list(totals.accepted_by_position),
             "mean_accepted_length": totals.mean_accepted_length,
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
+            "weight_bytes": self.weight_bytes,
             "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,

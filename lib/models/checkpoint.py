@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.models.config import ModelConfig, load_config
+from lib.models.config import ModelConfig, load_config, quantization_config
 from lib.models.gpt2 import GPT2
 from lib.models.hub import HubUnreachable, download
 from lib.models.llama import Llama
-from lib.models.smollm2 import WHEEL, smollm2_folder
+from lib.models.smollm2 import WHEEL, gguf_folder, smollm2_file, smollm2_folder
 from lib.models.tokenizer import load_tokenizer
 from lib.models.weights import read_tensors
 
@@ -46,6 +46,14 @@ class RandomWeightsWarning(UserWarning):
     """The model's speed is real; what it says is not."""
 
 
+class QuantizedCheckpoint(ValueError):
+    """The checkpoint in `folder` holds quantised weights, made by `method` (as its config.json names it)."""
+
+    def __init__(self, folder: Path, method: object) -> None:
+        super().__init__(f"the checkpoint in {folder} is quantised already, by {method!r}")
+        self.folder, self.method = folder, method
+
+
 @dataclass
 class LoadedModel:
     """A model ready to run. `weights`: "real" or "random". `folder`: where it came from, None for random weights."""
@@ -60,14 +68,15 @@ class LoadedModel:
 def load_model(
     name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedModel:
-    """Load "smollm2", "gpt2", a checkpoint folder or a Hugging Face id.
+    """Load "smollm2", "gpt2", a checkpoint folder, a .gguf file or a Hugging Face id.
 
     "gpt2" gets seeded random weights, with a RandomWeightsWarning, where the hub cannot be reached.
     Raises FileNotFoundError if there is no such model; ValueError if what is there is not one of
-    ours, or broken; OSError if it cannot be fetched or written (full disk, no permission).
+    ours, or broken; QuantizedCheckpoint if its weights are not floats; OSError if it cannot be
+    fetched or written (full disk, no permission).
     """
     try:
-        folder = _find(str(name))
+        folder = find_folder(name)
     except HubUnreachable as error:
         if name != "gpt2":
             raise
@@ -78,22 +87,27 @@ def load_model(
         )
         model = random_model(GPT2_CONFIG)
         return LoadedModel(model.to(device=device, dtype=dtype), GPT2_CONFIG, None, "random", None)
+    if (quantized := quantization_config(folder)) is not None:
+        raise QuantizedCheckpoint(folder, quantized.get("quant_method"))
     config = load_config(folder)
-    with torch.device("meta"):
-        shapes = _MODELS[config.architecture](config).checkpoint_shapes()
-    tensors = read_tensors(folder, shapes)
+    tensors = read_tensors(folder, empty_model(config).checkpoint_shapes())
     model = build_model(config, device="cpu", dtype=dtype)
     model.load_checkpoint(tensors)
     return LoadedModel(model.to(device), config, load_tokenizer(folder), "real", folder)
+
+
+def empty_model(config: ModelConfig) -> nn.Module:
+    """The config's architecture with parameters on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return _MODELS[config.architecture](config)
 
 
 def build_model(
     config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """The config's architecture with parameters yet to be filled, without gradients."""
-    with torch.device("meta"):  # no time for an initialisation that is overwritten anyway
-        model = _MODELS[config.architecture](config)
-    buffers = _MODELS[config.architecture].fresh_buffers(config)
+    model = empty_model(config)
+    buffers = model.fresh_buffers(config)
     model = model.to(dtype).to_empty(device=device)
     for key, value in buffers.items():
         # float32 in any model: bfloat16 cannot tell position 257 from 256.
@@ -115,11 +129,30 @@ def random_model(config: ModelConfig, seed: int = _RANDOM_SEED) -> nn.Module:
     return model
 
 
-def _find(name: str) -> Path:
-    """The folder that a name means. Raises HubUnreachable, FileNotFoundError or OSError, each with its reason."""
+def find_gguf(name: str | Path) -> Path | None:
+    """The GGUF file that a name means: SmolLM2's, or a path that ends with .gguf. None for any other name.
+
+    Raises FileNotFoundError for a file that is not there.
+    """
+    if str(name) == "smollm2":
+        if (file := smollm2_file()) is None:
+            raise FileNotFoundError(f"SmolLM2's GGUF file is in the wheel {WHEEL}: install it")
+        return file
     path = Path(name).expanduser()
+    if path.suffix != ".gguf":
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"model {str(name)!r}: there is no such file")
+    return path
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder that a name means. Raises HubUnreachable, FileNotFoundError or OSError, each with its reason."""
+    name, path = str(name), Path(name).expanduser()
     if name not in _HUB_IDS and path.is_dir():
         return path
+    if path.suffix == ".gguf":
+        return gguf_folder(find_gguf(name))
     if name == "smollm2" and (folder := smollm2_folder()) is not None:
         return folder
     if name not in _HUB_IDS and (

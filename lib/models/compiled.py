@@ -128,7 +128,7 @@ def compile_blocks(model: nn.Module) -> float:
     compiled = {f.__name__: torch.compile(_own(f)) for f in functions}
     ops = SimpleNamespace(**compiled)
     blocks = [family(block, ops) for block in model.blocks]
-    weight = model.token_embedding.weight
+    weight = next(model.parameters())
 
     def tokens(n: int, *shape: int) -> Tensor:
         x = torch.zeros(n, *shape, dtype=weight.dtype, device=weight.device)

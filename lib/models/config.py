@@ -151,6 +151,15 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise ValueError(f"{path}: {error}") from None
 
 
+def quantization_config(folder: str | Path) -> dict[str, Any] | None:
+    """What config.json says of quantised weights; None for a checkpoint of floats, or without the file."""
+    path = Path(folder) / "config.json"
+    value = _read_json(path).get("quantization_config") if path.is_file() else None
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{path}: quantization_config must be an object, got {value!r}")
+    return value
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())

@@ -9,6 +9,8 @@ Introduced in chapter 1.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,10 +48,29 @@ _LLAMA3 = {
 }
 
 
-def convert(gguf_file: Path, folder: Path) -> None:
+def convert(gguf_file: Path, folder: Path, weights: bool = True) -> None:
     """Write config.json, generation_config.json, model.safetensors (float32) and the tokenizer of a Llama GGUF file.
 
-    Raises ValueError, with the file's name and the key or tensor, for what is not a Llama of ours.
+    Without `weights`, all but model.safetensors. Raises ValueError, with the file's name and the
+    key or tensor, for what is not a Llama of ours.
+    """
+    fields, tensors = read_gguf(gguf_file)
+    with naming(gguf_file):
+        config = _config(fields, tensors)
+        ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        (folder / "generation_config.json").write_text(json.dumps(ids))
+        _check(folder, tensors)
+        if weights:
+            converted = dict(_convert_tensor(item, config) for item in tensors.values())
+            save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
+        save_tokenizer(fields, folder)
+
+
+def read_gguf(gguf_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metadata, tensors by name) of a GGUF file; a tensor's `data` is mapped, not read.
+
+    Raises ValueError, with the file's name, for one that cannot be read.
     """
     from gguf import GGUFReader  # imported here: needed once per machine
 
@@ -58,16 +79,14 @@ def convert(gguf_file: Path, folder: Path) -> None:
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise ValueError(f"{gguf_file.name} is not a readable GGUF file: {error}") from None
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+@contextmanager
+def naming(gguf_file: Path) -> Iterator[None]:
+    """Errors within become ValueErrors that begin with the file's name."""
     try:
-        config = _config(fields, tensors)
-        ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        (folder / "generation_config.json").write_text(json.dumps(ids))
-        _check(folder, tensors)
-        weights = dict(_convert_tensor(item, config) for item in tensors.values())
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        save_tokenizer(fields, folder)
+        yield
     except KeyError as missing:
         raise ValueError(f"{gguf_file.name}: missing key {missing}") from None
     except ValueError as error:
@@ -144,26 +163,43 @@ def _check(folder: Path, tensors: dict[str, Any]) -> None:
 
 def _convert_tensor(item: Any, config: dict[str, Any]) -> tuple[str, Tensor]:
     """(Hugging Face name, float32 tensor) of a tensor such as blk.3.attn_q.weight."""
+    target = hf_name(item.name)
+    tensor = dequantized(item)
+    if (heads := interleaved_heads(target)) is not None:
+        tensor = _unpermute(tensor, config[heads])
+    return target, tensor
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name of a tensor. Raises ValueError for one that no Llama has."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _GLOBAL_NAMES:
+        target = _GLOBAL_NAMES[stem]
+    else:
+        _, layer, part = (stem.split(".") + ["", ""])[:3]
+        target = f"model.layers.{layer}.{_LAYER_NAMES.get(part)}"
+    if target.endswith(".None") or kind not in ("weight", "bias"):
+        raise ValueError(f"the tensor {name} is not one of a Llama's")
+    return f"{target}.{kind}"
+
+
+def dequantized(item: Any) -> Tensor:
+    """A tensor of the file as float32. Raises ValueError, with its name and type, where that cannot be."""
     from gguf.quants import dequantize
 
-    name, _, kind = item.name.rpartition(".")
-    if name in _GLOBAL_NAMES:
-        layer, target = "", _GLOBAL_NAMES[name]
-    else:
-        _, layer, name = (name.split(".") + ["", ""])[:3]
-        target = f"model.layers.{layer}.{_LAYER_NAMES.get(name)}"
-    if target.endswith(".None") or kind not in ("weight", "bias"):
-        raise ValueError(f"the tensor {item.name} is not one of a Llama's")
     try:
-        tensor = torch.from_numpy(dequantize(item.data, item.tensor_type).copy()).float()
-        if name in ("attn_q", "attn_k"):
-            which = "num_attention_heads" if name == "attn_q" else "num_key_value_heads"
-            tensor = _unpermute(tensor, config[which])
+        return torch.from_numpy(dequantize(item.data, item.tensor_type).copy()).float()
     except (NotImplementedError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"the tensor {item.name} of type {item.tensor_type.name} cannot be read: {error}"
         ) from None
-    return f"{target}.{kind}", tensor
+
+
+def interleaved_heads(target: str) -> str | None:
+    """The key of config.json with the number of heads that a tensor of q or k has; None for the others."""
+    if ".q_proj." in target:
+        return "num_attention_heads"
+    return "num_key_value_heads" if ".k_proj." in target else None
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:

@@ -87,24 +87,33 @@ class GPT2(nn.Module):
             shapes["lm_head.weight"] = (c.vocab_size, d)
         return shapes
 
+    def checkpoint_names(self) -> dict[str, tuple[str, ...]]:
+        """For each module with parameters: the checkpoint's module."""
+        names = {"token_embedding": "wte", "position_embedding": "wpe", "ln_f": "ln_f"}
+        if not self.config.tie_word_embeddings:
+            names["lm_head"] = "lm_head"
+        for i in range(self.config.num_layers):
+            for module, name in (
+                ("ln_1", "ln_1"),
+                ("qkv", "attn.c_attn"),
+                ("proj", "attn.c_proj"),
+                ("ln_2", "ln_2"),
+                ("fc_in", "mlp.c_fc"),
+                ("fc_out", "mlp.c_proj"),
+            ):
+                names[f"blocks.{i}.{module}"] = f"h.{i}.{name}"
+        return {path: (name,) for path, name in names.items()}
+
+    @staticmethod
+    def is_transposed(name: str) -> bool:
+        """Whether the checkpoint keeps this module's matrix as [in, out]."""
+        return ".c_" in name
+
     @torch.no_grad()
     def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
         """Copy validated checkpoint tensors (names as `checkpoint_shapes`) into the parameters."""
-        self.token_embedding.weight.copy_(tensors["wte.weight"])
-        self.position_embedding.weight.copy_(tensors["wpe.weight"])
-        if not self.config.tie_word_embeddings:
-            self.lm_head.weight.copy_(tensors["lm_head.weight"])
-        for name, param in (("ln_f.weight", self.ln_f.weight), ("ln_f.bias", self.ln_f.bias)):
-            param.copy_(tensors[name])
-        for i, block in enumerate(self.blocks):
-            for name, module in (
-                ("ln_1", block.ln_1),
-                ("attn.c_attn", block.qkv),
-                ("attn.c_proj", block.proj),
-                ("ln_2", block.ln_2),
-                ("mlp.c_fc", block.fc_in),
-                ("mlp.c_proj", block.fc_out),
-            ):
-                weight = tensors[f"h.{i}.{name}.weight"]
-                module.weight.copy_(weight.T if weight.dim() == 2 else weight)
-                module.bias.copy_(tensors[f"h.{i}.{name}.bias"])
+        for path, (name,) in self.checkpoint_names().items():
+            for kind, parameter in self.get_submodule(path).named_parameters():
+                tensor = tensors[f"{name}.{kind}"]
+                matrix = kind == "weight" and self.is_transposed(name)
+                parameter.copy_(tensor.T if matrix else tensor)

@@ -152,23 +152,31 @@ class Llama(nn.Module):
             shapes["lm_head.weight"] = (c.vocab_size, d)
         return shapes
 
+    def checkpoint_names(self) -> dict[str, tuple[str, ...]]:
+        """For each module with parameters: the checkpoint's modules that lie in it, top to bottom."""
+        names = {"token_embedding": ("embed_tokens",), "norm": ("norm",)}
+        if not self.config.tie_word_embeddings:
+            names["lm_head"] = ("lm_head",)
+        for i in range(self.config.num_layers):
+            for module, parts in (
+                ("attention_norm", ("input_layernorm",)),
+                ("mlp_norm", ("post_attention_layernorm",)),
+                ("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                ("proj", ("self_attn.o_proj",)),
+                ("down", ("mlp.down_proj",)),
+                ("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
+            ):
+                names[f"blocks.{i}.{module}"] = tuple(f"layers.{i}.{part}" for part in parts)
+        return names
+
+    @staticmethod
+    def is_transposed(name: str) -> bool:
+        """Whether the checkpoint keeps this module's matrix as [in, out]: no Llama's does."""
+        return False
+
     @torch.no_grad()
     def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
         """Copy validated checkpoint tensors (names as `checkpoint_shapes`) into the parameters."""
-        self.token_embedding.weight.copy_(tensors["embed_tokens.weight"])
-        self.norm.weight.copy_(tensors["norm.weight"])
-        if not self.config.tie_word_embeddings:
-            self.lm_head.weight.copy_(tensors["lm_head.weight"])
-        for i, block in enumerate(self.blocks):
-            p = f"layers.{i}."
-            block.attention_norm.weight.copy_(tensors[p + "input_layernorm.weight"])
-            block.mlp_norm.weight.copy_(tensors[p + "post_attention_layernorm.weight"])
-            for module, names in (
-                (block.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                (block.proj, ("self_attn.o_proj",)),
-                (block.down, ("mlp.down_proj",)),
-                (block.gate_up, ("mlp.gate_proj", "mlp.up_proj")),
-            ):
-                module.weight.copy_(torch.cat([tensors[f"{p}{n}.weight"] for n in names]))
-                if module.bias is not None:
-                    module.bias.copy_(torch.cat([tensors[f"{p}{n}.bias"] for n in names]))
+        for path, names in self.checkpoint_names().items():
+            for kind, parameter in self.get_submodule(path).named_parameters():
+                parameter.copy_(torch.cat([tensors[f"{name}.{kind}"] for name in names]))

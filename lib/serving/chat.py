@@ -93,6 +93,8 @@ class ChatWriter:
             }
             if body.return_token_ids:
                 choice["token_ids"] = chunk.token_ids
+            if body.return_draft_spans:
+                choice["draft_spans"] = chunk.draft_spans
             chunks.append(
                 {
                     **self._frame,

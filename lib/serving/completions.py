@@ -101,6 +101,10 @@ class CompletionWriter:
                 )
             if body.return_token_ids:
                 choice["token_ids"] = self._said(chunk)[1]
+            if body.return_draft_spans:
+                before = len(text) - len(chunk.text)  # the echo
+                moved = [(before + start, before + end) for start, end in chunk.draft_spans or []]
+                choice["draft_spans"] = moved or None
             chunks.append(
                 {
                     **self._frame,

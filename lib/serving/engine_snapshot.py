@@ -29,7 +29,7 @@ def take_snapshot(llm: LLM) -> dict[str, Any]:
     the sequence that holds most blocks of the square. `take_snapshot` takes a time proportional to the used and cached
     blocks; what it returns holds at most MAX_SQUARES squares or blocks and `_MOST_WAITING` waiting requests.
     """
-    scheduler, manager = llm.scheduler, llm.manager
+    scheduler, manager, stats = llm.scheduler, llm.manager, llm.stats()
     share = max(1, -(-manager.num_blocks // MAX_SQUARES))
     first = 1 if llm.options.kv_cache == "paged" else 0  # the null block belongs to no request
     whole = share == 1
@@ -48,6 +48,9 @@ def take_snapshot(llm: LLM) -> dict[str, Any]:
         "squares": [] if whole else _squares(llm, first, share),
         "prefix_queries": manager.num_queries,
         "prefix_hits": manager.num_hits,
+        "draft_tokens": stats["draft_tokens"],
+        "accepted_tokens": stats["accepted_tokens"],
+        "mean_accepted_length": stats["mean_accepted_length"],
         "block_size": manager.block_size,
         "first_block": first,
         "max_num_seqs": scheduler.max_num_seqs,

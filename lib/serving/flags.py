@@ -34,7 +34,9 @@ def _arguments(option: Field) -> dict[str, Any]:
         return {**known, "action": "append", "metavar": rules.get("metavar", "VALUE")}
     kind = next((k for name, k in _KINDS.items() if name in kinds), str)
     metavar = (
-        "{" + ",".join(rules["choices"]) + "}" if "choices" in rules else _SHOWN.get(kind, "TEXT")
+        "{" + ",".join(c for c in rules["choices"] if c is not None) + "}"
+        if "choices" in rules
+        else _SHOWN.get(kind, "TEXT")
     )
     return {**known, "type": kind, "metavar": rules.get("metavar", metavar)}
 

@@ -89,4 +89,13 @@ def _join(chunks: Sequence[Chunk]) -> Chunk:
         token_ids=[i for chunk in chunks for i in chunk.token_ids],
         logprobs=logprobs,
         drafted=drafted,
+        draft_spans=_join_spans(chunks),
     )
+
+
+def _join_spans(chunks: Sequence[Chunk]) -> list[tuple[int, int]] | None:
+    spans, before = [], 0
+    for chunk in chunks:
+        spans += [(before + start, before + end) for start, end in chunk.draft_spans or []]
+        before += len(chunk.text)
+    return spans or None

@@ -94,7 +94,7 @@ class PrometheusMetrics:
 
     def __init__(self, model_name: str, stats: Callable[[], dict[str, Any]]) -> None:
         self.registry = CollectorRegistry()
-        self._model, self._preemptions_seen = model_name, 0
+        self._model = model_name
         for name, text, value in (
             ("num_requests_running", "Sequences in the running batch.", lambda s: s["running"]),
             ("num_requests_waiting", "Sequences that wait to be admitted.", lambda s: s["waiting"]),
@@ -111,18 +111,33 @@ class PrometheusMetrics:
             self._make(Gauge, name, text).set_function(
                 lambda value=value: value(s) if (s := stats()) else 0
             )
-        self._preemptions = self._make(
-            Counter, "num_preemptions", "Times a sequence lost its blocks."
-        )
-        self._prefix = {
-            "prefix_queries": self._make(
-                Counter, "prefix_cache_queries", "Tokens looked up in the prefix cache."
-            ),
-            "prefix_hits": self._make(
-                Counter, "prefix_cache_hits", "Tokens found in the prefix cache."
-            ),
+        self._counters = {
+            stat: self._make(Counter, name, text)
+            for stat, name, text in (
+                ("preemptions", "num_preemptions", "Times a sequence lost its blocks."),
+                (
+                    "prefix_queries",
+                    "prefix_cache_queries",
+                    "Tokens looked up in the prefix cache.",
+                ),
+                ("prefix_hits", "prefix_cache_hits", "Tokens found in the prefix cache."),
+                (
+                    "num_drafts",
+                    "spec_decode_num_drafts",
+                    "Drafts verified. The mean accepted length is 1 + accepted tokens / drafts.",
+                ),
+                ("draft_tokens", "spec_decode_num_draft_tokens", "Draft tokens verified."),
+                ("accepted_tokens", "spec_decode_num_accepted_tokens", "Draft tokens accepted."),
+            )
         }
-        self._prefix_seen = dict.fromkeys(self._prefix, 0)
+        self._seen = dict.fromkeys(self._counters, 0)
+        self._accepted_at = Counter(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Draft tokens accepted, by their position in the draft.",
+            ["model_name", "position"],
+            registry=self.registry,
+        )
+        self._accepted_at_seen: list[int] = []
         self._prompt = self._make(
             Counter, "prompt_tokens", "Prompt tokens of prompts that got a first token."
         )
@@ -169,8 +184,8 @@ class PrometheusMetrics:
 
     def start(self, stats: dict[str, Any]) -> None:
         """Count from here: the warm-up is no request of a client."""
-        self._preemptions_seen = stats["preemptions"]
-        self._prefix_seen = {name: stats[name] for name in self._prefix}
+        self._seen = {stat: stats[stat] for stat in self._counters}
+        self._accepted_at_seen = list(stats["accepted_by_position"])
 
     def render(self) -> bytes:
         """The text format of Prometheus."""
@@ -212,11 +227,15 @@ class PrometheusMetrics:
         self._success.labels(self._model, "error").inc()
 
     def turned(self, stats: dict[str, Any]) -> None:
-        self._preemptions.inc(stats["preemptions"] - self._preemptions_seen)
-        self._preemptions_seen = stats["preemptions"]
-        for name, counter in self._prefix.items():
-            counter.inc(stats[name] - self._prefix_seen[name])
-            self._prefix_seen[name] = stats[name]
+        for stat, counter in self._counters.items():
+            counter.inc(stats[stat] - self._seen[stat])
+            self._seen[stat] = stats[stat]
+        accepted, seen = stats["accepted_by_position"], self._accepted_at_seen
+        seen += [0] * (len(accepted) - len(seen))
+        for position, count in enumerate(accepted):
+            if count != seen[position]:
+                self._accepted_at.labels(self._model, str(position)).inc(count - seen[position])
+                seen[position] = count
 
     def _make(self, kind: type, name: str, text: str, **options: Any) -> Any:
         return kind(f"vllm:{name}", text, ["model_name"], registry=self.registry, **options).labels(

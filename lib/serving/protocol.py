@@ -172,6 +172,8 @@ class GenerationRequest(WithoutEffect):
     return_token_ids: bool | None = (
         None  # as in vLLM: token_ids beside the text, all there is without a tokenizer
     )
+    # The parts of each streamed text that accepted drafts made, in characters; the page colours them.
+    return_draft_spans: bool | None = None
     # As in vLLM: only requests with the same salt share cached prefixes. It is not logged.
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
     neutral: ClassVar = NEUTRAL

@@ -59,10 +59,11 @@ class ServerOptions:
         for option in fields(self):
             _check(option.name, getattr(self, option.name), option.metadata)
         if not self.served_model_name:
-            # A folder's name, not its path: clients need not know where the server keeps its models.
+            # A folder's or file's name, not its path: clients need not know where the server keeps its models.
             model = self.llm.get("model", EngineOptions.model)
-            folder = Path(model)
-            self.served_model_name = folder.resolve().name if folder.is_dir() else str(model)
+            path = Path(model)
+            is_path = path.is_dir() or path.suffix == ".gguf"
+            self.served_model_name = path.resolve().name if is_path else str(model)
 
 
 def parse(arguments: Sequence[str] | None = None) -> ServerOptions:

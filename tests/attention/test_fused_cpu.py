@@ -145,10 +145,10 @@ def test_auto_in_float16(llama):
 def test_where_nothing_can_be_kept_on_disk_the_kernel_still_compiles(monkeypatch):
     from numba.core.caching import CompileResultCacheImpl
 
-    from lib.attention import numba_kernel
+    from lib.core import numba_cache
 
     monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
-    for decorate in (numba_kernel._compiled, numba_kernel._compiled(parallel=True)):
+    for decorate in (numba_cache.compiled, numba_cache.compiled(parallel=True)):
         double = decorate(lambda x: 2 * x)
         assert double(4) == 8 and not double.stats.cache_path
 

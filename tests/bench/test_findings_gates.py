@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from lib.bench.findings import gates
+from lib.bench.findings import gates, machine_rates
 from lib.bench.findings.curves import trend
 from lib.bench.findings.gates import Experiments, Gate
 from lib.bench.findings.predictions import HEADERS, Prediction, predictions_table, tally
@@ -62,6 +62,52 @@ def test_a_gate_says_why_it_closed(close, reason):
     gate = Gate("latency")
     assert not close(gate)
     assert gate.reasons == [reason] and gate.note == f"this run cannot show it: {reason}"
+
+
+def with_runs(*bandwidths, record=78e9):
+    return Roofline("cpu", record, {"float32": 100e9}, runs={"bandwidth": list(bandwidths)})
+
+
+@pytest.mark.parametrize(
+    "runs, low, high",
+    [
+        ((), 62.4, 97.5),  # the record alone: a factor of 1.25
+        ((78e9,), 62.4, 97.5),
+        ((78e9, 75e9, 80e9), 62.4, 97.5),  # a steady machine is not judged more strictly
+        ((78e9, 50e9), 50 / 1.1, 97.5),
+        ((78e9, 44e9, 100e9), 44 / 1.1, 110),
+        ((78e9, 20e9, 300e9), 39, 156),  # never beyond a factor of two
+    ],
+)
+def test_a_machine_that_varies_is_compared_with_its_range(runs, low, high):
+    assert machine_rates.allowed(78e9, runs) == pytest.approx((1e9 * low, 1e9 * high))
+    for rate, passes in ((1.01 * low, True), (0.99 * low, False), (0.99 * high, True), (1.01 * high, False)):  # fmt: skip
+        gate = Gate("latency")
+        assert gate.machine(roofline(1e9 * rate), with_runs(*runs)) == passes
+        assert gate.ok == passes
+
+
+def test_what_lies_outside_of_the_range_is_said_with_the_range():
+    gate = Gate("latency")
+    assert not gate.machine(roofline(30e9), with_runs(78e9, 44e9))
+    assert gate.reasons == [
+        "memory bandwidth at 30 GB/s is 0.38 times this machine's record, outside of the range of its 2 runs, "
+        "44 GB/s to 78 GB/s"
+    ]
+
+
+def test_the_page_says_when_its_machine_is_as_slow_as_it_can_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOOK_SCALE", "cpu")
+    experiments = Experiments("02_kv_cache", "cpu", folder=tmp_path)
+    gate = Gate("latency")
+    experiments.gates.append(gate)
+    gate.machine(roofline(70e9), with_runs(78e9, 44e9))
+    assert "times this machine's record" not in experiments.summary()
+    gate.machine(roofline(45e9), with_runs(78e9, 44e9))
+    assert gate.ok and experiments.summary().endswith(
+        "Memory bandwidth at 45 GB/s is 0.58 times this machine's record, within the range of its 2 runs, 44 GB/s to "
+        "78 GB/s: compare its ratios with the record's, and not its times."
+    )
 
 
 def test_a_later_load_replaces_an_earlier_one_and_many_cores_bear_more():

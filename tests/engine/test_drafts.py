@@ -106,6 +106,27 @@ def test_a_run_of_accepted_drafts_ends_where_the_request_does(texty):
         assert progress.num_accepted == min(3, len(output))
 
 
+def test_spans_of_the_text_that_accepted_drafts_made(texty):
+    """Texts are words here: b c d e f for tokens 4 to 8, with spaces between them."""
+    tokenizer = texty.engine().tokenizer
+    request = make(temperature=0, max_tokens=20)
+    stream, _ = result(request, (5, 6), one_hot(5, 6, 7), tokenizer)
+    chunk = stream.chunk()
+    ((start, end),) = chunk.draft_spans
+    assert chunk.text[start:end].split() == ["c", "d"] and chunk.text[end:].split() == ["e"]
+    stream.mark_delivered()
+    scheduled = [Scheduled(request, 3, (9, 9))]
+    request.num_computed_tokens = request.num_tokens - 1
+    chosen = Sampler().choose(one_hot(5, 6, 7), rows_to_sample(scheduled))
+    (progress,) = results_of(scheduled, chosen, [stream])
+    stream.commit(progress)
+    assert stream.chunk().draft_spans is None and stream.chunk().text.split() == ["c"]
+    # With stop strings a step's text is one piece: no draft alone made it.
+    request = make(temperature=0, max_tokens=20, stop="zz")
+    stream, _ = result(request, (5, 6), one_hot(5, 6, 7), tokenizer)
+    assert stream.chunk().text.split() == ["c", "d", "e"] and stream.chunk().draft_spans is None
+
+
 @pytest.mark.parametrize("bad", range(4))
 def test_logits_that_are_not_finite_count_for_nothing(bad):
     """Whatever draft they belong to: the step is repeated without drafts, and only then the request may fail."""

@@ -95,7 +95,11 @@ def test_the_size_of_a_snapshot_is_bounded(blocks):
     )
     scheduler = SimpleNamespace(running=rows, waiting=[], max_num_seqs=64, num_preemptions=0)
     options = SimpleNamespace(kv_cache="paged")
-    snapshot = take_snapshot(SimpleNamespace(scheduler=scheduler, manager=manager, options=options))
+    drafts = dict(draft_tokens=0, accepted_tokens=0, mean_accepted_length=None)
+    llm = SimpleNamespace(
+        scheduler=scheduler, manager=manager, options=options, stats=lambda: drafts
+    )
+    snapshot = take_snapshot(llm)
     assert len(snapshot["squares"]) <= MAX_SQUARES
     assert len(json.dumps(snapshot)) < 30 * MAX_SQUARES
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 
-from lib.bench.findings.values import Measured, percent, quantity, times, value
+from lib.bench.findings import machine_rates
+from lib.bench.findings.values import Measured, percent, value
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
 from lib.bench.measure.system_load import MEAN_SHARE, SHORTEST, LoadMonitor
+from lib.bench.paths import measurements_dir
+from lib.bench.records.ceilings import with_runs
 from lib.bench.records.files import Run, read_records
 from lib.bench.records.record import Record
 from lib.bench.records.series import Series
@@ -25,7 +28,6 @@ from lib.bench.script_options import options
 REPEATS, SPREAD = 2, 0.25  # least repeats, and their range over their median at most
 # Cores that other processes may use on a machine of a few cores, on average and at once.
 OTHERS_MEAN, OTHERS_MAX = 0.25, 1.0
-MACHINE = 1.25  # factor between this run's ceilings and the record's
 _LOADED = "while it ran"  # ends every reason that is about other load
 
 
@@ -78,6 +80,7 @@ class Gate:
     decided: bool = False  # closed for one reason, to which the others add nothing
     load: Mapping[str, float] | None = None  # what other programs used while it ran; see `quiet`
     shown: Shown | None = None  # what `pick` chose
+    remark: str = ""  # of an open gate: what differs from the record, and is still this machine
 
     @property
     def stood_in(self) -> bool:
@@ -142,24 +145,19 @@ class Gate:
         return True
 
     def machine(
-        self, now: Roofline | None, recorded: Roofline | None, factor: float = MACHINE
+        self, now: Roofline | None, recorded: Roofline | None, factor: float = machine_rates.FACTOR
     ) -> bool:
-        """Bandwidth and arithmetic rates are within `factor` of those of this hardware's recorded run."""
+        """Bandwidth and arithmetic rates are those of this hardware: see `machine_rates.allowed`.
+
+        recorded: the ceilings of its recorded run, with `runs` where more runs are known.
+        """
         if now is None or recorded is None:
             return True
-        pairs = [("memory bandwidth", "B/s", now.bandwidth, recorded.bandwidth)]
-        pairs += [
-            (f"{name} products", "FLOP/s", rate, recorded.flops[name])
-            for name, rate in now.flops.items()
-            if name in recorded.flops
-        ]
-        passed = True
-        for name, unit, here, there in pairs:
-            ratio = here / there
-            text = f"{name} at {quantity(here, unit)} are {times(ratio)} this machine's record"
-            text = text.replace(" are ", " is ") if name == "memory bandwidth" else text
-            passed &= self.check(1 / factor <= ratio <= factor, text)
-        return passed
+        compared = machine_rates.compare(now, recorded, factor)
+        for rate in compared:
+            self.check(rate.inside, rate.text)
+            self.remark = self.remark or rate.remark
+        return all(rate.inside for rate in compared)
 
     def queue_formed(self, most_waiting: float | None, least: float = 1) -> bool:
         """At least `least` requests waited at once: without a queue, nothing about queues can be shown."""
@@ -229,14 +227,17 @@ class Experiments:
         # A run that is being recorded shows itself: an older record must not take its place.
         recording = options().record is not None
         self.recorded: Run | None = runs[0] if runs and not recording else None
+        self._records = (measurements_dir() if folder is None else Path(folder)) / slug
         self.gates: list[Gate] = []
         self._monitor = LoadMonitor(interval=None).start()
         self._load: dict[str, float] = {}
 
     @property
     def roofline(self) -> Roofline | None:
-        """The ceilings of the recorded run, for `Gate.machine`."""
-        return None if self.recorded is None else self.recorded.roofline
+        """The ceilings of the recorded run, with those of all known runs of this machine, for `Gate.machine`."""
+        if self.recorded is None or self.recorded.roofline is None:
+            return None
+        return with_runs(self.recorded.roofline, self._records, torch.get_num_threads())
 
     def gate(self, experiment: str) -> Gate:
         """A new gate; `experiment` names it on the page, e.g. "time by prompt length"."""
@@ -281,14 +282,20 @@ class Experiments:
     def summary(self) -> str:
         """For the head of the page: which experiments this copy could not show, and what stands in their place."""
         closed = [gate for gate in self.gates if not gate.ok]
+        remark = next((gate.remark for gate in self.gates if gate.ok and gate.remark), "")
+        if remark:
+            remark = f" {remark[:1].upper()}{remark[1:]}: compare its ratios with the record's, and not its times."
         if not closed:
-            return "All experiments on this page ran under conditions in which they can show what they claim to show."
+            return (
+                "All experiments on this page ran under conditions in which they can show what they claim to show."
+                + remark
+            )
         grouped: dict[str, list[str]] = {}
         for gate in closed:
             grouped.setdefault("; ".join(gate.reasons), []).append(gate.experiment)
         said = "; ".join(f"{_listed(names)} ({reasons})" for reasons, names in grouped.items())
         count = len(closed)
-        return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {self._instead(closed)}"
+        return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {self._instead(closed)}{remark}"
 
     def _instead(self, closed: list[Gate]) -> str:
         """What stands in the place of the experiments that could not be shown."""

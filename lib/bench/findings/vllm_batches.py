@@ -116,17 +116,17 @@ def _sequence(published: Reference, vllm: PublishedVllm) -> str:
         f"{quantity(slope, 's')} to a step of {name}" for name, slope in slopes.items()
     )
     work = counts.decode_flops(GPT2_CONFIG, vllm.new_tokens) / A100.rate("float32")
-    counted = (
-        f"Its operations take {quantity(work, 's')} of these in float32, at the data sheet's "
-        f"{quantity(A100.rate('float32'), 'FLOP/s')}."
+    said = (
+        f"From batch 1 to {DEFAULT_LIMIT}, each further sequence adds {added}. Its operations take {quantity(work, 's')} of "
+        f"these in float32, at the data sheet's {quantity(A100.rate('float32'), 'FLOP/s')}."
     )
-    said = f"From batch 1 to {DEFAULT_LIMIT}, each further sequence adds {added}. {counted}"
-    more = slopes["vLLM"] / slopes[ENGINE] if slopes[ENGINE] > 0 else None
-    if more is not None and more > 1.1 and slopes["vLLM"] > 2 * work:
-        part = percent(1 - work / slopes["vLLM"])
-        return f"{said} At least {part} of what vLLM adds is therefore no arithmetic."
+    more = slopes["vLLM"] - slopes[ENGINE]
+    if slopes[ENGINE] < work or more <= 0.1 * slopes[ENGINE]:
+        return f"{said} So these numbers do not show that vLLM spends more per sequence than its products need."
     return (
-        f"{said} So these numbers do not show that vLLM does more per sequence than its arithmetic."
+        f"{said} {capital(ENGINE)} does all arithmetic of a sequence, in float32, within its {quantity(slopes[ENGINE], 's')}. "
+        f"Unless vLLM's kernels are slower than those, the other {quantity(more, 's')}, {percent(more / slopes['vLLM'])} of "
+        "what it adds, is no arithmetic."
     )
 
 

@@ -25,7 +25,7 @@ from lib.bench.paths import repository
 from lib.bench.scale import scale
 
 __all__ = ["Roofline", "dtype_name", "machine_roofline", "measure_bandwidth", "measure_matmul", "measure_roofline",
-           "tf32"]  # fmt: skip
+           "measure_rounds", "tf32"]  # fmt: skip
 
 ROUNDS = 5  # of each kernel, in turns
 
@@ -35,6 +35,7 @@ class Roofline:
     """Ceilings of one device: `bandwidth` in B/s, `flops[dtype]` in FLOP/s; `details` has each kernel's own rate.
 
     spread: by "bandwidth" and dtype, the range of the rounds over their median; empty for a single measurement.
+    runs: by the same names, the ceiling in each known run of this machine; empty where only this one is known.
     """
 
     device: str
@@ -42,6 +43,7 @@ class Roofline:
     flops: dict[str, float]
     details: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
+    runs: dict[str, list[float]] = field(default_factory=dict)
 
     def rate(self, dtype: torch.dtype | str = "float32") -> float:
         """FLOP/s of a dtype. Raises ValueError for one that was not measured."""
@@ -105,6 +107,16 @@ def machine_roofline(
         rounds |= _measure_rounds(device, absent, bandwidth=not streams)
         _write_rounds(path, rounds)
     return _from_rounds(str(device), rounds, names)
+
+
+def measure_rounds(
+    device: torch.device | str | None = None,
+    dtypes: Sequence[torch.dtype | str] = ("float32", "bfloat16"),
+) -> Roofline:
+    """The ceilings as they are now: the median of `ROUNDS` rounds, with its spread. Nothing is read or kept."""
+    device = default_device() if device is None else torch.device(device)
+    names = _names(device, dtypes)
+    return _from_rounds(str(device), _measure_rounds(device, names, bandwidth=True), names)
 
 
 def _names(device: torch.device, dtypes: Sequence[torch.dtype | str]) -> list[str]:

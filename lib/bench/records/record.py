@@ -14,6 +14,7 @@ from lib.bench.measure.machine import fingerprint, hardware
 from lib.bench.measure.roofline import Roofline, dtype_name
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.paths import repository
+from lib.bench.records.ceilings import keep, reading_of
 from lib.bench.records.chapter_clock import chapter_seconds
 from lib.bench.records.files import SCHEMA, read_record, write_json
 from lib.bench.records.load_notes import load_facts
@@ -113,6 +114,7 @@ class Record:
         if self.roofline is not None:
             result["roofline"] = {
                 "bandwidth": self.roofline.bandwidth, "flops": self.roofline.flops, "details": self.roofline.details,
+                "spread": self.roofline.spread,
             }  # fmt: skip
         return check_value(result, self.chapter)
 
@@ -134,6 +136,7 @@ class Record:
             raise ValueError(
                 f"{path} holds a record at {there['scale']} scale: {data['scale']} must not replace it"
             )
+        keep(path.parent, reading_of(there))  # the machine's range outlives the record
         write_json(path, data)
         _partial(path).unlink(missing_ok=True)
         return path

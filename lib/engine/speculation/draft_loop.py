@@ -25,11 +25,19 @@ class DraftSequence:
         self.token_ids = list(request.token_ids)
         self.num_verified = len(self.token_ids)  # the rest are drafts
         self.num_computed_tokens, self.block_ids = num_computed_tokens, block_ids
+        # For a prefix cache. Its names are those of other blocks than the request's own.
+        self.cache_salt, self.block_hashes = request.cache_salt, []
+        self.num_cached_tokens: int | None = None
         self.finite = True  # False: K and V in the cache may be NaN
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """Tokens that a prefix cache may provide: all but the last, whose logits the first draft needs."""
+        return self.num_tokens - 1
 
     @property
     def drafts(self) -> tuple[int, ...]:
@@ -56,7 +64,8 @@ class DraftSequence:
 class DraftLoop:
     """Runs the model that drafts. The first pass also computes what its cache lacks of each sequence.
 
-    Counts `num_passes` and `tokens_computed`, those of sequences together.
+    A pass needs the tokens of the one before it on the host, so that each draft token waits for the
+    device once. Counts `num_passes` and `tokens_computed`, of all sequences together.
     """
 
     def __init__(

@@ -21,10 +21,11 @@ class DraftModelProposer:
     """Drafts with a model that has a cache of its own, `kv_cache`, booked by its own `manager`.
 
     The cache follows the request: `propose` computes the tokens that it lacks, in the pass that
-    drafts the first token. These are one or two after a verified draft, and the whole sequence
-    when a request begins to draft or was preempted. A request that the cache has no room for gets
-    no draft and holds nothing. `cost_coefficient`: see `Proposer`. `max_model_len`: positions that
-    the model knows.
+    drafts the first token. These are one or two after a verified draft; when a request begins to
+    draft or was preempted, they are all that a prefix cache of the draft model's does not hold.
+    A request that the cache has no room for gets no draft and holds nothing.
+
+    max_model_len: positions that the model knows. cost_coefficient: see `Proposer`.
     """
 
     def __init__(
@@ -68,6 +69,10 @@ class DraftModelProposer:
             self.manager.free(sequence)
             del self._sequences[request]
 
+    def forget_cached(self) -> None:
+        """Forget the content of blocks that no running request uses."""
+        self.manager.forget_cached()
+
     def reset(self) -> None:
         """Forget all requests: the cache is empty."""
         self._sequences.clear()
@@ -96,6 +101,13 @@ class DraftModelProposer:
             return 0
         sequence.follow_request()
         limit = min(limit, self._longest - sequence.num_tokens + 1)
+        if sequence.block_ids:
+            self.manager.publish(sequence)  # of drafts nothing: there are none now
+        else:
+            num_cached = self.manager.admit(sequence) if limit > 0 else None
+            if num_cached is None:
+                return 0
+            sequence.num_computed_tokens = num_cached
         while limit > 0 and not self.manager.allocate(sequence, sequence.num_tokens + limit - 1):
             limit -= 1
         if limit <= 0:
@@ -103,7 +115,7 @@ class DraftModelProposer:
         return max(0, limit)
 
     def _empty(self, sequence: DraftSequence) -> None:
-        """Give its blocks back, in a state that masked reads of their next owner can stand."""
+        """Give its blocks back, without NaN: masked reads of their next owner multiply what they hold by 0."""
         if not sequence.finite:
             self.kv_cache.remove_non_finite(sequence.block_ids, sequence.num_computed_tokens)
         self.manager.free(sequence)

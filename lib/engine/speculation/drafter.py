@@ -71,6 +71,10 @@ class Drafter:
         if self.adaptive is not None:
             self.adaptive.free(request)
 
+    def forget_cached(self) -> None:
+        """Forget what a draft model's prefix cache holds of requests that have ended."""
+        self.proposer.forget_cached()
+
     def reset(self) -> None:
         """Forget all requests, after a step that was interrupted."""
         self.proposer.reset()

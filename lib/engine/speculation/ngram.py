@@ -54,6 +54,9 @@ class NgramProposer:
     def free(self, request: Request) -> None:
         self._texts.pop(request, None)
 
+    def forget_cached(self) -> None:
+        """Nothing is kept of ended requests."""
+
     def reset(self) -> None:
         self._texts.clear()
 

@@ -49,6 +49,9 @@ class Proposer(Protocol):
     def free(self, request: Request) -> None:
         """Forget the request; nothing happens if it is not known."""
 
+    def forget_cached(self) -> None:
+        """Forget what is kept of requests that have ended, see `CacheManager.forget_cached`."""
+
     def reset(self) -> None:
         """Forget all requests: a step was interrupted, and what is kept may be incomplete."""
 

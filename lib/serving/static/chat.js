@@ -4,6 +4,21 @@ import { events } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
+// Adds text to an element; the spans, in characters, are parts that accepted drafts made. Returns whether there are any.
+function append(element, text, spans) {
+  const characters = [...text];
+  let end = 0;
+  const plain = (until) => { if (until > end) element.append(characters.slice(end, until).join("")); };
+  for (const [from, to] of spans ?? []) {
+    plain(from);
+    const part = element.appendChild(document.createElement("span"));
+    part.className = "draft";
+    part.textContent = characters.slice(from, end = to).join("");
+  }
+  plain(characters.length);
+  return Boolean(spans?.length);
+}
+
 export class Chat {
   constructor(mine) {
     this.mine = mine;
@@ -48,7 +63,7 @@ export class Chat {
     this.busy(new AbortController());
     answer.classList.add("writing");
     const [body, meta] = answer.children, began = performance.now();
-    let id, first, tokens = 0, reason = null, content = "";
+    let id, first, tokens = 0, reason = null, content = "", drafted = false;
     try {
       for await (const chunk of events(...this.question(text), this.running.signal)) {
         this.mine.add(id = chunk.id);
@@ -56,9 +71,10 @@ export class Chat {
         const choice = chunk.choices[0];
         if (!choice) continue;
         first ??= performance.now();
-        content += choice.text ?? choice.delta.content ?? "";
+        const text = choice.text ?? choice.delta.content ?? "";
+        content += text;
         reason = choice.finish_reason ?? reason;
-        body.textContent = content;
+        drafted ||= append(body, text, choice.draft_spans);
         this.scroll();
       }
       messages.push({ role: "assistant", content });
@@ -75,7 +91,7 @@ export class Chat {
     const seconds = (performance.now() - first) / 1000;
     meta.textContent = [first && `first token ${Math.round(first - began)} ms`,
       tokens > 1 && `${tokens} tokens`, tokens > 1 && `${((tokens - 1) / seconds).toFixed(1)} tokens/s`,
-      reason === "length" && "cut at the longest answer", reason === "stopped" && "stopped"].filter(Boolean).join(" · ");
+      drafted && "coloured: drafts that the model accepted", reason === "length" && "cut at the longest answer", reason === "stopped" && "stopped"].filter(Boolean).join(" · ");
     answer.classList.remove("writing");
     this.mine.delete(id);
     this.busy(null);
@@ -83,7 +99,7 @@ export class Chat {
   }
 
   question(text) {
-    const sampling = { stream: true, stream_options: { include_usage: true } };
+    const sampling = { stream: true, stream_options: { include_usage: true }, return_draft_spans: true };
     for (const name of ["temperature", "top_p", "top_k", "max_tokens", "seed"])
       if ($(name).value !== "") sampling[name] = Number($(name).value);
     return this.model.chat ? ["v1/chat/completions", { ...sampling, messages: this.messages }]

@@ -47,6 +47,7 @@ export class Engine {
     $("slots").textContent = ` of ${snapshot.max_num_seqs}`;
     $("waiting").textContent = waitingCount;
     $("preemptions").textContent = snapshot.preemptions;
+    this.drafts(snapshot);
     const cached = snapshot.num_cached, used = total - free - cached;
     $("used").textContent = used;
     $("total").textContent = total;
@@ -80,6 +81,11 @@ export class Engine {
       item.className = "more";
       item.textContent = `and ${more} more`;
     }
+  }
+
+  drafts({ draft_tokens: drafts, accepted_tokens: accepted, mean_accepted_length: length }) {
+    $("drafts").hidden = !drafts;
+    if (drafts) $("drafts").textContent = `${Math.round(100 * accepted / drafts)} % of ${format(drafts)} draft tokens accepted, ${length.toFixed(1)} tokens per draft step · `;
   }
 
   pick(id) {

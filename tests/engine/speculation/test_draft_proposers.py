@@ -13,6 +13,7 @@ from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
 from lib.cache.block_manager import BlockManager
 from lib.cache.kv_cache import KVCache
+from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.core.batch import Batch
 from lib.core.request import Request, Status
 from lib.engine.runner import ModelRunner
@@ -147,20 +148,24 @@ def test_the_first_layers_need_a_cache(deep):
 
 
 def proposer_of(
-    tiny: Tiny, num_blocks=65, block_size=4, budget=64, max_model_len=POSITIONS, **options
-):
+    tiny: Tiny, num_blocks=65, block_size=4, budget=64, max_model_len=POSITIONS,
+    manager=BlockManager, **options,
+):  # fmt: skip
     model = load_model(tiny.folder).model
     cache = KVCache(model.config, num_blocks, block_size, dtype=torch.float32, device=CPU)
     runner = ModelRunner(model, GatherAttention(cache))
-    manager = BlockManager(num_blocks, block_size)
+    manager = manager(num_blocks, block_size)
     return DraftModelProposer(runner, manager, cache, max_model_len, budget, 0.5, **options)
 
 
+@pytest.mark.parametrize("manager", [BlockManager, PrefixCachingBlockManager])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_draft_models_cache_keeps_in_step(tiny, name):
+def test_the_draft_models_cache_keeps_in_step(tiny, name, manager):
     """Drafts that are accepted to any length, requests that pause, are preempted, end or begin: each draft is what the
-    model gives without a cache, and no token is computed twice but after a preemption."""
-    proposer, rng = proposer_of(tiny[name]), random.Random(3)
+    model gives without a cache, and no token is computed twice but after a preemption, of which a prefix cache spares
+    some."""
+    proposer = proposer_of(tiny[name], manager=manager, num_blocks=257, budget=2048)
+    rng = random.Random(3)
     requests = [running(3 + 5 * i, i) for i in range(4)]
     lacking = {r: r.num_tokens for r in requests}  # tokens that the cache does not have
     for _ in range(25):
@@ -169,8 +174,9 @@ def test_the_draft_models_cache_keeps_in_step(tiny, name):
         before = proposer.loop.tokens_computed
         drafts = proposer.propose(chosen, limits)
         proposer.check_integrity(requests)
-        computed = sum(lacking[r] + limit - 1 for r, limit in zip(chosen, limits))
-        assert proposer.loop.tokens_computed - before == computed
+        computed = proposer.loop.tokens_computed - before
+        expected = sum(lacking[r] + limit - 1 for r, limit in zip(chosen, limits))
+        assert computed == expected or (computed < expected and proposer.manager.num_hits)
         for request, draft, limit in zip(chosen, drafts, limits):
             assert draft.token_ids == continuation(tiny[name].model, request.token_ids, limit)
             accepted = rng.randint(0, limit)
@@ -191,13 +197,43 @@ def test_the_draft_models_cache_keeps_in_step(tiny, name):
             gone = requests.pop(1)
             proposer.free(gone)
             requests.append(running(4, rng.randrange(50)))
+            if rng.random() < 0.5:  # one that goes on with an ended one's tokens, as in a chat
+                requests[-1].token_ids[:0] = gone.token_ids
             lacking[requests[-1]] = requests[-1].num_tokens
     assert len(proposer._sequences) == 4
     for request in requests:
         proposer.free(request)
         proposer.free(request)
-    assert proposer.manager.num_free_blocks == proposer.manager.num_blocks
+    unused = proposer.manager.num_free_blocks + proposer.manager.num_cached_blocks
+    assert unused == proposer.manager.num_blocks
     proposer.check_integrity([])
+    assert (proposer.manager.num_hits > 0) == (manager is PrefixCachingBlockManager)
+    proposer.forget_cached()
+    assert proposer.manager.num_free_blocks == proposer.manager.num_blocks
+
+
+def test_a_shared_prefix_is_computed_once(llama):
+    """Verified tokens are found by later requests with the same beginning; rejected drafts are not."""
+    proposer = proposer_of(llama, manager=PrefixCachingBlockManager)
+    first = running(10, 1)
+    (draft,) = proposer.propose([first], [6])
+    wrong = next(t for t in range(3, VOCAB) if t not in draft.token_ids)
+    first.token_ids += [draft.token_ids[0], wrong]
+    proposer.propose([first], [1])
+    assert proposer.manager.num_hits == 0
+    # 11 tokens of the first are verified and computed, two blocks of four; the third would hold drafts.
+    second = running(5, 2)
+    second.token_ids[:0] = [*first.token_ids[:10], *draft.token_ids]
+    before = proposer.loop.tokens_computed
+    (again,) = proposer.propose([second], [2])
+    assert again.token_ids == continuation(llama.model, second.token_ids, 2)
+    assert proposer.manager.num_hits == 8
+    assert proposer.loop.tokens_computed - before == second.num_tokens - 8 + 1
+    salted = running(5, 3)
+    salted.token_ids, salted.cache_salt = list(second.token_ids), "other"
+    before = proposer.loop.tokens_computed
+    proposer.propose([salted], [2])
+    assert proposer.loop.tokens_computed - before == salted.num_tokens + 1
 
 
 def test_a_long_sequence_takes_several_calls(llama):

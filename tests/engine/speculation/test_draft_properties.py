@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import SamplingParams
+from lib.cache.block_manager import BlockManager
+from lib.models.packed import PackedLinear
 from tests.engine.test_engine_properties import jobs, run
 from tests.engine.test_interrupts import run as run_interrupted
 from tests.engine.test_structured_outputs import KINDS as STRUCTURED
@@ -216,20 +218,19 @@ def test_an_interrupt_at_any_line_changes_no_answer(texty, kind):
         assert run_interrupted(texty, options, at)[0] == expected, f"interrupted at {lines[at]}"
 
 
-def test_a_draft_model_whose_cache_is_full_leaves_the_others_alone(tiny, drafting):
-    """With a prefix that the model's cache shares and the draft model's does not, some drafts are missing."""
+def test_a_full_draft_cache_leaves_requests_without_drafts(tiny, drafting):
+    """The draft model's cache holds one of these sequences: the others get single tokens until it ends."""
     llama = tiny["llama"]
-    engine = llama.engine(
-        speculative_config=drafting("itself", "llama", 3), num_blocks=16, block_size=4,
-        max_num_seqs=6,
-    )  # fmt: skip
-    prompts = [[*prompt_of(24, 1), 3 + i] for i in range(6)]
-    greedy = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+    engine = llama.engine(speculative_config=drafting("itself", "llama", 3), block_size=4)
+    engine.drafter.proposer.manager = BlockManager(12, 4)
+    prompts = [prompt_of(24, i) for i in range(4)]
+    greedy = SamplingParams(max_tokens=9, temperature=0, ignore_eos=True)
     outputs = engine.generate(prompts, greedy)
-    assert [o.token_ids for o in outputs] == [llama.greedy(p, 5) for p in prompts]
-    # The last request comes late to a cache with 15 blocks, of which each takes seven or more.
-    assert engine.stats()["preemptions"] == 0
-    assert engine.stats()["draft_tokens"] < 6 * 3
+    assert [o.token_ids for o in outputs] == [llama.greedy(p, 9) for p in prompts]
+    drafted = [o.metrics.num_draft_tokens for o in outputs]
+    assert drafted[0] == 6, "two steps of three drafts and one that has only one token to give"
+    assert drafted == sorted(drafted, reverse=True) and drafted[1] < 6 > 2 * drafted[3]
+    assert engine.stats()["accepted_tokens"] == sum(drafted)
     check_empty(engine)
 
 
@@ -285,3 +286,18 @@ def test_prompt_logprobs_beside_drafts(tiny, drafting):
         assert ours[0] is None is theirs[0] and len(ours) == len(theirs)
         for a, b in zip(ours[1:], theirs[1:]):
             assert a == pytest.approx(b, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["early_exit", "itself"])
+def test_packed_weights(tiny, drafting, kind):
+    """The first layers are those of the packed model, and a draft model is packed as well."""
+    llama = tiny["llama"]
+    engine = llama.engine(speculative_config=drafting(kind, "llama"), linear="packed")
+    prompts = [prompt_of(6 + i, i) for i in range(3)]
+    outputs = engine.generate(
+        prompts, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    )
+    assert [o.token_ids for o in outputs] == [llama.greedy(p, 12) for p in prompts]
+    assert engine.stats()["packed_linears"] > 0
+    layers = engine.drafter.proposer.loop.runner.model.blocks[0].modules()
+    assert any(isinstance(layer, PackedLinear) for layer in layers)

@@ -18,6 +18,7 @@ from lib.engine.speculation import rejection
 from lib.engine.speculation.draft_sampling import DraftRow, GreedyDrafts, ProbabilisticDrafts
 from lib.engine.speculation.rejection import RejectionSampler, accepts, residual
 from lib.engine.step_results import results_of, rows_to_sample
+from tests.helpers import Tiny, llama_checkpoint
 
 WORDS, START, COUNT = 10, 0, 4000
 
@@ -91,17 +92,22 @@ def play(num_tokens=3, num_drafts=2, count=COUNT, drafts=None, **params):
     return texts, accepted / max(1, proposed)
 
 
-def truth(num_tokens: int, **params) -> dict[tuple[int, ...], float]:
-    """Probability of each text of `num_tokens` words, by the definitions, one after the other."""
+def truth(num_tokens: int, next_words) -> dict[tuple[int, ...], float]:
+    """Probability of each text of `num_tokens` words. next_words(words so far): those of the next one."""
     texts = {(): 1.0}
     for _ in range(num_tokens):
         texts = {
             (*text, word): probability * p
             for text, probability in texts.items()
-            for word, p in enumerate(next_word((START, *text), **params))
+            for word, p in enumerate(next_words(text))
             if p > 0
         }
     return texts
+
+
+def by_definition(**params):
+    """The words after a text of the toy, by the definitions, one after the other."""
+    return lambda text: next_word((START, *text), **params)
 
 
 def next_word(seen, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, logit_bias=None,
@@ -139,10 +145,10 @@ def assert_follows(counts: Counter, expected: dict) -> None:
     assert chi2 < freedom + 4 * math.sqrt(2 * freedom), f"{chi2:.1f} for {freedom} degrees"
 
 
-def check(texts: list[tuple[int, ...]], **params) -> None:
+def check(texts: list[tuple[int, ...]], next_words) -> None:
     """Each position by itself, and each pair of neighbouring positions together."""
     length = len(texts[0])
-    expected = truth(length, **params)
+    expected = truth(length, next_words)
     for places in [(i,) for i in range(length)] + [(i, i + 1) for i in range(length - 1)]:
         marginal: dict[tuple[int, ...], float] = {}
         for text, p in expected.items():
@@ -159,14 +165,14 @@ def check(texts: list[tuple[int, ...]], **params) -> None:
 ], ids=str)  # fmt: skip
 def test_each_position_and_each_pair_of_positions_follow_the_model(params):
     texts, share = play(**params)
-    check(texts, **params)
+    check(texts, by_definition(**params))
     assert 0.3 < share < 0.95, "both outcomes are tested"
 
 
 def test_drafts_that_are_not_sampled_do_no_harm():
     """The most likely words as drafts for a request at temperature 1."""
     texts, share = play(drafts=GreedyDrafts(), top_p=0.8)
-    check(texts, top_p=0.8)
+    check(texts, by_definition(top_p=0.8))
     assert 0.2 < share < 0.95
 
 
@@ -181,13 +187,13 @@ def test_these_tests_see_p_and_q_swapped(monkeypatch, fault):
         monkeypatch.setattr(DraftRow, "uniform", lambda self: self.request.uniform(
             self.num_output_tokens, "accept"))  # fmt: skip
     with pytest.raises(AssertionError):
-        check(play()[0])
+        check(play()[0], by_definition())
 
 
 def test_the_residual_matters(monkeypatch):
     monkeypatch.setattr(rejection, "residual", lambda p, q: p)
     with pytest.raises(AssertionError):
-        check(play()[0])
+        check(play()[0], by_definition())
 
 
 def test_how_often_a_draft_is_accepted():
@@ -310,6 +316,44 @@ def test_logits_that_are_not_finite_give_no_draft_and_no_token():
 
 
 def test_the_reference_is_a_distribution():
-    assert all(p > 0 for p in truth(2).values()) and len(truth(2)) == WORDS**2
-    assert sum(truth(3, top_p=0.8).values()) == pytest.approx(1)
-    assert len(truth(2, top_k=2)) == 4
+    assert len(truth(2, by_definition())) == WORDS**2
+    assert sum(truth(3, by_definition(top_p=0.8)).values()) == pytest.approx(1)
+    assert len(truth(2, by_definition(top_k=2))) == 4
+
+
+@pytest.mark.parametrize("options", [
+    dict(speculative_config=dict(method="early_exit", draft_layers=1), max_num_batched_tokens=100),
+    dict(speculative_config=dict(method="draft_model"), attention="fused"),
+], ids=["early exit, not always room for all drafts", "draft model"])  # fmt: skip
+def test_texts_of_an_engine_follow_its_model(tmp_path, options):
+    """The same through all of the engine: the texts of 2,000 requests against the probabilities without a cache."""
+    target = Tiny(llama_checkpoint(tmp_path / "target", seed=3, vocab_size=WORDS))
+    config = dict(
+        options["speculative_config"], draft_sample_method="probabilistic", adaptive=False,
+        num_speculative_tokens=2,
+    )  # fmt: skip
+    if config["method"] == "draft_model":
+        config["model"] = llama_checkpoint(tmp_path / "draft", seed=4, vocab_size=WORDS)
+    engine = target.engine(
+        **{**options, "speculative_config": config}, max_num_seqs=64, num_blocks=129
+    )
+    sampling = dict(temperature=4.0, top_p=0.95)
+
+    def next_words(seen):
+        return distribution(target.logits([4, 5, *seen]), **sampling)
+
+    outputs = engine.generate(
+        [[4, 5]] * 2000,
+        [SamplingParams(max_tokens=4, seed=s, ignore_eos=True, **sampling) for s in range(2000)],
+    )
+    check([tuple(o.token_ids) for o in outputs], next_words)
+    stats = engine.stats()
+    assert 0.1 < stats["accepted_tokens"] / stats["draft_tokens"] < 0.9
+    assert stats["accepted_by_position"][1] > 50
+
+
+def distribution(logits: torch.Tensor, temperature: float, top_p: float) -> list[float]:
+    p = torch.softmax(logits.double() / temperature, -1)
+    values, order = p.sort(descending=True)
+    kept = order[values.cumsum(0) - values < top_p]
+    return torch.zeros_like(p).index_copy(0, kept, p[kept] / p[kept].sum()).tolist()

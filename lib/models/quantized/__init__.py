@@ -1,0 +1,1 @@
+"""Quantised layers. Introduced in chapter 11."""

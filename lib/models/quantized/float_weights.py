@@ -1,0 +1,36 @@
+"""Any float checkpoint, quantised while it is read. Introduced in chapter 11."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lib.models.quantized.matrix import QuantizedMatrix
+from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
+
+
+class RoundedWeights:
+    """Tensors of a float checkpoint by name; matrices are rounded to nearest.
+
+    "int8": 8 bits, one scale per output channel. "int4": 4 bits in blocks of 32 inputs; embedding
+    and head keep 8 bits in blocks of 32, because a few percent of error in the logits cost more
+    than the bytes are worth. Norms, biases and GPT-2's positions stay float.
+    """
+
+    def __init__(
+        self, tensors: dict[str, Tensor], quantization: str, is_transposed: Callable[[str], bool]
+    ) -> None:
+        self.tensors, self.quantization, self.is_transposed = tensors, quantization, is_transposed
+
+    def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix:
+        """A weight [out, in], rounded. Raises ValueError where int4's blocks do not divide it."""
+        weight = self.tensors[name]
+        if self.is_transposed(name):
+            weight = weight.T
+        if self.quantization == "int8":
+            return round_channels(weight)
+        return (round_blocks8 if is_embedding else round_blocks4)(weight, name)
+
+    def vector(self, name: str) -> Tensor:
+        return self.tensors[name]

@@ -1,0 +1,89 @@
+"""Linear layers and embeddings over quantised weights. Introduced in chapter 11."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.models.quantized.matrix import QuantizedMatrix, stack
+from lib.models.quantized.weight import QuantizedWeight
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W^T + b for x [T, in], where W is quantised: no float copy of it exists.
+
+    W may be made of parts that lie on top of each other (q, k and v), and the parts may be of
+    different kinds, as in GGUF files that keep some tensors in more bits, or in float.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[QuantizedMatrix | Tensor],
+        bias: Tensor | None,
+        in_features: int,
+        activations: str,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        modules: list[nn.Module] = []
+        for kind, same in groupby(parts, _kind):
+            matrices = list(same)
+            if kind is None:
+                modules.append(_FloatWeight(torch.cat(matrices).to(dtype)))
+            else:
+                modules.append(QuantizedWeight(stack(matrices), activations))
+        self.parts = nn.ModuleList(modules)
+        self.out_features = sum(part.out_features for part in modules)
+        self.in_features = in_features  # a part may be padded to whole blocks
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [part(x) for part in self.parts]
+        y = outputs[0] if len(outputs) == 1 else torch.cat([o.float() for o in outputs], dim=1)
+        y = y.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class QuantizedEmbedding(nn.Module):
+    """Rows of a quantised matrix. A tied head shares its `weight`, so that it is held once."""
+
+    def __init__(self, weight: QuantizedWeight, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.rows, self.width, self.dtype = weight, width, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.rows.rows(ids)[:, : self.width].to(self.dtype)
+
+
+class QuantizedHead(nn.Module):
+    """Logits by a weight that an embedding holds."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.rows = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x).to(x.dtype)
+
+
+class _FloatWeight(nn.Module):
+    """A part that is not quantised."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def _kind(part: QuantizedMatrix | Tensor) -> object:
+    return part.kind if isinstance(part, QuantizedMatrix) else None

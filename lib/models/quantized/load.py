@@ -1,0 +1,105 @@
+"""A quantised model from a name, a folder or a GGUF file. Introduced in chapter 11."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib.models.checkpoint import LoadedModel, empty_model, find_folder, find_gguf, load_model
+from lib.models.config import load_config, quantization_config
+from lib.models.hub import HubUnreachable
+from lib.models.quantized.fill import Weights, fill
+from lib.models.quantized.float_weights import RoundedWeights
+from lib.models.quantized.gguf_blocks import GGUFWeights
+from lib.models.quantized.gptq_awq import PackedWeights
+from lib.models.smollm2 import gguf_folder
+from lib.models.tokenizer import load_tokenizer
+from lib.models.weights import read_tensors
+
+
+def load_quantized(
+    name: str | Path,
+    quantization: str,
+    activations: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> LoadedModel:
+    """Load a model with quantised weights, of which no float copy is made.
+
+    "gguf": `name` is "smollm2" or a .gguf file, whose own blocks are run. "int8", "int4": any float
+    checkpoint, rounded to nearest while it is read. Raises ValueError for a device other than the
+    CPU, and where checkpoint and quantization do not go together; else as `load_model`.
+    """
+    _check_device(f"quantization {quantization!r}", device)
+    if quantization == "gguf":
+        file = find_gguf(name)
+        if file is None:
+            raise ValueError(
+                "quantization 'gguf' needs a model with GGUF blocks: model must be 'smollm2' or a "
+                f".gguf file, got {str(name)!r}"
+            )
+        folder = gguf_folder(file, weights=False)
+        config = load_config(folder)
+        model = empty_model(config)
+        weights: Weights = GGUFWeights(file, config, model.checkpoint_shapes())
+        fill(model, weights, activations, dtype)
+        return LoadedModel(model, config, load_tokenizer(folder), "real", folder)
+    loaded, tensors = _floats(name, quantization)
+    model = empty_model(loaded.config)
+    fill(model, RoundedWeights(tensors, quantization, model.is_transposed), activations, dtype)
+    return replace(loaded, model=model)
+
+
+def load_prequantized(
+    folder: Path, activations: str, device: torch.device, dtype: torch.dtype
+) -> LoadedModel:
+    """Load a GPTQ or AWQ checkpoint folder, as its config.json's quantization_config describes it.
+
+    Raises ValueError for a device other than the CPU, for a variant that is not implemented, and
+    for tensors that do not fit.
+    """
+    settings = quantization_config(folder) or {}
+    _check_device(f"a checkpoint quantised by {settings.get('quant_method')!r}", device)
+    config = load_config(folder)
+    model = empty_model(config)
+    weights = PackedWeights(folder, settings, model.checkpoint_shapes(), model.is_transposed)
+    fill(model, weights, activations, dtype)
+    return LoadedModel(model, config, load_tokenizer(folder), "real", folder)
+
+
+def _check_device(what: str, device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ValueError(f"{what} runs on a CPU: device must be 'cpu', got {str(device)!r}")
+
+
+def _floats(name: str | Path, quantization: str) -> tuple[LoadedModel, dict[str, Tensor]]:
+    """A float checkpoint: what goes with its model, and its tensors, mapped from the file."""
+    try:
+        folder = find_folder(name)
+    except HubUnreachable:
+        if name != "gpt2":
+            raise
+        loaded = load_model(name)  # random weights, and the warning that says so
+        return loaded, _checkpoint_tensors(loaded.model)
+    if (quantized := quantization_config(folder)) is not None:
+        raise ValueError(
+            f"quantization must be None for a checkpoint that is quantised already, by "
+            f"{quantized.get('quant_method')!r}, got {quantization!r}"
+        )
+    config = load_config(folder)
+    model = empty_model(config)
+    tensors = read_tensors(folder, model.checkpoint_shapes())
+    return LoadedModel(model, config, load_tokenizer(folder), "real", folder), tensors
+
+
+def _checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that would give this model; for GPT-2, whose modules are not joined."""
+    tensors = {}
+    for path, (name,) in model.checkpoint_names().items():
+        for kind, parameter in model.get_submodule(path).named_parameters():
+            matrix = kind == "weight" and model.is_transposed(name)
+            tensors[f"{name}.{kind}"] = parameter.T if matrix else parameter
+    return tensors
