@@ -794,7 +794,7 @@ def in_turns(drafters, groups, repeats):
     return found
 
 
-REPEATS = pick(smoke=1, cpu=3, gpu=7)
+REPEATS = pick(smoke=1, cpu=2, gpu=7)
 contestants = {"without": None, "with": fixed, "adaptive": llm.drafter}
 llm.generate(tasks, greedy(1))  # their blocks are in the prefix cache now
 points = []
