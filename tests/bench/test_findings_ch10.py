@@ -58,6 +58,11 @@ def complete() -> Run:
                     "method": ["no drafts", "n-gram", "early exit, 10 layers"],
                     "tok_s": [25.0, 60.0, 12.0],
                 },
+                draft_model={
+                    "drafter": ["no drafts", "draft model"],
+                    "acceptance": [None, 0.6],
+                    "tok_s": [20.0, 30.0],
+                },
                 random_text={
                     "drafter": ["no drafts", "always", "adaptive"],
                     "tok_s": [80.0, 70.0, 79.0],
@@ -146,6 +151,11 @@ def test_an_exit_gains_if_it_is_right_more_often_than_it_costs(alpha, said):
     assert said in text
 
 
+def test_a_draft_model_beside_none():
+    said = ch10.draft_model(complete())["draft_model_finding"]
+    assert "has 1.5 times the throughput; 60 % of the drafts are accepted." in said
+
+
 def test_the_text_with_the_most_tokens_per_step_is_named():
     said = ch10.acceptance(complete())["acceptance_finding"]
     assert "between 2.50 tokens (JSON) and 5 (quoting)" in said
@@ -169,8 +179,8 @@ def test_whether_a_copy_goes_on(third, said):
 def test_the_cost_of_rows():
     said = ch10.rows(complete())["rows_finding"]
     assert said == (
-        "Compared with a step of one row, a step of 4 rows takes 1.1 times as long, "
-        "of 8 rows 1.5 times as long, of 32 rows 5 times as long."
+        "Compared with a step of one row, a step of 4 rows takes 1.1 times as long, a step of 8 rows "
+        "takes 1.5 times as long, a step of 32 rows takes 5 times as long."
     )
 
 

@@ -62,10 +62,9 @@ def rows(run: Any) -> dict[str, str]:
             if n in (4, 8, 32)
             and (ratio := _over(cell(series, "step", i), cell(series, "step", 0)))
         }
-        if longer:
-            listed = [f"{n} rows {times(ratio)} as long" for n, ratio in longer.items()]
-            text = f"Compared with a step of one row, a step of {', of '.join(listed)}."
-            text = text.replace(" rows ", " rows takes ", 1)
+        listed = [f"a step of {n} rows takes {times(ratio)} as long" for n, ratio in longer.items()]
+        if listed:
+            text = f"Compared with a step of one row, {', '.join(listed)}."
     return {"rows_finding": text}
 
 
@@ -253,6 +252,17 @@ def methods(run: Any) -> dict[str, str]:
     return {"methods_finding": text}
 
 
+def draft_model(run: Any) -> dict[str, str]:
+    """What a small checkpoint gives as the draft of a large one."""
+    series = run["draft_model"]
+    found = _over(_cell(series, "draft model", "tok_s"), _cell(series, "no drafts", "tok_s"))
+    accepted = value(_cell(series, "draft model", "acceptance")).middle
+    if found is None or accepted is None:
+        return {"draft_model_finding": missing("a draft model").sentence}
+    text = f"With the small model as its draft the large one has {times(found)} the throughput"
+    return {"draft_model_finding": f"{text}; {percent(accepted)} of the drafts are accepted."}
+
+
 def lookup(run: Any) -> dict[str, str]:
     """What the proposer itself takes of a step."""
     found = _over(cell(run["proposer"], "seconds", 0), cell(run["step_by_rows"], "step", 0))
@@ -311,5 +321,6 @@ def render(run: Any) -> dict[str, str]:
         | random_text(run)
         | early_exit(run)
         | methods(run)
+        | draft_model(run)
         | lookup(run)
     )
