@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -261,8 +262,11 @@ def test_every_argument_of_the_llm_is_a_flag() -> None:
             if option.name == "cuda_graphs":
                 argument += ["--attention", "fused"]
         elif "choices" in option.metadata:
-            value = option.metadata["choices"][0]
+            value = next(c for c in option.metadata["choices"] if c is not None)
             argument = [flag, value]
+        elif "dict" in option.type:
+            value = {"method": "ngram"}
+            argument = [flag, json.dumps(value)]
         elif "int" in option.type:
             value = 3
             argument = [flag, "3"]
