@@ -58,7 +58,7 @@ def _beside(records: Records, published: Reference, row: int) -> Outcome | None:
     needs = f"chapter 3 on an {card_name(published)}, at batch {batch}"
     said = f"this engine, float32: {middle(ours):,.0f} tokens/s at batch {size:,}"
     if size != batch or not on_card(records, published):
-        return Outcome(said, NOT_COMPARABLE, f"needs {needs}; {CAVEAT}")
+        return Outcome(said, NOT_COMPARABLE, f"needs {needs}")
     pair = (ours, vllm) if engine > vllm else (vllm, ours)
     gain = quotient(pair)
     if gain is None:
