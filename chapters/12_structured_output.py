@@ -830,7 +830,7 @@ ROUNDS = pick(smoke=1, cpu=2, gpu=5)
 LIST = {
     "type": "array",
     "minItems": 99,
-    "items": {**SCHEMA, "properties": SCHEMA["properties"]},
+    "items": SCHEMA,
 }
 fresh = iter(range(300, 900))  # expressions that were not compiled before
 KINDS = {
@@ -1100,7 +1100,9 @@ class WholeCharacters(Vocabulary):
     """Takes tokens that hold no whole characters for tokens without text."""
 
     def __init__(self, token_bytes, end_ids):
-        super().__init__([d if is_whole(d) else b"" for d in token_bytes], ends)
+        super().__init__(
+            [d if is_whole(d) else b"" for d in token_bytes], end_ids
+        )
 
 
 class DecodesOneByOne(Vocabulary):
@@ -1122,7 +1124,7 @@ class EndsAnywhere(TokenMasks):
 
 
 class RemembersTheLast(AutomatonConstraint):
-    """Goes on from the state of the last question, whoever asked it."""
+    """Goes on from the state of the last question, of any request."""
 
     def _state(self, output_token_ids):
         last = self._states[-1]
