@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -143,9 +143,15 @@ def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Lo
     activations = options.quantized_activations
     if options.quantization is None:
         try:
-            return load_model(options.model, device, dtype)
+            loaded = load_model(options.model, device, dtype)
         except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
             return load_prequantized(checkpoint.folder, activations, device, dtype)
+        if activations != "float32":
+            raise ValueError(
+                "quantized_activations must be 'float32' where no weights are quantised, "
+                f"got {activations!r}"
+            )
+        return loaded
     return load_quantized(options.model, options.quantization, activations, device, dtype)
 
 
@@ -207,7 +213,7 @@ def _draft_model(
             "speculative_config.method 'draft_model' needs kv_cache 'contiguous' or 'paged', as its "
             "own cache is of the same kind, got kv_cache 'none'"
         )
-    loaded = load_model(speculative.model, device=device, dtype=dtype)
+    loaded = load(replace(options, model=speculative.model, quantization=None), device, dtype)
     sizes = config.vocab_size, loaded.config.vocab_size
     check_same_vocabulary(*sizes, tokenizer, loaded.tokenizer)
     pack_linears(loaded.model, options.linear)
