@@ -743,7 +743,7 @@ print("neighbours: equal to the last bit")
 # %% [markdown]
 # ## Measure: one mask
 #
-# The mask of the state inside a string, for vocabularies that are the beginning of the model's own.
+# The mask of the state inside a string, for vocabularies that are the beginning of the model's own ({numref}`fig-12-mask`).
 
 # %% tags=["hide-input"]
 VOCABULARIES = pick(
@@ -814,7 +814,7 @@ glue_all(words.walk(by_vocabulary))
 #
 # ## Measure: a step
 #
-# Four kinds of requests, and the time of one decode step of $B$ of them:
+# Four kinds of requests, and the time of one decode step of $B$ of them ({numref}`fig-12-steps`):
 #
 # - **free**: no mask.
 # - **few states**: words in lower case. After a step or two, all masks are known.
@@ -947,7 +947,7 @@ if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
 # Q(x) \;=\; \prod_i \frac{p(x_i \mid x_{<i})}{\sum_{t\ \text{allowed after}\ x_{<i}} p(t \mid x_{<i})}.
 # ```
 #
-# In the second, each step divides by how much of the model's distribution is allowed *there*. A beginning that the model
+# In {eq}`eq-12-masked`, and not in {eq}`eq-12-conditional`, each step divides by how much of the model's distribution is allowed *there*. A beginning that the model
 # likes counts in full, even if the model would continue it with something that is not valid. The mask does not look
 # ahead {cite:p}`park2024grammar`.
 #
