@@ -74,7 +74,6 @@ from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.product_bound import product_times, turning_rows
 from lib.bench.measure.quality import compare, log_probs
 from lib.bench.measure.roofline import machine_roofline
-from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Rates, measure_in_turns
 from lib.bench.notebook.axes import log10_axis
 from lib.bench.notebook.figures import (
@@ -486,27 +485,45 @@ show_source(RoundedWeights)
 # ## Check: the same tokens
 #
 # There are two questions. First: does each engine give the tokens of *its own* model without a cache? The oracle is the
-# loop of chapter 1, with the quantised layers.
+# loop of chapter 1, with the quantised layers. It also says by how much each token led.
+#
+# With float32 inputs the tokens have to be the same. With rounded inputs one more thing can happen. The cache adds up in
+# another order, and the results differ in the last digit. Where such a number lies between two of the 256 codes, it is rounded
+# to the other one, and a difference of $10^{-7}$ becomes one of a whole step. So a token with a small lead can change.
 
 # %%
 NEW = pick(smoke=6, cpu=8, gpu=16)
 prompts = random_prompts([9, 5], vocabulary, seed=1)
 greedy = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
+FLIPPED = 0.5  # logits; what rounded inputs may change
 
 
 @torch.inference_mode()
 def oracle(model, prompt):
-    token_ids = list(prompt)
+    """(greedy tokens, the lead of each)."""
+    token_ids, leads = list(prompt), []
     for _ in range(NEW):
-        logits = model(Batch.of_prompts([token_ids], CPU), FullAttention())
-        token_ids.append(logits[0].argmax().item())
-    return token_ids[len(prompt) :]
+        batch = Batch.of_prompts([token_ids], CPU)
+        best = model(batch, FullAttention())[0].topk(2)
+        leads.append((best.values[0] - best.values[1]).item())
+        token_ids.append(best.indices[0].item())
+    return token_ids[len(prompt) :], leads
 
 
+# %% tags=["hide-input"]
+rows = []
 for name, engine in engines.items():
-    expected = [oracle(engine.model, prompt) for prompt in prompts]
-    got = [o.token_ids for o in engine.generate(prompts, greedy)]
-    assert same_tokens(expected, got, CPU, name)
+    bound = FLIPPED if "× int8" in name else 1e-3
+    equal = 0
+    outputs = engine.generate(prompts, greedy)
+    for prompt, output in zip(prompts, outputs):
+        expected, leads = oracle(engine.model, prompt)
+        pairs = zip(expected, output.token_ids)
+        differ = [i for i, (a, b) in enumerate(pairs) if a != b]
+        assert not differ or leads[differ[0]] < bound, (name, leads, differ)
+        equal += differ[0] if differ else NEW
+    rows.append([name, f"{equal} of {NEW * len(prompts)}"])
+table(rows, headers=["engine", "tokens up to the first difference"])
 
 # %% [markdown]
 # Second: is "gguf" the model that the float32 engine runs? Its values are the same, and its sums are added in another order.
