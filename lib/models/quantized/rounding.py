@@ -36,7 +36,7 @@ def round_blocks8(weight: Tensor, name: str = "weight") -> QuantizedMatrix:
 
 
 def round_blocks4(weight: Tensor, name: str = "weight") -> QuantizedMatrix:
-    """weight [N, K] to 4 bits, asymmetric, float16 scale and minimum per block of 32 inputs (GGUF's Q4_1).
+    """weight [N, K] to 4 bits, asymmetric, float16 scale and minimum per block of 32 (GGUF's Q4_1).
 
     Raises ValueError, with `name`, where K is not divisible by 32.
     """

@@ -1,0 +1,143 @@
+"""The sentences of chapter 11 that depend on what was measured.
+
+Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None where it has none.
+Formats are named by their columns: see FORMATS.
+
+Introduced in chapter 11.
+"""
+
+from typing import Any
+
+from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.values import Measured, cell, number, percent, times, value
+from lib.bench.findings.vocabulary import missing
+from lib.bench.records.series import Series
+
+FORMATS = ("float32", "int8", "4 bits", "int8 × int8", "4 bits × int8")
+
+
+def _over(a: Measured, b: Measured) -> float | None:
+    """The ratio of two middles; None where one is missing or not above zero."""
+    x, y = value(a).middle, value(b).middle
+    return x / y if x and y and x > 0 and y > 0 else None
+
+
+def _axis(series: Series | None, name: str) -> list[Any]:
+    return list(series[name]) if series is not None and name in series else []
+
+
+def _named(series: Series | None, column: str) -> dict[str, float]:
+    """The middles of a column by the format in the first column; what is not known is left out."""
+    found = {
+        n: value(cell(series, column, i)).middle for i, n in enumerate(_axis(series, "format"))
+    }
+    return {name: x for name, x in found.items() if x is not None}
+
+
+def speed_up(run: Any, kind: str, row: int, bound: bool = False) -> float | None:
+    """How many times faster than float32 the products of a format are at one row of the sweep; or should be."""
+    end = " bound" if bound else ""
+    series = run["products"]
+    return _over(cell(series, f"float32{end}", row), cell(series, f"{kind}{end}", row))
+
+
+def gain(run: Any, kind: str, row: int) -> float | None:
+    """Tokens per second of the engine over float32's at one row of the sweep of batches."""
+    series = run["engine"]
+    return _over(cell(series, kind, row), cell(series, "float32", row))
+
+
+def _list(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def bytes_of_formats(run: Any) -> dict[str, str]:
+    """Bytes that a step reads for its products, relative to float32."""
+    known = _named(run["formats"], "weight_bytes")
+    whole = known.pop("float32", None)
+    parts = {n: x / whole for n, x in known.items() if whole and n in FORMATS and "×" not in n}
+    if not parts:
+        return {"bytes_finding": missing("the bytes of the weights").sentence}
+    said = _list([f"{percent(x)} of them with {name}" for name, x in parts.items()])
+    return {
+        "bytes_finding": f"In float32 the products of a step read {number(whole / 1e6)} MB, {said}."
+    }
+
+
+def turning(run: Any) -> dict[str, str]:
+    """From which number of rows on operations take longer than bytes."""
+    known = {n: x for n, x in _named(run["formats"], "turning_rows").items() if x > 0}
+    if not known:
+        return {"turning_finding": missing("the rows at which operations bind").sentence}
+    said = _list([f"{number(round(x, 1))} rows with {name}" for name, x in known.items()])
+    return {"turning_finding": f"On this machine the two times are equal at {said}."}
+
+
+def products(run: Any) -> dict[str, str]:
+    """The speed-up of the products with one row and with the most rows."""
+    rows, said = _axis(run["products"], "rows"), []
+    for row in sorted({0, len(rows) - 1}) if rows else []:
+        found = [(kind, speed_up(run, kind, row)) for kind in FORMATS[1:]]
+        parts = [f"{number(round(x, 2))} ({kind})" for kind, x in found if x is not None]
+        if parts:
+            noun = "row" if rows[row] == 1 else "rows"
+            said.append(f"With {rows[row]} {noun} the speed-up over float32 is {_list(parts)}.")
+    return {"products_finding": " ".join(said) or missing("the time of the products").sentence}
+
+
+def engine(run: Any) -> dict[str, str]:
+    """The format with the highest throughput at each batch."""
+    said = []
+    for row, batch in enumerate(_axis(run["engine"], "batch")):
+        rates = {k: value(cell(run["engine"], k, row)).middle for k in FORMATS}
+        rates = {k: x for k, x in rates.items() if x is not None and x > 0}
+        if rates:
+            best = max(rates, key=rates.get)
+            ratio = gain(run, best, row)
+            over = "" if ratio is None or best == "float32" else f" ({times(ratio)} float32's)"
+            said.append(f"{best} at batch {batch}{over}")
+    if not said:
+        return {"engine_finding": missing("the throughput by format").sentence}
+    return {"engine_finding": f"The highest throughput has {_list(said)}."}
+
+
+def quality(run: Any) -> dict[str, str]:
+    """The smallest and the largest KL divergence, and the share of equal greedy tokens there."""
+    divergence, same = (_named(run["quality"], name) for name in ("kl_divergence", "same_greedy"))
+    if not divergence:
+        return {"quality_finding": missing("the quality of the formats").sentence}
+    said = []
+    for word, pick in (("smallest", min), ("largest", max)):
+        name = pick(divergence, key=divergence.get)
+        share = f", with {percent(same[name])} equal greedy tokens" if name in same else ""
+        said.append(f"{word} KL divergence has {name} ({divergence[name]:.2g} nats{share})")
+    text = f"The {said[0]}." if len(divergence) == 1 else f"The {said[0]}, the {said[1]}."
+    return {"quality_finding": text}
+
+
+def predictions(run: Any) -> list[Prediction]:
+    """The chapter's predictions, for the table at its end."""
+    rows, batches = _axis(run["products"], "rows"), _axis(run["engine"], "batch")
+    found = [
+        Prediction(
+            f"speed-up of the products, {kind}, {rows[row]} row{'s' * (rows[row] != 1)}",
+            speed_up(run, kind, row, bound=True), speed_up(run, kind, row), "", "×",
+        )
+        for row in (sorted({0, len(rows) - 1}) if rows else [])
+        for kind in FORMATS[1:]
+        if row or "×" not in kind
+    ]  # fmt: skip
+    if batches:
+        predicted = value(cell(run["engine"], "predicted 4 bits", 0)).middle
+        found.append(
+            Prediction(
+                f"speed-up of the engine, 4 bits, batch {batches[0]}, if the rest of the step stays",
+                predicted, gain(run, "4 bits", 0), "", "×",
+            )
+        )  # fmt: skip
+    return found
+
+
+def render(run: Any) -> dict[str, str]:
+    """Every sentence of the chapter, by the name under which the chapter glues it."""
+    return bytes_of_formats(run) | turning(run) | products(run) | engine(run) | quality(run)

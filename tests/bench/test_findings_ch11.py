@@ -1,0 +1,112 @@
+"""Chapter 11's sentences follow its numbers, also where a prediction fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib.bench.findings import ch11_quantisation as ch11
+from lib.bench.records.files import Run
+from tests.bench.test_findings_ch10 import run
+from tests.bench.test_findings_chapters import check_verdict, perturbed
+
+ROWS = [1, 16]
+
+
+def complete(four_bits: float = 5.0, many: float = 38.0) -> Run:
+    """A run in which float32's products take 27 ms at one row and 38 ms at 16."""
+    bounds = {
+        "float32 bound": [18.0, 24.0],
+        "int8 bound": [4.5, 24.0],
+        "4 bits bound": [3.0, 24.0],
+        "int8 × int8 bound": [4.5, 6.0],
+        "4 bits × int8 bound": [3.0, 6.0],
+    }
+    times = {
+        "float32": [27.0, 38.0],
+        "int8": [7.0, 40.0],
+        "4 bits": [four_bits, many],
+        "int8 × int8": [7.0, 12.0],
+        "4 bits × int8": [5.5, 11.0],
+    }
+    return run(
+        formats={
+            "format": ["float32", "int8", "4 bits", "4 bits × int8"],
+            "weight_bytes": [538e6, 135e6, 96e6, 96e6],
+            "turning_rows": [12.0, 3.0, 2.1, 8.4],
+        },
+        products={"rows": ROWS, **times, **bounds},
+        engine={
+            "batch": ROWS,
+            "float32": [27.0, 200.0],
+            "int8": [70.0, 190.0],
+            "4 bits": [75.0, 180.0],
+            "4 bits × int8": [74.0, 500.0],
+            "predicted 4 bits": [2.8, 1.1],
+        },
+        quality={
+            "format": ["int8", "gguf × int8", "int4"],
+            "kl_divergence": [1e-4, 0.002, 0.05],
+            "same_greedy": [0.99, 0.97, 0.85],
+        },
+    )
+
+
+def test_bytes_and_rows():
+    assert ch11.bytes_of_formats(complete())["bytes_finding"] == (
+        "In float32 the products of a step read 538 MB, 25 % of them with int8 "
+        "and 18 % of them with 4 bits."
+    )
+    said = ch11.turning(complete())["turning_finding"]
+    assert "equal at 12 rows with float32, 3 rows with int8, 2.1" in said
+
+
+def test_products():
+    said = ch11.products(complete())["products_finding"]
+    assert "With 1 row the speed-up over float32 is 3.86 (int8), 5.40 (4 bits)" in said
+    assert "With 16 rows" in said and "1 (4 bits)" in said
+
+
+@pytest.mark.parametrize(
+    "four_bits, verdict",
+    [(4.5, "as predicted"), (5.6, "a little below"), (20.0, "the prediction failed")],
+)
+def test_bytes_predict_the_products_of_one_row(four_bits, verdict):
+    found = {p.claim: p.verdict for p in ch11.predictions(complete(four_bits))}
+    assert found["speed-up of the products, 4 bits, 1 row"] == verdict
+
+
+@pytest.mark.parametrize("many, verdict", [(38.0, "as predicted"), (70.0, "the prediction failed")])
+def test_operations_predict_the_products_of_many_rows(many, verdict):
+    found = {p.claim: p.verdict for p in ch11.predictions(complete(many=many))}
+    assert found["speed-up of the products, 4 bits, 16 rows"] == verdict
+
+
+def test_the_format_with_the_highest_throughput():
+    assert ch11.engine(complete())["engine_finding"] == (
+        "The highest throughput has 4 bits at batch 1 (2.8 times float32's) "
+        "and 4 bits × int8 at batch 16 (2.5 times float32's)."
+    )
+    slow = run(engine={"batch": [1], "float32": [30.0], "int8": [20.0]})
+    assert ch11.engine(slow)["engine_finding"] == "The highest throughput has float32 at batch 1."
+
+
+def test_quality():
+    assert ch11.quality(complete())["quality_finding"] == (
+        "The smallest KL divergence has int8 (0.0001 nats, with 99 % equal greedy tokens), "
+        "the largest KL divergence has int4 (0.05 nats, with 85 % equal greedy tokens)."
+    )
+
+
+def test_sentences_of_perturbed_runs():
+    whole = ch11.render(complete())
+    assert not any("not measured" in text for text in whole.values())
+    for done, data in perturbed(complete().data):
+        found = ch11.render(Run(data))
+        assert found.keys() == whole.keys(), done
+        for name, text in found.items():
+            assert text[-1] == "." and "None" not in text and "nan" not in text.replace("nats", ""), (
+                done, name, text,
+            )  # fmt: skip
+        for prediction in ch11.predictions(Run(data)):
+            assert len(prediction.row()) == 6, done
+            check_verdict(prediction, done)
