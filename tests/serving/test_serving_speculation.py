@@ -79,6 +79,8 @@ def test_spans_are_the_accepted_drafts(own_client, route):
         assert texts[0].startswith("abc") and all(start >= 3 for start, _ in spans[0])
     plain = own_client.post(route, json={**body, "return_draft_spans": None})
     assert "draft_spans" not in sse(plain)[0]["choices"][0]
+    whole = own_client.post(route, json={**body, "stream": False})
+    assert whole.status_code == 400 and whole.json()["error"]["param"] == "return_draft_spans"
 
 
 def test_merged_chunks_keep_their_spans():
@@ -125,8 +127,5 @@ def test_the_page_colours_accepted_drafts(own_server):
         assert 0 < len("".join(drafts)) < len(text)
         assert "coloured: drafts" in page.inner_text(".turn.assistant .meta")
         page.wait_for_function("() => /draft tokens accepted/.test(document.getElementById('drafts').textContent)")  # fmt: skip
-        shot = os.environ.get("PAGE_SHOT")
-        if shot:
-            page.screenshot(path=shot)
         assert not problems
         browser.close()
