@@ -119,7 +119,7 @@ def assemble(
         )
     drafter, draft_kv_cache_bytes = None, 0
     if speculative is not None:
-        proposer = _proposer(speculative, options, model, draft, attention, kv_cache)
+        proposer = _proposer(speculative, options, model, draft, attention, kv_cache, dtype)
         if isinstance(proposer, DraftModelProposer):
             draft_kv_cache_bytes = proposer.kv_cache.nbytes
         drafter = _drafter(speculative, options, proposer, runner, manager, device)
@@ -205,6 +205,7 @@ def _proposer(
     draft: nn.Module | None,
     attention: Attention,
     kv_cache: KVCache | None,
+    dtype: torch.dtype,
 ) -> Proposer:
     if config.method == "ngram":
         return NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
@@ -214,8 +215,8 @@ def _proposer(
             model, config.draft_layers, attention, kv_cache, budget, sample_method
         )
     # As many tokens as the model's own cache.
-    num_blocks, block_size, like = kv_cache.num_blocks, kv_cache.block_size, kv_cache.k
-    own = _allocate(draft.config, num_blocks, block_size, like.dtype, like.device)
+    shape, device = (kv_cache.num_blocks, kv_cache.block_size), kv_cache.k.device
+    own = _allocate(draft.config, *shape, dtype, device)
     attention = _cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),

@@ -6,8 +6,6 @@ import copy
 
 from torch import nn
 
-from lib.models.packed import PackedLinear
-
 
 def first_layers(model: nn.Module, num_layers: int) -> nn.Module:
     """`model` without its blocks from `num_layers` on; called in the same way. All weights are shared.
@@ -31,7 +29,7 @@ def first_layers(model: nn.Module, num_layers: int) -> nn.Module:
 def bytes_per_pass(model: nn.Module) -> int:
     """Bytes of weights that one pass reads whatever its number of tokens: blocks and head."""
     parts = (model.blocks, model.lm_head)
-    tensors = [x for part in parts for x in (*part.parameters(), *part.buffers())]
-    # A packed weight is neither a parameter nor a buffer.
-    packed = [x for part in parts for x in part.modules() if isinstance(x, PackedLinear)]
-    return sum(x.nbytes for x in tensors) + sum(x.weight_bytes for x in packed)
+    parameters = sum(x.nbytes for part in parts for x in part.parameters())
+    # A weight in another form, such as a packed one, is no parameter: its layer says how large it is.
+    other = sum(getattr(x, "weight_bytes", 0) for part in parts for x in part.modules())
+    return parameters + other

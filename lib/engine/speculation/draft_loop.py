@@ -64,7 +64,8 @@ class DraftSequence:
 class DraftLoop:
     """Runs the model that drafts. The first pass also computes what its cache lacks of each sequence.
 
-    Counts `num_passes` and `tokens_computed`, those of sequences together.
+    A pass needs the tokens of the one before it on the host, so that each draft token waits for the
+    device once. Counts `num_passes` and `tokens_computed`, of all sequences together.
     """
 
     def __init__(

@@ -23,8 +23,9 @@ class DraftModelProposer:
     The cache follows the request: `propose` computes the tokens that it lacks, in the pass that
     drafts the first token. These are one or two after a verified draft; when a request begins to
     draft or was preempted, they are all that a prefix cache of the draft model's does not hold.
-    A request that the cache has no room for gets no draft and holds nothing. `cost_coefficient`: see `Proposer`. `max_model_len`: positions that
-    the model knows.
+    A request that the cache has no room for gets no draft and holds nothing.
+
+    max_model_len: positions that the model knows. cost_coefficient: see `Proposer`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class DraftModelProposer:
             del self._sequences[request]
 
     def forget_cached(self) -> None:
+        """Forget the content of blocks that no running request uses."""
         self.manager.forget_cached()
 
     def reset(self) -> None:
@@ -113,7 +115,7 @@ class DraftModelProposer:
         return max(0, limit)
 
     def _empty(self, sequence: DraftSequence) -> None:
-        """Give its blocks back, in a state that masked reads of their next owner can stand."""
+        """Give its blocks back, without NaN: masked reads of their next owner multiply what they hold by 0."""
         if not sequence.finite:
             self.kv_cache.remove_non_finite(sequence.block_ids, sequence.num_computed_tokens)
         self.manager.free(sequence)

@@ -59,14 +59,17 @@ class EarlyExitProposer:
 
         Its other tokens would be computed twice in these layers.
         """
-        sequences = [DraftSequence(r, r.num_computed_tokens, r.block_ids) for r in requests]
-        ready = [s for s in sequences if s.num_tokens - s.num_computed_tokens == 1]
-        limit_of = dict(zip(sequences, limits, strict=True))
-        drafts = dict(zip(ready, self.loop.draft(ready, [limit_of[s] for s in ready])))
-        for sequence in ready:
+        ready = {
+            request: limit
+            for request, limit in zip(requests, limits, strict=True)
+            if request.num_tokens - request.num_computed_tokens == 1
+        }
+        sequences = [DraftSequence(r, r.num_computed_tokens, r.block_ids) for r in ready]
+        drafts = dict(zip(ready, self.loop.draft(sequences, list(ready.values()))))
+        for sequence in sequences:
             if not sequence.finite:  # masked reads of other sequences must not find NaN
                 self.kv_cache.remove_non_finite(sequence.block_ids, sequence.num_computed_tokens)
-        return [drafts.get(sequence, Draft()) for sequence in sequences]
+        return [drafts.get(request, Draft()) for request in requests]
 
     def free(self, request: Request) -> None:
         """Nothing is kept."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lib import SamplingParams
 from lib.cache.block_manager import BlockManager
+from lib.models.packed import PackedLinear
 from tests.engine.test_engine_properties import jobs, run
 from tests.engine.test_interrupts import run as run_interrupted
 from tests.engine.test_structured_outputs import KINDS as STRUCTURED
@@ -285,3 +286,18 @@ def test_prompt_logprobs_beside_drafts(tiny, drafting):
         assert ours[0] is None is theirs[0] and len(ours) == len(theirs)
         for a, b in zip(ours[1:], theirs[1:]):
             assert a == pytest.approx(b, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["early_exit", "itself"])
+def test_packed_weights(tiny, drafting, kind):
+    """The first layers are those of the packed model, and a draft model is packed as well."""
+    llama = tiny["llama"]
+    engine = llama.engine(speculative_config=drafting(kind, "llama"), linear="packed")
+    prompts = [prompt_of(6 + i, i) for i in range(3)]
+    outputs = engine.generate(
+        prompts, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    )
+    assert [o.token_ids for o in outputs] == [llama.greedy(p, 12) for p in prompts]
+    assert engine.stats()["packed_linears"] > 0
+    layers = engine.drafter.proposer.loop.runner.model.blocks[0].modules()
+    assert any(isinstance(layer, PackedLinear) for layer in layers)
