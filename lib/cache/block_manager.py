@@ -72,7 +72,9 @@ class BlockManager:
 
     def trim(self, request: Request, num_tokens: int) -> None:
         """Give back the blocks beyond those of the first `num_tokens` tokens, as after rejected drafts."""
-        self._drop(request, self.blocks_needed(num_tokens))
+        num_kept = self.blocks_needed(num_tokens)
+        if len(request.block_ids) > num_kept:
+            self._drop(request, num_kept)
 
     def free(self, request: Request) -> None:
         """Drop the request's references; blocks without references become free."""

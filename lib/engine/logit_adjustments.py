@@ -68,7 +68,7 @@ def _allows_other_than(mask: np.ndarray, token_ids: Sequence[int]) -> bool:
 
 
 def _keep_allowed(logits: Tensor, masks: dict[int, np.ndarray]) -> None:
-    """-infinity for the tokens that a row's mask leaves out, in one operation for all masked rows."""
+    """-infinity for the tokens that a row's mask leaves out: one operation for all masked rows."""
     rows = copy_to(torch.tensor(list(masks)), logits.device)
     packed = copy_to(torch.from_numpy(np.stack(list(masks.values()))), logits.device)
     bits = torch.arange(8, device=logits.device, dtype=torch.uint8)

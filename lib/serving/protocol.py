@@ -182,6 +182,8 @@ class GenerationRequest(WithoutEffect):
     def _fields_agree(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "stream_options needs stream: true")
+        if self.return_draft_spans and not self.stream:
+            raise invalid("return_draft_spans", "return_draft_spans needs stream: true")
         if self.prompt_logprobs is not None and self.stream:
             raise invalid("prompt_logprobs", "prompt_logprobs needs stream: false")
         formatted = self.response_format is not None and self.response_format.structured is not None

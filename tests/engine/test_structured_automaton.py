@@ -206,3 +206,35 @@ def test_sentencepiece_tokens_keep_their_spaces_and_bytes():
     backend.decoder = decoders.WordPiece()
     with pytest.raises(ValueError, match="byte-level or SentencePiece"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), 8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(patterns())
+def test_no_two_states_are_equivalent(pattern):
+    """Moore's marking of pairs that differ, here as slowly and simply as it can be written."""
+    automaton = from_regex(pattern)
+    states = range(len(automaton.table))
+    differ = automaton.accepting[:, None] != automaton.accepting[None, :]
+    while True:
+        further = differ | np.array(
+            [[differ[automaton.table[s], automaton.table[t]].any() for t in states] for s in states]
+        )
+        if (further == differ).all():
+            break
+        differ = further
+    assert (differ | np.eye(len(states), dtype=bool)).all()
+    assert not automaton.accepting[DEAD] and automaton.start == 1
+
+
+def test_what_takes_too_long_to_merge_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(automata, "MAX_ROUNDS", 2)
+    automaton = from_regex("(ab|cb){3}")
+    assert automaton.accepts("abcbab") and not automaton.accepts("abcb")
+    monkeypatch.undo()
+    assert len(from_regex("(ab|cb){3}").table) <= len(automaton.table)
+
+
+def test_a_long_chain_of_states_is_compiled_soon():
+    start = time.process_time()
+    assert from_regex("a{4000}").accepts("a" * 4000)
+    assert time.process_time() - start < 5  # a limit, not a measurement: it takes a fifth of this

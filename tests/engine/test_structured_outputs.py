@@ -18,7 +18,7 @@ from lib.engine.structured.constraints import AutomatonConstraint, num_common
 from lib.engine.structured.grammars import GrammarConstraint
 from lib.engine.structured.token_bytes import byte_level_alphabet
 from tests.helpers import Tiny, check_books, check_empty, llama_checkpoint, prompt_of
-from tests.scripted_drafts import Script
+from tests.scripted_drafts import Script, ScriptedProposer
 
 MERGES = ["a b", "1 2", "ab c", '" :', "e s", "y es", "n o", '{ "', "t r", "u e", "tr ue", 'Ġ "']
 SCHEMA = {
@@ -134,6 +134,36 @@ def test_drafts_change_nothing(bytes_model, kind):
     check_empty(engine)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafts_end_where_the_constraint_forbids_their_next_token(bytes_model, kind):
+    params = SamplingParams(max_tokens=40, temperature=0, structured_outputs=KINDS[kind][0])
+    prompts = [prompt_of(3 + seed, seed, 200) for seed in range(6)]
+    expected = bytes_model.engine().generate(prompts, params)
+    config = {"method": "ngram", "adaptive": False, "num_speculative_tokens": 5}
+    engine = bytes_model.engine(speculative_config=config)
+    truth = {f"request-{i}": output.token_ids for i, output in enumerate(expected)}
+    vocab_size = engine.config.vocab_size
+    engine.drafter.proposer = ScriptedProposer(truth, wrong=0.4, seed=1, vocab=vocab_size)
+    verified = []
+    add_drafts = engine.drafter.add_drafts
+
+    def watched(scheduled):
+        work = add_drafts(scheduled)
+        verified.extend((item.request, tuple(item.draft_token_ids), list(item.request.output_token_ids)) for item in work)  # fmt: skip
+        return work
+
+    engine.drafter.add_drafts = watched
+    for one, other in zip(expected, engine.generate(prompts, params)):
+        assert one.token_ids == other.token_ids and one.finish_reason == other.finish_reason
+    for request, drafts, output in verified:
+        for n, token_id in enumerate(drafts):
+            bits = np.unpackbits(request.constraint.allowed([*output, *drafts[:n]]), bitorder="little")  # fmt: skip
+            assert bits[token_id]
+    assert engine.stats()["accepted_tokens"] > 10
+    check_empty(engine)
+
+
+SPECULATION = {"method": "ngram", "prompt_lookup_min": 1, "num_speculative_tokens": 3, "adaptive": False}  # fmt: skip
 jobs = st.lists(
     st.tuples(
         st.sampled_from([None, *KINDS]),  # structured outputs
@@ -151,10 +181,21 @@ jobs = st.lists(
 
 
 @settings(max_examples=10, deadline=None)
-@given(jobs, st.sampled_from([7, 20, 64]), st.sampled_from([3, 6, 40]), st.booleans())
-def test_random_traffic(bytes_model, work, budget, blocks, prefix_caching):
-    """Tiny pools, chunks, preemptions, aborts: as alone, request by request."""
-    options = dict(block_size=16, num_blocks=blocks + 1, enable_prefix_caching=prefix_caching)
+@given(
+    jobs,
+    st.sampled_from([7, 20, 64]),
+    st.sampled_from([3, 6, 40]),
+    st.booleans(),
+    st.sampled_from([None, SPECULATION]),
+)
+def test_random_traffic(bytes_model, work, budget, blocks, prefix_caching, speculative_config):
+    """Tiny pools, chunks, preemptions, aborts, drafts: as alone, request by request."""
+    options = dict(
+        block_size=16,
+        num_blocks=blocks + 1,
+        enable_prefix_caching=prefix_caching,
+        speculative_config=speculative_config,
+    )
     engine = bytes_model.engine(max_num_batched_tokens=budget, max_num_seqs=3, **options)
     longest = 16 * blocks
     waiting, ends, outputs, requests = list(enumerate(work)), {}, {}, {}

@@ -12,6 +12,7 @@ from lib.engine.structured.regex_nfa import Nfa, parse, refuse
 
 DEAD = 0  # the state from which no text is accepted
 MAX_STATES = 4_096  # of a table; (a|b)*a(a|b){20} would need a million
+MAX_ROUNDS = 64  # of merging states; a{1000} would need 1,000 and has nothing to merge
 MAX_WORK = 2_000_000  # states of the nondeterministic automaton looked at while the table is made
 
 
@@ -50,7 +51,7 @@ class Automaton:
 
 def from_regex(pattern: str) -> Automaton:
     """The automaton of `re.fullmatch(pattern, text, re.ASCII)`. Raises InvalidRequest; see `regex_nfa.parse`."""
-    return _without_dead_ends(_determinize(parse(pattern)))
+    return _minimized(_without_dead_ends(_determinize(parse(pattern))))
 
 
 def from_choice(choices: Iterable[str]) -> Automaton:
@@ -71,7 +72,7 @@ def from_choice(choices: Iterable[str]) -> Automaton:
                 accepting.append(False)
             state = table[state][byte]
         accepting[state] = True
-    return Automaton(np.array(table, np.int32), np.array(accepting), 1)
+    return _minimized(Automaton(np.array(table, np.int32), np.array(accepting), 1))
 
 
 def _determinize(nfa: Nfa) -> Automaton:
@@ -116,12 +117,16 @@ def _closure(nfa: Nfa, states: Iterable[int]) -> frozenset[int]:
 
 def _without_dead_ends(automaton: Automaton) -> Automaton:
     """Send every move into a state that accepts nothing any more to DEAD. Raises InvalidRequest if no text is accepted."""
-    alive = automaton.accepting.copy()
-    while True:
-        reaches = alive | alive[automaton.table].any(axis=1)
-        if (reaches == alive).all():
-            break
-        alive = reaches
+    columns = np.unique(automaton.table, axis=1)  # most bytes lead to the same states everywhere
+    before: list[list[int]] = [[] for _ in columns]
+    for state, afters in enumerate(columns.tolist()):
+        for after in set(afters):
+            before[after].append(state)
+    alive, todo = automaton.accepting.copy(), np.flatnonzero(automaton.accepting).tolist()
+    while todo:  # backwards from where a text may end
+        new = [state for state in before[todo.pop()] if not alive[state]]
+        alive[new] = True
+        todo += new
     if not alive[automaton.start]:
         raise InvalidRequest(
             "structured_outputs must accept at least one text that this vocabulary can write",
@@ -129,3 +134,28 @@ def _without_dead_ends(automaton: Automaton) -> Automaton:
         )
     table = np.where(alive[automaton.table], automaton.table, DEAD).astype(np.int32)
     return Automaton(table, automaton.accepting, automaton.start)
+
+
+def _minimized(automaton: Automaton) -> Automaton:
+    """The same texts with equivalent states merged (Moore 1956): fewer states are fewer masks.
+
+    Unchanged where MAX_ROUNDS rounds do not suffice. State DEAD keeps its number, and so does the start.
+    """
+    columns = np.unique(automaton.table, axis=1)
+    groups, count = automaton.accepting.astype(np.int64), 0
+    for _ in range(MAX_ROUNDS):
+        # Two states stay together if they were, and if each byte leads them to states that were.
+        signatures = np.column_stack([groups, groups[columns]])
+        _, first, groups = np.unique(signatures, axis=0, return_index=True, return_inverse=True)
+        if len(first) == count:
+            break
+        count = len(first)
+    else:
+        return automaton
+    order = np.argsort(first)  # of the groups, by the first of their states
+    number = np.empty_like(order)
+    number[order] = np.arange(count)
+    kept = first[order]
+    merged = number[groups.reshape(-1)]
+    table = merged[automaton.table[kept]].astype(np.int32)
+    return Automaton(table, automaton.accepting[kept], int(merged[automaton.start]))

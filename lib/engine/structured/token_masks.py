@@ -40,13 +40,13 @@ class Vocabulary:
         self.columns = [matrix[c, :n].copy() for c, n in enumerate(self.counts)]
 
     def walk(self, automaton: Automaton, state: int) -> np.ndarray:
-        """The state after each token [size] int32, all read from `state`; DEAD for tokens without text."""
+        """The state after each token, read from `state`: [size] int32, DEAD for those without text."""
         states = np.full(self.size, DEAD, np.int32)
         if not self.counts:
             return states
         states[: self.counts[0]] = state
         for count, column in zip(self.counts, self.columns):
-            # Most tokens die at the first byte, and a dead state stays dead: only the others are read on.
+            # Most tokens reach DEAD with their first byte, and stay there: only the others go on.
             alive = np.flatnonzero(states[:count])
             states[alive] = automaton.table[states[alive], column[alive]]
         after = np.empty_like(states)
@@ -66,7 +66,7 @@ class TokenMasks:
         self._masks: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def allowed(self, state: int) -> np.ndarray:
-        """Token ids that may follow in `state`, as bits [ceil(size / 8)] uint8, lowest id first (little endian).
+        """Token ids that may follow in `state`, as bits [ceil(size / 8)] uint8, lowest id first.
 
         A token is allowed if the text can still be completed after it; the ids that end a text,
         exactly where it may end.

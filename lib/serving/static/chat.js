@@ -74,7 +74,7 @@ export class Chat {
         const text = choice.text ?? choice.delta.content ?? "";
         content += text;
         reason = choice.finish_reason ?? reason;
-        drafted ||= append(body, text, choice.draft_spans);
+        drafted = append(body, text, choice.draft_spans) || drafted;
         this.scroll();
       }
       messages.push({ role: "assistant", content });

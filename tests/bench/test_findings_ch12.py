@@ -1,0 +1,155 @@
+"""Chapter 12's sentences follow its numbers, also where a prediction or a goal fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib.bench.findings import ch12_structured_output as ch12
+from lib.bench.findings import schema_suite
+from lib.bench.records.files import Run
+
+
+def run(**measurements) -> Run:
+    series = {
+        name: {"unit": "s", "params": {}, "seed": 0, "columns": columns, "samples": {}}
+        for name, columns in measurements.items()
+    }
+    return Run({"measurements": series})
+
+
+def answers(stopped: int, valid: int) -> Run:
+    return run(
+        asking={
+            "how": ["one sentence", "with an example", "mask (regex), one sentence"],
+            "answers": [10, 10, 10],
+            "stopped": [3, 8, stopped],
+            "json": [0, 4, stopped],
+            "inside": [2, 5, stopped],
+            "valid": [0, 3, valid],
+        }
+    )
+
+
+def test_answers_that_were_asked_for_are_counted_together():
+    said = ch12.asking(answers(9, 9))["asking_finding"]
+    assert said.startswith("Of 20 answers, 4 are JSON as they are (20 %), in 7 some JSON")
+    assert "3 have the fields" in said and "(15 %)" in said
+
+
+@pytest.mark.parametrize(
+    "stopped, valid, said, share",
+    [
+        (10, 10, "all 10 answers that end with the reason stop are valid.", 1.0),
+        (9, 9, "The other 1 of 10 reached the limit", 1.0),
+        (9, 8, "1 of 9 complete answers are not valid, which is an error", 8 / 9),
+    ],
+)
+def test_masked_answers(stopped, valid, said, share):
+    found = answers(stopped, valid)
+    assert said in ch12.asking(found)["masked_finding"]
+    assert ch12.valid_share(found) == pytest.approx(share)
+    verdict = ch12.predictions(found)[0].verdict
+    assert verdict == ("as predicted" if share == 1.0 else "the prediction failed")
+
+
+def step(few, new=(0.2,), new_in_turn=(0.3,), free=(0.1,), batch=16) -> Run:
+    found = run(step_by_batch={"batch": [1, batch]})
+    series = found.data["measurements"]["step_by_batch"]
+    columns = {
+        "free": free,
+        "few states": few,
+        "new states": new,
+        "new states, in turn": new_in_turn,
+    }
+    for name, samples in columns.items():
+        series["columns"][name] = [0.01, sum(samples) / len(samples)]
+        series["samples"][name] = [[0.01], list(samples)]
+    return found  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "few, kind, verdict",
+    [
+        ((0.102, 0.103), "within", "as predicted"),
+        ((0.097, 0.098), "within", "as predicted"),
+        ((0.12, 0.121), "above", "a little above"),
+        ((0.2, 0.201), "above", "the prediction failed"),
+        ((0.09, 0.13), "cannot tell", "a little above"),
+    ],
+)
+def test_the_goal_of_a_step(few, kind, verdict):
+    found = step(few)
+    assert ch12.cost(found, "few states").kind == kind
+    if kind != "cannot tell":
+        assert ch12.predictions(found)[2].verdict == verdict
+    assert ("within the goal" in ch12.steps(found)["few_finding"]) == (kind == "within")
+
+
+def test_the_goal_is_judged_at_its_batch_alone():
+    assert ch12.cost(step((0.102,), batch=8), "few states").kind == "missing"
+    assert "was not measured" in ch12.steps(step((0.102,), batch=8))["hidden_finding"]
+
+
+@pytest.mark.parametrize("beside, word", [(0.15, "as fast as"), (0.3, "about the same"), (0.6, "as long as")])  # fmt: skip
+def test_masks_beside_the_model_get_credit_only_where_the_step_is_shorter(beside, word):
+    said = ch12.hidden(step((0.1,), new=(beside,)), "new states").text
+    assert word in said
+
+
+def shares(conditional, masked, drawn) -> Run:
+    columns = {"conditional": conditional, "masked": masked, "drawn": drawn}
+    return run(answer_shares={"text": ["Yes", "No"], **columns})
+
+
+def test_the_bias_names_both_favourites_and_the_distance():
+    found = shares([0.1, 0.9], [0.7, 0.3], [0.72, 0.28])
+    said = ch12.bias(found)
+    assert "the model prefers “No” (90 %)" in said["bias_finding"]
+    assert "prefers “Yes” (70 %), which has 10 % of the valid answers" in said["bias_finding"]
+    assert "distance is 0.60." in said["bias_finding"]
+    assert "as predicted" in said["drawn_finding"]
+    assert ch12.predictions(found)[3].verdict == "as predicted"
+
+
+def test_no_bias_is_claimed_where_both_prefer_the_same():
+    said = ch12.bias(shares([0.2, 0.8], [0.3, 0.7], [0.5, 0.5]))
+    assert said["bias_finding"].startswith("Both distributions prefer “No”")
+    assert "the prediction failed" in said["drawn_finding"] or "below" in said["drawn_finding"]
+
+
+def test_reading_together_is_faster_only_where_it_was():
+    columns = {"vocabulary": [9, 99], "again": [1e-7, 1e-7], "predicted": [1e-3, 2e-3]}
+    fast = run(mask_time_by_vocabulary={**columns, "walk": [1e-3, 2e-3], "one_by_one": [0.1, 0.2]})
+    slow = run(mask_time_by_vocabulary={**columns, "walk": [0.1, 0.4], "one_by_one": [0.1, 0.2]})
+    assert "several times as fast" not in ch12.walk(slow)["walk_finding"]
+    assert "is several times as fast as" in ch12.walk(fast)["walk_finding"]
+    assert "as predicted" in ch12.walk(fast)["walk_finding"]
+    assert "the prediction failed" in ch12.walk(slow)["walk_finding"]
+
+
+def test_whitespace_and_forced_tokens():
+    found = run(
+        whitespace={
+            "whitespace": ["one space", "free"],
+            "answers": [12, 12], "stopped": [12, 3], "characters": [600, 900], "white": [60, 450],
+        },
+        forced={"tokens": [200], "one_token": [20], "one_byte": [120]},
+    )  # fmt: skip
+    said = ch12.whitespace(found)["whitespace_finding"]
+    assert "12 of 12 answers end, and 10 % of" in said and "3 of 12 answers end, and 50 %" in said
+    assert "less than half (10 %)" in ch12.forced(found)["forced_finding"]
+    assert "most (60 %)" in ch12.forced(found)["forced_finding"]
+
+
+def test_the_suite_is_quoted_from_its_file():
+    found = schema_suite.comparison()
+    rows = schema_suite.rows(found)
+    assert len(rows) == len(found["trials"]) == 3
+    said = schema_suite.suite(found)["suite_finding"]
+    for trial, row in zip(found["trials"], rows):
+        assert row[1] == f"{trial['compiled']} of {trial['schemas']}"
+        assert trial["compiled"] <= trial["schemas"]
+        if trial["mode"] == "default" and trial["invalid_accepted"]:
+            assert f"accepts {trial['invalid_accepted']} of {trial['invalid']} invalid" in said
+    trials = [{**found["trials"][0], "invalid_accepted": 7}]
+    assert "accepts 7 of" in schema_suite.suite({**found.data, "trials": trials})["suite_finding"]
