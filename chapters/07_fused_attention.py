@@ -59,6 +59,7 @@ else:
 import ctypes
 import functools
 import gc
+import json
 import math
 import mmap
 import os
@@ -85,9 +86,11 @@ from lib.attention.gather import GatherAttention, gather
 from lib.attention.sdpa import attend, chunk_mask, length_mask
 from lib.attention.triton_config import Gpu, decode_tiles, num_splits
 from lib.bench.findings import ch07_fused_attention as words
+from lib.bench.findings import kernel_limits
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import attention_cost, counts
+from lib.bench.measure.kernel_resources import why_not_compiled
 from lib.bench.measure.replay import replayed
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
@@ -111,6 +114,7 @@ from lib.bench.notebook.spread import spread
 from lib.bench.notebook.style import caution
 from lib.bench.paths import repository
 from lib.bench.records.files import read_records
+from lib.bench.records.kernel_table import kernel_rows, table_path
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
 from lib.bench.workloads import variable_length
@@ -846,7 +850,7 @@ if CudaFusedAttention:
 # %% [markdown]
 # `tl.dot` multiplies at least 16 rows. A decode step fills only as many of them as a K/V head has query heads, the rest
 # is padding. An earlier version multiplied few rows one by one and summed, to compute nothing for the padding. Its machine
-# code for one row in bfloat16 had four times as many instructions per tile as `tl.dot` has, because the threads have to
+# code for one row in bfloat16 had several times as many instructions per tile as `tl.dot` has, because the threads have to
 # exchange all partial sums. So now `tl.dot` is always used. The empty rows have a use as well: up to 16 / group queries of a
 # sequence cost no more than one, for example when the drafts of speculative decoding are verified. At the end a program
 # writes its state, or the output where there is one split. `merge` is {eq}`eq-07-merge` for all splits.
@@ -938,6 +942,40 @@ table(
 # Without splitting, a batch of one would start as many programs as the model has K/V heads and leave most of the GPU
 # idle. A sequence cannot be split into more parts than it has tiles of keys, so a batch of one with a short context still does
 # not fill the GPU. With large batches there is enough work, and one split per sequence.
+#
+# ### What a kernel takes, read without a GPU
+#
+# How long a kernel runs, only a GPU can tell. What it takes of a multiprocessor can be read from its machine code, and for
+# that Triton's compiler and NVIDIA's assembler need the name of an architecture, not a device. The cell below starts the
+# launches of `CudaFusedAttention` as they are, with SmolLM2's heads and a driver that has no device. Each launch compiles
+# its kernel for the GPU in question, and then nothing is started. The machine code says how many registers a thread has
+# and how much shared memory a program takes. A multiprocessor has {glue:text}`registers_per_sm` registers and
+# {glue:text}`shared_per_sm` of shared memory. The programs that it can hold at the same time, its *occupancy*, are the
+# smallest of the quotients.
+
+# %% tags=["hide-input"]
+recorded_kernels = json.loads(table_path().read_text())
+shown_gpus = pick(smoke=[90], cpu=[75, 80, 89, 90], gpu=[75, 80, 89, 90])
+if (why := why_not_compiled()) is None:
+    kernels = kernel_rows(shown_gpus)
+else:
+    print(f"Recorded, {recorded_kernels['source']}: {why}.")
+    kernels = recorded_kernels["rows"]
+table(
+    kernel_limits.table_rows(kernels),
+    headers=["GPU", "kernel", "dtype", "queries x keys", "registers", "shared, KiB",
+             "programs per SM", "limited by"],
+)  # fmt: skip
+glue_all(kernel_limits.render(kernels))
+
+# %% [markdown]
+# {glue:text}`limits_finding` {glue:text}`in_flight_finding` {glue:text}`spill_finding` Values that find no register lie in
+# the large memory, and each use of them is a read that takes hundreds of cycles. This is why the tiles differ. On a T4,
+# Triton generates no code for the tensor cores, so all factors of a product pass through registers, and only small tiles
+# fit. The first version of these kernels had the same tiles everywhere. One of them did not fit into a T4's shared
+# memory and would have failed at its first launch, another kept most of its sums outside the registers. Nothing but the
+# compiler was needed to find both. The tests of this book compile every configuration that `attention="auto"` may choose,
+# for six architectures, and compare what it takes with what there is.
 #
 # ### `attention="auto"`
 #

@@ -295,8 +295,8 @@ for way, outputs in asked.items():
     print(f"{way}: {outputs[-1].text[:150]!r}")
 
 # %% [markdown]
-# {glue:text}`asking_finding` A larger model does better, and none is certain: a form that has to hold for a million
-# requests cannot be left to a probability.
+# {glue:text}`asking_finding` A larger model may do better. But a form that has to hold for a million requests cannot
+# depend on a probability.
 #
 # Trying again until an answer is valid has a price that is easily computed. If a share $p$ of the answers is valid, it
 # takes $1/p$ answers on average, and the caller waits for all of them.
@@ -327,8 +327,8 @@ glue("goal_batch", GOAL)
 
 # %% [markdown]
 # Masks add {glue:text}`moved_percent` % to the bytes of a step of {glue:text}`goal_batch` sequences. *With masks that are
-# known, a step takes at most 5 % longer.* What is left is to know them: to find the allowed ones among all tokens, for
-# each sequence at each step, in less time than the model needs.
+# known, a step takes at most 5 % longer.* What remains is finding the masks: which of all tokens are allowed, for each
+# sequence at each step, in less time than the model needs.
 #
 # Three more predictions can be counted. All texts that end with the reason `stop` are valid. The time of a mask follows
 # from the number of look-ups in a table. And the share of each answer that is drawn with masks can be computed exactly,
@@ -365,8 +365,8 @@ show_source(automata._determinize)
 
 # %% [markdown]
 # Then states from which no text can be completed become `DEAD`, and states that accept the same continuations are
-# merged {cite:p}`moore1956`. That the first matters is easily overlooked. If a state can be entered and not left, the mask
-# leads the model into it, and the request has no token left that it may write.
+# merged {cite:p}`moore1956`. Marking dead states is easily forgotten. If no text can be completed from a state and the
+# mask lets the model enter it, the request has no allowed token left.
 #
 # The subset construction can explode. There are as many sets as numbers of $n$ bits, and a short expression can reach
 # all of them:
@@ -391,7 +391,7 @@ else:
 
 # %% [markdown]
 # So a table has a limit, and so has the work of making it. A request whose expression exceeds them is refused before it
-# is queued. Without the limit, one request could keep the server busy for hours.
+# is queued. Without the limit, one request could take all of the server's memory.
 #
 # ## Build: from bytes to tokens
 #
@@ -475,9 +475,9 @@ glue("n_tokens", len(known), ",")
 #
 # ### The vocabulary walked through the automaton
 #
-# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. Read one by one in
-# Python, that takes far longer than the model's step. All tokens can be read together, byte by byte: first the first byte
-# of all, then the second byte of those that have one and are still alive.
+# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. The engine reads all
+# of them together, byte by byte: first the first byte of all, then the second byte of those that have one and are still
+# alive. Below it is compared with reading them one by one.
 
 # %% tags=["remove-input"]
 show_source(Vocabulary, "walk")
@@ -588,8 +588,8 @@ show_source(AutomatonConstraint, "allowed", "_state")
 #
 # A finite automaton cannot count brackets: JSON nests, and a schema may refer to itself. That takes a stack, and a state
 # that includes the stack has no number under which its mask could be kept. JSON Schema also has dozens of keywords. We do
-# not write that ourselves. Two libraries were compared over the JSON Schema test suite {cite:p}`jsonschemabench2025`: what
-# they compile, and what the result then accepts.
+# not write that ourselves. Two libraries were compared over the JSON Schema test suite: what they compile, and what the
+# result then accepts. A paper compares more of them on schemas from practice {cite:p}`jsonschemabench2025`.
 
 # %% tags=["remove-input"]
 table(schema_suite.rows(), headers=list(schema_suite.HEADERS))
@@ -706,12 +706,14 @@ print(list(masked.values())[-1][-1].text)
 _ = record.add("asking", unit="answers", points=answers + under_masks)
 
 # %% tags=["remove-cell"]
-gate = experiments.gate("answers, asked for and constrained")
-by_asking = experiments.pick(gate, record)
-glue_all(words.asking(by_asking))
+glue_all(words.asking(Shown(record)))
+glue_all(schema_suite.runs())
 
 # %% [markdown]
-# {glue:text}`masked_finding` The form is right; the content is the model's. A mask cannot make a dodo have two legs.
+# {glue:text}`masked_finding` The form is right. Whether the content is true is still up to the model.
+#
+# Three animals and one form are a small sample, so a larger one was recorded with `book/tools/schema_runs.py`.
+# {glue:text}`runs_finding`
 #
 # An answer that is cut off by `max_tokens` is not valid, and its reason is `length`. A client that asks for a form has to
 # look at the reason.
@@ -922,9 +924,9 @@ if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
 # %% [markdown]
 # {glue:text}`few_finding` {glue:text}`new_finding` {glue:text}`schema_finding`
 #
-# {glue:text}`hidden_finding` Beside the model does not mean free. On a GPU the model leaves the host idle, and the
-# thread has it to itself. On a CPU the two share the cores, and Python's lock lets one of them run Python code at a
-# time. What can be gained there is what the model spends in kernels that use fewer threads than the machine has.
+# {glue:text}`hidden_finding` Masks that are computed beside the model are not free. On a GPU the host is idle while the
+# model runs, and the thread can use it. On a CPU the two share the cores, and Python's lock lets only one of them run Python
+# code at a time, so less can be hidden.
 #
 # ## Measure: what a mask does to the choice
 #
@@ -1023,18 +1025,17 @@ table(
 )
 
 # %% tags=["remove-cell"]
-gate = experiments.gate("shares of the answers")
-by_share = experiments.pick(gate, record)
-glue_all(words.bias(by_share))
+glue_all(words.bias(Shown(record)))
 glue("nodes", exact.nodes)
 glue("valid_answers", exact.valid, ".1e")
+glue("tries", 1 / exact.valid, ",.0f")
 record.headline("total variation distance of masked answers", exact.distance)
 
 # %% [markdown]
 # {glue:text}`bias_finding` {glue:text}`drawn_finding`
 #
 # {glue:text}`nodes` beginnings were followed. Of the model's own answers, a share of {glue:text}`valid_answers` is exactly
-# one of the three, so drawing until one is valid is no way out. What helps is to have the prompt and the form agree: the
+# one of the three, so drawing until one is valid would take {glue:text}`tries` answers on average. What helps is to have the prompt and the form agree: the
 # less the mask removes, the smaller the bias. In practice that means showing the model the schema or an example, allowing
 # for the whitespace and the order of fields that it would write on its own, and leaving room in the form for what it
 # wants to say first, such as a field for its reasons.
@@ -1081,12 +1082,11 @@ table(
 print(repr(max((o.text for o in outputs), key=len)[:120]))
 
 # %% tags=["remove-cell"]
-gate = experiments.gate("free whitespace")
-by_space = experiments.pick(gate, record)
-glue_all(words.whitespace(by_space))
+glue_all(words.whitespace(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`whitespace_finding` An answer of nothing but newlines never breaks the form, and never ends. The engine tells
+# {glue:text}`whitespace_finding` {glue:text}`cut_finding` A decimal number can always have one more digit, as JSON can have
+# one more newline. An answer of nothing but newlines never breaks the form, and never ends. The engine tells
 # the library to allow one space after a comma and a colon, and none elsewhere.
 #
 # ### Wrong lines
@@ -1225,7 +1225,9 @@ table(rows, headers=["the wrong line", "right line", "wrong line"])
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-foretold = words.predictions(by_batch if by_batch.recorded else Shown(record))
+foretold = words.predictions(
+    experiments.pick_for_all(experiments.gates, record)
+)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 
@@ -1238,8 +1240,7 @@ glue("predictions_tally", tally(foretold))
 # `json`, `regex`, `choice` and `grammar`, and three libraries behind it. **Outlines** {cite:p}`willard2023` began with masks by
 # the state of an automaton. **XGrammar** {cite:p}`dong2024xgrammar` follows a stack, and computes beforehand which tokens are
 # allowed or not whatever the stack holds; only the few others are checked at each step. **llguidance** computes each mask
-# when it is needed, by walking a tree of the vocabulary along a parser, in well below a millisecond for most states. All
-# of them compute masks while the GPU runs.
+# when it is needed, by walking a tree of the vocabulary along a parser. vLLM computes masks on the host while the GPU runs.
 #
 # **Jump-forward decoding.** Where the form leaves no choice, no model is needed. After `{"name": "ant"` comes
 # `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`. How much could be saved here can be
@@ -1265,9 +1266,27 @@ glue_all(words.forced(Shown(record)))
 # model would have written it with, and the tokens that it has read decide how it goes on. SGLang tokenises the whole
 # text again after a jump.
 #
-# **Token healing.** The same problem at the end of a prompt: `"http:` ends with the token `:`, and the model has seen `://` as
-# one token, so after a single `:` it hardly ever writes `//`. Guidance takes the last token of the prompt back and puts a
-# mask on the first new one: it has to begin with the text that was taken back.
+# **Token healing.** The same problem occurs at the end of a prompt:
+
+# %% tags=["hide-input"]
+table(
+    [
+        [
+            text,
+            " | ".join(
+                tokens_as_bytes[i].decode()
+                for i in tokenizer.encode(text, add_special_tokens=False)
+            ),
+        ]
+        for text in ("http:", "http://")
+    ],
+    headers=["prompt ends with", "tokens"],
+)
+
+# %% [markdown]
+# A model whose tokenizer has one token for `://` has rarely seen the token `:` followed by `//`. So a prompt that ends
+# with `http:` is continued with something else. The library guidance takes the last token of the prompt back, and puts a
+# mask on the first new token: it has to begin with the text that was taken back.
 #
 # ## Exercises
 #
@@ -1364,14 +1383,14 @@ check(certain)
 #
 # ## Takeaways
 #
-# 1. An automaton over bytes, and the vocabulary walked through it once per state, give a mask that no answer can leave. A
-#    mask that is kept costs next to nothing; one that counts has to be computed beside the model.
+# 1. An automaton over bytes, and the vocabulary walked through it once per state, give masks that no answer can leave. A
+#    mask of a state is computed once and kept. An expression that counts needs a new mask at each step.
 # 2. A text is valid where the reason is `stop`. Where it is `length`, nothing is promised.
 # 3. A mask per step is not the model's distribution restricted to valid texts. The less it has to remove, the less it distorts.
 #
 # **Sources.** From expressions to automata: {cite:t}`thompson1968`, {cite:t}`rabin1959`, {cite:t}`moore1956`. Masks by state:
 # {cite:t}`willard2023`. Masks with a stack: {cite:t}`dong2024xgrammar`. Jump-forward decoding: {cite:t}`zheng2024sglang`.
-# The bias: {cite:t}`park2024grammar`. Libraries compared on real schemas: {cite:t}`jsonschemabench2025`.
+# The bias: {cite:t}`park2024grammar`. Libraries compared on schemas from practice: {cite:t}`jsonschemabench2025`.
 
 # %% tags=["remove-cell"]
 glue("experiments_shown", experiments.summary())

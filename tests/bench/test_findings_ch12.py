@@ -141,6 +141,22 @@ def test_whitespace_and_forced_tokens():
     assert "most (60 %)" in ch12.forced(found)["forced_finding"]
 
 
+@pytest.mark.parametrize("valid, said", [(9, "all of them are valid"), (8, "8 of them are valid")])
+def test_recorded_answers_under_schemas(valid, said):
+    found = {**schema_suite.schema_runs().data, "stopped": 9, "valid": valid, "answers": 10}
+    text = schema_suite.runs(found)["runs_finding"]
+    assert said in text and "The other 1 reached" in text
+    rows = [{"schema": n, "answers": 9, "stopped": k} for n, k in (("a", 9), ("b", 2), ("c", 8))]
+    cut = schema_suite.runs({**found, "by_schema": rows})["cut_finding"]
+    assert "“b” was cut off most often: 7 of 9" in cut
+
+
+def test_all_recorded_answers_that_ended_are_valid():
+    found = schema_suite.schema_runs()
+    assert found["answers"] >= 1000 and found["valid"] == found["stopped"] > 900
+    assert not [row for row in found["by_schema"] if row["wrong"]]
+
+
 def test_the_suite_is_quoted_from_its_file():
     found = schema_suite.comparison()
     rows = schema_suite.rows(found)

@@ -8,7 +8,7 @@ Introduced in chapter 12.
 from typing import Any
 
 from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.schema_suite import suite
+from lib.bench.findings.schema_suite import runs, suite
 from lib.bench.findings.values import cell, percent, quantity, times, value
 from lib.bench.findings.vocabulary import (
     Finding,
@@ -246,4 +246,4 @@ def render(run: Any) -> dict[str, str]:
     measured: dict[str, str] = {}
     for part in (asking, walk, steps, bias, whitespace, forced):
         measured |= part(run)
-    return measured | suite()
+    return measured | suite() | runs()

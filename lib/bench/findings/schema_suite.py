@@ -1,6 +1,6 @@
-"""llguidance and xgrammar over the JSON Schema test suite: the recorded comparison in words and as a table.
+"""Two recorded trials of JSON schemas: two libraries over a test suite, and 1,000 answers of the engine.
 
-`book/tools/compare_grammars.py` writes the file. Introduced in chapter 12.
+`book/tools/compare_grammars.py` and `book/tools/schema_runs.py` write the files. Introduced in chapter 12.
 """
 
 from typing import Any
@@ -46,3 +46,24 @@ def suite(found: Any = None) -> dict[str, str]:
         else:
             said.append(f"{compiled} and accepts none of {trial['invalid']} invalid texts")
     return {"suite_source": f"{found['source']}.", "suite_finding": "; ".join(said) + "."}
+
+
+def schema_runs() -> Any:
+    """The recorded answers under schemas. Raises FileNotFoundError where they are missing."""
+    return reference(measurements_dir() / "reference" / "schema_runs.json")
+
+
+def runs(found: Any = None) -> dict[str, str]:
+    """How many of the recorded answers ended with `stop`, and how many of those are valid."""
+    found = schema_runs() if found is None else found
+    stopped, valid = found["stopped"], found["valid"]
+    worst = max(found["by_schema"], key=lambda row: row["answers"] - row["stopped"])
+    cut = worst["answers"] - worst["stopped"]
+    all_or_some = "all of them" if valid == stopped else f"{valid:,} of them"
+    return {
+        "runs_finding": f"Of {found['source']} under {len(found['by_schema'])} schemas, {stopped:,} end with the reason "
+        f"stop, and {all_or_some} are valid by the library jsonschema {found['versions']['jsonschema']}. "
+        f"The other {found['answers'] - stopped:,} reached the limit of {found['max_tokens']} tokens.",
+        "cut_finding": f"In the larger sample, the schema “{worst['schema']}” was cut off most often: {cut} of "
+        f"{worst['answers']} answers did not end.",
+    }

@@ -59,16 +59,27 @@ class KernelResources:
         sm = MULTIPROCESSORS[self.capability]
         if self.shared_bytes > sm.shared_bytes_per_program:
             return 0
+        return min(self.limits.values())
+
+    @property
+    def limited_by(self) -> str:
+        """What runs out first: "registers", "shared memory", "threads" or "programs"."""
+        return min(self.limits, key=self.limits.__getitem__)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Programs that each resource of a multiprocessor suffices for."""
+        sm = MULTIPROCESSORS[self.capability]
         # Registers are handed out in units of 8 per thread, 256 per warp; from sm_80 on, the system takes 1 KiB of shared
         # memory for each program.
         per_program = -(-self.registers // 8) * 8 * 32 * self.num_warps
         shared = self.shared_bytes + (1024 if self.capability >= 80 else 0)
-        return min(
-            REGISTERS_PER_SM // per_program,
-            sm.shared_bytes // shared if shared else sm.programs,
-            sm.threads // (32 * self.num_warps),
-            sm.programs,
-        )
+        return {
+            "registers": REGISTERS_PER_SM // per_program,
+            "shared memory": sm.shared_bytes // shared if shared else sm.programs,
+            "threads": sm.threads // (32 * self.num_warps),
+            "programs": sm.programs,
+        }
 
 
 def why_not_compiled() -> str | None:

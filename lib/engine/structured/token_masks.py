@@ -40,7 +40,7 @@ class Vocabulary:
         self.columns = [matrix[c, :n].copy() for c, n in enumerate(self.counts)]
 
     def walk(self, automaton: Automaton, state: int) -> np.ndarray:
-        """The state after each token, read from `state`: [size] int32, DEAD for those without text."""
+        """The state after each token from `state` on, [size] int32; DEAD for those without text."""
         states = np.full(self.size, DEAD, np.int32)
         if not self.counts:
             return states
