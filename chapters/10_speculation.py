@@ -243,8 +243,8 @@ table(
 )
 
 # %% [markdown]
-# {glue:text}`rows_finding` The rows after the first cost less than the first one as long as the weights are read anyway.
-# Where the arithmetic takes the time, each row has its full price.
+# {glue:text}`rows_finding` With few rows, reading the weights takes the time, and further rows add little. With many rows,
+# the arithmetic takes the time, and each row adds its share.
 #
 # ## Prediction: acceptance and cost
 #
@@ -1019,7 +1019,7 @@ LARGE, SMALL = pick(
 
 
 def with_a_draft_model():
-    """Rows of the table, or why there are none."""
+    """The points of the table, or why there are none."""
     if LARGE is None:
         return "not run at this scale"
     try:
@@ -1046,13 +1046,13 @@ def with_a_draft_model():
         temperature=0,
         ignore_eos=True,
     )
-    rows, ids = [], []
+    points = []
     for name, drafter in (("no drafts", None), ("draft model", pair.drafter)):
         pair.drafter = drafter
         before = pair.stats()
         timing = measure(
-            lambda: ids.append(pair.generate([prompt], new)[0].token_ids),
-            repeats=pick(smoke=1, cpu=1, gpu=3),
+            lambda: pair.generate([prompt], new),
+            repeats=pick(smoke=1, cpu=2, gpu=5),
             device=device,
         )
         after = pair.stats()
@@ -1060,18 +1060,41 @@ def with_a_draft_model():
             after[key] - before[key]
             for key in ("draft_tokens", "accepted_tokens")
         )
-        share = f"{right / max(1, drafts):.0%}"
-        rows.append([name, share, f"{timing.rate(new.max_tokens):.1f}"])
-    return rows
+        points.append(
+            {
+                "drafter": name,
+                "acceptance": right / drafts if drafts else None,
+                "tok_s": timing.rates(new.max_tokens),
+            }
+        )
+    return points
 
 
 found = with_a_draft_model()
 if isinstance(found, str):
     print(f"GPT-2 as the draft of GPT-2 XL: {found}")
 else:
-    table(found, headers=["drafts", "accepted", "tokens/s"])
+    record.add("draft_model", unit="tokens/s", points=found)
+    table(
+        [
+            [
+                point["drafter"],
+                f"{point['acceptance'] or 0:.0%}",
+                f"{point['tok_s'].median:.1f}",
+            ]
+            for point in found
+        ],
+        headers=["drafts", "accepted", "tokens/s"],
+    )
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("draft model")
+gate.check(not isinstance(found, str), "the pair of models was not run")
+glue_all(words.draft_model(experiments.pick(gate, record)))
 
 # %% [markdown]
+# {glue:text}`draft_model_finding`
+#
 # ## Measure: text that cannot be guessed
 #
 # On random text almost every draft is wrong. The engine cannot know this beforehand, but it can notice.

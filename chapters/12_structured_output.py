@@ -911,8 +911,8 @@ for ax, suffix, title in zip(
         ),
     )
     log2_axis(ax)
-    ax.set(xlabel="sequences in the step", ylim=(0, None), title=title)
-panels[0].set_ylabel("time of a step (s)")
+    ax.set(xlabel="sequences in the step", title=title)
+panels[0].set(ylabel="time of a step (s)", ylim=(0, None))
 caution_below(fig, by_batch.note)
 show(fig, "12_steps")
 

@@ -71,7 +71,7 @@ class BlockManager:
         request.block_ids = list(block_ids)
 
     def trim(self, request: Request, num_tokens: int) -> None:
-        """Give back the blocks beyond those of the first `num_tokens` tokens, as after rejected drafts."""
+        """Give back the blocks that the first `num_tokens` tokens do not need."""
         num_kept = self.blocks_needed(num_tokens)
         if len(request.block_ids) > num_kept:
             self._drop(request, num_kept)

@@ -26,7 +26,7 @@ class EngineOptions:
     """
 
     model: str | Path = _option(
-        "smollm2", "smollm2, gpt2, a Hugging Face id or a checkpoint folder"
+        "smollm2", "smollm2, gpt2, a Hugging Face id, a checkpoint folder or a .gguf file"
     )
     device: str | torch.device = _option("auto", "auto, cpu, cuda or cuda:N")
     dtype: str | torch.dtype = _option("auto", "auto, float32, bfloat16 or float16")

@@ -29,7 +29,8 @@ class SpeculativeConfig:
     method: "ngram" copies what followed an earlier occurrence of the sequence's last tokens;
     "early_exit" drafts with the model's first layers; "draft_model" drafts with another checkpoint.
     num_speculative_tokens: most draft tokens per request and step, at least 1.
-    prompt_lookup_min, prompt_lookup_max (ngram): shortest and longest suffix that is looked up, in tokens.
+    prompt_lookup_min, prompt_lookup_max (ngram): shortest and longest suffix that is looked up, in
+    tokens.
     draft_layers (early_exit): number of layers that draft.
     model (draft_model): the checkpoint, as `LLM(model=...)` takes it.
     draft_sample_method (early_exit, draft_model): "greedy" drafts the most likely tokens; the output
@@ -40,7 +41,7 @@ class SpeculativeConfig:
     False: always num_speculative_tokens, where there is room.
 
     Raises ValueError, naming the option, its value and what is allowed. `from_dict` also refuses
-    options of another method. What depends on the model is checked where the engine is put together.
+    options of another method. What depends on the model is checked when the engine is built.
     """
 
     method: str

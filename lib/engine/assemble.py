@@ -143,9 +143,15 @@ def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Lo
     activations = options.quantized_activations
     if options.quantization is None:
         try:
-            return load_model(options.model, device, dtype)
+            loaded = load_model(options.model, device, dtype)
         except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
             return load_prequantized(checkpoint.folder, activations, device, dtype)
+        if activations != "float32":
+            raise ValueError(
+                "quantized_activations must be 'float32' where no weights are quantised, "
+                f"got {activations!r}"
+            )
+        return loaded
     return load_quantized(options.model, options.quantization, activations, device, dtype)
 
 

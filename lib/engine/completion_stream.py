@@ -184,7 +184,7 @@ class CompletionStream:
         return flags if any(flags) else None
 
     def _draft_spans(self) -> list[tuple[int, int]] | None:
-        """Parts of the text since `mark_delivered` that are accepted drafts; None if there are none."""
+        """Parts of the text since `mark_delivered` that are accepted drafts, or None."""
         request, detokenizer = self.request, self.detokenizer
         if detokenizer is None or not request.drafted:
             return None

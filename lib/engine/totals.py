@@ -45,7 +45,7 @@ class Totals:
 
     @property
     def mean_accepted_length(self) -> float | None:
-        """Tokens per verified draft, with the one that is sampled after it, as vLLM counts. None before the first."""
+        """Tokens per verified draft with the one sampled after it, as in vLLM. None before the first."""
         return 1 + self.accepted_tokens / self.num_drafts if self.num_drafts else None
 
     def with_aborted(self) -> Totals:

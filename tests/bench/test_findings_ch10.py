@@ -58,6 +58,11 @@ def complete() -> Run:
                     "method": ["no drafts", "n-gram", "early exit, 10 layers"],
                     "tok_s": [25.0, 60.0, 12.0],
                 },
+                draft_model={
+                    "drafter": ["no drafts", "draft model"],
+                    "acceptance": [None, 0.6],
+                    "tok_s": [20.0, 30.0],
+                },
                 random_text={
                     "drafter": ["no drafts", "always", "adaptive"],
                     "tok_s": [80.0, 70.0, 79.0],
@@ -122,6 +127,16 @@ def test_adaptation_beside_a_fixed_number():
     assert "At batch 16" in said and "1 times" in said and "0.50 times with a fixed number" in said
 
 
+@pytest.mark.parametrize(
+    "predicted, why", [(4.1, ""), (5.0, "a mean step has 6 drafts, not 8"), (None, "")]
+)
+def test_why_the_acceptance_by_position_promises_too_much(predicted, why):
+    columns = {"text": ["editing"], "tokens_per_step": [4.0], "drafts_per_step": [6.0]}
+    found = run(acceptance=columns | {"by_position": [predicted]})
+    found.data["measurements"]["acceptance"]["params"] = {"k": 8}
+    assert ch10.predictions(found)[0].why == why
+
+
 def test_ways_to_draft_that_lose_are_named():
     said = ch10.methods(complete())["methods_finding"]
     assert "“n-gram”, with 2.4 times" in said and "Slower than no drafts: “early exit" in said
@@ -134,6 +149,11 @@ def test_an_exit_gains_if_it_is_right_more_often_than_it_costs(alpha, said):
     columns = {"layers": [10, 25], "acceptance": [0.1, alpha], "cost": [0.4, 0.85]}
     text = ch10.early_exit(run(early_exit=columns))["exit_finding"]
     assert said in text
+
+
+def test_a_draft_model_beside_none():
+    said = ch10.draft_model(complete())["draft_model_finding"]
+    assert "has 1.5 times the throughput; 60 % of the drafts are accepted." in said
 
 
 def test_the_text_with_the_most_tokens_per_step_is_named():
@@ -159,8 +179,8 @@ def test_whether_a_copy_goes_on(third, said):
 def test_the_cost_of_rows():
     said = ch10.rows(complete())["rows_finding"]
     assert said == (
-        "Compared with a step of one row, a step of 4 rows takes 1.1 times as long, "
-        "of 8 rows 1.5 times as long, of 32 rows 5 times as long."
+        "Compared with a step of one row, a step of 4 rows takes 1.1 times as long, a step of 8 rows "
+        "takes 1.5 times as long, a step of 32 rows takes 5 times as long."
     )
 
 

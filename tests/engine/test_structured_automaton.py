@@ -244,3 +244,40 @@ def test_a_long_chain_of_states_is_compiled_soon():
     start = time.process_time()
     assert from_regex("a{4000}").accepts("a" * 4000)
     assert time.process_time() - start < 5  # a limit, not a measurement: it takes a fifth of this
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"a{,3}", r"\x61\u00e9\U0001f600", r"[\]a^-]+", r"(?P<name>a|)b", r"|a", r"()", r"[\D]{2}", r"[^\W\d]+"
+     , r"\A-?a\Z", r"^a+$", r"a|b|", r"(?:a(?:b|)){2}", r"[\s\S]", r"\t|\n| ", r"(?#comment)a", r"[a\-0]+", r"a{2}{2}?"],
+)  # fmt: skip
+def test_less_common_syntax_is_read_as_re_reads_it(pattern):
+    texts = [
+        "",
+        "a",
+        "aa",
+        "aaa",
+        "aaaa",
+        "b",
+        "ab",
+        "aab",
+        "-",
+        "-a",
+        "0",
+        "00",
+        "-0",
+        "é",
+        "aé😀",
+        "é😀",
+        "😀",
+    ]
+    texts += ["_", "é_", "]", "]a^-", "\n", " ", "\t", "ba", "abab", "aba", "a0", "語", "ab\n", "a\n"]  # fmt: skip
+    try:
+        expected = re.compile(pattern, re.ASCII)
+    except re.error:
+        with pytest.raises(InvalidRequest, match="must be a regular expression"):
+            from_regex(pattern)
+        return
+    automaton = from_regex(pattern)
+    for text in texts:
+        assert automaton.accepts(text) == bool(expected.fullmatch(text)), (pattern, text)

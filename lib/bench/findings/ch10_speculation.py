@@ -6,11 +6,20 @@ Introduced in chapter 10.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, cell, number, percent, quantity, times, value
-from lib.bench.findings.vocabulary import ABOUT, Finding, compare, missing, share, versus_prediction
+from lib.bench.findings.vocabulary import (
+    ABOUT,
+    MISSING,
+    Finding,
+    compare,
+    missing,
+    share,
+    versus_prediction,
+)
 from lib.bench.measure.speculation_model import crossover
 from lib.bench.records.series import Series
 
@@ -53,10 +62,9 @@ def rows(run: Any) -> dict[str, str]:
             if n in (4, 8, 32)
             and (ratio := _over(cell(series, "step", i), cell(series, "step", 0)))
         }
-        if longer:
-            listed = [f"{n} rows {times(ratio)} as long" for n, ratio in longer.items()]
-            text = f"Compared with a step of one row, a step of {', of '.join(listed)}."
-            text = text.replace(" rows ", " rows takes ", 1)
+        listed = [f"a step of {n} rows takes {times(ratio)} as long" for n, ratio in longer.items()]
+        if listed:
+            text = f"Compared with a step of one row, {', '.join(listed)}."
     return {"rows_finding": text}
 
 
@@ -244,6 +252,17 @@ def methods(run: Any) -> dict[str, str]:
     return {"methods_finding": text}
 
 
+def draft_model(run: Any) -> dict[str, str]:
+    """What a small checkpoint gives as the draft of a large one."""
+    series = run["draft_model"]
+    found = _over(_cell(series, "draft model", "tok_s"), _cell(series, "no drafts", "tok_s"))
+    accepted = value(_cell(series, "draft model", "acceptance")).middle
+    if found is None or accepted is None:
+        return {"draft_model_finding": missing("a draft model").sentence}
+    text = f"With the small model as its draft the large one has {times(found)} the throughput"
+    return {"draft_model_finding": f"{text}; {percent(accepted)} of the drafts are accepted."}
+
+
 def lookup(run: Any) -> dict[str, str]:
     """What the proposer itself takes of a step."""
     found = _over(cell(run["proposer"], "seconds", 0), cell(run["step_by_rows"], "step", 0))
@@ -263,6 +282,17 @@ def predictions(run: Any) -> list[Prediction]:
     tokens, counted = (
         _cell(run["acceptance"], "editing", name) for name in ("by_position", "tokens_per_step")
     )
+    by_rate = Prediction(
+        "tokens per step of the editing tasks, from the acceptance by position",
+        tokens,
+        counted,
+        "",
+        "",
+    )
+    made = value(_cell(run["acceptance"], "editing", "drafts_per_step")).middle
+    asked = (run["acceptance"].params or {}).get("k") if run["acceptance"] is not None else None
+    if by_rate.verdict not in ("as predicted", MISSING) and made and asked and made < asked:
+        by_rate = replace(by_rate, why=f"a mean step has {number(made)} drafts, not {asked}")
     crossed, met = "a crossover", missing("the batch from which on drafts lose")
     if predicted is not None and measured is not None:
         crossed = _said(predicted, batches)
@@ -270,10 +300,7 @@ def predictions(run: Any) -> list[Prediction]:
             _said(measured, batches), crossed if abs(predicted - measured) <= 1 else "far"
         )
     return [
-        Prediction(
-            "tokens per step of the editing tasks, from the acceptance by position",
-            tokens, counted, "", "",
-        ),
+        by_rate,
         Prediction("speed-up at batch 1", foretold[0] if foretold else None,
                    gains[0] if gains else None, "", "×"),
         Prediction(f"speed-up{largest}", foretold[-1] if foretold else None,
@@ -294,5 +321,6 @@ def render(run: Any) -> dict[str, str]:
         | random_text(run)
         | early_exit(run)
         | methods(run)
+        | draft_model(run)
         | lookup(run)
     )

@@ -82,7 +82,7 @@ class Drafter:
             self.adaptive.reset()
 
     def check_integrity(self, unfinished: Iterable[Request]) -> None:
-        """Raise RuntimeError, saying what is wrong, if something is kept for a request that has ended."""
+        """Raise RuntimeError, saying what is wrong, if something is kept for other requests."""
         self.proposer.check_integrity(unfinished)
         if self.adaptive is not None:
             self.adaptive.check_integrity(unfinished)
@@ -100,7 +100,7 @@ class Drafter:
         return max(0, min(self.num_speculative_tokens, missing - 1))
 
     def _with_room(self, scheduled: Sequence[Scheduled], limits: Sequence[int]) -> list[int]:
-        """As much of the limits as budget and cache have room for; the room is allocated. First come, first served."""
+        """As much of the limits as budget and cache have room for, in order; the room is allocated."""
         budget = self.max_num_batched_tokens - sum(item.num_tokens for item in scheduled)
         granted = []
         for item, limit in zip(scheduled, limits):

@@ -15,7 +15,7 @@ from lib.engine.speculation.proposer import Draft
 
 
 class NgramProposer:
-    """Finds the longest suffix of a sequence that occurs earlier in it, and drafts what followed there.
+    """Finds the longest suffix of a sequence that occurs earlier in it; drafts what followed there.
 
     The suffix has at most `prompt_lookup_max` and at least `prompt_lookup_min` tokens. Of several
     occurrences of the longest one, the most recent counts (vLLM takes the earliest), since later
@@ -26,12 +26,12 @@ class NgramProposer:
                      ^ ^                   suffix [1 2]: occurs at positions 1 and 2
                          3 9 1 4           the draft: tokens 3, 4, 5, 6
 
-    Where the draft reaches the end of the sequence, it goes on with its own beginning: the text since the
-    occurrence is taken for a period. [5 6 5 6] has the suffix [5 6] at position 0, so its draft is
-    5 6 5 6, not only 5 6.
+    Where the draft reaches the end of the sequence, it goes on with its own beginning: the text
+    since the occurrence is taken for a period. [5 6 5 6] has the suffix [5 6] at position 0, so its
+    draft is 5 6 5 6, not only 5 6.
 
-    State per request: its tokens as an array, to which each call adds the new ones. A search reads it
-    once from its end: about a nanosecond per token, and less where the longest suffix is found early.
+    State per request: its tokens as an array, to which each call adds the new ones. A search reads
+    the array once from its end, and stops early where it finds the longest suffix allowed.
     """
 
     cost_coefficient = 0.0

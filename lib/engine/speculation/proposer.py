@@ -56,4 +56,4 @@ class Proposer(Protocol):
         """Forget all requests: a step was interrupted, and what is kept may be incomplete."""
 
     def check_integrity(self, unfinished: Iterable[Request]) -> None:
-        """Raise RuntimeError, saying what is wrong, if something is kept for a request that is not unfinished."""
+        """Raise RuntimeError, saying what is wrong, if something is kept for other requests."""

@@ -14,7 +14,7 @@ from lib.engine.runner import ModelRunner
 
 _REPEATS = 3
 _LONG = 0.2  # seconds: a step that takes as long is not repeated
-_ENOUGH = 9  # tokens up to which the curve is measured in any case; longer steps only if they are not long
+_ENOUGH = 9  # tokens up to which the curve is measured in any case; beyond, only short steps are
 
 
 class CostCurve:
@@ -56,7 +56,9 @@ class StepCost:
 def measure_step_cost(
     runner: ModelRunner | GraphRunner, block_size: int, most_tokens: int, device: object
 ) -> StepCost:
-    """Time steps of up to `most_tokens` tokens, each with its row of logits. Before the first request.
+    """Time steps of up to `most_tokens` tokens, each with its row of logits.
+
+    It is called before the first request.
 
     The contexts are short: attention over a long one adds the same to both sides of the comparison
     for which the curve is used. K and V are written to room that no request holds yet.

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lib.models.quantized.matrix import QuantizedMatrix
+from lib.models.quantized.matrix import QuantizedMatrix, stack
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
+
+_ROWS = 4096  # rows of a matrix that are floats at one time
 
 
 class RoundedWeights:
@@ -28,6 +30,9 @@ class RoundedWeights:
         weight = self.tensors[name]
         if self.is_transposed(name):
             weight = weight.T
+        return stack([self._round(rows, name, is_embedding) for rows in weight.split(_ROWS)])
+
+    def _round(self, weight: Tensor, name: str, is_embedding: bool) -> QuantizedMatrix:
         if self.quantization == "int8":
             return round_channels(weight)
         return (round_blocks8 if is_embedding else round_blocks4)(weight, name)

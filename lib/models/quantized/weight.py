@@ -21,7 +21,8 @@ class QuantizedWeight(nn.Module):
     words [tiles, K / 32, vectors, 16, 4] bytes: a vector is four inputs of 16 channels. 8 bits: 8
     vectors per block, inputs 4i..4i+3. 4 bits: 4 vectors, inputs 4i.. in the low half of a byte and
     16 + 4i.. in the high one, as in a GGUF file. scale, minimum [tiles, groups, 16]. The last tile
-    is filled up with zeros. The codes and scales are the matrix's own, in another order.
+    is filled up with zeros. The codes and scales are the matrix's own, in another order. The module
+    stays on the CPU, in these types: the kernel has views of its buffers.
 
     activations: "float32" multiplies with x as it is; "int8" first rounds x to 8 bits, with one
     scale per row and block of 32, as llama.cpp does. Then a row's result does not depend on the

@@ -7,10 +7,12 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from lib import SamplingParams
 from lib.core.batch import Scheduled
 from lib.core.request import Request
+from lib.engine.cuda_graphs import GraphRunner, Rerun
 from lib.engine.speculation.adaptive import Acceptance, AdaptiveLength
 from lib.engine.speculation.step_cost import CostCurve, StepCost, measure_step_cost
 
@@ -208,3 +210,15 @@ def test_measured(llama, options):
     assert cost.decode is cost.verify
     assert cost.verify.num_tokens.tolist() == [1, 2, 3, 5, 9, 17]
     assert (np.diff(cost.verify.seconds) >= 0).all() and cost.verify.seconds[0] > 0
+
+
+def test_measured_where_decode_steps_are_replayed(llama):
+    engine = llama.engine(block_size=4)
+    runner = GraphRunner(engine.runner, [1, 2, 4, 8], 4, 16, torch.device("cpu"), Rerun())
+    cost = measure_step_cost(runner, 4, 17, engine.device)
+    assert cost.decode.num_tokens.tolist() == [1, 2, 4, 8]
+    assert cost.verify.num_tokens.tolist() == [1, 2, 3, 5, 9, 17]
+    assert runner.num_replayed >= 8 and runner.num_eager >= 10
+    # What was measured has left nothing behind.
+    engine.runner = runner
+    assert engine.generate([[5, 6, 7]], SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))[0].token_ids == llama.greedy([5, 6, 7], 6)  # fmt: skip

@@ -15,7 +15,15 @@ from tests.engine.test_engine_properties import jobs, run
 from tests.engine.test_interrupts import run as run_interrupted
 from tests.engine.test_structured_outputs import KINDS as STRUCTURED
 from tests.engine.test_structured_outputs import bytes_model, valid  # noqa: F401
-from tests.helpers import VOCAB, Tiny, check_empty, gpt2_checkpoint, llama_checkpoint, prompt_of
+from tests.helpers import (
+    VOCAB,
+    Tiny,
+    check_empty,
+    drain,
+    gpt2_checkpoint,
+    llama_checkpoint,
+    prompt_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +86,48 @@ def test_paged(
         enable_prefix_caching=prefixes,
         attention=attention,
     )
+
+
+@settings(max_examples=20)
+@given(
+    prompts=st.lists(st.tuples(st.integers(1, 24), st.integers(0, 5)), min_size=1, max_size=7),
+    kind=st.sampled_from(KINDS),
+    name=st.sampled_from(["llama", "gpt2"]),
+    k=st.integers(1, 6),
+    params=st.sampled_from([
+        dict(), dict(temperature=0.3), dict(top_p=0.8), dict(top_k=5, n=2), dict(temperature=0),
+        dict(presence_penalty=1.0, logprobs=1), dict(logit_bias={5: 4.0}, min_tokens=3),
+    ]),
+    max_num_seqs=st.integers(1, 5),
+    budget=st.sampled_from([1, 3, 8, 40, 2048]),
+    block_size=st.sampled_from([1, 2, 4]),
+    spare=st.integers(0, 6),
+)  # fmt: skip
+def test_books_balance_with_sampled_drafts(
+    tiny, drafting, prompts, kind, name, k, params, max_num_seqs, budget, block_size, spare
+):
+    """At any temperature, in a pool that is barely large enough: whole answers, and no drafts that count twice."""
+    longest = max(length for length, _ in prompts) + 12
+    engine = tiny[name].engine(
+        speculative_config=drafting(kind, name, k, draft_sample_method="probabilistic"),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        block_size=block_size,
+        num_blocks=-(-longest // block_size) + 1 + spare,
+    )
+    sampling = SamplingParams(max_tokens=12, seed=1, ignore_eos=True, **params)
+    for length, seed in prompts:
+        engine.add_request(prompt_of(length, seed), sampling)
+    outputs = drain(engine)
+    assert len(outputs) == len(prompts)
+    for output in outputs.values():
+        for completion in output.completions:
+            assert len(completion.token_ids) == 12 and completion.finish_reason == "length"
+            if completion.logprobs is not None:
+                assert [list(row)[0] for row in completion.logprobs] == completion.token_ids
+    stats = engine.stats()
+    assert sum(stats["accepted_by_position"]) == stats["accepted_tokens"] <= stats["draft_tokens"]
+    check_empty(engine)
 
 
 @settings(max_examples=15)

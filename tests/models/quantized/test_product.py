@@ -104,6 +104,8 @@ def test_the_written_out_sums_are_the_instruction_s(vnni, monkeypatch):
         )  # fmt: skip
 
     run(*weight._arrays[:2], x.numpy(), scales, sums, out)
+    (assembly,) = run.inspect_asm().values()
+    assert ("vpdpbusd" in assembly) == vnni
     expected = x.double() @ matrix.dequantize().T.double()
     torch.testing.assert_close(torch.from_numpy(out).double(), expected, rtol=1e-5, atol=1e-2)
 
