@@ -261,8 +261,11 @@ def test_every_argument_of_the_llm_is_a_flag() -> None:
             if option.name == "cuda_graphs":
                 argument += ["--attention", "fused"]
         elif "choices" in option.metadata:
-            value = option.metadata["choices"][0]
+            value = next(c for c in option.metadata["choices"] if c is not None)
             argument = [flag, value]
+        elif "dict" in option.type:
+            value = {"method": "ngram", "num_speculative_tokens": 3}
+            argument = [flag, json.dumps(value)]
         elif "int" in option.type:
             value = 3
             argument = [flag, "3"]
