@@ -86,8 +86,8 @@ class EngineOptions:
     )
     quantized_activations: str = _option(
         "float32",
-        "input of layers with quantised weights; float32 as it is, int8 rounded per row and block "
-        "of 32 elements, which is faster for many rows",
+        "input of layers with quantised weights; float32: as it is; int8 (CPU): rounded per row and "
+        "block of 32 elements, which is faster for many rows",
         choices=("float32", "int8"),
     )
 

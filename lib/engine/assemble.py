@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,6 @@ from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.first_layers import bytes_per_pass
 from lib.models.packed import pack_linears
-from lib.models.quantized.load import load_prequantized, load_quantized
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
@@ -145,6 +144,8 @@ def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Lo
         try:
             loaded = load_model(options.model, device, dtype)
         except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
+            from lib.models.quantized.load import load_prequantized
+
             return load_prequantized(checkpoint.folder, activations, device, dtype)
         if activations != "float32":
             raise ValueError(
@@ -152,6 +153,9 @@ def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Lo
                 f"got {activations!r}"
             )
         return loaded
+    # Imported here: with it comes Numba, which an engine on floats can do without.
+    from lib.models.quantized.load import load_quantized
+
     return load_quantized(options.model, options.quantization, activations, device, dtype)
 
 
@@ -213,7 +217,7 @@ def _draft_model(
             "speculative_config.method 'draft_model' needs kv_cache 'contiguous' or 'paged', as its "
             "own cache is of the same kind, got kv_cache 'none'"
         )
-    loaded = load_model(speculative.model, device=device, dtype=dtype)
+    loaded = load(replace(options, model=speculative.model, quantization=None), device, dtype)
     sizes = config.vocab_size, loaded.config.vocab_size
     check_same_vocabulary(*sizes, tokenizer, loaded.tokenizer)
     pack_linears(loaded.model, options.linear)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -264,7 +265,7 @@ def test_every_argument_of_the_llm_is_a_flag() -> None:
             value = next(c for c in option.metadata["choices"] if c is not None)
             argument = [flag, value]
         elif "dict" in option.type:
-            value = {"method": "ngram", "num_speculative_tokens": 3}
+            value = {"method": "ngram"}
             argument = [flag, json.dumps(value)]
         elif "int" in option.type:
             value = 3

@@ -1,7 +1,7 @@
 """Products with quantised weights on a CPU: compiled loops that read the integer codes and multiply with them.
 
 A tile is 16 output channels, one per lane of a vector. Its weights lie in the order in which they are read (see
-`lib.models.quantized.tiles`): block after block of 32 inputs, in each block vectors of 16 x 4 bytes, with four inputs
+`lib.models.quantized.weight`): block after block of 32 inputs, in each block vectors of 16 x 4 bytes, with four inputs
 of every channel. An input vector that is rounded to 8 bits too is multiplied four elements per instruction where the
 CPU has AVX-512 VNNI (`vpdpbusd`, the instruction of llama.cpp's and OpenVINO's int8 kernels); elsewhere the same sums
 are written out, and LLVM makes what the CPU has of them.
@@ -289,7 +289,7 @@ def _sum_row(x, sums):
 def multiply_int8(words, scale, minimum, per_group, x, out, threads):
     """out [T, N] = x [T, K] W^T, where each block of 32 elements of x is first rounded to 8 bits.
 
-    words, scale [tiles, groups, 16], minimum (None, or as scale): see `lib.models.quantized.tiles`.
+    words, scale [tiles, groups, 16], minimum (None, or as scale): see `lib.models.quantized.weight`.
     x and out are float32, N and K padded to whole tiles and blocks; a group is `per_group` blocks.
     """
     rows, tiles = x.shape[0], scale.shape[0]

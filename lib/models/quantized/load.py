@@ -30,10 +30,10 @@ def load_quantized(
     """Load a model with quantised weights, of which no float copy is made.
 
     "gguf": `name` is "smollm2" or a .gguf file, whose own blocks are run. "int8", "int4": any float
-    checkpoint, rounded to nearest while it is read. Raises ValueError for a device other than the
-    CPU, and where checkpoint and quantization do not go together; else as `load_model`.
+    checkpoint, rounded to nearest while it is read. Raises ValueError where checkpoint, quantization
+    and activations do not go together; else as `load_model`.
     """
-    _check_device(f"quantization {quantization!r}", device)
+    _check_activations(activations, device)
     if quantization == "gguf":
         file = find_gguf(name)
         if file is None:
@@ -46,11 +46,11 @@ def load_quantized(
         model = empty_model(config)
         weights: Weights = GGUFWeights(file, config, model.checkpoint_shapes())
         fill(model, weights, activations, dtype)
-        return LoadedModel(model, config, load_tokenizer(folder), "real", folder)
+        return LoadedModel(model.to(device), config, load_tokenizer(folder), "real", folder)
     loaded, tensors = _floats(name, quantization)
     model = empty_model(loaded.config)
     fill(model, RoundedWeights(tensors, quantization, model.is_transposed), activations, dtype)
-    return replace(loaded, model=model)
+    return replace(loaded, model=model.to(device))
 
 
 def load_prequantized(
@@ -58,21 +58,23 @@ def load_prequantized(
 ) -> LoadedModel:
     """Load a GPTQ or AWQ checkpoint folder, as its config.json's quantization_config describes it.
 
-    Raises ValueError for a device other than the CPU, for a variant that is not implemented, and
-    for tensors that do not fit.
+    Raises ValueError for a variant that is not implemented and for tensors that do not fit.
     """
     settings = quantization_config(folder) or {}
-    _check_device(f"a checkpoint quantised by {settings.get('quant_method')!r}", device)
+    _check_activations(activations, device)
     config = load_config(folder)
     model = empty_model(config)
     weights = PackedWeights(folder, settings, model.checkpoint_shapes(), model.is_transposed)
     fill(model, weights, activations, dtype)
-    return LoadedModel(model, config, load_tokenizer(folder), "real", folder)
+    return LoadedModel(model.to(device), config, load_tokenizer(folder), "real", folder)
 
 
-def _check_device(what: str, device: torch.device) -> None:
-    if device.type != "cpu":
-        raise ValueError(f"{what} runs on a CPU: device must be 'cpu', got {str(device)!r}")
+def _check_activations(activations: str, device: torch.device) -> None:
+    if device.type != "cpu" and activations != "float32":
+        raise ValueError(
+            f"quantized_activations must be 'float32' on {device.type} (weights are rounded, "
+            f"activations are not), got {activations!r}"
+        )
 
 
 def _floats(name: str | Path, quantization: str) -> tuple[LoadedModel, dict[str, Tensor]]:

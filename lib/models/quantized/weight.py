@@ -21,11 +21,10 @@ class QuantizedWeight(nn.Module):
     words [tiles, K / 32, vectors, 16, 4] bytes: a vector is four inputs of 16 channels. 8 bits: 8
     vectors per block, inputs 4i..4i+3. 4 bits: 4 vectors, inputs 4i.. in the low half of a byte and
     16 + 4i.. in the high one, as in a GGUF file. scale, minimum [tiles, groups, 16]. The last tile
-    is filled up with zeros. The codes and scales are the matrix's own, in another order. The module
-    stays on the CPU, in these types: the kernel has views of its buffers.
+    is filled up with zeros. The codes and scales are the matrix's own, in another order.
 
-    activations: "float32" multiplies with x as it is; "int8" first rounds x to 8 bits, with one
-    scale per row and block of 32, as llama.cpp does. Then a row's result does not depend on the
+    activations: "float32" multiplies with x as it is; "int8" (CPU) first rounds x to 8 bits, with
+    one scale per row and block of 32, as llama.cpp does. Then a row's result does not depend on the
     rows beside it.
     """
 
@@ -44,11 +43,7 @@ class QuantizedWeight(nn.Module):
             ("minimum", minimum),
         ):
             self.register_buffer(name, value, persistent=False)
-        # Views for the kernel. NumPy's float16 has no Numba type that reads as fast as its bits.
-        self._arrays = [
-            None if v is None else (v.view(torch.uint16) if v.dtype == torch.float16 else v).numpy()
-            for v in (self.words, self.scale, self.minimum)
-        ]
+        self._views: list[np.ndarray | None] | None = None
         self._multiply = kernel.multiply_int8 if activations == "int8" else kernel.multiply_float
 
     @property
@@ -56,11 +51,28 @@ class QuantizedWeight(nn.Module):
         return sum(b.nbytes for b in (self.words, self.scale, self.minimum) if b is not None)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cuda":
+            from lib.models.quantized.triton_product import multiply  # Triton is there with CUDA
+
+            kind = (self.bits, self.zero, self.blocks_per_group, self.out_features)
+            return multiply(x.contiguous(), self.words, self.scale, self.minimum, *kind)
         x = F.pad(x.float(), (0, self.in_features - x.shape[1])).contiguous()
         out = np.empty((x.shape[0], self.scale.shape[0] * LANES), np.float32)
         threads = min(torch.get_num_threads(), numba.get_num_threads(), self.scale.shape[0])
-        self._multiply(*self._arrays, self.blocks_per_group, x.numpy(), out, threads)
+        self._multiply(*self.arrays, self.blocks_per_group, x.numpy(), out, threads)
         return torch.from_numpy(out)[:, : self.out_features]
+
+    @property
+    def arrays(self) -> list[np.ndarray | None]:
+        """words, scale, minimum for the CPU's kernel. Numba reads the bits of a float16, as uint16."""
+        if self._views is None:
+            self._views = [
+                None
+                if v is None
+                else (v.view(torch.uint16) if v.dtype == torch.float16 else v).numpy()
+                for v in (self.words, self.scale, self.minimum)
+            ]
+        return self._views
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows `ids` [T] of W as float32 [T, K]: what an embedding looks up."""

@@ -123,5 +123,5 @@ def test_what_is_no_gguf_file(tmp_path):
             load(name)
     with pytest.raises(FileNotFoundError, match="no such file"):
         load(tmp_path / "absent.gguf")
-    with pytest.raises(ValueError, match="runs on a CPU: device must be 'cpu', got 'cuda'"):
-        load_quantized("smollm2", "gguf", "float32", torch.device("cuda"), torch.float32)
+    with pytest.raises(ValueError, match="quantized_activations must be 'float32' on cuda"):
+        load_quantized("smollm2", "gguf", "int8", torch.device("cuda"), torch.float32)

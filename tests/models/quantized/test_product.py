@@ -103,7 +103,7 @@ def test_the_written_out_sums_are_the_instruction_s(vnni, monkeypatch):
             out.ctypes.data, 16,
         )  # fmt: skip
 
-    run(*weight._arrays[:2], x.numpy(), scales, sums, out)
+    run(*weight.arrays[:2], x.numpy(), scales, sums, out)
     (assembly,) = run.inspect_asm().values()
     assert ("vpdpbusd" in assembly) == vnni
     expected = x.double() @ matrix.dequantize().T.double()
