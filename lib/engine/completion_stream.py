@@ -87,11 +87,12 @@ class CompletionStream:
                 break
             reason = request.reason_to_finish(token_id, kept)
             kept += 1
-            if reason != "stop" and request.is_complete_with(token_ids[:kept]):
+            by_id = reason == "stop"
+            if not by_id and request.is_complete_with(token_ids[:kept]):
                 reason = "stop"
             if watches_text:
                 # A token that ends the text by its id is not part of it, unless that is asked for.
-                with_last = reason != "stop" or request.params.include_stop_str_in_output
+                with_last = not by_id or request.params.include_stop_str_in_output
                 new = [token_id] if with_last else []
                 text = self.detokenizer.after(new, bool(reason), text)
                 reason = "stop" if text.stopped else reason

@@ -157,8 +157,10 @@ class GenerationRequest(WithoutEffect):
     logit_bias: dict[str, float] | None = Field(
         None, max_length=1024, description="an object of at most 1024 {token id: -100 to 100}"
     )
-    bad_words: list[Text] | None = Field(
-        None, max_length=128, description="a list of at most 128 strings that are not empty"
+    bad_words: list[StopString] | None = Field(
+        None,
+        max_length=128,
+        description=f"a list of at most 128 strings of 1 to {MAX_STOP_LENGTH} characters",
     )
     allowed_token_ids: Ids | None = None
     response_format: ResponseFormat | None = None

@@ -143,6 +143,27 @@ def test_stop_strings_that_overlap_themselves(tokenizer, text, stops):
     assert shown == expected
 
 
+@settings(max_examples=100)
+@given(
+    text=st.text("ab", max_size=30),
+    stops=st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3),
+)
+def test_a_stop_string_may_be_part_of_the_text(tokenizer, text, stops):
+    detokenizer = Detokenizer(tokenizer, stops, include_stop=True)
+    shown = "".join(chunks_of(detokenizer, letters(tokenizer, text)))
+    ends = [n for n in range(1, len(text) + 1) if any(text[:n].endswith(s) for s in stops)]
+    assert shown == (text[: ends[0]] if ends else text) and detokenizer.stopped == bool(ends)
+
+
+def test_special_tokens_are_text_where_that_is_asked_for(tokenizer):
+    special = tokenizer.all_special_ids[0]
+    ids = [*tokenizer.encode("Hi"), special, *tokenizer.encode(" you")]
+    shown = Detokenizer(tokenizer, skip_special_tokens=False)
+    assert "".join(chunks_of(shown, ids)) == f"Hi{tokenizer.all_special_tokens[0]} you"
+    hidden = Detokenizer(tokenizer)
+    assert "".join(chunks_of(hidden, ids)) == "Hi you"
+
+
 def test_nothing_comes_after_a_stop(tokenizer):
     detokenizer = Detokenizer(tokenizer, ["stop"])
     detokenizer.feed(tokenizer.encode("go stop"))

@@ -175,6 +175,8 @@ def test_the_end_may_be_part_of_the_text(client) -> None:
     assert post(client, COMPLETION, stop)["choices"][0]["text"] == "ab"
     with_stop = {**stop, "include_stop_str_in_output": True}
     assert post(client, COMPLETION, with_stop)["choices"][0]["text"] == "abcd"
+    at_the_end = {**body, "stop": "ef"}  # by the token that completes the structured output
+    assert post(client, COMPLETION, at_the_end)["choices"][0]["text"] == "abcd"
     forced = {"prompt": "a", "max_tokens": 3, "temperature": 0, "logit_bias": {str(END): 100}}
     shown = {"skip_special_tokens": False, "include_stop_str_in_output": True}
     assert post(client, COMPLETION, forced)["choices"][0]["text"] == ""

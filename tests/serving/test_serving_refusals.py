@@ -78,6 +78,8 @@ BAD = [
     (COMPLETION, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "an integer"),
     (COMPLETION, {"prompt": "a", "logit_bias": [1]}, "logit_bias", "an object"),
     (COMPLETION, {"prompt": "a", "bad_words": [""]}, "bad_words.0", "not empty"),
+    (COMPLETION, {"prompt": "a", "bad_words": ["x" * 257]}, "bad_words.0", "at most 256"),
+    (COMPLETION, {"prompt": "a", "bad_words": ["x"] * 129}, "bad_words", "at most 128 strings"),
     (COMPLETION, {"prompt": "a", "allowed_token_ids": [300]}, "allowed_token_ids", "< 259"),
     (COMPLETION, {"prompt": "a", "allowed_token_ids": []}, "allowed_token_ids", "at least 1"),
     (
