@@ -1896,6 +1896,10 @@ glue("chunk_context", handed["chunks"].params["context"])
 STEP_BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64, 128])
 
 
+def chosen(runner, batch):
+    return runner.run(batch).argmax(-1)
+
+
 @torch.inference_mode()
 def step_point(batch_size, context):
     jobs = {}
@@ -1903,15 +1907,16 @@ def step_point(batch_size, context):
         KINDS, batch_size, context
     ):
         runner = ModelRunner(llm.model, attention)
-        batch = Batch.build(scheduled, size, device)
-        run = replayed(
-            functools.partial(lambda r, b: r.run(b).argmax(-1), runner, batch),
-            device,
-        )
+        replay = None
+        if device.type == "cuda":
+            batch = Batch.build(scheduled, size, device)
+            replay = replayed(functools.partial(chosen, runner, batch), device)
 
-        def whole_step(run=run, scheduled=scheduled, size=size):
-            Batch.build(scheduled, size, device)
-            return run().tolist()
+        def whole_step(
+            replay=replay, runner=runner, scheduled=scheduled, size=size
+        ):
+            batch = Batch.build(scheduled, size, device)
+            return (replay() if replay else chosen(runner, batch)).tolist()
 
         jobs[kind] = whole_step
     return {

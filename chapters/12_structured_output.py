@@ -743,7 +743,7 @@ print("neighbours: equal to the last bit")
 # %% [markdown]
 # ## Measure: one mask
 #
-# The mask of the state inside a string, for vocabularies that are the beginning of the model's own.
+# The mask of the state inside a string, for vocabularies that are the beginning of the model's own ({numref}`fig-12-mask`).
 
 # %% tags=["hide-input"]
 VOCABULARIES = pick(
@@ -814,7 +814,7 @@ glue_all(words.walk(by_vocabulary))
 #
 # ## Measure: a step
 #
-# Four kinds of requests, and the time of one decode step of $B$ of them:
+# Four kinds of requests, and the time of one decode step of $B$ of them ({numref}`fig-12-steps`):
 #
 # - **free**: no mask.
 # - **few states**: words in lower case. After a step or two, all masks are known.
@@ -830,7 +830,7 @@ ROUNDS = pick(smoke=1, cpu=2, gpu=5)
 LIST = {
     "type": "array",
     "minItems": 99,
-    "items": {**SCHEMA, "properties": SCHEMA["properties"]},
+    "items": SCHEMA,
 }
 fresh = iter(range(300, 900))  # expressions that were not compiled before
 KINDS = {
@@ -947,7 +947,7 @@ if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
 # Q(x) \;=\; \prod_i \frac{p(x_i \mid x_{<i})}{\sum_{t\ \text{allowed after}\ x_{<i}} p(t \mid x_{<i})}.
 # ```
 #
-# In the second, each step divides by how much of the model's distribution is allowed *there*. A beginning that the model
+# In {eq}`eq-12-masked`, and not in {eq}`eq-12-conditional`, each step divides by how much of the model's distribution is allowed *there*. A beginning that the model
 # likes counts in full, even if the model would continue it with something that is not valid. The mask does not look
 # ahead {cite:p}`park2024grammar`.
 #
@@ -1100,7 +1100,9 @@ class WholeCharacters(Vocabulary):
     """Takes tokens that hold no whole characters for tokens without text."""
 
     def __init__(self, token_bytes, end_ids):
-        super().__init__([d if is_whole(d) else b"" for d in token_bytes], ends)
+        super().__init__(
+            [d if is_whole(d) else b"" for d in token_bytes], end_ids
+        )
 
 
 class DecodesOneByOne(Vocabulary):
@@ -1122,7 +1124,7 @@ class EndsAnywhere(TokenMasks):
 
 
 class RemembersTheLast(AutomatonConstraint):
-    """Goes on from the state of the last question, whoever asked it."""
+    """Goes on from the state of the last question, of any request."""
 
     def _state(self, output_token_ids):
         last = self._states[-1]

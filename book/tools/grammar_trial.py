@@ -16,7 +16,12 @@ END = 256  # the id that ends a text; ids 0 to 255 are the single bytes
 
 
 def llguidance_compiler(strict: bool) -> Callable[[Any], Callable[[str], bool]]:
-    """A function that compiles a schema, into a function that says whether a text is accepted."""
+    """A function that compiles a schema, into a function that says whether a text is accepted.
+
+    Raises ValueError for strict, which only xgrammar has.
+    """
+    if strict:
+        raise ValueError("strict must be False for llguidance")
     import llguidance
 
     class Bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -217,7 +217,7 @@ def _draft_model(
             "speculative_config.method 'draft_model' needs kv_cache 'contiguous' or 'paged', as its "
             "own cache is of the same kind, got kv_cache 'none'"
         )
-    loaded = load_model(speculative.model, device=device, dtype=dtype)
+    loaded = load(replace(options, model=speculative.model, quantization=None), device, dtype)
     sizes = config.vocab_size, loaded.config.vocab_size
     check_same_vocabulary(*sizes, tokenizer, loaded.tokenizer)
     pack_linears(loaded.model, options.linear)

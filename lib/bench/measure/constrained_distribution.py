@@ -24,7 +24,8 @@ class ExactShares:
     """Probabilities of each valid text; both columns sum to 1.
 
     conditional: of the model's own answers, drawn until one is valid. masked: of answers drawn with
-    a mask at each step. valid: the share of the model's own answers that are valid. nodes: beginnings that the model was asked about.
+    a mask at each step. valid: the share of the model's own answers that are valid. nodes: beginnings
+    of answers for which the model was run.
     """
 
     conditional: dict[str, float]

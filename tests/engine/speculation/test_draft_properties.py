@@ -24,6 +24,7 @@ from tests.helpers import (
     llama_checkpoint,
     prompt_of,
 )
+from tests.models.quantized.test_gptq_awq import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +352,17 @@ def test_packed_weights(tiny, drafting, kind):
     assert engine.stats()["packed_linears"] > 0
     layers = engine.drafter.proposer.loop.runner.model.blocks[0].modules()
     assert any(isinstance(layer, PackedLinear) for layer in layers)
+
+
+def test_a_draft_model_with_quantised_weights(tmp_path):
+    """An AWQ checkpoint drafts for a model with the weights that it means: nearly all drafts are right."""
+    floats, packed = checkpoints(tmp_path, quant_method="awq", sym=False)
+    target = Tiny(floats)
+    config = {"method": "draft_model", "model": packed, "adaptive": False}
+    engine = target.engine(speculative_config=config)
+    prompts = [prompt_of(6 + i, i) for i in range(3)]
+    outputs = engine.generate(
+        prompts, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    )
+    assert [o.token_ids for o in outputs] == [target.greedy(p, 12) for p in prompts]
+    assert engine.stats()["accepted_tokens"] > 0.9 * engine.stats()["draft_tokens"] > 20
