@@ -26,12 +26,13 @@ COSTS = {
 }
 ENGINES = {
     "paged": dict(block_size=4, num_blocks=65),
-    "tiny pool": dict(block_size=2, num_blocks=22),
-    "tiny pool without prefixes": dict(block_size=2, num_blocks=22, enable_prefix_caching=False),
+    "tiny pool": dict(block_size=2, num_blocks=25),
+    "tiny pool without prefixes": dict(block_size=2, num_blocks=25, enable_prefix_caching=False),
     "contiguous": dict(kv_cache="contiguous"),
     "nothing kept": dict(kv_cache="none"),
     "static": dict(scheduler="static", block_size=4, num_blocks=65),
     "fused": dict(attention="auto", block_size=4, num_blocks=33),
+    "quantised": dict(quantization="int8", block_size=2, num_blocks=33),
 }
 
 jobs = st.lists(
@@ -97,7 +98,7 @@ def alike(one, other) -> bool:
     return True
 
 
-@settings(max_examples=60)
+@settings(max_examples=70)
 @given(
     work=jobs,
     name=st.sampled_from(list(ENGINES)),
@@ -109,7 +110,7 @@ def alike(one, other) -> bool:
 )
 def test_the_same_tokens(texty, work, name, num_drafts, budget, max_num_seqs, cost, wrong):
     options = dict(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, **ENGINES[name])
-    reference = texty.engine(num_blocks=129)
+    reference = texty.engine(num_blocks=129, quantization=options.get("quantization"))
     expected = reference.generate(
         [prompt_for(i, job) for i, job in enumerate(work)],
         [params_of(i, job) for i, job in enumerate(work)],
