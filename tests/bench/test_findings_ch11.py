@@ -83,17 +83,17 @@ def test_operations_predict_the_products_of_many_rows(many, verdict):
 
 def test_the_format_with_the_highest_throughput():
     assert ch11.engine(complete())["engine_finding"] == (
-        "The highest throughput has 4 bits at batch 1 (2.8 times float32's) "
+        "The fastest format is 4 bits at batch 1 (2.8 times float32's) "
         "and 4 bits × int8 at batch 16 (2.5 times float32's)."
     )
     slow = run(engine={"batch": [1], "float32": [30.0], "int8": [20.0]})
-    assert ch11.engine(slow)["engine_finding"] == "The highest throughput has float32 at batch 1."
+    assert ch11.engine(slow)["engine_finding"] == "The fastest format is float32 at batch 1."
 
 
 def test_quality():
     assert ch11.quality(complete())["quality_finding"] == (
-        "The smallest KL divergence has int8 (0.0001 nats, with 99 % equal greedy tokens), "
-        "the largest KL divergence has int4 (0.05 nats, with 85 % equal greedy tokens)."
+        "int8 has the smallest KL divergence (0.0001 nats, with 99 % equal greedy tokens), "
+        "and int4 has the largest KL divergence (0.05 nats, with 85 % equal greedy tokens)."
     )
 
 

@@ -98,7 +98,7 @@ def engine(run: Any) -> dict[str, str]:
             said.append(f"{best} at batch {batch}{over}")
     if not said:
         return {"engine_finding": missing("the throughput by format").sentence}
-    return {"engine_finding": f"The highest throughput has {_list(said)}."}
+    return {"engine_finding": f"The fastest format is {_list(said)}."}
 
 
 def quality(run: Any) -> dict[str, str]:
@@ -110,8 +110,8 @@ def quality(run: Any) -> dict[str, str]:
     for word, pick in (("smallest", min), ("largest", max)):
         name = pick(divergence, key=divergence.get)
         share = f", with {percent(same[name])} equal greedy tokens" if name in same else ""
-        said.append(f"{word} KL divergence has {name} ({divergence[name]:.2g} nats{share})")
-    text = f"The {said[0]}." if len(divergence) == 1 else f"The {said[0]}, the {said[1]}."
+        said.append(f"{name} has the {word} KL divergence ({divergence[name]:.2g} nats{share})")
+    text = f"{said[0]}." if len(divergence) == 1 else f"{said[0]}, and {said[1]}."
     return {"quality_finding": text}
 
 
