@@ -17,13 +17,15 @@
 # :::
 #
 # A decode step reads every weight of the model to compute one token for each sequence. At small batches the arithmetic
-# units have little to do meanwhile (chapters 1 and 3). Batching uses them for other sequences. A single user has no other
+# units are idle most of that time (chapters 1 and 3). Batching uses them for other sequences. A single user has no other
 # sequences.
 #
 # But a step can compute several tokens of one sequence: it does so for each prompt. What prevents it during decoding is
 # that the next tokens are not known. **Speculative decoding** guesses them with a cheap method, and lets the model check
-# all guesses in one step {cite:p}`leviathan2023speculative,chen2023accelerating`. Right guesses are tokens that cost
-# almost nothing. Wrong ones are thrown away. The text is the same in both cases.
+# all guesses in one step {cite:p}`leviathan2023speculative,chen2023accelerating`. The guessed tokens are called *drafts*.
+# A right draft saves a step. A wrong one is thrown away with all drafts after it; the time of their rows is lost. The text
+# does not depend on the drafts. Where the drafts themselves are sampled at random, this holds for the probability
+# distribution of the text.
 #
 # {glue:text}`experiments_shown`
 
@@ -147,9 +149,9 @@ if scale() == "smoke":
 # %% [markdown]
 # ## The problem: what a step of more rows costs
 #
-# A decode step of $n$ sequences multiplies each weight matrix with $n$ rows. Chapter 3 varied $n$ to see what a batch
-# costs. Here is the same curve again, as the price of drafts: a step that verifies $k$ drafts of one sequence has $k + 1$
-# rows.
+# A decode step of $n$ sequences multiplies a matrix of $n$ rows, one per token, with each weight matrix. Chapter 3 varied
+# $n$ to see what a batch costs. The same curve gives the cost of drafts: a step that verifies $k$ drafts of one sequence
+# has $k + 1$ rows, one for the sequence's last token and one for each draft.
 
 # %% tags=["hide-input"]
 K = pick(smoke=4, cpu=8, gpu=8)  # most drafts per request and step
@@ -243,22 +245,26 @@ table(
 )
 
 # %% [markdown]
-# {glue:text}`rows_finding` With few rows, reading the weights takes the time, and further rows add little. With many rows,
-# the arithmetic takes the time, and each row adds its share.
+# {glue:text}`rows_finding` The bounds of chapter 3 say what to expect. As long as reading the weights takes longer than the
+# arithmetic, further rows add little. Where the arithmetic takes longer, each further row adds the same time, and the
+# last column of the table tends to a constant.
 #
 # ## Prediction: acceptance and cost
 #
-# Let $k$ tokens be drafted, and let each be right with probability $\alpha$, independently, if those before it are right.
-# A step gives the right drafts up to the first wrong one, and one more token: in the place of the first wrong draft the
-# model's own choice, and after $k$ right ones the token that follows. The expected number is
-# {cite:p}`leviathan2023speculative`
+# Let $k$ tokens be drafted. If all drafts before it are right, let each draft be right with the same probability
+# $\alpha$, the *acceptance rate*. A step gives the right drafts up to the first wrong one, and one more token: in the
+# place of the first wrong draft the model's own choice, and after $k$ right ones the token that follows. The expected
+# number of tokens is {cite:p}`leviathan2023speculative`
 #
 # ```{math}
 # :label: eq-10-tokens
 # E(\alpha, k) \;=\; 1 + \alpha + \dots + \alpha^k \;=\; \frac{1 - \alpha^{k+1}}{1 - \alpha}.
 # ```
 #
-# If $k + 1$ rows cost as much as one, and one draft token costs $c$ times a step of the model, the speed-up is
+# The term $\alpha^i$ is the probability that the first $i$ drafts are all right. At $\alpha = 1$ the sum is $k + 1$.
+#
+# Let $k + 1$ rows take as long as one, and let one draft token take $c$ times as long as a step of the model. Then a step
+# with its $k$ drafts takes $k\,c + 1$ times as long as a step without drafts, which gives one token. The speed-up is
 #
 # ```{math}
 # :label: eq-10-speedup
@@ -289,14 +295,15 @@ table(
 )
 
 # %% [markdown]
-# Two things follow from the table. A high acceptance rate is worth much more than a large $k$. And a draft has to be
-# cheap: at $c = 0.3$ most of the gain is gone. There is a simple condition: some $k$ gives a gain if and only if
-# $\alpha > c$. One draft gives $(1 + \alpha)/(1 + c)$, and further ones are accepted more seldom at the same price.
+# Two things follow from the table. A large $k$ helps only where the acceptance rate is high: at $\alpha = 0.4$, eight
+# drafts give hardly more tokens than two. And a draft has to be cheap: at $c = 0.3$ most of the gain is gone. There is a
+# simple condition: some $k$ gives a gain if and only if $\alpha > c$. One draft gives $(1 + \alpha)/(1 + c)$, and each
+# further one is accepted less often at the same cost.
 #
-# Both assumptions have to be checked on real text and on a real machine. Drafts are not equally good at each position, and
-# $k + 1$ rows are free for small batches only. The general form takes what was measured. Let $\alpha_i$ be the probability
-# that draft $i$ is right if all before it are, and $t(n)$ the time of a step of $n$ rows, measured above. For $B$ sequences
-# in a step,
+# Two assumptions have to be checked, one on real text and one on a real machine: that drafts are equally good at each
+# position, and that $k + 1$ rows cost no more than one. The general form replaces both by what was measured. Let
+# $\alpha_i$ be the probability that draft $i$ is right if all before it are, and $t(n)$ the time of a step of $n$ rows,
+# measured above. For $B$ sequences in a step, $k$ drafts for each of them, and drafts that cost no time themselves,
 #
 # ```{math}
 # :label: eq-10-general
@@ -304,15 +311,17 @@ table(
 # \text{speed-up} = \text{tokens per step} \cdot \frac{t(B)}{t(B (1 + k))}.
 # ```
 #
-# For small $B$ the fraction is close to 1. For large $B$ the step is bound by arithmetic, $t(n) \propto n$, and the
-# fraction tends to $1/(1+k)$. Since a step never gives more than $1 + k$ tokens, drafts then lose at every acceptance
-# rate below 1. Somewhere between lies the **crossover**.
+# The tokens per step are those of one sequence. As long as reading the weights limits a step of $B(1 + k)$ rows, the
+# fraction is close to 1. For large $B$ the step is bound by arithmetic, $t(n) \propto n$, and the fraction tends to
+# $1/(1+k)$. Since a step never gives a sequence more than $1 + k$ tokens, drafts then lose at every acceptance rate
+# below 1. The batch size from which on drafts lose is the **crossover**.
 #
 # ### The drafts, counted from finished text
 #
 # The simplest draft needs no model: find the last few tokens earlier in the text, and copy what followed there. This is
 # *prompt lookup*, or the *n-gram* method {cite:p}`saxena2023prompt`. It can only be right where text repeats itself.
-# Four kinds of tasks whose answers copy, and two texts that do not:
+# It is tried on four kinds of tasks whose answers copy much of the prompt (editing, quoting, code and JSON), and on two
+# kinds of text that need not repeat anything (chat and random text). The first two tasks begin like this:
 
 # %% tags=["hide-input"]
 NEW = pick(smoke=12, cpu=32, gpu=48)  # tokens of an answer
@@ -336,11 +345,11 @@ if llm.tokenizer is not None:
         print(f"{kind}: {prompt[:150]} …\n")
 
 # %% [markdown]
-# Chat is a few of chapter 3's questions. Random text is sampled at temperature 1 after random tokens. It is sampled for a
-# reason: greedy text after random tokens soon repeats itself in a loop, and a loop is easy to guess.
+# Chat is a few of chapter 3's questions. Random text is sampled at temperature 1 after random tokens. It is not decoded
+# greedily, because greedy text after random tokens often repeats itself in a loop, and a loop is easy to guess.
 #
-# The model answers once without drafts. Drafts do not change the text, so everything that the n-gram method would have
-# guessed, and how much of it is right, can be counted from the finished text.
+# The model answers once without drafts. Drafts do not change the text (the proof follows below). So everything that the
+# n-gram method would have guessed, and how much of it is right, can be counted from the finished text.
 
 
 # %%
@@ -456,14 +465,14 @@ percent_axis(ax)
 show(fig, "10_position")
 
 # %% [markdown]
-# {glue:text}`acceptance_finding` {glue:text}`position_finding` The model with one $\alpha$ for all positions would draw
-# horizontal lines in {numref}`fig-10-position`.
+# {glue:text}`acceptance_finding` {glue:text}`position_finding` If {eq}`eq-10-tokens`, with one $\alpha$ for all positions,
+# described a text exactly, its line in {numref}`fig-10-position` would be horizontal.
 #
 # ### Tokens per second, and the crossover
 #
-# With the counts of each step and the curve $t(n)$ the speed of the engine can be foretold for each batch size. Each
-# request brings its own drafts to a step, and leaves the batch when its answer ends. `decode_rate` adds up the times of
-# exactly these steps.
+# The counts of each step and the curve $t(n)$ together predict the tokens per second of the engine for each batch size.
+# A request adds the rows of its own drafts to a step, and leaves the batch when its answer ends. `decode_rate` adds up
+# the times of exactly these steps.
 
 # %% tags=["hide-input"]
 AT_LEAST = pick(smoke=2, cpu=4, gpu=8)  # tasks, also at batch 1
@@ -493,7 +502,7 @@ table(
 # ## Build: one step that verifies
 #
 # The engine has no phases, only requests whose tokens are computed or not (chapter 3). Drafts fit into this without a new
-# rule. A request with $k$ drafts brings $k + 1$ tokens to the step and gets $k + 1$ rows of logits
+# rule. A request with $k$ drafts adds $k + 1$ tokens to the step and gets $k + 1$ rows of logits
 # ({numref}`fig-10-verify`). It is like a chunk of a prompt, except that each row counts, not only the last one.
 #
 # ```{diagram} ../book/images/speculation.svg
@@ -540,72 +549,77 @@ glue("search_tokens", f"{len(long_text):,}")
 glue_all(words.lookup(step_shown))
 
 # %% [markdown]
-# A text of {glue:text}`search_tokens` random tokens has to be searched to its beginning. {glue:text}`lookup_finding` In the
-# terms of {eq}`eq-10-speedup`, $c$ is close to zero.
+# A text of {glue:text}`search_tokens` random tokens has to be searched to its beginning. {glue:text}`lookup_finding` One
+# search gives all $k$ drafts, so in {eq}`eq-10-speedup` its share of a step is $k\,c$, not $c$.
 #
 # **Early exit** drafts with the model itself: its first layers, then the final norm and the head
 # {cite:p}`zhang2024draft,elhoushi2024layerskip`. The cache needs nothing new, since the keys and values of the first
-# layers are the model's own. Verification writes them again with equal values.
+# layers are the model's own. Verification writes them again, with values that are equal up to rounding.
 
 # %% tags=["remove-input"]
 show_source(EarlyExitProposer, "propose")
 
 # %% [markdown]
 # **A draft model** is another, smaller checkpoint with the same vocabulary. It has a cache of its own, which must follow
-# what the large model accepts: `engine/speculation/draft_model.py`.
+# what the large model accepts (see `engine/speculation/draft_model.py`).
 #
-# ### How many, and for whom
+# ### How many drafts, and for which requests
 #
-# The `Drafter` asks one of these methods. Drafts take only what is left over: tokens of the step's budget and free
-# blocks. No request is preempted for a draft, and none waits longer. One token less is drafted than a request may still
-# get, because the step gives one in any case.
+# The `Drafter` calls one of these methods. Drafts take only what is left over: tokens of the step's budget and free
+# blocks. No request is preempted for a draft, and none is put off to a later step. At most one token less is drafted than
+# a request may still get, because the step gives one in any case.
 
 # %% tags=["remove-input"]
 show_source(Drafter, "add_drafts", "_most")
 
 # %% [markdown]
 # How many drafts are worth their time depends on the request's text and on everything else in the step. The engine
-# measures $t(n)$ once when it is built, and estimates $\alpha$ of each request from its recent drafts. A draft at place $j$
-# of a request brings $\alpha^j$ tokens. The drafts of all requests are put into descending order of this number, and the
-# engine takes as many of them as give the most tokens per second:
+# measures $t(n)$ once when it is built, and estimates $\alpha$ of each request from its recent drafts. The draft at
+# position $j$ of a request is expected to add $\alpha^j$ tokens. The drafts of all requests are sorted by this number, the
+# largest first, and the engine takes as many of them as promise the most tokens per second:
 
 # %% tags=["remove-input"]
 show_source(AdaptiveLength, "limits", "_best")
 
 # %% [markdown]
-# A request whose drafts are wrong soon gets none. It tries again after 32 steps, and then less and less often. None of
-# this can change a token: it only decides how many rows a step has.
+# A request whose drafts keep being wrong soon gets none, unless further rows cost almost no time. It is tried again after
+# 32 steps without drafts, and each time this fails the wait doubles, up to 256 steps. All this decides how many rows a
+# step has, not what the model computes for them.
 #
 # ## The proof, and a test of it
 #
 # With temperature 0 there is nothing to prove: each row's token is the argmax after tokens that are all the model's own.
 # With sampling the question is whether the *distribution* of the text stays the same. Let the draft $x$ be drawn from
-# $q$, and let the model's distribution be $p$, both after temperature, truncation and penalties. Accept $x$ with
-# probability $\min(1, p(x)/q(x))$; otherwise draw the token from $\max(p - q, 0)$, normalised.
+# the drafter's distribution $q$, and let the model's distribution be $p$, both after temperature, truncation and
+# penalties. Accept $x$ with probability $\min(1, p(x)/q(x))$; otherwise draw the token from $\max(p - q, 0)$, divided by
+# its sum.
 #
 # 1. The token is an accepted draft $x$ with probability $q(x) \min(1, p(x)/q(x)) = \min(p(x), q(x))$.
 # 2. The draft is rejected with probability $\beta = 1 - \sum_y \min(p(y), q(y))$.
 # 3. Since $\max(p - q, 0) = p - \min(p, q)$, the sum of $\max(p - q, 0)$ over all tokens is $\beta$, too.
-# 4. So after a rejection the token is $x$ with probability $\max(p(x) - q(x), 0) / \beta$.
-# 5. It is a replacement $x$ with probability $\beta \cdot \max(p(x) - q(x), 0) / \beta = \max(p(x) - q(x), 0)$.
+# 4. So after a rejection (then $\beta > 0$) the token is $x$ with probability $\max(p(x) - q(x), 0) / \beta$.
+# 5. The token is a replacement $x$ with probability
+#    $\beta \cdot \max(p(x) - q(x), 0) / \beta = \max(p(x) - q(x), 0)$.
 # 6. Both cases together: $\min(p(x), q(x)) + \max(p(x) - q(x), 0) = p(x)$.
-# 7. The next position starts from tokens that have the right distribution. By induction, so has the whole text.
-# 8. A draft that was not sampled has $q = 1$ for one token. Accepting it with probability $p(x)$ and otherwise drawing
-#    another token is the same as drawing from $p$ and comparing. $\square$
+# 7. The next position starts from tokens that have the right distribution. By induction, the whole text has it.
+# 8. A draft that was not sampled has $q = 1$ for one token. Accepting it with probability $p(x)$, and otherwise drawing
+#    another token in proportion to $p$, is the same as drawing from $p$ and comparing. $\square$
 #
 # Line 8 is what the engine does for n-gram drafts and greedy drafts. Each row draws its token with the request's own
-# random number for that place, one number per token. So text with a seed is the same, word for word, with drafts and
-# without. Sampled drafts, which
-# `draft_sample_method` switches on for early exit and draft models, need lines 1 to 7:
+# random number for that position, one number per token. So text with a seed is the same, token for token, with drafts
+# and without, except where rounding decides a draw. Sampled drafts, which `draft_sample_method="probabilistic"` switches
+# on for early exit and draft models, need lines 1 to 7:
 
 # %% tags=["remove-input"]
 show_source(accepts)
 show_source(residual)
 
 # %% [markdown]
-# The proof holds for the method. Whether the code follows the method needs a test: ten words, two distributions, many
-# drafts. Then the same with three mistakes that are easily made. Under the right distribution, the statistic $\chi^2$ has
-# a mean of 9 here, the number of words minus one. The p-value is the probability of a value at least as large.
+# The proof holds for the method. Whether the code follows the method needs a test: a vocabulary of ten words, two
+# distributions $p$ and $q$, and many drafts. The same test is then run with three mistakes that are easily made. The
+# statistic $\chi^2$ is the sum over all words of $(\text{seen} - \text{expected})^2 / \text{expected}$, where "expected" is
+# the number of draws times $p$. If the tokens have the distribution $p$, the mean of $\chi^2$ is 9, the number of words
+# minus one. The p-value is the probability that $\chi^2$ would then be at least as large as the value found.
 
 # %% tags=["hide-input"]
 WORDS, DRAWS = 10, pick(smoke=20_000, cpu=200_000, gpu=200_000)
@@ -656,8 +670,8 @@ table(
 )
 
 # %% [markdown]
-# The acceptance rate of sampled drafts follows from line 1: $\sum_x \min(p(x), q(x))$, which is 1 minus the total variation
-# distance of the two distributions.
+# The acceptance rate of sampled drafts follows from line 1: it is $\sum_x \min(p(x), q(x))$. This is 1 minus the *total
+# variation distance* of the two distributions, which is half the sum of $|p(x) - q(x)|$.
 
 # %% tags=["hide-input"]
 drafts = draw(q.expand(DRAWS, -1), uniform()[:, None])
@@ -669,8 +683,9 @@ print(f"accepted {rate:.1%}, by line 1 {expected_rate:.1%}")
 # %% [markdown]
 # ## Check: the same tokens
 #
-# The oracle keeps nothing and drafts nothing: it computes the whole text for each token. It also says by how much each
-# token led, since a step of several rows may add up in another order.
+# The oracle has no cache and no drafts: it computes the whole text again for each token. It also returns the smallest
+# difference between the best logit and the second best. A step of several rows may add numbers in another order, and
+# rounding could then change a token whose lead is tiny.
 
 
 # %%
@@ -686,7 +701,7 @@ def oracle(prompt, new_tokens):
     return token_ids[len(prompt) :], least
 
 
-LEAD = 1e-3  # logits; rounding in float32 is a hundred times less
+LEAD = 1e-3  # of logits; a smaller lead might be decided by rounding
 CHECKED = pick(smoke=8, cpu=12, gpu=24)
 truth, lead = oracle(tasks[0], CHECKED)
 
@@ -726,8 +741,8 @@ table(rows, headers=["drafts", "tokens", "steps", "drafted", "accepted"])
 
 # %% [markdown]
 # Sampled text with a seed is the same, too, up to rounding. The draws below are limited by `top_p`. Without it, a draw can
-# fall among the many words of very small probability. There, a rounding error in the running sum of the probabilities is
-# enough to choose a neighbouring word.
+# fall among the many tokens of very small probability. There, a rounding error in the running sum of the probabilities is
+# enough to choose a neighbouring token.
 
 # %%
 nucleus = [
@@ -744,8 +759,8 @@ print(f"{sum(same)} of {len(same)} sampled texts are the same")
 # %% [markdown]
 # ## Measure: tokens per second by batch
 #
-# The same copying tasks with and without drafts, in turns. What is timed are the steps after the first one, which computes
-# the prompts.
+# The same copying tasks run without drafts, with $k$ = {glue:text}`k` drafts at most, and with adaptive lengths, in turns.
+# The first step of each batch, which computes the prompts, is not timed; all later ones are.
 
 
 # %% tags=["hide-input"]
@@ -901,9 +916,10 @@ record.headline(
 #
 # ## Measure: three ways to draft
 #
-# Early exit has a parameter, the number of layers that draft. More layers guess better and cost more. Both can be found
-# without the engine. $c$ is the share of the weights' bytes that one draft token reads. $\alpha$ is the share of the tokens
-# of finished answers that the first layers predict as the model did. One pass over each answer counts it.
+# Early exit has a parameter, the number of layers that draft. More layers cost more, and should guess better. Both can be
+# estimated without the engine. For $c$ we take the share of the weights' bytes that one draft token reads, as if reading
+# weights were all that takes time at batch 1. $\alpha$ is the share of the tokens of finished answers that the first
+# layers predict as the model did. One pass of these layers over each answer counts it.
 
 # %% tags=["hide-input"]
 EXITS = pick(
@@ -1003,14 +1019,15 @@ glue_all(words.methods(experiments.pick(gate, record)))
 # %% [markdown]
 # {glue:text}`methods_finding`
 #
-# The head of SmolLM2 has a row for each of its 49,152 tokens. It is a fifth of the model's
-# weights, and every early exit has to read it. Besides, no layer but the last of this model was trained to be followed by
-# the head. LayerSkip trains for it {cite:p}`elhoushi2024layerskip`.
+# The head of SmolLM2 has a row for each of its 49,152 tokens. It is a fifth of the model's weights, and every early exit
+# has to read it, so no exit has a $c$ below that. Besides, only the last layer of this model was trained to be followed by
+# the head. LayerSkip trains the earlier layers for it as well {cite:p}`elhoushi2024layerskip`.
 #
 # ### A draft model
 #
-# GPT-2 and GPT-2 XL have the same vocabulary, and the larger one has twelve times the weights. {eq}`eq-10-speedup` asks for
-# such a pair. It takes a download of 6 GB, so it runs at GPU scale only.
+# GPT-2 and GPT-2 XL have the same vocabulary, and the larger one has more than twelve times the weights, so a pass of the
+# smaller one reads less than a twelfth of the bytes. By {eq}`eq-10-speedup` a pair with so small a $c$ is a good one. It
+# takes a download of 6 GB, so it runs at GPU scale only.
 
 # %% tags=["hide-input"]
 LARGE, SMALL = pick(
@@ -1095,9 +1112,10 @@ glue_all(words.draft_model(experiments.pick(gate, record)))
 # %% [markdown]
 # {glue:text}`draft_model_finding`
 #
-# ## Measure: text that cannot be guessed
+# ## Measure: text that can hardly be guessed
 #
-# On random text almost every draft is wrong. The engine cannot know this beforehand, but it can notice.
+# On random text almost every draft should be wrong. The acceptance rate of a request is not known before its first drafts
+# are verified. With adaptive lengths the engine drafts less as its estimate of the rate falls.
 
 # %% tags=["hide-input"]
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}
@@ -1140,9 +1158,9 @@ glue_all(words.random_text(random_shown) | words.adaptive(by_batch))
 #
 # ## What broke, and how this benchmark could mislead
 #
-# The three mistakes of the chi-square table are mistakes of sampling, and no greedy test finds them. Two more are in the
-# step itself. Each row of the table puts the wrong line into the engine and compares the text with the text without
-# drafts.
+# The three mistakes of the chi-square table are mistakes of sampling, and no test at temperature 0 finds them. Two other
+# mistakes are possible in the step itself. Each row of the next table is one of them. Its last two columns say whether the
+# texts with and without drafts are the same: first with the engine's right line, then with the wrong line in its place.
 
 
 # %% tags=["hide-input"]
@@ -1201,15 +1219,16 @@ table(rows, headers=["the wrong line", "right line", "wrong line"])
 # %% [markdown]
 # And the benchmark itself:
 #
-# - **A share of accepted drafts is not a speed.** Short drafts have the higher share and give fewer tokens. The table below
-#   counts both on the copying tasks.
+# - **A share of accepted drafts is not a speed.** A drafter that drafts less can have the higher share and still give fewer
+#   tokens per step. The table below counts both on the copying tasks.
 # - **Text that loops.** A small model that decodes greedily often repeats itself, and a loop is easy to guess. After random
 #   tokens, greedy text gives {glue:text}`loop_tokens` tokens per step and sampled text {glue:text}`noise_tokens`. A
 #   speed-up has to be stated with its text and its temperature.
 # - **Tasks that were chosen to copy.** On chat the same drafter gives {glue:text}`chat_tokens` tokens per step.
-# - **Batch 1.** Many published speed-ups are for one sequence. {numref}`fig-10-batch` shows what a server under load gets.
+# - **Batch 1.** Many published speed-ups are for one sequence. A server under load has many. {numref}`fig-10-batch` shows
+#   the difference on these tasks.
 # - **Batches that shrink.** With drafts, requests of one batch end at different steps. The last of them run in a smaller
-#   batch, where drafts are cheaper. A server fills these places with new requests.
+#   batch, where a step has fewer rows and drafts cost less. A server under load fills these slots with new requests.
 
 # %% tags=["hide-input"]
 by_k = {
@@ -1250,20 +1269,28 @@ glue("predictions_tally", tally(foretold))
 # ## In production
 #
 # [vLLM](https://docs.vllm.ai/en/latest/features/spec_decode/) has the n-gram method and draft models under the names and
-# options used here. Most deployments use a draft that was trained for its model:
+# options used here. Many deployments use a drafter that was trained for its model:
 #
-# - **Medusa** adds a few heads to the last hidden state. Each guesses a token one place further on, all in the same step,
-#   so $c$ is nearly zero. The heads do not see each other's guesses {cite:p}`cai2024medusa`.
+# - **Medusa** adds a few heads to the model's last hidden state. Each head guesses the token of one later position, all in
+#   the same step, so $c$ is small. The heads do not see each other's guesses {cite:p}`cai2024medusa`.
 # - **EAGLE** drafts with one layer that continues the sequence of *hidden states*, and uses the model's embedding and head.
-#   It sees the token that was sampled last, and its guesses are more often right {cite:p}`li2024eagle`.
+#   Its input includes the token that was sampled last. Its authors report that its guesses are right more often than
+#   those of Medusa {cite:p}`li2024eagle`.
 # - **Multi-token prediction** trains a module for further tokens together with the model. The module then serves as the
-#   draft {cite:p}`gloeckle2024multitoken`, as in [DeepSeek-V3](https://arxiv.org/abs/2412.19437).
-# - **Suffix decoding** is prompt lookup over earlier answers, too, in a suffix tree. Counts of what followed give a
-#   probability for each draft, and with it a length {cite:p}`oliaro2024suffix`. It suits agents, whose texts repeat.
-# - **Trees.** Several guesses for one place can be verified in one step if the attention mask lets each branch see only
-#   itself {cite:p}`miao2024specinfer`. Rows are then spent on breadth as well as on length.
+#   drafter {cite:p}`gloeckle2024multitoken`, as in [DeepSeek-V3](https://arxiv.org/abs/2412.19437).
 #
-# All of them change the proposer. Verification and the proof stay as they are.
+# Two further methods are independent of such training:
+#
+# - **Suffix decoding** extends prompt lookup to earlier answers, which are kept in a suffix tree. Counts of what followed
+#   give a probability for each draft, from which the length is chosen {cite:p}`oliaro2024suffix`. It suits agents, whose
+#   texts repeat.
+# - **Trees.** Several guesses for one position can be verified in one step if the attention mask lets each token see only
+#   the guesses on its own branch {cite:p}`miao2024specinfer`. A step's rows are then spent on alternatives as well as on
+#   length.
+#
+# With one sequence of drafts, each of these changes only the proposer; verification and the proof stay as they are. A tree
+# also changes verification, which then has to choose among several drafts for one position. Medusa's paper also proposes
+# a looser rule of acceptance, which does not keep the model's distribution.
 #
 # ## Exercises
 #
@@ -1278,8 +1305,8 @@ glue("poor_gain", speed_up(0.8, 2, 0.5), ".2f")
 # %% [markdown]
 # ```{admonition} Solution
 # :class: dropdown
-# By {eq}`eq-10-speedup`, 6 drafts give a factor of {glue:text}`best_gain`. At half a step, two drafts are best, with a
-# factor of {glue:text}`poor_gain`. `best_k` tries all $k$.
+# By {eq}`eq-10-speedup` with $c = 0.1$, 6 drafts are best and give a factor of {glue:text}`best_gain`. With $c = 0.5$, 2
+# drafts are best, with a factor of {glue:text}`poor_gain`. `best_k` tries all $k$.
 # ```
 #
 # **2. Break it and watch which test fails.** In `_num_accepted` of `lib/engine/step_results.py`, count all drafts that are
@@ -1343,8 +1370,8 @@ check(draft)
 # ```
 # ````
 #
-# **4. Count.** $p = (0.6, 0.3, 0.1)$ and $q = (0.5, 0.1, 0.4)$. How often is a draft accepted that is sampled from $q$? And
-# a draft that is always the most likely word of $q$?
+# **4. Count.** $p = (0.6, 0.3, 0.1)$ and $q = (0.5, 0.1, 0.4)$. With what probability is a draft accepted that is sampled
+# from $q$? And a draft that is always the most likely word of $q$?
 
 # %% tags=["remove-cell"]
 p3, q3 = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.5, 0.1, 0.4])
@@ -1362,12 +1389,12 @@ assert abs(torch.minimum(p3, q3).sum().item() - 0.7) < 1e-6
 #
 # ## Takeaways
 #
-# 1. A step that verifies $k$ drafts has $k + 1$ rows. At small batches the additional rows cost little, and right drafts
-#    make the text faster. At large batches each row is paid for, and drafts lose.
-# 2. The text stays exact: draw the model's own token and compare, or accept with probability $\min(1, p/q)$ and replace
-#    from $\max(p - q, 0)$.
-# 3. Acceptance is a property of the text. It can be counted from finished text without the engine, and has to be stated
-#    beside each speed-up.
+# 1. A step that verifies $k$ drafts has $k + 1$ rows. While reading the weights limits a step, the additional rows cost
+#    little, and right drafts save steps. At large batches, where arithmetic limits it, each row costs time, and drafts lose.
+# 2. The output stays the model's own: draw the model's token and compare, which keeps the text; or accept with probability
+#    $\min(1, p/q)$ and replace from $\max(p - q, 0)$, which keeps its distribution.
+# 3. Acceptance depends on the text and on the drafter. For n-gram drafts it can be counted from finished text without
+#    running the model again. It has to be stated beside each speed-up.
 #
 # **Sources.** Speculative decoding: {cite:t}`leviathan2023speculative` and {cite:t}`chen2023accelerating`. Prompt lookup:
 # {cite:t}`saxena2023prompt`. Early exit: {cite:t}`zhang2024draft` and {cite:t}`elhoushi2024layerskip`. Trained drafts:

@@ -1,7 +1,7 @@
-"""Chat prompts whose answers repeat much of the prompt: editing, quoting, code with repeated names, JSON.
+"""Chat prompts whose answers repeat much of the prompt: editing, quoting, code, JSON.
 
-The prompts were chosen for SmolLM2-135M-Instruct, for which "change nothing else" is hard: its answers have mistakes, and
-what counts here is that they repeat what the prompt or the answer says already.
+The prompts were chosen for SmolLM2-135M-Instruct. A model of this size makes mistakes in these
+tasks. What counts here is only that its answers repeat text of the prompt or of the answer itself.
 
 Introduced in chapter 10.
 """
@@ -17,8 +17,8 @@ _LIGHTHOUSE = (
     "The old lighthouse stands on a narrow cape north of the village. It was built in 1874 by a "
     "company of stonemasons from the south, who carried every block by boat. For ninety years a "
     "keeper lived in the small house beside it and lit the lamp at dusk. In 1964 the lamp became "
-    "electric, and the keeper moved to the village. Today the house is a museum, and the lamp still "
-    "turns every night."
+    "electric, and the keeper moved to the village. Today the house is a museum, and the lamp "
+    "still turns every night."
 )
 _MISSPELT = (
     _LIGHTHOUSE.replace("village", "vilage").replace("narrow", "narow").replace("museum", "museeum")
@@ -41,7 +41,7 @@ _JSON = (
     '"works": [{"title": "Notes", "year": 1843}, {"title": "Letters", "year": 1992}]}'
 )
 
-# (kind, what the user asks), in an order in which the first four are one of each kind.
+# (kind, what the user asks). The four kinds follow each other in turn.
 TASKS = (
     (
         "editing",
@@ -84,7 +84,10 @@ TASKS = (
 
 
 def copying(tokenizer: Any, n: int, max_tokens: int) -> Workload:
-    """The first n tasks through the model's chat template, repeated from the first one where n exceeds their number."""
+    """The first n tasks as prompts in the model's chat template.
+
+    They repeat from the first one where n exceeds their number. Raises ValueError where n < 1.
+    """
     if n < 1:
         raise ValueError(f"n must be >= 1, got {n}")
     prompts = [

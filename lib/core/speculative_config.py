@@ -1,4 +1,7 @@
-"""Options of speculative decoding: `LLM(speculative_config={"method": "ngram", ...})`. Introduced in chapter 10."""
+"""Options of speculative decoding: `LLM(speculative_config={"method": "ngram", ...})`.
+
+Introduced in chapter 10.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ class SpeculativeConfig:
     tokens.
     draft_layers (early_exit): number of layers that draft.
     model (draft_model): the checkpoint, as `LLM(model=...)` takes it.
-    draft_sample_method (early_exit, draft_model): "greedy" drafts the most likely tokens; the output
-    is that of the engine without drafts, with the same seed, too. "probabilistic" samples drafts
-    where temperature > 0, and verifies them by rejection sampling: the output has the same
-    distribution, but which text a seed gives depends on the drafts, and so on the batch.
+    draft_sample_method (early_exit, draft_model): "greedy" drafts the most likely tokens; with the
+    same seed the output is that of the engine without drafts, up to rounding. "probabilistic"
+    samples drafts where temperature > 0, and verifies them by rejection sampling: the output has
+    the same distribution, but which text a seed gives depends on the drafts, and so on the batch.
     adaptive: choose the number of draft tokens from measured costs and each request's acceptance;
     False: always num_speculative_tokens, where there is room.
 

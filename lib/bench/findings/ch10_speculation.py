@@ -1,6 +1,7 @@
 """The sentences of chapter 10 that depend on what was measured.
 
-Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None where it has none.
+Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None
+where the run has none of that name.
 
 Introduced in chapter 10.
 """
@@ -87,14 +88,17 @@ def acceptance(run: Any) -> dict[str, str]:
 
 
 def by_position(run: Any) -> dict[str, str]:
-    """Whether drafts after right ones are accepted more often than first ones, on the copying tasks."""
+    """Whether third drafts after two right ones are accepted more often than first ones.
+
+    On the copying tasks.
+    """
     series = run["acceptance_by_position"]
     first, later = (value(cell(series, "copying tasks", row)).middle for row in (0, 2))
     if first is None or later is None:
         return {"position_finding": missing("the acceptance by position").sentence}
     text = (
-        f"On the copying tasks the first draft is right in {percent(first)} of all cases, and the third in "
-        f"{percent(later)} of those in which two right ones come before it"
+        f"On the copying tasks the first draft is right in {percent(first)} of all cases, and the "
+        f"third in {percent(later)} of those in which two right ones come before it"
     )
     if later > first * (1 + ABOUT):
         text += ": a copy that has begun tends to go on"
@@ -168,16 +172,16 @@ def _said(place: int, batches: Sequence[int]) -> str:
 
 
 def crossing(run: Any) -> dict[str, str]:
-    """The batch from which on drafts lose, predicted and measured, and the goal for their distance."""
+    """The batch from which on drafts lose, predicted and measured, and the goal for the two."""
     predicted, measured, batches = crossings(run)
     if predicted is None or measured is None:
         return {"crossover_finding": missing("the batch from which on drafts lose").sentence}
 
     near = abs(predicted - measured) <= 1
-    return {
-        "crossover_finding": f"Predicted: drafts lose {_said(predicted, batches)}. Measured: {_said(measured, batches)}."
-        + _goal(1.0, "a distance of at most one point of the sweep", near)
-    }
+    text = f"Predicted: drafts lose {_said(predicted, batches)}. "
+    text += f"Measured: {_said(measured, batches)}."
+    text += _goal(1.0, "that the two are at most one point of the sweep apart", near)
+    return {"crossover_finding": text}
 
 
 def adaptive(run: Any) -> dict[str, str]:
@@ -189,8 +193,8 @@ def adaptive(run: Any) -> dict[str, str]:
         beside = "" if fixed is None else f", against {times(fixed)} with a fixed number of drafts"
         batch = run["rate_by_batch"]["batch"][-1]
         text = (
-            f"At batch {batch} the engine that adapts has {times(largest[-1])} the throughput of the "
-            f"engine without drafts{beside}."
+            f"At batch {batch} of the copying tasks the engine that adapts has "
+            f"{times(largest[-1])} the throughput of the engine without drafts{beside}."
         )
     return {"adaptive_finding": text}
 
@@ -206,12 +210,13 @@ def random_text(run: Any) -> dict[str, str]:
         spread = max(
             value(_cell(series, name, "tok_s")).spread or 0.0 for name in ("no drafts", "adaptive")
         )
-        text = f"On random text the engine that adapts keeps {percent(on)} of the throughput"
-        text += "." if off is None else f"; without adaptation it is {percent(off)}."
-        text += _goal(on, f"{100 * RANDOM_GOAL:.0f} %", on >= RANDOM_GOAL)
+        text = f"On random text the engine that adapts has {percent(on)} of the throughput without "
+        text += "drafts" + ("." if off is None else f"; without adaptation it is {percent(off)}.")
+        text += _goal(on, f"at least {percent(RANDOM_GOAL)}", on >= RANDOM_GOAL)
         if spread > 1 - RANDOM_GOAL:
             text += (
-                f" The repeats differ by {percent(spread)}, more than the 3 % that are asked for."
+                f" The repeats differ by {percent(spread)}, more than the loss of "
+                f"{percent(1 - RANDOM_GOAL)} that the goal allows."
             )
     return {"random_finding": text}
 
@@ -233,12 +238,15 @@ def early_exit(run: Any) -> dict[str, str]:
             f"No exit of this model has an α above its c, so none is predicted to gain. {closest}"
         )
         if gaining:
-            text = f"α is above c after {', '.join(gaining)} layers, so these exits can gain. {closest}"
+            text = (
+                f"α is above c after {', '.join(gaining)} layers, so these exits are predicted to "
+                f"gain. {closest}"
+            )
     return {"exit_finding": text}
 
 
 def methods(run: Any) -> dict[str, str]:
-    """Which way to draft is fastest at batch 1, and what a draft token costs."""
+    """Which way to draft is fastest at batch 1, and which are slower than no drafts."""
     series = run["methods"]
     rates = _known(series, "tok_s")
     drafted = {name: rate for name, rate in rates.items() if name != "no drafts"}
@@ -264,7 +272,7 @@ def draft_model(run: Any) -> dict[str, str]:
 
 
 def lookup(run: Any) -> dict[str, str]:
-    """What the proposer itself takes of a step."""
+    """The time of one n-gram look-up, as a share of a step of one row."""
     found = _over(cell(run["proposer"], "seconds", 0), cell(run["step_by_rows"], "step", 0))
     if found is None:
         return {"lookup_finding": missing("the time of a look-up").sentence}

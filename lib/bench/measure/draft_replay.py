@@ -1,7 +1,7 @@
 """How many drafts would be accepted, counted from a finished text: no model runs.
 
-Verification keeps the text as it is, so what a proposer would have drafted for each beginning of the text, and how much
-of it is right, follows from the text alone.
+Verification keeps the text as it is. So the text alone determines what a proposer would have
+drafted after each beginning of it, and how much of that is right.
 
 Introduced in chapter 10.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from lib.engine.speculation.step_cost import CostCurve
 
-# From all tokens so far and the most that may be drafted to the drafts.
+# Takes all tokens so far and the most drafts that may be made; returns the drafts.
 Propose = Callable[[Sequence[int], int], Sequence[int]]
 
 
@@ -22,9 +22,10 @@ Propose = Callable[[Sequence[int], int], Sequence[int]]
 class Replay:
     """Counts of one or more texts.
 
-    rows: tokens that each step computes, its drafts and one more. gains: tokens that each step gives. drafted[i],
-    tried[i], accepted[i]: drafts at position i + 1, those that have only right ones before them, and those of them
-    that are right.
+    rows: tokens that each step computes, its drafts and one more (the first step also computes the
+    prompt, which is not counted). gains: tokens that each step gives. drafted[i]: drafts at
+    position i + 1. tried[i]: those of them that have only right ones before them. accepted[i]:
+    those of the tried ones that are right.
     """
 
     rows: tuple[int, ...]
@@ -35,12 +36,12 @@ class Replay:
 
     @property
     def steps(self) -> int:
-        """With drafts or without."""
+        """Number of steps, those without drafts included."""
         return len(self.rows)
 
     @property
     def tokens(self) -> int:
-        """Of the text."""
+        """Number of output tokens."""
         return sum(self.gains)
 
     @property
@@ -61,7 +62,7 @@ class Replay:
 
     @property
     def by_position(self) -> list[float | None]:
-        """Of the drafts at each position whose predecessors were all right: the share that was right too.
+        """Of the drafts at each position with only right ones before them: the share that is right.
 
         None for a position that was never reached.
         """
@@ -92,9 +93,9 @@ def replay(
 ) -> Replay:
     """Decode `output` again with at most `k` drafts per step from `propose`, and count.
 
-    The first step computes the prompt, too; its row is the one after the prompt's last token. A step with j accepted
-    drafts gives j + 1 tokens, so at most one draft less is made than the request may still get: `max_tokens` in all
-    (default: the length of `output`).
+    The first step computes the prompt, too; of the prompt's rows only the last one is counted. A
+    step with j accepted drafts gives j + 1 tokens, so at most one draft less is made than the
+    request may still get. It may get `max_tokens` in all (default: the length of `output`).
     """
     if k < 1:
         raise ValueError(f"k must be >= 1, got {k}")
@@ -121,14 +122,18 @@ def replay(
 
 
 def batch_rows(replays: Sequence[Replay]) -> list[int]:
-    """Rows of each step where the texts run as one batch from their first step on. Texts that have ended leave it."""
+    """Rows of each step where the texts run as one batch from their first step on.
+
+    A text that has ended leaves the batch.
+    """
     return [sum(rows) for rows in zip_longest(*(r.rows for r in replays), fillvalue=0)]
 
 
 def decode_rate(batches: Sequence[Sequence[Replay]], cost: CostCurve) -> float:
-    """Tokens per second of batches that run one after the other, as the model of a step's cost foretells them.
+    """Predicted tokens per second of batches that run one after the other.
 
-    Without each batch's first step, which computes the prompts. Raises ValueError where no other step is left.
+    cost: seconds of a step by its rows. Each batch's first step, which computes the prompts, is
+    left out. Raises ValueError where no other step is left.
     """
     tokens = sum(sum(r.gains[1:]) for batch in batches for r in batch)
     seconds = sum(float(cost(np.array(batch_rows(batch)[1:])).sum()) for batch in batches)

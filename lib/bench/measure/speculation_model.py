@@ -1,7 +1,8 @@
-"""What speculative decoding is worth: tokens per step, speed-up, and the batch where it becomes a loss.
+"""Predicts speculative decoding's tokens per step, speed-up, and the batch from which on it loses.
 
-Two models. The first (Leviathan, Kalman and Matias 2023) has one acceptance rate α for every draft and one cost ratio c.
-The second takes what was measured instead: how often each draft position is accepted, and how long a step of n rows takes.
+Two models. The first (Leviathan, Kalman and Matias 2023) has one acceptance rate α for every draft
+and one cost ratio c. The second uses measured values instead: how often the draft at each position
+is accepted, and how long a step of n rows takes.
 
 Introduced in chapter 10.
 """
@@ -14,9 +15,10 @@ from lib.engine.speculation.step_cost import CostCurve
 
 
 def expected_tokens(alpha: float, k: int) -> float:
-    """Tokens per step with k drafts, each accepted with probability `alpha`: (1 - α^(k+1)) / (1 - α).
+    """Expected tokens per step with k drafts: (1 - α^(k+1)) / (1 - α).
 
-    The sum 1 + α + … + α^k: the step always gives one token of the model's own.
+    alpha: probability that a draft is accepted if all before it are. The number is the sum
+    1 + α + … + α^k, whose 1 is the token that the model itself adds in each step.
 
     >>> expected_tokens(0.5, 2)
     1.75
@@ -27,7 +29,7 @@ def expected_tokens(alpha: float, k: int) -> float:
 
 
 def speed_up(alpha: float, k: int, cost_ratio: float) -> float:
-    """Time per token without drafts over the time with them, where k + 1 rows cost no more than one.
+    """Time per token without drafts over that with them, where k + 1 rows cost no more than one.
 
     cost_ratio: time of one draft token over the time of one step of the model (c in the paper).
     """
@@ -37,14 +39,18 @@ def speed_up(alpha: float, k: int, cost_ratio: float) -> float:
 
 
 def best_k(alpha: float, cost_ratio: float, most: int) -> int:
-    """The number of drafts, 0 to `most`, with the largest `speed_up`; the smallest one where several are equal."""
+    """The number of drafts, 0 to `most`, with the largest `speed_up`.
+
+    The smallest such number where several are equal.
+    """
     return max(range(_at_least("most", most, 0) + 1), key=lambda k: speed_up(alpha, k, cost_ratio))
 
 
 def tokens_by_position(accepted: Sequence[float]) -> float:
-    """Tokens per step where `accepted[i]` is the probability that draft i + 1 is right if all drafts before it are.
+    """Expected tokens per step where the acceptance depends on the position.
 
-    The general form of `expected_tokens`: 1 + a1 + a1 a2 + …
+    accepted[i]: probability that draft i + 1 is right if all drafts before it are. The general form
+    of `expected_tokens`: 1 + a1 + a1 a2 + …
 
     >>> tokens_by_position([0.5, 0.5])
     1.75
@@ -57,20 +63,24 @@ def tokens_by_position(accepted: Sequence[float]) -> float:
 def steady_speed_up(tokens: float, drafts: float, batch: int, cost: CostCurve) -> float:
     """Time per token without drafts over the time with them, for `batch` sequences that never end.
 
-    tokens: that a mean step gives each of them. drafts: that it verifies for each. Without drafts a step has `batch`
-    rows and gives each sequence one token; with them it has batch (1 + drafts) rows.
+    tokens: mean tokens that a step gives each of them. drafts: mean drafts that it verifies for
+    each. Without drafts a step has `batch` rows and gives each sequence one token; with them it has
+    batch (1 + drafts) rows.
     """
     return tokens * cost(batch) / cost(batch * (1 + drafts))
 
 
 def crossover(batches: Sequence[int], speed_ups: Sequence[float | None]) -> int | None:
-    """The smallest batch of a sweep from which on all known speed-ups are below 1; None: the largest batch still gains.
+    """The smallest batch of a sweep from which on all known speed-ups are below 1.
 
-    All from there on, so that one disturbed point in the middle of a sweep does not count as the crossover.
+    None: the largest batch with a known speed-up does not lose, or no speed-up is known. One
+    disturbed point in the middle of a sweep does not count as the crossover, since all points from
+    there on must lose.
     """
     if len(batches) != len(speed_ups):
         raise ValueError(
-            f"batches and speed_ups must have the same length, got {len(batches)} and {len(speed_ups)}"
+            "batches and speed_ups must have the same length, "
+            f"got {len(batches)} and {len(speed_ups)}"
         )
     found = None
     for batch, gain in sorted(zip(batches, speed_ups), key=lambda point: -point[0]):

@@ -16,9 +16,9 @@ from lib.core.batch import Scheduled
 from lib.core.request import Request
 from lib.engine.speculation.step_cost import StepCost
 
-_DECAY = 0.9  # of what is known of a request, per draft: the last ten or so count
-_DECAY_OVERALL = 0.99  # of what is known of all requests together
-_PRIOR_WEIGHT = 2.0  # draft tokens: as much evidence the rate of all requests is for a new one
+_DECAY = 0.9  # of a request's earlier counts, per draft: about the last ten drafts count
+_DECAY_OVERALL = 0.99  # of the counts of all requests together, per draft
+_PRIOR_WEIGHT = 2.0  # trials: the weight of the rate of all requests in that of a single one
 _LEAST_GAIN = 1.02  # tokens per second with drafts over those without: less is within the noise
 _PROBE_RATE = 0.9  # acceptance that a request gets to try again
 _FIRST_PROBE, _LAST_PROBE = 32, 256  # steps without drafts before a request tries again
@@ -48,11 +48,11 @@ class Acceptance:
 class _Known:
     """What is known of one request."""
 
-    num_drafts: int  # its metrics, as far as they have been accounted for
-    num_accepted: int
+    num_drafts: int  # draft tokens of its metrics that are already accounted for
+    num_accepted: int  # accepted ones of them
     acceptance: Acceptance
-    waited: int = 0  # steps without drafts since the last, by this module's decision
-    patience: int = _FIRST_PROBE  # of them before the next try
+    waited: int = 0  # steps since its last draft in which this module gave it none
+    patience: int = _FIRST_PROBE  # such steps before the next try
 
     @property
     def tries_again(self) -> bool:
@@ -71,17 +71,19 @@ class _Known:
 class AdaptiveLength:
     """Chooses the lengths of a step's drafts that promise most tokens per second.
 
-    A draft token at place j of a request with acceptance rate α brings α^j tokens. In descending
-    order of that, over all requests, the first n cost the time of n more tokens in the step, so the
-    best n is found by trying each. With a large batch, where a step's time grows with its tokens,
-    that is 0; with low acceptance, too.
+    The draft token at place j of a request with acceptance rate α is expected to add α^j tokens.
+    The draft tokens of all requests are sorted by this number, the largest first. The first n of
+    them cost the time of n more tokens in the step, and every n is tried to find the best. It is 0
+    with a large batch, where a step's time grows with its tokens, and with low acceptance.
 
     A request that is left without drafts tries again after 32 steps, and after twice as many each
-    time that fails, up to 256. It then counts with a rate of 0.9, so that a batch that is too large
-    for drafts still leaves it without. If a token is accepted, its rate is estimated afresh.
+    time that fails, up to 256. It then counts with a rate of at least 0.9, so that a batch that is
+    too large for drafts still leaves it without. If a token is accepted, its rate is estimated
+    afresh.
 
     The rate of a new request is that of all requests before it; the engine's first begins at 0.5.
-    What is chosen never changes a token, only the time.
+    The choice changes how many tokens a step verifies. Where drafts are sampled, it can thereby
+    change which text a seed gives, but not the distribution of the text.
     """
 
     def __init__(self, cost: StepCost, cost_coefficient: float = 0.0) -> None:

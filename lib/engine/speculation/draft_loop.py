@@ -1,4 +1,7 @@
-"""Drafting with a model: one pass per draft token, all sequences together. Introduced in chapter 10."""
+"""Drafting with a model: one pass per draft token, all sequences together.
+
+Introduced in chapter 10.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from lib.engine.speculation.proposer import Draft
 
 
 class DraftSequence:
-    """A request's tokens and the drafts after them, as `Batch.build` and the cache managers read a request.
+    """A request's tokens and the drafts after them.
 
-    `num_computed_tokens` of them are in the cache of the model that drafts.
+    It has the attributes that `Batch.build` and the cache managers read of a request.
+    `num_computed_tokens` of its tokens are in the cache of the model that drafts.
     """
 
     def __init__(self, request: Request, num_computed_tokens: int, block_ids: list[int]) -> None:
@@ -36,7 +40,10 @@ class DraftSequence:
 
     @property
     def max_cached_tokens(self) -> int:
-        """Tokens that a prefix cache may provide: all but the last, whose logits the first draft needs."""
+        """Tokens that a prefix cache may provide.
+
+        All but the last, whose logits the first draft needs.
+        """
         return self.num_tokens - 1
 
     @property
@@ -44,11 +51,12 @@ class DraftSequence:
         return tuple(self.token_ids[self.num_verified :])
 
     def follow_request(self) -> None:
-        """Put what the request got in the place of the drafts. What the cache has of wrong drafts does not count.
+        """Replace the drafts by the tokens that the request got since.
 
-        After the tokens a b and the drafts c d e, of which the cache has a b c d, a request
-        a b c x leaves a b c in the cache, and x to compute. The last token is computed in any
-        case: a draft begins with its logits.
+        Wrong drafts in the cache no longer count as computed. Example: the tokens are a b, the
+        drafts c d e, and the cache has a b c d. If the request is now a b c x, a b c remain in the
+        cache, and x has to be computed. The last token is computed in any case: a draft begins
+        with its logits.
         """
         drafts, start = self.drafts, self.num_verified
         verified = self.request.token_ids[start:]
@@ -62,10 +70,11 @@ class DraftSequence:
 
 
 class DraftLoop:
-    """Runs the model that drafts. The first pass also computes what its cache lacks of each sequence.
+    """Runs the model that drafts.
 
-    A pass needs the tokens of the one before it on the host, so that each draft token waits for the
-    device once. Counts `num_passes` and `tokens_computed`, of all sequences together.
+    The first pass also computes the tokens of each sequence that its cache lacks. A pass needs the
+    tokens of the one before it on the host, so the host waits for the device once per draft token.
+    Counts `num_passes` and `tokens_computed`, of all sequences together.
     """
 
     def __init__(

@@ -18,14 +18,14 @@ from lib.engine.speculation.proposer import Draft
 
 
 class DraftModelProposer:
-    """Drafts with a model that has a cache of its own, `kv_cache`, booked by its own `manager`.
+    """Drafts with a model that has a cache of its own, `kv_cache`, allocated by its own `manager`.
 
     The cache follows the request: `propose` computes the tokens that it lacks, in the pass that
-    drafts the first token. These are one or two after a verified draft; when a request begins to
-    draft or was preempted, they are all that a prefix cache of the draft model's does not hold.
-    A request that the cache has no room for gets no draft and holds nothing.
+    drafts the first token. After a verified draft these are one or two tokens. When a request
+    begins to draft, or was preempted, they are all its tokens that the draft model's own prefix
+    cache does not hold. A request that the cache has no room for gets no draft and holds nothing.
 
-    max_model_len: positions that the model knows. cost_coefficient: see `Proposer`.
+    max_model_len: number of positions of the draft model. cost_coefficient: see `Proposer`.
     """
 
     def __init__(
@@ -51,7 +51,10 @@ class DraftModelProposer:
         self._sequences: dict[Request, DraftSequence] = {}
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
-        """See `Proposer`. A preempted request gives its room back; it is computed again when it runs."""
+        """See `Proposer`.
+
+        A preempted request gives its blocks back and is computed again when it runs.
+        """
         for request in [r for r in self._sequences if r.status is not Status.RUNNING]:
             self.free(request)
         room = [self._make_room(request, n) for request, n in zip(requests, limits, strict=True)]
@@ -79,7 +82,10 @@ class DraftModelProposer:
         self.manager.reset()
 
     def check_integrity(self, unfinished: Iterable[Request]) -> None:
-        """Raise RuntimeError unless the blocks are those of `unfinished` requests, with room for what is computed."""
+        """Raise RuntimeError unless all blocks belong to `unfinished` requests.
+
+        Each request must have blocks for all of its computed tokens.
+        """
         sequences = self._sequences.values()
         if gone := set(self._sequences) - set(unfinished):
             names = sorted(request.request_id for request in gone)
@@ -93,7 +99,10 @@ class DraftModelProposer:
         self.manager.check_integrity(sequences)
 
     def _make_room(self, request: Request, limit: int) -> int:
-        """Drafts that there is room for, at most `limit`; their blocks are allocated. The last needs none."""
+        """Drafts that there is room for, at most `limit`; their blocks are allocated.
+
+        The last draft needs no slot: its keys and values are not computed.
+        """
         sequence = self._sequences.get(request)
         if sequence is None:
             sequence = self._sequences[request] = DraftSequence(request, 0, [])
@@ -115,7 +124,10 @@ class DraftModelProposer:
         return max(0, limit)
 
     def _empty(self, sequence: DraftSequence) -> None:
-        """Give its blocks back, without NaN: masked reads of their next owner multiply what they hold by 0."""
+        """Give its blocks back, without NaN.
+
+        Masked reads of the blocks' next owner multiply their content by 0, and 0 times NaN is NaN.
+        """
         if not sequence.finite:
             self.kv_cache.remove_non_finite(sequence.block_ids, sequence.num_computed_tokens)
         self.manager.free(sequence)
@@ -125,10 +137,10 @@ class DraftModelProposer:
 def check_same_vocabulary(
     vocab_size: int, draft_vocab_size: int, tokenizer: Any, draft_tokenizer: Any
 ) -> None:
-    """Raise ValueError unless both models mean the same by each token id.
+    """Raise ValueError unless each token id stands for the same token in both models.
 
-    The sizes must be equal, and where both have a tokenizer, all its tokens. Without one the ids
-    are taken to be those of the model.
+    The sizes must be equal, and where both have a tokenizer, all tokens of the two as well. Where
+    one has none, the ids are assumed to agree.
     """
     name = "speculative_config.model"
     if vocab_size != draft_vocab_size:
@@ -143,6 +155,6 @@ def check_same_vocabulary(
     if different:
         i = different[0]
         raise ValueError(
-            f"{name} must have the model's tokens, got a tokenizer in which {len(different)} differ: "
-            f"id {i} is {theirs.get(i)!r} instead of {ours.get(i)!r}"
+            f"{name} must have the model's tokens, got a tokenizer in which {len(different)} "
+            f"differ: id {i} is {theirs.get(i)!r} instead of {ours.get(i)!r}"
         )

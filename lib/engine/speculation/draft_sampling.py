@@ -1,4 +1,7 @@
-"""How a model that drafts chooses its tokens: the most likely one, or a sampled one. Introduced in chapter 10."""
+"""How a model that drafts chooses its tokens: the most likely one, or a sampled one.
+
+Introduced in chapter 10.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ from lib.engine.row_groups import Row
 from lib.engine.sampling import Sampler
 from lib.engine.sampling_row import SamplingRow
 
-# Of each row: the token, None where the logits are not finite; and what it was sampled from [V], or None.
+# Per row: the token, None where the logits are not finite; and the distribution [V] that it was
+# sampled from, None where it was not sampled.
 DraftTokens = tuple[list[int | None], list[Tensor | None]]
 
 
 @dataclass(frozen=True)
 class DraftRow(SamplingRow):
-    """A draft's row of logits: its random number is not the one that draws or verifies the token there."""
+    """A draft's row of logits.
+
+    Its random number is not the one that draws or verifies the token at this position.
+    """
 
     def uniform(self, purpose: str = "draft") -> float:
         return super().uniform(purpose)
@@ -40,9 +47,10 @@ class GreedyDrafts:
 
 
 class ProbabilisticDrafts(Sampler):
-    """Samples drafts with each request's own parameters and keeps the distributions for their verification.
+    """Samples drafts with each request's own parameters.
 
-    At temperature 0 a draft is the most likely token, as without sampling.
+    It also returns the distributions, which the verification of the drafts needs. At temperature 0
+    a draft is the most likely token, as without sampling.
     """
 
     def __init__(self) -> None:

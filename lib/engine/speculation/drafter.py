@@ -16,11 +16,12 @@ from lib.engine.speculation.proposer import Proposer
 
 
 class Drafter:
-    """Lets a proposer make drafts where the step has room for them.
+    """Adds a proposer's drafts to a step where it has room for them.
 
     A request gets a draft if the step computes the last of its tokens. Drafts only take what the
     scheduler has left: tokens of the step's budget, and blocks that are not in use. They never
-    preempt and never delay anything; where there is less room, there are fewer draft tokens.
+    preempt a request, and the step's other work remains as scheduled; where there is less room,
+    there are fewer draft tokens.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class Drafter:
         drafts = self.proposer.propose(requests, [limits[i] for i in places])
         work = list(scheduled)
         for i, request, draft in zip(places, requests, drafts, strict=True):
-            # Sampled drafts keep tokens that will be rejected: what replaces one is drawn from
-            # another distribution than where there was no draft.
+            # A sampled draft keeps tokens that will be rejected: the token that replaces one is
+            # drawn from the residual, and only with it does the output have the distribution p.
             skip_forbidden = draft.probs is None
             draft = draft.first(num_possible(request, draft.token_ids, skip_forbidden))
             num_drafts = len(draft.token_ids)
@@ -100,7 +101,10 @@ class Drafter:
         return max(0, min(self.num_speculative_tokens, missing - 1))
 
     def _with_room(self, scheduled: Sequence[Scheduled], limits: Sequence[int]) -> list[int]:
-        """As much of the limits as budget and cache have room for, in order; the room is allocated."""
+        """The limits, lowered in order to what budget and cache have room for.
+
+        Blocks for these drafts are allocated.
+        """
         budget = self.max_num_batched_tokens - sum(item.num_tokens for item in scheduled)
         granted = []
         for item, limit in zip(scheduled, limits):

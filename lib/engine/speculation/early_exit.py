@@ -1,7 +1,7 @@
 """Drafts by the model's own first layers. Introduced in chapter 10.
 
-Self-speculative decoding: Zhang et al. 2024 (Draft & Verify), Elhoushi et al. 2024 (LayerSkip), here with a model that
-was not trained for it.
+Self-speculative decoding: Zhang et al. 2024 (Draft & Verify), Elhoushi et al. 2024 (LayerSkip).
+The model need not be trained for it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from lib.models.first_layers import bytes_per_pass, first_layers
 class EarlyExitProposer:
     """Drafts with the first `draft_layers` layers, the final norm and the head.
 
-    The cache needs no memory of its own: these layers' K and V are the model's. A draft of k
-    tokens writes them for the request's last token and for the first k - 1 drafts, into slots that
-    the verification of the draft writes again, with the same values and in all layers. Nothing is
-    kept per request.
+    It needs no cache of its own: these layers' K and V are the model's. A draft of k tokens writes
+    them for the request's last token and for the first k - 1 drafts, into slots that the
+    verification of the draft writes again, in all layers and with values that are equal up to
+    rounding. Nothing is kept per request.
     """
 
     def __init__(

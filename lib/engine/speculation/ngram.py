@@ -18,17 +18,18 @@ class NgramProposer:
     """Finds the longest suffix of a sequence that occurs earlier in it; drafts what followed there.
 
     The suffix has at most `prompt_lookup_max` and at least `prompt_lookup_min` tokens. Of several
-    occurrences of the longest one, the most recent counts (vLLM takes the earliest), since later
-    text is more like the text to come. Example, with lengths 1 to 3 and up to 4 draft tokens:
+    occurrences of the longest one, the most recent counts (vLLM takes the earliest), since recent
+    text is assumed to be more like the text to come. Example, with suffixes of 1 to 3 tokens and
+    up to 4 draft tokens:
 
         position   0 1 2 3 4 5 6 7 8
         token      7 1 2 3 9 1 4 1 2       suffix [4 1 2]: does not occur earlier
                      ^ ^                   suffix [1 2]: occurs at positions 1 and 2
-                         3 9 1 4           the draft: tokens 3, 4, 5, 6
+                         3 9 1 4           the draft: the tokens at positions 3 to 6
 
-    Where the draft reaches the end of the sequence, it goes on with its own beginning: the text
-    since the occurrence is taken for a period. [5 6 5 6] has the suffix [5 6] at position 0, so its
-    draft is 5 6 5 6, not only 5 6.
+    Where the draft reaches the end of the sequence, it goes on with its own beginning, as if the
+    text since the occurrence repeated. [5 6 5 6] has the suffix [5 6] at position 0, so its draft
+    is 5 6 5 6, not only 5 6.
 
     State per request: its tokens as an array, to which each call adds the new ones. A search reads
     the array once from its end, and stops early where it finds the longest suffix allowed.

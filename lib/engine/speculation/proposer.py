@@ -31,19 +31,20 @@ class Draft:
 
 
 class Proposer(Protocol):
-    """Makes drafts. Its drafts decide how fast tokens come, never which tokens come."""
+    """Makes drafts. They change the time of a text, never its distribution.
 
-    cost_coefficient: (
-        float  # time of one draft token per request, over that of the target's pass over the
-    )
-    # same number of tokens: c in Leviathan et al. 2023; 0 for drafts that need no model
+    cost_coefficient: c in Leviathan et al. 2023, the time of one draft token per request over the
+    time of the target's pass over the same number of tokens; 0 for drafts that need no model.
+    """
+
+    cost_coefficient: float
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
         """One draft per request, in order, of 0 to limits[i] tokens; limits are >= 1.
 
         The cache has room for limits[i] tokens more than request i has. A proposer that keeps
-        something per request computes here what it lacks: between two calls a request may have got
-        any number of tokens, and may have been preempted.
+        state per request brings it up to date here: between two calls a request may have got any
+        number of tokens, and may have been preempted.
         """
 
     def free(self, request: Request) -> None:

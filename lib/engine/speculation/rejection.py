@@ -1,7 +1,8 @@
-"""Rejection sampling: verifies drafts that were sampled, so that the output follows the model's distribution.
+"""Rejection sampling: verifies sampled drafts so that the output has the model's distribution.
 
-Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; Chen et al. 2023,
-"Accelerating Large Language Model Decoding with Speculative Sampling". Introduced in chapter 10.
+Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; Chen et al.
+2023, "Accelerating Large Language Model Decoding with Speculative Sampling". Introduced in
+chapter 10.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class RejectionSampler(Sampler):
     """A Sampler whose rows may verify a draft that was sampled.
 
     Such a row's token is its draft, with probability min(1, p/q), or a token drawn from the
-    residual, which is another one. So the row's token is distributed as p, and "accepted" means
-    what it means for any draft: the row's token is the draft.
+    residual, which is never the draft. So the row's token is distributed as p, and as for any
+    other draft, "accepted" means that the row's token is the draft.
 
     p is what the row without a draft would be drawn from: after masks, bias, penalties,
     temperature and truncation. q is `draft_probs`. The draft, its acceptance and the residual have

@@ -1,4 +1,7 @@
-"""Time of a step by its number of tokens, measured when the engine starts. Introduced in chapter 10."""
+"""Time of a step by its number of tokens, measured when the engine is built.
+
+Introduced in chapter 10.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from lib.engine.runner import ModelRunner
 
 _REPEATS = 3
 _LONG = 0.2  # seconds: a step that takes as long is not repeated
-_ENOUGH = 9  # tokens up to which the curve is measured in any case; beyond, only short steps are
+_ENOUGH = 9  # tokens: from here on the curve ends at the first step that takes longer than _LONG
 
 
 class CostCurve:
