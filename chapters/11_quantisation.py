@@ -16,9 +16,10 @@
 # AWQ files. They are off by default; `quantization="gguf"`, `"int8"` or `"int4"` switches them on.
 # :::
 #
-# A decode step at batch 1 takes about as long as reading all weights takes (chapter 1). Batching shares the reading among
-# sequences (chapter 3), speculation among tokens of one sequence ({ref}`ch-speculation`). This chapter makes the reading
-# itself shorter. A float32 weight takes 4 bytes. With 8 bits it takes one, with 4 bits about half of one.
+# A decode step at batch 1 is limited by the time to read all weights (chapter 1). With batching, one reading serves several
+# sequences (chapter 3). With speculation it serves several tokens of one sequence ({ref}`ch-speculation`). **Quantisation**
+# reduces the reading itself: each weight is stored as a small integer. A float32 weight takes 4 bytes, an integer of 8 bits
+# one byte, and an integer of 4 bits half a byte.
 #
 # {glue:text}`experiments_shown`
 
@@ -143,20 +144,20 @@ if scale() == "smoke":
 # %% [markdown]
 # ## The problem: bytes per weight
 #
-# The engine runs SmolLM2 in float32, but its file has 4 bits for most weights: a **GGUF** file in the format of llama.cpp,
-# mostly of type Q4_1. So far the engine has turned them into floats when it loaded the file. The five engines of this chapter
-# differ in how they keep and use the weights:
+# The engine runs SmolLM2 in float32, but the model's file stores most weights in 4 bits. It is a **GGUF** file, the format of
+# llama.cpp, and most of its weights have the type Q4_1. So far the engine has converted them to floats when it loaded the
+# file. The five engines of this chapter differ in how they store and use the weights:
 #
-# | name | weights | input of a product |
+# | name | weights | input of a matrix product |
 # | --- | --- | --- |
 # | float32 | 4 bytes | float32 |
 # | int8 | rounded to 8 bits when they are loaded | float32 |
-# | 4 bits | the file's own blocks | float32 |
-# | int8 × int8 | as int8 | rounded to 8 bits, too |
-# | 4 bits × int8 | as 4 bits | rounded to 8 bits, too |
+# | 4 bits | as in the file, without conversion | float32 |
+# | int8 × int8 | as for "int8" | rounded to 8 bits, too |
+# | 4 bits × int8 | as for "4 bits" | rounded to 8 bits, too |
 #
-# "4 bits" is lossless here: it has the very values that the float32 engine has. "int8" is not. The last two round the
-# *activations* as well, during each step.
+# "4 bits" is lossless here: its weights have exactly the values of the float32 engine's. "int8" rounds these values to others.
+# The last two engines also round the *activations*, the inputs of the matrix products, during each step.
 
 # %% tags=["hide-input"]
 FOUR = pick(smoke="int4", cpu="gguf", gpu="gguf")
@@ -232,8 +233,9 @@ def bytes_read(name):
 # %% [markdown]
 # ## Prediction: bytes against operations
 #
-# A step with $n$ rows reads $M$ bytes of weights once and does $2 n P$ operations with $P$ weights. By the roofline of
-# chapter 1 it takes at least
+# The products of a step with $n$ rows, one per token, read the $M$ bytes of the weights once. With $P$ weights they do
+# $2 n P$ operations, a multiplication and an addition per weight and row. $\mathit{BW}$ is the memory bandwidth and $F$ the
+# rate of operations. By the roofline of chapter 1 the products take at least $t(n)$. The two parts of it are equal at $n^*$:
 #
 # ```{math}
 # :label: eq-11-bound
@@ -241,11 +243,14 @@ def bytes_read(name):
 # n^* = \frac{M}{\mathit{BW}} \cdot \frac{F}{2 P}.
 # ```
 #
-# Fewer bits make $M$ smaller and leave $P$ as it is. Below $n^*$ rows the time falls with the bytes. Above it the operations
-# take the time, and fewer bits gain nothing. $n^*$ itself falls with $M$: at 4 bits it is reached much sooner.
+# Fewer bits make $M$ smaller and leave $P$ as it is. Below $n^*$ rows the bound falls in proportion to the bytes. Above it the
+# bound is the time of the operations, which fewer bits do not change. $n^*$ is proportional to $M$, so that with 4 bits fewer
+# rows are enough to reach it.
 #
-# To move $n^*$ up again, the operations have to become cheaper. If the input is rounded to 8 bits too, a product is one of
-# small integers. CPUs with AVX-512 VNNI have an instruction that does four of them in the place of one float32 product.
+# To make $n^*$ larger again, the rate $F$ has to rise. If the input is rounded to 8 bits as well, the products are products of
+# small integers. CPUs with AVX-512 VNNI have an instruction that does four of these in the place of one float32 product. The
+# prediction for these engines therefore takes four times the measured float32 rate on such a CPU, and the float32 rate itself
+# on others. It does not count the instructions that unpack 4-bit codes, convert integers to floats, or round the input.
 
 # %%
 faster = 4 if HAS_VNNI else 1  # integer products per float32 product
@@ -292,11 +297,14 @@ glue_all(words.bytes_of_formats(record) | words.turning(record))
 # %% [markdown]
 # {glue:text}`bytes_finding` {glue:text}`turning_finding`
 #
-# The bits per weight are not 8 and 4: the scales take room as well, and the file keeps the head in 8 bits.
+# The bits per weight are more than 8 and 4. The scales, explained next, take space as well, and the file keeps the head in
+# 8 bits. The head is the matrix that computes the logits.
 #
 # ## Rounding by hand
 #
-# A quantised weight is an integer code $c$ with a **scale** $s$ that many weights share. There are two forms:
+# A quantised weight is an integer **code** $c$ of $b$ bits. Many weights $w$ share one **scale** $s$, and in one of the two
+# forms also a **minimum** $m$. The maxima and minima below are those of the weights that share them, and $c$ is rounded to the
+# nearest integer:
 #
 # ```{math}
 # :label: eq-11-forms
@@ -305,7 +313,8 @@ glue_all(words.bytes_of_formats(record) | words.turning(record))
 # ```
 #
 # Here are four weights in 4 bits. The symmetric form has the codes −7 to 7, and its scale is 1.2 / 7. No weight is below
-# −0.35, so the codes −7 to −3 are never used. The asymmetric form has the codes 0 to 15, all between −0.35 and 1.2.
+# −0.35, so the codes −7 to −3 are never used. The asymmetric form has the codes 0 to 15. All of them stand for values from
+# −0.35 to 1.2, so that its steps are smaller.
 
 # %%
 w = torch.tensor([-0.35, 0.1, 0.5, 1.2])
@@ -328,8 +337,10 @@ table(
 )
 
 # %% [markdown]
-# The functions of `lib/` do the same for whole matrices. `round_blocks4` is asymmetric, with one scale and one minimum per 32
-# inputs. Both are float16, as in a Q4_1 block, so that the values differ from ours in the fourth digit.
+# The functions of `lib/` do the same for whole matrices. A row of a weight matrix holds the weights of one **output channel**,
+# one per input. `round_channels` is symmetric, with one scale per channel. `round_blocks4` is asymmetric, with one scale and
+# one minimum per block of 32 inputs. Both are float16, as in a Q4_1 block, and this rounding changes the values by less than
+# 0.001 in the example.
 
 # %% tags=["remove-input"]
 show_source(round_channels)
@@ -345,13 +356,14 @@ assert round_channels(row).codes[0, :4].tolist() == [-37, 11, 53, 127]
 # %% [markdown]
 # ### Groups and outliers
 #
-# One large weight makes the scale large for all that share it, and all of them are rounded more coarsely. Small **groups**
-# limit the damage to a few neighbours, at the price of more scales: a float16 scale and minimum per 32 weights are one bit
-# per weight. The next cell rounds a matrix of the model to 4 bits with groups of several sizes: as it is, and with one
-# weight in each channel made 20 times as large as the largest one.
+# An **outlier** is a weight that is much larger than the others. It makes the scale large for all weights that share it, and
+# all of them are rounded more coarsely. With small **groups** the outlier affects fewer weights, but there are more scales to
+# store: a float16 scale and a float16 minimum per 32 weights add one bit per weight. The next cell rounds a matrix of the model
+# to 4 bits with groups of several sizes. It does so for the matrix as it is, and once more after one weight in each channel has
+# been replaced by 20 times the channel's largest one.
 #
-# The matrix is the embedding, which is the head as well. SmolLM2's other matrices are no good example. They come from a file
-# of 4 bits with groups of 32, and rounding them again in the same way changes little.
+# The matrix is the first rows of the embedding, which in SmolLM2 is the head as well. The other matrices are not a good
+# example: the file already has them in 4 bits with groups of 32, and rounding them again in the same way changes little.
 
 
 # %%
@@ -418,65 +430,70 @@ eight = error(round_channels(embedding).dequantize()[:, :inputs], embedding)
 glue("eight_error", f"{eight:.2%}")
 
 # %% [markdown]
-# In 8 bits with one scale per row the error of the same matrix is {glue:text}`eight_error`: there are 16 times as many codes.
-# So "int8" is used without groups. Outliers are more frequent in *activations*. In models of several billion
-# parameters a few of their features are up to 20 times larger than all others {cite:p}`dettmers2022llmint8`. LLM.int8
-# computes these features in float16. Here the input of a product is rounded in blocks of 32, as llama.cpp does it, so that an
-# outlier affects 31 neighbours.
+# The error is the root mean square of the differences, divided by that of the weights. In 8 bits with one scale per row the
+# error of the same matrix is {glue:text}`eight_error`, because there are about 16 times as many codes. This is why "int8" works
+# without groups. Outliers are a larger problem in *activations*. In models of several billion parameters a few features, which
+# are elements of the input vector, are up to 20 times larger than the others {cite:p}`dettmers2022llmint8`. The method of that
+# paper, LLM.int8(), computes these features in float16. This chapter rounds the input of a product in blocks of 32, as
+# llama.cpp does for these types of weights, so that an outlier affects only the 31 other elements of its block.
 #
 # ### What GPTQ and AWQ add
 #
-# Rounding to the nearest value makes each weight's error small. What matters is the error of the product $Wx$ on real inputs.
-# Two methods use a few hundred texts to reduce it. The formats of their files are those of this chapter, integers with
-# scales per group, and `lib/` loads both.
+# Rounding each weight to the nearest value makes the error of each weight small. More important is the error of the product
+# $Wx$ on real inputs. Two methods reduce it with the help of a small set of sample texts. Their files hold what this chapter
+# uses too, integer codes with scales per group, and `lib/` loads both.
 #
-# - **GPTQ** rounds one input after the other, for all channels. After each it changes the weights that are not rounded
-#   yet, so that they make up for the error on the texts. How much to change them follows from the second moments of the
-#   layer's inputs {cite:p}`frantar2023gptq`.
+# - **GPTQ** rounds the weights of one input at a time, in all channels. After each it changes the weights that are not yet
+#   rounded, so that they compensate for the error on the texts. How much it changes them follows from the second moments of
+#   the layer's inputs, the averages of $x_i x_j$ {cite:p}`frantar2023gptq`.
 # - **AWQ** finds the inputs with large activations. It multiplies their weights by a factor before rounding and divides the
-#   input by the same factor: the product stays the same, and these weights are rounded with a smaller relative error
+#   input by the same factor. The product stays the same, and these weights are rounded with a smaller relative error
 #   {cite:p}`lin2024awq`.
 #
-# ## Build: a layer without floats
+# ## Build: a layer without float weights
 #
-# A `QuantizedMatrix` holds the codes and scales in the order of the checkpoint, whatever its format was.
+# A `QuantizedMatrix` holds the codes and scales in the order of the checkpoint, in the same way for all formats.
 
 # %% tags=["remove-input"]
 show_source(QuantizedMatrix, "dequantize")
 
 # %% [markdown]
-# A layer never calls `dequantize`: floats in memory would have to be written and read again, which is more than
-# was saved. It multiplies with the codes while they are in registers. Its weights are arranged once for that, in tiles of 16
-# output channels, which are the 16 lanes of a vector.
+# A layer never calls `dequantize`. That would write the floats to memory and read them again, which is more traffic than the
+# codes save. Instead the layer loads the codes into registers and multiplies there. For this its weights are rearranged once,
+# when they are loaded, into tiles of 16 output channels. A vector register of 512 bits has 16 lanes of 32 bits, one per channel.
 
 # %% tags=["remove-input"]
 show_source(QuantizedWeight, "forward")
 
 # %% [markdown]
-# For a block of 32 inputs and 16 channels, with scales $s$ and minima $m$, a row $x$ gives
+# For a block of 32 inputs $x_k$ of one row, and one channel with codes $c_k$, scale $s$ and minimum $m$, the sum is
 #
 # ```{math}
 # :label: eq-11-block
 # \sum_k (s\,c_k + m)\,x_k \;=\; s \sum_k c_k x_k \;+\; m \sum_k x_k.
 # ```
 #
-# The scale is applied once per block, not once per weight, and the sum of the inputs is the same for all channels. If $x$ is
-# rounded as well, then $\sum c_k x_k$ is a sum of integers and is exact. This is the code that generates it, as LLVM
-# instructions for Numba:
+# The scale is applied once per block, not once per weight. The sum of the inputs is the same for all channels and is computed
+# once. If $x$ is rounded as well, $x_k \approx s_x q_k$ with integers $q_k$ and a scale $s_x$ of the block. Then
+# $\sum c_k q_k$ is a sum of integers, which is exact, and is multiplied by $s\,s_x$. The VNNI instruction multiplies unsigned
+# bytes by signed ones, so 128 is added to each signed 8-bit code, and $128 \sum q_k$ is subtracted from the sum (`offset`).
+#
+# The method below generates this code. Numba compiles Python functions with the compiler LLVM, and the method (`b` is LLVM's
+# builder) writes the instructions of one block for LLVM directly:
 
 # %% tags=["remove-input"]
 show_source(kernel._Int8Tile, "multiply_block")
 
 # %% [markdown]
-# A GGUF file is a sequence of such blocks already. Reading one is a matter of its layout: scale, minimum, and 16 bytes that
-# hold two codes each.
+# The matrices of a GGUF file are stored as such blocks. A block of type Q4_1 is a scale, a minimum, and 16 bytes that hold two
+# codes each. Q4_0 has no minimum. Q8_0 has a scale and 32 bytes, one per code. `read_blocks` separates these parts:
 
 # %% tags=["remove-input"]
 show_source(read_blocks)
 
 # %% [markdown]
-# A float checkpoint is rounded while it is read, one matrix at a time, so that the float model never exists as a whole. With
-# "int4" the embedding and the head get 8 bits.
+# A float checkpoint is rounded while it is read, one matrix at a time, so that memory never holds a float copy of the whole
+# model. With "int4" the embedding and the head get 8 bits.
 
 # %% tags=["remove-input"]
 show_source(RoundedWeights)
@@ -485,17 +502,19 @@ show_source(RoundedWeights)
 # ## Check: the same tokens
 #
 # There are two questions. First: does each engine give the tokens of *its own* model without a cache? The oracle is the
-# loop of chapter 1, with the quantised layers. It also says by how much each token led.
+# loop of chapter 1, with the quantised layers. It also returns the **lead** of each token: how far its logit is above the
+# second largest one.
 #
-# With float32 inputs the tokens have to be the same. With rounded inputs one more thing can happen. The cache adds up in
-# another order, and the results differ in the last digit. Where such a number lies between two of the 256 codes, it is rounded
-# to the other one, and a difference of $10^{-7}$ becomes one of a whole step. So a token with a small lead can change.
+# With float32 inputs the tokens have to be the same, except where the lead is below 0.001. With rounded inputs larger leads can
+# be lost. With a cache, sums are added in another order, and the results differ in the last digits. If such a number lies
+# halfway between two codes, the tiny difference decides to which of them it is rounded: a difference of about $10^{-7}$ becomes
+# one of a whole step. The check therefore accepts a different token where the lead is below `FLIPPED`.
 
 # %%
 NEW = pick(smoke=6, cpu=8, gpu=16)
 prompts = random_prompts([9, 5], vocabulary, seed=1)
 greedy = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
-FLIPPED = 0.5  # logits; what rounded inputs may change
+FLIPPED = 0.5  # logits; the largest lead that rounded inputs may change
 
 
 @torch.inference_mode()
@@ -526,9 +545,10 @@ for name, engine in engines.items():
 table(rows, headers=["engine", "tokens up to the first difference"])
 
 # %% [markdown]
-# Second: is "gguf" the model that the float32 engine runs? Its values are the same, and its sums are added in another order.
-# So the logits may differ by rounding errors, and the most likely token has to be the same wherever it leads the second one
-# by more than a bound. The text is one that every Python brings along, a part of its language reference.
+# Second: does "4 bits", which uses the file's blocks (`quantization="gguf"`), compute what the float32 engine computes? Its
+# weights have the same values, and its sums are added in another order. So the log-probabilities may differ by rounding errors.
+# The most likely token has to be the same wherever it leads the second one by more than a bound. The text is part of Python's
+# language reference, which comes with every Python installation.
 
 # %% tags=["hide-input"]
 TOKENS = pick(smoke=48, cpu=512, gpu=2048)
@@ -555,7 +575,8 @@ if FOUR == "gguf":
     print(f"the largest difference is {(p - q).abs().max():.1e}")
 
 # %% [markdown]
-# The bytes are counted, too: a quantised engine holds no float copy of its matrices.
+# The check of the bytes: a quantised engine holds no float copy of its matrices. Beyond the bytes that the products read it has
+# only float vectors, such as norms and biases.
 
 # %%
 held = {name: e.stats()["weight_bytes"] for name, e in engines.items()}
@@ -577,7 +598,8 @@ print({name: f"{size / 1e6:.1f} MB" for name, size in held.items()})
 #
 # ### The products alone
 #
-# All products of one step, without attention and norms, by the number of rows. The engines take turns.
+# The next cell measures all matrix products of one step, without attention and norms, for several numbers of rows. The engines
+# take turns, so that a change of the machine's speed affects all of them.
 
 
 # %% tags=["hide-input"]
@@ -624,7 +646,7 @@ table(
     headers=["rows", *(f"{name}, ms (bound)" for name in ENGINES)],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-products", "caption": "Time of all products of one step against the number of rows, by the format of the weights. Up to the point where operations take longer than bytes the curves are flat."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-products", "caption": "Time of all products of one step against the number of rows, by the format of the weights. By the bound, a curve is flat while the bytes take longer than the operations, then rises in proportion to the rows."}}
 drawn, note = products_shown.to_draw("products", record)
 fig, ax = figure()
 lines(
@@ -644,9 +666,9 @@ show(fig, "11_products")
 #
 # ### The engine
 #
-# Tokens per second of whole engines, in turns: decode steps only, after prompts of 16 tokens. A step also has attention,
-# norms and Python. These do not get shorter, so that the engine gains less than the products. At batch 1 the prediction is
-# float32's step minus what the products save.
+# Now the tokens per second of whole engines, again in turns. Only decode steps are timed, after prompts of 16 tokens. A step
+# also has attention, norms and Python code. If these take as long as before, the engine gains less than the products do. The
+# prediction for "4 bits" at batch 1 uses this: the time of a step is float32's minus the time that the products save.
 
 
 # %% tags=["hide-input"]
@@ -730,20 +752,24 @@ show(fig, "11_engine")
 #
 # ### Quality, bytes and speed in one table
 #
-# Speed alone decides nothing: a model of zero bits would be the fastest. Two measures need only a text and a reference. The
+# A format is useful only if the model's predictions stay good. Two measures of this need only a text and a reference model. The
 # **perplexity** is $e$ to the mean negative log-probability of the text's tokens. It tells how well the model predicts the
-# text. The **KL divergence** compares the whole distribution of each next token with the reference's:
-# $\sum_x p(x) \ln (p(x) / q(x))$. It is the sharper measure: errors that help one token and harm another leave the perplexity
-# as it was, and never the divergence. The third column is the share of positions where both prefer the same token.
+# text: lower is better. The **KL divergence** compares the distribution of the next token with the reference's:
+# $\sum_x p(x) \ln (p(x) / q(x))$, where $p(x)$ is the reference's probability of token $x$ and $q(x)$ the model's. The table
+# has its mean over the positions of the text, in nats, the unit of the natural logarithm. The divergence is more sensitive.
+# Errors that make some tokens of the text more likely and others less likely can cancel in the perplexity. They do not cancel
+# in the divergence, which is zero only if the distributions are equal. The column "same token" has the share of positions where
+# both models prefer the same token. The text depends on the version of Python, so compare values only within one run.
 #
 # **The reference here has been rounded to 4 bits already.** SmolLM2's float32 weights are those of its 4-bit file, so the
 # table shows only what is lost *in addition*. It does not show what the first rounding lost.
 #
-# This favours 4 bits. "gguf" has the reference's own values. "int4" rounds to a grid between the smallest and the largest
-# weight of each block. In a Q4_1 block these two are the ends of the file's grid already, so that "int4" finds the same
-# grid again and changes nothing. "int8" has another grid, with one scale per row, and every weight moves a little. Its loss is
-# a real one. The zero beside "int4" is a property of this checkpoint and says nothing of other models. Weights that were never
-# rounded give the true order; see below for GPT-2. With random weights there is no quality to lose, and no table is shown.
+# This favours 4 bits. "4 bits" has the reference's own values. "int4" rounds the float32 weights again, to a grid from the
+# smallest to the largest weight of each block. In a Q4_1 block these two are usually the ends of the file's grid, so that
+# "int4" finds almost the same grid again. "int8" has another grid, with one scale per row, and most weights change a little. So
+# a loss of "int8" that is larger than that of "int4" is a property of this checkpoint and does not apply to other models. A
+# fair comparison needs weights that were never rounded, such as GPT-2's below. With random weights there is no quality to
+# measure, and no table is shown.
 
 # %% tags=["hide-input"]
 compared = {name: e.model for name, e in engines.items() if name != "float32"}
@@ -801,7 +827,8 @@ else:
 # %% [markdown]
 # {glue:text}`quality_finding`
 #
-# GPT-2's weights come from the hub and were never rounded. It is a download of 500 MB, so this runs at GPU scale only.
+# GPT-2's weights come from the Hugging Face hub as float32 and were never quantised. They are a download of about 550 MB, so
+# the next cell runs at GPU scale only.
 
 
 # %% tags=["hide-input"]
@@ -854,8 +881,8 @@ elif llm.tokenizer is not None:
 # %% [markdown]
 # ## What broke
 #
-# A wrong line in this chapter's code raises no error: integers are read, and a model comes out of it. Each mistake below is
-# one that is easily made, planted on purpose. The error is that of a matrix after reading or rounding.
+# Most mistakes in reading or rounding weights raise no error: the integers are valid, and the model runs, with wrong weights.
+# The next cells make several common mistakes on purpose. The first table has the error of a matrix after each.
 
 # %%
 weight = embedding[:256]
@@ -887,13 +914,14 @@ assert found[names[4]] > 10 * found[names[3]]
 table([[name, f"{x:.1%}"] for name, x in found.items()], headers=["", "error"])
 
 # %% [markdown]
-# - **Zero point off by one.** Files of the first GPTQ format store the zero point minus one. A reader that does not know it
-#   shifts every weight by one step.
-# - **Order of the nibbles.** A byte holds inputs $i$ and $i + 16$ of a block, not $2i$ and $2i + 1$. AWQ has yet another order.
-# - **Scales with a floor.** A lower limit for scales is meant to prevent a division by zero. Weights are small numbers, and
-#   so are their scales. `round_channels` replaces only a scale that *is* zero.
-# - **The order of rows in a head.** GGUF keeps the rows of `q` and `k` in the order in which llama.cpp rotates them. Without
-#   putting them back, every matrix is right, and the model is wrong:
+# - **Zero point off by one.** The zero point is the code that stands for the weight 0. Files of the first GPTQ format store it
+#   minus one. A reader that does not add the one again shifts every weight by one step.
+# - **Order of the nibbles.** A nibble is half a byte, here one code. In GGUF, byte $i$ of the codes has those of inputs $i$
+#   and $i + 16$, not of $2i$ and $2i + 1$. AWQ has yet another order.
+# - **Scales with a lower limit.** A lower limit for scales is meant to prevent a division by zero. But weights are small
+#   numbers, and most scales are far below 1. `round_channels` replaces only a scale that *is* zero.
+# - **The order of rows in a head.** GGUF stores the rows of `q` and `k` in the order that llama.cpp needs for its rotary
+#   embedding. If a reader does not restore the order of this engine, all weights are right, but some are in the wrong rows:
 
 # %% tags=["hide-input"]
 if FOUR == "gguf":
@@ -908,14 +936,16 @@ if FOUR == "gguf":
     del wrong
 
 # %% [markdown]
-# And the benchmark itself:
+# The benchmark can mislead, too:
 #
-# - **A speed-up without its batch size.** {numref}`fig-11-engine` has both kinds: formats that win at batch 1 and lose later.
-# - **A baseline that is slow for other reasons.** float32 here is packed (chapter 8). Against an unpacked engine every format
-#   would look better.
-# - **Weights that fit into a cache.** A server CPU's last cache can hold 4-bit weights of a small model. Then they are not read
-#   from memory at all, and a time below the bound is possible. A larger model has no such advantage.
-# - **A text that is too easy.** Averages over few tokens are noisy. The KL divergence needs fewer of them than the perplexity.
+# - **A speed-up without its batch size.** The format that is fastest at batch 1 need not be the fastest at larger batches.
+#   {numref}`fig-11-engine` has to be read at one batch size at a time.
+# - **A baseline that is slow for other reasons.** The float32 engine here has packed weights (chapter 8). Against a slower
+#   baseline every format has a larger speed-up.
+# - **Weights that fit into a cache.** The last-level cache of a server CPU can hold the 4-bit weights of a small model. Then
+#   they are not read from memory, and a time below the bound is possible. This does not apply to a model larger than the cache.
+# - **A text that is too short.** Averages over few tokens are noisy. The KL divergence usually needs fewer tokens than the
+#   perplexity to show a difference.
 #
 # ## The predictions and what became of them
 
@@ -930,20 +960,22 @@ glue("predictions_tally", tally(foretold))
 #
 # ## In production
 #
-# - **Marlin** is vLLM's kernel for 4-bit weights on GPUs. It keeps the tensor cores busy while codes are unpacked, and stays
-#   near the bound up to batches of 16 to 32 {cite:p}`frantar2024marlin`.
-# - **FP8** has 8 bits with an exponent, so that a value's relative error does not depend on its size
-#   {cite:p}`micikevicius2022fp8`. GPUs since Hopper and Ada multiply it at twice the rate of bfloat16. Weights and activations
-#   use it, so it gains at large batches too. vLLM also stores the KV cache in it.
-# - **llama.cpp's k-quants** (Q4_K, Q6_K) have superblocks of 256 weights whose scales are quantised themselves. `lib/` runs
-#   Q4_0, Q4_1 and Q8_0 in place, and refuses the others with an error that names the type.
-# - **OpenVINO** runs GGUF files on CPUs with 8-bit activations, by the same instruction as this chapter. It compiles the
-#   model to one graph of fused operations.
+# - **Marlin** is vLLM's kernel for 4-bit weights on GPUs. It unpacks codes while the tensor cores multiply, and its authors
+#   measure speed-ups close to the bound up to batches of 16 to 32 {cite:p}`frantar2024marlin`.
+# - **FP8** is a float of 8 bits. Because it has an exponent, the relative rounding error is about the same for small and large
+#   values, within the format's range {cite:p}`micikevicius2022fp8`. NVIDIA GPUs since Ada and Hopper have twice the peak rate
+#   of bfloat16 for it. If weights and activations are both FP8, large batches can gain too. vLLM can also store the KV cache
+#   in it.
+# - **llama.cpp's k-quants** (Q4_K, Q6_K) have superblocks of 256 weights, in which the scales of the blocks are quantised
+#   themselves. `lib/` multiplies with Q4_0, Q4_1 and Q8_0 as they are stored. For other types `quantization="gguf"` raises an
+#   error that names the type.
+# - **OpenVINO** can read GGUF files, and on CPUs it can round activations to 8 bits and use VNNI as this chapter does. It
+#   compiles the model to one graph of fused operations.
 #
 # ## Exercises
 #
-# **1. Predict.** A machine has a bandwidth of 30 GB/s and 180 GFLOP/s in float32. From how many rows on do operations bind for
-# weights of 32, 8 and 5 bits?
+# **1. Predict.** A machine has a bandwidth of 30 GB/s and does 180 GFLOP/s in float32. Inputs are float32. Above how many
+# rows do the operations take longer than the bytes, for weights of 32, 8 and 5 bits?
 
 # %% tags=["remove-cell"]
 exercise = replace(roofline, bandwidth=30e9, flops={"float32": 180e9})
@@ -961,13 +993,15 @@ assert answers == [12.0, 3.0, 1.875]
 #
 # ```{admonition} Solution
 # :class: dropdown
-# `pytest tests/models/quantized/test_gguf_blocks.py` fails, for one in
-# `test_the_logits_are_those_of_the_dequantised_model`, which compares with the values that the `gguf` package reads from the
-# same bytes. Tests that compare an engine with its own model without a cache still pass: both have the same wrong weights.
+# `pytest tests/models/quantized/test_gguf_blocks.py` fails for the types of 4 bits. `test_codes_and_scales_are_the_file_s`
+# compares with the values that the `gguf` package reads from the same bytes, and
+# `test_the_logits_are_those_of_the_dequantised_model` with the logits of the model that has those values. Tests that compare an
+# engine with its own model without a cache still pass, because both have the same wrong weights.
 # ```
 #
-# **3. Write it.** `quantize8(block)`: 32 floats to a Q8_0 block, 34 bytes. They are the float16 scale $\max|w|/127$ and 32
-# signed bytes. Uncomment the last line to check yours.
+# **3. Write it.** `quantize8(block)` turns 32 floats, not all zero, into a Q8_0 block of 34 bytes. The bytes are the scale
+# $\max|w|/127$ as float16, then 32 signed bytes: $w$ divided by the scale, after the scale's rounding to float16. Uncomment the
+# last line of the next cell to check your function.
 
 
 # %%
@@ -1009,10 +1043,11 @@ assert check(quantize8) == "right"
 #
 # ## Takeaways
 #
-# 1. Fewer bits per weight are fewer bytes per step. They gain where bytes bind: at small batches.
-# 2. At larger batches operations bind. There only integer products gain, which need rounded activations.
-# 3. A format has to be judged by three numbers together: bytes, speed at a stated batch size, and the KL divergence from a
-#    reference whose own rounding is stated.
+# 1. Fewer bits per weight mean fewer bytes per step. This helps where reading the weights is the limit: at small batches.
+# 2. At larger batches the operations are the limit. There a format helps only if it makes them cheaper, as integer products do,
+#    and these need rounded activations.
+# 3. Compare formats by three numbers together: bytes, speed at a stated batch size, and the KL divergence from a reference
+#    whose own rounding is stated.
 #
 # **Sources.** 8-bit products and outliers: {cite:t}`dettmers2022llmint8`. Rounding with data: {cite:t}`frantar2023gptq` and
 # {cite:t}`lin2024awq`. Kernels on GPUs: {cite:t}`frantar2024marlin`. FP8: {cite:t}`micikevicius2022fp8`. GGUF's blocks:

@@ -53,8 +53,8 @@ def complete(four_bits: float = 5.0, many: float = 38.0) -> Run:
 
 def test_bytes_and_rows():
     assert ch11.bytes_of_formats(complete())["bytes_finding"] == (
-        "In float32 the products of a step read 538 MB, 25 % of them with int8 "
-        "and 18 % of them with 4 bits."
+        "The products of a step read 538 MB in float32, 25 % of that with int8 "
+        "and 18 % of that with 4 bits."
     )
     said = ch11.turning(complete())["turning_finding"]
     assert "equal at 12 rows with float32, 3 rows with int8, 2.1" in said

@@ -1,7 +1,7 @@
 """The sentences of chapter 11 that depend on what was measured.
 
-Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None where it has none.
-Formats are named by their columns: see FORMATS.
+Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None if
+the run has none of that name. FORMATS are the names of the engines, which are column names too.
 
 Introduced in chapter 11.
 """
@@ -17,7 +17,7 @@ FORMATS = ("float32", "int8", "4 bits", "int8 × int8", "4 bits × int8")
 
 
 def _over(a: Measured, b: Measured) -> float | None:
-    """The ratio of two middles; None where one is missing or not above zero."""
+    """The ratio of two medians; None if one is missing or not above zero."""
     x, y = value(a).middle, value(b).middle
     return x / y if x and y and x > 0 and y > 0 else None
 
@@ -27,7 +27,7 @@ def _axis(series: Series | None, name: str) -> list[Any]:
 
 
 def _named(series: Series | None, column: str) -> dict[str, float]:
-    """The middles of a column by the format in the first column; what is not known is left out."""
+    """The medians of a column, by the column "format"; unknown ones are left out."""
     found = {
         n: value(cell(series, column, i)).middle for i, n in enumerate(_axis(series, "format"))
     }
@@ -35,14 +35,17 @@ def _named(series: Series | None, column: str) -> dict[str, float]:
 
 
 def speed_up(run: Any, kind: str, row: int, bound: bool = False) -> float | None:
-    """How many times faster than float32 the products of a format are at one row of the sweep; or should be."""
+    """Time of float32's products over that of a format's, at index `row` of the sweep.
+
+    With `bound` the ratio of their bounds, which is the prediction.
+    """
     end = " bound" if bound else ""
     series = run["products"]
     return _over(cell(series, f"float32{end}", row), cell(series, f"{kind}{end}", row))
 
 
 def gain(run: Any, kind: str, row: int) -> float | None:
-    """Tokens per second of the engine over float32's at one row of the sweep of batches."""
+    """Tokens per second of an engine over float32's, at index `row` of the sweep of batches."""
     series = run["engine"]
     return _over(cell(series, kind, row), cell(series, "float32", row))
 
@@ -58,14 +61,14 @@ def bytes_of_formats(run: Any) -> dict[str, str]:
     parts = {n: x / whole for n, x in known.items() if whole and n in FORMATS and "×" not in n}
     if not parts:
         return {"bytes_finding": missing("the bytes of the weights").sentence}
-    said = _list([f"{percent(x)} of them with {name}" for name, x in parts.items()])
+    said = _list([f"{percent(x)} of that with {name}" for name, x in parts.items()])
     return {
-        "bytes_finding": f"In float32 the products of a step read {number(whole / 1e6)} MB, {said}."
+        "bytes_finding": f"The products of a step read {number(whole / 1e6)} MB in float32, {said}."
     }
 
 
 def turning(run: Any) -> dict[str, str]:
-    """From which number of rows on operations take longer than bytes."""
+    """The number of rows above which the operations take longer than the bytes, by the bound."""
     known = {n: x for n, x in _named(run["formats"], "turning_rows").items() if x > 0}
     if not known:
         return {"turning_finding": missing("the rows at which operations bind").sentence}
@@ -131,7 +134,8 @@ def predictions(run: Any) -> list[Prediction]:
         predicted = value(cell(run["engine"], "predicted 4 bits", 0)).middle
         found.append(
             Prediction(
-                f"speed-up of the engine, 4 bits, batch {batches[0]}, if the rest of the step stays",
+                f"speed-up of the engine, 4 bits, batch {batches[0]}, "
+                "if the rest of the step takes as long as before",
                 predicted, gain(run, "4 bits", 0), "", "×",
             )
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Least time of a decode step's matrix products by the bytes of their weights and by their operations.
+"""Least time of a decode step's matrix products: for their bytes, and for their operations.
 
 Introduced in chapter 11.
 """
@@ -11,11 +11,12 @@ from lib.bench.measure.roofline import Roofline
 def product_times(
     roofline: Roofline, weight_bytes: int, weights: int, rows: int, faster: float = 1.0
 ) -> tuple[float, float]:
-    """Least seconds of `rows` rows times `weights` weights: for the bytes, and for the operations.
+    """Least seconds to multiply `rows` rows with `weights` weights: (for bytes, for operations).
 
-    The weights are read once and take `weight_bytes`. A row costs two operations per weight, at the
-    float32 rate of the machine times `faster`: how many more of them an instruction does. The
-    larger of the two times is the bound. Raises ValueError for rows or a factor that is not positive.
+    The weights are read once and take `weight_bytes`. A row needs two operations per weight. Their
+    rate is the machine's float32 rate times `faster`: the operations of this format per float32
+    operation. The larger of the two times is the bound. Raises ValueError if `rows` is below 1 or
+    `faster` is not above 0.
     """
     if rows < 1 or faster <= 0:
         raise ValueError(f"rows={rows}, faster={faster}: need rows >= 1 and faster > 0")
@@ -24,6 +25,9 @@ def product_times(
 
 
 def turning_rows(roofline: Roofline, weight_bytes: int, weights: int, faster: float = 1.0) -> float:
-    """The number of rows at which the two times are equal: below it bytes bind, above it operations."""
+    """Number of rows, not rounded, at which the two times of `product_times` are equal.
+
+    With fewer rows the time of the bytes is the longer one, with more that of the operations.
+    """
     bytes_time, row_time = product_times(roofline, weight_bytes, weights, 1, faster)
     return bytes_time / row_time

@@ -1,4 +1,4 @@
-"""How much a model's predictions differ from a reference's on the same text: perplexity, KL divergence, equal tokens.
+"""Compares a model's predictions with a reference's on a text: perplexity, KL divergence, tokens.
 
 Introduced in chapter 11.
 """
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from lib.attention.full import FullAttention
 from lib.core.batch import Batch
 
-WINDOW = 256  # tokens that are predicted together; a window's first token is not predicted
+WINDOW = 256  # tokens per forward pass; the first token of a window is not predicted
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A model beside its reference, over the same `num_tokens` predictions.
+    """A model compared with a reference, over the same `num_tokens` predictions.
 
     perplexity, reference_perplexity: exp of the mean negative log-probability of the text's next
-    token. kl_divergence: mean of KL(reference || model) per prediction, in nats, from the whole
-    vocabulary; kl_largest: the largest of them. same_greedy: share of predictions whose most likely
-    token is the reference's.
+    token. kl_divergence: mean of KL(reference || model) over the predictions, in nats, over the
+    whole vocabulary; kl_largest: the largest value. same_greedy: share of predictions whose most
+    likely token is the reference's.
     """
 
     num_tokens: int
@@ -39,11 +39,11 @@ class Quality:
 def compare(
     model: nn.Module, reference: nn.Module, token_ids: Sequence[int], window: int = WINDOW
 ) -> Quality:
-    """Both models on the text `token_ids`, in windows of `window` tokens that do not overlap.
+    """Runs both models on the text `token_ids`, in windows of `window` tokens that do not overlap.
 
-    Each position is predicted from the text before it within its window (teacher forcing), so that
-    an early difference does not change what comes after. Raises ValueError for fewer than two
-    tokens, a window out of range, or models of different vocabularies.
+    Each token is predicted from the tokens of the text before it in its window (teacher forcing),
+    so that an early difference does not change later inputs. Raises ValueError for fewer than two
+    tokens, a window out of range, or models with different vocabularies.
     """
     if model.config.vocab_size != reference.config.vocab_size:
         raise ValueError(
@@ -70,7 +70,10 @@ def compare(
 
 
 def perplexity(model: nn.Module, token_ids: Sequence[int], window: int = WINDOW) -> float:
-    """exp of the mean negative log-probability of the text's tokens; windows and errors as in `compare`."""
+    """exp of the mean negative log-probability of the text's tokens.
+
+    Windows and errors are those of `compare`.
+    """
     chosen = [
         log_probs(model, ids).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         for ids in _windows(token_ids, window, model)
@@ -80,7 +83,7 @@ def perplexity(model: nn.Module, token_ids: Sequence[int], window: int = WINDOW)
 
 @torch.inference_mode()
 def log_probs(model: nn.Module, token_ids: Sequence[int]) -> Tensor:
-    """float64 [n - 1, V] on the CPU: the log-probabilities of the token after each but the last of n tokens."""
+    """float64 [n - 1, V] on the CPU: log-probabilities of tokens 1 .. n - 1, given those before."""
     device = next(model.parameters()).device
     batch = Batch.of_prompts([list(token_ids)], device)
     batch.logits_indices = torch.arange(len(token_ids) - 1, device=device)

@@ -1,4 +1,7 @@
-"""Puts a checkpoint's quantised weights into a model, one module at a time. Introduced in chapter 11."""
+"""Puts a checkpoint's quantised weights into a model, one module at a time.
+
+Introduced in chapter 11.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ class Weights(Protocol):
 
 @torch.no_grad()
 def fill(model: nn.Module, weights: Weights, activations: str, dtype: torch.dtype) -> None:
-    """Replace the linear layers and the embedding of `model`, whose parameters lie on the meta device.
+    """Replace linear layers and embedding of `model`, whose tensors are on the meta device.
 
-    At any time one module's weights exist as floats at most, so that loading takes little more
+    The weights of at most one module exist as floats at a time, so that loading takes little more
     memory than the quantised model. Norms, biases and positions become parameters of `dtype`.
     """
     for path, names in model.checkpoint_names().items():
@@ -57,7 +60,7 @@ def _linear(
     activations: str,
     dtype: torch.dtype,
 ) -> nn.Module:
-    """A QuantizedLinear; where nothing is quantised an nn.Linear, which `linear=` can pack."""
+    """A QuantizedLinear; if no part is quantised an nn.Linear, which `linear` can pack."""
     if any(isinstance(part, QuantizedMatrix) for part in parts):
         return QuantizedLinear(parts, bias, in_features, activations, dtype)
     linear = nn.Linear(1, 1, bias=bias is not None, device="meta")

@@ -9,15 +9,15 @@ from torch import Tensor
 from lib.models.quantized.matrix import QuantizedMatrix, stack
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
 
-_ROWS = 4096  # rows of a matrix that are floats at one time
+_ROWS = 4096  # rows of a matrix that are rounded together
 
 
 class RoundedWeights:
     """Tensors of a float checkpoint by name; matrices are rounded to nearest.
 
     "int8": 8 bits, one scale per output channel. "int4": 4 bits in blocks of 32 inputs; embedding
-    and head keep 8 bits in blocks of 32, because a few percent of error in the logits cost more
-    than the bytes are worth. Norms, biases and GPT-2's positions stay float.
+    and head get 8 bits in blocks of 32, because errors of the head change the logits directly.
+    Norms, biases and GPT-2's positions stay float.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class RoundedWeights:
         self.tensors, self.quantization, self.is_transposed = tensors, quantization, is_transposed
 
     def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix:
-        """A weight [out, in], rounded. Raises ValueError where int4's blocks do not divide it."""
+        """A weight [out, in], rounded. Raises ValueError for "int4" if 32 does not divide `in`."""
         weight = self.tensors[name]
         if self.is_transposed(name):
             weight = weight.T

@@ -1,7 +1,9 @@
-"""The blocks of a GGUF file as they are: Q4_0, Q4_1 and Q8_0 without dequantising. Introduced in chapter 11.
+"""Reads the blocks of a GGUF file (Q4_0, Q4_1, Q8_0) without converting them to floats.
 
-Layouts: ggml-common.h of llama.cpp. A block holds 32 inputs of one output channel: its scale (float16), for Q4_1 its
-minimum, then 16 bytes with inputs 0-15 in the low halves and 16-31 in the high ones, or 32 signed bytes.
+Layouts: ggml-common.h of llama.cpp. A block holds 32 inputs of one output channel: the scale
+(float16), for Q4_1 also the minimum (float16), then the codes. Q4_0 and Q4_1 have 16 bytes, with
+inputs 0-15 in the low halves and 16-31 in the high ones; Q8_0 has 32 signed bytes.
+Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ BLOCK_TYPES = ("Q4_0", "Q4_1", "Q8_0")
 class GGUFWeights:
     """Tensors of a GGUF file by the names that Hugging Face gives them, read one at a time.
 
-    Raises ValueError, with the file's name, for a file that lacks tensors or has others, and for a
-    type that is not of BLOCK_TYPES and FLOAT_TYPES.
+    Raises ValueError, with the file's name, if tensors are missing or unexpected, have a
+    shape other than in `shapes`, or a type that is neither in BLOCK_TYPES nor in FLOAT_TYPES.
     """
 
     def __init__(self, file: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -41,7 +43,7 @@ class GGUFWeights:
             _check(self.items, shapes)
 
     def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix | Tensor:
-        """A weight matrix [out, in]: its blocks, or a float32 tensor where the file keeps floats."""
+        """A weight matrix [out, in]: its blocks, or a float32 tensor if the file has floats."""
         item = self.items[name]
         heads = interleaved_heads(name)
         with naming(self.file):
@@ -77,7 +79,10 @@ def read_blocks(data: np.ndarray, kind: str) -> QuantizedMatrix:
 
 
 def _order(rows: int, heads: int) -> Tensor:
-    """Rows of q or k in Hugging Face's order; GGUF keeps rotated pairs (2i, 2i + 1) side by side."""
+    """Index of the file's rows of q or k in Hugging Face's order.
+
+    GGUF keeps rotated pairs side by side (2i, 2i + 1), Hugging Face half a head apart.
+    """
     return torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).flatten()
 
 

@@ -1,11 +1,16 @@
-"""GPTQ and AWQ checkpoints: their integers and scales as they are, in our order. Introduced in chapter 11.
+"""Reads GPTQ and AWQ checkpoints: their integers and scales, rearranged as a QuantizedMatrix.
 
-Frantar et al. 2023 (GPTQ), Lin et al. 2024 (AWQ). Both keep, for a linear layer [K inputs, N outputs] in G groups of
-inputs, w[k, n] = scales[g, n] * (q[k, n] - zeros[g, n]), packed into int32, the lowest bits first:
+Frantar et al. 2023 (GPTQ), Lin et al. 2024 (AWQ). Both store a linear layer with K inputs, N
+outputs and G groups of inputs as w[k, n] = scales[g, n] * (q[k, n] - zeros[g, n]). The integers q
+and zeros are packed into int32, the lowest bits first:
 
-- GPTQ (AutoGPTQ, GPTQModel): qweight [K * bits / 32, N] packs inputs; qzeros [G, N * bits / 32] packs outputs. Format
-  "gptq" stores zeros - 1, "gptq_v2" stores zeros. g_idx [K] is the group of each input.
-- AWQ (AutoAWQ, version "gemm"): qweight [K, N / 8] and qzeros [G, N / 8] pack outputs, in the order of _AWQ_ORDER.
+- GPTQ (AutoGPTQ, GPTQModel): qweight [K * bits / 32, N] packs inputs; qzeros [G, N * bits / 32]
+  packs outputs. Format "gptq" stores zeros - 1, "gptq_v2" stores zeros. g_idx [K] is the group of
+  each input.
+- AWQ (AutoAWQ, version "gemm"): qweight [K, N / 8] and qzeros [G, N / 8] pack outputs, in the order
+  of _AWQ_ORDER.
+
+Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -57,7 +62,7 @@ class PackedWeights:
         check_shapes(self.tensors, expected, folder)
 
     def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix | Tensor:
-        """A weight [out, in]: the checkpoint's integers, or its floats where it is not quantised."""
+        """A weight [out, in]: the checkpoint's integers, or its floats if it is not quantised."""
         base = name.removesuffix(".weight")
         if name in self.tensors:
             weight = self.tensors[name]
@@ -80,9 +85,9 @@ class PackedWeights:
         packed = 32 // self.bits
         if inputs % group or group % BLOCK or outputs % packed or inputs % packed:
             raise ValueError(
-                f"the checkpoint in {self.folder}: {base} has {inputs} inputs and {outputs} outputs; "
-                f"the inputs must be divisible by the group size {group}, that by {BLOCK}, "
-                f"and both by {packed}"
+                f"the checkpoint in {self.folder}: {base} has {inputs} inputs and "
+                f"{outputs} outputs; the inputs must be divisible by the group size {group}, "
+                f"that by {BLOCK}, and both by {packed}"
             )
         groups = inputs // group
         awq = self.method == "awq"
@@ -96,7 +101,10 @@ class PackedWeights:
         return shapes
 
     def _check_order(self, base: str) -> None:
-        """desc_act gives inputs to groups by importance; here a group is neighbouring inputs."""
+        """Raise ValueError unless every group is a run of neighbouring inputs, as here.
+
+        Checkpoints made with desc_act may group the inputs by importance instead.
+        """
         order = self.tensors.get(f"{base}.g_idx")
         if order is None:
             return
@@ -136,7 +144,10 @@ def _settings(settings: dict[str, Any], folder: Path) -> tuple[str, int, int, in
 
 
 def _unpack_outputs(packed: Tensor, bits: int, order: tuple[int, ...]) -> Tensor:
-    """int32 [R, C] to int32 [R, C * 32 / bits]: the value at bits i * bits goes to column order[i]."""
+    """int32 [R, C] to int32 [R, C * 32 / bits].
+
+    Of an int32, the value that starts at bit i * bits becomes column order[i] of its 32 / bits.
+    """
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     values = (packed[..., None] >> shifts) & (2**bits - 1)
     return values[..., torch.tensor(order).argsort()].flatten(1)
@@ -145,8 +156,9 @@ def _unpack_outputs(packed: Tensor, bits: int, order: tuple[int, ...]) -> Tensor
 def _matrix(bits: int, codes: Tensor, zeros: Tensor, scale: Tensor) -> QuantizedMatrix:
     """codes [N, K], zeros and scale [N, G] as a QuantizedMatrix.
 
-    Where all zeros are the middle of the range, float16 scales are enough. Else the minimum is
-    -scale * zero, and both are kept in float32, because float16 would round that product.
+    If all zeros are the middle of the range, no minimum is needed, and scales are kept in float16.
+    Otherwise the minimum is -scale * zero, and both are kept in float32, because float16 would
+    round that product.
     """
     middle = 2 ** (bits - 1)
     codes = codes.to(torch.uint8) if bits == 4 else (codes - 128).to(torch.int8)

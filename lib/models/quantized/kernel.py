@@ -1,13 +1,15 @@
-"""Products with quantised weights on a CPU: compiled loops that read the integer codes and multiply with them.
+"""Products with quantised weights on a CPU: compiled loops that multiply with the integer codes.
 
-A tile is 16 output channels, one per lane of a vector. Its weights lie in the order in which they are read (see
-`lib.models.quantized.weight`): block after block of 32 inputs, in each block vectors of 16 x 4 bytes, with four inputs
-of every channel. An input vector that is rounded to 8 bits too is multiplied four elements per instruction where the
-CPU has AVX-512 VNNI (`vpdpbusd`, the instruction of llama.cpp's and OpenVINO's int8 kernels); elsewhere the same sums
-are written out, and LLVM makes what the CPU has of them.
+A tile is 16 output channels, one per lane of a vector. Its weights are stored in the order in which
+they are read (see `lib.models.quantized.weight`): one block of 32 inputs after the other, and in a
+block vectors of 16 x 4 bytes, with four inputs of each channel. If the inputs are rounded to 8 bits
+too and the CPU has AVX-512 VNNI, one instruction (`vpdpbusd`, which the int8 kernels of llama.cpp
+and OpenVINO use too) multiplies four inputs of each channel and adds the products. On other CPUs
+the same sums are written as single operations, for which LLVM chooses the instructions.
 
-The vector code is built by hand, as LLVM IR: what Numba makes of a loop over 16 channels keeps the sums in memory.
-All of it is in this file because Numba keeps compiled code as long as the file it came from is unchanged.
+The vector code is generated as LLVM IR (LLVM's intermediate representation), because Numba's code
+for a loop over 16 channels keeps the sums in memory and not in registers. It is all in this file
+because Numba compiles a cached function again only when the function's own file changes.
 Introduced in chapter 11.
 """
 
@@ -25,10 +27,10 @@ from numba.extending import intrinsic
 from lib.core.numba_cache import PRANGE, compiled
 
 LANES = 16  # output channels of a tile
-BLOCK = 32  # inputs of a block: they share a scale in GGUF files, and the input vector's elements do here
-INT8_ROWS, FLOAT_ROWS, FEW_ROWS = 16, 8, 4  # rows that share one unpacking of the weights
+BLOCK = 32  # inputs of a block, as in GGUF files; inputs rounded to int8 have one scale per block
+INT8_ROWS, FLOAT_ROWS, FEW_ROWS = 16, 8, 4  # input rows per unpacking of the weights
 HAS_VNNI = bool(llvm.get_host_cpu_features().get("avx512vnni"))
-# All but `nnan` and `ninf`: a NaN in a row has to come out of it.
+# Without `nnan` and `ninf`: a NaN or an infinity in a row has to reach that row's outputs.
 _FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 _FMA = ("contract",)
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -41,7 +43,10 @@ def _constant(kind: ir.VectorType, value: int | float) -> ir.Constant:
 
 
 class _Tile:
-    """IR of one tile's product with `rows` input rows; `multiply_block` is what differs between the two kinds."""
+    """Generates the IR of one tile's product with `rows` input rows.
+
+    Subclasses implement `multiply_block`, for inputs as int8 and as float32.
+    """
 
     def __init__(self, builder, context, rows, words, scale, minimum, arguments):
         self.b, self.rows = builder, rows
@@ -63,7 +68,7 @@ class _Tile:
         self.blocks = builder.mul(self.groups, self.per_group)
 
     def at(self, base, *terms):
-        """base + the sum of index * bytes."""
+        """Address: base + the sum of index * size over `terms`, sizes in bytes."""
         for index, size in terms:
             base = self.b.add(base, self.b.mul(index, _I64(size)))
         return base
@@ -89,12 +94,12 @@ class _Tile:
         return self.b.fpext(value, _VF32) if self.scale_type == _VF16 else value
 
     def block_words(self, block):
-        """The block's vectors of 4 bytes per channel, as they lie in memory."""
+        """The block's vectors of 4 bytes per channel; signed bytes are made unsigned (+ 128)."""
         size = LANES * BLOCK * self.bits // 8
         first = self.b.mul(self.tile, self.blocks)
         base = self.at(self.words, (first, size), (block, size))
         words = [self.load(self.at(base, (_I64(i), 64)), _VI32) for i in range(self.bits)]
-        if self.bits == 8:  # signed bytes to unsigned ones: + 128
+        if self.bits == 8:  # flip the top bit of each byte: + 128
             words = [self.b.xor(word, _constant(_VI32, -0x7F7F7F80)) for word in words]
         return words
 
@@ -123,7 +128,7 @@ class _Tile:
 
 
 class _Int8Tile(_Tile):
-    """Input as int8 with one scale per block. Sums of a block are exact integers."""
+    """Inputs as int8 with one scale per row and block. The sums of a block are exact integers."""
 
     def multiply_block(self, block, scale, low, sums):
         b, words = self.b, self.block_words(block)
@@ -132,7 +137,7 @@ class _Int8Tile(_Tile):
             words = [b.and_(w, mask) for w in words] + [
                 b.and_(b.lshr(w, four), mask) for w in words
             ]
-        chains = 2 if self.rows == 1 else 1  # instructions of one row need not wait for each other
+        chains = 2 if self.rows == 1 else 1  # one row: two sums, whose instructions can overlap
         for r, total in enumerate(sums):
             place = self.place(r, block)
             x_scale = self.load(self.at(self.xs, (place, 4)), _F32)
@@ -167,7 +172,7 @@ class _Int8Tile(_Tile):
 
 
 class _FloatTile(_Tile):
-    """Input as float32: codes are converted, and products are summed in float32."""
+    """Inputs as float32: codes are converted, and products are summed in float32."""
 
     def multiply_block(self, block, scale, low, sums):
         b, words = self.b, self.block_words(block)
@@ -216,7 +221,7 @@ _float_many, _float_few, _float_one = (
 
 @compiled(fastmath=_FASTMATH)
 def _int8_tiles(words, scale, minimum, per_group, first, last, x, xs, xsum, out):
-    """Tiles first .. last - 1, for all rows: as many rows as possible per unpacking of a tile."""
+    """Multiplies all rows with tiles first .. last - 1, with as many rows per call as possible."""
     rows, groups, ld = x.shape[0], scale.shape[1], np.int64(out.shape[1])
     blocks = groups * per_group
     for tile in range(first, last):
@@ -226,19 +231,25 @@ def _int8_tiles(words, scale, minimum, per_group, first, last, x, xs, xsum, out)
             xs_at, sum_at = xs.ctypes.data + t * blocks * 4, xsum.ctypes.data + t * blocks * 4
             out_at = out.ctypes.data + (t * ld + tile * LANES) * 4
             if rows - t >= INT8_ROWS:
-                _int8_many(words, scale, minimum, tile, groups, per_group, x_at, xs_at, sum_at, out_at, ld)  # fmt: skip
+                _int8_many(
+                    words, scale, minimum, tile, groups, per_group, x_at, xs_at, sum_at, out_at, ld
+                )
                 t += INT8_ROWS
             elif rows - t >= FEW_ROWS:
-                _int8_few(words, scale, minimum, tile, groups, per_group, x_at, xs_at, sum_at, out_at, ld)  # fmt: skip
+                _int8_few(
+                    words, scale, minimum, tile, groups, per_group, x_at, xs_at, sum_at, out_at, ld
+                )
                 t += FEW_ROWS
             else:
-                _int8_one(words, scale, minimum, tile, groups, per_group, x_at, xs_at, sum_at, out_at, ld)  # fmt: skip
+                _int8_one(
+                    words, scale, minimum, tile, groups, per_group, x_at, xs_at, sum_at, out_at, ld
+                )
                 t += 1
 
 
 @compiled(fastmath=_FASTMATH)
 def _float_tiles(words, scale, minimum, per_group, first, last, x, xs, out):
-    """As `_int8_tiles`."""
+    """As `_int8_tiles`, for float32 inputs; `xs` has the sums of the inputs per block."""
     rows, groups, ld = x.shape[0], scale.shape[1], np.int64(out.shape[1])
     blocks = groups * per_group
     for tile in range(first, last):
@@ -247,13 +258,19 @@ def _float_tiles(words, scale, minimum, per_group, first, last, x, xs, out):
             x_at, xs_at = x.ctypes.data + t * blocks * BLOCK * 4, xs.ctypes.data + t * blocks * 4
             out_at = out.ctypes.data + (t * ld + tile * LANES) * 4
             if rows - t >= FLOAT_ROWS:
-                _float_many(words, scale, minimum, tile, groups, per_group, x_at, xs_at, 0, out_at, ld)  # fmt: skip
+                _float_many(
+                    words, scale, minimum, tile, groups, per_group, x_at, xs_at, 0, out_at, ld
+                )
                 t += FLOAT_ROWS
             elif rows - t >= FEW_ROWS:
-                _float_few(words, scale, minimum, tile, groups, per_group, x_at, xs_at, 0, out_at, ld)  # fmt: skip
+                _float_few(
+                    words, scale, minimum, tile, groups, per_group, x_at, xs_at, 0, out_at, ld
+                )
                 t += FEW_ROWS
             else:
-                _float_one(words, scale, minimum, tile, groups, per_group, x_at, xs_at, 0, out_at, ld)  # fmt: skip
+                _float_one(
+                    words, scale, minimum, tile, groups, per_group, x_at, xs_at, 0, out_at, ld
+                )
                 t += 1
 
 
@@ -289,7 +306,7 @@ def _sum_row(x, sums):
 def multiply_int8(words, scale, minimum, per_group, x, out, threads):
     """out [T, N] = x [T, K] W^T, where each block of 32 elements of x is first rounded to 8 bits.
 
-    words, scale [tiles, groups, 16], minimum (None, or as scale): see `lib.models.quantized.weight`.
+    words, scale and minimum: the arrays of `lib.models.quantized.weight.QuantizedWeight`.
     x and out are float32, N and K padded to whole tiles and blocks; a group is `per_group` blocks.
     """
     rows, tiles = x.shape[0], scale.shape[0]
@@ -306,7 +323,7 @@ def multiply_int8(words, scale, minimum, per_group, x, out, threads):
 
 @compiled(parallel=PRANGE, fastmath=_FASTMATH)
 def multiply_float(words, scale, minimum, per_group, x, out, threads):
-    """As `multiply_int8`, with x as it is: products and sums in float32."""
+    """As `multiply_int8`, but x is not rounded: products and sums are in float32."""
     rows, tiles = x.shape[0], scale.shape[0]
     sums = np.empty((rows, x.shape[1] // BLOCK), np.float32)
     for t in range(rows):

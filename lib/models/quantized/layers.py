@@ -16,8 +16,9 @@ from lib.models.quantized.weight import QuantizedWeight
 class QuantizedLinear(nn.Module):
     """y = x W^T + b for x [T, in], where W is quantised: no float copy of it exists.
 
-    W may be made of parts that lie on top of each other (q, k and v), and the parts may be of
-    different kinds, as in GGUF files that keep some tensors in more bits, or in float.
+    W may consist of several matrices, one below the other (q, k and v). They may be of different
+    kinds, as in GGUF files that keep some tensors in more bits, or as floats. Neighbours of one
+    kind are joined into one part.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedEmbedding(nn.Module):
-    """Rows of a quantised matrix. A tied head shares its `weight`, so that it is held once."""
+    """Looks up rows of a quantised matrix, which a tied head shares, so that memory has it once."""
 
     def __init__(self, weight: QuantizedWeight, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 class QuantizedHead(nn.Module):
-    """Logits by a weight that an embedding holds."""
+    """A tied head: computes logits with the weight of the QuantizedEmbedding."""
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class QuantizedHead(nn.Module):
 
 
 class _FloatWeight(nn.Module):
-    """A part that is not quantised."""
+    """A part of a QuantizedLinear that is not quantised."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

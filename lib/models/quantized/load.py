@@ -27,11 +27,11 @@ def load_quantized(
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedModel:
-    """Load a model with quantised weights, of which no float copy is made.
+    """Load a model with quantised weights, without a float copy of the whole model.
 
-    "gguf": `name` is "smollm2" or a .gguf file, whose own blocks are run. "int8", "int4": any float
-    checkpoint, rounded to nearest while it is read. Raises ValueError where checkpoint, quantization
-    and activations do not go together; else as `load_model`.
+    "gguf": `name` is "smollm2" or a .gguf file, whose blocks are used as they are. "int8", "int4":
+    any float checkpoint, rounded to nearest while it is read. Raises ValueError if checkpoint,
+    quantization and activations do not fit together; other errors are those of `load_model`.
     """
     _check_activations(activations, device)
     if quantization == "gguf":
@@ -78,7 +78,10 @@ def _check_activations(activations: str, device: torch.device) -> None:
 
 
 def _floats(name: str | Path, quantization: str) -> tuple[LoadedModel, dict[str, Tensor]]:
-    """A float checkpoint: what goes with its model, and its tensors, mapped from the file."""
+    """A float checkpoint: config, tokenizer and empty model, and its tensors, mapped from the file.
+
+    For "gpt2" without a connection to the hub: GPT-2 with random weights.
+    """
     try:
         folder = find_folder(name)
     except HubUnreachable:
@@ -98,7 +101,10 @@ def _floats(name: str | Path, quantization: str) -> tuple[LoadedModel, dict[str,
 
 
 def _checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that would give this model; for GPT-2, whose modules are not joined."""
+    """The tensors of a checkpoint of this model, by name.
+
+    Only for GPT-2: each of its modules has one name in the checkpoint.
+    """
     tensors = {}
     for path, (name,) in model.checkpoint_names().items():
         for kind, parameter in model.get_submodule(path).named_parameters():

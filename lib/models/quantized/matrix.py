@@ -1,4 +1,7 @@
-"""A weight matrix as integer codes with a scale per group, in the order of the checkpoint. Introduced in chapter 11."""
+"""A weight matrix as integer codes with a scale per group, in the order of the checkpoint.
+
+Introduced in chapter 11.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ BLOCK = 32  # inputs of a block in a GGUF file; a group is a whole number of the
 class QuantizedMatrix:
     """w[n, k] = scale[n, g] * (codes[n, k] - zero) + minimum[n, g], where g = k // group_size.
 
-    codes [N, K]: int8 for 8 bits (zero is 0), uint8 of 0..15 for 4 bits (zero is 8 without a minimum
-    and 0 with one). scale [N, K / group_size] float16 or float32; minimum None or as scale.
+    codes [N, K]: int8 for 8 bits (zero is 0), uint8 of 0..15 for 4 bits (zero is 8 without a
+    minimum and 0 with one). scale [N, K / group_size]: float16 or float32. minimum: None, which
+    counts as 0, or of the scale's shape and type. Raises ValueError for other types and shapes.
     """
 
     bits: int
@@ -44,7 +48,7 @@ class QuantizedMatrix:
 
     @property
     def kind(self) -> tuple[int, torch.dtype, int, bool]:
-        """Matrices of one kind can be put on top of each other."""
+        """(bits, scale's type, group size, has a minimum): `stack` joins matrices of one kind."""
         return self.bits, self.scale.dtype, self.group_size, self.minimum is not None
 
     def dequantize(self) -> Tensor:
@@ -58,7 +62,7 @@ class QuantizedMatrix:
         return values.view(rows, -1)
 
     def reordered(self, order: Tensor) -> QuantizedMatrix:
-        """With the rows of `order` [N]."""
+        """The matrix whose row i is row order[i] of this one; order is [N]."""
         minimum = None if self.minimum is None else self.minimum[order]
         return QuantizedMatrix(self.bits, self.codes[order], self.scale[order], minimum)
 

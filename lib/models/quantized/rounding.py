@@ -1,7 +1,7 @@
-"""Weights rounded to 8 or 4 bits: round to nearest, without any data. Introduced in chapter 11.
+"""Rounds weights to 8 or 4 bits: to the nearest code, without sample texts.
 
-Dettmers et al. 2022 (LLM.int8) is the reference for a scale per output channel; GGUF's Q4_1 and Q8_0 are the layouts
-of the two kinds with groups.
+A scale per output channel: Dettmers et al. 2022 (LLM.int8()). Scales per block of 32 inputs: Q4_1
+and Q8_0 of GGUF. Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ def round_channels(weight: Tensor) -> QuantizedMatrix:
     weight = weight.float()
     weight = F.pad(weight, (0, -weight.shape[1] % BLOCK))
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
-    # A channel of zeros has codes of zeros with any scale; no floor under the others.
+    # A scale of zero belongs to a channel of zeros; other scales have no lower limit.
     codes = (weight / torch.where(scale > 0, scale, 1.0)).round_().to(torch.int8)
     return QuantizedMatrix(8, codes, scale)
 
 
 def round_blocks8(weight: Tensor, name: str = "weight") -> QuantizedMatrix:
-    """weight [N, K] to 8 bits, symmetric, one float16 scale per block of 32 inputs (GGUF's Q8_0)."""
+    """weight [N, K] to 8 bits, symmetric, a float16 scale per block of 32 inputs (GGUF's Q8_0).
+
+    Raises ValueError, with `name`, where K is not divisible by 32.
+    """
     blocks = _blocks(weight, name)
     scale = _half(blocks.abs().amax(dim=2) / 127, name)
     divisor = torch.where(scale > 0, scale.float(), 1.0)[..., None]

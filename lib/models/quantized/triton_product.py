@@ -1,7 +1,8 @@
-"""Products with quantised weights on CUDA: codes become floats in registers, and tensor cores multiply them.
+"""Products with quantised weights on CUDA: codes become floats in registers, then are multiplied.
 
-Reads the same tiles as the CPU's kernel (`lib.models.quantized.weight`). Weight-only: at few rows a product is limited by
-the bytes of the weights, and these are a quarter or an eighth of a float's. Introduced in chapter 11.
+Reads the same tiles as the CPU's kernel (`lib.models.quantized.weight`). Only the weights are
+quantised: with few rows a product is limited by the bytes of the weights, of which 8 bits need
+about a quarter of float32's and 4 bits about an eighth. Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Of one program; tl.dot multiplies at least 16 rows. Larger programs spill registers on sm_75 and in float32.
+# Sizes of one program's part of the output. tl.dot needs at least 16 rows; larger programs spill
+# registers on sm_75 and in float32.
 ROWS, MANY_ROWS, OUTPUTS = 16, 32, 32
 
 
@@ -33,7 +35,7 @@ def product(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
-    """Program (part of the outputs, part of the rows): out [T, N] = x [T, inputs] W^T, block by block.
+    """out [T, N] = x [T, inputs] W^T, block by block; the grid is (outputs, rows) in parts.
 
     words [tiles, blocks, BITS, 16, 4] bytes; scale, minimum [tiles, groups, 16]. Sums in float32.
     """
@@ -76,7 +78,7 @@ def multiply(
     blocks_per_group: int,
     outputs: int,
 ) -> Tensor:
-    """x [T, K] W^T as float32 [T, N]; the weights are rounded to x's type before they are multiplied."""
+    """x [T, K] W^T as float32 [T, N]; weights are rounded to x's type before the product."""
     rows, inputs = x.shape
     out = torch.empty(rows, outputs, dtype=torch.float32, device=x.device)
     size = ROWS if rows <= ROWS else MANY_ROWS

@@ -18,14 +18,16 @@ ACTIVATIONS = ("float32", "int8")
 class QuantizedWeight(nn.Module):
     """W [N, K] in tiles of 16 output channels; `forward(x [T, K]) -> x W^T [T, N]`, in float32.
 
-    words [tiles, K / 32, vectors, 16, 4] bytes: a vector is four inputs of 16 channels. 8 bits: 8
-    vectors per block, inputs 4i..4i+3. 4 bits: 4 vectors, inputs 4i.. in the low half of a byte and
-    16 + 4i.. in the high one, as in a GGUF file. scale, minimum [tiles, groups, 16]. The last tile
-    is filled up with zeros. The codes and scales are the matrix's own, in another order.
+    The codes and scales of the matrix are not changed, only rearranged. words [tiles, K / 32,
+    vectors, 16, 4] bytes: a vector is four inputs of 16 channels. 8 bits: 8 vectors per block,
+    vector i has inputs 4i to 4i + 3. 4 bits: 4 vectors per block, vector i has inputs 4i to 4i + 3
+    in the low halves of the bytes and 16 + 4i to 16 + 4i + 3 in the high ones, so that a byte holds
+    the same two inputs as in a GGUF file. scale, minimum [tiles, groups, 16]. The last tile is
+    padded with zeros.
 
-    activations: "float32" multiplies with x as it is; "int8" (CPU) first rounds x to 8 bits, with
-    one scale per row and block of 32, as llama.cpp does. Then a row's result does not depend on the
-    rows beside it.
+    activations: "float32" multiplies with x as it is; "int8" (CPU only) first rounds x to 8 bits,
+    with one scale per row and block of 32, as llama.cpp does. Because no scale is shared between
+    rows, the result of a row does not depend on the other rows of the batch.
     """
 
     def __init__(self, matrix: QuantizedMatrix, activations: str = "float32") -> None:
@@ -52,7 +54,7 @@ class QuantizedWeight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cuda":
-            from lib.models.quantized.triton_product import multiply  # Triton is there with CUDA
+            from lib.models.quantized.triton_product import multiply  # needs Triton
 
             kind = (self.bits, self.zero, self.blocks_per_group, self.out_features)
             return multiply(x.contiguous(), self.words, self.scale, self.minimum, *kind)
@@ -64,7 +66,7 @@ class QuantizedWeight(nn.Module):
 
     @property
     def arrays(self) -> list[np.ndarray | None]:
-        """words, scale, minimum for the CPU's kernel. Numba reads the bits of a float16, as uint16."""
+        """words, scale, minimum for the CPU's kernel, float16 as uint16 of the same bits."""
         if self._views is None:
             self._views = [
                 None
@@ -75,7 +77,7 @@ class QuantizedWeight(nn.Module):
         return self._views
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows `ids` [T] of W as float32 [T, K]: what an embedding looks up."""
+        """Rows `ids` [T] of W, dequantised: float32 [T, K]. Used by embeddings."""
         tile, lane = ids // LANES, ids % LANES
         words = self.words[tile, :, :, lane]  # [T, blocks, vectors, 4]
         if self.bits == 8:
@@ -94,7 +96,7 @@ class QuantizedWeight(nn.Module):
 
 
 def _tiles(rows: Tensor) -> Tensor:
-    """[N, ...] to [tiles, 16, ...], zeros at the end."""
+    """[N, ...] to [tiles, 16, ...], padded with zeros."""
     padding = -rows.shape[0] % LANES
     if padding:
         rows = torch.cat([rows, rows.new_zeros(padding, *rows.shape[1:])])
