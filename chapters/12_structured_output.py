@@ -17,12 +17,13 @@
 # the same interface.
 # :::
 #
-# A program that calls a language model wants a value with known fields, not prose. The prompt can ask for it. Whether
-# the model complies is another matter, and a small model often does not.
+# A program that calls a language model needs a value with known fields, not prose. The prompt can ask for it, but nothing
+# makes the model comply.
 #
-# The engine can do more than ask. It knows, for each token of the vocabulary, whether a valid text can still begin with
-# what has been written and that token. If it sets the logits of all others to minus infinity, the answer cannot leave the
-# form. This chapter builds that mask, measures what it costs, and shows what it does to the model's choices.
+# The engine can do more than ask. For each token of the vocabulary it can compute whether the answer so far, followed by
+# that token, is still the beginning of a valid text. A *mask* is the list of these yes-or-no answers, one bit per token.
+# The engine sets the logits of all tokens that are not allowed to minus infinity, so that they are never sampled. This
+# chapter builds the mask, measures what it costs, and shows what it does to the model's choices.
 #
 # {glue:text}`experiments_shown`
 
@@ -165,7 +166,7 @@ if scale() == "smoke":
     MODEL = tiny_checkpoint(Path(temporary.name))
 
 # %% [markdown]
-# ## The problem: asking nicely
+# ## The problem: asking in the prompt
 #
 # SmolLM2 is asked for three facts about an animal as JSON, in three ways: in one sentence, with the schema, and with an
 # example. The answers are drawn at temperature 0.8, with several seeds.
@@ -295,16 +296,17 @@ for way, outputs in asked.items():
     print(f"{way}: {outputs[-1].text[:150]!r}")
 
 # %% [markdown]
-# {glue:text}`asking_finding` A larger model may do better. But a form that has to hold for a million requests cannot
-# depend on a probability.
+# {glue:text}`asking_finding` A larger model may do better. But as long as the share is below 100 %, some requests fail, and
+# the program has to handle them.
 #
-# Trying again until an answer is valid has a price that is easily computed. If a share $p$ of the answers is valid, it
-# takes $1/p$ answers on average, and the caller waits for all of them.
+# It can try again until an answer is valid, at a cost that is easily computed. If a share $p$ of the answers is valid and
+# the attempts are independent, it takes $1/p$ attempts on average. The caller waits for all of them, unless they run at
+# the same time.
 #
 # ## Prediction: what a mask costs
 #
-# A mask for one sequence has one bit per token of the vocabulary. The mask is applied to logits that are in memory
-# already. What does a step of $B$ sequences move because of masks, compared with the weights that it reads anyway?
+# A mask for one sequence has one bit per token of the vocabulary, and it is applied to logits that are in memory already.
+# How many bytes must a step move at least because of its masks, compared with the weights that it reads anyway?
 
 # %%
 V = config.vocab_size
@@ -326,19 +328,24 @@ glue("moved_percent", 100 * (mask_bytes + logit_bytes) / weight_bytes, ".1f")
 glue("goal_batch", GOAL)
 
 # %% [markdown]
-# Masks add {glue:text}`moved_percent` % to the bytes of a step of {glue:text}`goal_batch` sequences. *With masks that are
-# known, a step takes at most 5 % longer.* What remains is finding the masks: which of all tokens are allowed, for each
+# Masks add at least {glue:text}`moved_percent` % to the weights' bytes in a step of {glue:text}`goal_batch` sequences. The
+# code below moves more: it expands each bit to a byte and copies the logits of the rows. *With masks that are known
+# already, a step takes at most 5 % longer.* What remains is finding the masks: which of all tokens are allowed, for each
 # sequence at each step, in less time than the model needs.
 #
-# Three more predictions can be counted. All texts that end with the reason `stop` are valid. The time of a mask follows
-# from the number of look-ups in a table. And the share of each answer that is drawn with masks can be computed exactly,
-# for a question with few valid answers.
+# Three more predictions follow from counting:
+#
+# - All texts that end with the reason `stop` are valid.
+# - The time of a new mask follows from the number of look-ups in a table.
+# - For a question with few valid answers, the probability of each answer under masks can be computed exactly. The shares
+#   of the answers that are drawn agree with it.
 #
 # ## Build: a regular expression as an automaton
 #
-# Which texts are valid? Let a regular expression say it first. A {term}`deterministic automaton` decides whether a text
-# matches in one pass: it is in one of finitely many states, each byte leads to the next state, and some states accept.
-# {numref}`fig-12-automaton` is the automaton of decimal numbers, drawn from the table that the engine uses.
+# Which texts are valid? We begin with forms that a regular expression describes. A {term}`deterministic automaton` decides
+# in one pass whether a text matches. It is always in one of finitely many states, each byte leads to the next state, and
+# the text matches if the last state is an accepting one. {numref}`fig-12-automaton` is the automaton of decimal numbers,
+# drawn from the table that the engine uses.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-automaton", "caption": "The automaton of the regular expression for decimal numbers, drawn from its table. A text may end in the states with two circles. All bytes without an arrow lead to the state DEAD, which is not drawn."}}
 NUMBER = r"-?(0|[1-9]\d*)(\.\d+)?"
@@ -357,19 +364,20 @@ show_source(Automaton, "read")
 
 # %% [markdown]
 # The way from the expression to the table has three parts. Thompson's construction {cite:p}`thompson1968` turns each
-# operator into a few states of an automaton that may be in several states at once. The subset construction
-# {cite:p}`rabin1959` makes each reachable *set* of those states one state of the table:
+# operator into a few states of a *nondeterministic* automaton (NFA): one byte may lead to several states, and the
+# automaton is in all of them at once. The subset construction {cite:p}`rabin1959` makes each reachable *set* of those
+# states one state of the table:
 
 # %% tags=["remove-input"]
 show_source(automata._determinize)
 
 # %% [markdown]
 # Then states from which no text can be completed become `DEAD`, and states that accept the same continuations are
-# merged {cite:p}`moore1956`. Marking dead states is easily forgotten. If no text can be completed from a state and the
-# mask lets the model enter it, the request has no allowed token left.
+# merged {cite:p}`moore1956`. The first of these two must not be left out. If no text can be completed from a state and
+# the mask lets the model enter it, the answer can never become valid, and sooner or later no token is allowed.
 #
-# The subset construction can explode. There are as many sets as numbers of $n$ bits, and a short expression can reach
-# all of them:
+# The table of the subset construction can become very large. $n$ states have $2^n$ subsets, and a short expression can
+# reach a large part of them:
 
 
 # %%
@@ -380,7 +388,7 @@ def sizes(pattern):
 patterns = [NUMBER, r"[a-z]{30}", r"(a|b)*a(a|b){5}", r"(a|b)*a(a|b){10}"]
 table(
     [[pattern, *sizes(pattern)] for pattern in patterns],
-    headers=["expression", "states, several at once", "states of the table"],
+    headers=["expression", "states of the NFA", "of the table, without DEAD"],
 )
 try:
     from_regex("(a|b)*a(a|b){24}")
@@ -390,14 +398,14 @@ else:
     raise AssertionError("the limit on states has no effect")
 
 # %% [markdown]
-# So a table has a limit, and so has the work of making it. A request whose expression exceeds them is refused before it
-# is queued. Without the limit, one request could take all of the server's memory.
+# So the number of states has a limit, and so has the work of finding them. A request whose expression exceeds one of the
+# limits is refused before it is queued. Without them, one request could take all of the server's memory or time.
 #
 # ## Build: from bytes to tokens
 #
-# The automaton reads bytes. The model writes tokens, and the borders of tokens are not those of the form
-# ({numref}`fig-token-boundary`). The token `{"` is a brace and the beginning of a name. A token may end in the middle of a
-# character, too, because a byte-level tokenizer splits rare characters into their UTF-8 bytes.
+# The automaton reads bytes. The model writes tokens, and a token need not end where a part of the form ends
+# ({numref}`fig-token-boundary`). The token `{"` is a brace and the beginning of a name. A token may also end in the middle
+# of a character, because a byte-level tokenizer splits rare characters into their UTF-8 bytes.
 #
 # ```{diagram} ../book/images/token_boundary.svg
 # :name: fig-token-boundary
@@ -407,8 +415,8 @@ else:
 # The same text as parts of the form and as tokens of SmolLM2. The tokens in orange lie across a border between two parts.
 # ```
 #
-# One text also has many spellings in tokens. The tokenizer always picks the same one; a model under a mask may pick
-# another.
+# Several sequences of tokens can also stand for the same text. Each of them is called a spelling here. The tokenizer
+# always picks the same one; a model under a mask may sample another.
 
 
 # %% tags=["hide-input"]
@@ -465,26 +473,27 @@ glue("n_partial", partial, ",")
 glue("n_tokens", len(known), ",")
 
 # %% [markdown]
-# {glue:text}`n_partial` of {glue:text}`n_tokens` tokens are no whole characters. All of this is no problem for an
-# automaton over bytes: a token is allowed in a state if its bytes do not lead to `DEAD`. Whatever the borders, and whichever
-# spelling, the state after the text is the same.
+# {glue:text}`n_partial` of {glue:text}`n_tokens` tokens do not consist of whole characters. None of this is a problem for
+# an automaton over bytes: a token is allowed in a state if its bytes do not lead to `DEAD`. The state after a text depends
+# on its bytes alone, and not on the tokens that spell it.
 #
-# What the bytes of a token are is less obvious than it looks. `decode([id])` gives a replacement character for half a
-# character, drops a leading space in some tokenizers, and writes out special tokens, which stand for no text at all. So
-# `token_bytes` reads the tokenizer's own table.
+# The bytes of a token cannot be had by decoding it. `decode([id])` gives a replacement character for half a character,
+# drops a leading space in some tokenizers, and writes out special tokens, which stand for no text at all. So `token_bytes`
+# reads the tokenizer's own table.
 #
 # ### The vocabulary walked through the automaton
 #
-# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. The engine reads all
-# of them together, byte by byte: first the first byte of all, then the second byte of those that have one and are still
-# alive. Below it is compared with reading them one by one.
+# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. The engine reads
+# all of them together, byte by byte: first the first byte of every token, then the second byte of those that have one and
+# are still alive, which means not in `DEAD`. The tokens lie in a matrix, the longest ones first. Column $i$ holds byte $i$
+# of all tokens that are long enough. Below, this is compared with reading the tokens one by one.
 
 # %% tags=["remove-input"]
 show_source(Vocabulary, "walk")
 
 # %% [markdown]
-# How long does it take? Count the look-ups and the tokens that each column scans for those still alive, and measure what
-# one of each costs on this machine, outside the engine.
+# How long does it take? Two operations are counted, over all columns: a *scan* checks whether a token is still alive, and
+# a *look-up* reads its next state from the table. What one of each takes on this machine is measured outside the engine.
 
 
 # %% tags=["hide-input"]
@@ -510,6 +519,7 @@ places = np.arange(N)
 
 
 def look_up():
+    # An odd number is never DEAD, and here it is a state of the table.
     some[places] = TEXT.table[some[places], byte[places]] | 1
 
 
@@ -534,19 +544,20 @@ table(
 )
 
 # %% [markdown]
-# Inside a string is the worst place: nearly all tokens may follow, and all their bytes have to be read. At the beginning of
-# a number most tokens are dead after one byte.
+# The state inside a string takes the most work: nearly all tokens may follow, and all their bytes have to be read. At the
+# beginning of a number most tokens are dead after one byte.
 #
 # ### Masks by state, kept
 #
-# A state is a number, so its mask can be kept. It is computed when a request first reaches the state:
+# A mask depends on the state alone, and a state is a number, so the mask can be kept under it. It is computed when a
+# request first reaches the state:
 
 # %% tags=["remove-input"]
 show_source(TokenMasks, "allowed")
 
 # %% [markdown]
-# The last lines say when a text may end: an {term}`EOS` token is allowed exactly in the states that accept. For the numbers
-# of {numref}`fig-12-automaton`:
+# The lines after the walk say when a text may end: an {term}`EOS` token is allowed exactly in the accepting states. For the
+# numbers of {numref}`fig-12-automaton`:
 
 # %%
 masks = TokenMasks(number, vocabulary)
@@ -572,35 +583,38 @@ for text in ("", "-", "0", "7", "7."):
 table(rows, headers=["written", "state", "allowed tokens", "which", "may end"])
 
 # %% [markdown]
-# The masks belong to the expression and not to the request. A thousand requests with the same expression share them, and
-# what each request has of its own is a state. Even that follows from its output tokens:
+# The masks belong to the expression and not to the request. All requests with the same expression share them, and each
+# request has only a state of its own. The state follows from the request's output tokens:
 
 # %% tags=["remove-input"]
 show_source(AutomatonConstraint, "allowed", "_state")
 
 # %% [markdown]
-# `allowed` asks what may follow *these tokens*, and the states behind them are only a shortcut. So there is nothing to
-# undo. A preempted request computes its cache again, and its output is still there. Rejected drafts of
-# chapter 10 disappear from the output, and with the next question from the list. Two
-# completions of one prompt have different outputs, so they have different states.
+# `allowed` returns what may follow *these tokens*. The list of states only saves reading the tokens again, so there is
+# nothing to undo. A preempted request computes its K and V again, but it keeps its output tokens. A rejected draft
+# (chapter 10) is not part of the output; the next call finds that the tokens differ and removes the draft's states. Each
+# completion of a prompt has a constraint of its own, with the states of its own output.
 #
 # ### Beyond regular expressions
 #
-# A finite automaton cannot count brackets: JSON nests, and a schema may refer to itself. That takes a stack, and a state
-# that includes the stack has no number under which its mask could be kept. JSON Schema also has dozens of keywords. We do
-# not write that ourselves. Two libraries were compared over the JSON Schema test suite: what they compile, and what the
-# result then accepts. A paper compares more of them on schemas from practice {cite:p}`jsonschemabench2025`.
+# JSON values can be nested to any depth, and a schema may refer to itself. A finite automaton cannot count the brackets
+# that are open. That takes a stack, and with a stack there are infinitely many states, so a mask cannot simply be kept by
+# state. JSON Schema also has dozens of keywords. We do not write that ourselves. Two libraries were compared over the JSON
+# Schema test suite: which schemas they compile, and which texts the result then accepts. Texts are counted only for the
+# schemas that a library compiled, so the totals differ. *Strict* is the mode that xgrammar takes if nothing is said: it
+# forbids fields that the schema does not name. The standard allows them, so the other row is without it. A paper compares
+# more libraries on schemas from practice {cite:p}`jsonschemabench2025`.
 
 # %% tags=["remove-input"]
 table(schema_suite.rows(), headers=list(schema_suite.HEADERS))
 glue_all(schema_suite.suite())
 
 # %% [markdown]
-# {glue:text}`suite_finding` (Texts and versions: {glue:text}`suite_source`) Many schemas of the suite are corner cases. The
-# counts do not say which library is better for everyday schemas. They say what happens to a schema that a library cannot express:
-# llguidance refuses it, and xgrammar accepts more texts than the schema does. A refused schema is an error that the
-# caller sees at once. A keyword that was ignored is found later, by the program that reads the answer. So this engine uses
-# llguidance for `json` and `grammar`. It is optional; `regex` and `choice` need no library.
+# {glue:text}`suite_finding` (Texts and versions: {glue:text}`suite_source`) Many schemas of the suite are corner cases, so
+# the counts do not say which library is better for everyday schemas. They show what happens to a schema that a library
+# cannot express: llguidance mostly refuses it, and xgrammar often accepts more texts than the schema does. The caller sees
+# at once that a schema was refused. That a keyword was ignored is noticed only later, by the program that reads the
+# answer. So this engine uses llguidance for `json` and `grammar`. It is optional; `regex` and `choice` need no library.
 
 # %% tags=["hide-input"]
 if LIBRARY:
@@ -615,7 +629,8 @@ else:
 # ### Beside the model
 #
 # While the model runs, the masks of the same step can be computed: which tokens may follow depends on the tokens that
-# are known, not on the logits ({numref}`fig-mask-overlap`). So a thread computes them, and the sampler finds them ready.
+# are known, not on the logits ({numref}`fig-mask-overlap`). So a second thread computes them. If they take longer than the
+# model, the step waits for them before it samples.
 #
 # ```{diagram} ../book/images/mask_overlap.svg
 # :name: fig-mask-overlap
@@ -637,8 +652,8 @@ show_source(logit_adjustments._keep_allowed)
 # %% [markdown]
 # ## Check: the same tokens, valid texts, untouched neighbours
 #
-# The oracle keeps nothing, neither keys nor masks: it reads every token of the vocabulary through the automaton one by
-# one, and takes the best that is alive.
+# The oracle keeps nothing, neither K and V nor masks. At each step it runs the model over the whole sequence, reads every
+# token of the vocabulary through the automaton one by one, and takes the most likely one that does not lead to `DEAD`.
 
 # %% tags=["hide-input"]
 OBJECT = (
@@ -683,8 +698,8 @@ for prompt in random_prompts([9, 14], V, seed=1):
     print(repr(output.text))
 
 # %% [markdown]
-# Now the questions of the beginning again, with the same seeds and a mask. The expression is written by hand for these
-# three fields; the JSON schema says the same to the library.
+# Now the same questions as at the beginning, with the same seeds and with a mask. The regular expression is written by hand
+# for the three fields. The JSON schema, which goes to the library, has the same fields and allows more names.
 
 # %% tags=["hide-input"]
 masked = {
@@ -710,16 +725,16 @@ glue_all(words.asking(Shown(record)))
 glue_all(schema_suite.runs())
 
 # %% [markdown]
-# {glue:text}`masked_finding` The form is right. Whether the content is true is still up to the model.
+# {glue:text}`masked_finding` A mask ensures the form. It does not ensure that the content is true.
 #
 # Three animals and one form are a small sample, so a larger one was recorded with `book/tools/schema_runs.py`.
 # {glue:text}`runs_finding`
 #
-# An answer that is cut off by `max_tokens` is not valid, and its reason is `length`. A client that asks for a form has to
-# look at the reason.
+# An answer that is cut off by `max_tokens` is in general not valid, and its reason is `length`. A client that asks for a
+# form has to check the reason.
 #
-# And the neighbours? Three requests in one batch, the middle one with a mask or without. The others' log-probabilities
-# must be equal to the last bit.
+# A mask must not change the other requests of its batch. Three requests run in one batch, the middle one first without a
+# mask and then with one. The others' log-probabilities must be equal to the last bit.
 
 # %%
 WORDS = "([a-z]+ )+QZXJQVKWXZQJ"  # words without end, in practice
@@ -743,7 +758,8 @@ print("neighbours: equal to the last bit")
 # %% [markdown]
 # ## Measure: one mask
 #
-# The mask of the state inside a string, for vocabularies that are the beginning of the model's own ({numref}`fig-12-mask`).
+# The mask of the state inside a string, for the model's vocabulary and for smaller ones that consist of its first tokens
+# ({numref}`fig-12-mask`).
 
 # %% tags=["hide-input"]
 VOCABULARIES = pick(
@@ -817,10 +833,11 @@ glue_all(words.walk(by_vocabulary))
 # Four kinds of requests, and the time of one decode step of $B$ of them ({numref}`fig-12-steps`):
 #
 # - **free**: no mask.
-# - **few states**: words in lower case. After a step or two, all masks are known.
+# - **few states**: words in lower case. The automaton has few states, so nearly all masks were computed in earlier steps.
 # - **new states**: an expression that counts characters, such as `[a-z ]{300}`. Each character leads to a state of its
-#   own, so a mask that was kept is hardly ever of use, and each sequence computes a new one at each step.
-# - **schema**: a JSON schema, by the library, which keeps no masks by state.
+#   own, and a sequence never comes back to a state. A mask that was kept is of use only to another sequence of the batch
+#   that arrives at the same number of characters.
+# - **schema**: a JSON schema, by the library, which computes a mask for each sequence at each step.
 #
 # The last two are measured twice: with masks computed beside the model, and after it, when the sampler asks.
 
@@ -924,34 +941,40 @@ if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
 # %% [markdown]
 # {glue:text}`few_finding` {glue:text}`new_finding` {glue:text}`schema_finding`
 #
-# {glue:text}`hidden_finding` Masks that are computed beside the model are not free. On a GPU the host is idle while the
-# model runs, and the thread can use it. On a CPU the two share the cores, and Python's lock lets only one of them run Python
-# code at a time, so less can be hidden.
+# {glue:text}`hidden_finding` How much of the masks' time can be hidden depends on the device. On a GPU the host waits once
+# it has launched the kernels, and the second thread can use that time. On a CPU, model and masks share the cores. On both,
+# Python's interpreter lock lets only one thread run Python code at a time.
 #
 # ## Measure: what a mask does to the choice
 #
-# A mask removes tokens that cannot lead to a valid text. What is left is scaled up to a sum of one, at each step. It
-# sounds as if the result were the model's own distribution, restricted to valid texts. It is not.
+# At each step, a mask removes the tokens that cannot lead to a valid text, and the probabilities of the others are scaled
+# up to a sum of one. One might expect that the result is the model's own distribution, restricted to valid texts. In
+# general it is not.
 #
-# Let $x = x_1 \dots x_n$ be a valid text, and $p$ the model. Drawing answers until one is valid gives
+# Let $x = x_1 \dots x_n$ be the tokens of a valid answer, with the EOS token at its end, and $x_{<i}$ the tokens before
+# $x_i$. The model gives token $t$ the probability $p(t \mid x_{<i})$, after the prompt and $x_{<i}$. Drawing answers until
+# one is valid gives $x$ the probability
 #
 # ```{math}
 # :label: eq-12-conditional
 # P(x \mid \text{valid}) \;=\; \frac{\prod_i p(x_i \mid x_{<i})}{\sum_{y\ \text{valid}} \prod_i p(y_i \mid y_{<i})},
 # ```
 #
-# while a mask per step gives
+# where $y$ runs over all valid answers. A mask at each step gives it the probability
 #
 # ```{math}
 # :label: eq-12-masked
 # Q(x) \;=\; \prod_i \frac{p(x_i \mid x_{<i})}{\sum_{t\ \text{allowed after}\ x_{<i}} p(t \mid x_{<i})}.
 # ```
 #
-# In {eq}`eq-12-masked`, and not in {eq}`eq-12-conditional`, each step divides by how much of the model's distribution is allowed *there*. A beginning that the model
-# likes counts in full, even if the model would continue it with something that is not valid. The mask does not look
-# ahead {cite:p}`park2024grammar`.
+# In {eq}`eq-12-conditional` the denominator is the same for all answers. In {eq}`eq-12-masked` each step divides by the
+# probability of the tokens that are allowed *there*. So a probable beginning counts in full, even if the model would most
+# probably continue it with something that is not valid. A mask takes into account whether a valid continuation exists, and
+# not how probable it is {cite:p}`park2024grammar`.
 #
-# With few valid texts both can be computed exactly: follow every sequence of tokens that spells one of them.
+# With few valid texts both can be computed exactly: follow every sequence of tokens that spells one of them. The share of
+# a text is the sum over its spellings. With $P$ and $Q$ as shares of texts, the *total variation distance* is half the
+# sum of $|P - Q|$ over all texts: 0 where both agree, 1 where they have no text in common.
 
 # %% tags=["hide-input"]
 QUESTION = "Is the dodo extinct?"
@@ -1034,19 +1057,20 @@ record.headline("total variation distance of masked answers", exact.distance)
 # %% [markdown]
 # {glue:text}`bias_finding` {glue:text}`drawn_finding`
 #
-# {glue:text}`nodes` beginnings were followed. Of the model's own answers, a share of {glue:text}`valid_answers` is exactly
-# one of the three, so drawing until one is valid would take {glue:text}`tries` answers on average. What helps is to have the prompt and the form agree: the
-# less the mask removes, the smaller the bias. In practice that means showing the model the schema or an example, allowing
-# for the whitespace and the order of fields that it would write on its own, and leaving room in the form for what it
-# wants to say first, such as a field for its reasons.
+# For the exact shares the model was run for {glue:text}`nodes` beginnings of answers. Of the model's own answers, a share of
+# {glue:text}`valid_answers` is exactly one of the three, so drawing until one is valid would take {glue:text}`tries` answers
+# on average. It helps if the prompt and the form agree, because a mask that removes little can change little. In practice
+# that means to show the model the schema or an example, to allow the whitespace and the order of fields that it writes
+# without a mask, and to give it room in the form for text that it would write first, such as a field for its reasons.
 #
 # ## What broke, and how this benchmark could mislead
 #
 # ### Endless whitespace
 #
-# JSON allows whitespace almost everywhere. So should the form allow it too? A model that is uncertain what to write finds
-# a newline always allowed, and after one newline another is likely. Here the prompt is the animal's name and nothing else,
-# so that the model does not know the form that the mask holds it to:
+# JSON allows any amount of whitespace between its parts. Should the form allow it too? Then a newline is allowed between
+# any two parts. Where the model gives all other allowed tokens a low probability, it samples the newline, and after one
+# newline another one may be likely. Here the prompt is the animal's name and nothing else, so that the prompt does not
+# tell the model which form the mask will impose:
 
 # %% tags=["hide-input"]
 SPACE = r"[ \n\t]*"
@@ -1085,14 +1109,14 @@ print(repr(max((o.text for o in outputs), key=len)[:120]))
 glue_all(words.whitespace(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`whitespace_finding` {glue:text}`cut_finding` A decimal number can always have one more digit, as JSON can have
-# one more newline. An answer of nothing but newlines never breaks the form, and never ends. The engine tells
-# the library to allow one space after a comma and a colon, and none elsewhere.
+# {glue:text}`whitespace_finding` {glue:text}`cut_finding` The form of a decimal number has the same weakness: one more digit
+# is always allowed. An answer that goes on with newlines or digits never breaks the form, and it need not end before
+# `max_tokens`. So the engine has the library require exactly one space after a comma or a colon, and none elsewhere.
 #
 # ### Wrong lines
 #
-# Each of these is a line that is easily written wrong. The table runs one small test with the right line, and again with
-# the wrong one.
+# Each row of the table is a mistake that is easily made. One small test runs with the engine's code, and again with the
+# mistake.
 
 
 # %% tags=["hide-input"]
@@ -1212,17 +1236,17 @@ assert all(row[1:] == ["passes", "fails"] for row in rows), rows
 table(rows, headers=["the wrong line", "right line", "wrong line"])
 
 # %% [markdown]
-# The fourth is the worst. Two requests of one compiled expression run side by side, and each moves the other's state. Alone
-# each is right, so no test of a single request finds it.
+# The fourth mistake is the hardest to find. Two requests with the same expression run in one batch, and each moves the
+# other's state. Without drafts, each of them alone is served correctly, so a test of a single request does not find it.
 #
-# And the benchmark itself:
+# The benchmark can mislead too:
 #
-# - **A second run finds all masks.** The time of a step with a new expression is that of its first masks. The expression
-#   that counts is compiled anew for each repeat here.
-# - **Valid is not right.** A share of valid answers of 100 % says nothing about their content, and the mask can make
-#   the content worse.
-# - **Ended answers only.** An answer that was cut off is not valid. A benchmark that counts only answers that ended hides
-#   a form that the model cannot finish.
+# - **Masks from an earlier run.** If the same expression is measured twice, the second run finds the masks of the first.
+#   So the expression that counts has a new length in each repeat here, and is compiled again.
+# - **Valid does not mean correct.** A share of valid answers of 100 % says nothing about their content, and the mask can
+#   make the content worse.
+# - **Only answers that ended.** A benchmark that leaves out the answers that were cut off does not show that the model
+#   often fails to complete the form.
 #
 # ## The predictions and what became of them
 
@@ -1239,14 +1263,14 @@ glue("predictions_tally", tally(foretold))
 # ## In production
 #
 # vLLM has this interface: [structured outputs](https://docs.vllm.ai/en/latest/features/structured_outputs.html) with
-# `json`, `regex`, `choice` and `grammar`, and three libraries behind it. **Outlines** {cite:p}`willard2023` began with masks by
-# the state of an automaton. **XGrammar** {cite:p}`dong2024xgrammar` follows a stack, and computes beforehand which tokens are
-# allowed or not whatever the stack holds; only the few others are checked at each step. **llguidance** computes each mask
-# when it is needed, by walking a tree of the vocabulary along a parser. vLLM computes masks on the host while the GPU runs.
+# `json`, `regex`, `choice` and `grammar`, and several libraries behind it. **Outlines** {cite:p}`willard2023` introduced
+# masks by the state of an automaton. **XGrammar** {cite:p}`dong2024xgrammar` follows a stack. It computes beforehand which
+# tokens are allowed, or not allowed, whatever the stack holds; only the few others are checked at each step. **llguidance**
+# computes each mask when it is needed: it walks a tree of the vocabulary's tokens and a parser of the grammar together.
 #
-# **Jump-forward decoding.** Where the form leaves no choice, no model is needed. After `{"name": "ant"` comes
-# `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`. How much could be saved here can be
-# counted from the masks of the answers above:
+# **Jump-forward decoding.** Where the form leaves no choice, the model need not choose. After `{"name": "ant"` comes
+# `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`, and the model reads it in one pass,
+# like a part of the prompt. How many steps could be saved here can be counted from the masks of the answers above:
 
 # %% tags=["hide-input"]
 object_masks = TokenMasks(from_regex(OBJECT), vocabulary)
@@ -1264,11 +1288,11 @@ record.add("forced", unit="tokens", points=[totals])
 glue_all(words.forced(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`forced_finding` The difference is the spelling. That the next text is `"legs"` does not say which tokens the
-# model would have written it with, and the tokens that it has read decide how it goes on. SGLang tokenises the whole
-# text again after a jump.
+# {glue:text}`forced_finding` The two counts differ because of the spellings. That the next text is `"legs"` does not say in
+# which tokens the model would have written it, and what it writes next depends on the tokens before. SGLang tokenises the
+# whole text again after a jump.
 #
-# **Token healing.** The same problem occurs at the end of a prompt:
+# **Token healing.** A similar problem occurs at the end of a prompt:
 
 # %% tags=["hide-input"]
 table(
@@ -1286,9 +1310,9 @@ table(
 )
 
 # %% [markdown]
-# A model whose tokenizer has one token for `://` has rarely seen the token `:` followed by `//`. So a prompt that ends
-# with `http:` is continued with something else. The library guidance takes the last token of the prompt back, and puts a
-# mask on the first new token: it has to begin with the text that was taken back.
+# A model whose tokenizer has one token for `://` has rarely seen the token `:` followed by `//` in training. So it may
+# continue a prompt that ends with `http:` in another way. The library guidance removes the last token of the prompt, and
+# puts a mask on the first new token: that token has to begin with the text that was removed.
 #
 # ## Exercises
 #
@@ -1301,22 +1325,24 @@ for n in range(1, 9):
 # %% [markdown]
 # ```{admonition} Solution
 # :class: dropdown
-# $2^{n+1}$. The text matches if the byte $n + 1$ places before its end is an `a`. The automaton cannot know where the end
-# is, so it has to remember for each of the last $n + 1$ bytes whether it was an `a`.
+# $2^{n+1}$. The text matches if the last byte but $n$ is an `a`: for $n = 0$ the last one, for $n = 1$ the one before it.
+# The automaton does not know beforehand where the text ends, so its state has to say for each of the last $n + 1$ bytes
+# whether it was an `a`.
 # ```
 #
 # **2. Break it and watch which test fails.** In `TokenMasks.allowed`, remove the line `if self.automaton.accepting[state]:`
-# and keep what it guards. What do the answers look like? Which tests notice?
+# and keep the line below it, without its condition. What do the answers look like? Which tests notice?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# A text may end anywhere, so the model ends it where it likes, and the reason is `stop`. In
+# EOS is allowed in every state, so answers can end before they are valid, and their reason is still `stop`. In
 # `pytest tests/engine/test_structured_automaton.py tests/engine/test_structured_outputs.py`,
 # `test_masks_are_what_reading_each_token_says` fails, and `test_texts_are_valid_where_the_reason_is_stop` with it.
 # ```
 #
-# **3. Write it.** `certain(automaton, state)`: the bytes that follow in any case, as jump-forward decoding needs them. They
-# end where there is a choice, and where the text may end. Uncomment the last line to check yours.
+# **3. Write it.** `certain(automaton, state)` returns the bytes that follow in any case, as jump-forward decoding needs
+# them: up to the first state in which there is a choice or in which the text may end. Uncomment the last line to check
+# yours.
 
 
 # %%
@@ -1373,22 +1399,24 @@ check(certain)
 # ```
 # ````
 #
-# **4. Think.** A valid answer could also be had by masking nothing, and letting the model correct an answer that a program
-# rejects. What does that cost in steps, and when is it the better way?
+# **4. Think.** A valid answer can also be had without masks: a program checks the answer, and if it is wrong, asks the model
+# to correct it. What does that cost in steps, and when is it the better way?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# One more answer per attempt, and the prompt grows by the rejected answer and the error. It is the better way where the
-# form cannot be said as a grammar, such as a program that has to compile, and where the bias of a mask hurts more than the
-# second attempt: the model sees its own error, where a mask makes it go on from a beginning that it would have left.
+# Each attempt costs the steps of one more answer, and the prompt grows by the rejected answer and the error. It is the
+# better way where no grammar describes the form, such as a program that has to compile, and where the bias of a mask does
+# more harm than a second attempt costs. In the second attempt the model can read its error; under a mask it has to
+# continue a beginning that it might not have written to its end.
 # ```
 #
 # ## Takeaways
 #
-# 1. An automaton over bytes, and the vocabulary walked through it once per state, give masks that no answer can leave. A
-#    mask of a state is computed once and kept. An expression that counts needs a new mask at each step.
-# 2. A text is valid where the reason is `stop`. Where it is `length`, nothing is promised.
-# 3. A mask per step is not the model's distribution restricted to valid texts. The less it has to remove, the less it distorts.
+# 1. An automaton over bytes, and the vocabulary walked through it once per state, give masks under which no answer can leave
+#    the form. The mask of a state is computed once and kept. An expression that counts leads to new states all the time.
+# 2. A text is valid if its reason is `stop`. If it is `length`, the text was cut off and need not be valid.
+# 3. Sampling with a mask per step does not give the model's distribution restricted to valid texts. A mask that removes
+#    little can change little.
 #
 # **Sources.** From expressions to automata: {cite:t}`thompson1968`, {cite:t}`rabin1959`, {cite:t}`moore1956`. Masks by state:
 # {cite:t}`willard2023`. Masks with a stack: {cite:t}`dong2024xgrammar`. Jump-forward decoding: {cite:t}`zheng2024sglang`.

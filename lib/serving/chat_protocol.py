@@ -12,7 +12,7 @@ from lib.serving.fields import INT32, NEUTRAL, JsonObject, Strict, invalid
 from lib.serving.protocol import GenerationRequest
 
 _CONTENT = 'a string or a list of {type: "text", text: a string}'
-# Arguments of `apply_chat_template` that are fields of the body, or the server's own business.
+# Arguments of `apply_chat_template` that are fields of the body, or that the server sets.
 _OWN_ARGUMENTS = {
     "add_generation_prompt",
     "chat_template",
@@ -43,7 +43,7 @@ class FunctionCall(Strict):
 
 
 class ToolCall(Strict):
-    """As an answer has it, sent back by the client."""
+    """A call as an answer contains it, sent back by the client."""
 
     id: str
     type: Literal["function"] = "function"
@@ -86,7 +86,7 @@ class Message(Strict):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it: one text, arguments as objects. A developer is a system."""
+        """As chat templates take it: one text, arguments as objects, and the role "system" for "developer"."""
         content = self.content
         if isinstance(content, list):
             content = "\n".join(part.text for part in content)

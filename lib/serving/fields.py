@@ -1,4 +1,4 @@
-"""What all request bodies share: strict types, and which known fields may be there without a function here.
+"""What all request bodies share: strict types, and which known fields are accepted though they do nothing.
 
 A field that this server does not know is refused, because a client that sets it would believe that
 it works. Clients also send known fields with the values that mean the same as leaving them out, and
@@ -17,7 +17,7 @@ from lib.serving.validation_errors import INVALID
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256  # each token is compared with each of them
 INT32 = 2**31 - 1
 
-MAX_DEPTH = 100  # of objects and lists in each other; what compiles schemas stops at 128
+MAX_DEPTH = 100  # of nested objects and lists; llguidance refuses schemas deeper than 128
 
 Text = Annotated[str, Field(min_length=1)]
 Ids = Annotated[list[int], Field(min_length=1)]
@@ -26,7 +26,7 @@ Label = Annotated[str, Field(max_length=512)]
 
 
 def invalid(param: str, message: str) -> PydanticCustomError:
-    """A validator's refusal: a complete sentence that begins with the field at fault, and that field."""
+    """A validator's refusal: a complete sentence that begins with the field, and the name of the field."""
     return PydanticCustomError(INVALID, "{message}", {"message": message, "param": param})
 
 
@@ -41,12 +41,12 @@ def _not_too_deep(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-# A JSON object of any content. It is passed on, to functions that would recurse.
+# A JSON object of any content. It is passed on to functions that recurse, so its depth is limited.
 JsonObject = Annotated[dict[str, Any], AfterValidator(_not_too_deep)]
 
 
 class Strict(BaseModel):
-    """JSON types are not converted: "5" is no number. null means that a field is not given.
+    """JSON types are not converted: "5" is not accepted as a number. null means that a field is not given.
 
     neutral: fields without a function here, and their values that mean the same as leaving them
     out (null always does). Any other value is refused like an unknown field.

@@ -13,8 +13,8 @@ from typing import Protocol
 from lib.core.sampling_params import SamplingParams
 from lib.serving.errors import ApiError, invalid_request
 
-# A schema may take so long, in seconds. What compiles it has limits of its own that take effect within a few
-# seconds; this one is for a machine that is too busy to get there.
+# Longest time to compile a schema, in seconds. The compilers have limits of their own that take effect within a few
+# seconds; this limit is for a machine that is very busy.
 MOST_SECONDS = 20.0
 
 
@@ -25,7 +25,7 @@ class Rules(Protocol):
 
 
 class SchemaCompiler:
-    """Has the engine's rules compile what a request asks for, one after the other. The rules keep the result."""
+    """Compiles what requests ask for with the engine's rules, one after the other. The rules keep the result."""
 
     def __init__(self, rules: Callable[[], Rules]) -> None:
         self._rules = rules

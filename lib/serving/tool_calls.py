@@ -17,7 +17,7 @@ _CALL = re.compile(
 
 @dataclass
 class Answer:
-    """A finished text: what of it is content, and the calls, each {"id", "type", "function"}."""
+    """A finished text, split into its content and its calls, each {"id", "type", "function"}."""
 
     content: str | None
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -30,7 +30,8 @@ class Answer:
 def parse_answer(text: str, mode: str | None, name: str | None = None) -> Answer:
     """What the text of a request with this `tool_mode` says. name: the function of mode "named".
 
-    Text that is no call, because the length limit cut it off, is content.
+    "named": the text is the arguments, also if it was cut off. In the other modes, text that is not a
+    complete call, because the length limit cut it off, is content.
     """
     if mode is None:
         return Answer(text)
@@ -65,7 +66,7 @@ def finish_reason(reason: str | None, mode: str | None, called: bool) -> str | N
 class CallStream:
     """One choice's text as it comes, as OpenAI's deltas.
 
-    The arguments of a named function go out as they come. Other calls go out at the end: until a
+    The arguments of a named function are sent as they come. Other calls are sent at the end: until a
     call is complete, it may turn out to be text.
     """
 
@@ -75,7 +76,7 @@ class CallStream:
         self._begun = self.called = False
 
     def feed(self, text: str, last: bool) -> dict[str, Any]:
-        """The delta without its role; {} if there is nothing to say yet."""
+        """The delta without its role; {} if nothing can be sent yet."""
         if self._mode is None:
             return {"content": text} if text else {}
         if self._mode == "named":

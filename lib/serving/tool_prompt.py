@@ -1,6 +1,6 @@
-"""Tools in the prompt: what the model is told of the functions, and what forces it to call one.
+"""Tools in the prompt: their description for the model, and the form that forces a call.
 
-A chat template that knows tools describes them. For any other one a system message does, and only
+A chat template that knows tools describes them. With any other template a system message does, and only
 forced calls are possible: those are structured output. Introduced in chapter 5.
 """
 

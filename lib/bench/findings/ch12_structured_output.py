@@ -107,10 +107,10 @@ def walk(run: Any) -> dict[str, str]:
     middle = value(first).middle
     kept = missing("the time of a mask that was kept").sentence
     if again is not None and middle is not None and again > 0 and middle > 0:
-        kept = f"A mask that was kept is there in {quantity(again, 's')}"
-        kept += f", {times(middle / again)} faster." if middle > again else "."
+        kept = f"A mask that was kept is found in {quantity(again, 's')}"
+        kept += f"; computing it takes {times(middle / again)} as long." if middle > again else "."
     return {
-        "walk_finding": f"{found.sentence} On the time of the largest vocabulary: {verdict}.",
+        "walk_finding": f"{found.sentence} Time for the largest vocabulary: {verdict}.",
         "kept_finding": kept,
     }
 
@@ -196,7 +196,8 @@ def bias(run: Any) -> dict[str, str]:
         )
     text += f" The total variation distance is {distance:.2f}."
     verdict = versus_prediction(masked[likely], found[likely][2], "")
-    return {"bias_finding": text, "drawn_finding": f"On the share of {names[likely]}: {verdict}."}
+    drawn = f"Share of {names[likely]} in the answers that were drawn: {verdict}."
+    return {"bias_finding": text, "drawn_finding": drawn}
 
 
 def whitespace(run: Any) -> dict[str, str]:
@@ -225,8 +226,8 @@ def forced(run: Any) -> dict[str, str]:
     if None in (tokens, single, certain) or tokens <= 0 or min(single, certain) < 0:
         return {"forced_finding": missing("the share of forced tokens").sentence}
     return {
-        "forced_finding": f"Of {tokens:,.0f} tokens, the mask left a single one for {share(single, tokens)}. The next "
-        f"byte was certain for {share(certain, tokens)}."
+        "forced_finding": f"There are {tokens:,.0f} tokens. The share for which the mask allowed only one token: "
+        f"{share(single, tokens)}. The share for which only one next byte was possible: {share(certain, tokens)}."
     }
 
 

@@ -1,4 +1,4 @@
-"""A deterministic automaton over bytes: one table, and each byte read is one look into it. Introduced in chapter 12."""
+"""A deterministic automaton over bytes: one table, with one look-up per byte. Introduced in chapter 12."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Automaton:
         return bool(self.accepting[self.read(self.start, text.encode())])
 
     def restricted_to(self, single_bytes: Iterable[int]) -> Automaton:
-        """The automaton that also accepts only texts of the given bytes. Raises InvalidRequest if there are none.
+        """The automaton of those accepted texts that consist of the given bytes. Raises InvalidRequest if there are none.
 
         A vocabulary may lack some bytes (SmolLM2's has no token for byte 4). A text that needs one
-        could be begun and never completed.
+        could be begun but not completed.
         """
         missing = sorted(set(range(256)) - set(single_bytes))
         table = self.table.copy()
@@ -76,7 +76,7 @@ def from_choice(choices: Iterable[str]) -> Automaton:
 
 
 def _determinize(nfa: Nfa) -> Automaton:
-    """The subset construction (Rabin and Scott 1959): a state here is a set of states there."""
+    """The subset construction (Rabin and Scott 1959): a state is a set of the NFA's states."""
     start = _closure(nfa, [nfa.start])
     numbers, sets = {frozenset(): DEAD, start: 1}, [frozenset(), start]
     rows, work = [np.zeros(256, np.int32)], 0

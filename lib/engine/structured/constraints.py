@@ -1,4 +1,4 @@
-"""Which tokens may follow a request's output: an automaton's, a list of ids, or several together.
+"""Which tokens may follow a request's output: by an automaton, a list of ids, or several of these.
 
 Introduced in chapter 12.
 """
@@ -39,7 +39,7 @@ class AutomatonConstraint:
     def _state(self, output_token_ids: Sequence[int]) -> int:
         known = num_common(self._token_ids, output_token_ids)
         if known == len(output_token_ids):
-            return self._states[known]  # with drafts behind it, which stay for the next question
+            return self._states[known]  # tokens after it (drafts) are kept for the next call
         del self._token_ids[known:], self._states[known + 1 :]
         for token_id in output_token_ids[known:]:
             self._states.append(self._masks.after(self._states[-1], token_id))
@@ -48,7 +48,7 @@ class AutomatonConstraint:
 
 
 class AllowedTokens:
-    """Only these ids, at every position."""
+    """Allows only these ids, at every position."""
 
     def __init__(self, token_ids: Sequence[int], vocab_size: int) -> None:
         for token_id in token_ids:
@@ -69,7 +69,7 @@ class AllowedTokens:
 
 
 class AllOf:
-    """What all of several constraints allow."""
+    """Allows the tokens that all of several constraints allow."""
 
     def __init__(self, constraints: Sequence[TokenConstraint]) -> None:
         self._constraints = constraints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, field
-from re import _constants as op  # Python's own parser: what `re` reads is read here
+from re import _constants as op  # Python's own parser, so that the syntax is that of `re`
 from re import _parser
 
 from lib.core.errors import InvalidRequest
@@ -42,7 +42,10 @@ def refuse(message: str) -> InvalidRequest:
 
 @dataclass
 class Nfa:
-    """States are numbers. Reading a byte in `moves[s]` = [(lowest, highest, next state)], or nothing in `free[s]`."""
+    """States are numbers. Moves without a byte are in `free`.
+
+    moves[s]: (lowest byte, highest byte, next state). free[s]: next states.
+    """
 
     moves: list[list[tuple[int, int, int]]] = field(default_factory=list)
     free: list[list[int]] = field(default_factory=list)

@@ -25,8 +25,8 @@ class Vocabulary:
     def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
         self.size, self.token_bytes = len(token_bytes), list(token_bytes)
         self.end_ids = sorted(i for i in set(end_ids) if i < self.size)
-        # What can be written byte by byte can be written: in a byte-level BPE or with byte fallback, each
-        # byte of any token is a token of its own.
+        # A text can be written if each of its bytes is a token: in a byte-level BPE or with byte fallback, each
+        # byte that occurs in a token is also a token of its own.
         self.single_bytes = {data[0] for data in token_bytes if len(data) == 1}
         lengths = np.array([len(data) for data in token_bytes])
         self.order = np.argsort(-lengths, kind="stable")  # longest first
@@ -68,8 +68,8 @@ class TokenMasks:
     def allowed(self, state: int) -> np.ndarray:
         """Token ids that may follow in `state`, as bits [ceil(size / 8)] uint8, lowest id first.
 
-        A token is allowed if the text can still be completed after it; the ids that end a text,
-        exactly where it may end.
+        A token is allowed if the text can still be completed after it. The ids that end a text are
+        allowed exactly where it may end.
         """
         if state in self._masks:
             self._masks.move_to_end(state)
