@@ -403,8 +403,8 @@ rows = [
     for size in sizes
 ]
 assert (
-    abs(error(round_blocks4(embedding).dequantize(), embedding))
-    < 1.05 * (rows[0]["error"])
+    error(round_blocks4(embedding).dequantize(), embedding)
+    < 1.05 * rows[0]["error"]
 )
 assert rows[0]["error"] <= rows[-1]["error"]
 assert rows[0]["error_with_outlier"] < rows[-1]["error_with_outlier"]
@@ -547,7 +547,7 @@ table(rows, headers=["engine", "tokens up to the first difference"])
 # %% [markdown]
 # Second: does "4 bits", which uses the file's blocks (`quantization="gguf"`), compute what the float32 engine computes? Its
 # weights have the same values, and its sums are added in another order. So the log-probabilities may differ by rounding errors.
-# The most likely token has to be the same wherever it leads the second one by more than a bound. The text is part of Python's
+# The most likely token has to be the same wherever it leads the second one by more than twice that bound. The text is part of Python's
 # language reference, which comes with every Python installation.
 
 # %% tags=["hide-input"]
@@ -567,7 +567,7 @@ p, q = (
     for m in (engines["float32"].model, engines["4 bits"].model)
 )
 best = p.topk(2).values
-leads = best[:, 0] - best[:, 1] > BOUND
+leads = best[:, 0] - best[:, 1] > 2 * BOUND  # both may differ
 same = p.argmax(-1) == q.argmax(-1)
 if FOUR == "gguf":
     assert same[leads].all() and (p - q).abs().max() < BOUND

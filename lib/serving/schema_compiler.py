@@ -42,8 +42,9 @@ class SchemaCompiler:
             self._rules().prepare(params)
 
         compiled = loop.run_in_executor(self._thread, work)
+        compiled.add_done_callback(lambda _: began.set())  # also where `close` cancels it
         try:
-            await began.wait()  # requests before this one may still be compiling
+            await self._turn(began)
             await asyncio.wait_for(compiled, MOST_SECONDS)
         except TimeoutError:
             raise ApiError(
@@ -55,6 +56,15 @@ class SchemaCompiler:
             raise invalid_request(error) from None
         finally:
             compiled.cancel()
+
+    async def _turn(self, began: asyncio.Event) -> None:
+        """Waits while requests before this one compile. Raises ApiError 503 if one of them does not end."""
+        try:
+            await asyncio.wait_for(began.wait(), 2 * MOST_SECONDS)
+        except TimeoutError:
+            raise ApiError(
+                503, "structured_outputs of earlier requests are still being compiled"
+            ) from None
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -40,7 +40,7 @@ def parse_answer(text: str, mode: str | None, name: str | None = None) -> Answer
     if mode == "required":
         try:
             calls = [_call(c["name"], json.dumps(c["arguments"])) for c in json.loads(text)]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return Answer(text)
         return Answer(None, calls)
     calls, content = [], []
@@ -51,7 +51,7 @@ def parse_answer(text: str, mode: str | None, name: str | None = None) -> Answer
         try:
             call = json.loads(found[1])
             calls.append(_call(call["name"], json.dumps(call.get("arguments", {}))))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             content.append(found[0])
     content.append(text[end:])
     rest = "".join(content)

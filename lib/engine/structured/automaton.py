@@ -92,9 +92,9 @@ def _determinize(nfa: Nfa) -> Automaton:
                 continue
             reached = _closure(nfa, targets)
             work += len(reached) + len(moves)
+            if work > MAX_WORK:
+                raise refuse("must take fewer steps to compile; optional parts multiply them")
             if reached not in numbers:
-                if work > MAX_WORK:
-                    raise refuse("must take fewer steps to compile; optional parts multiply them")
                 if len(sets) >= MAX_STATES:
                     raise refuse(
                         f"must need at most {MAX_STATES:,} states as a deterministic automaton"

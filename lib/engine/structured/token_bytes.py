@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any
 
+from lib.core.errors import InvalidRequest
+
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's tokens for single bytes
 
 
@@ -26,7 +28,8 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
     """The bytes of each id below `vocab_size`; b"" for special and unused ids, which stand for no text.
 
     Knows byte-level BPE (GPT-2, Llama 3, SmolLM2, Qwen) and SentencePiece with byte fallback (Llama 2,
-    Mistral), read from the tokenizer's own decoder. Raises ValueError for another kind.
+    Mistral), read from the tokenizer's own decoder. Raises InvalidRequest for
+    another kind.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = {} if backend is None else json.loads(backend.to_str()).get("decoder") or {}
@@ -39,8 +42,10 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
     elif "Metaspace" in kinds or "\u2581" in words:
         convert = _from_pieces
     else:
-        raise ValueError(
-            f"the tokenizer's decoder must be byte-level or SentencePiece, got {sorted(map(str, kinds))}"
+        raise InvalidRequest(
+            "structured_outputs needs a tokenizer whose decoder is byte-level or SentencePiece, "
+            f"got {sorted(map(str, kinds))}",
+            param="structured_outputs",
         )
     special = set(tokenizer.all_special_ids)
     added = {i: token for i, token in tokenizer.added_tokens_decoder.items()}
