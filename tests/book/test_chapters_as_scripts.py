@@ -1,5 +1,6 @@
 """A chapter runs as `python chapters/NN_name.py` on a machine that has no Jupyter and no display."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -41,12 +42,33 @@ def run_without_jupyter(script: Path, folder: Path) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+# Run whole: one without a server, one with a server of its own, one with an optional library. `pytest --nbmake` runs the
+# others' cells; what differs in a script is what it imports.
+WHOLE = ("02_kv_cache", "05_serving", "12_structured_output")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.stem in WHOLE], ids=WHOLE)
 def test_chapter_runs_as_a_script(script, tmp_path):
     result = run_without_jupyter(script, tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert list(tmp_path.iterdir()) == [], "a chapter leaves files behind only where it is asked to"
+
+
+def imports_of(script: Path) -> list[str]:
+    """The import statements of a chapter, those in functions and branches too; without Colab's."""
+    nodes = ast.walk(ast.parse(script.read_text()))
+    found = [ast.unparse(n) for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]
+    return [line for line in found if "google.colab" not in line]
+
+
+def test_no_chapter_imports_jupyter(tmp_path):
+    lines = sorted({line for script in SCRIPTS for line in imports_of(script)})
+    assert len(SCRIPTS) >= 12 and len(lines) > 100
+    script = tmp_path / "chapter.py"
+    script.write_text("\n".join(lines))
+    result = run_without_jupyter(script, tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
 
 
 @pytest.mark.parametrize("module", ["IPython", "jupyter_client.manager", "myst_nb"])
