@@ -247,7 +247,8 @@ class FakeCuda(TorchDispatchMode):
     # Graphs.
 
     def _record(self, func, args, kwargs, out) -> None:
-        if self.recording is not None:
+        # A graph does not allocate again: what it wrote to a tensor's memory stays there.
+        if self.recording is not None and func._schema.name not in _MEMORY:
             self.recording.append((func, args, kwargs, out))
 
     def replay(self, recorded: list[tuple[Any, ...]]) -> None:
