@@ -209,7 +209,8 @@ class FakeCuda(TorchDispatchMode):
         view = not func._schema.is_mutable and _addresses(out) & _addresses(on_device)
         if not (view or name in _MEMORY or name in _WAITS[1:3] or copied_in):
             self.kernels[name.removeprefix("aten::")] += 1
-        self._record(func, inner_args, inner_kwargs, out)
+        if name not in _MEMORY:  # a graph does not allocate again
+            self._record(func, inner_args, inner_kwargs, out)
         if on_device and isinstance(out, Tensor) and func._schema.is_mutable:
             written = next((t for t in on_device if t.held is out), None)
             if written is not None:
@@ -247,8 +248,7 @@ class FakeCuda(TorchDispatchMode):
     # Graphs.
 
     def _record(self, func, args, kwargs, out) -> None:
-        # A graph does not allocate again: what it wrote to a tensor's memory stays there.
-        if self.recording is not None and func._schema.name not in _MEMORY:
+        if self.recording is not None:
             self.recording.append((func, args, kwargs, out))
 
     def replay(self, recorded: list[tuple[Any, ...]]) -> None:
