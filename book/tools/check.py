@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = 20 * 60  # seconds for both, on two quiet cores
+PROCESSES = 4  # at most, for the unit tests
 
 
 def run(title: str, arguments: list[str], root: Path) -> tuple[int, float]:
@@ -20,10 +22,20 @@ def run(title: str, arguments: list[str], root: Path) -> tuple[int, float]:
     return status, time.monotonic() - start
 
 
+def side_by_side() -> list[str]:
+    """pytest's arguments to run the unit tests in several processes, each of which computes on one thread.
+
+    The tests of one file stay in one process: many share a server or an engine.
+    """
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    return ["-n", str(min(PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"]
+
+
 def check(root: Path, extra: list[str]) -> int:
     """Both halves, whatever the first one says. 0 when both passed, else the first failure's status."""
     chapters = [str(p.relative_to(root)) for p in sorted((root / "chapters").glob("[0-9]*.ipynb"))]
-    halves = {"unit tests": ["tests", "-m", "not gpu", "--durations=10", *extra]}
+    halves = {"unit tests": ["tests", "-m", "not gpu", "--durations=10", *side_by_side(), *extra]}
     if chapters:
         title = f"{len(chapters)} chapters at smoke scale"
         halves[title] = ["--nbmake", "--durations=0", *chapters]
