@@ -1,8 +1,9 @@
 """Rejection sampling: verifies sampled drafts so that the output has the model's distribution.
 
 Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; Chen et al.
-2023, "Accelerating Large Language Model Decoding with Speculative Sampling". Introduced in
-chapter 10.
+2023, "Accelerating Large Language Model Decoding with Speculative Sampling".
+
+Introduced in chapter 10.
 """
 
 from __future__ import annotations
