@@ -43,7 +43,7 @@ class Proposer(Protocol):
         """One draft per request, in order, of 0 to limits[i] tokens; limits are >= 1.
 
         The cache has room for limits[i] tokens more than request i has. A proposer that keeps
-        state per request brings it up to date here: between two calls a request may have got any
+        state per request updates it here: since the last call, a request may have received any
         number of tokens, and may have been preempted.
         """
 
