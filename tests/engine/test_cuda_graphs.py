@@ -119,7 +119,8 @@ def test_padded_logits_equal_plain_ones(laid_out, rows):
     expected = runner.run(decode_batch(lengths, 4, tokens)).clone()
     replayed = graph.num_replayed
     batch = decode_batch(lengths, 4, tokens, graph=graph)
-    torch.testing.assert_close(graph.run(batch), expected)
+    # A product of 8 rows may sum in another order than one of 5: rounding, no more.
+    torch.testing.assert_close(graph.run(batch), expected, rtol=1e-4, atol=1e-4)
     assert graph.num_replayed == replayed + (rows <= 8)
 
 
