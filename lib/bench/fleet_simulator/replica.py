@@ -82,11 +82,13 @@ class Replica:
         """A request arrives. decode_only: its prompt and first token were computed by another replica."""
         self.load += 1
         self.waiting.append((request, decode_only))
-        if self.wake == math.inf:
-            self._start(now)
+        if self.wake == math.inf:  # its first step begins with all that arrive at this moment
+            self.wake = self._began = now
+            self.version += 1
         elif self._count > 1 and self.load - len(self.waiting) < self.options.max_num_seqs:
-            # It is admitted after the step that runs now: the steps behind it are not taken together.
-            done = int((now - self._began) / self._step) + 1
+            # It is admitted after the step that runs now, or by one that begins now: the steps behind that are not taken
+            # together.
+            done = max(1, math.ceil((now - self._began) / self._step))
             if done < self._count:
                 self._count = done
                 self.wake = self._began + done * self._step
