@@ -112,7 +112,8 @@ from lib.engine.structured.constraints import AutomatonConstraint
 from lib.engine.structured.output_rules import OutputRules
 from lib.engine.structured.regex_nfa import parse
 from lib.engine.structured.token_bytes import token_bytes
-from lib.engine.structured.token_masks import TokenMasks, Vocabulary
+from lib.engine.structured.token_masks import TokenMasks
+from lib.engine.structured.vocabulary import Vocabulary
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
 
