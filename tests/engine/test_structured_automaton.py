@@ -13,8 +13,8 @@ from lib.engine.structured import automaton as automata
 from lib.engine.structured.automaton import DEAD, from_choice, from_regex
 from lib.engine.structured.token_bytes import byte_level_alphabet, token_bytes
 from lib.engine.structured.token_masks import TokenMasks
-from lib.engine.structured.vocabulary import Vocabulary
 from lib.engine.structured.utf8_ranges import utf8_ranges
+from lib.engine.structured.vocabulary import Vocabulary
 
 ALPHABET = "ab0_ \n-é語😀"
 
