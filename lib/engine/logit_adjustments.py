@@ -70,10 +70,10 @@ def _allows_other_than(mask: np.ndarray, token_ids: Sequence[int]) -> bool:
 
 
 def _keep_allowed(logits: Tensor, masks: dict[int, np.ndarray]) -> Tensor:
-    """The logits as float32, with -infinity for the tokens that a row's mask leaves out: a new tensor.
+    """A copy of the logits as float32, with -infinity for the tokens that a row's mask leaves out.
 
-    The mask becomes an upper limit per token, infinity or -infinity, so that one minimum over the
-    batch makes the copy and applies all masks. It returns the logits of rows without a mask bit by bit.
+    The mask becomes an upper limit per token, infinity or -infinity, so that one minimum over
+    the batch makes the copy and applies all masks. Rows without a mask are copied bit by bit.
     """
     packed = np.full((len(logits), -(-logits.shape[1] // 8)), 255, np.uint8)
     packed[list(masks)] = list(masks.values())
