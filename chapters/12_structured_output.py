@@ -59,7 +59,6 @@ else:
 # %% tags=["hide-input"]
 import importlib.util
 import json
-import random
 import re
 import tempfile
 import time
@@ -81,6 +80,7 @@ from lib.bench.measure import counts
 from lib.bench.measure.constrained_distribution import exact_shares
 from lib.bench.measure.timing import Timing, measure, synchronize
 from lib.bench.notebook.automaton_figure import draw_automaton
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -1341,47 +1341,22 @@ for n in range(1, 9):
 # ```
 #
 # **3. Write it.** `certain(automaton, state)` returns the bytes that follow in any case, as jump-forward decoding needs
-# them: up to the first state in which there is a choice or in which the text may end. Uncomment the last line to check
-# yours.
+# them: up to the first state in which there is a choice or in which the text may end. The last line checks yours;
+# `python -m book.check 12` checks `book/exercises/ch12.py`.
 
 
 # %%
-def check(certain):
-    """Compares a solution with what all texts of small languages begin with."""
-    rng = random.Random(0)
-    for _ in range(200):
-        texts = {
-            "".join(rng.choice("ab") for _ in range(rng.randint(1, 6)))
-            for _ in range(rng.randint(1, 3))
-        }
-        automaton, start = from_choice(texts), rng.choice(sorted(texts))
-        start = start[: rng.randint(0, len(start))]
-        rest = [t[len(start) :] for t in texts if t.startswith(start)]
-        expected = min(rest, key=len)
-        while not all(t.startswith(expected) for t in rest):
-            expected = expected[:-1]
-        state = automaton.read(automaton.start, start.encode())
-        got = certain(automaton, state)
-        assert got == expected.encode(), (texts, start, expected, got)
-    print("right")
-
-
-# check(certain)
-
-
-# %% tags=["remove-cell"]
 def certain(automaton, state):
-    data = b""
-    while not automaton.accepting[state]:
-        onward = np.flatnonzero(automaton.table[state])
-        if len(onward) != 1:
-            break
-        data += bytes([onward[0]])
-        state = automaton.table[state, onward[0]]
-    return data
+    """Bytes that follow from `state` in any case.
+
+    Up to the first state in which there is a choice, or in which the text
+    may end. automaton.table[state, byte] is the next state, DEAD (0) where
+    the byte is not allowed; automaton.accepting[state]: the text may end.
+    """
+    raise NotImplementedError
 
 
-check(certain)
+check(12, certain)
 
 # %% [markdown]
 # ````{admonition} Solution
