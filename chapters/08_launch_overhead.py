@@ -231,6 +231,11 @@ experiments = Experiments("08_launch_overhead", device)
 # %% [markdown]
 # {glue:text}`step_finding`
 #
+# ```{calculator} roofline
+# The bound of a decode step, as in chapter 3. It contains the bytes and the operations, and neither launches nor
+# Python: what a measured step takes beyond it is the subject of this chapter.
+# ```
+#
 # ## Prediction: what starting costs
 #
 # Count what has to be started. Every operator of PyTorch passes its dispatcher, and a dispatch mode can count

@@ -69,6 +69,7 @@ from torch import nn
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.findings import ch11_quantisation as words
+from lib.bench.findings import other_engines as engine_words
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.product_bound import product_times, turning_rows
@@ -956,6 +957,53 @@ glue("predictions_tally", tally(foretold))
 
 # %% [markdown]
 # {glue:text}`predictions_tally`.
+#
+# ## Beside other engines
+#
+# OpenVINO GenAI and llama.cpp can be installed on the same machine and read the same file. `python -m
+# lib.bench.peers.other_engines` gives the three engines the same prompts in turns, for answers of the same length. The other two
+# run in environments of their own, so the comparison is not a part of this notebook; what follows is its record.
+
+# %% tags=["remove-input"]
+recorded = read_records("cpu_engines")
+ENGINES_GOALS = {
+    "OpenVINO GenAI": {1: 1.0, 4: 1.0, 16: 1.0, 64: 1.0},
+    "llama.cpp": {1: 1.3},
+}
+beside = None
+for beside in recorded:
+    compared = beside["engines"]
+    names = [n for n in compared.columns if f"{n} equal" in compared]
+    print(f"{beside.label}: tokens per second, and in brackets the share of")
+    print("each answer, from its start, that is equal to the float32 engine's")
+    table(
+        [
+            [batch]
+            + [
+                f"{compared[name][i]:.0f} ({compared[f'{name} equal'][i]:.2f})"
+                for name in names
+            ]
+            for i, batch in enumerate(compared["batch"])
+        ],
+        headers=["batch", *names],
+    )
+    table(
+        [
+            row
+            for other, wanted in ENGINES_GOALS.items()
+            for row in engine_words.goals(compared, other, wanted)
+        ],
+        headers=["other engine", "batch", "aim", "ours / theirs", "reached"],
+    )
+for name, text in engine_words.findings(beside).items():
+    glue(name, text)
+
+# %% [markdown]
+# {glue:text}`engines_openvino` {glue:text}`engines_llama`
+#
+# The rates count the prompts too: 64 tokens of prompt and 48 of answer. OpenVINO rounds activations and its KV cache to 8 bits,
+# llama.cpp rounds activations; so do not expect equal texts. After the first different token, two greedy texts go apart, which is why
+# the share counts from the start of an answer only.
 #
 # ## In production
 #
