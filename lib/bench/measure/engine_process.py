@@ -95,7 +95,8 @@ def _serve(connection: Connection) -> None:
     """Takes requests and steps until the parent has gone."""
     import torch  # the parent of this module may be a process without PyTorch
 
-    from lib import LLM, SamplingParams
+    from lib.core.sampling_params import SamplingParams
+    from lib.engine.llm import LLM
 
     threads, options = connection.recv()
     torch.set_num_threads(threads)
