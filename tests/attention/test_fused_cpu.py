@@ -78,15 +78,20 @@ def test_fused_against_float64():
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), min_size=1, max_size=12),
     threads=st.integers(1, 9),
+    window=st.one_of(st.none(), st.integers(1, 300)),
 )
-def test_shares_cover_every_key_tile_once_and_are_equal(lengths, threads):
+def test_shares_cover_every_key_tile_once_and_are_equal(lengths, threads, window):
     queries = np.array([n for n, _ in lengths])
     seen = queries + np.array([past for _, past in lengths])
-    shares = partition_work(queries, seen, 24, threads)
+    shares = partition_work(queries, seen, 24, threads, window)
     covered: dict[int, list[tuple[int, int]]] = {}
-    for _, token, _, _, first, last, tiles, _ in shares.pieces.tolist():
+    for _, token, n, end, first, last, tiles, _, begin in shares.pieces.tolist():
         covered.setdefault(token, []).append((first, last))
         assert 0 <= first < last <= tiles
+        # Tile 0 has the first key that the piece's first query sees, the last tile its last key.
+        visible = 0 if window is None else max(0, end - n + 1 - window)
+        assert begin <= visible < begin + 32 and begin % 32 == 0
+        assert begin + 32 * (tiles - 1) < end <= begin + 32 * tiles
     for pieces in covered.values():
         assert pieces[0][0] == 0 and all(a[1] == b[0] for a, b in zip(pieces, pieces[1:]))
     assert set(covered) == {
