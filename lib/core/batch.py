@@ -32,6 +32,7 @@ class Scheduled:
     draft_probs [drafts, V]: the distributions that they were sampled from; None: they were not
     sampled, but chosen in a way that has one result only.
     num_prompt_rows: tokens whose logits are needed for `prompt_logprobs`, see `Request.num_prompt_rows`.
+    discarded: what the step computes for this request is of no use, see `lib.engine.in_flight`.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class Scheduled:
     draft_token_ids: Sequence[int] = ()
     draft_probs: Tensor | None = field(default=None, compare=False)
     num_prompt_rows: int = 0
+    discarded: bool = False
 
     @property
     def completes(self) -> bool:
@@ -53,7 +55,9 @@ class Scheduled:
         Those for `prompt_logprobs`, then one after each draft and one after the token before them. A
         chunk that ends within the prompt has one row at least: its finiteness is checked.
         """
-        if self.num_prompt_rows and not self.completes:
+        if not self.num_prompt_rows:
+            return 1 + len(self.draft_token_ids)
+        if not self.completes:
             return self.num_prompt_rows
         return self.num_prompt_rows + 1 + len(self.draft_token_ids)
 
