@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
+from lib.serving.fleet import __main__ as fleet_command
 from lib.serving.fleet.forwarding import ForwardedRequest, call_app, names_of
 from lib.serving.fleet.front import FleetBusy, Front, ReplicaLost
+from lib.serving.fleet.metrics import labelled
 from lib.serving.fleet.options import FleetOptions, from_mapping, parse
 from lib.serving.fleet.routing import LongestPrefix, PowerOfTwo
 
@@ -236,3 +239,28 @@ def test_bad_options_end_the_command_with_a_message(capsys):
 
 def test_defaults_are_valid():
     assert FleetOptions().router_options["policy"] == "longest_prefix"
+
+
+def test_metrics_of_replicas_are_told_apart_and_each_metric_stays_together():
+    texts = {
+        name: f"# HELP a one\n# TYPE a counter\na {i}.0\n# HELP b two\n# TYPE b gauge\n"
+        f'b{{le="+Inf",x="}} 1"}} {i}\n'
+        for i, name in enumerate(("r", 's"t'))
+    }
+    assert labelled(texts).splitlines() == [
+        "# HELP a one",
+        "# TYPE a counter",
+        'a{replica="r"} 0.0',
+        'a{replica="s\\"t"} 1.0',
+        "# HELP b two",
+        "# TYPE b gauge",
+        'b{replica="r",le="+Inf",x="} 1"} 0',
+        'b{replica="s\\"t",le="+Inf",x="} 1"} 1',
+    ]
+
+
+def test_without_ray_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fleet", "--replicas", "2"])
+    monkeypatch.setattr(fleet_command, "find_spec", lambda name: None)
+    assert fleet_command.main() == 1
+    assert "pip install -e .[fleet]" in capsys.readouterr().err
