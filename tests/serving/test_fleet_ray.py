@@ -42,7 +42,7 @@ def fleet(llama):
     def deploy(replicas, **more):
         options = {**ENGINE, "model": str(llama.folder), "served_model_name": "tiny"}
         options |= {"replicas": replicas, "drain_timeout": 60.0, **more}
-        serve.run(application(*from_mapping(options), version="1"))
+        serve.run(application(*from_mapping(options)))
 
     try:
         deploy(2)

@@ -115,15 +115,11 @@ def build(given: Mapping[str, Any]) -> serve.Application:
     return application(*from_mapping(given))
 
 
-def application(
-    fleet: FleetOptions, server: ServerOptions, version: str | None = None
-) -> serve.Application:
+def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application:
     """Engines behind a front.
 
-    version: of the code. A deployment that runs already is left as it is where version and arguments are the same; Ray
-    Serve takes each call for a new version where it is None. A rolling update is Ray Serve's: it drains a fifth of the
-    replicas at a time, at least one, and starts new ones in their places. An update of the front restarts it, and new
-    requests wait until it is back.
+    A rolling update is Ray Serve's: it drains a fifth of the replicas at a time, at least one, and starts new ones in their
+    places. An update of the front restarts it, and new requests wait until it is back.
     """
     scaling: dict[str, Any] = {"num_replicas": fleet.replicas}
     if fleet.max_replicas is not None and fleet.max_replicas > fleet.replicas:
@@ -134,7 +130,6 @@ def application(
                 "target_ongoing_requests": fleet.target_requests,
             }
         }
-    named = {} if version is None else {"version": version}
     engine = serve.deployment(
         Engine,
         name="Engine",
@@ -149,7 +144,6 @@ def application(
             request_router_class=ROUTER, request_router_kwargs=fleet.router_options
         ),
         **scaling,
-        **named,
     )
     front = serve.deployment(
         FrontDeployment,
@@ -158,7 +152,6 @@ def application(
         max_ongoing_requests=100_000,  # refusing is the engines' matter
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=server.drain_timeout,
-        **named,
     )
     block_size = server.llm.get("block_size", EngineOptions.block_size)
     return front.bind(engine.bind(server), fleet.tries, server.max_body_bytes, block_size)
