@@ -7,9 +7,11 @@ import json
 import sys
 
 import pytest
+import yaml
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
+from lib.bench.paths import repository
 from lib.serving.fleet import __main__ as fleet_command
 from lib.serving.fleet.forwarding import ForwardedRequest, call_app, names_of
 from lib.serving.fleet.front import FleetBusy, Front, ReplicaLost
@@ -264,3 +266,13 @@ def test_without_ray_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(fleet_command, "find_spec", lambda name: None)
     assert fleet_command.main() == 1
     assert "pip install -e .[fleet]" in capsys.readouterr().err
+
+
+def test_the_config_file_has_valid_options_and_names_what_exists():
+    text = (repository() / "lib" / "serving" / "fleet" / "serve.yaml").read_text()
+    (application,) = yaml.safe_load(text)["applications"]
+    fleet, server = from_mapping(application["args"])
+    assert (fleet.replicas, server.llm["model"]) == (2, "smollm2")
+    module, _, name = application["import_path"].partition(":")
+    path = repository().joinpath(*module.split(".")).with_suffix(".py")
+    assert f"def {name}(" in path.read_text()  # without importing Ray
