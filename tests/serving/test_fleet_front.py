@@ -137,12 +137,13 @@ def test_a_stream_that_had_begun_ends_with_an_error():
 
 def test_a_full_fleet_says_when_to_come_again():
     async def full(request):
-        raise FleetBusy
+        raise FleetBusy("all replicas are full")
         yield
 
     status, headers, body = ask(full)
     assert (status, headers[b"retry-after"]) == (503, b"1")
-    assert json.loads(body)["error"]["code"] == "overloaded"
+    error = json.loads(body)["error"]
+    assert error["code"] == "overloaded" and error["message"].startswith("all replicas are full")
 
 
 def test_a_body_that_is_too_large_goes_to_no_replica():

@@ -79,7 +79,7 @@ class FrontDeployment:
         self, engine: DeploymentHandle, tries: int, max_body_bytes: int, block_size: int
     ) -> None:
         self._engine = engine.options(method_name="handle", stream=True)
-        self._all = engine
+        self._replicas = engine
         self._front = Front(self._send, tries, max_body_bytes, block_size)
 
     async def __call__(self, request: Request) -> Response:
@@ -92,8 +92,10 @@ class FrontDeployment:
         try:
             async for message in messages:
                 yield message
-        except (BackPressureError, DeploymentUnavailableError) as error:
-            raise FleetBusy from error
+        except BackPressureError as error:
+            raise FleetBusy("all replicas are full") from error
+        except DeploymentUnavailableError as error:
+            raise FleetBusy("no replica is running") from error
         except RayTaskError:
             raise  # an error of the application: another replica would make it too
         except RayActorError as error:
@@ -104,7 +106,7 @@ class FrontDeployment:
 
     async def _metrics(self) -> Response:
         try:
-            texts = dict(await self._all.broadcast("metrics").results_async())
+            texts = dict(await self._replicas.broadcast("metrics").results_async())
         except (RayActorError, DeploymentUnavailableError):  # one has just ended, or all have
             return ApiError(503, "a replica has ended: try again", code="replica_lost", retry_after=5).response()  # fmt: skip
         return Response(labelled(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
