@@ -367,8 +367,18 @@ glue("one_step_ms", 1e3 * one_step, ".2f")
 #
 # ## Build: the router
 #
-# A policy sees the names of the prompt's blocks, the replicas that are healthy, and how many requests each has.
-# It returns one of the replicas. Two random choices are almost as good as looking at all replicas
+# All requests come through one process, the *front* ({numref}`fig-13-fleet`). Its router has a **policy**, which sees the
+# names of the prompt's blocks, the replicas that are healthy, and how many requests each has. It returns one of the replicas.
+#
+# ```{diagram} ../book/images/fleet.svg
+# :name: fig-13-fleet
+# :alt: Clients send requests to a front; its router knows the requests at each of two replicas and the blocks that it sent to each; each replica has an engine, a queue and a prefix cache of its own.
+# :width: 100%
+#
+# Two replicas behind a front.
+# ```
+#
+# Two random choices are almost as good as looking at all replicas
 # {cite:p}`mitzenmacher2001power`, and their cost does not grow with the fleet:
 
 # %% tags=["remove-input"]
@@ -393,7 +403,7 @@ show_source(PrefixIndex, "longest", "add")
 #
 # `python -m lib.serving.fleet --replicas 2` puts this router in front of the server of chapter 5, on
 # [Ray Serve](https://docs.ray.io/en/latest/serve/index.html): replicas that start, are checked, drained and replaced, and
-# their number, are its work. What this book adds is the policy and the *front*, the process that clients reach. The front sends a
+# their number, are its work. What this book adds is the policy and the front. The front sends a
 # request again if its replica ends before the answer has begun. If all replicas are full, clients get 503 with a
 # `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
 #
