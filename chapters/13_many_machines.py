@@ -699,7 +699,7 @@ glue("one_replica_rate", 100 * one_replica_hits, ".0f")
 # The same prompts once more, all at once. As soon as one of the processes has sent a first token, it gets SIGKILL.
 
 
-# %%
+# %% tags=["hide-input"]
 def kill_when_it_answers(trace):
     if any(r.replica == 1 and r.begun for r in trace):
         replicas[1].kill()
