@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from importlib.util import find_spec
 
 import httpx
 import psutil
@@ -18,8 +19,13 @@ from lib.loadtest.client import Target
 from lib.loadtest.requests import LoadRequest
 from lib.loadtest.run import closed_loop
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install -e .[fleet]")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.skipif(
+        find_spec("ray") is None, reason="ray is not installed: pip install -e .[fleet]"
+    ),
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+]
 
 ENGINE = {"attention": "gather", "num_blocks": 200, "max_model_len": 256, "max_num_seqs": 4, "device": "cpu", "dtype": "float32"}  # fmt: skip
 
@@ -27,6 +33,7 @@ ENGINE = {"attention": "gather", "num_blocks": 200, "max_model_len": 256, "max_n
 @pytest.fixture(scope="module")
 def fleet(llama):
     """(url, deploy): deploy(replicas, **options) makes it so, and returns when they answer."""
+    import ray
     from ray import serve
 
     from lib.serving.fleet.deployment import application
