@@ -511,6 +511,8 @@ for policy in ("round_robin", "longest_prefix"):
     print(f"{policy}: {same} of {len(asked)} answers are those of one engine")
 
 # %% [markdown]
+# % Place for the measured part of tensor parallelism: the all-reduce between two processes, and a step of one model in both.
+#
 # ## Measure: two replicas behind the router
 #
 # First the three coefficients of {eq}`eq-13-step`, while both replicas work: they share the machine's memory bandwidth.
