@@ -32,6 +32,7 @@ class Scheduled:
     draft_probs [drafts, V]: the distributions that they were sampled from; None: they were not
     sampled, but chosen in a way that has one result only.
     num_prompt_rows: tokens whose logits are needed for `prompt_logprobs`, see `Request.num_prompt_rows`.
+    discarded: what the step computes for this request is of no use, see `lib.engine.in_flight`.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class Scheduled:
     draft_token_ids: Sequence[int] = ()
     draft_probs: Tensor | None = field(default=None, compare=False)
     num_prompt_rows: int = 0
+    discarded: bool = False
 
     @property
     def completes(self) -> bool:
@@ -82,13 +84,14 @@ class Batch:
     kv_lens: list[int]  # [B] seq_lens, host side
     block_ids: list[list[int]]  # [B] the rows of block_table without their padding, host side
     buffer: Tensor | None = None  # the memory of all tensors above, where they share it
-    _derived: dict[Callable[[Batch], Any], Any] = field(default_factory=dict, repr=False)
+    _derived: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
-    def derive(self, function: Callable[[Batch], _T]) -> _T:
-        """`function(self)`, computed once a step however many layers ask: masks, plans and the like."""
-        if function not in self._derived:
-            self._derived[function] = function(self)
-        return self._derived[function]
+    def derive(self, function: Callable[..., _T], *args: Any) -> _T:
+        """`function(self, *args)`, computed once a step however many layers ask: masks, plans and the like."""
+        key = (function, *args)
+        if key not in self._derived:
+            self._derived[key] = function(self, *args)
+        return self._derived[key]
 
     @classmethod
     def build(

@@ -22,12 +22,14 @@ from lib.cache.kv_cache import KVCache
 from lib.cache.manager import CacheManager, NoCache
 from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
+from lib.cache.sliding_window import SlidingWindowBlockManager, SlidingWindowPrefixCache
 from lib.cache.slot_manager import SlotManager
 from lib.core.attention import Attention
 from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.speculative_config import SpeculativeConfig
 from lib.engine.cuda_graphs import GraphRunner, ladder
+from lib.engine.in_flight import StepsInFlight
 from lib.engine.runner import ModelRunner
 from lib.engine.sampling import Sampler
 from lib.engine.scheduler import Scheduler
@@ -66,6 +68,7 @@ class EngineParts:
     drafter: Drafter | None = None
     sampler: Sampler = field(default_factory=Sampler)
     draft_kv_cache_bytes: int = 0  # K and V of a draft model
+    in_flight: StepsInFlight | None = None  # with asynchronous scheduling
 
 
 def assemble(
@@ -107,7 +110,7 @@ def assemble(
             model, options, max_model_len, device, dtype, beside
         )
         kv_cache = _allocate(config, num_blocks, block_size, dtype, device)
-        manager = _manager(options, kv_cache)
+        manager = _manager(options, kv_cache, config)
         attention = _cached_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
@@ -126,6 +129,10 @@ def assemble(
         if isinstance(proposer, DraftModelProposer):
             draft_kv_cache_bytes = proposer.kv_cache.nbytes
         drafter = _drafter(speculative, options, proposer, runner, manager, device)
+    sampler, in_flight = _sampler(speculative), None
+    if _is_asynchronous(options, device):
+        sampler.logits_reused = isinstance(runner, GraphRunner)
+        in_flight = StepsInFlight(scheduler, runner, sampler, device)
     return EngineParts(
         runner,
         scheduler,
@@ -136,8 +143,9 @@ def assemble(
         packed_linears,
         fused_blocks,
         drafter,
-        _sampler(speculative),
+        sampler,
         draft_kv_cache_bytes,
+        in_flight,
     )
 
 
@@ -172,6 +180,13 @@ def weight_bytes(model: nn.Module) -> int:
 def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
     """What restricts the tokens of requests: structured output, allowed tokens, bad words."""
     return OutputRules(tokenizer, config.vocab_size, config.eos_token_ids)
+
+
+def _is_asynchronous(options: EngineOptions, device: torch.device) -> bool:
+    if options.async_scheduling != "auto":
+        return options.async_scheduling
+    possible = options.kv_cache != "none" and options.speculative_config is None
+    return possible and device.type == "cuda"
 
 
 def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
@@ -254,7 +269,7 @@ def _proposer(
     attention = _cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),
-        _manager(options, own),
+        _manager(options, own, draft.config),
         own,
         draft.config.max_position_embeddings,
         budget,
@@ -263,9 +278,13 @@ def _proposer(
     )
 
 
-def _manager(options: EngineOptions, kv_cache: KVCache) -> CacheManager:
+def _manager(options: EngineOptions, kv_cache: KVCache, config: ModelConfig) -> CacheManager:
     if options.kv_cache == "contiguous":
         return SlotManager(kv_cache.num_blocks, kv_cache.block_size)
+    if (window := config.sliding_window) is not None:
+        prefix_caching = options.enable_prefix_caching
+        sliding = SlidingWindowPrefixCache if prefix_caching else SlidingWindowBlockManager
+        return sliding(kv_cache.num_blocks, kv_cache.block_size, window)
     paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
     return paged(kv_cache.num_blocks, kv_cache.block_size)
 
