@@ -18,10 +18,11 @@ _LINE = 64  # bytes; oneDNN fills the inputs up to a multiple of as many, with z
 
 
 def packed_tiles(packed: Tensor, weight: Tensor) -> np.ndarray | None:
-    """A view of `packed`: float32 [tiles, inputs, 64], or the bits of bfloat16 [tiles, inputs / 2, 64, 2] as uint16.
+    """A view of `packed`: float32 [tiles, inputs, 64], or the bits of bfloat16 as uint16,
+    [tiles, inputs / 2, 64, 2].
 
-    packed: the opaque tensor that oneDNN made of `weight` [out, in]. None where it lies in another order. The view
-    is valid as long as `packed` lives.
+    packed: the opaque tensor that oneDNN made of `weight` [out, in]. None where it lies in
+    another order. The view is valid as long as `packed` lives.
     """
     if not hasattr(torch.ops.mkldnn, "data_ptr") or weight.dtype not in (
         torch.float32,

@@ -310,8 +310,8 @@ def few_rows_after_attention(
 ):  # fmt: skip
     """The rest of a layer: x = x + proj(y); out = x + down(act(wide(norm(x)))).
 
-    y [T, Hq D], x and out [T, d]. `gated`: wide is gate and up, 2 * width outputs, and act is silu(gate) * up;
-    otherwise act is GELU on `width` outputs.
+    y [T, Hq D], x and out [T, d]. `gated`: wide is gate and up, 2 * width outputs, and act is
+    silu(gate) * up; otherwise act is GELU on `width` outputs.
     """
     rows, d = x.shape
     stream = np.empty((rows, d), np.float32)
