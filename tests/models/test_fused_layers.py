@@ -18,7 +18,7 @@ from lib.models.packed_tiles import packed_tiles
 from tests.helpers import drain, gpt2_checkpoint, llama_checkpoint, prompt_of
 
 pytest.importorskip("numba")
-from lib.models.fused import ops  # noqa: E402
+from lib.models.fused import kernel, ops  # noqa: E402
 from lib.models.fused.choose import fuse_layers, why_not_fused_layers  # noqa: E402
 from lib.models.fused.layers import FEW_ROWS, FewRowsLinear, LlamaBlock, fuse_blocks  # noqa: E402
 
@@ -128,6 +128,37 @@ def test_products_of_few_rows(dtype, bias, rows):
         pytest.skip("oneDNN has another layout on this CPU")
     x = torch.randn(rows, 140).to(dtype)[:, ::2]  # not contiguous
     close(FewRowsLinear(packed)(x), linear(x))
+
+
+@packs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shares", [2, 3, 5, 11])
+@torch.inference_mode()
+def test_threads_divide_a_product_in_half_tiles(dtype, shares):
+    """227 outputs are four tiles, eight halves: cuts fall inside tiles, and some shares are empty."""
+    if why_not_packed(CPU, dtype):
+        pytest.skip("no bfloat16 here")
+    torch.manual_seed(0)
+    linear = nn.Linear(70, 227, dtype=dtype)
+    tiles = PackedLinear(linear).tiles
+    if tiles is None:
+        pytest.skip("oneDNN has another layout on this CPU")
+    x, out = torch.randn(7, 70).to(dtype), torch.empty(7, 227, dtype=dtype)
+    bias = ops.floats(linear.bias)
+    kernel.few_rows_product(ops.array(x), tiles, bias, ops.array(out), shares)
+    close(out, linear(x))
+
+
+@torch.inference_mode()
+def test_layers_on_several_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(ops, "most_threads", lambda: 3)
+    monkeypatch.setattr(ops, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr("lib.models.fused.layers._WORTH_THREADS", 0)
+    plain, fused = both(tmp_path, "llama", torch.float32)
+    for rows in (2, FEW_ROWS[torch.float32] + 1):
+        batch = Batch.of_prompts([prompt_of(rows, seed=rows)], CPU)
+        got, expected = (m(batch, FullAttention()) for m in (fused, plain))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
 
 def both(tmp_path, family, dtype, **changes):
