@@ -65,10 +65,20 @@ def test_every_cache_gives_the_oracle_s_tokens(tinies, name, options):
     block_size=st.sampled_from([1, 2, 4, 16]),
     prefix=st.booleans(),
     speculative_config=st.sampled_from(SPECULATION),
+    asynchronous=st.booleans(),
     spare=st.integers(0, 6),
 )
 def test_random_traffic_on_windows(
-    tinies, work, name, attention, budget, block_size, prefix, speculative_config, spare
+    tinies,
+    work,
+    name,
+    attention,
+    budget,
+    block_size,
+    prefix,
+    speculative_config,
+    asynchronous,
+    spare,
 ):
     longest = max(job.prompt + job.max_tokens for job in work)
     run(
@@ -80,6 +90,7 @@ def test_random_traffic_on_windows(
         max_num_batched_tokens=budget,
         enable_prefix_caching=prefix,
         speculative_config=speculative_config,
+        async_scheduling=asynchronous and speculative_config is None,
         block_size=block_size,
         num_blocks=-(-longest // block_size) + 1 + spare,
     )
@@ -101,8 +112,8 @@ def test_a_long_answer_holds_no_more_blocks_than_its_window(tinies, block_size, 
         for request in engine.scheduler.running:
             held.append(sum(block != NULL_BLOCK for block in request.block_ids))
     assert len(held) > 80
-    # The window's keys before the next query, which may begin and end within a block.
-    assert max(held) <= -(-(WINDOW - 1) // block_size) + 1
+    # The WINDOW - 1 keys that the next query sees before its own, which may begin and end within a block.
+    assert max(held) == -(-(WINDOW - 2) // block_size) + 1
     check_empty(engine)
 
 
