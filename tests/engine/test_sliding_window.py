@@ -206,3 +206,8 @@ def test_a_sliding_window_in_every_dtype_of_the_cache(tinies):
         engine = tiny.engine(attention=attention, dtype="bfloat16")
         output = engine.generate([prompt_of(30, 1)], GREEDY)[0]
         assert len(output.token_ids) == 20 and engine.dtype == torch.bfloat16
+
+
+def test_fused_layers_are_refused_for_families_that_have_none(tinies):
+    with pytest.raises(ValueError, match="linear 'fused' cannot be had: .* not for mistral"):
+        tinies("mistral").engine(linear="fused")
