@@ -89,7 +89,7 @@ class Batch:
     _derived: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def derive(self, function: Callable[..., _T], *args: Any) -> _T:
-        """`function(self, *args)`, computed once a step however many layers ask: masks, plans and the like."""
+        """`function(self, *args)`, computed once per step for all layers: masks, plans and the like."""
         key = (function, *args)
         if key not in self._derived:
             self._derived[key] = function(self, *args)
