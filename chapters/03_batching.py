@@ -88,6 +88,7 @@ from lib.bench.measure.timing import (
     measure_in_turns,
 )
 from lib.bench.notebook import toy
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -1887,14 +1888,40 @@ glue("predictions_tally", tally(foretold))
 #
 # **4. Extend.** Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps
 # that follow; the rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes
-# for the workload of this chapter.
-#
-# ```{admonition} Solution
+# for the workload of this chapter, those of the rectangle with a function. The last line checks yours; `python -m
+# book.check 3` checks `book/exercises/ch03.py`.
+
+
+# %%
+def rectangle_tokens(prompts, answers, slots):
+    """Tokens that padded static batches compute for a workload.
+
+    prompts, answers: lengths, one per request. Batches of `slots` requests
+    are taken in order. The first step computes a batch's prompts, padded to
+    the longest; each further step one token in every row, until the longest
+    answer is complete.
+    """
+    raise NotImplementedError
+
+
+check(3, rectangle_tokens)
+
+# %% [markdown]
+# ````{admonition} Solution
 # :class: dropdown
 # The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
 # The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is
 # kind to static batching: an idle slot here costs a place that another request could use, and there arithmetic as well.
+#
+# ```python
+# def rectangle_tokens(prompts, answers, slots):
+#     total = 0
+#     for i in range(0, len(prompts), slots):
+#         batch, longest = prompts[i : i + slots], max(answers[i : i + slots])
+#         total += len(batch) * (max(batch) + longest - 1)
+#     return total
 # ```
+# ````
 #
 # ## Takeaways
 #

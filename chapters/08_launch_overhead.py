@@ -79,6 +79,7 @@ from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure, synchronize, timed
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -1472,6 +1473,35 @@ glue("predictions_tally", tally(foretold))
 # compiler's hands, and it calls the general kernel for them, unless the weights are constants that it may freeze. With
 # packed weights as arguments it refuses. One gains a wrapper and loses the layout. Try it with `linear="plain"`.
 # ```
+#
+# **5. Write it.** `fewest_sizes(largest, most)`: the fewest sizes to record if a batch may be padded by at most `most` rows.
+# The last line checks yours; `python -m book.check 8` checks `book/exercises/ch08.py`.
+
+
+# %%
+def fewest_sizes(largest, most):
+    """The fewest batch sizes to record, in ascending order.
+
+    A batch of n sequences, 1 to `largest`, runs as the next size that is
+    not smaller, with at most `most` rows of padding. No size is above
+    `largest`.
+    """
+    raise NotImplementedError
+
+
+check(8, fewest_sizes)
+
+# %% [markdown]
+# ````{admonition} Solution
+# :class: dropdown
+# From the top downwards: the largest size is needed in any case, and each further size can be `most` + 1 smaller. The
+# engine's own ladder has small sizes besides, because a row is a large part of a small batch.
+#
+# ```python
+# def fewest_sizes(largest, most):
+#     return sorted(range(largest, 0, -(most + 1)))
+# ```
+# ````
 #
 # ## Takeaways
 #
