@@ -87,6 +87,7 @@ def engines(folders):
 @pytest.mark.parametrize("name", ENGINES)
 @settings(max_examples=8)
 @given(work=jobs)
+@pytest.mark.slow
 def test_random_traffic_gives_the_tokens_of_one_process_without_a_cache(engines, name, work):
     """Chunks, prefix caching, aborts, n > 1; with a pool for one sequence and a little: preemption."""
     run(engines(name), work)
@@ -269,6 +270,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_the_ranks_end_with_a_process_that_is_killed(folders, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -280,6 +282,7 @@ def test_the_ranks_end_with_a_process_that_is_killed(folders, tmp_path):
     wait_until_gone(rank_1.pid)
 
 
+@pytest.mark.slow
 def test_under_torchrun(folders, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
