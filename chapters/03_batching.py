@@ -297,6 +297,12 @@ glue_all(words.realistic())
 # {glue:text}`realistic_finding` Grouped heads and a smaller cache move this end; chapters 4 and 7 are about the room and
 # the reading.
 #
+# ```{calculator} roofline
+# Choose a machine, a model and a batch, and read which of the two limits counts. The bound is the same function
+# as above. Try Llama 2 7B on the H100 with 1,000 tokens in each sequence, then Mistral 7B, which has a quarter of
+# the K/V heads.
+# ```
+#
 # ## Build: a static batch, padded
 #
 # The obvious way to compute $B$ sequences at once is a rectangle: one row per sequence, all rows equally long. Prompts
@@ -1311,6 +1317,11 @@ record.headline(
 #
 # {glue:text}`chat_finding` {glue:text}`chat_ttft_finding`
 #
+# ```{calculator} batching
+# Ten requests wait when the first step begins. Change their lengths and the number of slots, and compare where
+# the places stay empty. With equal answers the two schedulers take the same steps.
+# ```
+#
 # ## Measure: lengths with a seed
 #
 # A chat with a model is real but it is one draw. The workload from above makes the lengths explicit:
@@ -1788,6 +1799,12 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 # budgets. A gap here is one {term}`inter-token latency`.
 #
 # {glue:text}`gap_finding` {glue:text}`late_finding` {glue:text}`trade_finding`
+#
+# ```{calculator} budget
+# The prompt arrives while other sequences decode. A smaller budget gives more steps, shorter gaps for the others,
+# and a later first token for the new request. The times of the steps are those of the recorded run of this
+# experiment, and lie between its points for other sizes.
+# ```
 #
 # ## What broke, and how this benchmark could mislead
 #

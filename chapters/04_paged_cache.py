@@ -726,6 +726,11 @@ print(
 # 16 fit and 17 do not. The published engine has no null block and hands out all 64. In ours `num_blocks` includes the
 # null block, as vLLM's count does: 64 then hold 15 sequences, and it takes 65 to hold 16.
 #
+# ```{calculator} memory
+# How many users fit into a memory, with slots for the longest sequence and with blocks? The weights are
+# subtracted first. Room for the activations of a step is left out, and so is sharing between users.
+# ```
+#
 # (sec-same-bytes)=
 # ## Measure: the same bytes, more sequences
 #

@@ -1362,6 +1362,12 @@ record.headline(
 # %% [markdown]
 # {glue:text}`goodput_finding` {glue:text}`refused_finding` {glue:text}`outcomes_finding`
 #
+# ```{calculator} queue
+# The model of this chapter, request by request. Raise the rate beyond the capacity and watch the time to the
+# first token grow with each request; then set a limit. With one sequence at a time and no limit, it is the
+# sequential server.
+# ```
+#
 # ### How they arrive
 #
 # One rate, {glue:text}`pattern_share` of the capacity, the same requests, four patterns: all at once, like clockwork, at

@@ -231,6 +231,11 @@ experiments = Experiments("08_launch_overhead", device)
 # %% [markdown]
 # {glue:text}`step_finding`
 #
+# ```{calculator} roofline
+# The bound of a decode step, as in chapter 3. It contains the bytes and the operations, and neither launches nor
+# Python: what a measured step takes beyond it is the subject of this chapter.
+# ```
+#
 # ## Prediction: what starting costs
 #
 # Count what has to be started. Every operator of PyTorch passes its dispatcher, and a dispatch mode can count
@@ -360,7 +365,7 @@ show_source(flame.record)
 
 # %% tags=["hide-input"]
 packed_name = "packed"
-packed = engine(linear="auto")
+packed = engine(linear="packed")
 shares, frames = {}, {}
 for name, llm in {"plain": plain, packed_name: packed}.items():
     for batch in (1, ROWS):
@@ -592,7 +597,7 @@ glue_all(words.kernels(by_kernel))
 #
 # {glue:text}`half_finding`
 #
-# In the engine, `linear="auto"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. One product for q,
+# In the engine, `linear="packed"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. One product for q,
 # k and v, and one for gate and up, have been there since the first chapter.
 #
 # ### The model of a step, corrected
@@ -631,7 +636,7 @@ show_source(compiled.compile_blocks)
 # %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", UserWarning)
-    squeezed = engine(linear="auto", compile=True)
+    squeezed = engine(linear="packed", compile=True)
 for warning in caught:
     if "compile" in str(warning.message):
         print(warning.message)

@@ -406,6 +406,11 @@ assert [row[4] for row in rows] == [0, 0, 1, 3]
 table(rows, headers=["prompt", "found", "free", "cached", "evictions so far"])
 
 # %% [markdown]
+# ```{calculator} prefix
+# Send prompts with the buttons and click the blocks to see their names. Send the second turn of a conversation
+# with an empty pool and with a full one; then make the pool so small that other prompts evict its blocks.
+# ```
+#
 # ### Two prompts at once
 #
 # If ten prompts with the same start arrive in one step, none of them finds anything: nothing is published yet. So a

@@ -316,6 +316,11 @@ table(
 # $1/(1+k)$. Since a step never gives a sequence more than $1 + k$ tokens, drafts then lose at every acceptance rate
 # below 1. The batch size from which on drafts lose is the **crossover**.
 #
+# ```{calculator} speculation
+# Both models of this section: rows that cost nothing, and the step times of a recorded run. With more sequences
+# in the step, the second curve sinks below 1: that is the crossover.
+# ```
+#
 # ### The drafts, counted from finished text
 #
 # The simplest draft needs no model: find the last few tokens earlier in the text, and copy what followed there. This is

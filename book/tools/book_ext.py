@@ -2,7 +2,8 @@
 
 Directives: `diagram` (an SVG that follows the theme), `machine` (what ran the chapters), `load` (what else ran),
 `chapters` (the list), `library` (the packages and files of lib/), `scoreboard` (published claims beside recorded runs),
-`published-memory` (text of the appendix on the published memory, with its counted numbers).
+`published-memory` (text of the appendix on the published memory, with its counted numbers), `calculator` (a widget;
+see calculators.py).
 A chapter whose times other programs disturbed gets a warning below its title.
 """
 
@@ -24,7 +25,7 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools import bibliography  # noqa: E402
+from book.tools import bibliography, calculators  # noqa: E402
 from book.tools.diagrams import inline  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
 from book.tools.load_notes import load_table, warn_on_top  # noqa: E402
@@ -163,6 +164,7 @@ def setup(app):
     # MyST-NB ends each piece of a stream with a newline, so that a text printed token by token falls into lines.
     render.coalesce_streams = join_streams
     bibliography.register()
+    calculators.setup(app)
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)

@@ -45,6 +45,7 @@ from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.first_layers import bytes_per_pass
+from lib.models.fused.choose import fuse_layers
 from lib.models.packed import pack_linears
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class EngineParts:
     max_model_len: int
     compile_seconds: float = 0.0
     packed_linears: int = 0  # linear layers that `options.linear` has packed
+    fused_blocks: int = 0  # and blocks that it has replaced by fused ones
     drafter: Drafter | None = None
     sampler: Sampler = field(default_factory=Sampler)
     draft_kv_cache_bytes: int = 0  # K and V of a draft model
@@ -93,8 +95,7 @@ def assemble(
     max_model_len = options.max_model_len or longest
     if options.cuda_graphs and device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a CUDA device, got device {str(device)!r}")
-    packed_linears = pack_linears(model, options.linear)
-    compile_seconds = compile_blocks(model) if options.compile else 0.0
+    packed_linears, fused_blocks, compile_seconds = prepare(model, options)
     draft = None
     if speculative is not None and speculative.method == "draft_model":
         draft = _draft_model(speculative, config, options, device, dtype, tokenizer)
@@ -142,6 +143,7 @@ def assemble(
         max_model_len,
         compile_seconds,
         packed_linears,
+        fused_blocks,
         drafter,
         _sampler(speculative),
         draft_kv_cache_bytes,
@@ -187,6 +189,21 @@ def load(
     from lib.models.quantized.load import load_quantized
 
     return load_quantized(options.model, options.quantization, activations, device, dtype)
+
+
+def prepare(model: nn.Module, options: EngineOptions) -> tuple[int, int, float]:
+    """Pack, fuse or compile the model's layers in place: (linear layers packed, blocks fused, seconds of compiling).
+
+    Every rank prepares its own part.
+    """
+    packed = pack_linears(model, options.linear)
+    fused = 0 if options.compile else fuse_layers(model, options.linear)
+    seconds = compile_blocks(model) if options.compile else 0.0
+    if fused and options.tensor_parallel_size > 1:
+        from lib.models.parallel_fused import fuse_products
+
+        fuse_products(model)
+    return packed, fused, seconds
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -261,6 +278,8 @@ def _draft_model(
     pack_linears(loaded.model, options.linear)
     if options.compile:
         compile_blocks(loaded.model)
+    else:
+        fuse_layers(loaded.model, options.linear)
     return loaded.model
 
 

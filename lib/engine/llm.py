@@ -71,6 +71,7 @@ class LLM:
         self.draft_kv_cache_bytes = engine.draft_kv_cache_bytes
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
+        self.fused_blocks = engine.fused_blocks
         own = weight_bytes(self.model)
         self.weight_bytes_by_rank = [own, *(weights for weights, _ in elsewhere)]
         self.weight_bytes = sum(self.weight_bytes_by_rank)
@@ -228,6 +229,7 @@ class LLM:
             "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
+            "fused_blocks": self.fused_blocks,
         }
 
     def close(self) -> None:

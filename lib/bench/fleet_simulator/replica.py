@@ -79,21 +79,29 @@ class Replica:
         return limit is not None and self.load >= self.options.max_num_seqs + limit
 
     def add(self, request: SimulatedRequest, now: float, decode_only: bool = False) -> None:
-        """A request arrives. decode_only: its prompt and first token were computed by another replica."""
+        """A request arrives.
+
+        decode_only: its prompt and first token were computed by another replica.
+        """
         self.load += 1
         self.waiting.append((request, decode_only))
-        if self.wake == math.inf:
-            self._start(now)
+        if self.wake == math.inf:  # its first step begins with all that arrive at this moment
+            self.wake = self._began = now
+            self.version += 1
         elif self._count > 1 and self.load - len(self.waiting) < self.options.max_num_seqs:
-            # It is admitted after the step that runs now: the steps behind it are not taken together.
-            done = int((now - self._began) / self._step) + 1
+            # It is admitted after the step that runs now, or by one that begins now:
+            # the steps behind that are not taken together.
+            done = max(1, math.ceil((now - self._began) / self._step))
             if done < self._count:
                 self._count = done
                 self.wake = self._began + done * self._step
                 self.version += 1
 
     def advance(self, now: float) -> list[SimulatedRequest]:
-        """The steps until `wake` have ended: returns the requests that got their last token here, and starts the next."""
+        """The steps until `wake` have ended: starts the next ones.
+
+        Returns the requests that got their last token here.
+        """
         self._steps += self._count
         self.busy += now - self._began
         ended = []

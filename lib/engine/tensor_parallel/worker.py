@@ -24,13 +24,11 @@ from lib.attention.full import FullAttention
 from lib.cache.kv_cache import KVCache
 from lib.core.device import pick_dtype
 from lib.core.engine_options import EngineOptions
-from lib.engine.assemble import allocate, cached_attention, weight_bytes
+from lib.engine.assemble import allocate, cached_attention, prepare, weight_bytes
 from lib.engine.runner import ModelRunner
 from lib.engine.tensor_parallel.group import Group, PeerLost
 from lib.engine.tensor_parallel.messages import Command, Message, receive, to_batch
 from lib.engine.tensor_parallel.rank_device import device_of
-from lib.models.compiled import compile_blocks
-from lib.models.packed import pack_linears
 from lib.models.parallel_load import load_part
 
 LOST_PEER = 3  # exit status of a rank that ends because another one did
@@ -76,9 +74,7 @@ class _Worker:
             group.size,
             group,
         ).model
-        pack_linears(model, options.linear)
-        if options.compile:
-            compile_blocks(model)
+        prepare(model, options)
         self.runner = ModelRunner(model, FullAttention())
         self.kv_cache: KVCache | None = None
 

@@ -34,9 +34,9 @@ class PrefixIndex:
     def longest(
         self, names: Sequence[Hashable], among: Container[ReplicaId]
     ) -> tuple[int, list[ReplicaId]]:
-        """(n, replicas): the first n names are at each of these replicas, and n + 1 names at none of `among`.
+        """(n, replicas): each of these replicas has the first n names.
 
-        (0, []) where no replica has the first one.
+        None of `among` has n + 1. (0, []) where none has the first one.
         """
         matched, holders = 0, []
         for count, name in enumerate(names, 1):
@@ -49,7 +49,10 @@ class PrefixIndex:
         return matched, holders
 
     def add(self, names: Sequence[Hashable], replica: ReplicaId) -> None:
-        """A prompt was sent to a replica. Its last blocks are the first to be forgotten, as in the engine's cache."""
+        """A prompt was sent to a replica.
+
+        Its last blocks are forgotten first, as in the engine's cache.
+        """
         held = self._names.setdefault(replica, OrderedDict())
         for name in reversed(names):
             held[name] = None

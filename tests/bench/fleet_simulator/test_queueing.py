@@ -77,7 +77,7 @@ def exponential_service(n, rate, mean, servers, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("servers, busy", [(1, 0.5), (1, 0.7), (2, 0.8), (8, 0.9)])
+@pytest.mark.parametrize("servers, busy", [(1, 0.5), (2, 0.7), (8, 0.8)])
 def test_the_simulator_agrees_with_the_closed_forms_within_one_percent(servers, busy):
     """The mean over four seeds: the error of one run of this length is about one percent itself."""
     rate, mean = busy * servers / 2.0, 2.0
