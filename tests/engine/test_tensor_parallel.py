@@ -17,6 +17,8 @@ import torch
 from hypothesis import given, settings
 
 from lib import LLM, SamplingParams
+from lib.attention.full import FullAttention
+from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.errors import EngineDeadError
 from lib.engine.tensor_parallel.worker import LOST_PEER
@@ -186,8 +188,22 @@ def test_an_interrupt_loses_nothing(engines):
 
 
 def test_each_rank_gets_its_share_of_the_threads(engines):
-    workers = engines("none, 3 ranks").shared.workers
-    assert workers.threads == 1 and torch.get_num_threads() == 1
+    """Rank 0's passes run with its share; the caller's own number of threads stays as it was."""
+    llm = engines("none, 3 ranks").shared
+    seen = []
+
+    def forward(batch: Batch) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return llm.model(batch, FullAttention())
+
+    torch.set_num_threads(2)
+    try:
+        for _ in range(2):  # Numba's loops in a pass change the number for the next one
+            llm.workers.run(Batch.of_prompts([[5, 6]]), torch.inference_mode()(forward))
+        assert seen == [llm.workers.threads] * 2 == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

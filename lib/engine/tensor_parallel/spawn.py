@@ -46,7 +46,8 @@ class SpawnedRanks:
         )
         self.processes: dict[int, subprocess.Popen[str]] = {}
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "PYTHONPATH": path}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
         try:
             for rank in range(1, size):
                 process = subprocess.Popen(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
+import numba
 import torch
 from torch import Tensor
 
@@ -56,6 +57,8 @@ class Workers:
 
     def _prepare_thread(self) -> None:
         torch.set_num_threads(self.threads)
+        # Else Numba's first parallel loop raises PyTorch's number in its thread to its own.
+        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
