@@ -299,7 +299,7 @@ glue_all(words.realistic())
 #
 # ```{calculator} roofline
 # Choose a machine, a model and a batch, and read which of the two limits counts. The bound is the same function
-# as above. Try Llama 2 7B on the H100 with 1,000 tokens in each sequence, then Mistral 7B, which has a quarter of
+# as above. Try Llama 2 7B on the H100 with 1,024 tokens in each sequence, then Mistral 7B, which has a quarter of
 # the K/V heads.
 # ```
 #
