@@ -18,7 +18,7 @@ def fuse_products(model: nn.Module) -> int:
     To be called after `lib.models.fused.choose.fuse_layers`.
     """
     fused = 0
-    for parent in list(model.modules()):
+    for parent in [m for m in model.modules() if not isinstance(m, FewRowsLinear)]:
         for name, child in list(parent.named_children()):
             if type(child) is PackedLinear and child.tiles is not None:
                 setattr(parent, name, FewRowsLinear(child))

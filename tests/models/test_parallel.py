@@ -14,12 +14,17 @@ from lib.attention.full import FullAttention
 from lib.core.batch import Batch
 from lib.models.checkpoint import load_model
 from lib.models.config import ModelConfig
+from lib.models.fused.choose import fuse_layers
+from lib.models.fused.layers import FewRowsLinear
+from lib.models.packed import PackedLinear, pack_linears
+from lib.models.parallel_fused import fuse_products
 from lib.models.parallel_load import load_part, tensors_of
 from lib.models.parallel_quantized import take_quantized
 from lib.models.parallel_shard import Part, Shard, shard_of, share, take
 from lib.models.quantized.load import load_quantized
 from lib.models.quantized.matrix import QuantizedMatrix
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
+from tests.families import hf_family
 from tests.helpers import gpt2_checkpoint, llama_checkpoint, prompt_of
 
 CPU = torch.device("cpu")
@@ -67,6 +72,16 @@ class Rank:
     def gather(self, x: torch.Tensor) -> list[torch.Tensor] | None:
         parts = self.threads.exchange(self.number, x)
         return parts if self.number == 0 else None
+
+
+class Alone:
+    """The communicator of a single rank."""
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +151,21 @@ def test_quantised_ranks_compute_the_logits_of_the_quantised_model(folders, name
         expected = whole(batch, FullAttention())
     logits, _, _ = run_ranks(folders[name], 2, batch, quantization)
     close(logits[0], expected)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "smollm3"])
+def test_families_that_differ_from_llama(tmp_path, name):
+    hf_family(name, seed=3).save_pretrained(tmp_path)
+    batch = batch_of(5, 20)
+    with torch.inference_mode():
+        expected = load_model(tmp_path).model(batch, FullAttention())
+    close(run_ranks(tmp_path, 2, batch)[0][0], expected)
+
+
+def test_norms_over_all_heads_are_refused(tmp_path):
+    hf_family("olmo2", seed=3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tensor_parallel_size must be 1 .*olmo2.*, got 2"):
+        run_ranks(tmp_path, 2, batch_of(3))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -230,6 +260,21 @@ def test_every_head_feature_and_token_has_its_ranks(kv_heads, group, intermediat
             assert s.kv_heads[place // local] == head // group
     if kv_heads >= size:
         assert sum((list(s.kv_heads) for s in shards), []) == list(range(kv_heads))
+
+
+@pytest.mark.parametrize("rows", [3, 12])
+def test_fused_products_compute_the_same(folders, rows):
+    """Each packed product of a rank's part has the kernel for few rows, and no other."""
+    model = load_part(folders["biases"], None, "float32", CPU, torch.float32, 0, 1, Alone()).model
+    batch = batch_of(rows)
+    with torch.inference_mode():
+        expected = model(batch, FullAttention())
+        assert pack_linears(model, "fused") == 4 * 2 + 1
+        fuse_layers(model, "fused")
+        fuse_products(model)
+        close(model(batch, FullAttention()), expected)
+    kernels = [m for m in model.modules() if isinstance(m, FewRowsLinear)]
+    assert len(kernels) == 4 * 2 + 1 and all(type(m.linear) is PackedLinear for m in kernels)
 
 
 def test_shares_differ_by_one_at_most_and_the_first_is_largest():

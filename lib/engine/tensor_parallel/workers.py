@@ -56,9 +56,9 @@ class Workers:
         torch.set_num_threads(total)
 
     def _prepare_thread(self) -> None:
-        torch.set_num_threads(self.threads)
-        # Else Numba's first parallel loop raises PyTorch's number in its thread to its own.
+        # First Numba: when it starts its threads, it overwrites PyTorch's number in the calling one.
         numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
+        torch.set_num_threads(self.threads)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 

@@ -18,7 +18,7 @@ _WORTH_A_THREAD = 2**14  # elements; fewer take less time than waking a thread f
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
-    kernel.rms_norm(array(x), floats(weight), eps, array(out), threads(x.numel()))
+    kernel.rms_norm(array(x.contiguous()), floats(weight), eps, array(out), threads(x.numel()))
     return out
 
 
@@ -38,7 +38,7 @@ def split_rotate(
     rows, size = qkv.shape[0], qkv.shape[1] // (heads + 2 * kv_heads)
     q, k, v = (qkv.new_empty(rows, n, size) for n in (heads, kv_heads, kv_heads))
     kernel.split_rotate(
-        array(qkv),
+        array(qkv.contiguous()),
         array(cos)[:, 0],
         array(sin)[:, 0],
         *map(array, (q, k, v)),
@@ -49,13 +49,12 @@ def split_rotate(
 
 def swiglu(gate_up: Tensor) -> Tensor:
     out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    kernel.swiglu(array(gate_up), array(out), threads(gate_up.numel()))
+    kernel.swiglu(array(gate_up.contiguous()), array(out), threads(gate_up.numel()))
     return out
 
 
 def array(x: Tensor) -> np.ndarray:
     """A view. NumPy has no bfloat16: its bits, as uint16."""
-    x = x.contiguous()
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
@@ -66,8 +65,11 @@ def floats(parameter: Tensor) -> np.ndarray:
 
 def threads(elements: int) -> int:
     """Threads for a loop over `elements`: one unless each gets enough of it."""
-    most = min(torch.get_num_threads(), numba.get_num_threads())
-    return max(1, min(most, elements // _WORTH_A_THREAD))
+    return max(1, min(most_threads(), elements // _WORTH_A_THREAD))
+
+
+def most_threads() -> int:
+    return min(torch.get_num_threads(), numba.get_num_threads())
 
 
 def _add_norm(
@@ -75,8 +77,8 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor]:
     total, out = torch.empty_like(x), torch.empty_like(x)
     kernel.add_norm(
-        array(x),
-        array(y),
+        array(x.contiguous()),
+        array(y.contiguous()),
         floats(weight),
         bias,
         eps,
