@@ -29,6 +29,7 @@ from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.speculative_config import SpeculativeConfig
 from lib.engine.cuda_graphs import GraphRunner, ladder
+from lib.engine.in_flight import StepsInFlight
 from lib.engine.runner import ModelRunner
 from lib.engine.sampling import Sampler
 from lib.engine.scheduler import Scheduler
@@ -70,6 +71,7 @@ class EngineParts:
     drafter: Drafter | None = None
     sampler: Sampler = field(default_factory=Sampler)
     draft_kv_cache_bytes: int = 0  # K and V of a draft model
+    in_flight: StepsInFlight | None = None  # with asynchronous scheduling
 
 
 def assemble(
@@ -136,6 +138,10 @@ def assemble(
         if isinstance(proposer, DraftModelProposer):
             draft_kv_cache_bytes = proposer.kv_cache.nbytes
         drafter = _drafter(speculative, options, proposer, runner, manager, device)
+    sampler, in_flight = _sampler(speculative), None
+    if _is_asynchronous(options, device):
+        sampler.logits_reused = isinstance(runner, GraphRunner)
+        in_flight = StepsInFlight(scheduler, runner, sampler, device)
     return EngineParts(
         runner,
         scheduler,
@@ -146,8 +152,9 @@ def assemble(
         packed_linears,
         fused_blocks,
         drafter,
-        _sampler(speculative),
+        sampler,
         draft_kv_cache_bytes,
+        in_flight,
     )
 
 
@@ -201,7 +208,7 @@ def prepare(model: nn.Module, options: EngineOptions) -> tuple[int, int, float]:
     fused = 0 if options.compile else fuse_layers(model, options.linear)
     seconds = compile_blocks(model) if options.compile else 0.0
     if fused and options.tensor_parallel_size > 1:
-        from lib.models.parallel_fused import fuse_products
+        from lib.models.parallel.fused import fuse_products
 
         fuse_products(model)
     return packed, fused, seconds
@@ -224,6 +231,14 @@ def _runner(model: nn.Module, attention: Attention, workers: Workers | None) -> 
     from lib.engine.tensor_parallel.runner import ParallelRunner
 
     return ParallelRunner(model, attention, workers)
+
+
+def _is_asynchronous(options: EngineOptions, device: torch.device) -> bool:
+    if options.async_scheduling != "auto":
+        return options.async_scheduling
+    possible = options.kv_cache != "none" and options.speculative_config is None
+    possible = possible and options.tensor_parallel_size == 1
+    return possible and device.type == "cuda"
 
 
 def _speculative(options: EngineOptions) -> SpeculativeConfig | None:

@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from lib.engine.tensor_parallel.group import Group
 from lib.models.config import ModelConfig
-from lib.models.parallel_shard import Shard, shard_of
+from lib.models.parallel.shard import Shard, shard_of
 
 SIZES = (4 * 2**10, 16 * 2**10, 64 * 2**10, 256 * 2**10, 2**20)  # bytes
 _HOST = "127.0.0.1"

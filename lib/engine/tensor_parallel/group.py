@@ -22,7 +22,7 @@ class PeerLost(RuntimeError):
 
 
 class Group:
-    """Rank `rank` of `size`. Implements `lib.models.parallel.Communicator`; batches come from rank 0.
+    """Rank `rank` of `size`. Implements `lib.models.parallel.layers.Communicator`; batches come from rank 0.
 
     It owns its process groups instead of torch.distributed's default one, so that a process can hold
     several engines. Commands and batches travel by gloo; activations by gloo too if `device` is a

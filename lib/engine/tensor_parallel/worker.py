@@ -29,7 +29,7 @@ from lib.engine.runner import ModelRunner
 from lib.engine.tensor_parallel.group import Group, PeerLost
 from lib.engine.tensor_parallel.messages import Command, Message, receive, to_batch
 from lib.engine.tensor_parallel.rank_device import device_of
-from lib.models.parallel_load import load_part
+from lib.models.parallel.load import load_part
 
 LOST_PEER = 3  # exit status of a rank that ends because another one did
 

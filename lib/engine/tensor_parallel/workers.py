@@ -20,8 +20,8 @@ from lib.engine.tensor_parallel.rank_device import check_devices
 from lib.engine.tensor_parallel.spawn import SpawnedRanks
 from lib.engine.tensor_parallel.torchrun import TorchrunRanks, launched_by_torchrun
 from lib.models.checkpoint import LoadedModel
-from lib.models.parallel_load import load_part
-from lib.models.parallel_shard import shard_of
+from lib.models.parallel.load import load_part
+from lib.models.parallel.shard import shard_of
 
 _T = TypeVar("_T")
 _POLL = 0.5  # seconds between two looks at the processes while a pass runs

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lib.models.checkpoint import LoadedModel, build_model, empty_model, find_folder, load_model
 from lib.models.config import load_config, quantization_config
 from lib.models.hub import HubUnreachable
-from lib.models.parallel import Communicator, parallelize
-from lib.models.parallel_shard import Shard, shard_of, take
+from lib.models.parallel.layers import Communicator, parallelize
+from lib.models.parallel.shard import Shard, shard_of, take
 from lib.models.tokenizer import load_tokenizer
 from lib.models.weights import read_tensors
 
@@ -45,7 +45,7 @@ def load_part(
         model = build_model(shard.local_config, dtype=dtype)
         model.load_checkpoint(tensors_of(weights, shard, loaded.model))
     else:
-        from lib.models.parallel_quantized import ShardedWeights
+        from lib.models.parallel.quantized import ShardedWeights
         from lib.models.quantized.fill import fill
         from lib.models.quantized.load import check_activations
 

@@ -17,10 +17,10 @@ from lib.models.config import ModelConfig
 from lib.models.fused.choose import fuse_layers
 from lib.models.fused.layers import FewRowsLinear
 from lib.models.packed import PackedLinear, pack_linears
-from lib.models.parallel_fused import fuse_products
-from lib.models.parallel_load import load_part, tensors_of
-from lib.models.parallel_quantized import take_quantized
-from lib.models.parallel_shard import Part, Shard, shard_of, share, take
+from lib.models.parallel.fused import fuse_products
+from lib.models.parallel.load import load_part, tensors_of
+from lib.models.parallel.quantized import take_quantized
+from lib.models.parallel.shard import Part, Shard, shard_of, share, take
 from lib.models.quantized.load import load_quantized
 from lib.models.quantized.matrix import QuantizedMatrix
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels

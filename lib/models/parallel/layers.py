@@ -1,7 +1,7 @@
 """The layers of tensor parallelism that communicate. Introduced in chapter 13.
 
 A rank's model is the model itself with fewer heads, features and tokens
-(`lib.models.parallel_shard`). Three kinds of layers are replaced: those whose results are sums over
+(`lib.models.parallel.shard`). Three kinds of layers are replaced: those whose results are sums over
 the ranks, the embedding, and the head. A pass has one all-reduce for the embedding, two per block,
 and one gather of the logits.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.parallel_shard import Shard
+from lib.models.parallel.shard import Shard
 
 _ROW_PARALLEL = ("proj", "down", "fc_out")  # the names in Llama's and GPT-2's blocks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.models.parallel_shard import Part, Shard, take
+from lib.models.parallel.shard import Part, Shard, take
 from lib.models.quantized.fill import Weights
 from lib.models.quantized.matrix import BLOCK, QuantizedMatrix
 
