@@ -318,6 +318,10 @@ def test_under_torchrun(folders, tmp_path):
             dict(tensor_parallel_size=2, cuda_graphs=True),
             "cuda_graphs must be False where tensor_parallel_size is > 1",
         ),
+        (
+            dict(tensor_parallel_size=2, async_scheduling=True),
+            "async_scheduling must be 'auto' or False where tensor_parallel_size is > 1",
+        ),
         *(
             (
                 dict(tensor_parallel_size=2, speculative_config={"method": method}),

@@ -58,6 +58,7 @@ class Workers:
     def _prepare_thread(self) -> None:
         # First Numba: when it starts its threads, it overwrites PyTorch's number in the calling one.
         numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
+        torch.get_num_threads()  # a thread's first call of it would undo the next line later
         torch.set_num_threads(self.threads)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
