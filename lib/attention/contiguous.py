@@ -73,6 +73,11 @@ def _plan(batch: Batch) -> ContiguousPlan:
     )
 
 
+def _view(blocks: Tensor, first: int, last: int, length: int) -> Tensor:
+    """The first `length` tokens of slots first .. last - 1."""
+    return blocks[first:last, :length]
+
+
 class ContiguousAttention:
     """Store this step's K and V, then attend over views of the cache: what is read is never copied."""
 
@@ -85,6 +90,7 @@ class ContiguousAttention:
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
+            k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
             return self._full(layer, q, k, v, batch)
         plan = batch.derive(_plan)
         if not plan.chunks:
@@ -94,18 +100,14 @@ class ContiguousAttention:
             out[plan.tokens] = self._rectangle(layer, q, plan)
         for row, start in plan.chunks:
             n, length, slot = batch.query_lens[row], batch.kv_lens[row], batch.block_ids[row][0]
-            keys, values = (
-                x[layer, slot : slot + 1, :length] for x in (self.cache.k, self.cache.v)
-            )
+            keys, values = self.cache.read(layer, _view, slot, slot + 1, length)
             mask = None if n in (1, length) else chunk_mask(n, length, q)
             out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
     def _rectangle(self, layer: int, q: Tensor, plan: ContiguousPlan) -> Tensor:
         """One query per sequence, in a single call: other slots and the tails of shorter sequences are masked."""
-        keys, values = (
-            x[layer, plan.first : plan.last, : plan.length] for x in (self.cache.k, self.cache.v)
-        )
+        keys, values = self.cache.read(layer, _view, plan.first, plan.last, plan.length)
         query = q if plan.in_order else q[plan.queries]
         mask = None if plan.mask is None else plan.mask.to(q.dtype)
         out = attend(query[:, None], keys, values, 1, mask)[:, 0]

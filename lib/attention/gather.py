@@ -60,6 +60,7 @@ class GatherAttention:
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
+            k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
             return self._full(layer, q, k, v, batch)
         plan = batch.derive(_plan)
         if not plan.chunks:
@@ -70,16 +71,14 @@ class GatherAttention:
         for row, start in plan.chunks:
             n, length = batch.query_lens[row], batch.kv_lens[row]
             table = batch.block_table[row : row + 1, : -(-length // batch.block_size)].long()
-            keys, values = (
-                gather(x[layer], table)[:, :length] for x in (self.cache.k, self.cache.v)
-            )
+            keys, values = (x[:, :length] for x in self.cache.read(layer, gather, table))
             mask = None if n == length else chunk_mask(n, length, q)
             out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
     def _together(self, layer: int, q: Tensor, plan: _Plan) -> Tensor:
         """One query per sequence, q [R, Hq, D], in a single call."""
-        keys, values = (gather(x[layer], plan.tables) for x in (self.cache.k, self.cache.v))
+        keys, values = self.cache.read(layer, gather, plan.tables)
         return attend(q[:, None], keys, values, 1, plan.mask.to(q.dtype))[:, 0]
 
 

@@ -18,7 +18,8 @@ from lib.attention.full import FullAttention
 from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention
 from lib.cache.block_manager import BlockManager
-from lib.cache.kv_cache import KVCache
+from lib.cache.int8_kv_cache import Int8KVCache, int8_kv_bytes_per_token
+from lib.cache.kv_cache import KVCache, kv_cache_bytes
 from lib.cache.manager import CacheManager, NoCache
 from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
@@ -99,11 +100,11 @@ def assemble(
         attention = FullAttention()
     else:
         plan = _slots if options.kv_cache == "contiguous" else _blocks
-        beside = 0 if draft is None else draft.config.kv_bytes_per_token(dtype.itemsize)
+        beside = 0 if draft is None else _kv_bytes_per_token(draft.config, options, dtype)
         num_blocks, block_size, max_model_len = plan(
             model, options, max_model_len, device, dtype, beside
         )
-        kv_cache = _allocate(config, num_blocks, block_size, dtype, device)
+        kv_cache = _allocate(config, options, num_blocks, block_size, dtype, device)
         manager = _manager(options, kv_cache)
         attention = _cached_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
@@ -244,7 +245,7 @@ def _proposer(
         )
     # As many tokens as the model's own cache.
     shape, device = (kv_cache.num_blocks, kv_cache.block_size), kv_cache.k.device
-    own = _allocate(draft.config, *shape, dtype, device)
+    own = _allocate(draft.config, options, *shape, dtype, device)
     attention = _cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),
@@ -275,7 +276,13 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) 
     if options.attention == "gather":
         return GatherAttention(kv_cache)
     k, group = kv_cache.k, num_heads // kv_cache.k.shape[3]
-    problem = why_not_fused(k.device, k.dtype, kv_cache.block_size, k.shape[4], group)
+    int8 = isinstance(kv_cache, Int8KVCache)
+    problem = why_not_fused(k.device, kv_cache.dtype, kv_cache.block_size, k.shape[4], group)
+    if int8 and k.device.type != "cpu":
+        problem = ValueError(
+            f"attention 'fused' on {k.device.type} reads a cache of floats: kv_cache_dtype must be "
+            "'auto', got 'int8'"
+        )
     if problem is not None and options.attention == "fused":
         raise problem
     if problem is not None:
@@ -284,6 +291,11 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) 
             stacklevel=4,
         )
         return GatherAttention(kv_cache)
+    if int8:
+        # Imported here, as fused_attention does it: with it comes Numba.
+        from lib.attention.int8_fused_cpu import Int8CpuFusedAttention
+
+        return Int8CpuFusedAttention(kv_cache)
     return fused_attention(kv_cache, group)
 
 
@@ -299,7 +311,7 @@ def _slots(
 
     beside: bytes that a draft model keeps for each token, in addition to the model's own.
     """
-    per_token = model.config.kv_bytes_per_token(dtype.itemsize) + beside
+    per_token = _kv_bytes_per_token(model.config, options, dtype) + beside
     budget = _budget(model, options, device)
     needed = options.max_num_seqs * max_model_len * per_token
     if needed > budget:
@@ -324,7 +336,7 @@ def _blocks(
 ) -> tuple[int, int, int]:
     """(blocks with the null block, block_size, max_model_len). `beside`: as in `_slots`."""
     size = options.block_size
-    per_block = size * (model.config.kv_bytes_per_token(dtype.itemsize) + beside)
+    per_block = size * (_kv_bytes_per_token(model.config, options, dtype) + beside)
     if options.num_blocks is not None:
         num_blocks = options.num_blocks
     else:
@@ -365,18 +377,30 @@ def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> i
     return available_bytes(device, largest_step)
 
 
+def _kv_bytes_per_token(config: ModelConfig, options: EngineOptions, dtype: torch.dtype) -> int:
+    if options.kv_cache_dtype == "int8":
+        return int8_kv_bytes_per_token(config)
+    return kv_cache_bytes(config, 1, dtype)
+
+
 def _allocate(
-    config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    options: EngineOptions,
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> KVCache:
+    kind = Int8KVCache if options.kv_cache_dtype == "int8" else KVCache
     try:
-        return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
+        return kind(config, num_blocks, block_size, dtype=dtype, device=device)
     except (
         MemoryError,
         torch.OutOfMemoryError,
         RuntimeError,
         ValueError,
     ) as error:  # NumPy: "array is too big"
-        needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
+        needed = num_blocks * block_size * _kv_bytes_per_token(config, options, dtype)
         raise ValueError(
             f"a KV cache of {num_blocks} x {block_size} tokens takes {gib(needed)}, "
             f"which {device} does not have: {str(error).splitlines()[0]}"
