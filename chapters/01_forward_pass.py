@@ -76,6 +76,7 @@ from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import measure, measure_in_turns
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     figure,
     lines,
@@ -980,14 +981,34 @@ glue("predictions_tally", tally(foretold))
 # others in `tests/models/test_models.py`. A test does this exercise, too: `tests/models/test_smollm2.py`.
 # ```
 #
-# **3. Count.** Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the formula for a prompt of
-# $S_p$ and an answer of $S_o$ tokens. How does it grow with the length of the answer?
-#
-# ```{admonition} Solution
+# **3. Count.** Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the number for a prompt
+# of $S_p$ and an answer of $S_o$ tokens, as a function. How does it grow with the length of the answer? The last line
+# checks yours; `python -m book.check 1` checks `book/exercises/ch01.py`.
+
+
+# %%
+def computed_tokens(prompt, answer):
+    """Tokens computed for `answer` new tokens, without a cache.
+
+    prompt: number of tokens of the prompt. Each step computes all tokens
+    that the sequence has so far, and adds one.
+    """
+    raise NotImplementedError
+
+
+check(1, computed_tokens)
+
+# %% [markdown]
+# ````{admonition} Solution
 # :class: dropdown
 # Step $i$ computes $S_p + i$ tokens, for $i$ from 0 to $S_o - 1$. The sum is $S_o S_p + S_o (S_o - 1) / 2$, so it grows with the
 # square of the answer's length. With each token computed once it would be $S_p + S_o - 1$.
+#
+# ```python
+# def computed_tokens(prompt, answer):
+#     return answer * prompt + answer * (answer - 1) // 2
 # ```
+# ````
 #
 # **4. Extend.** Write `perplexity(model, token_ids)`, which needs the logits of every position, not of the last one only.
 # Which single field of `Batch` do you change?

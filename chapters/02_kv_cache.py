@@ -82,6 +82,7 @@ from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.step_model import StepModel, first_length
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.notebook import toy
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
     bound,
@@ -1637,14 +1638,35 @@ glue("smol_longest", c.max_position_embeddings, ",")
 # first, because two sequences overwrite each other's keys. `test_one_sequence_at_a_time` passes, as it should.
 # ```
 #
-# **3. Count.** You have 8 GB for K and V in float32. How many sequences fit into contiguous slots of 1,024 tokens, for GPT-2 and for
-# SmolLM2? And if SmolLM2's slots must hold its longest sequence?
-#
-# ```{admonition} Solution
+# **3. Count.** You have 8 GB for K and V in float32. How many sequences fit into contiguous slots of 1,024 tokens, for
+# GPT-2 and for SmolLM2? And if SmolLM2's slots must hold its longest sequence? Write the count as a function of the
+# model, the memory and the slot. The last line checks yours; `python -m book.check 2` checks `book/exercises/ch02.py`.
+
+
+# %%
+def slots_that_fit(config, memory, slot_tokens, element_size):
+    """Whole slots of `slot_tokens` tokens that `memory` bytes hold.
+
+    config: num_layers, num_heads, num_kv_heads and head_dim of a model.
+    element_size: bytes of one number in the cache.
+    """
+    raise NotImplementedError
+
+
+check(2, slots_that_fit)
+
+# %% [markdown]
+# ````{admonition} Solution
 # :class: dropdown
 # {glue:text}`fit_gpt2` of GPT-2, {glue:text}`fit_smol` of SmolLM2. With slots of {glue:text}`smol_longest` tokens,
 # {glue:text}`fit_smol_full`. The model and the users are the same; only the promise has grown.
+#
+# ```python
+# def slots_that_fit(config, memory, slot_tokens, element_size):
+#     numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+#     return memory // (slot_tokens * numbers * element_size)
 # ```
+# ````
 #
 # **4. Explain.** Add 100 to *every* position, of the prompt and of the answer, and run both models. One of them gives the same
 # tokens as before. Which, and why? What does this say about the mistake shown above?

@@ -88,6 +88,7 @@ from lib.bench.measure.timing import (
     measure_in_turns,
 )
 from lib.bench.notebook import toy
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -295,6 +296,12 @@ glue_all(words.realistic())
 # %% [markdown]
 # {glue:text}`realistic_finding` Grouped heads and a smaller cache move this end; chapters 4 and 7 are about the room and
 # the reading.
+#
+# ```{calculator} roofline
+# Choose a machine, a model and a batch, and read which of the two limits counts. The bound is the same function
+# as above. Try Llama 2 7B on the H100 with 1,024 tokens in each sequence, then Mistral 7B, which has a quarter of
+# the K/V heads.
+# ```
 #
 # ## Build: a static batch, padded
 #
@@ -1310,6 +1317,11 @@ record.headline(
 #
 # {glue:text}`chat_finding` {glue:text}`chat_ttft_finding`
 #
+# ```{calculator} batching
+# Ten requests wait when the first step begins. Change their lengths and the number of slots, and compare where
+# the places stay empty. With equal answers the two schedulers take the same steps.
+# ```
+#
 # ## Measure: lengths with a seed
 #
 # A chat with a model is real but it is one draw. The workload from above makes the lengths explicit:
@@ -1788,6 +1800,12 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 #
 # {glue:text}`gap_finding` {glue:text}`late_finding` {glue:text}`trade_finding`
 #
+# ```{calculator} budget
+# The prompt arrives while other sequences decode. A smaller budget gives more steps, shorter gaps for the others,
+# and a later first token for the new request. The times of the steps are those of the recorded run of this
+# experiment, and lie between its points for other sizes.
+# ```
+#
 # ## What broke, and how this benchmark could mislead
 #
 # - **A doubling that was free on paper.** {glue:text}`first_doubling_finding` A bound counts bytes and operations, and
@@ -1887,14 +1905,40 @@ glue("predictions_tally", tally(foretold))
 #
 # **4. Extend.** Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps
 # that follow; the rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes
-# for the workload of this chapter.
-#
-# ```{admonition} Solution
+# for the workload of this chapter, those of the rectangle with a function. The last line checks yours; `python -m
+# book.check 3` checks `book/exercises/ch03.py`.
+
+
+# %%
+def rectangle_tokens(prompts, answers, slots):
+    """Tokens that padded static batches compute for a workload.
+
+    prompts, answers: lengths, one per request. Batches of `slots` requests
+    are taken in order. The first step computes a batch's prompts, padded to
+    the longest; each further step one token in every row, until the longest
+    answer is complete.
+    """
+    raise NotImplementedError
+
+
+check(3, rectangle_tokens)
+
+# %% [markdown]
+# ````{admonition} Solution
 # :class: dropdown
 # The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
 # The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is
 # kind to static batching: an idle slot here costs a place that another request could use, and there arithmetic as well.
+#
+# ```python
+# def rectangle_tokens(prompts, answers, slots):
+#     total = 0
+#     for i in range(0, len(prompts), slots):
+#         batch, longest = prompts[i : i + slots], max(answers[i : i + slots])
+#         total += len(batch) * (max(batch) + longest - 1)
+#     return total
 # ```
+# ````
 #
 # ## Takeaways
 #

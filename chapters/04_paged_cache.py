@@ -82,6 +82,7 @@ from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure, timed
 from lib.bench.notebook import toy
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -724,6 +725,11 @@ print(
 # %% [markdown]
 # 16 fit and 17 do not. The published engine has no null block and hands out all 64. In ours `num_blocks` includes the
 # null block, as vLLM's count does: 64 then hold 15 sequences, and it takes 65 to hold 16.
+#
+# ```{calculator} memory
+# How many users fit into a memory, with slots for the longest sequence and with blocks? The weights are
+# subtracted first. Room for the activations of a step is left out, and so is sharing between users.
+# ```
 #
 # (sec-same-bytes)=
 # ## Measure: the same bytes, more sequences
@@ -1855,16 +1861,39 @@ glue("predictions_tally", tally(foretold))
 # ```
 #
 # **3. Share.** Four answers are wanted to one prompt of 40 tokens, each up to 24 tokens long, with blocks of 16. How
-# many blocks do they need without sharing, and with it?
-#
-# ```{admonition} Solution
+# many blocks do they need without sharing, and with it? Write the second number as a function. The last line checks
+# yours; `python -m book.check 4` checks `book/exercises/ch04.py`.
+
+
+# %%
+def blocks_needed(prompt, answer, n, block):
+    """Blocks that `n` answers to one prompt hold together at their end.
+
+    prompt, answer: tokens of the prompt and of each answer, at least 1.
+    block: tokens per block. Full blocks of the prompt are shared. The last
+    token of an answer is never stored.
+    """
+    raise NotImplementedError
+
+
+check(4, blocks_needed)
+
+# %% [markdown]
+# ````{admonition} Solution
 # :class: dropdown
 # Each sequence stores 40 + 23 = 63 tokens, which is 4 blocks, so 16 without sharing. The prompt fills two blocks of 16
 # and half of a third. The two full ones can be shared. Each sequence needs two more of its own, so 2 + 4 · 2 = 10. In
 # code: `manager.allocate(first, 32)`, then `manager.share(other, first.block_ids)` for the others, then `allocate(...,
 # 63)` for all. The third block cannot be shared: each of the four would write its own tokens behind the prompt's last
 # 8.
+#
+# ```python
+# def blocks_needed(prompt, answer, n, block):
+#     shared = prompt // block
+#     each = -(-(prompt + answer - 1) // block)
+#     return shared + n * (each - shared)
 # ```
+# ````
 #
 # **4. Swap or recompute?** A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at
 # least as long as its operations. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?

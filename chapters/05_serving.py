@@ -92,6 +92,7 @@ from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.measure.torch_calls import count_torch_calls
 from lib.bench.notebook import toy
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -1808,14 +1809,44 @@ glue("predictions_tally", tally(foretold))
 # another piece of code listens.
 # ```
 #
-# **3. Count.** No complete answer of {glue:text}`answer` tokens should take longer than two seconds, also in a burst. Which
-# limit do you set on this machine?
-#
-# ```{admonition} Solution
+# **3. Count.** No complete answer of {glue:text}`answer` tokens should take longer than two seconds, also in a burst.
+# Which limit do you set on this machine? And in general: write the limit as a function of the engine's step,
+# $\text{shared} + \text{each} \cdot n$ seconds for $n$ sequences. The last line checks yours; `python -m book.check 5`
+# checks `book/exercises/ch05.py`.
+
+
+# %%
+def largest_limit(seconds, tokens, shared, each, slots):
+    """Most requests inside, so that all answers take at most `seconds`.
+
+    The burst comes at once to an idle engine. All answers have `tokens`
+    tokens. A step of n sequences, at most `slots`, takes shared + each * n
+    seconds and gives each of them one token. 0: not even one is possible.
+    """
+    raise NotImplementedError
+
+
+check(5, largest_limit)
+
+# %% [markdown]
+# ````{admonition} Solution
 # :class: dropdown
 # The worst time in a burst is a whole number of batches. {glue:text}`limit_finding` {eq}`eq-little` would give a larger
-# number, $2\,X$ requests: it speaks of the mean time, and half of the requests may take longer.
+# number, $2\,X$ requests: it speaks of the mean time, and half of the requests may take longer. The function also counts
+# a last batch that does not fill the slots, since its steps are shorter.
+#
+# ```python
+# def largest_limit(seconds, tokens, shared, each, slots):
+#     full = tokens * (shared + each * slots)  # a batch that fills all slots
+#     batches = int(seconds // full)
+#     left = seconds - batches * full
+#     more = max(
+#         (n for n in range(slots) if tokens * (shared + each * n) <= left),
+#         default=0,
+#     )
+#     return batches * slots + more
 # ```
+# ````
 #
 # **4. Extend.** Write a client that honours `Retry-After`. Let {glue:text}`burst` of them run against a server with the limit
 # {glue:text}`limit`. Are all served, and when? What happens if all of them wait exactly as long as they were told?

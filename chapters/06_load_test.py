@@ -88,6 +88,7 @@ from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.measure.timing import Rates, Timing
 from lib.bench.notebook import toy
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
     bars,
@@ -1361,6 +1362,12 @@ record.headline(
 # %% [markdown]
 # {glue:text}`goodput_finding` {glue:text}`refused_finding` {glue:text}`outcomes_finding`
 #
+# ```{calculator} queue
+# The model of this chapter, request by request. Raise the rate beyond the capacity and watch the time to the
+# first token grow with each request; then set a limit. With one sequence at a time and no limit, it is the
+# sequential server.
+# ```
+#
 # ### How they arrive
 #
 # One rate, {glue:text}`pattern_share` of the capacity, the same requests, four patterns: all at once, like clockwork, at
@@ -1598,6 +1605,37 @@ glue(
 # it and measures that. Run the same lengths with different prefixes as the control: `make_requests` with as many seeds as
 # requests. If that is fast too, something else is.
 # ```
+#
+# **5. Write it.** `latencies(due, seconds)`: what a load test should report for a sequential server, from the time at
+# which each request is due. The last line checks yours; `python -m book.check 6` checks `book/exercises/ch06.py`.
+
+
+# %%
+def latencies(due, seconds):
+    """Latency of each request, in seconds since it was due.
+
+    due: times in ascending order. The server takes one request at a time,
+    in this order, and needs `seconds` for each.
+    """
+    raise NotImplementedError
+
+
+check(6, latencies)
+
+# %% [markdown]
+# ````{admonition} Solution
+# :class: dropdown
+# A request begins when it is due or when the server is free, whichever is later. The clock starts when it is due.
+#
+# ```python
+# def latencies(due, seconds):
+#     result, free = [], 0.0
+#     for time in due:
+#         free = max(free, time) + seconds
+#         result.append(free - time)
+#     return result
+# ```
+# ````
 #
 # ## Takeaways
 #

@@ -97,6 +97,7 @@ from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure, timed
 from lib.bench.notebook import toy
 from lib.bench.notebook.excerpt import show_excerpt
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -2349,6 +2350,37 @@ glue_all(words.broke(warm))
 # better. With 0, decoding itself goes through the gather, sequence by sequence, where chapter 4 makes a single call for
 # all.
 # ```
+#
+# **5. Write it.** `tile_state(scores, values)`: the state of one tile of keys. The check cuts a sequence into two tiles
+# and merges the two states by {eq}`eq-07-merge`. The last line checks yours; `python -m book.check 7` checks
+# `book/exercises/ch07.py`.
+
+
+# %%
+def tile_state(scores, values):
+    """The state (peak, norm, acc) of one tile of keys.
+
+    scores: tensor [n]. values: tensor [n, D]. acc / norm is the output of
+    attention over these keys, and states of several tiles can be merged.
+    """
+    raise NotImplementedError
+
+
+check(7, tile_state)
+
+# %% [markdown]
+# ````{admonition} Solution
+# :class: dropdown
+# The peak is subtracted before the exponential, so that no score overflows. `acc` stays undivided: only the sum of all
+# tiles' norms divides it, once, at the end.
+#
+# ```python
+# def tile_state(scores, values):
+#     peak = scores.max()
+#     weights = torch.exp(scores - peak)
+#     return peak, weights.sum(), weights @ values
+# ```
+# ````
 #
 # ## Takeaways
 #

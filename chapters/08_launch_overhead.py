@@ -79,6 +79,7 @@ from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure, synchronize, timed
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
     TEXT,
@@ -230,6 +231,11 @@ experiments = Experiments("08_launch_overhead", device)
 # %% [markdown]
 # {glue:text}`step_finding`
 #
+# ```{calculator} roofline
+# The bound of a decode step, as in chapter 3. It contains the bytes and the operations, and neither launches nor
+# Python: what a measured step takes beyond it is the subject of this chapter.
+# ```
+#
 # ## Prediction: what starting costs
 #
 # Count what has to be started. Every operator of PyTorch passes its dispatcher, and a dispatch mode can count
@@ -359,7 +365,7 @@ show_source(flame.record)
 
 # %% tags=["hide-input"]
 packed_name = "packed"
-packed = engine(linear="auto")
+packed = engine(linear="packed")
 shares, frames = {}, {}
 for name, llm in {"plain": plain, packed_name: packed}.items():
     for batch in (1, ROWS):
@@ -591,7 +597,7 @@ glue_all(words.kernels(by_kernel))
 #
 # {glue:text}`half_finding`
 #
-# In the engine, `linear="auto"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. One product for q,
+# In the engine, `linear="packed"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. One product for q,
 # k and v, and one for gate and up, have been there since the first chapter.
 #
 # ### The model of a step, corrected
@@ -630,7 +636,7 @@ show_source(compiled.compile_blocks)
 # %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", UserWarning)
-    squeezed = engine(linear="auto", compile=True)
+    squeezed = engine(linear="packed", compile=True)
 for warning in caught:
     if "compile" in str(warning.message):
         print(warning.message)
@@ -1472,6 +1478,35 @@ glue("predictions_tally", tally(foretold))
 # compiler's hands, and it calls the general kernel for them, unless the weights are constants that it may freeze. With
 # packed weights as arguments it refuses. One gains a wrapper and loses the layout. Try it with `linear="plain"`.
 # ```
+#
+# **5. Write it.** `fewest_sizes(largest, most)`: the fewest sizes to record if a batch may be padded by at most `most` rows.
+# The last line checks yours; `python -m book.check 8` checks `book/exercises/ch08.py`.
+
+
+# %%
+def fewest_sizes(largest, most):
+    """The fewest batch sizes to record, in ascending order.
+
+    A batch of n sequences, 1 to `largest`, runs as the next size that is
+    not smaller, with at most `most` rows of padding. No size is above
+    `largest`.
+    """
+    raise NotImplementedError
+
+
+check(8, fewest_sizes)
+
+# %% [markdown]
+# ````{admonition} Solution
+# :class: dropdown
+# From the top downwards: the largest size is needed in any case, and each further size can be `most` + 1 smaller. The
+# engine's own ladder has small sizes besides, because a row is a large part of a small batch.
+#
+# ```python
+# def fewest_sizes(largest, most):
+#     return sorted(range(largest, 0, -(most + 1)))
+# ```
+# ````
 #
 # ## Takeaways
 #

@@ -75,6 +75,7 @@ from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts
 from lib.bench.measure.timing import Timing, measure, measure_in_turns
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -405,6 +406,11 @@ assert [row[4] for row in rows] == [0, 0, 1, 3]
 table(rows, headers=["prompt", "found", "free", "cached", "evictions so far"])
 
 # %% [markdown]
+# ```{calculator} prefix
+# Send prompts with the buttons and click the blocks to see their names. Send the second turn of a conversation
+# with an empty pool and with a full one; then make the pool so small that other prompts evict its blocks.
+# ```
+#
 # ### Two prompts at once
 #
 # If ten prompts with the same start arrive in one step, none of them finds anything: nothing is published yet. So a
@@ -1439,38 +1445,19 @@ assert [hit(128, 128, b) for b in (16, 64, 128, 256)] == [112, 64, 0, 0]
 # ```
 #
 # **3. Write it.** `found_tokens(first, second, block)`: how many tokens of the prompt `second` does the engine find
-# after `first`? Uncomment the last line to check yours.
+# after `first`? The last line checks yours; `python -m book.check 9` checks `book/exercises/ch09.py`.
 
 
 # %%
-def check(found_tokens):
-    """Compares a solution with the block manager on 300 pairs of prompts."""
-    rng = random.Random(0)
-    for _ in range(300):
-        block, ends = rng.randint(1, 5), [rng.randint(1, 20) for _ in range(2)]
-        first, second = ([rng.randrange(2) for _ in range(n)] for n in ends)
-        pool = PrefixCachingBlockManager(1 + 40, block)
-        serve(pool, request(first))
-        expected = pool.admit(request(second))
-        got = found_tokens(first, second, block)
-        assert got == expected, (first, second, block, got, expected)
-    print("right")
-
-
-# check(found_tokens)
-
-
-# %% tags=["remove-cell"]
 def found_tokens(first, second, block):
-    common = 0
-    while common < min(len(first), len(second)) and (
-        first[common] == second[common]
-    ):
-        common += 1
-    return min(common, len(second) - 1) // block * block
+    """Tokens of the prompt `second` that the engine finds after `first`.
+
+    first, second: lists of token ids. block: tokens per block.
+    """
+    raise NotImplementedError
 
 
-check(found_tokens)
+check(9, found_tokens)
 
 # %% [markdown]
 # ````{admonition} Solution
@@ -1478,9 +1465,8 @@ check(found_tokens)
 # ```python
 # def found_tokens(first, second, block):
 #     common = 0
-#     while common < min(len(first), len(second)) and (
-#         first[common] == second[common]
-#     ):
+#     shortest = min(len(first), len(second))
+#     while common < shortest and first[common] == second[common]:
 #         common += 1
 #     return min(common, len(second) - 1) // block * block
 # ```

@@ -13,7 +13,7 @@ LIB = Path(__file__).resolve().parents[1] / "lib"
 EXEMPT = {"lib", "lib.engine.assemble"}
 # A package imports itself and what stands before it. The engine does not know how it is measured or loaded.
 PACKAGES = ("core", "models", "cache", "attention", "engine", "serving")
-BESIDE = ("bench", "bench.measure", "bench.records", "bench.notebook", "bench.findings", "bench.peers",
+BESIDE = ("bench", "bench.measure", "bench.fleet_simulator", "bench.records", "bench.notebook", "bench.findings", "bench.peers",
           "loadtest")  # fmt: skip
 CHAPTER = re.compile(r"Introduced in chapter (\d+)\b")
 

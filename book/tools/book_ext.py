@@ -2,7 +2,8 @@
 
 Directives: `diagram` (an SVG that follows the theme), `machine` (what ran the chapters), `load` (what else ran),
 `chapters` (the list), `library` (the packages and files of lib/), `scoreboard` (published claims beside recorded runs),
-`published-memory` (text of the appendix on the published memory, with its counted numbers).
+`published-memory` (text of the appendix on the published memory, with its counted numbers), `calculator` (a widget;
+see calculators.py), `measured-gains` (the first page's figure and sentences, from the records; see landing.py).
 A chapter whose times other programs disturbed gets a warning below its title.
 """
 
@@ -24,8 +25,9 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools import bibliography  # noqa: E402
+from book.tools import bibliography, calculators  # noqa: E402
 from book.tools.diagrams import inline  # noqa: E402
+from book.tools.landing import MeasuredGains  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
 from book.tools.load_notes import load_table, warn_on_top  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
@@ -163,6 +165,7 @@ def setup(app):
     # MyST-NB ends each piece of a stream with a newline, so that a text printed token by token falls into lines.
     render.coalesce_streams = join_streams
     bibliography.register()
+    calculators.setup(app)
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)
@@ -170,5 +173,6 @@ def setup(app):
     app.add_directive("published-memory", PublishedMemory)
     app.add_directive("chapters", Chapters)
     app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("measured-gains", MeasuredGains)
     app.connect("doctree-read", warn_of_load)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

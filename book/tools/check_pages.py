@@ -28,6 +28,8 @@ OPEN = """
 mjx-assistive-mml { display: none !important }
 """
 
+TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
 MEASURE = """
 ([phone, leastText]) => {
   const found = [];
@@ -135,6 +137,7 @@ def measured(page: Any, shots: Path | None = None, name: str = "") -> list[str]:
     found = []
     for width in (LAPTOP, PHONE):
         page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(TWO_FRAMES)  # calculators draw anew for the width
         for theme in THEMES:
             page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
             told = page.evaluate(MEASURE, [width == PHONE, LEAST_TEXT])

@@ -64,9 +64,10 @@ class EngineOptions:
     )
     linear: str = _option(
         "auto",
-        "weight layout for the CPU's matrix kernels; packed rearranges all linear layers, auto "
-        "those of at least 65,536 elements where oneDNN can, plain none",
-        choices=("plain", "auto", "packed"),
+        "how a CPU computes the layers; packed rearranges all weights for its matrix kernel, fused "
+        "also merges what lies between the products and has a kernel for products of few rows, auto "
+        "does so where it can, with weights of at least 65,536 elements; plain neither",
+        choices=("plain", "auto", "packed", "fused"),
     )
     compile: bool = _option(False, "torch.compile what lies between the matrix products")
     cuda_graphs: bool = _option(
@@ -108,6 +109,11 @@ class EngineOptions:
             raise ValueError(
                 "cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
                 f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}"
+            )
+        if self.compile and self.linear == "fused":
+            raise ValueError(
+                "linear must not be 'fused' where compile is True: both replace what lies between "
+                "the matrix products"
             )
         if self.kv_cache != "paged":
             for name, default in (("attention", "auto"), ("num_blocks", None)):

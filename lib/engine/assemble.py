@@ -46,6 +46,7 @@ from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.first_layers import bytes_per_pass
+from lib.models.fused.choose import fuse_layers
 from lib.models.packed import pack_linears
 
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
@@ -62,6 +63,7 @@ class EngineParts:
     max_model_len: int
     compile_seconds: float = 0.0
     packed_linears: int = 0  # linear layers that `options.linear` has packed
+    fused_blocks: int = 0  # and blocks that it has replaced by fused ones
     drafter: Drafter | None = None
     sampler: Sampler = field(default_factory=Sampler)
     draft_kv_cache_bytes: int = 0  # K and V of a draft model
@@ -90,6 +92,7 @@ def assemble(
     if options.cuda_graphs and device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a CUDA device, got device {str(device)!r}")
     packed_linears = pack_linears(model, options.linear)
+    fused_blocks = 0 if options.compile else fuse_layers(model, options.linear)
     compile_seconds = compile_blocks(model) if options.compile else 0.0
     draft = None
     if speculative is not None and speculative.method == "draft_model":
@@ -132,6 +135,7 @@ def assemble(
         max_model_len,
         compile_seconds,
         packed_linears,
+        fused_blocks,
         drafter,
         _sampler(speculative),
         draft_kv_cache_bytes,
@@ -224,6 +228,8 @@ def _draft_model(
     pack_linears(loaded.model, options.linear)
     if options.compile:
         compile_blocks(loaded.model)
+    else:
+        fuse_layers(loaded.model, options.linear)
     return loaded.model
 
 

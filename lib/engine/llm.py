@@ -59,6 +59,7 @@ class LLM:
         self.draft_kv_cache_bytes = engine.draft_kv_cache_bytes
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
+        self.fused_blocks = engine.fused_blocks
         self.weight_bytes = weight_bytes(self.model)
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
         self._progressed: dict[
@@ -213,6 +214,7 @@ class LLM:
             "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
+            "fused_blocks": self.fused_blocks,
         }
 
     def check_integrity(self) -> None:

@@ -6,6 +6,7 @@ of these keep their logits, bit by bit. Introduced in chapter 1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,9 +33,10 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     penalised = [r for r, row in asked if row.params.has_penalties]
     if not (masks or banned or biased or penalised):
         return logits
-    logits = logits.to(torch.float32, copy=True)
     if masks:
-        _keep_allowed(logits, masks)
+        logits = _keep_allowed(logits, masks)
+    else:
+        logits = logits.to(torch.float32, copy=True)
     if banned:
         logits[_index(logits, *zip(*banned))] = float("-inf")
     if biased:
@@ -67,13 +69,25 @@ def _allows_other_than(mask: np.ndarray, token_ids: Sequence[int]) -> bool:
     return bool(bits.any())
 
 
-def _keep_allowed(logits: Tensor, masks: dict[int, np.ndarray]) -> None:
-    """-infinity for the tokens that a row's mask leaves out: one operation for all masked rows."""
-    rows = copy_to(torch.tensor(list(masks)), logits.device)
-    packed = copy_to(torch.from_numpy(np.stack(list(masks.values()))), logits.device)
-    bits = torch.arange(8, device=logits.device, dtype=torch.uint8)
-    allowed = (packed.unsqueeze(2) >> bits & 1).bool().flatten(1)
-    logits[rows] = logits[rows].masked_fill(~allowed[:, : logits.shape[1]], float("-inf"))
+def _keep_allowed(logits: Tensor, masks: dict[int, np.ndarray]) -> Tensor:
+    """A copy of the logits as float32, with -infinity for the tokens that a row's mask leaves out.
+
+    The mask becomes an upper limit per token, infinity or -infinity, so that one minimum over
+    the batch makes the copy and applies all masks. Rows without a mask are copied bit by bit.
+    """
+    packed = np.full((len(logits), -(-logits.shape[1] // 8)), 255, np.uint8)
+    packed[list(masks)] = list(masks.values())
+    places = copy_to(torch.from_numpy(packed), logits.device).flatten().int()
+    limits = _limits_of_bytes(logits.device).index_select(0, places).view(len(logits), -1)
+    return torch.minimum(logits, limits[:, : logits.shape[1]])
+
+
+@functools.cache
+def _limits_of_bytes(device: torch.device) -> Tensor:
+    """[256, 8] float32: for each byte of a mask, infinity where its bit is set, -infinity elsewhere."""
+    every_byte = np.arange(256, dtype=np.uint8)[:, None]
+    bits = torch.from_numpy(np.unpackbits(every_byte, axis=1, bitorder="little"))
+    return torch.where(bits.bool(), float("inf"), float("-inf")).to(device)
 
 
 def _penalise(logits: Tensor, at: Sequence[int], rows: Sequence[Request | SamplingRow]) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lib.models.packed_tiles import packed_tiles
+
 # The rule of linear="auto". It asks no clock, so that the same machine runs the same kernels, and a seed gives the same
 # text, after every start. Where it comes from: `products` in book/measurements/amd-epyc-2core/08_launch_overhead.json.
 # There the packed product is faster for both dtypes at every batch size, 1 to 64. A weight below PACKED_ELEMENTS stays in
@@ -28,6 +30,7 @@ class PackedLinear(nn.Module):
         self.weight_bytes = linear.weight.nbytes
         # Opaque: no parameter or buffer, since it cannot be moved or saved.
         self._packed = pack(linear.weight)
+        self.tiles = packed_tiles(self._packed, linear.weight)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,16 +63,16 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
 def pack_linears(model: nn.Module, linear: str) -> int:
     """Replace the model's nn.Linear in place; returns how many were.
 
-    `linear`: "plain" none; "packed" all, ValueError where that cannot be; "auto" those
-    of at least PACKED_ELEMENTS elements, none where oneDNN cannot pack. A tied head is
+    `linear`: "plain" none; "packed" and "fused" all, ValueError where that cannot be; "auto"
+    those of at least PACKED_ELEMENTS elements, none where oneDNN cannot pack. A tied head is
     packed beside the embedding, which needs its rows as they are.
     """
     if linear == "plain":
         return 0
     weight = next(model.parameters())
     if (problem := why_not_packed(weight.device, weight.dtype)) is not None:
-        if linear == "packed":
-            raise ValueError(f"linear 'packed' cannot be had: {problem}")
+        if linear != "auto":
+            raise ValueError(f"linear {linear!r} cannot be had: {problem}")
         return 0
     least = PACKED_ELEMENTS if linear == "auto" else 0
     packed = 0

@@ -12,8 +12,9 @@ from lib.core.errors import InvalidRequest
 from lib.engine.structured import automaton as automata
 from lib.engine.structured.automaton import DEAD, from_choice, from_regex
 from lib.engine.structured.token_bytes import byte_level_alphabet, token_bytes
-from lib.engine.structured.token_masks import TokenMasks, Vocabulary
+from lib.engine.structured.token_masks import TokenMasks
 from lib.engine.structured.utf8_ranges import utf8_ranges
+from lib.engine.structured.vocabulary import Vocabulary
 
 ALPHABET = "ab0_ \n-é語😀"
 
@@ -134,6 +135,7 @@ def test_too_many_states_in_a_choice_are_refused(monkeypatch):
 
 
 WORDS = [b"", b"a", b"b", b"ab", b"0", b"\xc3", b"\xa9", "é".encode(), b"aab", b" ", b"\xe8\xaa"]
+WORDS += [b"ab", b"abab", b"ab"]  # several ids may have the same bytes
 
 
 @settings(max_examples=100, deadline=None)
@@ -155,6 +157,15 @@ def test_masks_are_what_reading_each_token_says(pattern, tokens):
         if not bits[token]:
             break
         state = masks.after(state, token)
+
+
+def test_the_tree_of_a_vocabulary():
+    vocabulary = Vocabulary([b"b", b"", b"abc", b"a", b"abd", b"abd"], [])
+    assert bytes(vocabulary.node_bytes) == b"abcddb"
+    assert vocabulary.depths.tolist() == [0, 1, 2, 2, 2, 0]
+    assert vocabulary.after.tolist() == [5, 5, 3, 4, 5, 6]
+    assert vocabulary.ids.tolist() == [3, 6, 2, 4, 5, 0]  # 6: no token ends here
+    assert not Vocabulary([b"", b""], []).walk(from_regex("a"), 1).any()
 
 
 def test_masks_are_kept_up_to_a_limit(monkeypatch):

@@ -101,7 +101,7 @@ def walk(run: Any) -> dict[str, str]:
     """The sentences under the figure of a mask's time by vocabulary."""
     series = run["mask_time_by_vocabulary"]
     first, single = cell(series, "walk", -1), cell(series, "one_by_one", -1)
-    found = compare(first, single, "reading all tokens together", "reading them one by one")
+    found = compare(first, single, "walking the tree", "reading the tokens one by one")
     verdict = versus_prediction(cell(series, "predicted", -1), first, "s")
     again = value(cell(series, "again", -1)).middle
     middle = value(first).middle

@@ -98,7 +98,7 @@ def _engines(works: Sequence[Workload], rows: int) -> dict[str, Any]:
 
     return {
         PLAIN: engine(kv_cache="contiguous", linear="plain"),
-        PACKED: engine(kv_cache="contiguous", linear="auto"),
+        PACKED: engine(kv_cache="contiguous", linear="packed"),
         FUSED: engine(
             linear="auto",
             num_blocks=max(map(blocks_for, works)),

@@ -18,7 +18,8 @@ from lib.core.token_constraint import TokenConstraint
 from lib.engine.structured.automaton import from_choice, from_regex
 from lib.engine.structured.constraints import AllOf, AllowedTokens, AutomatonConstraint
 from lib.engine.structured.token_bytes import token_bytes
-from lib.engine.structured.token_masks import TokenMasks, Vocabulary
+from lib.engine.structured.token_masks import TokenMasks
+from lib.engine.structured.vocabulary import Vocabulary
 
 MAX_SPEC = 65_536  # characters of a schema, a grammar or all choices together
 MAX_CACHED_SPECS = 64  # compiled and kept, least recently used first to go

@@ -6,52 +6,13 @@ Willard and Louf 2023 ("Efficient Guided Generation for Large Language Models", 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lib.engine.structured.automaton import DEAD, Automaton
+from lib.engine.structured.vocabulary import Vocabulary
 
 MAX_CACHED_MASKS = 1_024  # per automaton; 49,152 tokens are 6 KB each
-
-
-class Vocabulary:
-    """All tokens' bytes as one matrix, column by column, so that they are read together.
-
-    token_bytes: of each id; b"" for ids that stand for no text, which no automaton allows.
-    end_ids: the ids that end a text (EOS).
-    """
-
-    def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
-        self.size, self.token_bytes = len(token_bytes), list(token_bytes)
-        self.end_ids = sorted(i for i in set(end_ids) if i < self.size)
-        # A text can be written if each of its bytes is a token: in a byte-level BPE or with byte fallback, each
-        # byte that occurs in a token is also a token of its own.
-        self.single_bytes = {data[0] for data in token_bytes if len(data) == 1}
-        lengths = np.array([len(data) for data in token_bytes])
-        self.order = np.argsort(-lengths, kind="stable")  # longest first
-        longest = int(lengths.max(initial=0))
-        # How many of the tokens in `order` have a byte in each column.
-        self.counts = [int((lengths > column).sum()) for column in range(longest)]
-        matrix = np.zeros((longest, self.size), np.uint8)
-        for row, token in enumerate(self.order[: self.counts[0] if longest else 0]):
-            data = token_bytes[token]
-            matrix[: len(data), row] = np.frombuffer(data, np.uint8)
-        self.columns = [matrix[c, :n].copy() for c, n in enumerate(self.counts)]
-
-    def walk(self, automaton: Automaton, state: int) -> np.ndarray:
-        """The state after each token from `state` on, [size] int32; DEAD for those without text."""
-        states = np.full(self.size, DEAD, np.int32)
-        if not self.counts:
-            return states
-        states[: self.counts[0]] = state
-        for count, column in zip(self.counts, self.columns):
-            # Most tokens reach DEAD with their first byte, and stay there: only the others go on.
-            alive = np.flatnonzero(states[:count])
-            states[alive] = automaton.table[states[alive], column[alive]]
-        after = np.empty_like(states)
-        after[self.order] = states
-        return after
 
 
 class TokenMasks:
@@ -74,7 +35,7 @@ class TokenMasks:
         if state in self._masks:
             self._masks.move_to_end(state)
             return self._masks[state]
-        allowed = self.vocabulary.walk(self.automaton, state) != DEAD
+        allowed = self.vocabulary.walk(self.automaton, state)
         if self.automaton.accepting[state]:
             allowed[self.vocabulary.end_ids] = True
         self._masks[state] = np.packbits(allowed, bitorder="little")

@@ -7,7 +7,8 @@ import torch
 
 from lib.bench.measure import constrained_distribution as exact
 from lib.engine.structured.automaton import from_choice, from_regex
-from lib.engine.structured.token_masks import TokenMasks, Vocabulary
+from lib.engine.structured.token_masks import TokenMasks
+from lib.engine.structured.vocabulary import Vocabulary
 
 TOKENS = [b"a", b"b", b"ab", b"x", b""]
 END = 4

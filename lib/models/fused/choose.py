@@ -1,0 +1,42 @@
+"""Whether a model's layers are replaced by fused ones. Introduced in chapter 8."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+from torch import nn
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def why_not_fused_layers(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps the fused kernels from running here, or None."""
+    if device.type != "cpu":
+        return f"the fused layers are for the CPU, not for {device.type}"
+    if dtype not in _DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        return f"the fused layers are for float32 and bfloat16, not for {name}"
+    try:
+        import_module("numba")
+    except ImportError as error:  # not there, or at odds with another package: it says which
+        return f"the fused layers need numba: pip install numba ({error})"
+    return None
+
+
+def fuse_layers(model: nn.Module, linear: str) -> int:
+    """Replace the model's blocks in place, after `pack_linears`; returns how many were.
+
+    `linear`: "fused" ValueError where that cannot be; "auto" where it can; otherwise none.
+    """
+    if linear not in ("fused", "auto"):
+        return 0
+    norm = next(model.parameters())
+    if (problem := why_not_fused_layers(norm.device, norm.dtype)) is not None:
+        if linear == "fused":
+            raise ValueError(f"linear 'fused' cannot be had: {problem}")
+        return 0
+    # Imported here: with it comes Numba, which an engine can do without.
+    from lib.models.fused.layers import fuse_blocks
+
+    return fuse_blocks(model)

@@ -1,0 +1,160 @@
+"""The fleet on Ray Serve: `Engine` replicas with chapter 5's application, and one `Front` before them.
+
+`build` is also what a serve config file imports, e.g. `serve run lib/serving/fleet/serve.yaml`. Introduced in chapter 13.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lib.engine.llm import LLM
+from lib.serving.app import create_app
+from lib.serving.fleet.forwarding import ForwardedRequest, call_app
+from lib.serving.fleet.front import FleetBusy, Front, ReplicaLost
+from lib.serving.fleet.metrics import labelled
+from lib.serving.fleet.options import FleetOptions, from_mapping
+from lib.serving.logs import configure
+from lib.serving.server_options import ServerOptions
+from lib.serving.service import Service
+
+ROUTER = "lib.serving.fleet.ray_router.FleetRequestRouter"
+HEALTH_SECONDS = 5.0  # between two health checks of a replica
+
+
+class Engine:
+    """One replica: the server of chapter 5 without its socket."""
+
+    async def __init__(self, options: ServerOptions) -> None:
+        configure(options.log_level)
+        self._service = Service(options, lambda: LLM(**options.llm))
+        self._app = create_app(self._service)
+        async_llm = self._service.async_llm
+        async_llm.start()
+        ready, dead = (asyncio.ensure_future(e.wait()) for e in (async_llm.ready, async_llm.dead))
+        await asyncio.wait({ready, dead}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ready, dead):
+            task.cancel()
+        await self.check_health()
+
+    async def handle(self, request: ForwardedRequest) -> AsyncIterator[dict[str, Any]]:
+        """The application's messages for one request."""
+        async for message in call_app(self._app, request):
+            yield message
+
+    async def check_health(self) -> None:
+        """Raises where the engine has died or a step hangs: Ray Serve then starts another replica."""
+        async_llm = self._service.async_llm
+        if async_llm.state == "dead" or async_llm.hung:
+            raise RuntimeError(f"the engine is {'hung' if async_llm.hung else 'dead'}")
+
+    async def metrics(self) -> tuple[str, str]:
+        """(this replica's id, its metrics in Prometheus' text format)."""
+        return serve.get_replica_context().replica_tag, self._service.metrics.render().decode()
+
+    async def process_id(self) -> int:
+        import os
+
+        return os.getpid()
+
+    def __del__(self) -> None:
+        """Ray Serve has sent nothing new for a while, and has waited for what was running (`drain_timeout`)."""
+        if hasattr(self, "_service"):
+            self._service.async_llm.stop(5.0)
+            self._service.close()
+
+
+class FrontDeployment:
+    """The process that clients reach: one, so that what its router knows is all there is to know."""
+
+    def __init__(
+        self, engine: DeploymentHandle, fleet: FleetOptions, server: ServerOptions
+    ) -> None:
+        self._engine = engine.options(method_name="handle", stream=True)
+        self._all = engine
+        self._front = Front(self._send, fleet.tries, server.max_body_bytes, server.llm.get("block_size", 16))  # fmt: skip
+
+    async def __call__(self, request: Request) -> Response:
+        if request.url.path == "/metrics":
+            return await self._metrics()
+        return await self._front.answer(request)
+
+    async def _send(self, request: ForwardedRequest) -> AsyncIterator[dict[str, Any]]:
+        messages = self._engine.remote(request)
+        try:
+            async for message in messages:
+                yield message
+        except BackPressureError as error:
+            raise FleetBusy from error
+        except RayTaskError:
+            raise  # an error of the application: another replica would make it too
+        except RayActorError as error:
+            raise ReplicaLost(str(error)) from error
+        finally:
+            messages.cancel()  # nothing happens where it has ended
+
+    async def _metrics(self) -> Response:
+        texts = dict(await self._all.broadcast("metrics").results_async())
+        return Response(labelled(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def build(given: Mapping[str, Any]) -> serve.Application:
+    """The application from options by name: those of the fleet, the server and LLM. Raises ValueError for a bad one."""
+    return application(*from_mapping(given))
+
+
+def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application:
+    """Engines behind a front. A rolling update is Ray Serve's: new replicas start before old ones are drained."""
+    scaling: dict[str, Any] = {"num_replicas": fleet.replicas}
+    if fleet.max_replicas is not None and fleet.max_replicas > fleet.replicas:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": fleet.replicas,
+                "max_replicas": fleet.max_replicas,
+                "target_ongoing_requests": fleet.target_requests,
+            }
+        }
+    engine = serve.deployment(
+        Engine,
+        name="Engine",
+        max_ongoing_requests=server.max_concurrent_requests,
+        max_queued_requests=fleet.max_queued,
+        graceful_shutdown_timeout_s=server.drain_timeout,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=30.0,
+        ray_actor_options={"num_cpus": fleet.cpus_per_replica, "num_gpus": fleet.gpus_per_replica},
+        request_router_config=RequestRouterConfig(
+            request_router_class=ROUTER, request_router_kwargs=fleet.router_options
+        ),
+        **scaling,
+    )
+    front = serve.deployment(
+        FrontDeployment,
+        name="Front",
+        num_replicas=1,
+        max_ongoing_requests=100_000,  # refusing is the engines' matter
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=server.drain_timeout,
+    )
+    return front.bind(engine.bind(server), fleet, server)
+
+
+def run(fleet: FleetOptions, server: ServerOptions) -> None:
+    """Serves until SIGINT or SIGTERM, then drains."""
+    serve.start(http_options={"host": server.host, "port": server.port})
+    try:
+        serve.run(application(fleet, server), blocking=True)
+    finally:
+        with contextlib.suppress(Exception):  # Ray may be gone already
+            serve.shutdown()

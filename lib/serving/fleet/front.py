@@ -1,0 +1,109 @@
+"""The fleet's front: sends each request to a replica, and to another one if that ends before the answer has begun.
+
+It knows no Ray: `send` is whatever reaches a replica. Introduced in chapter 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from lib.serving.errors import ApiError
+from lib.serving.fleet.forwarding import ForwardedRequest, names_of
+from lib.serving.sse import DONE, event
+
+Send = Callable[[ForwardedRequest], AsyncIterator[dict[str, Any]]]
+# Of one connection and not of the request, RFC 9110 7.6.1; the length is written anew.
+_HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection"}  # fmt: skip
+
+
+class ReplicaLost(Exception):
+    """The replica ended, or could not be reached. `str` says which and how, for the log."""
+
+
+class FleetBusy(Exception):
+    """All replicas are full, and so is the queue in front of them."""
+
+
+class Front:
+    """Answers HTTP requests by way of `send`, which yields a replica's ASGI messages.
+
+    `send` raises `ReplicaLost` or `FleetBusy`. A request is sent again, up to `tries` times, while the client has seen
+    nothing of its answer. After that the client gets an error: in a stream of events as an event, with [DONE] after it.
+    """
+
+    def __init__(self, send: Send, tries: int, max_body_bytes: int, block_size: int = 16) -> None:
+        self._send, self._tries = send, tries
+        self._max_body, self._block_size = max_body_bytes, block_size
+
+    async def answer(self, request: Request) -> Response:
+        body = await self._body(request)
+        if body is None:
+            return ApiError(413, f"the body must be <= {self._max_body} bytes").response()
+        forwarded = ForwardedRequest(
+            request.method,
+            request.url.path,
+            request.scope["query_string"],
+            [(n, v) for n, v in request.scope["headers"] if n.lower() not in _HOP_BY_HOP],
+            body,
+            names_of(body, self._block_size),
+        )
+        for _ in range(self._tries):
+            messages = self._send(forwarded)
+            try:
+                start = await anext(messages)
+                first = await anext(messages)
+            except ReplicaLost:
+                continue
+            except FleetBusy:
+                return ApiError(
+                    503, "all replicas are full: try again later", code="overloaded", retry_after=1
+                ).response()
+            except StopAsyncIteration:
+                return ApiError(500, "the replica gave no answer", code="engine_error").response()
+            return await self._respond(start, first, messages)
+        error = f"{self._tries} replicas have ended, one after the other, with this request"
+        return ApiError(503, error, code="replica_lost", retry_after=5).response()
+
+    async def _respond(
+        self, start: dict[str, Any], first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]
+    ) -> Response:
+        headers = [(n.lower(), v) for n, v in start["headers"] if n.lower() not in _HOP_BY_HOP]
+        if not first.get("more_body", False):
+            await rest.aclose()
+            response = Response(first.get("body", b""), start["status"])
+        else:
+            is_stream = (b"content-type", b"text/event-stream") in [(n, v.partition(b";")[0]) for n, v in headers]  # fmt: skip
+            response = StreamingResponse(_bodies(first, rest, is_stream), start["status"])
+        response.raw_headers = headers
+        return response
+
+    async def _body(self, request: Request) -> bytes | None:
+        """The body; None beyond the limit."""
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self._max_body:
+                return None
+            parts.append(part)
+        return b"".join(parts)
+
+
+async def _bodies(
+    first: dict[str, Any], rest: AsyncIterator[dict[str, Any]], is_stream: bool
+) -> AsyncIterator[bytes]:
+    """The bodies of the messages. However it is left, the replica hears of it."""
+    async with aclosing(rest):
+        yield first.get("body", b"")
+        try:
+            async for message in rest:
+                yield message.get("body", b"")
+        except ReplicaLost:
+            if not is_stream:
+                raise  # the connection is closed before its Content-Length: the client sees that
+            error = ApiError(503, "the replica has ended; what was sent so far is valid", code="replica_lost")  # fmt: skip
+            yield event(error.body()) + DONE

@@ -1,0 +1,102 @@
+"""Engine processes behind a router: the same tokens as one engine, and one outcome per request when one is killed."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib import LLM, SamplingParams
+from lib.bench.measure.engine_process import EngineProcess
+from lib.bench.measure.routed_trace import run_trace
+from lib.serving.fleet.prompt_names import prompt_names
+from lib.serving.fleet.routing import LongestPrefix, RoundRobin
+
+OPTIONS = {
+    "dtype": "float32",
+    "max_model_len": 256,
+    "max_num_seqs": 4,
+    "num_blocks": 200,
+    "attention": "gather",
+}
+
+
+@pytest.fixture
+def engines(llama):
+    """Two processes with the tiny Llama."""
+    options = {"model": str(llama.folder), "device": "cpu", **OPTIONS}
+    found = [EngineProcess(1, **options) for _ in range(2)]
+    try:
+        for engine in found:
+            engine.ready()
+        yield found
+    finally:
+        for engine in found:
+            engine.close()
+
+
+def prompts_of(groups, each, shared=64, own=8):
+    return [
+        [1 + (group + 3 * i) % 50 for i in range(shared)] + [51 + (k + i) % 9 for i in range(own)]
+        for k in range(each)
+        for group in range(groups)
+    ]
+
+
+def test_the_replicas_answer_as_one_engine_and_share_prefixes_by_affinity(engines, llama):
+    prompts = prompts_of(groups=4, each=4)
+    llm = LLM(str(llama.folder), device="cpu", **OPTIONS)
+    params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+    one = [llm.generate([prompt], params)[0] for prompt in prompts]
+    arrivals = [0.02 * i for i in range(len(prompts))]
+    router = LongestPrefix(min_match=2)
+    trace = run_trace(engines, router, prompts, arrivals, max_tokens=6)
+    assert [r.token_ids for r in trace] == [o.token_ids for o in one]
+    assert all(r.outcome == "completed" and r.at <= r.first <= r.last for r in trace)
+    assert {r.replica for r in trace} == {0, 1}
+    # Each text is at one replica, so all but its first prompt find it: as with one engine.
+    assert sum(r.cached for r in trace) >= 0.9 * sum(o.num_cached_tokens for o in one) > 0
+    for engine in engines:
+        engine.reset()
+    (again,) = run_trace(engines, RoundRobin(), prompts[:1], [0.0], max_tokens=1)
+    assert again.cached == 0
+
+
+def test_a_killed_replica_fails_what_had_begun_and_nothing_else(engines):
+    prompts = prompts_of(groups=24, each=1)
+    trace = run_trace(
+        engines,
+        RoundRobin(),
+        prompts,
+        [0.0] * len(prompts),
+        max_tokens=150,
+        at_time=(0.15, engines[0].kill),
+    )
+    outcomes = [r.outcome for r in trace]
+    assert outcomes.count("completed") + outcomes.count("failed") == len(prompts)
+    assert all(r.replica == 0 and r.first > 0 for r in trace if r.outcome == "failed")
+    assert 0 < outcomes.count("failed") <= OPTIONS["max_num_seqs"]
+    moved = [r for r in trace if r.tries == 2]
+    assert moved and all(r.replica == 1 and r.outcome == "completed" for r in moved)
+    with pytest.raises(RuntimeError, match="no engine process is left"):
+        engines[1].kill()
+        run_trace(engines, RoundRobin(), prompts[:2], [0.0, 0.0], max_tokens=2)
+
+
+def test_an_engine_that_cannot_start_says_so(tmp_path):
+    with EngineProcess(1, model=str(tmp_path / "nothing")) as engine:
+        with pytest.raises(RuntimeError, match="ended with status 1 before it was ready"):
+            engine.ready()
+    with pytest.raises(ValueError, match="threads must be >= 1, got 0"):
+        EngineProcess(0)
+
+
+def test_names_agree_exactly_where_the_prompts_do():
+    a, b = [1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 0, 9]
+    assert [x == y for x, y in zip(prompt_names(a, 4), prompt_names(b, 4))] == [True, False]
+    assert (
+        len(prompt_names(a, 4)) == 2 and len(prompt_names(a[:8], 4)) == 1
+    )  # the last one is computed
+    assert prompt_names("the same text", 4)[0] == prompt_names("the sane text", 4)[0]
+    assert prompt_names(a, 4, salt="x")[0] != prompt_names(a, 4)[0]
+    assert prompt_names("", 4) == [] and len(prompt_names("\ud800 lone surrogate", 4)) == 3
+    with pytest.raises(ValueError, match="size must be >= 1, got 0"):
+        prompt_names(a, 0)

@@ -1,0 +1,91 @@
+"""The first page's sentences hold whatever the records say, and all of them are there for the recorded runs."""
+
+import pytest
+
+from lib.bench.findings.at_a_glance import sentence, stages
+from lib.bench.records.files import Run, read_records
+
+CHAPTERS = range(1, 13)
+STAGES = ["no cache", "contiguous cache", "paged, gather", "paged, fused", "packed", "transformers"]
+
+
+def run_of(columns: dict, name: str, gates: list | None = None, params: dict | None = None) -> Run:
+    series = {"unit": "", "params": params or {}, "seed": 0, "columns": columns, "samples": {}}
+    return Run({"measurements": {name: series}, "gates": gates or []})
+
+
+def two(ratio: float) -> dict[int, Run]:
+    """For each chapter with a comparison, a run in which the first of its two values is `ratio` times the second."""
+    a, b = 10.0 * ratio, 10.0
+    rows = {"continuous, 8 slots": a, "static, 8 slots": b}
+    users = {"users": [16], "sequential": [b], "continuous, paged": [a]}
+    way = {"batch": [1] * 6 + [64] * 6, "stage": STAGES * 2,
+           "tok_s": [b] * 6 + [b, b, b, b, a, b]}  # fmt: skip
+    masks = {"vocabulary": [49152], "walk": [a], "one_by_one": [b]}
+    return {
+        1: run_of({"prompt": [64, 512], "no_cache": [b, a]}, "token_time_by_prompt"),
+        2: run_of({"generated": [100], "kv_cache": [a], "no_cache": [b]}, "throughput_by_generated"),
+        3: run_of({"engine": list(rows), "tok_s": list(rows.values())}, "variable_lengths", params={"slots": 8}),
+        6: run_of(users, "throughput_by_users"),
+        7: run_of({"cache": ["fused", "contiguous"], "tok_s": [a, b]}, "same_bytes"),
+        8: run_of(way, "waterfall"),
+        9: run_of({"shared": [0, 512], "ttft": [b, a]}, "ttft_by_shared", params={"prompt": 544}),
+        10: run_of({"method": ["n-gram", "no drafts"], "tok_s": [a, b]}, "methods"),
+        11: run_of({"rows": [1], "4 bits × int8": [a], "float32": [b]}, "products"),
+        12: run_of(masks, "mask_time_by_vocabulary"),
+    }  # fmt: skip
+
+
+TIMES = (1, 9, 11, 12)  # of which less is faster
+
+
+@pytest.mark.parametrize("chapter", two(1.0))
+def test_the_words_follow_the_ratio(chapter):
+    half, same, five = (sentence(chapter, two(ratio)[chapter]) for ratio in (0.5, 1.0, 5.0))
+    assert "about the same" in same
+    if chapter in TIMES:
+        assert "is 2 times as fast as" in half and "takes several times as long as" in five
+    else:
+        assert "several times the throughput of" in five and "(5 times: 50" in five
+        assert "2 times the throughput of" in half and "(10 tokens/s against 5 tokens/s)" in half
+        winner = five.split(" has ")[0].split(", ")[-1]
+        assert not half.split(" has ")[0].endswith(winner), "the slower one is named first"
+
+
+def test_counts_and_shares_are_quoted_as_they_are():
+    counted = {"cache": ["paged", "contiguous"], "peak_running": [12, 2]}
+    assert sentence(4, run_of(counted, "same_bytes")) == (
+        "On the same bytes of cache, at most 12 sequences ran at once with blocks and 2 with slots."
+    )
+    shared = {"way": ["offline", "streamed"], "share": [1.0, 0.94]}
+    assert "reach 94 % of the throughput" in sentence(5, run_of(shared, "throughput"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_what_was_not_measured_has_no_sentence(chapter):
+    assert sentence(chapter, Run({"measurements": {}})) is None
+    assert sentence(99, Run({"measurements": {}})) is None
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_recorded_chapter_has_its_sentence(chapter):
+    for run in read_records(f"{chapter:02d}"):
+        text = sentence(chapter, run)
+        assert text is not None and text.endswith(".") and "unknown" not in text
+
+
+def test_a_failed_gate_is_said():
+    gate = {"experiment": "ways to draft", "ok": False, "reasons": ["the repeats differ by 41 %"]}
+    columns = {"method": ["n-gram", "no drafts"], "tok_s": [2.0, 1.0]}
+    said = sentence(10, run_of(columns, "methods", [gate]))
+    assert said.endswith(" Read it with care: the repeats differ by 41 %.")
+    passed = {**gate, "ok": True}
+    assert "care" not in sentence(10, run_of(columns, "methods", [passed]))
+
+
+def test_stages_are_those_of_the_whole_way_by_chapter():
+    found = stages(two(5.0)[8])
+    assert [stage.chapter for stage in found] == [1, 2, 3, 4, 7, 8]
+    assert [stage.sequences for stage in found] == ["one sequence"] * 2 + ["batch 64"] * 4
+    assert found[-1].tok_s == 50.0
+    assert stages(Run({"measurements": {}})) == []

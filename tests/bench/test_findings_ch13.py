@@ -1,0 +1,115 @@
+"""Chapter 13's sentences follow its numbers, also where a prediction or a goal fails."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lib.bench.findings import ch13_many_machines as ch13
+from lib.bench.records.files import Run
+from tests.bench.test_findings_chapters import perturbed
+
+SETUPS = [ch13.ONE, ch13.THREADS, ch13.PROCESSES]
+NVLINK, NETWORK = "NVLink, 2 µs", "between machines, 10 µs"
+
+
+def series(params=None, **columns):
+    named = {name.replace("__", " "): values for name, values in columns.items()}
+    return {"unit": "s", "params": params or {}, "seed": 0, "columns": named, "samples": {}}
+
+
+def record(**replaced):
+    queues = {"two queues, at random": [1.0, 9.1], "two queues, the shorter": [0.6, 4.9],
+              "one queue": [0.33, 4.27], "two queues, at random, closed form": [1.0, 9.0],
+              "one queue, closed form": [1 / 3, 4.263]}  # fmt: skip
+    policies = {"policy": ["round_robin", "power_of_two", "longest_prefix"],
+                "hit_rate": [0.6, 0.58, 0.72], "predicted_hit_rate": [0.6, 0.6, 0.72],
+                "ttft": [0.5, 0.5, 0.25], "predicted_ttft": [0.45, 0.5, 0.24]}  # fmt: skip
+    thousand = {"policy": ["round_robin", "power_of_two", "least_loaded", "power_of_two", "longest_prefix"],
+                "load_age": [0.0, 0.0, 0.5, 0.5, 0.0], "hit_rate": [0.1, 0.1, 0.1, 0.1, 0.6],
+                "ttft50": [0.03, 0.03, 0.2, 0.03, 0.01], "ttft99": [0.1, 0.1, 2.0, 0.12, 0.08]}  # fmt: skip
+    measurements = {
+        "threads_or_processes": series(setup=SETUPS, seconds=[4.0, 2.5, 2.1], ttft=[2, 1, 1]),
+        "tensor_parallel_by_devices": series(devices=[1, 8], **{NVLINK: [1.0, 4.2], NETWORK: [1.0, 0.8]}),
+        "one_queue_or_two": series(load=[0.5, 0.9], **queues),
+        "policies": series({"one_replica": 0.75}, **policies),
+        "killed": series(
+            outcome=["completed at the first try", "completed at the other replica", "failed after the first token"],
+            count=[14, 6, 4],
+        ),
+        "thousand_replicas": series(**thousand),
+        "day": series(plan=["fixed, 2", "fixed, 4", "follows"], replica_hours=[48.0, 96.0, 60.0],
+                      attained=[0.8, 0.999, 0.995]),
+        "prompts_apart": series(prefill_replicas=[0, 4, 6], ttft99=[0.1, 0.12, 0.09], tpot99=[0.012, 0.007, 0.008]),
+        "rack_lost": series(load=["half full", "nearly full"], failed=[3, 9], moved=[0, 5], requests=[900, 1700],
+                            before=[0.05, 0.08], during=[0.06, 0.4]),
+    }  # fmt: skip
+    for name, change in replaced.items():
+        measurements[name]["columns"].update(change)
+    return Run({"measurements": measurements})
+
+
+def said(**replaced):
+    return ch13.render(record(**replaced))
+
+
+def test_threads_and_processes_are_compared():
+    text = said()["setups_finding"]
+    assert "1.6 times as fast" in text and "1.9 times" in text
+    slower = said(threads_or_processes={"seconds": [4.0, 1.0, 2.1]})["setups_finding"]
+    assert "two processes takes 2.1 times as long" in slower
+
+
+def test_where_devices_stop_helping_is_said_by_link():
+    text = said()["amdahl_finding"]
+    assert "NVLink 4.2 times at 8 devices" in text and "between machines 1 times at 1" in text
+
+
+def test_the_simulators_error_is_the_largest():
+    assert "at most 1 %" in said()["erlang_finding"]
+    off = said(one_queue_or_two={"one queue": [0.33, 5.0]})["erlang_finding"]
+    assert "at most 17 %" in off
+
+
+@pytest.mark.parametrize("rate, verb", [(0.72, "reaches"), (0.6, "does not reach")])
+def test_the_goal_of_affinity(rate, verb):
+    text = said(policies={"hit_rate": [0.6, 0.58, rate]})["hits_finding"]
+    assert f"longest prefix {verb} 0.9 times" in text
+
+
+@pytest.mark.parametrize("predicted, verb", [(0.24, ", within"), (0.5, "not within")])
+def test_the_goal_of_the_simulator(predicted, verb):
+    text = said(policies={"predicted_ttft": [0.5, 0.5, predicted]})["simulator_finding"]
+    assert f"{verb} the 20 %" in text
+
+
+def test_the_cheapest_plan_that_serves_is_chosen():
+    assert "“follows”: 99.5 % for 60 replica-hours" in said()["day_finding"]
+    none = said(day={"attained": [0.8, 0.9, 0.7]})["day_finding"]
+    assert none.startswith("No plan") and "“fixed, 4”, serves 90.0 %" in none
+
+
+def test_a_division_is_better_only_where_both_latencies_are():
+    assert "6 replicas for prompts" in said()["apart_finding"]
+    assert "Both are smaller" in said()["apart_finding"]
+    worse = said(prompts_apart={"ttft99": [0.1, 0.3, 0.2]})["apart_finding"]
+    assert "Both are smaller" not in worse
+
+
+def test_a_killed_replica_and_a_lost_rack_are_counted():
+    assert "14 complete" in said()["killed_finding"] and "4 fail" in said()["killed_finding"]
+    assert "9 of 1,700 requests fail" in said()["rack_finding"]
+    assert "from 80 ms to 400 ms" in said()["rack_load_finding"]
+
+
+def test_every_sentence_stands_whatever_is_missing_or_wrong():
+    whole = record()
+    names = ch13.render(whole).keys()
+    for done, data in perturbed(whole.data):
+        run = Run(data)
+        for name, text in ch13.render(run).items():
+            assert text and text[-1] in ".:" and not text.endswith(".."), (done, name, text)
+            assert not re.search(r"\b(nan|inf|None)\b|[`*]|\{|\}|  ", text), (done, name, text)
+        assert ch13.render(run).keys() == names
+        assert all(len(p.row()) == 6 for p in ch13.predictions(run)), done
