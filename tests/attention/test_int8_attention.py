@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
 
-from lib.attention import int8_kernel
+from lib.attention import int8_vectors
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.fused import fused_attention
 from lib.attention.gather import GatherAttention
@@ -124,15 +126,15 @@ def test_numbers_that_are_not_finite_spoil_their_own_sequence_only(bad):
 
 
 def test_codes_are_converted_in_vector_registers():
-    batch, num_blocks = batch_of([(1, 40)], 16)
-    ints, _ = caches(9, 3, 64, batch, num_blocks, torch.float32, 0)
-    q, k, v = torch.randn(1, 15, 64).split((9, 3, 3), dim=1)
-    Int8CpuFusedAttention(ints)(0, q, k, v, batch)
-    code = "".join(int8_kernel._attend_piece.inspect_asm().values())
-    if not code:
-        pytest.skip("the code came from disk, without its assembly")
-    if "zmm" in code or "ymm" in code:  # x86
-        assert "vpmovsxbd" in code and "vcvtdq2ps" in code
+    """Compiled anew, because code that came from disk has no assembly."""
+    dot = njit(int8_vectors.dot.py_func)
+    codes = torch.randint(-127, 128, (4, 64), dtype=torch.int8).numpy()
+    q, out = np.random.rand(3, 64).astype(np.float32), np.zeros((3, 4), np.float32)
+    dot(codes, 0, np.arange(4) * 64, 4, 3, q, 0, 256, 64 // int8_vectors.LANES, out, 0, 16)
+    np.testing.assert_allclose(out, q @ codes.T.astype(np.float32), rtol=1e-5, atol=1e-3)
+    (assembly,) = dot.inspect_asm().values()
+    if "zmm" in assembly or "ymm" in assembly:  # x86
+        assert "vpmovsxbd" in assembly and "vcvtdq2ps" in assembly
 
 
 def test_an_int8_cache_is_not_read_as_floats():
