@@ -587,8 +587,11 @@ show_source(Drafter, "add_drafts", "_most")
 show_source(AdaptiveLength, "limits", "_best")
 
 # %% [markdown]
-# A request whose drafts keep being wrong soon gets none, unless further rows cost almost no time. It is tried again after
-# 32 steps without drafts, and each time this fails the wait doubles, up to 256 steps. All this decides how many rows a
+# Before the first draft of a request is verified, nothing is known of its text. The requests before it may have copied
+# their prompts where this one does not, so their acceptance is no guide. A new request begins with $\alpha = 0.6$, which
+# counts like one draft token, and gets at most 3 drafts until one of them is accepted. From then on its length depends on
+# its own acceptance. A request whose drafts keep being wrong soon gets none, unless further rows cost almost no time. It is
+# tried again with at most 3 drafts after 32 steps without, and each time this fails the wait doubles, up to 256 steps. All this decides how many rows a
 # step has, not what the model computes for them.
 #
 # ## The proof, and a test of it
@@ -1119,17 +1122,21 @@ glue_all(words.draft_model(experiments.pick(gate, record)))
 #
 # ## Measure: text that can hardly be guessed
 #
-# On random text almost every draft should be wrong. The acceptance rate of a request is not known before its first drafts
-# are verified. With adaptive lengths the engine drafts less as its estimate of the rate falls.
+# On random text almost every draft should be wrong, so drafts can only cost time. The engine has just answered copying
+# tasks. With adaptive lengths it still drafts little, because each request is judged by its own drafts. The answers here
+# have {glue:text}`noise_length` tokens.
 
 # %% tags=["hide-input"]
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}
-found = in_turns(contestants, [(noise, sampled)], pick(smoke=1, cpu=4, gpu=15))
+NOISE_NEW = 2 * NEW
+longer = [replace(one, max_tokens=NOISE_NEW) for one in sampled]
+found = in_turns(contestants, [(noise, longer)], pick(smoke=1, cpu=3, gpu=15))
+glue("noise_length", NOISE_NEW)
 rates = {name: run["rates"] for name, run in found.items()}
 record.add(
     "random_text",
     unit="tokens/s",
-    params={"batch": len(noise), "tokens": NEW, "k": K},
+    params={"batch": len(noise), "tokens": NOISE_NEW, "k": K},
     points=[
         {
             "drafter": name,

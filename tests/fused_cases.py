@@ -86,6 +86,7 @@ def compare(
     dtype=torch.float32,
     seed=0,
     device="cpu",
+    window=None,
 ):
     """What `attention(cache)` makes of a random batch, and what gathering in float32 makes of the same numbers.
 
@@ -105,15 +106,18 @@ def compare(
     reference = cache_of(*shape, torch.float32, device)
     for ours, theirs in ((cache.k, reference.k), (cache.v, reference.v)):
         theirs.copy_(ours.float().nan_to_num_(0.0))
-    out = attention(cache)(1, q, k, v, batch)
+    out = attention(cache)(1, q, k, v, batch, window)
     for tensor, new in ((cache.k, k), (cache.v, v)):
         assert torch.equal(tensor[1].flatten(0, 1)[batch.slot_mapping], new)
     assert out.dtype == dtype and out.shape == q.shape
     assert not out.isnan().any(), "a slot that nobody wrote was read"
-    return out.float(), GatherAttention(reference)(1, q.float(), k.float(), v.float(), batch)
+    expected = GatherAttention(reference)(1, q.float(), k.float(), v.float(), batch, window)
+    return out.float(), expected
 
 
-def in_float64(cache: KVCache, layer: int, batch: Batch, q: torch.Tensor) -> torch.Tensor:
+def in_float64(
+    cache: KVCache, layer: int, batch: Batch, q: torch.Tensor, window: int | None = None
+) -> torch.Tensor:
     """What attention must give after this step's K and V were stored: all scores at once, in float64, on the CPU."""
     group, start, rows = q.shape[1] // cache.k.shape[3], 0, []
     for blocks, length, n in zip(batch.block_ids, batch.kv_lens, batch.query_lens):
@@ -126,7 +130,8 @@ def in_float64(cache: KVCache, layer: int, batch: Batch, q: torch.Tensor) -> tor
             torch.einsum("ihd,jhd->hij", q[start : start + n].double().cpu(), keys)
             / q.shape[2] ** 0.5
         )
-        hidden = torch.arange(length) > torch.arange(length - n, length)[:, None]
+        distance = torch.arange(length - n, length)[:, None] - torch.arange(length)
+        hidden = (distance < 0) | (distance >= (window or length))
         rows.append(
             torch.einsum(
                 "hij,jhd->ihd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values
@@ -163,8 +168,13 @@ def interpreted() -> None:
         (torch.float32, 2e-6),
         (torch.float16, 2e-3),
     ):  # NumPy, and so the interpreter, lacks bfloat16
-        for capability, splits, work, heads, kv_heads, size, block_size in (
+        for capability, splits, work, heads, kv_heads, size, block_size, *window in (
             (90, 1, decode, 2, 2, 16, 16),
+            (90, 1, decode, 2, 2, 16, 16, 37),
+            (75, 3, decode, 3, 1, 16, 17, 1),
+            (90, 5, verify, 8, 2, 64, 16, 37),
+            (75, 2, verify, 2, 2, 16, 17, 4),
+            (90, 1, [(33, 0), (70, 30)], 2, 2, 16, 16, 20),
             (75, 16, decode, 3, 1, 64, 16),
             (90, 18, decode, 8, 1, 20, 32),
             (75, 3, [(1, 0), (5, 40), (1, 100), (20, 0)], 3, 1, 16, 17),
@@ -181,6 +191,7 @@ def interpreted() -> None:
                 size,
                 block_size,
                 dtype,
+                window=window[0] if window else None,
             )
             torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
     print("interpreted: ok")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lib.attention.full import FullAttention
+from lib.cache.block_manager import NULL_BLOCK
 from lib.core.batch import Batch
 from lib.engine.llm import LLM
 from lib.models.checkpoint import load_model
@@ -137,7 +138,9 @@ class Tiny:
 def held_blocks(llm: LLM) -> list[int]:
     """Block ids that unfinished requests hold, over all of them."""
     unfinished = [*llm.scheduler.running, *llm.scheduler.waiting]
-    return [block for request in unfinished for block in request.block_ids]
+    blocks = [block for request in unfinished for block in request.block_ids]
+    window = getattr(llm.manager, "window", None)  # what lies behind it is the null block
+    return [block for block in blocks if block != NULL_BLOCK or window is None]
 
 
 def check_books(llm: LLM) -> None:

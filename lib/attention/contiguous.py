@@ -24,17 +24,18 @@ class ContiguousPlan:
     """How a step's sequences are read; the same for every layer."""
 
     chunks: list[tuple[int, int]]  # (row of the batch, its first token): read one by one
-    first: int  # the rectangle: slots first..last-1, positions 0..length-1
+    first: int  # the rectangle: slots first..last-1, positions begin..length-1
     last: int
+    begin: int
     length: int
     tokens: Tensor  # [R] the tokens of the sequences that are read together
     places: Tensor  # [R] their rows in the rectangle
     queries: Tensor  # [last-first] the token whose query stands in each row; in a free slot's, any
     in_order: bool  # the rectangle's rows are the batch's tokens: nothing to rearrange
-    mask: Tensor | None  # [last-first, 1, 1, length]; None where nothing is hidden
+    mask: Tensor | None  # [last-first, 1, 1, length-begin]; None where nothing is hidden
 
 
-def _plan(batch: Batch) -> ContiguousPlan:
+def _plan(batch: Batch, window: int | None) -> ContiguousPlan:
     starts = [0]
     for n in batch.query_lens:
         starts.append(starts[-1] + n)
@@ -46,7 +47,9 @@ def _plan(batch: Batch) -> ContiguousPlan:
     chunks = [(row, starts[row]) for row in range(len(batch.query_lens)) if row not in together]
     first, last = min(slots, default=0), max(slots, default=-1) + 1
     lengths = [batch.kv_lens[row] for row in decode]
-    length, full = max(lengths, default=0), len(decode) == last - first
+    length, shortest = max(lengths, default=0), min(lengths, default=0)
+    begin = 0 if window is None else max(0, shortest - window)  # what no window reaches is not read
+    nothing_hidden = len(decode) == last - first and shortest == length
     # What follows comes from the batch's tensors: a decode step copies nothing more to the device.
     fields = batch.query_start_loc[:-1], batch.seq_lens, batch.block_table[:, 0]
     if chunks:
@@ -62,20 +65,19 @@ def _plan(batch: Batch) -> ContiguousPlan:
         chunks,
         first,
         last,
+        begin,
         length,
         tokens,
         places,
         queries,
         in_order=not chunks and slots == list(range(first, last)),
-        mask=None
-        if full and min(lengths, default=length) == length
-        else length_mask(row_lengths, length),
+        mask=None if nothing_hidden else length_mask(row_lengths, length - begin, window, begin),
     )
 
 
-def _view(blocks: Tensor, first: int, last: int, length: int) -> Tensor:
-    """The first `length` tokens of slots first .. last - 1."""
-    return blocks[first:last, :length]
+def _view(blocks: Tensor, first: int, last: int, begin: int, end: int) -> Tensor:
+    """Tokens begin .. end - 1 of slots first .. last - 1."""
+    return blocks[first:last, begin:end]
 
 
 class ContiguousAttention:
@@ -85,14 +87,22 @@ class ContiguousAttention:
         self.cache = cache
         self._full = FullAttention()
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: Batch,
+        window: int | None = None,
+    ) -> Tensor:
         self.cache.store(layer, k, v, batch.slot_mapping)
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
-            return self._full(layer, q, k, v, batch)
-        plan = batch.derive(_plan)
+            return self._full(layer, q, k, v, batch, window)
+        plan = batch.derive(_plan, window)
         if not plan.chunks:
             return self._rectangle(layer, q, plan)
         out = torch.empty_like(q)
@@ -100,14 +110,16 @@ class ContiguousAttention:
             out[plan.tokens] = self._rectangle(layer, q, plan)
         for row, start in plan.chunks:
             n, length, slot = batch.query_lens[row], batch.kv_lens[row], batch.block_ids[row][0]
-            keys, values = self.cache.read(layer, _view, slot, slot + 1, length)
-            mask = None if n in (1, length) else chunk_mask(n, length, q)
+            begin = 0 if window is None else max(0, length - n + 1 - window)
+            keys, values = self.cache.read(layer, _view, slot, slot + 1, begin, length)
+            whole = n == length and (window is None or n <= window)
+            mask = None if n == 1 or whole else chunk_mask(n, length - begin, q, window)
             out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
     def _rectangle(self, layer: int, q: Tensor, plan: ContiguousPlan) -> Tensor:
         """One query per sequence, in a single call: other slots and the tails of shorter sequences are masked."""
-        keys, values = self.cache.read(layer, _view, plan.first, plan.last, plan.length)
+        keys, values = self.cache.read(layer, _view, plan.first, plan.last, plan.begin, plan.length)
         query = q if plan.in_order else q[plan.queries]
         mask = None if plan.mask is None else plan.mask.to(q.dtype)
         out = attend(query[:, None], keys, values, 1, mask)[:, 0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lib.attention import numba_kernel
 from lib.attention.full import FullAttention
-from lib.attention.gather import gather
+from lib.attention.gather import gather_chunk
 from lib.attention.sdpa import attend, chunk_mask
 from lib.attention.work_partition import WorkPartition, partition_work
 from lib.cache.kv_cache import KVCache
@@ -36,10 +36,10 @@ class CpuPlan:
     ]  # (row of the batch, its first token): more queries than the kernel is good at
 
 
-def _plan(batch: Batch) -> CpuPlan:
+def _plan(batch: Batch, window: int | None) -> CpuPlan:
     threads = min(torch.get_num_threads(), numba.get_num_threads())
     shares = partition_work(
-        np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads
+        np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads, window
     )
     starts = np.cumsum([0, *batch.query_lens]).tolist()
     chunks = [(row, starts[row]) for row, n in enumerate(batch.query_lens) if n > _MOST_QUERIES]
@@ -56,32 +56,42 @@ class CpuFusedAttention:
             [array_of(layer.flatten(0, 1)) for layer in x] for x in (cache.k, cache.v)
         )
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: Batch,
+        window: int | None = None,
+    ) -> Tensor:
         self._store(layer, k, v, batch.slot_mapping)
         if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:
             # All sequences begin in this step: their K and V are at hand.
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
-            return self._full(layer, q, k, v, batch)
-        plan, out = batch.derive(_plan), torch.empty(q.shape, dtype=q.dtype)
+            return self._full(layer, q, k, v, batch, window)
+        plan, out = batch.derive(_plan, window), torch.empty(q.shape, dtype=q.dtype)
         if len(plan.shares.pieces):
-            self._run(layer, array_of(q.contiguous()), plan, array_of(out))
+            self._run(layer, array_of(q.contiguous()), plan, array_of(out), window)
         if plan.chunks:
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
         for row, start in plan.chunks:
             n, length = batch.query_lens[row], batch.kv_lens[row]
             if n == length:  # it begins with this chunk: nothing of it is in the cache alone
-                keys, values, mask = k[None, start : start + n], v[None, start : start + n], None
+                keys, values = k[None, start : start + n], v[None, start : start + n]
+                limited = window is not None and n > window
+                mask = chunk_mask(n, n, q, window) if limited else None
             else:
-                table = batch.block_table[row : row + 1, : -(-length // batch.block_size)].long()
-                keys, values = (x[:, :length] for x in self.cache.read(layer, gather, table))
-                mask = chunk_mask(n, length, q)
+                keys, values, mask = gather_chunk(self.cache, layer, batch, row, q, window)
             out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
     def _store(self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
         self.cache.store(layer, k, v, slot_mapping)
 
-    def _run(self, layer: int, q: np.ndarray, plan: CpuPlan, out: np.ndarray) -> None:
+    def _run(
+        self, layer: int, q: np.ndarray, plan: CpuPlan, out: np.ndarray, window: int | None
+    ) -> None:
         shares, tile, heads, size = plan.shares, numba_kernel.QUERY_TILE, q.shape[1], q.shape[2]
         peak, norm = np.empty((2, shares.num_states, tile, heads), np.float32)
         acc = np.empty((shares.num_states, tile, heads, size), np.float32)
@@ -92,6 +102,7 @@ class CpuFusedAttention:
             self._values[layer],
             plan.table,
             self.cache.block_size,
+            numba_kernel.NO_WINDOW if window is None else window,
             shares.pieces,
             shares.offsets,
             shares.cuts,

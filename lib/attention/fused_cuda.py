@@ -24,6 +24,8 @@ from lib.attention.triton_config import (
 from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch
 
+NO_WINDOW = 2**31 - 1  # longer than any sequence
+
 
 class CudaFusedAttention:
     """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.core.attention.Attention`.
@@ -38,16 +40,25 @@ class CudaFusedAttention:
         self.columns = columns_of(self.size)
         self.scale = self.size**-0.5 * math.log2(math.e)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: Batch,
+        window: int | None = None,
+    ) -> Tensor:
+        window = NO_WINDOW if window is None else window
         self._store(layer, k, v, batch)
         q, out = _flat_rows(q), torch.empty(q.shape, dtype=q.dtype, device=q.device)
         tiles = decode_tiles(self.gpu, q.dtype, self.size)
         most = tiles.rows // (q.shape[1] // self.kv_heads)  # queries that decode takes
         few = [n for n in batch.query_lens if n <= most]
         if few:
-            self._decode(layer, q, out, batch, tiles, max(few))
+            self._decode(layer, q, out, batch, tiles, max(few), window)
         if len(few) < len(batch.query_lens):
-            self._varlen(layer, q, out, batch, most)
+            self._varlen(layer, q, out, batch, most, window)
         return out
 
     def splits(self, batch: Batch, tiles: Tiles) -> int:
@@ -72,7 +83,14 @@ class CudaFusedAttention:
         )
 
     def _decode(
-        self, layer: int, q: Tensor, out: Tensor, batch: Batch, tiles: Tiles, longest: int
+        self,
+        layer: int,
+        q: Tensor,
+        out: Tensor,
+        batch: Batch,
+        tiles: Tiles,
+        longest: int,
+        window: int,
     ) -> None:
         sequences, heads, splits = len(batch.query_lens), q.shape[1], self.splits(batch, tiles)
         shape = (sequences, self.kv_heads, splits, tiles.rows) if splits > 1 else (1,)
@@ -102,6 +120,7 @@ class CudaFusedAttention:
             q.stride(0),
             batch.block_table.stride(0),
             splits,
+            window,
             **sizes,
             BLOCK_SIZE=self.cache.block_size,
             TILE=tiles.keys,
@@ -123,7 +142,9 @@ class CudaFusedAttention:
                 enable_fp_fusion=True,
             )
 
-    def _varlen(self, layer: int, q: Tensor, out: Tensor, batch: Batch, most: int) -> None:
+    def _varlen(
+        self, layer: int, q: Tensor, out: Tensor, batch: Batch, most: int, window: int
+    ) -> None:
         """The sequences with more than `most` queries."""
         heads, longest = q.shape[1], max(batch.query_lens)
         tiles = varlen_tiles(self.gpu, q.dtype, self.size)
@@ -138,6 +159,7 @@ class CudaFusedAttention:
             self.scale,
             q.stride(0),
             batch.block_table.stride(0),
+            window,
             KV_HEADS=self.kv_heads,
             GROUP=heads // self.kv_heads,
             SIZE=self.size,

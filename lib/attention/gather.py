@@ -26,7 +26,7 @@ class _Plan:
     mask: Tensor  # [R, 1, 1, blocks * block_size]
 
 
-def _plan(batch: Batch) -> _Plan:
+def _plan(batch: Batch, window: int | None) -> _Plan:
     decode = [row for row, n in enumerate(batch.query_lens) if n == 1]
     together = set(decode)
     starts = [0]
@@ -40,12 +40,25 @@ def _plan(batch: Batch) -> _Plan:
     if chunks:
         rows = torch.tensor(decode, dtype=torch.long, device=tokens.device)
         tokens, tables, seq_lens = tokens[rows], tables[rows], seq_lens[rows]
-    return _Plan(
-        chunks,
-        tokens.long(),
-        tables[:, :blocks].long(),
-        length_mask(seq_lens, blocks * batch.block_size),
-    )
+    tables, first = tables[:, :blocks].long(), 0
+    if window is not None and longest > window:
+        tables, first = _visible_blocks(tables, seq_lens, window, batch.block_size)
+    mask = length_mask(seq_lens, tables.shape[1] * batch.block_size, window, first)
+    return _Plan(chunks, tokens.long(), tables, mask)
+
+
+def _visible_blocks(
+    tables: Tensor, seq_lens: Tensor, window: int, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """The blocks of each table that hold the last `window` keys, [R, n], and their first position, [R, 1].
+
+    Tables that end before the others repeat their last column, which the mask hides.
+    """
+    first = (seq_lens.long() - window).clamp(min=0) // block_size
+    most = 1 + -(-(window - 1) // block_size)  # the window may begin with a block's last key
+    columns = first[:, None] + torch.arange(min(most, tables.shape[1]), device=tables.device)
+    visible = tables.gather(1, columns.clamp(max=tables.shape[1] - 1))
+    return visible, first[:, None] * block_size
 
 
 class GatherAttention:
@@ -55,24 +68,30 @@ class GatherAttention:
         self.cache = cache
         self._full = FullAttention()
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: Batch,
+        window: int | None = None,
+    ) -> Tensor:
         self.cache.store(layer, k, v, batch.slot_mapping)
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
-            return self._full(layer, q, k, v, batch)
-        plan = batch.derive(_plan)
+            return self._full(layer, q, k, v, batch, window)
+        plan = batch.derive(_plan, window)
         if not plan.chunks:
             return self._together(layer, q, plan)
         out = torch.empty_like(q)
         if len(plan.tokens):
             out[plan.tokens] = self._together(layer, q[plan.tokens], plan)
         for row, start in plan.chunks:
-            n, length = batch.query_lens[row], batch.kv_lens[row]
-            table = batch.block_table[row : row + 1, : -(-length // batch.block_size)].long()
-            keys, values = (x[:, :length] for x in self.cache.read(layer, gather, table))
-            mask = None if n == length else chunk_mask(n, length, q)
+            n = batch.query_lens[row]
+            keys, values, mask = gather_chunk(self.cache, layer, batch, row, q, window)
             out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
 
@@ -80,6 +99,23 @@ class GatherAttention:
         """One query per sequence, q [R, Hq, D], in a single call."""
         keys, values = self.cache.read(layer, gather, plan.tables)
         return attend(q[:, None], keys, values, 1, plan.mask.to(q.dtype))[:, 0]
+
+
+def gather_chunk(
+    cache: KVCache, layer: int, batch: Batch, row: int, like: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values [1, length, Hkv, D] of one sequence of the batch, and the mask of its queries.
+
+    With `window`, without the blocks that none of the queries sees.
+    """
+    n, length, size = batch.query_lens[row], batch.kv_lens[row], batch.block_size
+    hidden = 0 if window is None else max(0, length - n + 1 - window) // size
+    table = batch.block_table[row : row + 1, hidden : -(-length // size)].long()
+    length -= hidden * size
+    keys, values = (x[:, :length] for x in cache.read(layer, gather, table))
+    if n == length and (window is None or n <= window):
+        return keys, values, None
+    return keys, values, chunk_mask(n, length, like, window)
 
 
 def gather(blocks: Tensor, tables: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ class Int8CpuFusedAttention(CpuFusedAttention):
             self._key_scales[layer], self._value_scales[layer],
         )  # fmt: skip
 
-    def _run(self, layer: int, q: np.ndarray, plan: CpuPlan, out: np.ndarray) -> None:
+    def _run(
+        self, layer: int, q: np.ndarray, plan: CpuPlan, out: np.ndarray, window: int | None
+    ) -> None:
         shares, tile, heads, size = plan.shares, numba_kernel.QUERY_TILE, q.shape[1], q.shape[2]
         peak, norm = np.empty((2, shares.num_states, tile, heads), np.float32)
         acc = np.empty((shares.num_states, tile, heads, size), np.float32)
@@ -35,6 +37,7 @@ class Int8CpuFusedAttention(CpuFusedAttention):
         int8_kernel.attend(
             q, self._keys[layer], self._values[layer],
             self._key_scales[layer], self._value_scales[layer],
-            plan.table, self.cache.block_size, shares.pieces, shares.offsets, shares.cuts,
+            plan.table, self.cache.block_size,
+            numba_kernel.NO_WINDOW if window is None else window, shares.pieces, shares.offsets, shares.cuts,
             out, peak, norm, acc, scaled,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from numba import prange
 from lib.attention import int8_vectors, numba_kernel
 from lib.attention.int8_vectors import LANES, add_values, dot
 from lib.attention.numba_kernel import (
+    BEGIN,
     FIRST,
     KEY_TILE,
     LAST,
@@ -51,7 +52,19 @@ def _find_slots(slots, table_row, block_size, start, last):
 
 @compiled(inlined=_INLINED)
 def _attend_piece(
-    q, keys, values, key_scales, value_scales, table, block_size, piece, peak, norm, acc, scaled
+    q,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    table,
+    block_size,
+    window,
+    piece,
+    peak,
+    norm,
+    acc,
+    scaled,
 ):
     """`numba_kernel._attend_piece` for codes: keys, values int8 [slots, Hkv, D], scales float32 [slots, Hkv]."""
     row, token, queries, seen = piece[ROW], piece[TOKEN], piece[QUERIES], piece[SEEN]
@@ -72,9 +85,11 @@ def _attend_piece(
     offsets = np.empty(KEY_TILE, np.int64)  # of this tile's rows, in bytes
     of_keys = np.empty((kv_heads, KEY_TILE), np.float32)  # scales of this tile
     of_values = np.empty((kv_heads, KEY_TILE), np.float32)
-    _find_slots(next_slots, table[row], block_size, piece[FIRST] * KEY_TILE, seen - 1)
+    _find_slots(
+        next_slots, table[row], block_size, piece[BEGIN] + piece[FIRST] * KEY_TILE, seen - 1
+    )
     for tile in range(piece[FIRST], piece[LAST]):
-        start = tile * KEY_TILE
+        start = piece[BEGIN] + tile * KEY_TILE
         # Beyond the end the last key again: to be read four by four, and weigh 0.
         slots, next_slots = next_slots, slots
         _find_slots(next_slots, table[row], block_size, start + KEY_TILE, seen - 1)
@@ -85,8 +100,10 @@ def _attend_piece(
                 of_keys[h, t] = key_scales[slots[t], h]
                 of_values[h, t] = value_scales[slots[t], h]
         for i in range(queries):
-            count = min(KEY_TILE, seen - (queries - 1 - i) - start)  # of this tile's keys, i sees
-            if count <= 0:
+            end = seen - (queries - 1 - i) - start
+            count = min(KEY_TILE, end)  # of this tile's keys, i sees those from `hidden` on
+            hidden = max(0, end - window)
+            if hidden >= count:
                 continue
             for h in range(kv_heads):
                 dot(
@@ -102,12 +119,16 @@ def _attend_piece(
                     for d in range(whole, size):
                         scores[g, t] += scaled[i, g, d] * np.float32(keys[slots[t], h, d])
                 top = peak[i, g]
-                for t in range(count):
+                for t in range(hidden, count):
                     scores[g, t] *= of_keys[h, t]
                     top = max(top, scores[g, t])
+                for t in range(hidden):
+                    scores[g, t] = top
                 for t in range(count):
                     scores[g, t] -= top
                 exp(scores[g], count, bits)
+                for t in range(hidden):
+                    scores[g, t] = np.float32(0)
                 total = np.float32(0)
                 for t in range(count):
                     total += scores[g, t]
@@ -132,7 +153,7 @@ def _attend_piece(
 
 @compiled(inlined=_INLINED, parallel=PRANGE)
 def attend(
-    q, keys, values, key_scales, value_scales, table, block_size,
+    q, keys, values, key_scales, value_scales, table, block_size, window,
     pieces, offsets, cuts, out, peak, norm, acc, scaled,
 ):  # fmt: skip
     """`numba_kernel.attend` for codes: keys, values int8 [slots, Hkv, D], scales float32 [slots, Hkv]."""
@@ -140,7 +161,7 @@ def attend(
         for p in range(offsets[share], offsets[share + 1]):
             state = pieces[p, STATE]
             _attend_piece(
-                q, keys, values, key_scales, value_scales, table, block_size,
+                q, keys, values, key_scales, value_scales, table, block_size, window,
                 pieces[p], peak[state], norm[state], acc[state], scaled[share],
             )  # fmt: skip
             if pieces[p, FIRST] == 0 and pieces[p, LAST] == pieces[p, TILES]:

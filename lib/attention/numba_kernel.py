@@ -24,9 +24,9 @@ QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
 KEY_TILE = (
     32  # keys between two rescalings: their K rows and scores stay in the first two cache levels
 )
-ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE = range(
-    8
-)  # a piece of work; see lib.attention.work_partition
+NO_WINDOW = 2**31  # longer than any sequence
+# A piece of work; see lib.attention.work_partition.
+ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE, BEGIN = range(9)
 _LOG2E = np.float32(math.log2(math.e))
 
 
@@ -106,12 +106,13 @@ def exp(x, n, bits):
 
 
 @compiled
-def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, scaled):
+def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm, acc, scaled):
     """Attend the piece's queries to its key tiles; leave the state in peak, norm [QUERY_TILE, Hq]
     and acc [.., D].
 
     The last query sees the first `seen` keys of the sequence, the one before it one less: that is
-    the whole causal mask, and slots beyond are never read.
+    the whole causal mask, and slots beyond are never read. Of these each query sees the last
+    `window` ones. Tile 0 begins at position BEGIN.
     """
     row, token, queries, seen = piece[ROW], piece[TOKEN], piece[QUERIES], piece[SEEN]
     heads, kv_heads, size = q.shape[1], keys.shape[1], q.shape[2]
@@ -128,14 +129,18 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
     bits = np.empty(KEY_TILE, np.int32)
     slots = np.empty(2 * KEY_TILE, np.int64)  # of this tile and the next
     for tile in range(piece[FIRST], piece[LAST]):
-        start = tile * KEY_TILE
+        start = piece[BEGIN] + tile * KEY_TILE
         for t in range(2 * KEY_TILE):
             # Beyond the end the last key again: to be read four by four, and weigh 0.
             position = min(start + t, seen - 1)
             block = np.int64(table[row, position // block_size])
             slots[t] = block * block_size + position % block_size
         for i in range(queries):
-            count = min(KEY_TILE, seen - (queries - 1 - i) - start)  # of this tile's keys, i sees
+            end = seen - (queries - 1 - i) - start
+            count = min(KEY_TILE, end)  # of this tile's keys, i sees those from `hidden` on
+            hidden = max(0, end - window)
+            if hidden >= count:
+                count = 0
             # Tokens outside, heads inside: memory is read in the order it lies in.
             for t in range(0, count, 4):
                 s0, s1, s2, s3 = slots[t], slots[t + 1], slots[t + 2], slots[t + 3]
@@ -156,11 +161,15 @@ def _attend_piece(q, keys, values, table, block_size, piece, peak, norm, acc, sc
                         scores[g, t + 2], scores[g, t + 3] = c, e
             for g in range(heads if count > 0 else 0):
                 top = peak[i, g]
-                for t in range(count):
+                for t in range(hidden, count):
                     top = max(top, scores[g, t])
+                for t in range(hidden):
+                    scores[g, t] = top
                 for t in range(count):
                     scores[g, t] -= top
                 exp(scores[g], count, bits)
+                for t in range(hidden):
+                    scores[g, t] = np.float32(0)
                 total = np.float32(0)
                 for t in range(count):
                     total += scores[g, t]
@@ -238,11 +247,27 @@ def merge_cuts(pieces, cuts, out, peak, norm, acc):
 
 
 @compiled(parallel=PRANGE)
-def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out, peak, norm, acc, scaled):
+def attend(
+    q,
+    keys,
+    values,
+    table,
+    block_size,
+    window,
+    pieces,
+    offsets,
+    cuts,
+    out,
+    peak,
+    norm,
+    acc,
+    scaled,
+):
     """Paged attention of q [T, Hq, D] to keys, values [slots, Hkv, D] as
     `lib.attention.work_partition.WorkPartition` divides it.
 
-    Slots of table [B, max_blocks]: block * block_size + offset. pieces [P, 8]; offsets
+    Slots of table [B, max_blocks]: block * block_size + offset. window: keys that a query sees, its
+    own included, or NO_WINDOW. pieces [P, 9]; offsets
     [shares + 1]; cuts [C] the pieces that need merging. out [T, Hq, D]. Scratch: peak, norm
     [C + shares, QUERY_TILE, Hq], acc [.., D], scaled [shares, QUERY_TILE, Hq, D]. bfloat16
     (q, keys, values, out) comes as uint16.
@@ -256,6 +281,7 @@ def attend(q, keys, values, table, block_size, pieces, offsets, cuts, out, peak,
                 values,
                 table,
                 block_size,
+                window,
                 pieces[p],
                 peak[state],
                 norm[state],

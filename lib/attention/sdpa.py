@@ -58,18 +58,33 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         cuda.enable_cudnn_sdp(True)
 
 
-def chunk_mask(query_len: int, kv_len: int, like: Tensor) -> Tensor:
-    """Additive mask [1, 1, query_len, kv_len] for queries that are the last `query_len` of `kv_len` positions."""
+def chunk_mask(query_len: int, kv_len: int, like: Tensor, window: int | None = None) -> Tensor:
+    """Additive mask [1, 1, query_len, kv_len] for queries that are the last `query_len` of `kv_len` positions.
+
+    Each query sees its own position and those before it; with `window`, the last so many of them.
+    """
     mask = torch.full((query_len, kv_len), float("-inf"), dtype=like.dtype, device=like.device)
-    return mask.triu(kv_len - query_len + 1)[None, None]
+    own = kv_len - query_len  # position of the first query
+    later = mask.triu(own + 1)
+    if window is not None:
+        later += mask.tril(own - window)
+    return later[None, None]
 
 
-def length_mask(lengths: Tensor, kv_len: int) -> Tensor:
+def length_mask(
+    lengths: Tensor, kv_len: int, window: int | None = None, first: Tensor | int = 0
+) -> Tensor:
     """Additive float32 mask [B, 1, 1, kv_len] that shows row b its first `lengths[b]` keys. `lengths` [B] integers.
 
-    A row of length 0 sees one key that belongs to no sequence: a softmax over no keys would be NaN.
+    With `window`, it shows the last so many of these. The keys are those from position `first` on: a
+    number, or [B, 1]. A row of length 0 sees one key that belongs to no sequence: a softmax over
+    no keys would be NaN.
     """
-    hidden = torch.arange(kv_len, device=lengths.device) >= lengths.clamp(min=1)[:, None]
+    positions = torch.arange(kv_len, device=lengths.device) + first
+    ends = lengths[:, None].clamp(min=1 + first)
+    hidden = positions >= ends
+    if window is not None:
+        hidden = hidden | (positions < ends - window)
     return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[
         :, None, None
     ]

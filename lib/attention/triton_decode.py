@@ -13,7 +13,16 @@ import triton.language as tl
 from lib.attention.triton_kernel import rows_of, slots_of
 
 
-@triton.jit(do_not_specialize=["table", "seq_lens", "query_start_loc", "table_stride", "splits"])
+@triton.jit(
+    do_not_specialize=[
+        "table",
+        "seq_lens",
+        "query_start_loc",
+        "table_stride",
+        "splits",
+        "window",
+    ]
+)
 def decode(
     q,
     keys,
@@ -29,6 +38,7 @@ def decode(
     q_stride,
     table_stride,
     splits,
+    window,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -43,6 +53,7 @@ def decode(
     tl.dot multiplies at least 16 rows. One query has only GROUP of them, so up to ROWS // GROUP
     queries cost no more than one. Sequences with more are left to `varlen`.
 
+    window: keys that a query sees, its own included; tiles before the first query's are not read.
     scale: D ** -0.5 * log2(e), since exp2 is what the hardware has. With one split the result goes
     to out [T, Hq, D], else the state goes to peaks and norms [B, Hkv, splits, ROWS] and to
     accs [B, Hkv, splits, ROWS, D].
@@ -53,9 +64,9 @@ def decode(
     if num_queries > ROWS // GROUP:
         return
     length = tl.load(seq_lens + sequence)
-    # A sliding window would begin at the first tile that the first query sees, here and in varlen.
-    tiles = tl.cdiv(length, TILE)
-    first, last = split * tiles // splits, (split + 1) * tiles // splits
+    begin = tl.maximum(length - num_queries + 1 - window, 0) // TILE
+    tiles = tl.cdiv(length, TILE) - begin
+    first, last = begin + split * tiles // splits, begin + (split + 1) * tiles // splits
 
     row, columns, offsets = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, TILE)
     query_of_row = row // GROUP
@@ -73,7 +84,8 @@ def decode(
         slots = slots_of(table_row, positions, positions < length, BLOCK_SIZE)
         key = rows_of(keys, slots, head, positions < length, columns, KV_HEADS, SIZE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        visible = positions[None, :] <= own_positions[:, None]
+        distance = own_positions[:, None] - positions[None, :]
+        visible = (distance >= 0) & (distance < window)
         scores = tl.where(visible, scores, float("-inf"))
         top = tl.maximum(peak, tl.max(scores, axis=1))
         p = tl.exp2(scores - top[:, None])

@@ -11,7 +11,7 @@ import triton.language as tl
 from lib.attention.triton_kernel import rows_of, slots_of
 
 
-@triton.jit(do_not_specialize=["table", "seq_lens", "query_start_loc", "table_stride"])
+@triton.jit(do_not_specialize=["table", "seq_lens", "query_start_loc", "table_stride", "window"])
 def varlen(
     q,
     keys,
@@ -23,6 +23,7 @@ def varlen(
     scale,
     q_stride,
     table_stride,
+    window,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -33,7 +34,7 @@ def varlen(
     MOST: tl.constexpr,
 ):
     """Program (query tile, row, query head): ROWS queries of the row with the keys up to the last
-    query's position.
+    query's position; `window`: how many of them a query sees, its own included.
 
     Rows with at most MOST queries are left to `decode`; tiles beyond the row's queries end at once.
     """
@@ -52,17 +53,19 @@ def varlen(
     # Keys that the tile's last query sees.
     seen = tl.minimum(length, length - num_queries + (query_tile + 1) * ROWS)
     table_row = table + row.to(tl.int64) * table_stride
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    begin = tl.maximum(length - num_queries + query_tile * ROWS + 1 - window, 0) // TILE
+    peak = tl.full([ROWS], -1e30, tl.float32)  # finite: a row may see no key of its first tile
     norm = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for tile in range(0, tl.cdiv(seen, TILE)):
+    for tile in range(begin, tl.cdiv(seen, TILE)):
         positions = tile * TILE + offsets
         visible = positions < seen
         slots = slots_of(table_row, positions, visible, BLOCK_SIZE)
         key = rows_of(keys, slots, head // GROUP, visible, columns, KV_HEADS, SIZE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where(positions[None, :] <= own_positions[:, None], scores, float("-inf"))
-        top = tl.maximum(peak, tl.max(scores, axis=1))  # key 0 is seen by all: never -inf
+        distance = own_positions[:, None] - positions[None, :]
+        scores = tl.where((distance >= 0) & (distance < window), scores, float("-inf"))
+        top = tl.maximum(peak, tl.max(scores, axis=1))
         p = tl.exp2(scores - top[:, None])
         shrink = tl.exp2(peak - top)
         norm = norm * shrink + tl.sum(p, axis=1)

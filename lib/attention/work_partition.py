@@ -18,8 +18,8 @@ _WORTH_A_SHARE = 40  # below this cost a share takes less time than waking a thr
 
 @dataclass
 class WorkPartition:
-    """pieces [P, 8]: row, first token in T, queries, keys that the last query sees, key tiles first..last-1 of `tiles`,
-    and the place of the piece's state. offsets [shares + 1]: where each share's pieces start. cuts [C]: pieces of units
+    """pieces [P, 9]: row, first token in T, queries, keys that the last query sees, key tiles first..last-1 of `tiles`,
+    the place of the piece's state, and the position at which tile 0 begins. offsets [shares + 1]: where each share's pieces start. cuts [C]: pieces of units
     that are cut."""
 
     pieces: np.ndarray
@@ -32,10 +32,17 @@ class WorkPartition:
 
 
 def partition_work(
-    query_lens: np.ndarray, seq_lens: np.ndarray, longest: int, threads: int
+    query_lens: np.ndarray,
+    seq_lens: np.ndarray,
+    longest: int,
+    threads: int,
+    window: int | None = None,
 ) -> WorkPartition:
-    """WorkPartition for at most `threads` threads. query_lens, seq_lens [B]; rows with more than `longest` queries are left out."""
-    units = _units(query_lens, seq_lens, longest)
+    """WorkPartition for at most `threads` threads. query_lens, seq_lens [B]; rows with more than `longest` queries are left out.
+
+    `window`: keys that a query sees, its own included; tiles that no query of a unit sees are left out.
+    """
+    units = _units(query_lens, seq_lens, longest, window)
     tiles, weights = units[:, 6], units[:, 2] + _TILE_COST
     ends = np.cumsum(tiles * weights)
     total = int(ends[-1]) if len(ends) else 0
@@ -49,20 +56,23 @@ def partition_work(
             )  # tiles up to the share's end
             last = min(left, whole[unit][6])
             if last > tile:
-                pieces.append([*whole[unit][:4], tile, last, whole[unit][6], share - 1])
+                row = whole[unit]
+                pieces.append([*row[:4], tile, last, row[6], share - 1, row[8]])
             if last < whole[unit][6]:
                 tile = max(tile, last)
                 break
             unit, tile = unit + 1, 0
         offsets.append(len(pieces))
-    table = np.array(pieces, dtype=np.int64).reshape(-1, 8)
+    table = np.array(pieces, dtype=np.int64).reshape(-1, 9)
     cuts = np.flatnonzero((table[:, 4] > 0) | (table[:, 5] < table[:, 6]))
     table[:, 7] += len(cuts)  # whole units leave nothing behind: one state a share
     table[cuts, 7] = np.arange(len(cuts))
     return WorkPartition(table, np.array(offsets, dtype=np.int64), cuts)
 
 
-def _units(query_lens: np.ndarray, seq_lens: np.ndarray, longest: int) -> np.ndarray:
+def _units(
+    query_lens: np.ndarray, seq_lens: np.ndarray, longest: int, window: int | None
+) -> np.ndarray:
     """Up to QUERY_TILE neighbouring queries of one sequence each: rows of `pieces` that cover all key tiles."""
     starts = np.cumsum(query_lens) - query_lens
     rows = np.flatnonzero(query_lens <= longest)
@@ -71,7 +81,11 @@ def _units(query_lens: np.ndarray, seq_lens: np.ndarray, longest: int) -> np.nda
     first = (np.arange(len(row)) - np.repeat(np.cumsum(parts) - parts, parts)) * QUERY_TILE
     queries = np.minimum(QUERY_TILE, query_lens[row] - first)
     seen = seq_lens[row] - query_lens[row] + first + queries
-    tiles, zero = -(-seen // KEY_TILE), np.zeros_like(row)
+    zero = np.zeros_like(row)
+    # The first key that the unit's first query sees, rounded down to a tile.
+    begin = zero if window is None else np.maximum(0, seen - queries + 1 - window)
+    begin = begin // KEY_TILE * KEY_TILE
+    tiles = -(-(seen - begin) // KEY_TILE)
     return np.stack(
-        [row, starts[row] + first, queries, seen, zero, tiles, tiles, zero], axis=1
+        [row, starts[row] + first, queries, seen, zero, tiles, tiles, zero, begin], axis=1
     ).astype(np.int64)

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 
 from lib.core.request import Request
 
-NULL_BLOCK = 0  # never handed out: padding reads and writes land there, and do no harm
+# Never handed out: padding reads and writes land there, and do no harm. In a block table it stands for a block that
+# the request has given back (chapter 14).
+NULL_BLOCK = 0
 
 
 class BlockManager:
@@ -22,6 +24,7 @@ class BlockManager:
     retains = True
     cached_block_ids, num_cached_blocks = (), 0  # chapter 9
     num_queries = num_hits = num_evictions = 0
+    window: int | None = None  # chapter 14
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 2:
@@ -101,6 +104,8 @@ class BlockManager:
     def check_integrity(self, requests: Iterable[Request]) -> None:
         """Raise RuntimeError unless every block is unused or referred to as often as `requests` hold it, and not both."""
         held = Counter(block for request in requests for block in request.block_ids)
+        if self.window is not None:
+            del held[NULL_BLOCK]
         free = Counter(self._unused())
         booked = {block: count for block, count in enumerate(self.ref_counts) if count}
         if held != booked:
@@ -116,13 +121,17 @@ class BlockManager:
     def _drop(self, request: Request, num_kept: int) -> None:
         # Last block first: of shared prefixes, the least shareable are reused soonest.
         for block in reversed(request.block_ids[num_kept:]):
-            if self.ref_counts[block] < 1:
-                name = request.request_id
-                raise RuntimeError(f"block {block} of request {name} is freed twice")
-            self.ref_counts[block] -= 1
-            if self.ref_counts[block] == 0:
-                self._give_back(block)
+            if block != NULL_BLOCK:
+                self._release(block, request)
         request.block_ids = request.block_ids[:num_kept]
+
+    def _release(self, block: int, request: Request) -> None:
+        """One reference less. Raises RuntimeError for a block without any."""
+        if self.ref_counts[block] < 1:
+            raise RuntimeError(f"block {block} of request {request.request_id} is freed twice")
+        self.ref_counts[block] -= 1
+        if self.ref_counts[block] == 0:
+            self._give_back(block)
 
     def _take(self) -> int:
         return self._free.popleft()

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from lib.cache.block_manager import BlockManager
+from lib.cache.block_manager import NULL_BLOCK, BlockManager
 from lib.core.request import Request
 
 
@@ -81,7 +81,7 @@ class PrefixCachingBlockManager(BlockManager):
         again. None, and no change, if there is no room.
         """
         hits = self.find(request)
-        idle = sum(self.ref_counts[block] == 0 for block in hits)
+        idle = sum(self.ref_counts[block] == 0 for block in hits if block != NULL_BLOCK)
         missing = self.blocks_needed(request.num_tokens) - len(hits)
         if missing > self.num_available_blocks - idle:
             return None
@@ -120,6 +120,8 @@ class PrefixCachingBlockManager(BlockManager):
     def share(self, request: Request, block_ids: list[int]) -> None:
         """Begin an empty block table with published blocks: one more reference each."""
         for block in block_ids:
+            if block == NULL_BLOCK:
+                continue
             if self.ref_counts[block] == 0:
                 del self._cached[block]  # used again
             self.ref_counts[block] += 1

@@ -13,7 +13,16 @@ class Attention(Protocol):
     """Attend within each sequence of a flat batch.
 
     `layer`: which layer's K and V. `q` [T, Hq, D]; `k`, `v` [T, Hkv, D], this step's tokens only. Returns [T, Hq, D].
-    Softmax scale is D ** -0.5. A query sees the keys of its own sequence at its own and earlier positions.
+    Softmax scale is D ** -0.5. A query sees the keys of its own sequence at its own and earlier positions: all of them,
+    or the last `window` ones, its own included.
     """
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor: ...
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: Batch,
+        window: int | None = None,
+    ) -> Tensor: ...

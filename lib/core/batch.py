@@ -82,13 +82,14 @@ class Batch:
     kv_lens: list[int]  # [B] seq_lens, host side
     block_ids: list[list[int]]  # [B] the rows of block_table without their padding, host side
     buffer: Tensor | None = None  # the memory of all tensors above, where they share it
-    _derived: dict[Callable[[Batch], Any], Any] = field(default_factory=dict, repr=False)
+    _derived: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
-    def derive(self, function: Callable[[Batch], _T]) -> _T:
-        """`function(self)`, computed once a step however many layers ask: masks, plans and the like."""
-        if function not in self._derived:
-            self._derived[function] = function(self)
-        return self._derived[function]
+    def derive(self, function: Callable[..., _T], *args: Any) -> _T:
+        """`function(self, *args)`, computed once a step however many layers ask: masks, plans and the like."""
+        key = (function, *args)
+        if key not in self._derived:
+            self._derived[key] = function(self, *args)
+        return self._derived[key]
 
     @classmethod
     def build(

@@ -23,6 +23,7 @@ from lib.cache.kv_cache import KVCache, kv_cache_bytes
 from lib.cache.manager import CacheManager, NoCache
 from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
+from lib.cache.sliding_window import SlidingWindowBlockManager, SlidingWindowPrefixCache
 from lib.cache.slot_manager import SlotManager
 from lib.core.attention import Attention
 from lib.core.batch import Batch
@@ -108,7 +109,7 @@ def assemble(
             model, options, max_model_len, device, dtype, beside
         )
         kv_cache = _allocate(config, options, num_blocks, block_size, dtype, device)
-        manager = _manager(options, kv_cache)
+        manager = _manager(options, kv_cache, config)
         attention = _cached_attention(options, kv_cache, config.num_heads)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
@@ -255,7 +256,7 @@ def _proposer(
     attention = _cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),
-        _manager(options, own),
+        _manager(options, own, draft.config),
         own,
         draft.config.max_position_embeddings,
         budget,
@@ -264,9 +265,13 @@ def _proposer(
     )
 
 
-def _manager(options: EngineOptions, kv_cache: KVCache) -> CacheManager:
+def _manager(options: EngineOptions, kv_cache: KVCache, config: ModelConfig) -> CacheManager:
     if options.kv_cache == "contiguous":
         return SlotManager(kv_cache.num_blocks, kv_cache.block_size)
+    if (window := config.sliding_window) is not None:
+        prefix_caching = options.enable_prefix_caching
+        sliding = SlidingWindowPrefixCache if prefix_caching else SlidingWindowBlockManager
+        return sliding(kv_cache.num_blocks, kv_cache.block_size, window)
     paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
     return paged(kv_cache.num_blocks, kv_cache.block_size)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lib.core.attention import Attention
 from lib.core.batch import Batch
-from lib.models import gpt2, llama
+from lib.models import gpt2, llama, llama_variants
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -89,6 +89,28 @@ class LlamaBlock(llama.Block):
         self.ops.swiglu(tokens(2 * self.down.in_features))
 
 
+class VariantBlock(llama_variants.VariantBlock):
+    """`llama_variants.VariantBlock`: its split of q, k and v, and its SwiGLU, taken from `ops`."""
+
+    def __init__(self, block: llama_variants.VariantBlock, ops: SimpleNamespace) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(block.__dict__)
+        self.ops = ops
+
+    def split(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, function: Callable[..., Any] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return super().split(qkv, cos, sin, function or self.ops.split_qkv)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.down(self.ops.swiglu(self.gate_up(x)))
+
+    def warm_up(self, tokens: Callable[..., Tensor]) -> None:
+        cos, sin = (tokens(1, self.head_dim // 2) for _ in range(2))
+        self.split(tokens((self.num_heads + 2 * self.num_kv_heads) * self.head_dim), cos, sin)
+        self.ops.swiglu(tokens(2 * self.down.in_features))
+
+
 class GPT2Block(gpt2.Block):
     """`gpt2.Block`, of which little is left to compile: LayerNorm and GELU are one operation each already."""
 
@@ -111,6 +133,7 @@ class GPT2Block(gpt2.Block):
 
 _FAMILIES: dict[type, tuple[type, tuple[Callable[..., Any], ...]]] = {
     llama.Block: (LlamaBlock, (rms_norm, add_rms_norm, split_rotate, swiglu)),
+    llama_variants.VariantBlock: (VariantBlock, (llama_variants.split_qkv, swiglu)),
     gpt2.Block: (GPT2Block, (add_layer_norm,)),
 }
 
@@ -129,6 +152,7 @@ def compile_blocks(model: nn.Module) -> float:
     ops = SimpleNamespace(**compiled)
     blocks = [family(block, ops) for block in model.blocks]
     weight = next(model.parameters())
+    kinds = {getattr(block, "rotates", True): block for block in blocks}  # each its own version
 
     def tokens(n: int, *shape: int) -> Tensor:
         x = torch.zeros(n, *shape, dtype=weight.dtype, device=weight.device)
@@ -140,7 +164,8 @@ def compile_blocks(model: nn.Module) -> float:
         # No pool of workers for these few lines.
         with torch._inductor.config.patch(compile_threads=1):
             for n in (1, 8):
-                blocks[0].warm_up(lambda *shape, n=n: tokens(n, *shape))
+                for block in kinds.values():
+                    block.warm_up(lambda *shape, n=n: tokens(n, *shape))
     except Exception as error:  # whatever the reason, the model runs without it
         said = [line for line in str(error).splitlines() if line.strip()]
         reason = said[0] if said else type(error).__name__

@@ -6,8 +6,6 @@ Ainslie et al. 2023 (GQA). Introduced in chapter 1.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from lib.core.attention import Attention
 from lib.core.batch import Batch
 from lib.models.config import ModelConfig
+from lib.models.rope_scaling import rope_magnitude, scaled_frequencies
 
 
 class RMSNorm(nn.Module):
@@ -31,22 +30,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     """Angular frequency of each of the D/2 rotated pairs, radians per position: float32 [D/2]."""
     d = config.head_dim
     freq = 1.0 / config.rope_theta ** (torch.arange(0, d, 2, dtype=torch.float32) / d)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return freq
-    if scaling["rope_type"] == "linear":
-        return freq / scaling["factor"]
-    # llama3: keep the fast pairs, slow the slow ones down by `factor`, blend in between.
-    original, low, high = (
-        scaling["original_max_position_embeddings"],
-        scaling["low_freq_factor"],
-        scaling["high_freq_factor"],
-    )
-    turns = (
-        original * freq / (2 * math.pi)
-    )  # full turns that a pair makes within the original context
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return blend * freq + (1 - blend) * freq / scaling["factor"]
+    return scaled_frequencies(freq, config.rope_theta, config.rope_scaling)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -71,7 +55,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(d, config.norm_eps)
         # One matmul for q, k and v, one for gate and up: the same weights are read, in fewer and larger operations.
         self.qkv = nn.Linear(d, (heads + 2 * kv_heads) * size, bias=config.attention_bias)
-        self.proj = nn.Linear(heads * size, d, bias=config.attention_bias)
+        self.proj = nn.Linear(heads * size, d, bias=config.output_bias)
         self.mlp_norm = RMSNorm(d, config.norm_eps)
         self.gate_up = nn.Linear(d, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.down = nn.Linear(config.intermediate_size, d, bias=config.mlp_bias)
@@ -93,11 +77,13 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """`model(batch, attention) -> logits [N, V]`, at `batch.logits_indices` only."""
 
+    block: type[Block] = Block
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(self.block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -112,7 +98,8 @@ class Llama(nn.Module):
             torch.arange(config.max_position_embeddings, dtype=torch.float32),
             rope_frequencies(config),
         )
-        return {"cos_table": angles.cos(), "sin_table": angles.sin()}
+        magnitude = rope_magnitude(config.rope_scaling)
+        return {"cos_table": magnitude * angles.cos(), "sin_table": magnitude * angles.sin()}
 
     def forward(self, batch: Batch, attention: Attention) -> Tensor:
         x = self.token_embedding(batch.input_ids)
@@ -140,7 +127,7 @@ class Llama(nn.Module):
                 ("self_attn.q_proj", q, d, c.attention_bias),
                 ("self_attn.k_proj", kv, d, c.attention_bias),
                 ("self_attn.v_proj", kv, d, c.attention_bias),
-                ("self_attn.o_proj", d, q, c.attention_bias),
+                ("self_attn.o_proj", d, q, c.output_bias),
                 ("mlp.gate_proj", f, d, c.mlp_bias),
                 ("mlp.up_proj", f, d, c.mlp_bias),
                 ("mlp.down_proj", d, f, c.mlp_bias),

@@ -35,8 +35,9 @@ def take_snapshot(llm: LLM) -> dict[str, Any]:
     whole = share == 1
     return {
         "running": [
-            (*_row(r), list(r.block_ids) if whole else [], len(r.block_ids))
+            (*_row(r), blocks if whole else [], len(blocks))
             for r in scheduler.running
+            for blocks in [[block for block in r.block_ids if block >= first]]
         ],
         "waiting": [_row(r) for r in islice(scheduler.waiting, _MOST_WAITING)],
         "num_waiting": len(scheduler.waiting),
@@ -65,6 +66,8 @@ def _squares(llm: LLM, first: int, share: int) -> list[tuple[int, int, int, int,
     tokens: dict[int, int] = {}
     for index, request in enumerate(llm.scheduler.running):
         for place, block in enumerate(request.block_ids):
+            if block < first:  # given back: it lies behind the model's sliding window
+                continue
             written = min(size, max(0, request.num_computed_tokens - place * size))
             owner.setdefault(block, index)
             tokens[block] = max(tokens.get(block, 0), written)

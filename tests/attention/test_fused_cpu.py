@@ -17,15 +17,41 @@ from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.fused_cpu import CpuFusedAttention
 from lib.attention.gather import GatherAttention
 from lib.attention.work_partition import partition_work
-from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill
+from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill, in_float64
 
 CPU = torch.device("cpu")
 
 
-def check(work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0) -> None:
-    out, expected = compare(fused_attention, work, heads, kv_heads, size, block_size, dtype, seed)
+def check(
+    work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0, window=None
+) -> None:
+    shape = heads, kv_heads, size, block_size
+    out, expected = compare(fused_attention, work, *shape, dtype, seed, window=window)
     atol, rtol = (2e-6, 1e-5) if dtype == torch.float32 else (2e-3, 1e-2)
     torch.testing.assert_close(out, expected, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("window", [1, 2, 31, 32, 33, 64, 1000])
+@pytest.mark.parametrize("block_size", [7, 16])
+def test_windows_of_any_length(window, block_size):
+    check(MIXED, block_size=block_size, window=window)
+    check([(1, 400), (3, 90), (8, 31)], block_size=block_size, window=window)
+    check([(1, 10_000)], block_size=block_size, window=window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 40, 400])
+def test_gather_itself_against_float64(window):
+    """The reference of this file's tests, against all scores at once."""
+    batch, num_blocks = batch_of(MIXED, 16)
+    cache = cache_of(6, 2, 16, num_blocks, 16, torch.float32)
+    fill(cache, batch, 0, 0.0)
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (
+        torch.randn(len(batch.input_ids), heads, 16, generator=generator) for heads in (6, 2, 2)
+    )
+    out = GatherAttention(cache)(0, q, k, v, batch, window).double()
+    expected = in_float64(cache, 0, batch, q, window)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -78,15 +104,20 @@ def test_fused_against_float64():
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 500)), min_size=1, max_size=12),
     threads=st.integers(1, 9),
+    window=st.one_of(st.none(), st.integers(1, 300)),
 )
-def test_shares_cover_every_key_tile_once_and_are_equal(lengths, threads):
+def test_shares_cover_every_key_tile_once_and_are_equal(lengths, threads, window):
     queries = np.array([n for n, _ in lengths])
     seen = queries + np.array([past for _, past in lengths])
-    shares = partition_work(queries, seen, 24, threads)
+    shares = partition_work(queries, seen, 24, threads, window)
     covered: dict[int, list[tuple[int, int]]] = {}
-    for _, token, _, _, first, last, tiles, _ in shares.pieces.tolist():
+    for _, token, n, end, first, last, tiles, _, begin in shares.pieces.tolist():
         covered.setdefault(token, []).append((first, last))
         assert 0 <= first < last <= tiles
+        # Tile 0 has the first key that the piece's first query sees, the last tile its last key.
+        visible = 0 if window is None else max(0, end - n + 1 - window)
+        assert begin <= visible < begin + 32 and begin % 32 == 0
+        assert begin + 32 * (tiles - 1) < end <= begin + 32 * tiles
     for pieces in covered.values():
         assert pieces[0][0] == 0 and all(a[1] == b[0] for a, b in zip(pieces, pieces[1:]))
     assert set(covered) == {

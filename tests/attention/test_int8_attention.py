@@ -37,24 +37,26 @@ def caches(heads, kv_heads, size, batch, num_blocks, dtype, seed):
     return ints, floats
 
 
-def check(work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0):
+def check(
+    work, heads=6, kv_heads=2, size=16, block_size=16, dtype=torch.float32, seed=0, window=None
+):
     batch, num_blocks = batch_of(work, block_size, seed)
     generator = torch.Generator().manual_seed(seed)
     qkv = torch.randn(len(batch.input_ids), heads + 2 * kv_heads, size, generator=generator)
     q, k, v = qkv.to(dtype).split((heads, kv_heads, kv_heads), dim=1)
     ints, floats = caches(heads, kv_heads, size, batch, num_blocks, dtype, seed)
-    fused = Int8CpuFusedAttention(ints)(1, q, k, v, batch)
+    fused = Int8CpuFusedAttention(ints)(1, q, k, v, batch, window)
     assert fused.dtype == dtype and not fused.isnan().any(), "a slot that nobody wrote was read"
     for x in (ints.k_scale, ints.v_scale):
         x.nan_to_num_(0.0)  # a masked read multiplies the slots behind a sequence by 0
     codes = ints.k.clone(), ints.v.clone()
-    gathered = GatherAttention(ints)(1, q, k, v, batch)
+    gathered = GatherAttention(ints)(1, q, k, v, batch, window)
     assert torch.equal(ints.k, codes[0]) and torch.equal(ints.v, codes[1]), "stores differ"
     atol, rtol = (2e-6, 1e-5) if dtype == torch.float32 else (1e-2, 2e-2)
     torch.testing.assert_close(fused, gathered, atol=atol, rtol=rtol)
     for x in (floats.k, floats.v):
         x.nan_to_num_(0.0)
-    exact = GatherAttention(floats)(1, q, k, v, batch).float()
+    exact = GatherAttention(floats)(1, q, k, v, batch, window).float()
     assert (fused.float() - exact).abs().max() < ROUNDING
     return fused, exact
 
@@ -79,6 +81,7 @@ def test_random_batches(data):
         block_size=data.draw(st.integers(1, 64)),
         seed=data.draw(st.integers(0, 99)),
         dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        window=data.draw(st.none() | st.integers(1, 60)),
     )
 
 

@@ -30,6 +30,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LONGROPE = {"rope_type": "longrope", "factor": 2.0}
 YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
 LLAMA3_SHORT = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
 
@@ -97,7 +98,7 @@ def test_the_table_holds_different_frequencies(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"rope_parameters": LINEAR, "rope_scaling": YARN}, "rope_type must be one of .* 'yarn'"),
+        ({"rope_parameters": LINEAR, "rope_scaling": LONGROPE}, "rope_type must be .* 'longrope'"),
         ({"rope_parameters": {"rope_type": None}}, "rope_type must be one of .* got None"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
         ({"rope_parameters": [1]}, r"rope_parameters must be an object, got \[1\]"),

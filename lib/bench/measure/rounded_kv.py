@@ -18,8 +18,16 @@ class RoundedKVAttention:
     def __init__(self) -> None:
         self._full = FullAttention()
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        return self._full(layer, q, _rounded(k), _rounded(v), batch)
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: Batch,
+        window: int | None = None,
+    ) -> Tensor:
+        return self._full(layer, q, _rounded(k), _rounded(v), batch, window)
 
 
 def _rounded(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ each draft token is accepted with probability α, independently, then k of them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ from lib.core.request import Request
 from lib.engine.speculation.step_cost import StepCost
 
 _DECAY = 0.9  # of a request's earlier counts, per draft: about the last ten drafts count
-_DECAY_OVERALL = 0.99  # of the counts of all requests together, per draft
-_PRIOR_WEIGHT = 2.0  # trials: the weight of the rate of all requests in that of a single one
+_PRIOR = 0.6  # acceptance rate of a request before its first draft is verified
+_PRIOR_WEIGHT = 1.0  # trials that this rate counts like
+_FIRST_LENGTH = 3  # most draft tokens of a request until one is accepted
 _LEAST_GAIN = 1.02  # tokens per second with drafts over those without: less is within the noise
 _PROBE_RATE = 0.9  # acceptance that a request gets to try again
 _FIRST_PROBE, _LAST_PROBE = 32, 256  # steps without drafts before a request tries again
@@ -35,13 +37,14 @@ class Acceptance:
     trials: float = 0.0
     accepted: float = 0.0
 
-    def add(self, num_drafts: int, num_accepted: int, decay: float) -> None:
+    def add(self, num_drafts: int, num_accepted: int, decay: float = _DECAY) -> None:
         self.trials = decay * self.trials + min(num_accepted + 1, num_drafts)
         self.accepted = decay * self.accepted + num_accepted
 
-    def rate(self, prior: float) -> float:
-        """α, between `prior` and the observed share: the prior counts like _PRIOR_WEIGHT trials."""
-        return (self.accepted + _PRIOR_WEIGHT * prior) / (self.trials + _PRIOR_WEIGHT)
+    @property
+    def rate(self) -> float:
+        """α, between _PRIOR and the observed share: the prior counts like _PRIOR_WEIGHT trials."""
+        return (self.accepted + _PRIOR_WEIGHT * _PRIOR) / (self.trials + _PRIOR_WEIGHT)
 
 
 @dataclass
@@ -58,6 +61,12 @@ class _Known:
     def tries_again(self) -> bool:
         return self.waited >= self.patience
 
+    @property
+    def most(self) -> float:
+        """Draft tokens that the request may have: few while nothing speaks for them but the prior."""
+        unproven = self.tries_again or not self.acceptance.accepted
+        return _FIRST_LENGTH if unproven else math.inf
+
     def account_for(self, num_drafts: int, num_accepted: int) -> None:
         """Take in the outcome of a draft."""
         if self.tries_again and num_accepted:
@@ -65,7 +74,7 @@ class _Known:
         elif self.tries_again:
             self.patience = min(2 * self.patience, _LAST_PROBE)
         self.waited = 0
-        self.acceptance.add(num_drafts, num_accepted, _DECAY)
+        self.acceptance.add(num_drafts, num_accepted)
 
 
 class AdaptiveLength:
@@ -81,20 +90,25 @@ class AdaptiveLength:
     too large for drafts still leaves it without. If a token is accepted, its rate is estimated
     afresh.
 
-    The rate of a new request is that of all requests before it; the engine's first begins at 0.5.
-    The choice changes how many tokens a step verifies. Where drafts are sampled, it can thereby
+    The rate of a new request begins at 0.6, whatever requests before it had, which may have copied
+    where this one does not. Its drafts, and those of a request that tries again, have at most 3
+    tokens until one of them is accepted. A request for which the proposer finds no draft adds no
+    token to a step. The choice changes how many tokens a step verifies. Where drafts are sampled, it can thereby
     change which text a seed gives, but not the distribution of the text.
     """
 
     def __init__(self, cost: StepCost, cost_coefficient: float = 0.0) -> None:
         """cost_coefficient: of the proposer, as `lib.engine.speculation.proposer` defines it."""
         self.cost, self.cost_coefficient = cost, cost_coefficient
-        self.overall = Acceptance(_PRIOR_WEIGHT, 0.5 * _PRIOR_WEIGHT)
         self._known: dict[Request, _Known] = {}
 
     def limits(self, scheduled: Sequence[Scheduled], most: Sequence[int]) -> list[int]:
         """Draft tokens for each item, at most `most` of them."""
         rates = [self._rate(item.request) if limit else 0.0 for item, limit in zip(scheduled, most)]
+        most = [
+            min(limit, self._known[item.request].most) if limit else 0
+            for item, limit in zip(scheduled, most)
+        ]
         chosen = self._best(scheduled, rates, most)
         for item, limit, length in zip(scheduled, most, chosen):
             if limit and not length:
@@ -103,9 +117,8 @@ class AdaptiveLength:
 
     def rate(self, request: Request) -> float:
         """The request's acceptance rate as estimated now."""
-        prior = self.overall.accepted / self.overall.trials
         known = self._known.get(request)
-        return prior if known is None else known.acceptance.rate(prior)
+        return _PRIOR if known is None else known.acceptance.rate
 
     def free(self, request: Request) -> None:
         self._known.pop(request, None)
@@ -130,7 +143,6 @@ class AdaptiveLength:
             new_accepted = accepted - known.num_accepted
             known.num_drafts, known.num_accepted = drafts, accepted
             known.account_for(new_drafts, new_accepted)
-            self.overall.add(new_drafts, new_accepted, _DECAY_OVERALL)
         rate = self.rate(request)
         return max(rate, _PROBE_RATE) if known.tries_again else rate
 

@@ -1,0 +1,86 @@
+"""Random checkpoints of every family with shapes that nobody tuned for, as transformers makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from torch import nn
+
+from tests.helpers import POSITIONS, VOCAB, spread
+
+NAMES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "smollm3": "SmolLM3",
+    "olmo2": "Olmo2",
+}
+WINDOW = 7  # shorter than most of the tests' sequences, no multiple of a block
+BASE = dict(
+    vocab_size=VOCAB,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=POSITIONS,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=None,
+)
+# What each family can have that Llama cannot, in one or more variants.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("mistral", {"sliding_window": WINDOW}),
+    "mistral-no-window": ("mistral", {"sliding_window": None}),
+    "mistral-wide-heads": ("mistral", {"sliding_window": 16, "head_dim": 20}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
+    "qwen2-some-windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen2-windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 10}),
+    "qwen3-biases": ("qwen3", {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 1}),
+    "qwen3-layer-types": (
+        "qwen3",
+        {
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm3-list": ("smollm3", {"no_rope_layers": [0, 1, 0, 1], "tie_word_embeddings": False}),
+    "smollm3-windows": (
+        "smollm3",
+        {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": WINDOW},
+    ),
+    "smollm3-biases": ("smollm3", {"attention_bias": True, "mlp_bias": True}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-biases": ("olmo2", {"attention_bias": True, "num_key_value_heads": 3}),
+    "olmo2-tied": ("olmo2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-2}),
+}
+
+
+def config_class(family: str) -> type:
+    """transformers' config class of a model_type."""
+    return getattr(transformers, f"{NAMES.get(family, family.upper())}Config")
+
+
+def hf_family(family: str, seed: int = 0, **changes: Any) -> nn.Module:
+    """A random model of the family, as transformers builds it."""
+    model = getattr(transformers, f"{NAMES[family]}ForCausalLM")
+    return spread(model(config_class(family)(**{**BASE, **changes})), seed)
+
+
+def hf_variant(name: str, seed: int = 0, **changes: Any) -> nn.Module:
+    """The model of an entry of VARIANTS."""
+    family, own = VARIANTS[name]
+    return hf_family(family, seed, **{**own, **changes})
