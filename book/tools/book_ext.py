@@ -25,7 +25,7 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools import bibliography, calculators  # noqa: E402
+from book.tools import bibliography, calculators, publishing  # noqa: E402
 from book.tools.diagrams import inline  # noqa: E402
 from book.tools.landing import MeasuredGains  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
@@ -166,6 +166,7 @@ def setup(app):
     render.coalesce_streams = join_streams
     bibliography.register()
     calculators.setup(app)
+    publishing.setup(app)
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)

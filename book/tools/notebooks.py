@@ -2,8 +2,8 @@
 
 The script is the source.  The same script gives the same notebook, byte for byte, so that a diff shows real changes.
 Also writes what holds the repository's URL, which stands in _config.yml: the Colab cell, which is the first code cell
-of each chapter, and the `git clone` lines of README and setup page. And what is made from lib/ or from the palette: the
-list of files in CONTRIBUTING.md, the drawing of the packages, the diagrams' dark colours.
+of each chapter, the `git clone` lines of README and setup page, and CITATION.cff. And what is made from lib/ or from
+the palette: the list of files in CONTRIBUTING.md, the drawing of the packages, the diagrams' dark colours.
 `--check` changes nothing and fails if a file would change.
 """
 
@@ -99,6 +99,25 @@ def with_url(page: str) -> str:
     return re.sub(r"git clone \S+\ncd \S+", f"git clone {url}\ncd {url.rsplit('/', 1)[1]}", page)
 
 
+def with_addresses(citation: str) -> str:
+    """CITATION.cff with the addresses of the repository and of the published book."""
+    url = repository_url()
+    citation = re.sub(r"(?m)^repository-code: .*$", f"repository-code: {url}", citation)
+    return re.sub(r"(?m)^url: .*$", f"url: {pages_url(url)}", citation)
+
+
+def pages_url(repository: str) -> str:
+    """Address of a GitHub repository's pages: https://owner.github.io/name/. Raises ValueError for another host."""
+    found = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", repository)
+    if found is None:
+        raise ValueError(
+            f"repository.url must be https://github.com/OWNER/NAME, got {repository!r}"
+        )
+    owner, name = found.groups()
+    home = f"https://{owner.lower()}.github.io/"
+    return home if name.lower() == f"{owner.lower()}.github.io" else f"{home}{name}/"
+
+
 def with_library(page: str, found: list[library_map.Package]) -> str:
     """The page with the list of lib's files between its two marks."""
     start, end = "<!-- library: written by `make notebooks` -->\n", "<!-- end of library -->"
@@ -111,6 +130,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Each file that this tool writes, with the text that it should have."""
     for page in (ROOT / "README.md", ROOT / "book" / "setup.md"):
         yield page, with_url(page.read_text())
+    citation = ROOT / "CITATION.cff"
+    yield citation, with_addresses(citation.read_text())
     found = library_map.packages(ROOT)
     contributing = ROOT / "CONTRIBUTING.md"
     yield contributing, with_url(with_library(contributing.read_text(), found))

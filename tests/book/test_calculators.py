@@ -352,6 +352,23 @@ def test_a_block_of_the_pool_is_chosen_by_click_and_by_key(pages):
 
 
 @needs_browser
+def test_what_a_choice_makes_meaningless_cannot_be_chosen(pages):
+    queue = pages("queue")
+    rate = queue.get_by_role("slider", name="Rate")
+    assert rate.is_enabled()
+    queue.get_by_label("Requests come").select_option("burst")
+    assert rate.is_disabled()
+    roofline = pages("roofline")
+    roofline.get_by_label("Machine").select_option("H100 SXM, data sheet")  # bfloat16 only
+    assert roofline.get_by_label("Numbers").input_value() == "bfloat16"
+    assert roofline.locator('option[value="float32"]').is_disabled()
+    memory = pages("memory")
+    memory.get_by_label("Model").select_option("GPT-2 124M")
+    memory.get_by_label("Longest sequence allowed").press("End")
+    assert "positions for 1,024 tokens only" in memory.inner_text(".calculator-results")
+
+
+@needs_browser
 def test_every_field_has_a_label(pages):
     for name in PRESETS:
         unlabelled = pages(name).evaluate(

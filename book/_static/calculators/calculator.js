@@ -2,7 +2,8 @@
 /* The frame of the book's calculators: fields, results, and a drawing that follows the width of its column.
 
 A calculator is an object in `Calculators`, by its name:
-  fields(presets)            [{name, label, options | values | min, max, step, unit}], in order
+  fields(presets)            [{name, label, options | values | min, max, step, unit, allowed}], in order;
+                             allowed(values, presets, option): whether a field, or an option of it, can be chosen
   initial(presets)           {name: value} of all fields
   choose(name, values, presets)   optional: what else changes when a field changes
   compute(values, presets)   the arithmetic: plain numbers, which a test compares with lib's
@@ -70,7 +71,8 @@ const CalculatorText = {
       output.textContent = text(v);
     };
     write(value);
-    return { parts: [html("label", { for: id }, spec.label), output, input], write };
+    const allow = (allowed) => { input.disabled = !allowed(); };
+    return { parts: [html("label", { for: id }, spec.label), output, input], write, allow };
   }
 
   function choice(spec, id, value, change) {
@@ -78,7 +80,8 @@ const CalculatorText = {
     const input = html("select", { id, change: () => change(input.value) }, ...options);
     const write = (v) => { input.value = v; };
     write(value);
-    return { parts: [html("label", { for: id }, spec.label), input], write };
+    const allow = (allowed) => options.forEach((option) => { option.disabled = !allowed(option.value); });
+    return { parts: [html("label", { for: id }, spec.label), input], write, allow };
   }
 
   function build(box) {
@@ -86,7 +89,8 @@ const CalculatorText = {
     const presets = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
     const values = calculator.initial(presets);
     const fields = {}, form = html("form", { class: "calculator-fields", submit: (e) => e.preventDefault() });
-    for (const spec of calculator.fields(presets)) {
+    const specs = calculator.fields(presets);
+    for (const spec of specs) {
       const change = (value) => {
         values[spec.name] = value;
         calculator.choose?.(spec.name, values, presets);
@@ -104,7 +108,10 @@ const CalculatorText = {
     const drawing = html("div", { class: "calculator-drawing" });
     let width = 0;
     function refresh() {
-      for (const [field, { write }] of Object.entries(fields)) write(values[field]);
+      for (const { name: field, allowed } of specs) {
+        fields[field].write(values[field]);
+        if (allowed) fields[field].allow((option) => allowed(values, presets, option));
+      }
       const result = calculator.compute(values, presets), rows = calculator.rows(result, values, presets);
       results.replaceChildren(...rows.map(([label, text]) =>
         html("div", {}, html("dt", {}, label), html("dd", {}, text))));

@@ -2,6 +2,8 @@
 /* How many users fit: memory less the weights, in slots for the longest sequence or in blocks. */
 
 Calculators.memory = {
+  lengths: [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768],
+
   fields(presets) {
     return [
       { name: "model", label: "Model", options: Object.keys(presets.models).map((name) => [name, name]) },
@@ -9,7 +11,7 @@ Calculators.memory = {
       { name: "cache", label: "Keys and values", options: [["float32", "float32"], ["bfloat16", "bfloat16"], ["int8", "8 bits"]] },
       { name: "memory", label: "Memory for weights and cache", values: [1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 141], unit: "GB" },
       { name: "longest", label: "Longest sequence allowed", values: [256, 512, 1024, 2048, 4096, 8192, 16384, 32768], unit: "tokens" },
-      { name: "length", label: "Tokens that a user really has", values: [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192], unit: "tokens" },
+      { name: "length", label: "Tokens that each user has", values: Calculators.memory.lengths, unit: "tokens" },
       { name: "block", label: "Block size", values: [1, 8, 16, 32, 64, 128, 256], unit: "tokens" },
     ];
   },
@@ -34,13 +36,18 @@ Calculators.memory = {
     const weightBytes = Counts.weightBytes(shape, weights), perToken = Counts.kvBytesPerToken(shape, cache);
     const room = Math.max(0, memory * 1e9 - weightBytes);
     const at = (n) => Calculators.memory.users({ perToken, room, longest, length: n, block });
-    const lengths = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192].filter((n) => n <= longest);
-    return { weightBytes, perToken, room, longest, length, block, ...at(length), curve: lengths.map((n) => [n, at(n)]) };
+    const lengths = Calculators.memory.lengths.filter((n) => n <= longest);
+    return {
+      positions: shape.max_position_embeddings, weightBytes, perToken, room, longest, length, block, ...at(length),
+      curve: lengths.map((n) => [n, at(n)]),
+    };
   },
   rows(r) {
     const { bytes, number } = CalculatorText;
     const used = Math.ceil(r.length / r.block) * r.block;
+    const tooLong = ["Longest sequence", `the model has positions for ${number(r.positions)} tokens only`];
     return [
+      ...(r.longest > r.positions ? [tooLong] : []),
       ["Weights", bytes(r.weightBytes)],
       ["Left for the cache", r.room ? bytes(r.room) : "nothing: the weights do not fit"],
       ["Cache per token", bytes(r.perToken)],
@@ -55,7 +62,7 @@ Calculators.memory = {
     const most = Math.max(2, ...paged.map(([, v]) => v), r.slots);
     return CalculatorChart(width, {
       label: "Users that fit, by the tokens that each of them has",
-      x: { label: "tokens that a user really has", log: 2, least: 32, most: Math.max(64, r.longest) },
+      x: { label: "tokens that each user has", log: 2, least: 32, most: Math.max(64, r.longest) },
       y: { label: "users", log: 10, least: 1, most },
       series: [{ label: "blocks", points: paged, kind: 1 }, { label: "contiguous slots", points: slots, kind: 2 }],
       marks: [[r.length, r.paged], [r.length, r.slots]],

@@ -81,10 +81,11 @@ Calculators.prefix = {
     const what = !sent.length ? "none yet: press a button above"
       : last === null ? `${sent[sent.length - 1]}: does not fit into the pool`
       : `${sent[sent.length - 1]}: ${last} of ${r.last} tokens found, ${r.last - last} computed`;
-    const age = r.cached.indexOf(chosen) + 1;
+    const before = r.cached.indexOf(chosen);
+    const turn = before ? `evicted after ${before} other${before > 1 ? "s" : ""}` : "the next to be evicted";
     const block = chosen === null || chosen > r.blocks ? "none: click one in the pool"
       : !r.names[chosen] ? `block ${chosen}: free, without a name`
-      : `block ${chosen}: found by a prompt that begins with “${r.names[chosen]}”; evicted as number ${age}`;
+      : `block ${chosen}: found by a prompt that begins with “${r.names[chosen]}”; ${turn}`;
     return [
       ["Last prompt", what],
       ["All prompts", `${r.hits} of ${r.queries} tokens found${r.queries ? ` (${number(100 * r.hits / r.queries)} %)` : ""}; ${r.evictions} blocks evicted`],

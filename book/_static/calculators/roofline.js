@@ -8,7 +8,8 @@ Calculators.roofline = {
     return [
       { name: "machine", label: "Machine", options: presets.machines.map((m) => [m.name, m.name]) },
       { name: "model", label: "Model", options: Object.keys(presets.models).map((name) => [name, name]) },
-      { name: "dtype", label: "Numbers", options: [["float32", "float32"], ["bfloat16", "bfloat16"]] },
+      { name: "dtype", label: "Numbers", options: [["float32", "float32"], ["bfloat16", "bfloat16"]],
+        allowed: (values, { machines }, dtype) => dtype in machines.find((m) => m.name === values.machine).flops },
       { name: "batch", label: "Sequences in the step", values: Calculators.roofline.batches },
       { name: "length", label: "Tokens of each sequence", values: [16, 64, 128, 256, 512, 1024, 2048, 4096, 8192] },
     ];
@@ -18,7 +19,7 @@ Calculators.roofline = {
     return { machine: machine.name, model: Object.keys(presets.models)[0], dtype: "float32", batch: 1, length: 128 };
   },
   choose(name, values, presets) {
-    // A machine's rate is known for some dtypes only.
+    // A machine's rate may be known for one dtype only.
     const { flops } = presets.machines.find((m) => m.name === values.machine);
     if (!(values.dtype in flops)) values.dtype = Object.keys(flops)[0];
   },
