@@ -73,6 +73,11 @@ class EngineOptions:
     cuda_graphs: bool = _option(
         False, "record decode steps as CUDA graphs and replay them (paged cache, fused attention)"
     )
+    async_scheduling: bool | str = _option(
+        "auto",
+        "schedule and launch a step before the tokens of the one before it are read; auto: on CUDA, "
+        "with a KV cache and without speculative decoding",
+    )
 
     speculative_config: dict[str, Any] | None = _option(
         None,
@@ -110,6 +115,7 @@ class EngineOptions:
                 "cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
                 f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}"
             )
+        self._check_async_scheduling()
         if self.compile and self.linear == "fused":
             raise ValueError(
                 "linear must not be 'fused' where compile is True: both replace what lies between "
@@ -141,6 +147,20 @@ class EngineOptions:
             raise ValueError(
                 "num_blocks and kv_cache_memory_bytes both set the pool's size: give one, "
                 f"got {self.num_blocks!r} and {self.kv_cache_memory_bytes!r}"
+            )
+
+    def _check_async_scheduling(self) -> None:
+        value = self.async_scheduling
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError(f"async_scheduling must be 'auto', True or False, got {value!r}")
+        if value is True and self.speculative_config is not None:
+            raise ValueError(
+                "async_scheduling must be 'auto' or False with speculative_config, since drafts follow "
+                "tokens that the host has read, got True"
+            )
+        if value is True and self.kv_cache == "none":
+            raise ValueError(
+                "async_scheduling must be 'auto' or False where kv_cache is 'none', got True"
             )
 
     def _check(self, name: str, default: Any, rules: Any) -> None:

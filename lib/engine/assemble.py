@@ -30,6 +30,7 @@ from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.speculative_config import SpeculativeConfig
 from lib.engine.cuda_graphs import GraphRunner, ladder
+from lib.engine.in_flight import StepsInFlight
 from lib.engine.runner import ModelRunner
 from lib.engine.sampling import Sampler
 from lib.engine.scheduler import Scheduler
@@ -68,6 +69,7 @@ class EngineParts:
     drafter: Drafter | None = None
     sampler: Sampler = field(default_factory=Sampler)
     draft_kv_cache_bytes: int = 0  # K and V of a draft model
+    in_flight: StepsInFlight | None = None  # with asynchronous scheduling
 
 
 def assemble(
@@ -128,6 +130,10 @@ def assemble(
         if isinstance(proposer, DraftModelProposer):
             draft_kv_cache_bytes = proposer.kv_cache.nbytes
         drafter = _drafter(speculative, options, proposer, runner, manager, device)
+    sampler, in_flight = _sampler(speculative), None
+    if _is_asynchronous(options, device):
+        sampler.logits_reused = isinstance(runner, GraphRunner)
+        in_flight = StepsInFlight(scheduler, runner, sampler, device)
     return EngineParts(
         runner,
         scheduler,
@@ -138,8 +144,9 @@ def assemble(
         packed_linears,
         fused_blocks,
         drafter,
-        _sampler(speculative),
+        sampler,
         draft_kv_cache_bytes,
+        in_flight,
     )
 
 
@@ -174,6 +181,13 @@ def weight_bytes(model: nn.Module) -> int:
 def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
     """What restricts the tokens of requests: structured output, allowed tokens, bad words."""
     return OutputRules(tokenizer, config.vocab_size, config.eos_token_ids)
+
+
+def _is_asynchronous(options: EngineOptions, device: torch.device) -> bool:
+    if options.async_scheduling != "auto":
+        return options.async_scheduling
+    possible = options.kv_cache != "none" and options.speculative_config is None
+    return possible and device.type == "cuda"
 
 
 def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
