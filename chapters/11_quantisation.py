@@ -948,7 +948,7 @@ show_source(round_heads)
 # The next cell measures one layer's attention, as the engine calls it, over several layers' caches in turn, so that they do not
 # stay in the processor's own caches.
 
-# %%
+# %% tags=["hide-input"]
 SEQUENCES = pick(smoke=2, cpu=8, gpu=8)
 CONTEXT = pick(smoke=48, cpu=2048, gpu=2048)
 LAYERS = pick(smoke=1, cpu=8, gpu=8)
@@ -1100,7 +1100,7 @@ table([[name, f"{x:.1%}"] for name, x in found.items()], headers=["", "error"])
 
 # %% tags=["hide-input"]
 if FOUR == "gguf":
-    with patch.object(gguf_blocks, "interleaved_heads", lambda name: None):
+    with patch.object(gguf_blocks, "interleaved_heads", lambda *names: None):
         wrong = load_quantized(MODEL, "gguf", "float32", CPU, torch.float32)
     found = compare(wrong.model, model, text_ids[:128])
     assert found.perplexity > 2 * found.reference_perplexity
