@@ -12,8 +12,8 @@
 # | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | two minutes, by estimate | 4 GB | the same |
 #
-# **Adds to `lib/`.** `serving/fleet/`: the policies by which a router chooses a replica. `bench/fleet_simulator/`: a fleet
-# as events, for questions that need more machines than there are.
+# **Adds to `lib/`.** `serving/fleet/`: replicas of the server on Ray Serve, and the policies by which a router chooses one.
+# `bench/fleet_simulator/`: a fleet as events, for questions that need more machines than there are.
 # :::
 #
 # Chapter 6 drove one server beyond its capacity, and its queue grew. From there on, a faster engine is one answer, and
@@ -180,7 +180,7 @@ record = Record(
 
 # %% tags=["hide-input"]
 JOBS, PROMPT, ANSWER = pick(
-    smoke=(4, 20, 4), cpu=(16, 48, 12), gpu=(64, 48, 24)
+    smoke=(4, 20, 4), cpu=(12, 48, 12), gpu=(64, 48, 24)
 )
 ROUNDS = pick(smoke=1, cpu=2, gpu=5)
 jobs = random_prompts([PROMPT] * JOBS, vocabulary, seed=0)
@@ -254,8 +254,8 @@ glue("job_answer", ANSWER)
 # %% [markdown]
 # {glue:text}`jobs` requests of {glue:text}`job_prompt` tokens, {glue:text}`job_answer` new tokens each.
 # {glue:text}`setups_finding` Two threads divide each operation of a step and meet after each of them. That is tensor
-# parallelism on a small scale: each step gets faster, and the waiting is paid in each operation. Two processes never
-# wait for each other. Each step takes as long as before, and there are two of them at a time. But each process has its own
+# parallelism on a small scale: each step takes less time, and each operation ends with a wait. Two processes never
+# wait for each other. Each step takes as long as before, and two steps run at a time. But each process has its own
 # copy of the weights, its own cache, and its own queue.
 #
 # ## Prediction: three laws
@@ -341,8 +341,9 @@ glue("one_step_ms", 1e3 * one_step, ".2f")
 # ```
 #
 # Two servers can share one queue, or have a queue each, with each request sent to one of them at random. The second way
-# wastes time: one server idles while requests wait at the other. By {eq}`eq-13-erlang` with a load of $\rho = a/m$ each,
-# one queue for two servers waits $\rho^2/(1-\rho^2)$ mean service times, and two queues wait $\rho/(1-\rho)$.
+# wastes time: one server is idle while requests wait at the other. By {eq}`eq-13-erlang`, with a load of $\rho = a/m$ per
+# server, the mean wait with one queue for two servers is $\rho^2/(1-\rho^2)$ service times. With two queues it is
+# $\rho/(1-\rho)$.
 #
 # A router sends a request to a replica at once, so a fleet has many queues. How much of the difference can the choice
 # make up for? The simulator, which we build below, answers this. As a check, it also has to give what
@@ -366,8 +367,18 @@ glue("one_step_ms", 1e3 * one_step, ".2f")
 #
 # ## Build: the router
 #
-# A policy sees the names of the prompt's blocks, the replicas that are healthy, and how many requests each has.
-# It returns one of the replicas. Two random choices are almost as good as looking at all replicas
+# All requests come through one process, the *front* ({numref}`fig-13-fleet`). Its router has a **policy**, which sees the
+# names of the prompt's blocks, the replicas that are healthy, and how many requests each has. It returns one of the replicas.
+#
+# ```{diagram} ../book/images/fleet.svg
+# :name: fig-13-fleet
+# :alt: Clients send requests to a front; its router knows the requests at each of two replicas and the blocks that it sent to each; each replica has an engine, a queue and a prefix cache of its own.
+# :width: 100%
+#
+# Two replicas behind a front.
+# ```
+#
+# Two random choices are almost as good as looking at all replicas
 # {cite:p}`mitzenmacher2001power`, and their cost does not grow with the fleet:
 
 # %% tags=["remove-input"]
@@ -380,18 +391,21 @@ show_source(PowerOfTwo, "choose")
 show_source(LongestPrefix, "choose")
 
 # %% [markdown]
-# The router does not ask the replicas what they hold. It remembers what it sent, block by block, least recently used
-# first out:
+# The router does not ask the replicas what they hold. It remembers the blocks of what it sent. For each replica it
+# forgets the least recently used ones first:
 
 # %% tags=["remove-input"]
 show_source(PrefixIndex, "longest", "add")
 
 # %% [markdown]
-# So the index can be wrong. A block can be named here that the replica has evicted, or has not computed yet. A wrong entry
+# So the index can be wrong. It can name a block that the replica has evicted, or has not computed yet. A wrong entry
 # costs a miss. It never costs a wrong answer, because the replica looks into its own cache.
 #
-# `python -m lib.serving.fleet --replicas 2` puts this router in front of the server of chapter 5, on Ray Serve. That
-# package is an extra: `pip install -e .[fleet]`. This page needs only the policies.
+# `python -m lib.serving.fleet --replicas 2` puts this router in front of the server of chapter 5, on
+# [Ray Serve](https://docs.ray.io/en/latest/serve/index.html): replicas that start, are checked, drained and replaced, and
+# their number, are its work. What this book adds is the policy and the front. The front sends a
+# request again if its replica ends before the answer has begun. If all replicas are full, clients get 503 with a
+# `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
 #
 # ## Build: a fleet as events
 #
@@ -420,10 +434,8 @@ show_source(Replica, "add", "advance")
 # queue. An exponential service time is cut into a thousand steps.
 
 # %% tags=["hide-input"]
-COUNT = pick(smoke=2_000, cpu=40_000, gpu=250_000)
-LOADS = pick(
-    smoke=[0.5, 0.8], cpu=[0.5, 0.7, 0.8, 0.9], gpu=[0.5, 0.7, 0.8, 0.9]
-)
+COUNT = pick(smoke=2_000, cpu=30_000, gpu=250_000)
+LOADS = pick(smoke=[0.5, 0.8], cpu=[0.5, 0.7, 0.8], gpu=[0.5, 0.7, 0.8, 0.9])
 STEPS = 1000
 
 
@@ -482,7 +494,8 @@ glue_all(words.queues(Shown(record)))
 glue("queue_requests", COUNT)
 
 # %% [markdown]
-# {glue:text}`erlang_finding` {glue:text}`queues_finding` The choice of the shorter queue makes up for most of the difference
+# {glue:text}`erlang_finding` That is the noise of {glue:text}`queue_requests` requests: with a million, the tests hold the
+# simulator to 1 %. {glue:text}`queues_finding` The choice of the shorter queue makes up for most of the difference
 # between two queues and one. It cannot make up for all of it: a request that has been sent cannot change its queue.
 #
 # The other check is about the tokens. Whichever replica a request goes to, its answer is that of one engine:
@@ -498,6 +511,8 @@ for policy in ("round_robin", "longest_prefix"):
     print(f"{policy}: {same} of {len(asked)} answers are those of one engine")
 
 # %% [markdown]
+# % Place for the measured part of tensor parallelism: the all-reduce between two processes, and a step of one model in both.
+#
 # ## Measure: two replicas behind the router
 #
 # First the three coefficients of {eq}`eq-13-step`, while both replicas work: they share the machine's memory bandwidth.
@@ -683,9 +698,15 @@ glue("one_replica_rate", 100 * one_replica_hits, ".0f")
 #
 # ### A replica is killed
 #
-# The same trace once more, all at once, and in the middle of it one of the processes gets SIGKILL.
+# The same prompts once more, all at once. As soon as one of the processes has sent a first token, it gets SIGKILL.
 
-# %%
+
+# %% tags=["hide-input"]
+def kill_when_it_answers(trace):
+    if any(r.replica == 1 and r.begun for r in trace):
+        replicas[1].kill()
+
+
 for engine in replicas:
     engine.reset()
 killed = run_trace(
@@ -693,8 +714,8 @@ killed = run_trace(
     make_router("round_robin"),
     prompts,
     [0.0] * TRACE,
-    NEW,
-    at_time=(pick(smoke=0.02, cpu=1.5, gpu=1.5), replicas[1].kill),
+    2 * NEW,
+    watch=kill_when_it_answers,
 )
 outcomes = {
     "completed at the first try": sum(
@@ -719,9 +740,10 @@ stack.close()
 glue_all(words.killed(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`killed_finding` A request without a first token can be sent to another replica: nobody has seen anything of it.
-# After the first token that is not so simple. A sampled answer would begin in another way, so the client gets an error and
-# decides. The lost cache costs more than the lost requests: its beginnings are computed again.
+# {glue:text}`killed_finding` A request without a first token can be sent to another replica, because its client has seen
+# nothing of the answer. After the first token that is not possible in general: a sampled answer would begin in another way.
+# So the client gets an error, and can send the request again. The cache of the killed replica is lost too, and its
+# beginnings are computed again.
 #
 # ## What no laptop can answer
 #
@@ -751,11 +773,12 @@ table(
 # %% [markdown]
 # ### A thousand replicas
 #
-# Ten thousand beginnings of 1,500 tokens, of which a few are popular (Zipf), and a cache that holds 26 of them per replica.
-# Which policy, and what does a load report cost that is old?
+# There are ten times as many beginnings of 1,500 tokens as replicas, and some are asked for much more often than others
+# (Zipf's law). The cache of one replica holds {glue:text}`held` of them. Two questions: which policy is best, and what
+# happens if the loads that a router sees are half a second old?
 
 # %% tags=["hide-input"]
-FLEET, MANY = pick(smoke=(20, 500), cpu=(1_000, 24_000), gpu=(1_000, 1_000_000))
+FLEET, MANY = pick(smoke=(20, 500), cpu=(1_000, 40_000), gpu=(1_000, 1_000_000))
 PER_REPLICA = 13.0  # requests per second that come for each replica
 
 
@@ -825,13 +848,15 @@ table(
 
 # %% tags=["remove-cell"]
 glue_all(words.thousand(Shown(record)))
-glue("fleet", FLEET)
+glue("fleet", f"{FLEET:,}")
+glue("held", OPTIONS_H100.cache_tokens // 1500)
 glue("many", f"{MANY:,}")
 glue("simulated_rate", simulated_rate, ",.0f")
 
 # %% [markdown]
 # {glue:text}`many` requests to {glue:text}`fleet` replicas; the simulator took {glue:text}`simulated_rate` requests per
-# second here. {glue:text}`thousand_finding` {glue:text}`stale_finding`
+# second here. {glue:text}`thousand_finding` {glue:text}`stale_finding` A single router can add what it has sent itself since
+# the last report. Several routers in front of the same replicas do not know of each other's requests.
 #
 # ### A day: cost against service
 #
@@ -858,8 +883,8 @@ def one_day(replicas, autoscaler=None):
     )
 
 
-FIXED = pick(smoke=[2, 6], cpu=[1, 2, 3, 4, 6], gpu=[8, 16, 24, 32, 48])
-TARGETS = pick(smoke=[4], cpu=[3, 6], gpu=[3, 6])
+FIXED = pick(smoke=[2, 6], cpu=[2, 3, 4, 5, 6, 8], gpu=[8, 16, 24, 32, 48])
+TARGETS = pick(smoke=[4], cpu=[2, 3, 6], gpu=[2, 3, 6])
 plans = {f"fixed, {n}": one_day(n) for n in FIXED}
 for target in TARGETS:
     scaler = Autoscaler(
@@ -918,7 +943,8 @@ glue_all(words.day(Shown(record)))
 #
 # A long prompt in a step delays the next token of all sequences in it (chapter 6 saw it). **Disaggregation** gives prompts to
 # replicas of their own; the keys and values then travel to a replica that decodes {cite:p}`zhong2024distserve`. This book
-# does not build it. It simulates it: 16 replicas, prompts of 3,000 tokens, and keys and values over a link of 50 GB/s.
+# does not build it, and simulates it: {glue:text}`apart_fleet` replicas, prompts of 3,000 tokens, and keys and values over a
+# link of 50 GB/s.
 
 # %% tags=["hide-input"]
 APART, LONG = pick(smoke=(4, 60), cpu=(16, 3_000), gpu=(16, 50_000))
@@ -984,13 +1010,13 @@ glue("apart_fleet", APART)
 #
 # ### A rack is lost
 #
-# Forty replicas, of which eight are in one rack. The rack loses power in the middle, and its replicas are back after two
-# minutes, with empty caches.
+# {glue:text}`lost_replicas` of {glue:text}`rack` replicas are in one rack. The rack loses power, and its replicas are back
+# after {glue:text}`back` seconds, with empty caches.
 
 # %% tags=["hide-input"]
 RACK, LOST = pick(smoke=(5, 1), cpu=(40, 8), gpu=(40, 8))
 SECONDS, AT, BACK = pick(
-    smoke=(20.0, 8.0, 4.0), cpu=(90.0, 20.0, 30.0), gpu=(300.0, 60.0, 120.0)
+    smoke=(20.0, 8.0, 4.0), cpu=(60.0, 25.0, 20.0), gpu=(300.0, 60.0, 120.0)
 )
 
 
@@ -1013,7 +1039,7 @@ def rack(per_replica):
     )
 
 
-LEVELS = {"half full": 9.0, "nearly full": 17.0}
+LEVELS = {"half full": 9.0, "nearly full": 24.0}
 over_time, lost_rows = {}, []
 for name, per_replica in LEVELS.items():
     report = rack(per_replica)
@@ -1023,7 +1049,9 @@ for name, per_replica in LEVELS.items():
             [r.ttft for r in some if r.outcome == "completed"] or [0.0], 99
         ),
     )
-    before = percentile([r.ttft for r in report.completed if r.at < AT], 99)
+    before = percentile(
+        [r.ttft for r in report.completed if AT / 2 <= r.at < AT], 99
+    )
     after = percentile(
         [r.ttft for r in report.completed if AT <= r.at < AT + BACK], 99
     )
@@ -1062,6 +1090,7 @@ show(fig, "13_rack")
 glue_all(words.rack(Shown(record)))
 glue("rack", RACK)
 glue("lost_replicas", LOST)
+glue("back", BACK, ".0f")
 
 # %% [markdown]
 # {glue:text}`rack_finding` {glue:text}`rack_load_finding`
@@ -1070,10 +1099,10 @@ glue("lost_replicas", LOST)
 #
 # - **Two processes on one machine are not two machines.** They share memory bandwidth and the last-level cache. So the
 #   calibration above runs while both work. Coefficients of one process alone would promise more than two can do.
-# - **The mean hides the queue.** At a load of 50 % the choice of the policy hardly matters. All comparisons of
-#   routers are comparisons at high load or of caches.
-# - **A router that looks at old loads.** The table of {glue:text}`fleet` replicas has it: between two reports, all requests
-#   go to the replica that was least loaded at the last one. Two random choices spread them.
+# - **A low load hides the policy.** At a load of 50 % requests hardly wait, whatever the router does. Policies differ where
+#   the load is high or where caches matter.
+# - **Old loads.** The table of {glue:text}`fleet` replicas shows it: between two reports, all requests go to the replicas
+#   that were least loaded at the last one. Two random choices spread them.
 # - **A simulator agrees with its assumptions.** Coefficients from data sheets are bounds, arrivals are random
 #   and independent, and no client tries again. Real clients do try again, which makes an overload worse.
 # - **One seed.** Each simulated number here is one run. The seed decides which texts are popular on which

@@ -27,7 +27,9 @@ class Stage:
     """One input or output. `error`: largest difference from transformers; `size`: transformers' largest number."""
 
     module: str  # the port's
-    reference: str  # transformers', of several that the port computes as one joined by " + "
+    reference: (
+        str  # transformers'; of several that the port computes as one, "q_proj + k_proj + v_proj"
+    )
     end: str  # "input" or "output"
     error: float
     size: float
@@ -158,7 +160,8 @@ def _stage(name: str, parts: Sequence[str], end: str, ours: Tensor, theirs: Tens
     error = float("inf")
     if ours.shape == theirs.shape:
         error = (ours - theirs).abs().max().item()
-    return Stage(name, " + ".join(parts), end, error, theirs.abs().max().item())
+    shown = " + ".join([parts[0], *(part.rpartition(".")[2] for part in parts[1:])])
+    return Stage(name, shown, end, error, theirs.abs().max().item())
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def broken(tmp_path, name: str, spoil) -> tuple[str, str]:
             "qwen2",
             lambda m: m.blocks[0].qkv.bias.zero_(),
             (
-                "layers.0.self_attn.q_proj + layers.0.self_attn.k_proj + layers.0.self_attn.v_proj",
+                "layers.0.self_attn.q_proj + k_proj + v_proj",
                 "output",
             ),
         ),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
+import yaml
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
+from lib.bench.paths import repository
+from lib.serving.fleet import __main__ as fleet_command
 from lib.serving.fleet.forwarding import ForwardedRequest, call_app, names_of
 from lib.serving.fleet.front import FleetBusy, Front, ReplicaLost
+from lib.serving.fleet.metrics import labelled
 from lib.serving.fleet.options import FleetOptions, from_mapping, parse
 from lib.serving.fleet.routing import LongestPrefix, PowerOfTwo
 
@@ -132,12 +137,13 @@ def test_a_stream_that_had_begun_ends_with_an_error():
 
 def test_a_full_fleet_says_when_to_come_again():
     async def full(request):
-        raise FleetBusy
+        raise FleetBusy("all replicas are full")
         yield
 
     status, headers, body = ask(full)
     assert (status, headers[b"retry-after"]) == (503, b"1")
-    assert json.loads(body)["error"]["code"] == "overloaded"
+    error = json.loads(body)["error"]
+    assert error["code"] == "overloaded" and error["message"].startswith("all replicas are full")
 
 
 def test_a_body_that_is_too_large_goes_to_no_replica():
@@ -236,3 +242,38 @@ def test_bad_options_end_the_command_with_a_message(capsys):
 
 def test_defaults_are_valid():
     assert FleetOptions().router_options["policy"] == "longest_prefix"
+
+
+def test_metrics_of_replicas_are_told_apart_and_each_metric_stays_together():
+    texts = {
+        name: f"# HELP a one\n# TYPE a counter\na {i}.0\n# HELP b two\n# TYPE b gauge\n"
+        f'b{{le="+Inf",x="}} 1"}} {i}\n'
+        for i, name in enumerate(("r", 's"t'))
+    }
+    assert labelled(texts).splitlines() == [
+        "# HELP a one",
+        "# TYPE a counter",
+        'a{replica="r"} 0.0',
+        'a{replica="s\\"t"} 1.0',
+        "# HELP b two",
+        "# TYPE b gauge",
+        'b{replica="r",le="+Inf",x="} 1"} 0',
+        'b{replica="s\\"t",le="+Inf",x="} 1"} 1',
+    ]
+
+
+def test_without_ray_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fleet", "--replicas", "2"])
+    monkeypatch.setattr(fleet_command, "find_spec", lambda name: None)
+    assert fleet_command.main() == 1
+    assert "pip install -e .[fleet]" in capsys.readouterr().err
+
+
+def test_the_config_file_has_valid_options_and_names_what_exists():
+    text = (repository() / "lib" / "serving" / "fleet" / "serve.yaml").read_text()
+    (application,) = yaml.safe_load(text)["applications"]
+    fleet, server = from_mapping(application["args"])
+    assert (fleet.replicas, server.llm["model"]) == (2, "smollm2")
+    module, _, name = application["import_path"].partition(":")
+    path = repository().joinpath(*module.split(".")).with_suffix(".py")
+    assert f"def {name}(" in path.read_text()  # without importing Ray

@@ -75,6 +75,16 @@ def test_balance_wins_over_affinity_beyond_the_limit():
     assert router.choose([1, 2], NAMES, {"a": 5, "b": 2, "c": 2}) == other  # it has the prefix now
 
 
+def test_a_request_that_went_elsewhere_has_its_prefix_there():
+    router = LongestPrefix()
+    chosen = router.choose([1, 2], NAMES, IDLE)
+    other = next(name for name in NAMES if name != chosen)
+    router.sent([1, 2, 3], other)
+    assert {router.choose([1, 2, 3], NAMES, IDLE) for _ in range(5)} == {other}
+    for policy in (RoundRobin(), PowerOfTwo(), LeastLoaded()):
+        policy.sent([1], "a")  # they keep nothing
+
+
 def test_a_replica_that_is_gone_or_forgotten_is_not_chosen():
     router = LongestPrefix()
     router.index.add([1, 2], "a")

@@ -270,8 +270,8 @@ def rack(run: Any) -> dict[str, str]:
     if counted and all(None not in some and min(some) >= 0 for some in counted):
         failed, moved, total = counted[-1]
         said = (
-            f"In the fuller fleet {number(failed)} of {number(total)} requests fail, those that had begun in the "
-            f"rack, and {number(moved)} go to another replica."
+            f"In the fuller fleet {number(failed)} of {number(total)} requests fail: those that had begun in the "
+            f"rack. The number of those that waited there, and are sent to another replica, is {number(moved)}."
         )
     parts = []
     for row in rows:

@@ -39,6 +39,11 @@ class RoutedRequest:
     def ttft(self) -> float:
         return self.first - self.at
 
+    @property
+    def begun(self) -> bool:
+        """Whether its first token has come, and its end has not."""
+        return not math.isnan(self.first) and not self.outcome
+
 
 def run_trace(
     engines: Sequence[EngineProcess],
@@ -47,16 +52,16 @@ def run_trace(
     arrivals: Sequence[float],
     max_tokens: int,
     block_size: int = 16,
-    at_time: tuple[float, Callable[[], None]] | None = None,
+    watch: Callable[[Sequence[RoutedRequest]], None] | None = None,
 ) -> list[RoutedRequest]:
     """Sends each prompt when it is due, to the engine that `router` chooses, and waits for all answers.
 
     arrivals: seconds, ascending, one per prompt. The load that the router sees is exact: requests sent and not finished.
-    at_time: (seconds, what to call then). An engine that ends fails the requests whose first token had come; the others go
-    to another engine. Raises RuntimeError where no engine is left.
+    watch: called with the trace after each message of an engine. An engine that ends fails the requests whose first token
+    had come; the others go to another engine. Raises RuntimeError where no engine is left.
     """
     trace = [RoutedRequest(at, p, max_tokens) for p, at in zip(prompts, arrivals, strict=True)]
-    return _Trace(engines, router, trace, block_size).run(at_time)
+    return _Trace(engines, router, trace, block_size).run(watch)
 
 
 class _Trace:
@@ -68,21 +73,18 @@ class _Trace:
         self.open: set[int] = set()
         self.began = time.monotonic()
 
-    def run(self, at_time) -> list[RoutedRequest]:
+    def run(self, watch) -> list[RoutedRequest]:
         coming = list(range(len(self.trace)))[::-1]
         while coming or self.open:
             now = time.monotonic() - self.began
-            if at_time is not None and now >= at_time[0]:
-                at_time[1]()
-                at_time = None
             while coming and self.trace[coming[-1]].at <= now:
                 self.send(coming.pop())
-            due = [self.trace[coming[-1]].at] if coming else []
-            due += [] if at_time is None else [at_time[0]]
-            timeout = max(0.0, min(due) - now) if due else None
+            timeout = max(0.0, self.trace[coming[-1]].at - now) if coming else None
             connections = {e.connection: n for n, e in self.engines.items()}
             for connection in wait(list(connections), timeout):
                 self.read(connections[connection])
+                if watch is not None:
+                    watch(self.trace)
         return self.trace
 
     def send(self, index: int) -> None:
@@ -125,7 +127,7 @@ class _Trace:
         self.router.forget(number)
         again = []
         for index in sorted(i for i in self.open if self.trace[i].replica == number):
-            if math.isnan(self.trace[index].first):
+            if not self.trace[index].begun:
                 self.open.discard(index)
                 again.append(index)
             else:

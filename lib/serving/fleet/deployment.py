@@ -6,20 +6,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import signal
+import threading
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import RequestRouterConfig
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lib.core.engine_options import EngineOptions
 from lib.engine.llm import LLM
 from lib.serving.app import create_app
+from lib.serving.errors import ApiError
 from lib.serving.fleet.forwarding import ForwardedRequest, call_app
 from lib.serving.fleet.front import FleetBusy, Front, ReplicaLost
 from lib.serving.fleet.metrics import labelled
@@ -62,11 +65,6 @@ class Engine:
         """(this replica's id, its metrics in Prometheus' text format)."""
         return serve.get_replica_context().replica_tag, self._service.metrics.render().decode()
 
-    async def process_id(self) -> int:
-        import os
-
-        return os.getpid()
-
     def __del__(self) -> None:
         """Ray Serve has sent nothing new for a while, and has waited for what was running (`drain_timeout`)."""
         if hasattr(self, "_service"):
@@ -78,11 +76,11 @@ class FrontDeployment:
     """The process that clients reach: one, so that what its router knows is all there is to know."""
 
     def __init__(
-        self, engine: DeploymentHandle, fleet: FleetOptions, server: ServerOptions
+        self, engine: DeploymentHandle, tries: int, max_body_bytes: int, block_size: int
     ) -> None:
         self._engine = engine.options(method_name="handle", stream=True)
-        self._all = engine
-        self._front = Front(self._send, fleet.tries, server.max_body_bytes, server.llm.get("block_size", 16))  # fmt: skip
+        self._replicas = engine
+        self._front = Front(self._send, tries, max_body_bytes, block_size)
 
     async def __call__(self, request: Request) -> Response:
         if request.url.path == "/metrics":
@@ -95,16 +93,22 @@ class FrontDeployment:
             async for message in messages:
                 yield message
         except BackPressureError as error:
-            raise FleetBusy from error
+            raise FleetBusy("all replicas are full") from error
+        except DeploymentUnavailableError as error:
+            raise FleetBusy("no replica is running") from error
         except RayTaskError:
             raise  # an error of the application: another replica would make it too
         except RayActorError as error:
             raise ReplicaLost(str(error)) from error
-        finally:
-            messages.cancel()  # nothing happens where it has ended
+        except (asyncio.CancelledError, GeneratorExit):  # the client has gone
+            messages.cancel()
+            raise
 
     async def _metrics(self) -> Response:
-        texts = dict(await self._all.broadcast("metrics").results_async())
+        try:
+            texts = dict(await self._replicas.broadcast("metrics").results_async())
+        except (RayActorError, DeploymentUnavailableError):  # one has just ended, or all have
+            return ApiError(503, "a replica has ended: try again", code="replica_lost", retry_after=5).response()  # fmt: skip
         return Response(labelled(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -114,7 +118,11 @@ def build(given: Mapping[str, Any]) -> serve.Application:
 
 
 def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application:
-    """Engines behind a front. A rolling update is Ray Serve's: new replicas start before old ones are drained."""
+    """Engines behind a front.
+
+    A rolling update is Ray Serve's: it drains a fifth of the replicas at a time, at least one, and starts new ones in their
+    places. An update of the front restarts it, and new requests wait until it is back.
+    """
     scaling: dict[str, Any] = {"num_replicas": fleet.replicas}
     if fleet.max_replicas is not None and fleet.max_replicas > fleet.replicas:
         scaling = {
@@ -147,14 +155,16 @@ def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=server.drain_timeout,
     )
-    return front.bind(engine.bind(server), fleet, server)
+    block_size = server.llm.get("block_size", EngineOptions.block_size)
+    return front.bind(engine.bind(server), fleet.tries, server.max_body_bytes, block_size)
 
 
 def run(fleet: FleetOptions, server: ServerOptions) -> None:
-    """Serves until SIGINT or SIGTERM, then drains."""
+    """Serves until SIGINT or SIGTERM, then drains: what has begun gets `drain_timeout` seconds."""
     serve.start(http_options={"host": server.host, "port": server.port})
-    try:
-        serve.run(application(fleet, server), blocking=True)
-    finally:
-        with contextlib.suppress(Exception):  # Ray may be gone already
-            serve.shutdown()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    serve.run(application(fleet, server))
+    stop.wait()
+    serve.shutdown()

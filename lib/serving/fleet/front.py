@@ -26,7 +26,7 @@ class ReplicaLost(Exception):
 
 
 class FleetBusy(Exception):
-    """All replicas are full, and so is the queue in front of them."""
+    """No replica can take the request now. `str` says why, for the client."""
 
 
 class Front:
@@ -59,10 +59,8 @@ class Front:
                 first = await anext(messages)
             except ReplicaLost:
                 continue
-            except FleetBusy:
-                return ApiError(
-                    503, "all replicas are full: try again later", code="overloaded", retry_after=1
-                ).response()
+            except FleetBusy as busy:
+                return ApiError(503, f"{busy}: try again later", code="overloaded", retry_after=1).response()  # fmt: skip
             except StopAsyncIteration:
                 return ApiError(500, "the replica gave no answer", code="engine_error").response()
             return await self._respond(start, first, messages)
@@ -74,7 +72,8 @@ class Front:
     ) -> Response:
         headers = [(n.lower(), v) for n, v in start["headers"] if n.lower() not in _HOP_BY_HOP]
         if not first.get("more_body", False):
-            await rest.aclose()
+            async for _ in rest:  # to its end, so that nothing is left to cancel
+                pass
             response = Response(first.get("body", b""), start["status"])
         else:
             is_stream = (b"content-type", b"text/event-stream") in [(n, v.partition(b";")[0]) for n, v in headers]  # fmt: skip

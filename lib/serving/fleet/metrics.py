@@ -9,18 +9,17 @@ _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.+)$")
 
 
 def labelled(texts: Mapping[str, str]) -> str:
-    """One exposition from several, by replica: each sample gets the label `replica`; HELP and TYPE come once per metric."""
+    """One text from several, by replica: each sample gets the label `replica`, and the lines of a metric stay together."""
     families: dict[str, tuple[list[str], list[str]]] = {}  # by metric: (comments, samples)
     for replica, text in texts.items():
         name = replica.replace("\\", r"\\").replace('"', r"\"")
-        family, seen = families.setdefault("", ([], [])), ""
+        family = families.setdefault("", ([], []))
         for line in text.splitlines():
-            if line.startswith("# "):
-                _, kind, metric, *_ = line.split(" ", 3)
-                new = metric not in families
-                family = families.setdefault(metric, ([], []))
-                seen = metric if new or seen == metric else ""
-                if seen and line not in family[0]:
+            if line.startswith(
+                "# "
+            ):  # "# HELP metric …" and "# TYPE metric …" come before the samples
+                family = families.setdefault(line.split(" ", 3)[2], ([], []))
+                if line not in family[0]:
                     family[0].append(line)
             elif match := _SAMPLE.match(line):
                 metric, labels, value = match.groups()

@@ -35,23 +35,21 @@ class FleetRequestRouter(FIFOMixin, RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """The chosen one first; if it refuses, the others by load."""
+        """The chosen one first; if it refuses or does not answer in time, the others by load."""
         if not candidate_replicas:
             return []
         by_id = {replica.replica_id: replica for replica in candidate_replicas}
-        names = []
-        if pending_request is not None and pending_request.args:
-            names = getattr(pending_request.args[0], "names", [])
         # Sorted, because candidates come in any order and turns need one.
         ids = sorted(by_id, key=lambda replica: replica.unique_id)
         load = {replica: self._load[replica] for replica in ids}
-        chosen = self._policy.choose(names, ids, load)
+        chosen = self._policy.choose(_names(pending_request), ids, load)
         others = sorted((r for r in ids if r != chosen), key=load.__getitem__)
         return [[by_id[replica]] for replica in (chosen, *others)]
 
     def on_request_routed(self, pending_request, replica_id, result) -> None:
         self._sent[replica_id, pending_request.metadata.internal_request_id] = None
         self._load[replica_id] += 1
+        self._policy.sent(_names(pending_request), replica_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         if (replica_id, internal_request_id) in self._sent:
@@ -74,3 +72,8 @@ class FleetRequestRouter(FIFOMixin, RequestRouter):
         self._load.pop(replica_id, None)
         for key in [key for key in self._sent if key[0] == replica_id]:
             del self._sent[key]
+
+
+def _names(request: PendingRequest | None) -> list[bytes]:
+    """Of a `ForwardedRequest`'s prompt; [] for other calls, such as metrics."""
+    return getattr(request.args[0], "names", []) if request is not None and request.args else []

@@ -32,6 +32,9 @@ class Router(Protocol):
         load: Mapping[ReplicaId, int],
     ) -> ReplicaId: ...
 
+    def sent(self, names: Sequence[Hashable], replica: ReplicaId) -> None:
+        """The request went to this replica; needed only where that is not the chosen one."""
+
     def forget(self, replica: ReplicaId) -> None: ...
 
 
@@ -45,7 +48,10 @@ class RoundRobin:
         self._count += 1
         return replicas[(self._count - 1) % len(replicas)]
 
-    def forget(self, replica: ReplicaId) -> None:
+    def sent(self, names, replica):
+        """Nothing is kept."""
+
+    def forget(self, replica):
         """Nothing is kept."""
 
 
@@ -78,7 +84,10 @@ class PowerOfTwo:
         first, second = replicas[i], replicas[j + (j >= i)]
         return first if load[first] <= load[second] else second
 
-    def forget(self, replica: ReplicaId) -> None:
+    def sent(self, names, replica):
+        """Nothing is kept."""
+
+    def forget(self, replica):
         """Nothing is kept."""
 
 
@@ -111,7 +120,11 @@ class LongestPrefix:
         self.index.add(names, chosen)
         return chosen
 
-    def forget(self, replica: ReplicaId) -> None:
+    def sent(self, names, replica):
+        """The replica has the names now. The chosen one is not asked to forget them: it may have some."""
+        self.index.add(names, replica)
+
+    def forget(self, replica):
         self.index.forget(replica)
 
 

@@ -60,6 +60,10 @@ def test_the_replicas_answer_as_one_engine_and_share_prefixes_by_affinity(engine
     assert again.cached == 0
 
 
+def begun_at(trace, replica):
+    return sum(r.replica == replica and r.begun for r in trace)
+
+
 def test_a_killed_replica_fails_what_had_begun_and_nothing_else(engines):
     prompts = prompts_of(groups=24, each=1)
     trace = run_trace(
@@ -68,7 +72,7 @@ def test_a_killed_replica_fails_what_had_begun_and_nothing_else(engines):
         prompts,
         [0.0] * len(prompts),
         max_tokens=150,
-        at_time=(0.15, engines[0].kill),
+        watch=lambda trace: begun_at(trace, 0) >= 2 and engines[0].kill(),
     )
     outcomes = [r.outcome for r in trace]
     assert outcomes.count("completed") + outcomes.count("failed") == len(prompts)
