@@ -45,7 +45,7 @@ class KVCache:
         self._v_slots[layer].index_copy_(0, slot_mapping, v)
 
     def read(self, layer: int, select: Callable[..., Tensor], *which: Any) -> tuple[Tensor, Tensor]:
-        """What `select(blocks, *which)` takes of a layer's K and V: a view or a copy of the blocks."""
+        """What `select(blocks, *which)` takes of a layer's K and V."""
         return select(self.k[layer], *which), select(self.v[layer], *which)
 
     def as_stored(
