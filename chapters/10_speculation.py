@@ -318,7 +318,7 @@ table(
 #
 # ```{calculator} speculation
 # Both models of this section: rows that cost nothing, and the step times of a recorded run. With more sequences
-# in the step, the second curve sinks below 1: that is the crossover.
+# in the step, the second curve can fall below 1: that is the crossover.
 # ```
 #
 # ### The drafts, counted from finished text
