@@ -102,6 +102,11 @@ class EngineOptions:
         "token and head",
         choices=("auto", "int8"),
     )
+    tensor_parallel_size: int = _option(
+        1,
+        "processes among which the model's weights and KV cache are divided; on CUDA, one GPU each",
+        at_least=1,
+    )
 
     def __post_init__(self) -> None:
         if self.speculative_config is not None and not isinstance(self.speculative_config, dict):
@@ -115,6 +120,8 @@ class EngineOptions:
                 "cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
                 f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}"
             )
+        if self.tensor_parallel_size > 1:
+            self._check_parallel()
         self._check_async_scheduling()
         if self.compile and self.linear == "fused":
             raise ValueError(
@@ -133,6 +140,11 @@ class EngineOptions:
                 f"got {self.kv_cache_memory_bytes!r}"
             )
         if self.kv_cache_dtype != "auto":
+            if self.tensor_parallel_size > 1:
+                raise ValueError(
+                    "kv_cache_dtype must be 'auto' with tensor_parallel_size > 1, "
+                    f"got {self.kv_cache_dtype!r}"
+                )
             if self.kv_cache == "none":
                 raise ValueError(
                     "kv_cache_dtype must be 'auto' where kv_cache is 'none', "
@@ -147,6 +159,22 @@ class EngineOptions:
             raise ValueError(
                 "num_blocks and kv_cache_memory_bytes both set the pool's size: give one, "
                 f"got {self.num_blocks!r} and {self.kv_cache_memory_bytes!r}"
+            )
+
+    def _check_parallel(self) -> None:
+        if self.cuda_graphs:
+            raise ValueError(
+                "cuda_graphs must be False where tensor_parallel_size is > 1, got True"
+            )
+        method = (self.speculative_config or {}).get("method", "ngram")
+        if method in ("early_exit", "draft_model"):  # whose drafts rank 0 would make alone
+            raise ValueError(
+                "speculative_config.method must be 'ngram' where tensor_parallel_size is > 1, "
+                f"got {method!r}"
+            )
+        if self.async_scheduling is True:
+            raise ValueError(
+                "async_scheduling must be 'auto' or False where tensor_parallel_size is > 1, got True"
             )
 
     def _check_async_scheduling(self) -> None:

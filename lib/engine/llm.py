@@ -21,7 +21,7 @@ from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
-from lib.engine.assemble import assemble, load, output_rules, weight_bytes
+from lib.engine.assemble import assemble, load, output_rules, start_workers, weight_bytes
 from lib.engine.completion_stream import Progress
 from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
@@ -48,11 +48,23 @@ class LLM:
         self.options = EngineOptions(model, **options)
         self.device = pick_device(self.options.device)
         self.dtype = pick_dtype(self.options.dtype, self.device)
-        loaded = load(self.options, self.device, self.dtype)
-        self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
-        self.config, self.folder = loaded.config, loaded.folder
-        self.output_rules = output_rules(self.tokenizer, self.config)
-        engine = assemble(self.model, self.options, self.device, self.dtype, self.tokenizer)
+        self.workers = start_workers(self.options, self.device)  # chapter 13: None for one process
+        try:
+            loaded = load(self.options, self.device, self.dtype, self.workers)
+            self.model, self.tokenizer, self.weights = (
+                loaded.model,
+                loaded.tokenizer,
+                loaded.weights,
+            )
+            self.config, self.folder = loaded.config, loaded.folder
+            self.output_rules = output_rules(self.tokenizer, self.config)
+            engine = assemble(
+                self.model, self.options, self.device, self.dtype, self.tokenizer, self.workers
+            )
+            elsewhere = [] if self.workers is None else self.workers.sizes()
+        except BaseException:
+            self.close()
+            raise
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
         self.drafter = engine.drafter  # chapter 10: adds draft tokens to a step's work
@@ -60,7 +72,9 @@ class LLM:
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
         self.fused_blocks = engine.fused_blocks
-        self.weight_bytes = weight_bytes(self.model)
+        own = weight_bytes(self.model)
+        self.weight_bytes_by_rank = [own, *(weights for weights, _ in elsewhere)]
+        self.weight_bytes = sum(self.weight_bytes_by_rank)
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
         self._progressed: dict[
             str, None
@@ -213,11 +227,20 @@ class LLM:
             "mean_accepted_length": totals.mean_accepted_length,
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
             "weight_bytes": self.weight_bytes,
+            "weight_bytes_by_rank": list(self.weight_bytes_by_rank),
             "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
             "fused_blocks": self.fused_blocks,
         }
+
+    def close(self) -> None:
+        """End the processes of other ranks, if any: a later step raises EngineDeadError. May be repeated.
+
+        Without a call they end with this object or with this process.
+        """
+        if self.workers is not None:
+            self.workers.close()
 
     def check_integrity(self) -> None:
         """Raise RuntimeError, saying what is wrong, unless the engine's books balance. For tests, between steps."""
