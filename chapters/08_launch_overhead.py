@@ -12,8 +12,9 @@
 # | laptop, two cores | four minutes | 8 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same |
 #
-# **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/compiled.py`:
-# what lies between the matrix products, compiled. `engine/cuda_graphs.py`: decode steps recorded once and replayed.
+# **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/fused/`: a CPU's
+# layer in two calls, with a kernel for products of few rows. `models/compiled.py`: what lies between the matrix
+# products, compiled. `engine/cuda_graphs.py`: decode steps recorded once and replayed.
 # `core/openmp.py`: how threads wait. `bench/measure/flame.py`: where a call's time goes, frame by frame.
 # `bench/peers/`: this engine against `transformers`.
 # :::
@@ -73,7 +74,7 @@ from lib.bench.findings import ch08_launch_overhead as words
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.vocabulary import capital
-from lib.bench.measure import busy_machine, counts, flame
+from lib.bench.measure import busy_machine, counts, flame, step_parts
 from lib.bench.measure.busy_machine import GNU_DEFAULT, PASSIVE
 from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
@@ -109,6 +110,7 @@ from lib.engine.cuda_graphs import CudaRecorder, GraphRunner, Rerun, ladder
 from lib.engine.runner import ModelRunner
 from lib.models import compiled
 from lib.models.packed import PackedLinear, pack, pack_linears, why_not_packed
+from lib.models.packed_tiles import packed_tiles
 
 # %% [markdown]
 # ## The problem: more than the bytes
@@ -117,10 +119,10 @@ from lib.models.packed import PackedLinear, pack, pack_linears, why_not_packed
 # continuous batching. One sequence decodes. Its bytes are counted, the bandwidth is measured, and so is the step.
 
 # %% tags=["hide-input"]
-PROMPT, NEW = pick(smoke=(8, 3), cpu=(32, 24), gpu=(64, 48))
+PROMPT, NEW = pick(smoke=(8, 3), cpu=(32, 16), gpu=(64, 48))
 ROWS = pick(smoke=4, cpu=64, gpu=64)  # the largest batch
 BATCHES = pick(smoke=[1, 4], cpu=[1, 4, 16, 64], gpu=[1, 2, 4, 8, 16, 32, 64])
-REPEATS = pick(smoke=2, cpu=9, gpu=25)
+REPEATS = pick(smoke=2, cpu=7, gpu=25)
 LONGEST = pick(smoke=64, cpu=112, gpu=112)
 ENDLESS = SamplingParams(max_tokens=LONGEST - 8, temperature=0, ignore_eos=True)
 
@@ -365,14 +367,16 @@ show_source(flame.record)
 
 # %% tags=["hide-input"]
 packed_name = "packed"
-packed = engine(linear="packed")
+CAN_PACK = not why_not_packed(device, torch.float32)
+LAYOUT = "packed" if CAN_PACK else "plain"
+packed = engine(linear=LAYOUT)
 shares, frames = {}, {}
 for name, llm in {"plain": plain, packed_name: packed}.items():
     for batch in (1, ROWS):
         begin(llm, batch)
         frames[name, batch] = flame.splice(
             flame.record(
-                lambda llm=llm: one_step(llm), pick(smoke=1, cpu=5, gpu=7)
+                lambda llm=llm: one_step(llm), pick(smoke=1, cpu=3, gpu=7)
             ),
             (*flame.PASSING, "one_step"),
         )
@@ -530,7 +534,7 @@ gemm = record.add(
     params={"products": products},
     points=products_alone(
         pick(smoke=[1, 4], cpu=[1, 4, 16, 64], gpu=[1, 4, 16, 64]),
-        pick(smoke=1, cpu=5, gpu=9),
+        pick(smoke=1, cpu=3, gpu=9),
     ),
 )
 product_gate = experiments.gate("products by kernel")
@@ -614,6 +618,175 @@ glue_all(words.kernels(by_kernel))
 # before anything is measured: exchange the kernel, and only the first term changes. *The packed step should take the
 # packed products' time, and what the plain step takes beside its own products.* The steps below will judge it.
 #
+# ## Fewer calls: a layer in two of them
+#
+# Two parts of {eq}`eq-08-corrected` are left. The products do not yet read at the speed of memory when there is one row,
+# and around them lie hundreds of small calls. What do these calls move? Between two products of a layer, one token's
+# activations are a few thousand numbers, which a core's own cache holds. So the time around the products is not the
+# time of bytes. It is the time of calls: each takes some microseconds, however little it computes, and after every
+# product its code and its objects have to come back into the cache that the weights have just passed through.
+#
+# The prediction is then a count. We count PyTorch's operators with the dispatch mode from above, leave out the products
+# and what merely hands a tensor to Numba, and add Numba's kernels, which PyTorch does not see.
+
+# %%
+fused = None
+if CAN_PACK:  # the kernels are a CPU's
+    fused = engine(linear="auto")
+FUSED = fused is not None and fused.stats()["fused_blocks"] > 0
+
+
+# What the dispatch mode sees of `x.numpy()`, of which PyTorch does nothing.
+AS_ARRAY = {f"aten::{n}" for n in "detach to resolve_conj resolve_neg".split()}
+
+
+def calls_around(llm):
+    """Calls into compiled code in a decode step, without the products."""
+    begin(llm, 1)
+    with CountOperators() as counter:
+        llm.step()
+    end(llm)
+    total = sum(n for name, n in counter.calls.items() if name not in AS_ARRAY)
+    layers = config.num_layers  # each with a kernel for attention
+    if llm is fused:  # two more kernels per layer, and one for the head
+        return total + layers + 2 * layers + 1
+    return total + layers - products
+
+
+if FUSED:
+    calls = {packed_name: calls_around(packed), "fused": calls_around(fused)}
+    assert calls["fused"] < calls[packed_name]
+    print(calls)
+
+# %% [markdown]
+# *{glue:text}`fused_calls_finding` The products should take the time of their bytes.*
+#
+# A kernel for few rows needs no more than the order in which the weights lie. Packing has settled that already: for each
+# tile of 64 outputs, oneDNN keeps the 64 weights of the first input, then those of the second, and so on. oneDNN does not
+# promise this, so `packed_tiles` compares the memory with the plain weight, and where they differ oneDNN keeps the work. One
+# row, or two, or four are multiplied with a tile while it streams by; the sums stay in registers. Nothing is copied, and
+# the same packed weight serves oneDNN when there are more rows.
+
+# %% tags=["remove-input"]
+if FUSED:
+    from lib.models.fused import kernel, layers
+
+    show_source(packed_tiles)
+    show_source(kernel._product_share.py_func)
+
+# %% [markdown]
+# Everything between two such products of a layer, in the same call: a layer is one call before attention and one after
+# it. With more rows than the kernel is good at, the products are oneDNN's, and what lies between them is still one call
+# each, an addition and its norm for example.
+
+# %% tags=["remove-input"]
+if FUSED:
+    show_source(kernel.few_rows_after_attention.py_func)
+    show_source(layers.LlamaBlock, "forward")
+
+# %% [markdown]
+# The plain layer of chapter 1 stays in `lib/`: it is what a GPU runs, and what the fused one is checked against. Sums in
+# another order round differently, so the logits agree up to rounding, at every number of rows:
+
+# %%
+if FUSED:
+    worst = 0.0
+    for rows in range(1, layers.FEW_ROWS + 2):
+        (tokens,) = random_prompts([rows], config.vocab_size, seed=rows)
+        batch = Batch.of_prompts([tokens], device)
+        with torch.inference_mode():
+            want, got = (
+                llm.model(batch, FullAttention()) for llm in (plain, fused)
+            )
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-2)
+        worst = max(worst, (got - want).abs().max().item())
+    print(f"largest difference of a logit: {worst:.1e}")
+    assert fused.stats()["weight_bytes"] == packed.stats()["weight_bytes"]
+
+# %% [markdown]
+# Now the step in parts. Attention and the model are timed inside the step, the products alone right after it, and the
+# two engines take turns.
+
+# %% tags=["hide-input"]
+pieces = []
+for batch in pick(smoke=[1], cpu=[1, 4], gpu=[1, 4]) if FUSED else []:
+    pair = {packed_name: packed, "fused": fused}
+    for llm in pair.values():
+        begin(llm, batch)
+    found = step_parts.step_parts(
+        pair, batch, pick(smoke=2, cpu=9, gpu=25), warmup=1
+    )
+    for llm in pair.values():
+        end(llm)
+    pieces += [
+        {
+            "engine": name,
+            "batch": batch,
+            **parts,
+            "calls": calls[name],
+            "weight_bytes": counts.streamed_bytes(config, "float32"),
+        }
+        for name, parts in found.items()
+    ]
+if pieces:
+    record.add("step_parts", unit="s", points=pieces)
+fused_gate = experiments.gate("the step in parts")
+fused_gate.repeats(p[k] for p in pieces for k in ("step", "products"))
+fused_gate.machine(roofline, experiments.roofline)
+in_parts = experiments.pick(fused_gate, record)
+if in_parts["step_parts"] is None:  # older records have no such series
+    in_parts = fused_gate.pick(record, None)
+drawn = in_parts["step_parts"]
+if drawn is not None:
+    parts = step_parts.PARTS
+    table(
+        [
+            [
+                f"{row['engine']}, batch {row['batch']}",
+                *(f"{1e3 * row[part]:,.1f}" for part in parts),
+                f"{1e3 * row['step']:,.1f}",
+                f"{row['weight_bytes'] / row['products'] / 1e9:,.1f}",
+            ]
+            for row in drawn.rows()
+        ],
+        headers=[
+            "engine",
+            *(f"{part} (ms)" for part in parts),
+            "step (ms)",
+            "products (GB/s)",
+        ],
+    )
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-parts", "caption": "A decode step in parts, packed and fused, as shares of the packed step at the same batch."}}
+if drawn is not None:
+    whole_of = {
+        row["batch"]: sum(row[part] for part in parts)
+        for row in drawn.rows()
+        if row["engine"] == packed_name
+    }
+    fig, ax = figure(height=0.45 * len(drawn["engine"]) + 1.0)
+    stacked_bars(
+        ax,
+        [
+            f"{name}, batch {batch}"
+            for name, batch in zip(drawn["engine"], drawn["batch"])
+        ],
+        {
+            part: [row[part] / whole_of[row["batch"]] for row in drawn.rows()]
+            for part in parts
+        },
+    )
+    caution(ax, in_parts.note)
+    show(fig, "08_parts")
+
+# %% tags=["remove-cell"]
+glue_all(words.fused(in_parts))
+
+# %% [markdown]
+# {glue:text}`fused_products_finding`
+#
+# {glue:text}`fused_around_finding` {glue:text}`fused_step_finding`
+#
 # ## Fewer operations: torch.compile
 #
 # Between two products a layer adds, normalises, rotates, multiplies. In eager PyTorch each of these is several
@@ -636,7 +809,7 @@ show_source(compiled.compile_blocks)
 # %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", UserWarning)
-    squeezed = engine(linear="packed", compile=True)
+    squeezed = engine(linear=LAYOUT, compile=True)
 for warning in caught:
     if "compile" in str(warning.message):
         print(warning.message)
@@ -813,6 +986,8 @@ record.add(
     ],
 )
 engines = {"plain": plain} | ({} if CUDA else {packed_name: packed})
+if fused is not None:
+    engines["fused layers"] = fused
 engines["compiled" if CUDA else "packed and compiled"] = squeezed
 if CUDA:
     engines |= {"graphs": replayed, "graphs, compiled": both}
@@ -1027,7 +1202,7 @@ def with_model(model):
 
 tidy = in_turns(
     {"modules": with_model(packed.model), "flat": with_model(straight)},
-    pick(smoke=2, cpu=25, gpu=40),
+    pick(smoke=2, cpu=15, gpu=40),
 )
 packed.runner.model = packed.model
 end(packed)
@@ -1411,7 +1586,7 @@ pool = None
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-foretold = words.predictions(whole_step, busy_run, by_prompt)
+foretold = words.predictions(whole_step, busy_run, by_prompt, in_parts)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 

@@ -8,10 +8,11 @@ memory holds garbage. Recorded graphs run the recorded operations again over the
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,7 +201,11 @@ class FakeCuda(TorchDispatchMode):
             self.waited(f"{name}: ")
         inner_args, inner_kwargs = tree_map_only(CudaTensor, lambda t: t.held, (args, kwargs))
         if to_device:
-            inner_kwargs["device"] = torch.device("cpu")
+            here = torch.device("cpu")
+            if any(isinstance(x, torch.device) for x in inner_args):  # aten::to.device
+                inner_args = [here if isinstance(x, torch.device) else x for x in inner_args]
+            else:
+                inner_kwargs["device"] = here
         inner_kwargs.pop("pin_memory", None)
         with torch._C._DisableTorchDispatch():
             out = func(*inner_args, **inner_kwargs)
@@ -293,7 +298,9 @@ def _line() -> str:
 
 
 @contextmanager
-def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeCuda]:
+def fake_cuda(
+    capability: tuple[int, int] = (9, 0), free_bytes: int = 78 << 20
+) -> Iterator[FakeCuda]:
     """A machine with one CUDA device, as long as the context lasts. Engines made in it must not outlive it."""
     from triton.runtime.jit import JITFunction
 
@@ -301,10 +308,13 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeCuda]:
 
     class Event:
         def __init__(self, **options: Any) -> None:
-            self._copies = 0
+            self._copies, self._time = 0, 0.0
 
         def record(self, stream: Any = None) -> None:
-            self._copies = len(device._arriving)
+            self._copies, self._time = len(device._arriving), time.perf_counter()
+
+        def elapsed_time(self, end: Any) -> float:
+            return 1e3 * (end._time - self._time)
 
         def synchronize(self) -> None:
             device.syncs[f"event: {_line()}"] += 1
@@ -367,7 +377,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeCuda]:
         "memory_reserved": lambda d=None: 0,
         "max_memory_reserved": lambda d=None: 1 << 20,
         "reset_peak_memory_stats": lambda d=None: None,
-        "mem_get_info": lambda d=None: (78 << 20, 80 << 20),
+        "mem_get_info": lambda d=None: (free_bytes, free_bytes + (2 << 20)),
         "_lazy_init": lambda: None,
         "Stream": Stream,
         "Event": Event,
@@ -375,6 +385,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeCuda]:
         "graph": graph,
         "graph_pool_handle": lambda: (0, 1),
         "stream": stream,
+        "device": lambda d: nullcontext(),
         "current_stream": lambda d=None: SimpleNamespace(wait_stream=lambda other: None),
     }
     make, move = torch.tensor, Tensor.to

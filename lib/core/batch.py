@@ -32,6 +32,7 @@ class Scheduled:
     draft_probs [drafts, V]: the distributions that they were sampled from; None: they were not
     sampled, but chosen in a way that has one result only.
     num_prompt_rows: tokens whose logits are needed for `prompt_logprobs`, see `Request.num_prompt_rows`.
+    discarded: what the step computes for this request is of no use, see `lib.engine.in_flight`.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class Scheduled:
     draft_token_ids: Sequence[int] = ()
     draft_probs: Tensor | None = field(default=None, compare=False)
     num_prompt_rows: int = 0
+    discarded: bool = False
 
     @property
     def completes(self) -> bool:

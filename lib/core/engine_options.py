@@ -73,6 +73,11 @@ class EngineOptions:
     cuda_graphs: bool = _option(
         False, "record decode steps as CUDA graphs and replay them (paged cache, fused attention)"
     )
+    async_scheduling: bool | str = _option(
+        "auto",
+        "schedule and launch a step before the tokens of the one before it are read; auto: on CUDA, "
+        "with a KV cache and without speculative decoding",
+    )
 
     speculative_config: dict[str, Any] | None = _option(
         None,
@@ -91,6 +96,11 @@ class EngineOptions:
         "block of 32 elements, which is faster for many rows",
         choices=("float32", "int8"),
     )
+    tensor_parallel_size: int = _option(
+        1,
+        "processes among which the model's weights and KV cache are divided; on CUDA, one GPU each",
+        at_least=1,
+    )
 
     def __post_init__(self) -> None:
         if self.speculative_config is not None and not isinstance(self.speculative_config, dict):
@@ -104,6 +114,9 @@ class EngineOptions:
                 "cuda_graphs needs kv_cache 'paged' and attention 'fused' on a CUDA device, "
                 f"got kv_cache {self.kv_cache!r} and attention {self.attention!r}"
             )
+        if self.tensor_parallel_size > 1:
+            self._check_parallel()
+        self._check_async_scheduling()
         if self.compile and self.linear == "fused":
             raise ValueError(
                 "linear must not be 'fused' where compile is True: both replace what lies between "
@@ -124,6 +137,36 @@ class EngineOptions:
             raise ValueError(
                 "num_blocks and kv_cache_memory_bytes both set the pool's size: give one, "
                 f"got {self.num_blocks!r} and {self.kv_cache_memory_bytes!r}"
+            )
+
+    def _check_parallel(self) -> None:
+        if self.cuda_graphs:
+            raise ValueError(
+                "cuda_graphs must be False where tensor_parallel_size is > 1, got True"
+            )
+        method = (self.speculative_config or {}).get("method", "ngram")
+        if method in ("early_exit", "draft_model"):  # whose drafts rank 0 would make alone
+            raise ValueError(
+                "speculative_config.method must be 'ngram' where tensor_parallel_size is > 1, "
+                f"got {method!r}"
+            )
+        if self.async_scheduling is True:
+            raise ValueError(
+                "async_scheduling must be 'auto' or False where tensor_parallel_size is > 1, got True"
+            )
+
+    def _check_async_scheduling(self) -> None:
+        value = self.async_scheduling
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError(f"async_scheduling must be 'auto', True or False, got {value!r}")
+        if value is True and self.speculative_config is not None:
+            raise ValueError(
+                "async_scheduling must be 'auto' or False with speculative_config, since drafts follow "
+                "tokens that the host has read, got True"
+            )
+        if value is True and self.kv_cache == "none":
+            raise ValueError(
+                "async_scheduling must be 'auto' or False where kv_cache is 'none', got True"
             )
 
     def _check(self, name: str, default: Any, rules: Any) -> None:

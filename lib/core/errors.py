@@ -1,4 +1,4 @@
-"""The error that a request's author can mend, with its meaning in fields. Introduced in chapter 1."""
+"""Errors of their own type: one that a request's author can mend, and one that ends the engine. Introduced in chapter 1."""
 
 from __future__ import annotations
 
@@ -14,3 +14,7 @@ class InvalidRequest(ValueError):
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param, self.code = param, code
+
+
+class EngineDeadError(RuntimeError):
+    """The engine cannot go on: every later step raises this, too. The message says what has ended it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.speculative_config import SpeculativeConfig
 from lib.engine.cuda_graphs import GraphRunner, ladder
+from lib.engine.in_flight import StepsInFlight
 from lib.engine.runner import ModelRunner
 from lib.engine.sampling import Sampler
 from lib.engine.scheduler import Scheduler
@@ -49,6 +50,9 @@ from lib.models.first_layers import bytes_per_pass
 from lib.models.fused.choose import fuse_layers
 from lib.models.packed import pack_linears
 
+if TYPE_CHECKING:
+    from lib.engine.tensor_parallel.workers import Workers
+
 _SCHEDULERS = {"continuous": Scheduler, "static": StaticScheduler}
 
 
@@ -67,6 +71,7 @@ class EngineParts:
     drafter: Drafter | None = None
     sampler: Sampler = field(default_factory=Sampler)
     draft_kv_cache_bytes: int = 0  # K and V of a draft model
+    in_flight: StepsInFlight | None = None  # with asynchronous scheduling
 
 
 def assemble(
@@ -75,10 +80,12 @@ def assemble(
     device: torch.device,
     dtype: torch.dtype,
     tokenizer: Any = None,
+    workers: Workers | None = None,
 ) -> EngineParts:
     """Build the parts that `options` name. Raises ValueError where they do not fit into memory.
 
-    tokenizer: the model's, with which a draft model's must agree.
+    tokenizer: the model's, with which a draft model's must agree. workers: the other ranks, if the
+    model is one rank's part.
     """
     config: ModelConfig = model.config
     speculative = _speculative(options)  # first: a mistake in it must not cost the time below
@@ -91,9 +98,7 @@ def assemble(
     max_model_len = options.max_model_len or longest
     if options.cuda_graphs and device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a CUDA device, got device {str(device)!r}")
-    packed_linears = pack_linears(model, options.linear)
-    fused_blocks = 0 if options.compile else fuse_layers(model, options.linear)
-    compile_seconds = compile_blocks(model) if options.compile else 0.0
+    packed_linears, fused_blocks, compile_seconds = prepare(model, options)
     draft = None
     if speculative is not None and speculative.method == "draft_model":
         draft = _draft_model(speculative, config, options, device, dtype, tokenizer)
@@ -104,16 +109,22 @@ def assemble(
     else:
         plan = _slots if options.kv_cache == "contiguous" else _blocks
         beside = 0 if draft is None else draft.config.kv_bytes_per_token(dtype.itemsize)
+        if workers is not None:
+            beside = workers.kv_bytes_per_token(dtype.itemsize)
         num_blocks, block_size, max_model_len = plan(
-            model, options, max_model_len, device, dtype, beside
+            _runner(model, FullAttention(), workers), options, max_model_len, device, dtype, beside
         )
-        kv_cache = _allocate(config, num_blocks, block_size, dtype, device)
+        kv_cache = allocate(config, num_blocks, block_size, dtype, device)
         manager = _manager(options, kv_cache, config)
-        attention = _cached_attention(options, kv_cache, config.num_heads)
+        attention = cached_attention(options, kv_cache, config.num_heads)
+        if workers is not None:
+            from lib.engine.tensor_parallel.runner import ParallelKVCache
+
+            kv_cache = ParallelKVCache(kv_cache, workers)
     scheduler = _SCHEDULERS[options.scheduler](
         manager, options.max_num_seqs, options.max_num_batched_tokens
     )
-    runner: ModelRunner | GraphRunner = ModelRunner(model, attention)
+    runner = _runner(model, attention, workers)
     if options.cuda_graphs:
         if isinstance(attention, GatherAttention):  # 'auto' has found no kernels, and said why
             raise ValueError("cuda_graphs needs attention 'fused', which cannot be had here")
@@ -127,6 +138,10 @@ def assemble(
         if isinstance(proposer, DraftModelProposer):
             draft_kv_cache_bytes = proposer.kv_cache.nbytes
         drafter = _drafter(speculative, options, proposer, runner, manager, device)
+    sampler, in_flight = _sampler(speculative), None
+    if _is_asynchronous(options, device):
+        sampler.logits_reused = isinstance(runner, GraphRunner)
+        in_flight = StepsInFlight(scheduler, runner, sampler, device)
     return EngineParts(
         runner,
         scheduler,
@@ -137,13 +152,33 @@ def assemble(
         packed_linears,
         fused_blocks,
         drafter,
-        _sampler(speculative),
+        sampler,
         draft_kv_cache_bytes,
+        in_flight,
     )
 
 
-def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """The model with its weights and tokenizer; see `load_model` and `load_quantized` for errors."""
+def start_workers(options: EngineOptions, device: torch.device) -> Workers | None:
+    """The other ranks, which load their parts of the model from now on; None without tensor parallelism.
+
+    Raises ValueError where this machine has too few devices.
+    """
+    if options.tensor_parallel_size == 1:
+        return None
+    from lib.engine.tensor_parallel.workers import Workers
+
+    return Workers(options, device)
+
+
+def load(
+    options: EngineOptions, device: torch.device, dtype: torch.dtype, workers: Workers | None = None
+) -> LoadedModel:
+    """The model with its weights and tokenizer; see `load_model` and `load_quantized` for errors.
+
+    With `workers` it is rank 0's part of the model; `config` is that of the whole.
+    """
+    if workers is not None:
+        return workers.load(options, dtype)
     activations = options.quantized_activations
     if options.quantization is None:
         try:
@@ -164,6 +199,21 @@ def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Lo
     return load_quantized(options.model, options.quantization, activations, device, dtype)
 
 
+def prepare(model: nn.Module, options: EngineOptions) -> tuple[int, int, float]:
+    """Pack, fuse or compile the model's layers in place: (linear layers packed, blocks fused, seconds of compiling).
+
+    Every rank prepares its own part.
+    """
+    packed = pack_linears(model, options.linear)
+    fused = 0 if options.compile else fuse_layers(model, options.linear)
+    seconds = compile_blocks(model) if options.compile else 0.0
+    if fused and options.tensor_parallel_size > 1:
+        from lib.models.parallel.fused import fuse_products
+
+        fuse_products(model)
+    return packed, fused, seconds
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes that the model's weights take, in whatever form they are kept; shared ones count once."""
     other = sum(getattr(module, "weight_bytes", 0) for module in model.modules())
@@ -173,6 +223,22 @@ def weight_bytes(model: nn.Module) -> int:
 def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
     """What restricts the tokens of requests: structured output, allowed tokens, bad words."""
     return OutputRules(tokenizer, config.vocab_size, config.eos_token_ids)
+
+
+def _runner(model: nn.Module, attention: Attention, workers: Workers | None) -> ModelRunner:
+    if workers is None:
+        return ModelRunner(model, attention)
+    from lib.engine.tensor_parallel.runner import ParallelRunner
+
+    return ParallelRunner(model, attention, workers)
+
+
+def _is_asynchronous(options: EngineOptions, device: torch.device) -> bool:
+    if options.async_scheduling != "auto":
+        return options.async_scheduling
+    possible = options.kv_cache != "none" and options.speculative_config is None
+    possible = possible and options.tensor_parallel_size == 1
+    return possible and device.type == "cuda"
 
 
 def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
@@ -251,8 +317,8 @@ def _proposer(
         )
     # As many tokens as the model's own cache.
     shape, device = (kv_cache.num_blocks, kv_cache.block_size), kv_cache.k.device
-    own = _allocate(draft.config, *shape, dtype, device)
-    attention = _cached_attention(options, own, draft.config.num_heads)
+    own = allocate(draft.config, *shape, dtype, device)
+    attention = cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),
         _manager(options, own, draft.config),
@@ -275,7 +341,8 @@ def _manager(options: EngineOptions, kv_cache: KVCache, config: ModelConfig) -> 
     return paged(kv_cache.num_blocks, kv_cache.block_size)
 
 
-def _cached_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
+def cached_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
+    """The attention over `kv_cache` that `options` name."""
     if options.kv_cache == "contiguous":
         return ContiguousAttention(kv_cache)
     return _paged_attention(options, kv_cache, num_heads)
@@ -299,7 +366,7 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) 
 
 
 def _slots(
-    model: nn.Module,
+    runner: ModelRunner,
     options: EngineOptions,
     max_model_len: int,
     device: torch.device,
@@ -308,10 +375,10 @@ def _slots(
 ) -> tuple[int, int, int]:
     """(slots, tokens in a slot, max_model_len). Every sequence gets a slot as long as the longest allowed.
 
-    beside: bytes that a draft model keeps for each token, in addition to the model's own.
+    beside: bytes that a draft model, or other ranks, keep for each token in the same memory.
     """
-    per_token = model.config.kv_bytes_per_token(dtype.itemsize) + beside
-    budget = _budget(model, options, device)
+    per_token = runner.model.config.kv_bytes_per_token(dtype.itemsize) + beside
+    budget = _budget(runner, options, device)
     needed = options.max_num_seqs * max_model_len * per_token
     if needed > budget:
         fits = budget // (options.max_num_seqs * per_token)
@@ -326,7 +393,7 @@ def _slots(
 
 
 def _blocks(
-    model: nn.Module,
+    runner: ModelRunner,
     options: EngineOptions,
     max_model_len: int,
     device: torch.device,
@@ -335,13 +402,13 @@ def _blocks(
 ) -> tuple[int, int, int]:
     """(blocks with the null block, block_size, max_model_len). `beside`: as in `_slots`."""
     size = options.block_size
-    per_block = size * (model.config.kv_bytes_per_token(dtype.itemsize) + beside)
+    per_block = size * (runner.model.config.kv_bytes_per_token(dtype.itemsize) + beside)
     if options.num_blocks is not None:
         num_blocks = options.num_blocks
     else:
         # More blocks than all sequences at their longest could fill would lie idle.
         most = options.max_num_seqs * math.ceil(max_model_len / size) + 1
-        num_blocks = min(most, _budget(model, options, device) // per_block)
+        num_blocks = min(most, _budget(runner, options, device) // per_block)
     capacity = (num_blocks - 1) * size
     if capacity < 1 or (options.max_model_len is not None and capacity < max_model_len):
         raise ValueError(
@@ -352,13 +419,12 @@ def _blocks(
     return num_blocks, size, min(max_model_len, capacity)
 
 
-def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> int:
+def _budget(runner: ModelRunner, options: EngineOptions, device: torch.device) -> int:
     if options.kv_cache_memory_bytes is not None:
         return options.kv_cache_memory_bytes
     tokens = options.max_num_batched_tokens if device.type == "cuda" else 1
     speculative = _speculative(options)
     rows_per_sequence = 1 if speculative is None else 1 + speculative.num_speculative_tokens
-    runner = ModelRunner(model, FullAttention())
 
     def largest_step() -> None:
         # As many sequences as a step may have, the first of them as long as may be: most logits and most attention.
@@ -366,7 +432,7 @@ def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> i
         rows = min(tokens, options.max_num_seqs * rows_per_sequence)
         lengths, spare = [1] * rows, tokens - rows
         for row in range(len(lengths)):
-            extra = min(spare, model.config.max_position_embeddings - 1)
+            extra = min(spare, runner.model.config.max_position_embeddings - 1)
             lengths[row], spare = 1 + extra, spare - extra
         batch = Batch.of_prompts([[0] * n for n in lengths], device)
         runner.run(batch).double().sort(
@@ -376,9 +442,10 @@ def _budget(model: nn.Module, options: EngineOptions, device: torch.device) -> i
     return available_bytes(device, largest_step)
 
 
-def _allocate(
+def allocate(
     config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
+    """A KV cache of zeros. Raises ValueError where the device has no room for it."""
     try:
         return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
     except (

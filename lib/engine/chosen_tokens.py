@@ -30,6 +30,7 @@ class ChosenTokens:
         finish: Callable[[list[int]], Tensor],
     ) -> None:
         self.token_ids = token_ids
+        self.late_rows: list[int] = []  # those that were NOT_KNOWN until `read`
         self._logits, self._groups, self._finish = logits, groups, finish
         self._send(token_ids)
 
@@ -39,6 +40,7 @@ class ChosenTokens:
         num_rows = len(self.token_ids)
         unknown = [r for r in range(num_rows) if values[r] == NOT_KNOWN]
         if unknown:
+            self.late_rows = unknown
             self.token_ids = self._finish(unknown)
             self._send(self.token_ids)
             values = self._arrived()

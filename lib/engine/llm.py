@@ -21,13 +21,13 @@ from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
-from lib.engine.assemble import assemble, load, output_rules, weight_bytes
+from lib.engine.assemble import assemble, load, output_rules, start_workers, weight_bytes
 from lib.engine.completion_stream import Progress
 from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
 from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
-from lib.engine.step_results import results_of, rows_to_sample
+from lib.engine.step_results import Step, results_of, rows_to_sample
 from lib.engine.totals import Totals
 
 Prompt = str | Sequence[int]
@@ -48,11 +48,23 @@ class LLM:
         self.options = EngineOptions(model, **options)
         self.device = pick_device(self.options.device)
         self.dtype = pick_dtype(self.options.dtype, self.device)
-        loaded = load(self.options, self.device, self.dtype)
-        self.model, self.tokenizer, self.weights = loaded.model, loaded.tokenizer, loaded.weights
-        self.config, self.folder = loaded.config, loaded.folder
-        self.output_rules = output_rules(self.tokenizer, self.config)
-        engine = assemble(self.model, self.options, self.device, self.dtype, self.tokenizer)
+        self.workers = start_workers(self.options, self.device)  # chapter 13: None for one process
+        try:
+            loaded = load(self.options, self.device, self.dtype, self.workers)
+            self.model, self.tokenizer, self.weights = (
+                loaded.model,
+                loaded.tokenizer,
+                loaded.weights,
+            )
+            self.config, self.folder = loaded.config, loaded.folder
+            self.output_rules = output_rules(self.tokenizer, self.config)
+            engine = assemble(
+                self.model, self.options, self.device, self.dtype, self.tokenizer, self.workers
+            )
+            elsewhere = [] if self.workers is None else self.workers.sizes()
+        except BaseException:
+            self.close()
+            raise
         self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
         self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
         self.drafter = engine.drafter  # chapter 10: adds draft tokens to a step's work
@@ -60,7 +72,9 @@ class LLM:
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
         self.fused_blocks = engine.fused_blocks
-        self.weight_bytes = weight_bytes(self.model)
+        own = weight_bytes(self.model)
+        self.weight_bytes_by_rank = [own, *(weights for weights, _ in elsewhere)]
+        self.weight_bytes = sum(self.weight_bytes_by_rank)
         self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
         self._progressed: dict[
             str, None
@@ -70,6 +84,7 @@ class LLM:
         self._ids = itertools.count()
         self._totals = Totals()
         self._sampler = engine.sampler
+        self._in_flight = engine.in_flight  # chapter 8: steps that are launched and not yet read
 
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
@@ -203,6 +218,7 @@ class LLM:
             "preemptions": self.scheduler.num_preemptions,
             "steps": totals.steps,
             "tokens_computed": totals.tokens_computed,
+            "tokens_discarded": self._in_flight.tokens_discarded if self._in_flight else 0,
             "requests_finished": totals.requests_finished,
             "num_drafts": totals.num_drafts,
             "draft_tokens": totals.draft_tokens,
@@ -211,11 +227,20 @@ class LLM:
             "mean_accepted_length": totals.mean_accepted_length,
             "kv_cache_bytes": self.kv_cache.nbytes if self.kv_cache else 0,
             "weight_bytes": self.weight_bytes,
+            "weight_bytes_by_rank": list(self.weight_bytes_by_rank),
             "draft_kv_cache_bytes": self.draft_kv_cache_bytes,
             "max_model_len": self.max_model_len,
             "packed_linears": self.packed_linears,
             "fused_blocks": self.fused_blocks,
         }
+
+    def close(self) -> None:
+        """End the processes of other ranks, if any: a later step raises EngineDeadError. May be repeated.
+
+        Without a call they end with this object or with this process.
+        """
+        if self.workers is not None:
+            self.workers.close()
 
     def check_integrity(self) -> None:
         """Raise RuntimeError, saying what is wrong, unless the engine's books balance. For tests, between steps."""
@@ -231,11 +256,16 @@ class LLM:
     # The loop.
 
     def _step(self) -> list[Request]:
-        """Schedule, build, run, sample, update. Returns the requests that have new tokens or have failed.
+        """Schedule, build, run, sample, update. Returns the requests that have new tokens or have failed."""
+        if self._in_flight is None:
+            step = self._launch()
+        else:
+            step = self._in_flight.advance(self._launch, self._restart)
+        # None: a `step` that only hands out what `generate` computed on the way
+        return [] if step is None else self._complete(step)
 
-        What can fail or be interrupted comes before the first change. The changes themselves can be
-        interrupted, too: those to tokens are then done again, and the schedule is made anew.
-        """
+    def _launch(self) -> Step | None:
+        """Schedule, build, run, sample. None if there is nothing to compute."""
         try:
             scheduled = self.scheduler.schedule()
             if self.drafter is not None:
@@ -244,20 +274,32 @@ class LLM:
             self._restart()
             raise
         if not scheduled:
-            return []  # a `step` that only hands out what `generate` computed on the way
+            return None
         room = self.runner.room(scheduled)
         batch = Batch.build(scheduled, self.manager.block_size, self.device, room)
         with self.output_rules.masks_meanwhile(scheduled):
             logits = self.runner.run(batch)
-        streams = [self._groups[s.request.request_id].streams[s.request.index] for s in scheduled]
-        chosen = self._sampler.choose(logits, rows_to_sample(scheduled))
-        progress = results_of(scheduled, chosen, streams)
-        totals = self._totals.after(sum(batch.query_lens), progress)
+        return Step(scheduled, self._sampler.choose(logits, rows_to_sample(scheduled)))
+
+    def _complete(self, step: Step) -> list[Request]:
+        """Read a step's tokens and update. Returns the requests that have new tokens or have failed.
+
+        What can fail or be interrupted comes before the first change. The changes themselves can be
+        interrupted, too: those to tokens are then done again, and the schedule is made anew.
+        """
+        streams = [
+            None if s.discarded else self._groups[s.request.request_id].streams[s.request.index]
+            for s in step.scheduled
+        ]
+        progress = results_of(step.scheduled, step.chosen, streams)
+        totals = self._totals.after(step.num_tokens, progress)
         try:
             self._commit(progress, totals)
-            self.scheduler.update(scheduled)
+            self.scheduler.update(step.scheduled)
             requests = [p.stream.request for p in progress]
             self._release([request for request in requests if request.finished])
+            if self._in_flight is not None:
+                self._in_flight.completed()
         except BaseException:
             self._commit(progress, totals)  # doing it twice changes nothing
             self._restart()
@@ -268,7 +310,8 @@ class LLM:
         for item in progress:
             request = item.stream.request
             if not item.finite and self.kv_cache is not None:
-                written = item.position + item.num_drafts
+                # A step that is in flight has written one token more.
+                written = item.position + item.num_drafts + 1
                 self.kv_cache.remove_non_finite(request.block_ids, written)
             item.stream.commit(item)
             has_news = item.token_ids or item.finish_reason is not None
@@ -285,6 +328,8 @@ class LLM:
 
     def _restart(self) -> None:
         """Bring everything into order after an interrupt: see `Scheduler.restart`."""
+        if self._in_flight is not None:
+            self._in_flight.reset()
         self.scheduler.restart()
         if self.drafter is not None:
             self.drafter.reset()
@@ -326,11 +371,21 @@ class LLM:
     def _end(self, groups: Sequence[RequestGroup]) -> None:
         """Forget requests; those that are unfinished are aborted."""
         try:
+            if self._in_flight is not None and not all(group.finished for group in groups):
+                self._settle()
             self._forget(groups)
         except BaseException:  # interrupted: the rest of it
             self._forget(groups)
             self._restart()
             raise
+
+    def _settle(self) -> None:
+        """Read the step in flight: an ended request must not take part in one. It may have ended it."""
+        try:
+            while (step := self._in_flight.current) is not None:
+                self._complete(step)
+        except Exception:  # what cannot be read is computed again
+            self._restart()
 
     def _forget(self, groups: Sequence[RequestGroup]) -> None:
         unfinished = [r for group in groups for r in group.requests if not r.finished]

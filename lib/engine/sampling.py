@@ -27,6 +27,8 @@ class Sampler:
     """Chooses tokens. Keeps the parameters of a step's rows on the device for as long as the batch stays the same."""
 
     def __init__(self) -> None:
+        # Whether a later step overwrites the logits before the tokens are read: `finish` needs its own.
+        self.logits_reused = False
         self._key: tuple[object, ...] = ()
         self._groups: RowGroups | None = None
 
@@ -34,6 +36,8 @@ class Sampler:
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> ChosenTokens:
         """Choose the token of each of the N rows of `logits` [N, V]. Changes nothing, waits for nothing."""
         groups = self._groups_of(rows, logits)
+        if self.logits_reused and groups.truncated is not None:
+            logits = logits.clone()
         adjusted = adjust(logits, [None if isinstance(row, PromptRow) else row for row in rows])
         token_ids = adjusted.argmax(dim=-1)
         # NaN counts as the largest: a row is good if its largest logit is.

@@ -31,6 +31,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._prompt_rows = MAX_PROMPT_ROWS  # left in the step that is being scheduled
+        self._may_preempt, self._num_ending = True, 0  # of that step, too
 
     @property
     def has_unfinished(self) -> bool:
@@ -39,9 +40,14 @@ class Scheduler:
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
-    def schedule(self) -> list[Scheduled]:
-        """The next step's work, in order of arrival. Never empty while anything is unfinished."""
+    def schedule(self, may_preempt: bool = True) -> list[Scheduled]:
+        """The next step's work, in order of arrival. Never empty while anything is unfinished.
+
+        may_preempt False: empty where a sequence would have to be preempted. Running requests that
+        have nothing left to compute are left out: an earlier step chooses their last token (chapter 8).
+        """
         self._prompt_rows = MAX_PROMPT_ROWS
+        self._may_preempt, self._num_ending = may_preempt, 0
         scheduled, budget = self._continue_running()
         self._admit(scheduled, budget)
         return scheduled
@@ -66,6 +72,8 @@ class Scheduler:
         """
         if self.cache.retains:
             for item in scheduled:
+                if item.discarded:
+                    continue
                 request = item.request
                 computed = request.num_computed_tokens + item.num_tokens
                 if item.draft_token_ids:  # of the request's tokens only the last is not computed
@@ -121,10 +129,16 @@ class Scheduler:
         position = 0
         while position < len(self.running) and budget > 0:
             request = self.running[position]
+            if request.num_computed_tokens == request.num_tokens:
+                self._num_ending += 1
+                position += 1
+                continue
             num_tokens = self._fit(request, budget, first=not scheduled)
             if num_tokens == 0:
                 return scheduled, 0  # the rest of the step is not for those that came later
             if not self._make_room(request, request.num_computed_tokens + num_tokens):
+                if not self._may_preempt:
+                    return [], 0
                 break  # it was the youngest itself, and is waiting again
             scheduled.append(self._scheduled(request, num_tokens))
             budget -= num_tokens
@@ -132,7 +146,8 @@ class Scheduler:
         return scheduled, budget
 
     def _admit(self, scheduled: list[Scheduled], budget: int) -> None:
-        while self.waiting and len(self.running) < self.max_num_seqs and self.may_admit(budget):
+        most = self.max_num_seqs + self._num_ending
+        while self.waiting and len(self.running) < most and self.may_admit(budget):
             request = self.waiting[0]
             if self.waits_for_prefix(request):
                 return
@@ -173,9 +188,11 @@ class Scheduler:
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Allocate, preempting the youngest sequence until it works.
 
-        False if that was the request itself.
+        False if that was the request itself, or if nothing may be preempted.
         """
         while not self.cache.allocate(request, num_tokens):
+            if not self._may_preempt:
+                return False
             youngest = self.running[-1]
             self._preempt(youngest)
             if youngest is request:

@@ -16,9 +16,9 @@ class StaticScheduler(Scheduler):
     Then as many requests as fit are admitted at once.
     """
 
-    def schedule(self) -> list[Scheduled]:
+    def schedule(self, may_preempt: bool = True) -> list[Scheduled]:
         self._filling = not self.running
-        return super().schedule()
+        return super().schedule(may_preempt)
 
     def may_admit(self, budget: int) -> bool:
         return self._filling

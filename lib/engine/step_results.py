@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lib.core.batch import Scheduled
 from lib.engine.chosen_tokens import ChosenTokens
 from lib.engine.completion_stream import CompletionStream, Progress
 from lib.engine.row_groups import Row
 from lib.engine.sampling_row import PromptRow, SamplingRow
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that has been launched: what it computes, and the tokens that it chooses."""
+
+    scheduled: list[Scheduled]
+    chosen: ChosenTokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, without those that are discarded."""
+        return sum(item.num_tokens for item in self.scheduled if not item.discarded)
 
 
 def rows_to_sample(scheduled: Sequence[Scheduled]) -> list[Row]:
@@ -20,6 +34,9 @@ def rows_to_sample(scheduled: Sequence[Scheduled]) -> list[Row]:
     """
     rows: list[Row] = []
     for item in scheduled:
+        if item.discarded:
+            rows += [None] * item.num_rows
+            continue
         if item.num_prompt_rows:
             first = len(item.request.prompt_logprobs)
             rows += [PromptRow(item.request, first + n) for n in range(item.num_prompt_rows)]
@@ -50,6 +67,9 @@ def results_of(
     progress, start = [], 0
     for item, stream in zip(scheduled, streams):
         end = start + item.num_rows
+        if item.discarded:
+            start = end
+            continue
         first = start + item.num_prompt_rows
         prompt, sampled = logprobs[start:first], token_ids[first:end]
         finite = None not in sampled

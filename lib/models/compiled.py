@@ -122,7 +122,7 @@ class GPT2Block(gpt2.Block):
     def forward(self, x: Tensor, batch: Batch, attention: Attention) -> Tensor:
         qkv = self.qkv(self.ln_1(x)).view(x.shape[0], 3, self.num_heads, self.head_dim)
         q, k, v = qkv.unbind(1)
-        y = self.proj(attention(self.layer, q, k, v, batch).reshape(x.shape))
+        y = self.proj(attention(self.layer, q, k, v, batch).flatten(1))
         x, h = self.ops.add_layer_norm(x, y, self.ln_2.weight, self.ln_2.bias, self.ln_2.eps)
         return x + self.fc_out(F.gelu(self.fc_in(h), approximate="tanh"))
 

@@ -17,11 +17,11 @@ from lib.models.config import ModelConfig
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        d = config.hidden_size
+        d, width = config.hidden_size, config.num_heads * config.head_dim
         self.layer, self.num_heads, self.head_dim = layer, config.num_heads, config.head_dim
         self.ln_1 = nn.LayerNorm(d, eps=config.norm_eps)
-        self.qkv = nn.Linear(d, 3 * d)
-        self.proj = nn.Linear(d, d)
+        self.qkv = nn.Linear(d, 3 * width)
+        self.proj = nn.Linear(width, d)
         self.ln_2 = nn.LayerNorm(d, eps=config.norm_eps)
         self.fc_in = nn.Linear(d, config.intermediate_size)
         self.fc_out = nn.Linear(config.intermediate_size, d)
@@ -29,7 +29,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, batch: Batch, attention: Attention) -> Tensor:
         heads = (3, self.num_heads, self.head_dim)
         q, k, v = self.qkv(self.ln_1(x)).view(-1, *heads).unbind(1)
-        y = attention(self.layer, q, k, v, batch).reshape(x.shape)
+        y = attention(self.layer, q, k, v, batch).flatten(1)
         x = x + self.proj(y)
         h = F.gelu(self.fc_in(self.ln_2(x)), approximate="tanh")
         return x + self.fc_out(h)

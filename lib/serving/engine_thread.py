@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lib.core.errors import EngineDeadError
 from lib.core.outputs import RequestOutput
 from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
@@ -153,6 +154,8 @@ class EngineThread:
                 self._next_snapshot = turn.time + pause
                 self._snapshot_due = llm.has_unfinished()
         self._on_turn(turn)
+        if isinstance(failure, EngineDeadError):
+            raise failure
         if self._failed_steps >= MAX_FAILED_STEPS:
             problem = f"{self._failed_steps} steps failed in a row"
             raise RuntimeError(problem) from failure

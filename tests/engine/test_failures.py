@@ -16,6 +16,7 @@ STAGES = {
     "contiguous": dict(kv_cache="contiguous", max_num_seqs=4),
     "gather": dict(attention="gather", num_blocks=20, block_size=4, max_num_seqs=4),
     "fused": dict(attention="fused", num_blocks=20, block_size=4, max_num_seqs=4),
+    "asynchronous": dict(async_scheduling=True, num_blocks=20, block_size=4, max_num_seqs=4),
 }
 
 

@@ -82,7 +82,7 @@ def test_engine_arguments_that_cannot_be_are_refused(llama, options, message):
 
 def test_unknown_arguments_are_refused(llama):
     with pytest.raises(TypeError):
-        LLM(llama.folder, tensor_parallel_size=2)
+        LLM(llama.folder, tensor_parallel=2)
 
 
 @pytest.mark.parametrize(

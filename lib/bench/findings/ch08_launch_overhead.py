@@ -20,6 +20,7 @@ from lib.bench.findings.overhead_engines import (
     steps,
     whole_way,
 )
+from lib.bench.findings.overhead_fused import fused, fused_prediction
 from lib.bench.findings.overhead_step import (
     LAUNCHES,
     STEPS,
@@ -48,7 +49,7 @@ SMOLLM2_LAYERS = 30
 LAUNCH = 5e-6  # seconds to launch one kernel on a GPU: the assumption of exercise 1
 EXERCISE_BANDWIDTH = 2e12
 
-__all__ = ["beside_vllm", "by_kind", "bound_and_count", "busy", "kernels", "model", "modules", "predictions", "prefill", "realistic",
+__all__ = ["beside_vllm", "by_kind", "bound_and_count", "busy", "fused", "kernels", "model", "modules", "predictions", "prefill", "realistic",
            "render", "steps", "whole_way"]  # fmt: skip
 
 
@@ -174,9 +175,11 @@ def _verdict(host: float, device: float) -> str:
     return "Both take about the same time, so a recorded step would be little faster."
 
 
-def predictions(run: Any, busy_run: Any = None, prompt_run: Any = None) -> list[Prediction]:
+def predictions(
+    run: Any, busy_run: Any = None, prompt_run: Any = None, parts_run: Any = None
+) -> list[Prediction]:
     """The chapter's predictions, for the table at its end; the other runs where their experiments have gates of their own."""
-    busy_run, prompt_run = busy_run or run, prompt_run or run
+    busy_run, prompt_run, parts_run = busy_run or run, prompt_run or run, parts_run or run
     series = run[LAUNCHES]
     first = Prediction(
         "a step at batch 1: the bound, and starting its operators", *first_model(run), slow_products(run)
@@ -188,6 +191,10 @@ def predictions(run: Any, busy_run: Any = None, prompt_run: Any = None) -> list[
         )
         for row, where in ((0, "batch 1"), (-1, last_batch(run[STEPS])))
     ]
+    calls = Prediction(
+        "around the products of the fused step at batch 1: time in proportion to calls",
+        *fused_prediction(parts_run),
+    )  # fmt: skip
     operators = Prediction(
         "operators in a step, largest batch over batch 1", 1.0,
         growth(cell(series, "operators", 0), cell(series, "operators_rows", 0)), "", "×",
@@ -205,7 +212,7 @@ def predictions(run: Any, busy_run: Any = None, prompt_run: Any = None) -> list[
         "a step beside a busy program over alone, threads that spin", 2.0, busy_ratio(busy_run, 0),
         _collapse(busy_run), "×", "at most",
     )  # fmt: skip
-    return [_honest(p) for p in (first, *packed, operators, shares, unmoved, slow)]
+    return [_honest(p) for p in (first, *packed, calls, operators, shares, unmoved, slow)]
 
 
 def _collapse(run: Any) -> str:
@@ -225,5 +232,5 @@ def _honest(prediction: Prediction) -> Prediction:
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    parts = (bound_and_count, by_kind, kernels, model, steps, modules, prefill, whole_way, busy, realistic, beside_vllm)  # fmt: skip
+    parts = (bound_and_count, by_kind, kernels, fused, model, steps, modules, prefill, whole_way, busy, realistic, beside_vllm)  # fmt: skip
     return {name: said for part in parts for name, said in part(run).items()}

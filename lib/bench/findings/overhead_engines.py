@@ -28,7 +28,7 @@ from lib.bench.records.series import Series
 
 NAMES = {
     "plain": "the plain engine", "packed": "the packed engine", "packed where faster": "the packed engine",
-    "packed and compiled": "the packed and compiled engine", "compiled": "the compiled engine",
+    "fused layers": "the engine with fused layers", "packed and compiled": "the packed and compiled engine", "compiled": "the compiled engine",
     "graphs": "the engine with graphs", "graphs, compiled": "the compiled engine with graphs",
     "paged, fused": "the plain engine", "paged, gather": "the engine that gathers",
     "contiguous cache": "the contiguous cache", "no cache": "the engine without a cache",

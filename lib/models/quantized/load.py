@@ -33,24 +33,8 @@ def load_quantized(
     any float checkpoint, rounded to nearest while it is read. Raises ValueError if checkpoint,
     quantization and activations do not fit together; other errors are those of `load_model`.
     """
-    _check_activations(activations, device)
-    if quantization == "gguf":
-        file = find_gguf(name)
-        if file is None:
-            raise ValueError(
-                "quantization 'gguf' needs a model with GGUF blocks: model must be 'smollm2' or a "
-                f".gguf file, got {str(name)!r}"
-            )
-        folder = gguf_folder(file, weights=False)
-        config = load_config(folder)
-        model = empty_model(config)
-        weights: Weights = GGUFWeights(file, config, model.checkpoint_shapes())
-        fill(model, weights, activations, dtype)
-        return LoadedModel(model.to(device), config, load_tokenizer(folder), "real", folder)
-    loaded, tensors = _floats(name, quantization)
-    model = empty_model(loaded.config)
-    fill(model, RoundedWeights(tensors, quantization, model.is_transposed), activations, dtype)
-    return replace(loaded, model=model.to(device))
+    check_activations(activations, device)
+    return _filled(*open_quantized(name, quantization), activations, device, dtype)
 
 
 def load_prequantized(
@@ -60,16 +44,51 @@ def load_prequantized(
 
     Raises ValueError for a variant that is not implemented and for tensors that do not fit.
     """
+    check_activations(activations, device)
+    return _filled(*open_prequantized(folder), activations, device, dtype)
+
+
+def open_quantized(name: str | Path, quantization: str) -> tuple[LoadedModel, Weights]:
+    """The model of `load_quantized`, with its parameters on the meta device, and what `fill` fills it with."""
+    if quantization == "gguf":
+        file = find_gguf(name)
+        if file is None:
+            raise ValueError(
+                "quantization 'gguf' needs a model with GGUF blocks: model must be 'smollm2' or a "
+                f".gguf file, got {str(name)!r}"
+            )
+        folder = gguf_folder(file, weights=False)
+        loaded = _empty(folder)
+        return loaded, GGUFWeights(file, loaded.config, loaded.model.checkpoint_shapes())
+    loaded, tensors = _floats(name, quantization)
+    return loaded, RoundedWeights(tensors, quantization, loaded.model.is_transposed)
+
+
+def open_prequantized(folder: Path) -> tuple[LoadedModel, Weights]:
+    """The same for `load_prequantized`."""
     settings = quantization_config(folder) or {}
-    _check_activations(activations, device)
+    loaded = _empty(folder)
+    shapes, is_transposed = loaded.model.checkpoint_shapes(), loaded.model.is_transposed
+    return loaded, PackedWeights(folder, settings, shapes, is_transposed)
+
+
+def _empty(folder: Path) -> LoadedModel:
     config = load_config(folder)
-    model = empty_model(config)
-    weights = PackedWeights(folder, settings, model.checkpoint_shapes(), model.is_transposed)
-    fill(model, weights, activations, dtype)
-    return LoadedModel(model.to(device), config, load_tokenizer(folder), "real", folder)
+    return LoadedModel(empty_model(config), config, load_tokenizer(folder), "real", folder)
 
 
-def _check_activations(activations: str, device: torch.device) -> None:
+def _filled(
+    loaded: LoadedModel,
+    weights: Weights,
+    activations: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> LoadedModel:
+    fill(loaded.model, weights, activations, dtype)
+    return replace(loaded, model=loaded.model.to(device))
+
+
+def check_activations(activations: str, device: torch.device) -> None:
     if device.type != "cpu" and activations != "float32":
         raise ValueError(
             f"quantized_activations must be 'float32' on {device.type} (weights are rounded, "
@@ -88,19 +107,18 @@ def _floats(name: str | Path, quantization: str) -> tuple[LoadedModel, dict[str,
         if name != "gpt2":
             raise
         loaded = load_model(name)  # random weights, and the warning that says so
-        return loaded, _checkpoint_tensors(loaded.model)
+        empty = replace(loaded, model=empty_model(loaded.config))
+        return empty, checkpoint_tensors(loaded.model)
     if (quantized := quantization_config(folder)) is not None:
         raise ValueError(
             f"quantization must be None for a checkpoint that is quantised already, by "
             f"{quantized.get('quant_method')!r}, got {quantization!r}"
         )
-    config = load_config(folder)
-    model = empty_model(config)
-    tensors = read_tensors(folder, model.checkpoint_shapes())
-    return LoadedModel(model, config, load_tokenizer(folder), "real", folder), tensors
+    loaded = _empty(folder)
+    return loaded, read_tensors(folder, loaded.model.checkpoint_shapes())
 
 
-def _checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a checkpoint of this model, by name.
 
     Only for GPT-2: each of its modules has one name in the checkpoint.
