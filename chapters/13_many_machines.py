@@ -255,7 +255,7 @@ glue("job_answer", ANSWER)
 # %% [markdown]
 # {glue:text}`jobs` requests of {glue:text}`job_prompt` tokens, {glue:text}`job_answer` new tokens each.
 # {glue:text}`setups_finding` Two threads divide each operation of a step and meet after each of them. That is tensor
-# parallelism on a small scale: each step takes less time, and each operation ends with a wait. Two processes never
+# parallelism on a small scale: each thread has half of the work, and each operation ends with a wait. Two processes never
 # wait for each other. Each step takes as long as before, and two steps run at a time. But each process has its own
 # copy of the weights, its own cache, and its own queue.
 #
@@ -323,11 +323,11 @@ show(fig, "13_amdahl")
 
 # %% tags=["remove-cell"]
 glue_all(words.amdahl(Shown(record)))
-glue("one_step_ms", 1e3 * one_step, ".2f")
 
 # %% [markdown]
-# {glue:text}`amdahl_finding` A message of one token is 8 KB, and its time is latency, not bytes. This is why tensor
-# parallelism stays within a machine, and why more devices are used as replicas.
+# {glue:text}`amdahl_finding` A message of one token is 8 KB, and its time is latency, not bytes. For such messages libraries
+# use other ways than a ring, with fewer rounds, so the curves are too low at many devices. The limit stays: tensor
+# parallelism is used within a machine, and more devices are used as replicas.
 #
 # ### Erlang: one queue or two
 #

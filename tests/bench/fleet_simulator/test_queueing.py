@@ -81,7 +81,7 @@ def exponential_service(n, rate, mean, servers, seed):
 def test_the_simulator_agrees_with_the_closed_forms_within_one_percent(servers, busy):
     """The mean over four seeds: the error of one run of this length is about one percent itself."""
     rate, mean = busy * servers / 2.0, 2.0
-    runs = [exponential_service(250_000, rate, mean, servers, seed) for seed in range(4)]
+    runs = [exponential_service(150_000, rate, mean, servers, seed) for seed in range(4)]
     waits = [wait for run in runs for wait in run]
     assert sum(waits) / len(waits) == pytest.approx(mean_wait(rate, mean, servers), rel=0.01)
     wait90 = wait_percentile(rate, mean, servers, 90)
