@@ -156,7 +156,7 @@ if scale() == "smoke":
 # %% tags=["hide-input"]
 K = pick(smoke=4, cpu=8, gpu=8)  # most drafts per request and step
 SHORTEST, LONGEST = 1, 4  # suffixes that the n-gram method looks up
-BATCHES = pick(smoke=[1, 2], cpu=[1, 2, 4, 8, 16], gpu=[1, 2, 4, 8, 16, 32, 64])
+BATCHES = pick(smoke=[1, 2], cpu=[1, 4, 8, 16], gpu=[1, 2, 4, 8, 16, 32, 64])
 ROWS = pick(
     smoke=[1, 2, 10],
     cpu=[1, 2, 4, 8, 16, 32, 64, 144],
@@ -318,7 +318,7 @@ table(
 #
 # ```{calculator} speculation
 # Both models of this section: rows that cost nothing, and the step times of a recorded run. With more sequences
-# in the step, the second curve sinks below 1: that is the crossover.
+# in the step, the second curve can fall below 1: that is the crossover.
 # ```
 #
 # ### The drafts, counted from finished text
@@ -691,27 +691,30 @@ print(f"accepted {rate:.1%}, by line 1 {expected_rate:.1%}")
 # %% [markdown]
 # ## Check: the same tokens
 #
-# The oracle has no cache and no drafts: it computes the whole text again for each token. It also returns the smallest
-# difference between the best logit and the second best. A step of several rows may add numbers in another order, and
-# rounding could then change a token whose lead is tiny.
+# The oracle has no cache and no drafts: it computes the whole text again for each token. It also returns, for each token,
+# the difference between the best logit and the second best. A step of several rows may add numbers in another order, and
+# rounding could then change a token whose lead is tiny. So the texts are compared up to the first such token.
 
 
 # %%
 @torch.inference_mode()
 def oracle(prompt, new_tokens):
-    """(greedy tokens, the smallest lead of the best logit)."""
-    token_ids, least = list(prompt), float("inf")
+    """(greedy tokens, lead of the best logit over the second for each)."""
+    token_ids, leads = list(prompt), []
     for _ in range(new_tokens):
         batch = Batch.of_prompts([token_ids], device)
         best = llm.model(batch, FullAttention())[0].topk(2)
-        least = min(least, (best.values[0] - best.values[1]).item())
+        leads.append((best.values[0] - best.values[1]).item())
         token_ids.append(best.indices[0].item())
-    return token_ids[len(prompt) :], least
+    return token_ids[len(prompt) :], leads
 
 
 LEAD = 1e-3  # of logits; a smaller lead might be decided by rounding
 CHECKED = pick(smoke=8, cpu=12, gpu=24)
-truth, lead = oracle(tasks[0], CHECKED)
+truth, leads = oracle(tasks[0], CHECKED)
+# From the first such place on, texts may differ for no fault of the drafts.
+certain = next((i for i, x in enumerate(leads) if x < LEAD), CHECKED)
+assert certain > 0
 
 # %% tags=["hide-input"]
 budget = llm.options.max_num_batched_tokens
@@ -729,7 +732,7 @@ early = {
         pick(smoke=3, cpu=3, gpu=3),
         budget,
     )
-    for layers in pick(smoke=[1], cpu=[10, 20], gpu=[10, 20])
+    for layers in pick(smoke=[1], cpu=[20], gpu=[10, 20])
 }
 drafters = {"n-gram": fixed, "n-gram, adaptive": llm.drafter}
 drafters |= {f"early exit, {n} layers": d for n, d in early.items()}
@@ -743,9 +746,10 @@ for name, drafter in drafters.items():
         after[key] - before[key]
         for key in ("steps", "draft_tokens", "accepted_tokens")
     )
-    assert output.token_ids == truth or lead < LEAD
+    assert output.token_ids[:certain] == truth[:certain]
     rows.append([name, len(output.token_ids), steps, drafts, right])
 table(rows, headers=["drafts", "tokens", "steps", "drafted", "accepted"])
+print(f"{certain} of {CHECKED} tokens compared with the oracle's")
 
 # %% [markdown]
 # Sampled text with a seed is the same, too, up to rounding. The draws below are limited by `top_p`. Without it, a draw can
@@ -880,7 +884,7 @@ table(
     ],
 )
 gate = experiments.gate("tokens per second by batch")
-gate.repeats([p[name] for p in points for name in ("without", "with")])
+gate.repeats([p[name] for p in points for name in contestants])
 by_batch = experiments.pick(gate, record)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-batch", "caption": "Throughput with drafts over throughput without, on the copying tasks, against the batch size. Below 1, drafts cost more than they give. Dotted: the prediction from the counted drafts and the time of a step by rows."}}
@@ -983,12 +987,14 @@ glue_all(words.early_exit(Shown(record)))
 # %% [markdown]
 # {glue:text}`exit_finding`
 #
-# The measurement: a few of the tasks at batch 1, with drafts from the text and from the model's own first layers.
+# The measurement: {glue:text}`ways_tasks` of the tasks at batch 1, with drafts from the text and from the model's own first
+# layers.
 
 # %% tags=["hide-input"]
 groups = [
-    ([task], [greedy(NEW)]) for task in tasks[: pick(smoke=1, cpu=2, gpu=4)]
+    ([task], [greedy(NEW)]) for task in tasks[: pick(smoke=1, cpu=1, gpu=4)]
 ]
+glue("ways_tasks", len(groups))
 ways = {"no drafts": None, "n-gram": fixed}
 ways |= {f"early exit, {n} layers": drafter for n, drafter in early.items()}
 found = in_turns(ways, groups, pick(smoke=1, cpu=2, gpu=5))
@@ -1128,7 +1134,7 @@ glue_all(words.draft_model(experiments.pick(gate, record)))
 
 # %% tags=["hide-input"]
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}
-NOISE_NEW = 2 * NEW
+NOISE_NEW = pick(smoke=12, cpu=64, gpu=96)
 longer = [replace(one, max_tokens=NOISE_NEW) for one in sampled]
 found = in_turns(contestants, [(noise, longer)], pick(smoke=1, cpu=3, gpu=15))
 glue("noise_length", NOISE_NEW)
@@ -1226,6 +1232,8 @@ for what, module, name, wrong, params in (
     right = same_text(params)
     with replaced(module, name, wrong):
         rows.append([what, right, same_text(params)])
+if scale() == "cpu":  # on a GPU rounding may change a text
+    assert all(row[1:] == ["the same text", "another text"] for row in rows)
 table(rows, headers=["the wrong line", "right line", "wrong line"])
 
 # %% [markdown]
@@ -1281,7 +1289,10 @@ glue("predictions_tally", tally(foretold))
 # ## In production
 #
 # [vLLM](https://docs.vllm.ai/en/latest/features/spec_decode/) has the n-gram method and draft models under the names and
-# options used here. Many deployments use a drafter that was trained for its model:
+# options used here. [SGLang](https://docs.sglang.ai/advanced_features/speculative_decoding.html)
+# {cite:p}`zheng2024sglang` has an n-gram method and draft models as well, and verifies trees of drafts. Its draft lengths
+# are options of the server; the engine of this chapter chooses them anew at each step. Many deployments use a drafter that
+# was trained for its model:
 #
 # - **Medusa** adds a few heads to the model's last hidden state. Each head guesses the token of one later position, all in
 #   the same step, so $c$ is small. The heads do not see each other's guesses {cite:p}`cai2024medusa`.

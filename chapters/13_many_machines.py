@@ -495,8 +495,8 @@ glue_all(words.queues(Shown(record)))
 glue("queue_requests", COUNT)
 
 # %% [markdown]
-# {glue:text}`erlang_finding` That is the noise of {glue:text}`queue_requests` requests: with a million, the tests hold the
-# simulator to 1 %. {glue:text}`queues_finding` The choice of the shorter queue makes up for most of the difference
+# {glue:text}`erlang_finding` That is the noise of {glue:text}`queue_requests` requests: in the tests, with more of them, the
+# difference is below 1 %. {glue:text}`queues_finding` The choice of the shorter queue makes up for most of the difference
 # between two queues and one. It cannot make up for all of it: a request that has been sent cannot change its queue.
 #
 # The other check is about the tokens. Whichever replica a request goes to, its answer is that of one engine:

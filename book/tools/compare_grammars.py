@@ -26,7 +26,8 @@ TRIAL = Path(__file__).with_name("grammar_trial.py")
 DRAFT = "draft2020-12"
 # Each library without its dependencies, of which this environment has all but tvm-ffi.
 PACKAGES = {"llguidance": ["llguidance"], "xgrammar": ["xgrammar", "apache-tvm-ffi"]}
-TRIALS = (("llguidance", "default"), ("xgrammar", "default"), ("xgrammar", "strict"))
+# xgrammar's own default is its strict mode, which forbids fields that a schema does not name.
+TRIALS = (("llguidance", "not strict"), ("xgrammar", "not strict"), ("xgrammar", "strict"))
 
 
 def pip(*arguments: str) -> None:

@@ -28,12 +28,13 @@ class SlidingWindowBlockManager(BlockManager):
         # The next query is at num_computed_tokens. Drafts that are rejected are not counted there,
         # so no later query begins before it.
         first = max(0, request.num_computed_tokens + 1 - self.window) // self.block_size
-        held = next((i for i, b in enumerate(request.block_ids) if b != NULL_BLOCK), first)
-        if held < first:
-            table = request.block_ids
-            for block in reversed(table[held:first]):
+        table = request.block_ids
+        if first == 0 or table[first - 1] == NULL_BLOCK:
+            return  # most decode steps
+        for block in reversed(table[:first]):
+            if block != NULL_BLOCK:
                 self._release(block, request)
-            request.block_ids = [NULL_BLOCK] * first + table[first:]
+        request.block_ids = [NULL_BLOCK] * first + table[first:]
 
 
 class SlidingWindowPrefixCache(SlidingWindowBlockManager, PrefixCachingBlockManager):
@@ -50,7 +51,10 @@ class SlidingWindowPrefixCache(SlidingWindowBlockManager, PrefixCachingBlockMana
         found: list[int] = []  # a run of blocks that begins at i, last block first
         for i in reversed(range(len(names))):
             block = self._block_of.get(names[i])
-            found = [] if block is None else [*found, block]
+            if block is None:
+                found = []
+                continue
+            found.append(block)
             if len(found) == needed:
                 return [NULL_BLOCK] * i + found[::-1]
         return found[::-1]

@@ -55,7 +55,9 @@ class Scheduled:
         Those for `prompt_logprobs`, then one after each draft and one after the token before them. A
         chunk that ends within the prompt has one row at least: its finiteness is checked.
         """
-        if self.num_prompt_rows and not self.completes:
+        if not self.num_prompt_rows:
+            return 1 + len(self.draft_token_ids)
+        if not self.completes:
             return self.num_prompt_rows
         return self.num_prompt_rows + 1 + len(self.draft_token_ids)
 
@@ -87,7 +89,7 @@ class Batch:
     _derived: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def derive(self, function: Callable[..., _T], *args: Any) -> _T:
-        """`function(self, *args)`, computed once a step however many layers ask: masks, plans and the like."""
+        """`function(self, *args)`, computed once per step for all layers: masks, plans and the like."""
         key = (function, *args)
         if key not in self._derived:
             self._derived[key] = function(self, *args)

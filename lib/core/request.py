@@ -189,7 +189,8 @@ class Request:
         self.token_ids[position:] = token_ids
         if self.logprobs is not None:
             self.logprobs[position - self.num_prompt_tokens :] = logprobs
-        self.drafted.update(range(position, position + num_drafted))
+        if num_drafted:
+            self.drafted.update(range(position, position + num_drafted))
         if self.metrics.first_token_time is None:
             self.metrics.first_token_time = time.monotonic()
         if finish_reason is not None:

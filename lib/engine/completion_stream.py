@@ -179,6 +179,8 @@ class CompletionStream:
     def _drafted(self, start: int) -> list[bool] | None:
         """Whether each output token from `start` on was an accepted draft; None if none was."""
         request = self.request
+        if not request.drafted:
+            return None
         first = request.num_prompt_tokens
         flags = [first + i in request.drafted for i in range(start, request.num_output_tokens)]
         return flags if any(flags) else None

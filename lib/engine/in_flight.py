@@ -146,14 +146,14 @@ def _look_ahead(scheduled: Sequence[Scheduled]) -> None:
     is the row of logits that it is chosen from. A request that this token ends by `max_tokens` has
     nothing left to compute.
     """
-    ends = _row_ends(scheduled)
-    for item, end in zip(scheduled, ends):
+    for item, end in zip(scheduled, _row_ends(scheduled)):
         if item.discarded:
             continue
         request = item.request
-        completes = item.completes
         request.num_computed_tokens += item.num_tokens
-        if completes and request.num_output_tokens + 1 < request.params.max_tokens:
+        num_tokens = len(request.token_ids)
+        completes = request.num_computed_tokens == num_tokens
+        if completes and num_tokens + 1 < request.num_prompt_tokens + request.params.max_tokens:
             request.token_ids.append(~(end - 1))
 
 

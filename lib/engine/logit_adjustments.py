@@ -73,13 +73,15 @@ def _keep_allowed(logits: Tensor, masks: dict[int, np.ndarray]) -> Tensor:
     """A copy of the logits as float32, with -infinity for the tokens that a row's mask leaves out.
 
     The mask becomes an upper limit per token, infinity or -infinity, so that one minimum over
-    the batch makes the copy and applies all masks. Rows without a mask are copied bit by bit.
+    the batch makes the copy and applies all masks. Rows without a mask are copied bit by bit. NaN
+    stays NaN, so that a row with one is still refused.
     """
     packed = np.full((len(logits), -(-logits.shape[1] // 8)), 255, np.uint8)
     packed[list(masks)] = list(masks.values())
     places = copy_to(torch.from_numpy(packed), logits.device).flatten().int()
     limits = _limits_of_bytes(logits.device).index_select(0, places).view(len(logits), -1)
-    return torch.minimum(logits, limits[:, : logits.shape[1]])
+    limits = limits[:, : logits.shape[1]]
+    return torch.minimum(logits, limits, out=limits)
 
 
 @functools.cache

@@ -51,6 +51,7 @@ class RowGroups:
         self.truncated: DrawnRows | None = None  # with top_k, top_p or min_p
         self.logprobs: dict[int, list[int]] = {}  # rows by how many log-probabilities they ask for
         self.num_known = 0  # rows whose token is known: those of prompts
+        self.may_adjust = any(row is not None and _may_adjust(row) for row in rows)
         plain, truncated, known = [], [], []
         for number, row in enumerate(rows):
             if row is None:
@@ -90,6 +91,14 @@ class RowGroups:
         self.logprob_index, self.known_index, self.known_ids = numbers.split(
             [len(asking), len(known), len(known)]
         )
+
+
+def _may_adjust(row: SamplingRow | Request | PromptRow) -> bool:
+    """Whether a request asks for anything that `lib.engine.logit_adjustments` does."""
+    request = row if isinstance(row, Request) else row.request
+    params = request.params
+    restricted = request.constraint is not None or request.bad_words_token_ids
+    return bool(restricted or params.min_tokens or params.logit_bias or params.has_penalties)
 
 
 def _drawn_rows(rows: list[int], columns: Tensor) -> DrawnRows:

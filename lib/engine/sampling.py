@@ -38,7 +38,9 @@ class Sampler:
         groups = self._groups_of(rows, logits)
         if self.logits_reused and groups.truncated is not None:
             logits = logits.clone()
-        adjusted = adjust(logits, [None if isinstance(row, PromptRow) else row for row in rows])
+        adjusted = logits
+        if groups.may_adjust:
+            adjusted = adjust(logits, [None if isinstance(row, PromptRow) else row for row in rows])
         token_ids = adjusted.argmax(dim=-1)
         # NaN counts as the largest: a row is good if its largest logit is.
         good = adjusted.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()

@@ -43,8 +43,9 @@ class Scheduler:
     def schedule(self, may_preempt: bool = True) -> list[Scheduled]:
         """The next step's work, in order of arrival. Never empty while anything is unfinished.
 
-        may_preempt False: empty where a sequence would have to be preempted. Running requests that
-        have nothing left to compute are left out: an earlier step chooses their last token (chapter 8).
+        may_preempt False: empty where a sequence would have to be preempted. Running
+        requests that have nothing left to compute are left out: an earlier step
+        chooses their last token (chapter 8).
         """
         self._prompt_rows = MAX_PROMPT_ROWS
         self._may_preempt, self._num_ending = may_preempt, 0

@@ -98,6 +98,8 @@ def _layer_windows(
             slides = [not rotated for rotated in rope_layers]
         else:
             first = raw.get("max_window_layers", 28)
+            if not isinstance(first, int) or isinstance(first, bool):
+                raise ValueError(f"max_window_layers must be an integer, got {first!r}")
             slides = [layer >= first for layer in range(layers)]
     else:
         if (

@@ -97,7 +97,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def effect(self, key: str) -> str | None:
-        """ "read", "neutral" or "none": what becomes of a key. None for one that is not classified."""
+        """What becomes of a key: "read", "neutral" or "none"; None if it is not classified."""
         if key in self.read or key in _READ_BY_ALL:
             return "read"
         if key in self.neutral or key in NEUTRAL:

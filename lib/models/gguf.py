@@ -1,4 +1,4 @@
-"""A Llama in a GGUF file, turned into a Hugging Face checkpoint folder.
+"""A model of the Llama family in a GGUF file, turned into a Hugging Face checkpoint folder.
 
 transformers reads GGUF files too. From SmolLM2's file it gets the same tensors, bit for bit. But its tokenizer does not
 split numbers into digits as the model's own does, and it drops without a word what it does not know: RoPE scaling,
@@ -20,25 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.models.config import load_config
+from lib.models.gguf_names import ARCHITECTURES, hf_name, interleaved_heads
 from lib.models.gguf_tokenizer import save_tokenizer
 from lib.models.llama import rope_frequencies
 
-_GLOBAL_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's RoPE scaling, [D/2] divisors of the frequencies
 # The three numbers of that scaling that the file does not keep. All published Llama 3 checkpoints have these.
 _LLAMA3 = {
@@ -49,10 +34,10 @@ _LLAMA3 = {
 
 
 def convert(gguf_file: Path, folder: Path, weights: bool = True) -> None:
-    """Write config.json, generation_config.json, model.safetensors (float32) and the tokenizer of a Llama GGUF file.
+    """Write config.json, generation_config.json, model.safetensors (float32) and the tokenizer of a GGUF file.
 
     Without `weights`, all but model.safetensors. Raises ValueError, with the file's name and the
-    key or tensor, for what is not a Llama of ours.
+    key or tensor, for what is none of the architectures implemented here.
     """
     fields, tensors = read_gguf(gguf_file)
     with naming(gguf_file):
@@ -95,51 +80,62 @@ def naming(gguf_file: Path) -> Iterator[None]:
 
 def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     """The config.json of the file's metadata. Optional keys have llama.cpp's defaults."""
-    if (architecture := fields.get("general.architecture")) != "llama":
-        raise ValueError(f"general.architecture must be 'llama', got {architecture!r}")
-    heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
+    architecture = fields.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"general.architecture must be one of {list(ARCHITECTURES)}, got {architecture!r}"
+        )
+    own = {
+        key.removeprefix(f"{architecture}."): value
+        for key, value in fields.items()
+        if key.startswith(f"{architecture}.")
+    }
+    if window := own.get("attention.sliding_window"):
+        raise ValueError(f"{architecture}.attention.sliding_window must be 0, got {window!r}")
+    heads, width = own["attention.head_count"], own["embedding_length"]
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[architecture]],
+        "model_type": architecture,
         "dtype": "float32",
-        "vocab_size": fields.get("llama.vocab_size") or len(fields["tokenizer.ggml.tokens"]),
+        "vocab_size": own.get("vocab_size") or len(fields["tokenizer.ggml.tokens"]),
         "hidden_size": width,
-        "num_hidden_layers": fields["llama.block_count"],
+        "num_hidden_layers": own["block_count"],
         "num_attention_heads": heads,
-        "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads),
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "max_position_embeddings": fields["llama.context_length"],
+        "num_key_value_heads": own.get("attention.head_count_kv", heads),
+        "intermediate_size": own["feed_forward_length"],
+        "max_position_embeddings": own["context_length"],
         "hidden_act": "silu",
-        "rms_norm_eps": round(fields["llama.attention.layer_norm_rms_epsilon"], 9),
-        "rope_theta": fields.get("llama.rope.freq_base", 1e4),
+        "rms_norm_eps": round(own["attention.layer_norm_rms_epsilon"], 9),
+        "rope_theta": own.get("rope.freq_base", 1e4),
         "tie_word_embeddings": "output.weight" not in tensors,
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
         "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
     }
-    if "llama.attention.key_length" in fields:
-        config["head_dim"] = fields["llama.attention.key_length"]
-    if "blk.0.attn_q.bias" in tensors:
+    head_dim = own.get("attention.key_length", width // heads if isinstance(heads, int) else None)
+    if "attention.key_length" in own or architecture == "qwen3":  # whose default is another
+        config["head_dim"] = head_dim
+    if "blk.0.attn_q.bias" in tensors and architecture != "qwen2":  # there it is no option
         config["attention_bias"] = True
     if "blk.0.ffn_up.bias" in tensors:
         config["mlp_bias"] = True
-    if (scaling := _rope_scaling(fields, tensors)) is not None:
+    if (scaling := _rope_scaling(own, tensors)) is not None:
         config["rope_scaling"] = scaling
-    head_dim = config.get("head_dim", width // heads if isinstance(heads, int) else None)
-    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if fields.get(key, head_dim) != head_dim:
-            raise ValueError(f"{key} must be the head size, {head_dim}, got {fields[key]!r}")
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if own.get(key, head_dim) != head_dim:
+            name = f"{architecture}.{key}"
+            raise ValueError(f"{name} must be the head size, {head_dim}, got {own[key]!r}")
     return config
 
 
-def _rope_scaling(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any] | None:
+def _rope_scaling(own: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any] | None:
     """What llama.cpp makes of its keys: a factor without a type is linear, type "none" drops the factor."""
-    kind = fields.get("llama.rope.scaling.type", "linear")
+    kind = own.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
-        raise ValueError(f"llama.rope.scaling.type must be 'none' or 'linear', got {kind!r}")
-    if (scale := fields.get("llama.rope.scaling.attn_factor", 1.0)) != 1.0:
-        raise ValueError(f"llama.rope.scaling.attn_factor must be 1, got {scale!r}")
-    factor = fields.get("llama.rope.scaling.factor", fields.get("llama.rope.scale_linear", 0.0))
+        raise ValueError(f"rope.scaling.type must be 'none' or 'linear', got {kind!r}")
+    if (scale := own.get("rope.scaling.attn_factor", 1.0)) != 1.0:
+        raise ValueError(f"rope.scaling.attn_factor must be 1, got {scale!r}")
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0))
     linear = kind == "linear" and factor not in (0.0, 1.0)
     if _ROPE_FACTORS in tensors:
         if linear:
@@ -163,24 +159,11 @@ def _check(folder: Path, tensors: dict[str, Any]) -> None:
 
 def _convert_tensor(item: Any, config: dict[str, Any]) -> tuple[str, Tensor]:
     """(Hugging Face name, float32 tensor) of a tensor such as blk.3.attn_q.weight."""
-    target = hf_name(item.name)
+    target = hf_name(item.name, config["model_type"])
     tensor = dequantized(item)
-    if (heads := interleaved_heads(target)) is not None:
+    if (heads := interleaved_heads(target, config["model_type"])) is not None:
         tensor = _unpermute(tensor, config[heads])
     return target, tensor
-
-
-def hf_name(name: str) -> str:
-    """Hugging Face's name of a tensor. Raises ValueError for one that no Llama has."""
-    stem, _, kind = name.rpartition(".")
-    if stem in _GLOBAL_NAMES:
-        target = _GLOBAL_NAMES[stem]
-    else:
-        _, layer, part = (stem.split(".") + ["", ""])[:3]
-        target = f"model.layers.{layer}.{_LAYER_NAMES.get(part)}"
-    if target.endswith(".None") or kind not in ("weight", "bias"):
-        raise ValueError(f"the tensor {name} is not one of a Llama's")
-    return f"{target}.{kind}"
 
 
 def dequantized(item: Any) -> Tensor:
@@ -193,13 +176,6 @@ def dequantized(item: Any) -> Tensor:
         raise ValueError(
             f"the tensor {item.name} of type {item.tensor_type.name} cannot be read: {error}"
         ) from None
-
-
-def interleaved_heads(target: str) -> str | None:
-    """The key of config.json with the number of heads that a tensor of q or k has; None for the others."""
-    if ".q_proj." in target:
-        return "num_attention_heads"
-    return "num_key_value_heads" if ".k_proj." in target else None
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:

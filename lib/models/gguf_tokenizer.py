@@ -56,7 +56,7 @@ def save_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **named,
-        model_max_length=fields["llama.context_length"],
+        model_max_length=fields[f"{fields['general.architecture']}.context_length"],
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = fields.get("tokenizer.chat_template")

@@ -32,8 +32,8 @@ def split_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """qkv [T, (Hq + 2 Hkv) D] to q [T, Hq, D], and k and v [T, Hkv, D]: normed, then rotated.
 
-    q_norm, k_norm: weights of RMSNorms over each head [D] or over all of them [H D]; None: no norms.
-    cos, sin [T, 1, D/2]; None: no rotation.
+    q_norm, k_norm: weights of RMSNorms over each head [D] or over all of them [H D]; None: no
+    norms. cos, sin [T, 1, D/2]; None: no rotation.
     """
     size = qkv.shape[1] // (heads + 2 * kv_heads)
     q, k, v = qkv.split((heads * size, kv_heads * size, kv_heads * size), dim=-1)

@@ -7,8 +7,6 @@ by side. Whether a weight has this layout is compared with the plain weight, nev
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,10 +16,11 @@ _LINE = 64  # bytes; oneDNN fills the inputs up to a multiple of as many, with z
 
 
 def packed_tiles(packed: Tensor, weight: Tensor) -> np.ndarray | None:
-    """A view of `packed`: float32 [tiles, inputs, 64], or the bits of bfloat16 [tiles, inputs / 2, 64, 2] as uint16.
+    """A view of `packed`: float32 [tiles, inputs, 64], or the bits of bfloat16 as uint16,
+    [tiles, inputs / 2, 64, 2].
 
-    packed: the opaque tensor that oneDNN made of `weight` [out, in]. None where it lies in another order. The view
-    is valid as long as `packed` lives.
+    packed: the opaque tensor that oneDNN made of `weight` [out, in]. None where it lies in
+    another order.
     """
     if not hasattr(torch.ops.mkldnn, "data_ptr") or weight.dtype not in (
         torch.float32,
@@ -33,16 +32,30 @@ def packed_tiles(packed: Tensor, weight: Tensor) -> np.ndarray | None:
     tiles, rows = -(-outputs // TILE), -(-inputs // multiple) * multiple
     if torch.ops.mkldnn._nbytes(packed) != tiles * TILE * rows * weight.itemsize:
         return None
-    bits = ctypes.c_uint16 if weight.dtype == torch.bfloat16 else ctypes.c_float
-    pointer = ctypes.cast(torch.ops.mkldnn.data_ptr(packed), ctypes.POINTER(bits))
-    shape = (tiles, rows, TILE) if bits is ctypes.c_float else (tiles, rows // 2, TILE, 2)
-    view = np.ctypeslib.as_array(pointer, shape)
+    if weight.dtype == torch.float32:
+        view = np.asarray(_Memory(packed, "<f4", (tiles, rows, TILE)))
+    else:
+        view = np.asarray(_Memory(packed, "<u2", (tiles, rows // 2, TILE, 2)))
     # Comparing all of it would read every weight twice more: the first and the last tile do.
     same = all(
         np.array_equal(_tile(weight[tile * TILE : (tile + 1) * TILE], rows), view[tile])
         for tile in {0, tiles - 1}
     )
     return view if same else None
+
+
+class _Memory:
+    """A packed tensor's memory for NumPy, which keeps this object, and with it the tensor, as long as the array."""
+
+    def __init__(self, packed: Tensor, kind: str, shape: tuple[int, ...]) -> None:
+        self.packed = packed
+        address = torch.ops.mkldnn.data_ptr(packed)
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": kind,
+            "shape": shape,
+            "data": (address, False),
+        }
 
 
 def _tile(weight: Tensor, rows: int) -> np.ndarray:

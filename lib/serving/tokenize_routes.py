@@ -12,6 +12,7 @@ from lib.serving.completions import ERRORS
 from lib.serving.errors import ApiError
 from lib.serving.fields import Strict, Text, invalid
 from lib.serving.service import Service
+from lib.serving.tool_prompt import template_messages
 
 router = APIRouter(responses=ERRORS)
 
@@ -54,7 +55,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
     service.check_model(body.model)
     if body.messages is not None:
         token_ids = await service.tokens.encode_chat(
-            [message.for_template() for message in body.messages],
+            template_messages(body.messages, service.tokens.chat_template),
             add_generation_prompt=body.add_generation_prompt is not False
             and not body.continue_final_message,
             continue_final_message=bool(body.continue_final_message),

@@ -7,9 +7,10 @@ forced calls are possible: those are structured output. Introduced in chapter 5.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from lib.serving.chat_protocol import ChatRequest, NamedTool, Tool
+from lib.serving.chat_protocol import ChatRequest, Message, NamedTool, Tool
 from lib.serving.errors import ApiError
 
 # How the models whose calls are understood here mark them (Hermes, Qwen, SmolLM3): JSON between two tags.
@@ -73,9 +74,7 @@ def forced_output(body: ChatRequest, mode: str | None) -> dict[str, Any] | None:
 
 def conversation(body: ChatRequest, mode: str | None, chat_template: str) -> list[dict[str, Any]]:
     """The messages for the template; with functions and calls written out where it does not know them."""
-    messages = [message.for_template() for message in body.messages]
-    if "tool_calls" not in chat_template:
-        messages = [_with_calls_as_text(message) for message in messages]
+    messages = template_messages(body.messages, chat_template)
     if mode is None or "tools" in chat_template:
         return messages
     described = _description(body.tools or [], mode, body.tool_choice)
@@ -83,6 +82,14 @@ def conversation(body: ChatRequest, mode: str | None, chat_template: str) -> lis
         first = {**messages[0], "content": f"{described}\n\n{messages[0]['content']}"}
         return [first, *messages[1:]]
     return [{"role": "system", "content": described}, *messages]
+
+
+def template_messages(messages: Sequence[Message], chat_template: str) -> list[dict[str, Any]]:
+    """The messages for the template, with earlier calls written out where it does not know them."""
+    written = [message.for_template() for message in messages]
+    if "tool_calls" in chat_template:
+        return written
+    return [_with_calls_as_text(message) for message in written]
 
 
 def _description(tools: list[Tool], mode: str, choice: Any) -> str:

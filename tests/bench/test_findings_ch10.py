@@ -121,6 +121,27 @@ def test_noisy_repeats_of_random_text_are_named():
     assert "The repeats differ by 10 %" in ch10.random_text(found)["random_finding"]
 
 
+@pytest.mark.parametrize(
+    "ngram, early, said",
+    [
+        ([60.0, 62.0], [12.0, 13.0], "The fastest of these is “n-gram”, with 2.4 times"),
+        ([60.0, 62.0], [12.0, 13.0], "Slower than no drafts: “early exit”."),
+        ([60.0, 62.0], [59.0, 61.0], "cannot tell which is the fastest of “n-gram”, “early exit”;"),
+        ([24.0, 27.0], [12.0, 13.0], "Whether drafts gain with “n-gram” this run cannot tell"),
+        ([60.0, 62.0], [20.0, 28.0], "Whether drafts gain with “early exit” this run cannot tell"),
+    ],
+)
+def test_ways_to_draft_whose_repeats_overlap_are_not_ranked(ngram, early, said):
+    samples = [[25.0, 26.0], ngram, early]
+    columns = {"method": ["no drafts", "n-gram", "early exit"]}
+    columns["tok_s"] = [sum(pair) / 2 for pair in samples]
+    found = run(methods=columns)
+    found.data["measurements"]["methods"]["samples"] = {"tok_s": samples}
+    text = ch10.methods(found)["methods_finding"]
+    assert said in text
+    assert ("Slower" in text) == (early[1] < 25)
+
+
 def test_adaptation_beside_a_fixed_number():
     found = by_batch([2, 1, 1, 1, 0.5], [2, 1, 1, 1, 0.5], adaptive=[2, 1, 1, 1, 1.0])
     said = ch10.adaptive(found)["adaptive_finding"]

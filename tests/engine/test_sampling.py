@@ -410,6 +410,22 @@ def test_masks_leave_only_what_they_allow_and_neighbours_bit_by_bit():
     assert ids[1] is None and ids[0] is not None and ids[2] is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_copy_what_they_allow_as_float32_and_leave_the_logits_alone(dtype):
+    logits = torch.tensor([[-0.0, 1.5, float("inf"), -3.0, float("nan")]] * 2, dtype=dtype)
+    before = logits.clone()
+    rows = [request(), request()]
+    rows[0].constraint = Only([0, 3], 5)
+    adjusted = adjust(logits, rows)
+    assert adjusted.dtype == torch.float32 and adjusted.signbit()[:, 0].all()
+    assert (
+        adjusted[0, :4].tolist() == [0, float("-inf"), float("-inf"), -3] and adjusted[0, 4].isnan()
+    )
+    assert adjusted[1, :4].equal(logits[1, :4].float()) and adjusted[1, 4].isnan()
+    assert logits.view(torch.int16).equal(before.view(torch.int16))
+    assert sample(logits, rows)[0] == [None, None]
+
+
 def test_min_tokens_gives_way_where_a_mask_leaves_only_the_end():
     logits = torch.zeros(2, 8)
     rows = [request(min_tokens=3, max_tokens=5, temperature=0.0) for _ in range(2)]

@@ -68,7 +68,15 @@ def test_every_cache_gives_the_oracle_s_tokens(tinies, name, options):
     spare=st.integers(0, 6),
 )
 def test_random_traffic_on_windows(
-    tinies, work, name, attention, budget, block_size, prefix, speculative_config, spare
+    tinies,
+    work,
+    name,
+    attention,
+    budget,
+    block_size,
+    prefix,
+    speculative_config,
+    spare,
 ):
     longest = max(job.prompt + job.max_tokens for job in work)
     run(
@@ -101,8 +109,8 @@ def test_a_long_answer_holds_no_more_blocks_than_its_window(tinies, block_size, 
         for request in engine.scheduler.running:
             held.append(sum(block != NULL_BLOCK for block in request.block_ids))
     assert len(held) > 80
-    # The window's keys before the next query, which may begin and end within a block.
-    assert max(held) <= -(-(WINDOW - 1) // block_size) + 1
+    # The WINDOW - 1 keys that the next query sees before its own, which may begin and end within a block.
+    assert max(held) == -(-(WINDOW - 2) // block_size) + 1
     check_empty(engine)
 
 
@@ -198,3 +206,8 @@ def test_a_sliding_window_in_every_dtype_of_the_cache(tinies):
         engine = tiny.engine(attention=attention, dtype="bfloat16")
         output = engine.generate([prompt_of(30, 1)], GREEDY)[0]
         assert len(output.token_ids) == 20 and engine.dtype == torch.bfloat16
+
+
+def test_fused_layers_are_refused_for_families_that_have_none(tinies):
+    with pytest.raises(ValueError, match="linear 'fused' cannot be had: .* not for mistral"):
+        tinies("mistral").engine(linear="fused")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib.bench.measure.counts import parameters
 from lib.models.checkpoint import load_model
 from lib.models.config import load_config
 from lib.models.families import FAMILIES, NEUTRAL, NO_EFFECT
@@ -98,6 +99,13 @@ def test_windows_and_layers_equal_transformers(tmp_path, name):
     assert ours.sliding_window == (window if all(expected) else None)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_are_counted_exactly(tmp_path, name):
+    hf_variant(name).save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert parameters(loaded.config) == sum(p.numel() for p in loaded.model.parameters())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("key", ["final_logit_softcapping", "num_experts", "attention_chunk_size"])
 def test_a_key_of_another_family_is_refused_unless_neutral(tmp_path, family, key):
@@ -129,6 +137,7 @@ def test_a_key_of_another_family_is_refused_unless_neutral(tmp_path, family, key
             {"layer_types": ["sliding_attention"] * 3},
             "layer_types names 'sliding_attention', but sliding_window is not set",
         ),
+        ("qwen2", {"max_window_layers": None}, "max_window_layers must be an integer, got None"),
         ("qwen3", {"layer_types": ["full_attention"]}, "layer_types must be a list of 3 of"),
         ("qwen3", {"layer_types": ["linear_attention"] * 3}, "layer_types must be a list of 3"),
         ("qwen3", {"head_dim": None}, "head_dim must be a positive integer, got None"),

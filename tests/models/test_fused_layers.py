@@ -18,7 +18,7 @@ from lib.models.packed_tiles import packed_tiles
 from tests.helpers import drain, gpt2_checkpoint, llama_checkpoint, prompt_of
 
 pytest.importorskip("numba")
-from lib.models.fused import ops  # noqa: E402
+from lib.models.fused import kernel, ops  # noqa: E402
 from lib.models.fused.choose import fuse_layers, why_not_fused_layers  # noqa: E402
 from lib.models.fused.layers import FEW_ROWS, FewRowsLinear, LlamaBlock, fuse_blocks  # noqa: E402
 
@@ -115,9 +115,10 @@ def test_a_packed_weight_is_read_where_it_lies_or_not_at_all(dtype, shape):
 @packs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", range(1, FEW_ROWS + 2))
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, "most", "more"])
 @torch.inference_mode()
 def test_products_of_few_rows(dtype, bias, rows):
+    rows = {"most": FEW_ROWS[dtype], "more": FEW_ROWS[dtype] + 1}.get(rows, rows)
     if why_not_packed(CPU, dtype):
         pytest.skip("no bfloat16 here")
     torch.manual_seed(0)
@@ -127,6 +128,37 @@ def test_products_of_few_rows(dtype, bias, rows):
         pytest.skip("oneDNN has another layout on this CPU")
     x = torch.randn(rows, 140).to(dtype)[:, ::2]  # not contiguous
     close(FewRowsLinear(packed)(x), linear(x))
+
+
+@packs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shares", [2, 3, 5, 11])
+@torch.inference_mode()
+def test_threads_divide_a_product_in_half_tiles(dtype, shares):
+    """227 outputs are four tiles, eight halves: cuts fall inside tiles, and some shares are empty."""
+    if why_not_packed(CPU, dtype):
+        pytest.skip("no bfloat16 here")
+    torch.manual_seed(0)
+    linear = nn.Linear(70, 227, dtype=dtype)
+    tiles = PackedLinear(linear).tiles
+    if tiles is None:
+        pytest.skip("oneDNN has another layout on this CPU")
+    x, out = torch.randn(7, 70).to(dtype), torch.empty(7, 227, dtype=dtype)
+    bias = ops.floats(linear.bias)
+    kernel.few_rows_product(ops.array(x), tiles, bias, ops.array(out), shares)
+    close(out, linear(x))
+
+
+@torch.inference_mode()
+def test_layers_on_several_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(ops, "most_threads", lambda: 3)
+    monkeypatch.setattr(ops, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr("lib.models.fused.layers._WORTH_THREADS", 0)
+    plain, fused = both(tmp_path, "llama", torch.float32)
+    for rows in (2, FEW_ROWS[torch.float32] + 1):
+        batch = Batch.of_prompts([prompt_of(rows, seed=rows)], CPU)
+        got, expected = (m(batch, FullAttention()) for m in (fused, plain))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
 
 def both(tmp_path, family, dtype, **changes):
@@ -146,7 +178,7 @@ def test_logits_at_every_number_of_rows(tmp_path, family, dtype):
     changes = {"attention_bias": True, "mlp_bias": True} if family == "llama" else {}
     plain, fused = both(tmp_path, family, dtype, **changes)
     exact = load_model(str(tmp_path), CPU, torch.float32).model
-    for rows in [*range(1, FEW_ROWS + 2), 40]:
+    for rows in [1, 2, 3, 4, 5, FEW_ROWS[dtype], FEW_ROWS[dtype] + 1]:
         batch = Batch.of_prompts([prompt_of(rows, seed=rows)], CPU)
         got, expected, truth = (m(batch, FullAttention()) for m in (fused, plain, exact))
         if dtype == torch.float32:
@@ -160,11 +192,12 @@ def test_logits_at_every_number_of_rows(tmp_path, family, dtype):
 @packs
 @pytest.mark.parametrize("kv_cache", ["none", "contiguous", "paged"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_same_tokens_with_every_cache(tiny, name, kv_cache):
+def test_the_same_tokens_with_every_cache(tiny, monkeypatch, name, kv_cache):
     """Batches grow and shrink across FEW_ROWS, so sequences change between both ways of computing."""
+    monkeypatch.setattr("lib.models.fused.layers.FEW_ROWS", {torch.float32: 5})
     engine = tiny[name].engine(linear="fused", kv_cache=kv_cache, max_num_batched_tokens=24)
     assert engine.stats()["fused_blocks"] == 2
-    work = [(40, 12), (3, 9), (17, 20), (1, 5), *[(2 + i, 4 + i) for i in range(FEW_ROWS)]]
+    work = [(40, 12), (3, 9), (17, 20), (1, 5), *[(2 + i, 4 + i) for i in range(5)]]
     ids = [
         engine.add_request(
             prompt_of(length, seed), SamplingParams(max_tokens=n, temperature=0, ignore_eos=True)

@@ -213,6 +213,18 @@ def test_tokenize_and_detokenize(client) -> None:
     assert post(client, "/tokenize", open_turn)["count"] < chat["count"]
 
 
+def test_earlier_tool_calls_are_tokenized_as_the_chat_route_does(client) -> None:
+    function = {"name": "paint", "arguments": '{"colour": "red"}'}
+    call = {"id": "1", "type": "function", "function": function}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    messages = [*HELLO, said, {"role": "tool", "tool_call_id": "1", "content": "done"}]
+    tokens = post(client, "/tokenize", {"messages": messages})["tokens"]
+    text = post(client, "/detokenize", {"tokens": tokens})["prompt"]
+    assert "<tool_call>" in text and "paint" in text  # this template does not know calls
+    usage = post(client, CHAT, {"messages": messages, "max_tokens": 1})["usage"]
+    assert len(tokens) == usage["prompt_tokens"]
+
+
 def test_a_final_message_can_be_continued(client) -> None:
     messages = [*HELLO, {"role": "assistant", "content": "Well, I"}]
     body = {"messages": messages, "continue_final_message": True}

@@ -252,12 +252,29 @@ def methods(run: Any) -> dict[str, str]:
     drafted = {name: rate for name, rate in rates.items() if name != "no drafts"}
     if not drafted or "no drafts" not in rates:
         return {"methods_finding": missing("the ways to draft").sentence}
+    samples = {name: value(_cell(series, name, "tok_s")) for name in rates}
     best = max(drafted, key=drafted.get)
     ratio = rates[best] / rates["no drafts"]
-    text = f"The fastest of these is “{best}”, with {times(ratio)} the throughput without drafts."
-    if losing := [name for name, rate in drafted.items() if rate < rates["no drafts"]]:
-        text += f" Slower than no drafts: {', '.join(f'“{name}”' for name in losing)}."
+    if rivals := [n for n in drafted if n != best and samples[n].overlaps(samples[best])]:
+        text = (
+            f"This run cannot tell which is the fastest of {_quoted([best, *rivals])}; “{best}” has"
+        )
+    else:
+        text = f"The fastest of these is “{best}”, with"
+    text += f" {times(ratio)} the throughput without drafts."
+    near = [name for name in drafted if samples[name].overlaps(samples["no drafts"])]
+    losing = [name for name in drafted if name not in near and rates[name] < rates["no drafts"]]
+    if losing:
+        text += f" Slower than no drafts: {_quoted(losing)}."
+    if near:
+        text += (
+            f" Whether drafts gain with {_quoted(near)} this run cannot tell: the repeats overlap."
+        )
     return {"methods_finding": text}
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"“{name}”" for name in names)
 
 
 def draft_model(run: Any) -> dict[str, str]:

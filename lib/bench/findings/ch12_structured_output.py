@@ -21,6 +21,7 @@ from lib.bench.findings.vocabulary import (
 from lib.bench.records.series import Series
 
 STEP_GOAL, GOAL_BATCH = 0.05, 16  # masks may add this share to a step of this batch
+ERRORS = 3  # standard errors by which a counted share may differ from the exact one
 KINDS = {
     "few states": "an automaton of few states",
     "new states": "an automaton that counts",
@@ -195,9 +196,30 @@ def bias(run: Any) -> dict[str, str]:
             f"{names[likely]} ({percent(masked[likely])}), which has {percent(own[likely])} of the valid answers."
         )
     text += f" The total variation distance is {distance:.2f}."
-    verdict = versus_prediction(masked[likely], found[likely][2], "")
-    drawn = f"Share of {names[likely]} in the answers that were drawn: {verdict}."
-    return {"bias_finding": text, "drawn_finding": drawn}
+    said = f"Share of {names[likely]} in the answers that were drawn: {drawn(run)}."
+    return {"bias_finding": text, "drawn_finding": said}
+
+
+def drawn(run: Any) -> Finding:
+    """Whether the most likely answer with masks is drawn as often as its exact share says.
+
+    kind: "agrees" where the two differ by at most ERRORS standard errors of a share counted in so many draws,
+    sqrt(p (1 - p) / draws); else "failed", or "missing".
+    """
+    series = run["answer_shares"]
+    draws = (series.params or {}).get("draws") if series is not None else None
+    rows = range(len(series["text"])) if series is not None and "text" in series else ()
+    found = [[_number(series, c, row) for c in ("masked", "drawn")] for row in rows]
+    if not draws or not found or any(p is None or not 0 <= p <= 1 for row in found for p in row):
+        return missing("the shares of the answers that were drawn")
+    exact, counted = max(found)
+    allowed = ERRORS * (exact * (1 - exact) / draws) ** 0.5
+    both = f"{percent(counted)} of {draws:,} draws, exact {percent(exact)}"
+    if abs(counted - exact) <= allowed:
+        text = f"{both}, a difference within {ERRORS} standard errors ({percent(allowed)})"
+        return Finding(text, "agrees")
+    text = f"{both}, a difference of more than {ERRORS} standard errors ({percent(allowed)})"
+    return Finding(text, "failed")
 
 
 def whitespace(run: Any) -> dict[str, str]:
@@ -233,13 +255,7 @@ def forced(run: Any) -> dict[str, str]:
 
 def predictions(run: Any) -> list[Prediction]:
     """The chapter's predictions, for the table at its end."""
-    series, answers = run["mask_time_by_vocabulary"], run["answer_shares"]
-    masked = [
-        (p, _number(answers, "drawn", row))
-        for row in range(len(answers["text"]) if answers is not None and "text" in answers else 0)
-        if (p := _number(answers, "masked", row)) is not None
-    ]
-    likely = max(masked, default=(None, None), key=lambda pair: pair[0])
+    series = run["mask_time_by_vocabulary"]
     return [
         Prediction("texts that end with stop and are valid", "all", _all_valid(run)),
         Prediction(
@@ -250,7 +266,7 @@ def predictions(run: Any) -> list[Prediction]:
             f"step with masks of few states over a step without, batch {GOAL_BATCH}",
             1 + STEP_GOAL, _over_free(run, "few states"), "", "", "at most",
         ),
-        Prediction("share of the most likely answer with masks, exact", *likely, "", ""),
+        Prediction("draws of the most likely answer with masks, by its exact share", "agrees", drawn(run)),
     ]  # fmt: skip
 
 

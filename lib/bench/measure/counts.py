@@ -42,7 +42,10 @@ def _layer_vectors(config: Any) -> int:
         config.architecture == "gpt2"
     ):  # two LayerNorms with weight and bias; every linear has a bias
         return 4 * d + (q + 2 * kv) + d + f + d
-    attention = q + 2 * kv + d if config.attention_bias else 0
+    attention = q + 2 * kv if config.attention_bias else 0
+    attention += d if getattr(config, "output_bias", config.attention_bias) else 0
+    norms = {None: 0, "head": 2 * config.head_dim, "projection": q + kv}
+    attention += norms[getattr(config, "qk_norm", None)]
     return 2 * d + attention + (2 * f + d if config.mlp_bias else 0)
 
 

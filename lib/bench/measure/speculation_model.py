@@ -1,8 +1,7 @@
 """Predicts speculative decoding's tokens per step, speed-up, and the batch from which on it loses.
 
-Two models. The first (Leviathan, Kalman and Matias 2023) has one acceptance rate α for every draft
-and one cost ratio c. The second uses measured values instead: how often the draft at each position
-is accepted, and how long a step of n rows takes.
+Leviathan, Kalman and Matias 2023: one acceptance rate α for every draft, and one cost ratio c. Where
+the acceptance was counted by position, `tokens_by_position` takes these counts in the place of α.
 
 Introduced in chapter 10.
 """
@@ -10,8 +9,6 @@ Introduced in chapter 10.
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
-
-from lib.engine.speculation.step_cost import CostCurve
 
 
 def expected_tokens(alpha: float, k: int) -> float:
@@ -58,16 +55,6 @@ def tokens_by_position(accepted: Sequence[float]) -> float:
     for i, share in enumerate(accepted):
         _probability(f"accepted[{i}]", share)
     return 1 + sum(accumulate(accepted, mul))
-
-
-def steady_speed_up(tokens: float, drafts: float, batch: int, cost: CostCurve) -> float:
-    """Time per token without drafts over the time with them, for `batch` sequences that never end.
-
-    tokens: mean tokens that a step gives each of them. drafts: mean drafts that it verifies for
-    each. Without drafts a step has `batch` rows and gives each sequence one token; with them it has
-    batch (1 + drafts) rows.
-    """
-    return tokens * cost(batch) / cost(batch * (1 + drafts))
 
 
 def crossover(batches: Sequence[int], speed_ups: Sequence[float | None]) -> int | None:

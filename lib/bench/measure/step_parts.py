@@ -70,7 +70,7 @@ def _product(module: nn.Module, rows: int, fused: bool) -> Callable[[], Any]:
     if fused and module.tiles is not None:
         from lib.models.fused import kernel, layers, ops
 
-        if rows <= layers.FEW_ROWS:
+        if rows <= layers.FEW_ROWS[dtype]:
             out = torch.empty(rows, module.out_features, dtype=dtype)
             bias = ops.floats(torch.empty(0) if module.bias is None else module.bias)
             threads = ops.threads(module.tiles.size)

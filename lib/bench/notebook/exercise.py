@@ -16,7 +16,7 @@ def check(chapter: int, answer: Callable[..., Any]) -> None:
     """Prints whether `answer` is right, or the first case in which it is not. Raises ValueError for an unknown chapter."""
     root = str(repository())
     if root not in sys.path:
-        sys.path.append(root)
+        sys.path.insert(0, root)
     from book.check import verdict
 
     print(verdict(chapter, answer)[1])

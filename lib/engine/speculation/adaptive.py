@@ -93,7 +93,9 @@ class AdaptiveLength:
     The rate of a new request begins at 0.6, whatever requests before it had, which may have copied
     where this one does not. Its drafts, and those of a request that tries again, have at most 3
     tokens until one of them is accepted. A request for which the proposer finds no draft adds no
-    token to a step. The choice changes how many tokens a step verifies. Where drafts are sampled, it can thereby
+    token to a step.
+
+    The choice changes how many tokens a step verifies. Where drafts are sampled, it can thereby
     change which text a seed gives, but not the distribution of the text.
     """
 

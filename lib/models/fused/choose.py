@@ -39,4 +39,10 @@ def fuse_layers(model: nn.Module, linear: str) -> int:
     # Imported here: with it comes Numba, which an engine can do without.
     from lib.models.fused.layers import fuse_blocks
 
-    return fuse_blocks(model)
+    fused = fuse_blocks(model)
+    if linear == "fused" and fused == 0:
+        raise ValueError(
+            "linear 'fused' cannot be had: the fused layers are for GPT-2 and Llama, not for "
+            f"{model.config.architecture}"
+        )
+    return fused

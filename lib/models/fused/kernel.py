@@ -126,7 +126,10 @@ _half_1, _half_2, _half_4 = (_tile_product(rows, HALF_TILE) for rows in (1, 2, 4
 
 @compiled(fastmath=_FASTMATH)
 def _product_share(w, x, out, share, shares):
-    """A thread's outputs of out [T, N] = x [T, K] W^T: float32, N and K filled up to whole tiles of w."""
+    """A thread's share of out [T, N] = x [T, K] W^T.
+
+    x and out are float32; N and K are filled up to whole tiles of w.
+    """
     rows, k, n = np.int64(x.shape[0]), np.int64(x.shape[1]), np.int64(out.shape[1])
     tile_bytes = np.int64(w.itemsize * (w.size // len(w)))
     halves = 2 * len(w)
@@ -310,8 +313,8 @@ def few_rows_after_attention(
 ):  # fmt: skip
     """The rest of a layer: x = x + proj(y); out = x + down(act(wide(norm(x)))).
 
-    y [T, Hq D], x and out [T, d]. `gated`: wide is gate and up, 2 * width outputs, and act is silu(gate) * up;
-    otherwise act is GELU on `width` outputs.
+    y [T, Hq D], x and out [T, d]. `gated`: wide is gate and up, 2 * width outputs, and act is
+    silu(gate) * up; otherwise act is GELU on `width` outputs.
     """
     rows, d = x.shape
     stream = np.empty((rows, d), np.float32)

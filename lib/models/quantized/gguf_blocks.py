@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lib.models.config import ModelConfig
-from lib.models.gguf import dequantized, hf_name, interleaved_heads, naming, read_gguf
+from lib.models.gguf import dequantized, naming, read_gguf
+from lib.models.gguf_names import hf_name, interleaved_heads
 from lib.models.quantized.matrix import QuantizedMatrix
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
@@ -31,7 +32,7 @@ class GGUFWeights:
     """
 
     def __init__(self, file: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.file = file
+        self.file, self.architecture = file, config.architecture
         self.heads = {
             "num_attention_heads": config.num_heads,
             "num_key_value_heads": config.num_kv_heads,
@@ -39,13 +40,16 @@ class GGUFWeights:
         _, tensors = read_gguf(file)
         tensors.pop("rope_freqs.weight", None)  # in config.json, as rope_scaling
         with naming(file):
-            self.items = {hf_name(n).removeprefix("model."): t for n, t in tensors.items()}
+            self.items = {
+                hf_name(name, self.architecture).removeprefix("model."): item
+                for name, item in tensors.items()
+            }
             _check(self.items, shapes)
 
     def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix | Tensor:
         """A weight matrix [out, in]: its blocks, or a float32 tensor if the file has floats."""
         item = self.items[name]
-        heads = interleaved_heads(name)
+        heads = interleaved_heads(name, self.architecture)
         with naming(self.file):
             if item.tensor_type.name in FLOAT_TYPES:
                 weight = dequantized(item)
@@ -56,7 +60,7 @@ class GGUFWeights:
 
     def vector(self, name: str) -> Tensor:
         """A norm or a bias as float32."""
-        heads = interleaved_heads(name)
+        heads = interleaved_heads(name, self.architecture)
         with naming(self.file):
             values = dequantized(self.items[name])
         return values if heads is None else values[_order(len(values), self.heads[heads])]

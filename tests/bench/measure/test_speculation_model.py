@@ -11,10 +11,8 @@ from lib.bench.measure.speculation_model import (
     crossover,
     expected_tokens,
     speed_up,
-    steady_speed_up,
     tokens_by_position,
 )
-from lib.engine.speculation.step_cost import CostCurve
 
 
 def simulated(accepted, steps=40_000, seed=0):
@@ -63,19 +61,6 @@ def test_best_k_against_all_k():
         assert (best_k(alpha, 0.3, 12) > 0) == (alpha > 0.3)
     assert best_k(0.1, 0.2, 12) == 0, "where drafts cost more than they give, none is best"
     assert best_k(0.9, 0.02, 12) > best_k(0.5, 0.02, 12)
-
-
-def test_a_step_that_costs_nothing_more_gives_all_tokens_as_speed_up():
-    flat = CostCurve((1, 100), (0.1, 0.1))
-    assert steady_speed_up(2.5, 4, 1, flat) == steady_speed_up(2.5, 4, 16, flat) == 2.5
-
-
-def test_the_batch_where_it_loses_by_hand():
-    """A roofline: 8 rows are free, then time is proportional to rows."""
-    cost = CostCurve((1, 8, 16, 256), (1.0, 1.0, 2.0, 32.0))
-    found = [steady_speed_up(2.0, 3, batch, cost) for batch in (1, 2, 3, 4, 8, 64)]
-    # 8 rows are free; 16 rows take twice as long for twice the tokens; in the end all rows are paid for.
-    assert found == pytest.approx([2.0, 2.0, 2.0 / 1.5, 1.0, 0.5, 0.5])
 
 
 def test_the_crossover_of_a_sweep():

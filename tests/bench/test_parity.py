@@ -1,0 +1,150 @@
+"""The layer-by-layer checker names the first stage that differs; the table of families says what their configs say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from lib.bench import parity
+from lib.bench.family_table import DIFFERENCES, family_table
+from lib.models.checkpoint import load_model
+from lib.models.families import FAMILIES
+from tests.families import VARIANTS, hf_variant
+from tests.helpers import gpt2_checkpoint, llama_checkpoint
+
+PROMPT = [5, 9, 11, 30, 7, 8, 4, 3, 22, 17, 6, 12]
+
+
+def checkpoint(name: str, folder):
+    if name in ("llama", "gpt2"):
+        return {"llama": llama_checkpoint, "gpt2": gpt2_checkpoint}[name](folder, seed=3)
+    hf_variant(name, seed=3).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", *VARIANTS])
+def test_a_right_port_has_no_difference(tmp_path, name):
+    stages = parity.compare_folder(checkpoint(name, tmp_path), PROMPT)
+    assert parity.first_difference(stages) is None
+    config = load_model(tmp_path).config
+    # Each layer's two norms, its four products and itself, each with input and output.
+    assert len(stages) >= 14 * config.num_layers
+    assert {stage.end for stage in stages} == {"input", "output"}
+    assert all(stage.size > 0.1 for stage in stages)
+    assert f"all {len(stages)} stages agree" in parity.report(stages)
+
+
+def broken(tmp_path, name: str, spoil) -> tuple[str, str]:
+    """(module of transformers, end) of the first difference once `spoil(model)` has run."""
+    checkpoint(name, tmp_path)
+    model = load_model(tmp_path).model
+    spoil(model)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    first = parity.first_difference(parity.compare_layers(model, reference, PROMPT))
+    return first.reference, first.end
+
+
+@pytest.mark.parametrize(
+    "name, spoil, expected",
+    [
+        (
+            "mistral",
+            lambda m: setattr(m.blocks[1], "window", None),
+            ("layers.1.self_attn.o_proj", "input"),
+        ),
+        (
+            "smollm3",
+            lambda m: setattr(m.blocks[1], "rotates", True),
+            ("layers.1.self_attn.o_proj", "input"),
+        ),
+        (
+            "llama",
+            lambda m: m.cos_table.mul_(1.1),
+            ("layers.0.self_attn.o_proj", "input"),
+        ),
+        (
+            "qwen3",
+            lambda m: m.blocks[2].q_norm.weight.mul_(1.5),
+            ("layers.2.self_attn.o_proj", "input"),
+        ),
+        (
+            "qwen2",
+            lambda m: m.blocks[0].qkv.bias.zero_(),
+            (
+                "layers.0.self_attn.q_proj + k_proj + v_proj",
+                "output",
+            ),
+        ),
+        (
+            "llama",
+            lambda m: setattr(m.blocks[1].mlp_norm, "eps", 0.5),
+            ("layers.1.post_attention_layernorm", "output"),
+        ),
+        (
+            "olmo2",
+            lambda m: setattr(m.blocks[0], "post_norm", False),
+            (
+                "layers.0.post_attention_layernorm",
+                "input",
+            ),
+        ),
+        (
+            "gpt2",
+            lambda m: m.blocks[1].fc_out.weight.mul_(2),
+            ("h.1.mlp.c_proj", "output"),
+        ),
+        ("llama", lambda m: m.token_embedding.weight[5].mul_(2), ("embed_tokens", "output")),
+        ("llama", lambda m: m.lm_head.weight.mul_(2), ("lm_head", "output")),
+    ],
+)
+def test_the_first_difference_is_where_the_port_is_wrong(tmp_path, name, spoil, expected):
+    assert broken(tmp_path, name, spoil) == expected
+
+
+def test_the_command_exits_with_1_for_a_difference(tmp_path, capsys):
+    checkpoint("qwen2", tmp_path)
+    assert parity.main([str(tmp_path)]) == 0
+    assert "stages agree" in capsys.readouterr().out
+    assert parity.main([str(tmp_path), "--tolerance", "0"]) == 1
+    assert "first difference: " in capsys.readouterr().out
+
+
+def test_a_nan_is_a_difference():
+    stage = parity.Stage("a", "b", "output", float("nan"), 1.0)
+    assert stage.differs()
+
+
+def test_the_table_has_every_family_and_difference():
+    rows = family_table()
+    assert [row[""] for row in rows] == list(DIFFERENCES.values())
+    assert set(rows[0]) == {"", *FAMILIES} - {"gpt2"}
+    by_title = {row[""]: row for row in rows}
+    assert by_title["biases of q, k and v"]["qwen2"] == "yes"
+    assert by_title["biases of q, k and v"]["llama"] == "no*"
+    assert by_title["norms of q and k"]["qwen3"] == "per head"
+    assert by_title["norms of q and k"]["olmo2"] == "per projection"
+    assert by_title["sliding window, tokens"]["mistral"] == "4096*"
+    assert by_title["sliding window, tokens"]["qwen2"] == "none*"
+    assert by_title["layers without RoPE"]["smollm3"] == "9 of 36*"
+    for row in rows:  # a difference that no family has would not be one
+        assert len(set(row.values()) - {row[""]}) > 1, row
+
+
+def test_a_checkpoint_of_other_weights_is_found(tmp_path):
+    """The same comparison from the files' side: one tensor of transformers' copy is changed."""
+    checkpoint("mistral", tmp_path / "one")
+    other = tmp_path / "two"
+    other.mkdir()
+    (other / "config.json").write_text((tmp_path / "one" / "config.json").read_text())
+    tensors = dict(load_file(tmp_path / "one" / "model.safetensors"))
+    tensors["model.layers.1.mlp.down_proj.weight"] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    assert json.loads((other / "config.json").read_text())["model_type"] == "mistral"
+    reference = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+    model = load_model(tmp_path / "one").model
+    first = parity.first_difference(parity.compare_layers(model, reference, PROMPT))
+    assert (first.reference, first.end) == ("layers.1.mlp.down_proj", "output")
