@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lib.attention.full import FullAttention
 from lib.core.batch import Batch
+from lib.engine.assemble import weight_bytes
 from lib.models.checkpoint import load_model
 from lib.models.config import ModelConfig
 from lib.models.fused.choose import fuse_layers
@@ -24,6 +25,7 @@ from lib.models.parallel.shard import Part, Shard, shard_of, share, take
 from lib.models.quantized.load import load_quantized
 from lib.models.quantized.matrix import QuantizedMatrix
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
+from lib.models.smollm2 import smollm2_file
 from tests.families import hf_family
 from tests.helpers import gpt2_checkpoint, llama_checkpoint, prompt_of
 
@@ -92,7 +94,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-def run_ranks(folder: Path, size: int, batch: Batch, quantization: str | None = None):
+def run_ranks(folder: Path | str, size: int, batch: Batch, quantization: str | None = None):
     """(logits of each rank, the ranks' models, their communicators)."""
     threads, results, errors = Threads(size), [None] * size, []
 
@@ -151,6 +153,21 @@ def test_quantised_ranks_compute_the_logits_of_the_quantised_model(folders, name
         expected = whole(batch, FullAttention())
     logits, _, _ = run_ranks(folders[name], 2, batch, quantization)
     close(logits[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(smollm2_file() is None, reason="SmolLM2's wheel is not installed")
+def test_blocks_of_a_gguf_file_are_divided():
+    """SmolLM2: 9 query and 3 K/V heads, so that rank 0 has 6 and 2."""
+    batch = batch_of(4)
+    with torch.inference_mode():
+        whole = load_quantized("smollm2", "gguf", "float32", CPU, torch.float32).model
+        expected = whole(batch, FullAttention())
+    logits, models, _ = run_ranks("smollm2", 2, batch, "gguf")
+    torch.testing.assert_close(logits[0], expected, rtol=1e-3, atol=1e-3)
+    parts, total = [weight_bytes(model) for model in models], weight_bytes(whole)
+    norms = sum(p.nbytes for key, p in whole.named_parameters() if "norm" in key)
+    assert sum(parts) == total + norms and max(parts) < 0.54 * total
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "smollm3"])
