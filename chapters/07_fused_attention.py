@@ -614,7 +614,7 @@ show_source(numba_kernel._attend_piece.py_func)
 # - **A tile of queries.** Up to {glue:text}`query_tile` queries of one sequence share a reading of its keys. A decode
 #   step has one. A short chunk, or a speculative draft to be verified, has a few.
 #
-# Two details are small and necessary. `_exp` is a polynomial of our own, because a call of the mathematics library for
+# Two details are small and necessary. `exp` is a polynomial of our own, because a call of the mathematics library for
 # every score would keep the compiler from computing several at once. And bfloat16 arrives as 16-bit integers, since NumPy has no such
 # type: `_widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are float32.
 #

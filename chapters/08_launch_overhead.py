@@ -15,7 +15,8 @@
 # **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/fused/`: a CPU's
 # layer in two calls, with a kernel for products of few rows. `models/compiled.py`: what lies between the matrix
 # products, compiled. `engine/cuda_graphs.py`: decode steps recorded once and replayed.
-# `core/openmp.py`: how threads wait. `bench/measure/flame.py`: where a call's time goes, frame by frame.
+# `engine/in_flight.py`: a step is launched before the one before it is read. `core/openmp.py`: how threads wait.
+# `bench/measure/flame.py`: where a call's time goes, frame by frame.
 # `bench/peers/`: this engine against `transformers`.
 # :::
 #
@@ -71,11 +72,14 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
 from lib.bench.findings import ch08_launch_overhead as words
+from lib.bench.findings import overhead_host
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.vocabulary import capital
 from lib.bench.measure import busy_machine, counts, flame, step_parts
 from lib.bench.measure.busy_machine import GNU_DEFAULT, PASSIVE
+from lib.bench.measure.data_sheets import H100
+from lib.bench.measure.host_step import PARTS, host_parts
 from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
@@ -97,6 +101,7 @@ from lib.bench.notebook.figures import (
 from lib.bench.notebook.flame_figure import draw as draw_flame
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
 from lib.bench.notebook.style import caution, caution_below
+from lib.bench.notebook.waterfall import one_by_one, side_by_side, waterfall
 from lib.bench.peers.hf import hf_generate
 from lib.bench.peers.hf_model import transformers_model
 from lib.bench.peers.turns import equal_work, in_turns
@@ -107,6 +112,7 @@ from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch
 from lib.core.openmp import SPIN_COUNT
 from lib.engine.cuda_graphs import CudaRecorder, GraphRunner, Rerun, ladder
+from lib.engine.in_flight import StepsInFlight
 from lib.engine.runner import ModelRunner
 from lib.models import compiled
 from lib.models.packed import PackedLinear, pack, pack_linears, why_not_packed
@@ -129,7 +135,8 @@ ENDLESS = SamplingParams(max_tokens=LONGEST - 8, temperature=0, ignore_eos=True)
 
 def engine(**options):
     """SmolLM2 in float32 with room for ROWS sequences."""
-    options = {"linear": "plain"} | options
+    # A step that is timed ends before the next one begins.
+    options = {"linear": "plain", "async_scheduling": False} | options
     options["enable_prefix_caching"] = False  # repeats are computed again
     if options.get("kv_cache", "paged") == "paged":
         options = {"num_blocks": 1 + ROWS * -(-LONGEST // 16)} | options
@@ -993,6 +1000,85 @@ if fused is not None:
 engines["compiled" if CUDA else "packed and compiled"] = squeezed
 if CUDA:
     engines |= {"graphs": replayed, "graphs, compiled": both}
+
+# %% [markdown]
+# ### While the device computes: asynchronous scheduling
+#
+# With graphs the host has one launch per step left, and everything else that it does: schedule, build the batch,
+# choose tokens, read them, update requests and blocks, hand out what is new. While it does that, the device waits, and
+# the faster the device, the larger that share.
+#
+# But the host needs little of step n to prepare step n+1. Lengths, blocks and slots follow from how many tokens step n
+# chooses, not from which. Only the input ids do, and those the device can copy itself. So step n+1 is launched before
+# step n is read. What the host learns too late is that a request has ended with a stop token: then step n+1 has
+# computed one superfluous row for it, which is discarded.
+#
+# | | without | with asynchronous scheduling |
+# | --- | --- | --- |
+# | launch of step n+1 | after step n is read | before |
+# | tokens of step n+1 chosen | after step n is read | after step n is read |
+# | an end by `max_tokens` | known | known beforehand, no row is wasted |
+# | an end by a stop token or string | known | one row is computed and discarded |
+# | no block left | preempt | read step n first, then preempt |
+#
+# Tokens are still chosen with all earlier ones known. Penalties, masks and `min_tokens` need no special case, and the
+# tokens are the oracle's.
+
+# %% tags=["hide-input"]
+show_source(StepsInFlight, "advance", "_launch_after", "completed")
+
+# %%
+ahead = engine(async_scheduling=True)
+answers = [output.token_ids for output in ahead.generate(prompts, params)]
+if same_tokens(truth, answers, device, "ahead"):
+    print("with asynchronous scheduling: all tokens are the oracle's")
+assert ahead.stats()["tokens_discarded"] == 0  # all end by max_tokens
+del ahead
+
+# %% [markdown]
+# How much is there to gain? The host's parts can be measured on any machine, with a model that returns zeros at once.
+# The device's part is predicted here: the bytes of a bfloat16 step over the bandwidth on an H100's data sheet. The sum
+# of the parts is a floor: a real step has gaps between kernels as well.
+
+# %% tags=["hide-input"]
+waterfall_points = []
+for batch in (1, ROWS):
+    begin(plain, batch)
+    seconds = host_parts(plain, pick(smoke=3, cpu=30, gpu=30))
+    end(plain)
+    read = counts.step_bytes(config, "bfloat16", [16] * batch)
+    waterfall_points.append(
+        {"batch": batch, "device": read / H100.bandwidth}
+        | {part: Timing(tuple(found)) for part, found in seconds.items()}
+    )
+host_series = record.add("host_step", unit="s", points=waterfall_points)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-in-flight", "caption": "Two decode steps of the largest batch. Above: one after the other. Below: with asynchronous scheduling. The host's parts are measured on this machine, the device's are predicted for an H100."}}
+parts_gate = experiments.gate("the host's parts of a step")
+parts_gate.repeats(p[part] for p in waterfall_points for part in PARTS)
+host_run = experiments.pick(parts_gate, record)
+if (drawn := host_run["host_step"]) is not None:
+    row = drawn.rows()[-1]
+    seconds = {part: 1e3 * row[part] for part in PARTS}
+    fig, ax = figure(height=2.6)
+    waterfall(
+        ax,
+        one_by_one(seconds, 1e3 * row["device"])
+        | side_by_side(seconds, 1e3 * row["device"]),
+    )
+    ax.set_xlabel("ms")
+    caution(ax, host_run.note)
+    show(fig, "08_in_flight")
+
+# %% tags=["remove-cell"]
+glue_all(overhead_host.asynchronous(host_run))
+
+# %% [markdown]
+# {glue:text}`async_finding`
+#
+# {glue:text}`async_largest_finding`
+#
+# `async_scheduling` is on by default on CUDA. On a CPU there is nothing to overlap with, since the host is the device.
 
 # %% [markdown]
 # ## Check: the same tokens, every combination

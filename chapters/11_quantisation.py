@@ -13,7 +13,8 @@
 # | Colab or a data-centre GPU | three minutes, by estimate; the layers of this chapter run on its CPU | 2 GB | the same |
 #
 # **Adds to `lib/`.** `models/quantized/`: rounding, linear layers that multiply with integers, and readers for GGUF, GPTQ and
-# AWQ files. They are off by default; `quantization="gguf"`, `"int8"` or `"int4"` switches them on.
+# AWQ files. They are off by default; `quantization="gguf"`, `"int8"` or `"int4"` switches them on. `cache/int8_kv_cache.py` and
+# `attention/int8_kernel.py`: keys and values in 8 bits, with `kv_cache_dtype="int8"`.
 # :::
 #
 # A decode step at batch 1 is limited by the time to read all weights (chapter 1). With batching, one reading serves several
@@ -68,6 +69,8 @@ from torch import nn
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
+from lib.attention.fused import fused_attention
+from lib.attention.int8_fused_cpu import Int8CpuFusedAttention
 from lib.bench.findings import ch11_quantisation as words
 from lib.bench.findings import other_engines as engine_words
 from lib.bench.findings.gates import Experiments
@@ -75,7 +78,8 @@ from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.product_bound import product_times, turning_rows
 from lib.bench.measure.quality import compare, log_probs
 from lib.bench.measure.roofline import machine_roofline
-from lib.bench.measure.timing import Rates, measure_in_turns
+from lib.bench.measure.rounded_kv import RoundedKVAttention
+from lib.bench.measure.timing import Rates, Timing, measure_in_turns
 from lib.bench.notebook.axes import log10_axis
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
@@ -93,7 +97,10 @@ from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
 from lib.bench.workloads import random_prompts
-from lib.core.batch import Batch
+from lib.cache.int8_kv_cache import Int8KVCache, round_heads
+from lib.cache.kv_cache import KVCache
+from lib.core.batch import Batch, Scheduled
+from lib.core.request import Request
 from lib.models.checkpoint import build_model, load_model
 from lib.models.config import load_config
 from lib.models.packed import PackedLinear
@@ -879,6 +886,174 @@ elif llm.tokenizer is not None:
     )
 
 # %% [markdown]
+# ## Keys and values in 8 bits
+#
+# A step reads the weights once, but it reads the keys and values of every sequence. In a large batch with long contexts these
+# are most of the bytes (chapter 7), and the memory that they take limits the number of sequences (chapter 4). With
+# `kv_cache_dtype="int8"` the cache stores codes for them, too.
+#
+# Weights are rounded once, when they are loaded. Keys and values are rounded during each step, when they are stored, and the
+# scale must not depend on tokens that come later: otherwise the result would depend on how the prompt was divided into chunks.
+# So each token has a scale of its own, one per head, in the symmetric form of {eq}`eq-11-forms`. With $D$ elements per head the
+# codes and the scale take $D + 4$ bytes instead of $4 D$:
+
+# %%
+HEAD = llm.config.head_dim
+per_head = {"float32": 4 * HEAD, "int8": HEAD + 4}
+heads = 2 * llm.config.num_layers * llm.config.num_kv_heads
+kv_formats = [
+    {"format": name, "bytes_per_token": heads * size}
+    for name, size in per_head.items()
+]
+for point, dtype in zip(kv_formats, ("auto", "int8")):
+    engine = LLM(
+        MODEL,
+        device="cpu",
+        dtype="float32",
+        kv_cache_dtype=dtype,
+        max_model_len=256,
+        kv_cache_memory_bytes=64 * 2**20,
+    )
+    cache = engine.kv_cache
+    slots = cache.num_blocks * cache.block_size
+    assert cache.nbytes == slots * point["bytes_per_token"]
+    point["blocks"] = cache.num_blocks
+
+# %% tags=["hide-input"]
+record.add("kv_formats", unit="B", points=kv_formats)
+table(
+    [
+        [p["format"], f"{p['bytes_per_token']:,}", f"{p['blocks']:,}"]
+        for p in kv_formats
+    ],
+    headers=["K and V", "bytes per token", "blocks of 16 in 64 MiB"],
+)
+glue_all(words.kv_bytes(record))
+
+# %% [markdown]
+# {glue:text}`kv_bytes_finding`
+#
+# Attention never makes a float copy of the cache. A dot product with codes needs its scale only once:
+# $q \cdot k \approx s\,(q \cdot c)$. In the weighted sum of values, the scale multiplies the softmax weight of the token.
+# The compiled kernel of chapter 7 has a second version for this. It loads 16 codes at a time and converts them to floats in a
+# register, once for all query heads that share the key.
+
+# %% tags=["remove-input"]
+show_source(round_heads)
+
+# %% [markdown]
+# **Prediction.** A decode step of sequences with a long context is limited by bytes (chapter 7). Then the time of its attention
+# falls as the bytes do. The operations are the same in both formats. The bound does not count the conversion of the codes.
+#
+# The next cell measures one layer's attention, as the engine calls it, over several layers' caches in turn, so that they do not
+# stay in the processor's own caches.
+
+# %% tags=["hide-input"]
+SEQUENCES = pick(smoke=2, cpu=8, gpu=8)
+CONTEXT = pick(smoke=48, cpu=2048, gpu=2048)
+LAYERS = pick(smoke=1, cpu=8, gpu=8)
+
+
+def kv_attention(name):
+    """A function that runs one decode step's attention in LAYERS layers."""
+    config = replace(llm.config, num_layers=LAYERS)
+    blocks = SEQUENCES * CONTEXT // 16
+    kind, fused = {
+        "float32": (KVCache, fused_attention),
+        "int8": (Int8KVCache, Int8CpuFusedAttention),
+    }[name]
+    cache = kind(config, blocks + 1, 16, dtype=torch.float32, device=CPU)
+    generator = torch.Generator().manual_seed(0)
+    shape = (config.num_kv_heads, config.head_dim)
+    everywhere = torch.arange(16 * (blocks + 1))
+    for layer in range(LAYERS):
+        k, v = torch.randn(2, len(everywhere), *shape, generator=generator)
+        cache.store(layer, k, v, everywhere)
+    ids = (torch.randperm(blocks, generator=generator) + 1).tolist()
+    scheduled = []
+    for i in range(SEQUENCES):
+        request = Request("r", [0] * CONTEXT, SamplingParams(max_tokens=1))
+        request.block_ids = ids[i::SEQUENCES]
+        request.num_computed_tokens = CONTEXT - 1
+        scheduled.append(Scheduled(request, 1))
+    batch, attention = Batch.build(scheduled, 16, CPU), fused(cache)
+    q = torch.randn(SEQUENCES, config.num_heads, HEAD, generator=generator)
+    k, v = torch.randn(2, SEQUENCES, *shape, generator=generator)
+    return lambda: [attention(i, q, k, v, batch) for i in range(LAYERS)][-1]
+
+
+jobs = {name: kv_attention(name) for name in per_head}
+apart = (jobs["float32"]() - jobs["int8"]()).abs().max().item()
+assert 0 < apart < 0.02
+taken = measure_in_turns(
+    jobs, repeats=pick(smoke=2, cpu=9, gpu=15), warmup=2, device=CPU
+)
+tokens = SEQUENCES * CONTEXT
+point = {"context": CONTEXT}
+for name, size in per_head.items():
+    point[name] = Timing(tuple(x / LAYERS for x in taken[name].samples))
+    point[f"{name} bound"] = roofline.time(
+        bytes=2 * tokens * llm.config.num_kv_heads * size,
+        flops=4 * tokens * llm.config.num_heads * HEAD,
+        dtype="float32",
+    )
+del jobs
+
+# %% tags=["hide-input"]
+record.add(
+    "kv_attention",
+    unit="s",
+    points=[point],
+    params={"sequences": SEQUENCES, "layers": LAYERS},
+)
+kv_gate = experiments.gate("attention to K and V in 8 bits")
+kv_gate.repeats(point[name] for name in per_head)
+kv_gate.machine(roofline, experiments.roofline)
+glue_all(words.kv_attention(experiments.pick(kv_gate, record)))
+table(
+    [
+        [
+            name,
+            f"{1e3 * point[name].median:.2f}",
+            f"{1e3 * point[f'{name} bound']:.2f}",
+        ]
+        for name in per_head
+    ],
+    headers=["K and V", "ms per layer", "bound, ms"],
+)
+print(f"{SEQUENCES} sequences of {CONTEXT} tokens;")
+print(f"the largest difference of two outputs is {apart:.1e}")
+
+# %% [markdown]
+# {glue:text}`kv_attention_finding`
+#
+# What does it cost? The same two measures as above, over the same text, with the float32 weights in both cases. The tokens are
+# those of a loop without a cache that rounds keys and values in the same way. An engine gives the same tokens however it
+# divides the work into steps, because a prompt's first step attends to the rounded numbers as well.
+
+# %%
+found = compare(model, model, text_ids, attention=RoundedKVAttention())
+record.add(
+    "kv_quality",
+    unit="nats",
+    points=[
+        {
+            "format": "int8",
+            "kl_divergence": max(found.kl_divergence, 0.0),
+            "same_greedy": found.same_greedy,
+        }
+    ],
+    params={"tokens": TOKENS},
+)
+if llm.tokenizer is not None:
+    assert found.kl_divergence <= 0.01
+    glue_all(words.kv_quality(record))
+else:
+    glue("kv_quality_finding", "Random weights: no quality is shown.")
+
+# %% [markdown]
+# {glue:text}`kv_quality_finding`
+#
 # ## What broke
 #
 # Most mistakes in reading or rounding weights raise no error: the integers are valid, and the model runs, with wrong weights.
@@ -925,7 +1100,7 @@ table([[name, f"{x:.1%}"] for name, x in found.items()], headers=["", "error"])
 
 # %% tags=["hide-input"]
 if FOUR == "gguf":
-    with patch.object(gguf_blocks, "interleaved_heads", lambda name: None):
+    with patch.object(gguf_blocks, "interleaved_heads", lambda *names: None):
         wrong = load_quantized(MODEL, "gguf", "float32", CPU, torch.float32)
     found = compare(wrong.model, model, text_ids[:128])
     assert found.perplexity > 2 * found.reference_perplexity
@@ -950,7 +1125,7 @@ if FOUR == "gguf":
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-both = experiments.pick_for_all([gate, engine_gate], record)
+both = experiments.pick_for_all([gate, engine_gate, kv_gate], record)
 foretold = words.predictions(both)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
@@ -1078,10 +1253,12 @@ check(11, quantize8)
 # ## Takeaways
 #
 # 1. Fewer bits per weight mean fewer bytes per step. This helps where reading the weights is the limit: at small batches.
+#    Fewer bits per key and value do the same for long contexts, and leave room for more sequences.
 # 2. At larger batches the operations are the limit. There a format helps only if it makes them cheaper, as integer products do,
 #    and these need rounded activations.
 # 3. Compare formats by three numbers together: bytes, speed at a stated batch size, and the KL divergence from a reference
 #    whose own rounding is stated.
+#
 #
 # **Sources.** 8-bit products and outliers: {cite:t}`dettmers2022llmint8`. Rounding with data: {cite:t}`frantar2023gptq` and
 # {cite:t}`lin2024awq`. Kernels on GPUs: {cite:t}`frantar2024marlin`. FP8: {cite:t}`micikevicius2022fp8`. GGUF's blocks:

@@ -75,6 +75,11 @@ def _plan(batch: Batch, window: int | None) -> ContiguousPlan:
     )
 
 
+def _view(blocks: Tensor, first: int, last: int, begin: int, end: int) -> Tensor:
+    """Tokens begin .. end - 1 of slots first .. last - 1."""
+    return blocks[first:last, begin:end]
+
+
 class ContiguousAttention:
     """Store this step's K and V, then attend over views of the cache: what is read is never copied."""
 
@@ -95,6 +100,7 @@ class ContiguousAttention:
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
+            k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
             return self._full(layer, q, k, v, batch, window)
         plan = batch.derive(_plan, window)
         if not plan.chunks:
@@ -105,9 +111,7 @@ class ContiguousAttention:
         for row, start in plan.chunks:
             n, length, slot = batch.query_lens[row], batch.kv_lens[row], batch.block_ids[row][0]
             begin = 0 if window is None else max(0, length - n + 1 - window)
-            keys, values = (
-                x[layer, slot : slot + 1, begin:length] for x in (self.cache.k, self.cache.v)
-            )
+            keys, values = self.cache.read(layer, _view, slot, slot + 1, begin, length)
             whole = n == length and (window is None or n <= window)
             mask = None if n == 1 or whole else chunk_mask(n, length - begin, q, window)
             out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
@@ -115,10 +119,7 @@ class ContiguousAttention:
 
     def _rectangle(self, layer: int, q: Tensor, plan: ContiguousPlan) -> Tensor:
         """One query per sequence, in a single call: other slots and the tails of shorter sequences are masked."""
-        keys, values = (
-            x[layer, plan.first : plan.last, plan.begin : plan.length]
-            for x in (self.cache.k, self.cache.v)
-        )
+        keys, values = self.cache.read(layer, _view, plan.first, plan.last, plan.begin, plan.length)
         query = q if plan.in_order else q[plan.queries]
         mask = None if plan.mask is None else plan.mask.to(q.dtype)
         out = attend(query[:, None], keys, values, 1, mask)[:, 0]

@@ -53,7 +53,7 @@ class CpuFusedAttention:
         self.cache = cache
         self._full = FullAttention()
         self._keys, self._values = (
-            [_array(layer.flatten(0, 1)) for layer in x] for x in (cache.k, cache.v)
+            [array_of(layer.flatten(0, 1)) for layer in x] for x in (cache.k, cache.v)
         )
 
     def __call__(
@@ -65,13 +65,16 @@ class CpuFusedAttention:
         batch: Batch,
         window: int | None = None,
     ) -> Tensor:
-        self.cache.store(layer, k, v, batch.slot_mapping)
+        self._store(layer, k, v, batch.slot_mapping)
         if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:
             # All sequences begin in this step: their K and V are at hand.
+            k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
             return self._full(layer, q, k, v, batch, window)
         plan, out = batch.derive(_plan, window), torch.empty(q.shape, dtype=q.dtype)
         if len(plan.shares.pieces):
-            self._run(layer, _array(q.contiguous()), plan, _array(out), window)
+            self._run(layer, array_of(q.contiguous()), plan, array_of(out), window)
+        if plan.chunks:
+            k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
         for row, start in plan.chunks:
             n, length = batch.query_lens[row], batch.kv_lens[row]
             if n == length:  # it begins with this chunk: nothing of it is in the cache alone
@@ -82,6 +85,9 @@ class CpuFusedAttention:
                 keys, values, mask = gather_chunk(self.cache, layer, batch, row, q, window)
             out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
         return out
+
+    def _store(self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
+        self.cache.store(layer, k, v, slot_mapping)
 
     def _run(
         self, layer: int, q: np.ndarray, plan: CpuPlan, out: np.ndarray, window: int | None
@@ -108,6 +114,6 @@ class CpuFusedAttention:
         )
 
 
-def _array(x: Tensor) -> np.ndarray:
+def array_of(x: Tensor) -> np.ndarray:
     """A view. NumPy has no bfloat16: its bits, as uint16."""
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()

@@ -81,6 +81,7 @@ class GatherAttention:
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
+            k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
             return self._full(layer, q, k, v, batch, window)
         plan = batch.derive(_plan, window)
         if not plan.chunks:
@@ -96,7 +97,7 @@ class GatherAttention:
 
     def _together(self, layer: int, q: Tensor, plan: _Plan) -> Tensor:
         """One query per sequence, q [R, Hq, D], in a single call."""
-        keys, values = (gather(x[layer], plan.tables) for x in (self.cache.k, self.cache.v))
+        keys, values = self.cache.read(layer, gather, plan.tables)
         return attend(q[:, None], keys, values, 1, plan.mask.to(q.dtype))[:, 0]
 
 
@@ -111,7 +112,7 @@ def gather_chunk(
     hidden = 0 if window is None else max(0, length - n + 1 - window) // size
     table = batch.block_table[row : row + 1, hidden : -(-length // size)].long()
     length -= hidden * size
-    keys, values = (gather(x[layer], table)[:, :length] for x in (cache.k, cache.v))
+    keys, values = (x[:, :length] for x in cache.read(layer, gather, table))
     if n == length and (window is None or n <= window):
         return keys, values, None
     return keys, values, chunk_mask(n, length, like, window)

@@ -31,7 +31,7 @@ _LOG2E = np.float32(math.log2(math.e))
 
 
 @intrinsic
-def _widen(typingctx, x):
+def widen(typingctx, x):
     """float32 as it is; uint16 as a float32's upper half, which is what bfloat16 is. LLVM vectorises both."""
 
     def generate(context, builder, signature, args):
@@ -78,13 +78,13 @@ _I32 = ir.IntType(32)
 
 
 @compiled
-def _prefetch(address, num_bytes):
+def prefetch(address, num_bytes):
     for line in range(0, num_bytes, 64):
         _prefetch_line(address + line)
 
 
 @compiled
-def _exp(x, n, bits):
+def exp(x, n, bits):
     """exp of x[:n] <= 0, in place, to 2e-7 relative. libm's, one at a time, would cost as much as the dot product before it.
 
     2 ** (i + f) = 2 ** i * p(f): i becomes the exponent's bits, p is a minimax polynomial on [0, 1).
@@ -123,7 +123,7 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
             peak[i, g], norm[i, g] = np.float32(-1e30), np.float32(0)
             for d in range(size):
                 acc[i, g, d] = np.float32(0)
-                scaled[i, g, d] = _widen(q[token + i, g, d]) * scale
+                scaled[i, g, d] = widen(q[token + i, g, d]) * scale
     head_bytes, keys_at, values_at = size * keys.itemsize, keys.ctypes.data, values.ctypes.data
     scores = np.empty((heads, KEY_TILE), np.float32)
     bits = np.empty(KEY_TILE, np.int32)
@@ -147,16 +147,16 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
                 for h in range(kv_heads):
                     # These keys' values are next: blocks lie too far apart for the CPU to guess.
                     for u in range(t, t + 4 if i == 0 else t):
-                        _prefetch(values_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
+                        prefetch(values_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
                     # The group's queries share what was loaded.
                     for g in range(h * group, (h + 1) * group):
                         a = b = c = e = np.float32(0)
                         for d in range(size):
                             x = scaled[i, g, d]
-                            a += x * _widen(keys[s0, h, d])
-                            b += x * _widen(keys[s1, h, d])
-                            c += x * _widen(keys[s2, h, d])
-                            e += x * _widen(keys[s3, h, d])
+                            a += x * widen(keys[s0, h, d])
+                            b += x * widen(keys[s1, h, d])
+                            c += x * widen(keys[s2, h, d])
+                            e += x * widen(keys[s3, h, d])
                         scores[g, t], scores[g, t + 1] = a, b
                         scores[g, t + 2], scores[g, t + 3] = c, e
             for g in range(heads if count > 0 else 0):
@@ -167,7 +167,7 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
                     scores[g, t] = top
                 for t in range(count):
                     scores[g, t] -= top
-                _exp(scores[g], count, bits)
+                exp(scores[g], count, bits)
                 for t in range(hidden):
                     scores[g, t] = np.float32(0)
                 total = np.float32(0)
@@ -187,21 +187,21 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
                 for h in range(kv_heads):
                     # And then come the next tile's keys.
                     for u in range(KEY_TILE + t, KEY_TILE + t + 4 if i == 0 else t):
-                        _prefetch(keys_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
+                        prefetch(keys_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
                     for g in range(h * group, (h + 1) * group):
                         a, b = scores[g, t], scores[g, t + 1]
                         c, e = scores[g, t + 2], scores[g, t + 3]
                         for d in range(size):
                             acc[i, g, d] += (
-                                a * _widen(values[s0, h, d])
-                                + b * _widen(values[s1, h, d])
-                                + c * _widen(values[s2, h, d])
-                                + e * _widen(values[s3, h, d])
+                                a * widen(values[s0, h, d])
+                                + b * widen(values[s1, h, d])
+                                + c * widen(values[s2, h, d])
+                                + e * widen(values[s3, h, d])
                             )
 
 
 @compiled
-def _finish(out, piece, norm, acc):
+def finish(out, piece, norm, acc):
     """acc / norm, the weighted mean of V, to the rows of the piece's queries."""
     for i in range(piece[QUERIES]):
         for g in range(acc.shape[1]):
@@ -222,6 +222,28 @@ def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
             peak[i, g], norm[i, g] = top, norm[i, g] * a + norm2[i, g] * b
             for d in range(acc.shape[2]):
                 acc[i, g, d] = acc[i, g, d] * a + acc2[i, g, d] * b
+
+
+@compiled
+def merge_cuts(pieces, cuts, out, peak, norm, acc):
+    """Merge the states of each sequence that is cut, and finish its rows of out."""
+    begun = 0
+    for p in cuts:  # in order: the state of a sequence's first piece takes in the others
+        state = pieces[p, STATE]
+        if pieces[p, FIRST] == 0:
+            begun = state
+        else:
+            _merge(
+                pieces[p, QUERIES],
+                peak[begun],
+                norm[begun],
+                acc[begun],
+                peak[state],
+                norm[state],
+                acc[state],
+            )
+            if pieces[p, LAST] == pieces[p, TILES]:
+                finish(out, pieces[p], norm[begun], acc[begun])
 
 
 @compiled(parallel=PRANGE)
@@ -267,21 +289,5 @@ def attend(
                 scaled[share],
             )
             if pieces[p, FIRST] == 0 and pieces[p, LAST] == pieces[p, TILES]:
-                _finish(out, pieces[p], norm[state], acc[state])
-    begun = 0
-    for p in cuts:  # in order: the state of a sequence's first piece takes in the others
-        state = pieces[p, STATE]
-        if pieces[p, FIRST] == 0:
-            begun = state
-        else:
-            _merge(
-                pieces[p, QUERIES],
-                peak[begun],
-                norm[begun],
-                acc[begun],
-                peak[state],
-                norm[state],
-                acc[state],
-            )
-            if pieces[p, LAST] == pieces[p, TILES]:
-                _finish(out, pieces[p], norm[begun], acc[begun])
+                finish(out, pieces[p], norm[state], acc[state])
+    merge_cuts(pieces, cuts, out, peak, norm, acc)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,11 +30,11 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_blocks, self.block_size, self.dtype = num_blocks, block_size, dtype
         block = (block_size, config.num_kv_heads, config.head_dim)
         shape = (config.num_layers, num_blocks, *block)
-        self.k = _zeros(shape, dtype, torch.device(device))
-        self.v = _zeros(shape, dtype, torch.device(device))
+        self.k = lazy_zeros(shape, dtype, torch.device(device))
+        self.v = lazy_zeros(shape, dtype, torch.device(device))
         # Views by slot, made once: on a CPU a view costs as much as a small copy.
         self._k_slots = [layer.flatten(0, 1) for layer in self.k]
         self._v_slots = [layer.flatten(0, 1) for layer in self.v]
@@ -40,6 +43,16 @@ class KVCache:
         """Write this step's k and v [T, Hkv, D] to their slots [T]."""
         self._k_slots[layer].index_copy_(0, slot_mapping, k)
         self._v_slots[layer].index_copy_(0, slot_mapping, v)
+
+    def read(self, layer: int, select: Callable[..., Tensor], *which: Any) -> tuple[Tensor, Tensor]:
+        """What `select(blocks, *which)` takes of a layer's K and V."""
+        return select(self.k[layer], *which), select(self.v[layer], *which)
+
+    def as_stored(
+        self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """k and v, just stored, as later steps will read them: here the same."""
+        return k, v
 
     def remove_non_finite(self, block_ids: list[int], num_tokens: int) -> None:
         """Set NaN and infinity to 0 in a sequence that gives its blocks back.
@@ -62,9 +75,10 @@ def kv_cache_bytes(config: ModelConfig, num_tokens: int, dtype: torch.dtype) -> 
     return num_tokens * config.kv_bytes_per_token(dtype.itemsize)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take main memory only when they are written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # NumPy asks the system for zero pages, which take memory only when written; torch.zeros would write them all now.
-    bits = {2: np.int16, 4: np.int32}[dtype.itemsize]
+    # NumPy asks the system for zero pages; torch.zeros would write them all now.
+    bits = {1: np.int8, 2: np.int16, 4: np.int32}[dtype.itemsize]
     return torch.from_numpy(np.zeros(shape, dtype=bits)).view(dtype)

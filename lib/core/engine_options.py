@@ -96,6 +96,12 @@ class EngineOptions:
         "block of 32 elements, which is faster for many rows",
         choices=("float32", "int8"),
     )
+    kv_cache_dtype: str = _option(
+        "auto",
+        "how K and V are kept; auto: as floats of type dtype; int8: rounded, with one scale per "
+        "token and head",
+        choices=("auto", "int8"),
+    )
     tensor_parallel_size: int = _option(
         1,
         "processes among which the model's weights and KV cache are divided; on CUDA, one GPU each",
@@ -133,6 +139,22 @@ class EngineOptions:
                 "kv_cache_memory_bytes must be None where kv_cache is 'none', "
                 f"got {self.kv_cache_memory_bytes!r}"
             )
+        if self.kv_cache_dtype != "auto":
+            if self.tensor_parallel_size > 1:
+                raise ValueError(
+                    "kv_cache_dtype must be 'auto' with tensor_parallel_size > 1, "
+                    f"got {self.kv_cache_dtype!r}"
+                )
+            if self.kv_cache == "none":
+                raise ValueError(
+                    "kv_cache_dtype must be 'auto' where kv_cache is 'none', "
+                    f"got {self.kv_cache_dtype!r}"
+                )
+            if self.cuda_graphs:
+                raise ValueError(
+                    "kv_cache_dtype must be 'auto' with cuda_graphs, whose kernels read a cache of "
+                    f"floats, got {self.kv_cache_dtype!r}"
+                )
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ValueError(
                 "num_blocks and kv_cache_memory_bytes both set the pool's size: give one, "

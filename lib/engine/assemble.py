@@ -18,7 +18,8 @@ from lib.attention.full import FullAttention
 from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention
 from lib.cache.block_manager import BlockManager
-from lib.cache.kv_cache import KVCache
+from lib.cache.int8_kv_cache import Int8KVCache, int8_kv_bytes_per_token
+from lib.cache.kv_cache import KVCache, kv_cache_bytes
 from lib.cache.manager import CacheManager, NoCache
 from lib.cache.prefix_cache import PrefixCachingBlockManager
 from lib.cache.sizing import available_bytes, gib
@@ -108,13 +109,15 @@ def assemble(
         attention = FullAttention()
     else:
         plan = _slots if options.kv_cache == "contiguous" else _blocks
-        beside = 0 if draft is None else draft.config.kv_bytes_per_token(dtype.itemsize)
+        beside = (
+            0 if draft is None else _kv_bytes_per_token(draft.config, options.kv_cache_dtype, dtype)
+        )
         if workers is not None:
             beside = workers.kv_bytes_per_token(dtype.itemsize)
         num_blocks, block_size, max_model_len = plan(
             _runner(model, FullAttention(), workers), options, max_model_len, device, dtype, beside
         )
-        kv_cache = allocate(config, num_blocks, block_size, dtype, device)
+        kv_cache = allocate(config, num_blocks, block_size, dtype, device, options.kv_cache_dtype)
         manager = _manager(options, kv_cache, config)
         attention = cached_attention(options, kv_cache, config.num_heads)
         if workers is not None:
@@ -317,7 +320,7 @@ def _proposer(
         )
     # As many tokens as the model's own cache.
     shape, device = (kv_cache.num_blocks, kv_cache.block_size), kv_cache.k.device
-    own = allocate(draft.config, *shape, dtype, device)
+    own = allocate(draft.config, *shape, dtype, device, options.kv_cache_dtype)
     attention = cached_attention(options, own, draft.config.num_heads)
     return DraftModelProposer(
         ModelRunner(draft, attention),
@@ -353,7 +356,13 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) 
     if options.attention == "gather":
         return GatherAttention(kv_cache)
     k, group = kv_cache.k, num_heads // kv_cache.k.shape[3]
-    problem = why_not_fused(k.device, k.dtype, kv_cache.block_size, k.shape[4], group)
+    int8 = isinstance(kv_cache, Int8KVCache)
+    problem = why_not_fused(k.device, kv_cache.dtype, kv_cache.block_size, k.shape[4], group)
+    if int8 and k.device.type != "cpu":
+        problem = ValueError(
+            f"attention 'fused' on {k.device.type} reads a cache of floats: kv_cache_dtype must be "
+            "'auto', got 'int8'"
+        )
     if problem is not None and options.attention == "fused":
         raise problem
     if problem is not None:
@@ -362,6 +371,11 @@ def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) 
             stacklevel=4,
         )
         return GatherAttention(kv_cache)
+    if int8:
+        # Imported here, as fused_attention does it: with it comes Numba.
+        from lib.attention.int8_fused_cpu import Int8CpuFusedAttention
+
+        return Int8CpuFusedAttention(kv_cache)
     return fused_attention(kv_cache, group)
 
 
@@ -377,7 +391,7 @@ def _slots(
 
     beside: bytes that a draft model, or other ranks, keep for each token in the same memory.
     """
-    per_token = runner.model.config.kv_bytes_per_token(dtype.itemsize) + beside
+    per_token = _kv_bytes_per_token(runner.model.config, options.kv_cache_dtype, dtype) + beside
     budget = _budget(runner, options, device)
     needed = options.max_num_seqs * max_model_len * per_token
     if needed > budget:
@@ -402,7 +416,9 @@ def _blocks(
 ) -> tuple[int, int, int]:
     """(blocks with the null block, block_size, max_model_len). `beside`: as in `_slots`."""
     size = options.block_size
-    per_block = size * (runner.model.config.kv_bytes_per_token(dtype.itemsize) + beside)
+    per_block = size * (
+        _kv_bytes_per_token(runner.model.config, options.kv_cache_dtype, dtype) + beside
+    )
     if options.num_blocks is not None:
         num_blocks = options.num_blocks
     else:
@@ -442,19 +458,31 @@ def _budget(runner: ModelRunner, options: EngineOptions, device: torch.device) -
     return available_bytes(device, largest_step)
 
 
+def _kv_bytes_per_token(config: ModelConfig, kv_cache_dtype: str, dtype: torch.dtype) -> int:
+    if kv_cache_dtype == "int8":
+        return int8_kv_bytes_per_token(config)
+    return kv_cache_bytes(config, 1, dtype)
+
+
 def allocate(
-    config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kv_cache_dtype: str = "auto",
 ) -> KVCache:
     """A KV cache of zeros. Raises ValueError where the device has no room for it."""
+    kind = Int8KVCache if kv_cache_dtype == "int8" else KVCache
     try:
-        return KVCache(config, num_blocks, block_size, dtype=dtype, device=device)
+        return kind(config, num_blocks, block_size, dtype=dtype, device=device)
     except (
         MemoryError,
         torch.OutOfMemoryError,
         RuntimeError,
         ValueError,
     ) as error:  # NumPy: "array is too big"
-        needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
+        needed = num_blocks * block_size * _kv_bytes_per_token(config, kv_cache_dtype, dtype)
         raise ValueError(
             f"a KV cache of {num_blocks} x {block_size} tokens takes {gib(needed)}, "
             f"which {device} does not have: {str(error).splitlines()[0]}"

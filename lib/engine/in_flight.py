@@ -65,8 +65,8 @@ class StepsInFlight:
     ) -> Step | None:
         """The step to read now, with the next one launched behind it. None: there is nothing to do.
 
-        launch: schedules and launches a step when none is in flight. restart: brings the engine into
-        order after an exception that came while the next step was scheduled.
+        launch: schedules and launches a step when none is in flight. restart: brings
+        the engine into order after an exception while the next step was scheduled.
         """
         if self.current is None:
             self.current = launch()

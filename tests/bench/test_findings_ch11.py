@@ -48,6 +48,15 @@ def complete(four_bits: float = 5.0, many: float = 38.0) -> Run:
             "kl_divergence": [1e-4, 0.002, 0.05],
             "same_greedy": [0.99, 0.97, 0.85],
         },
+        kv_formats={"format": ["float32", "int8"], "bytes_per_token": [46_080, 12_240]},
+        kv_attention={
+            "context": [2048],
+            "float32": [2e-3],
+            "int8": [1e-3],
+            "float32 bound": [8e-4],
+            "int8 bound": [2.2e-4],
+        },
+        kv_quality={"format": ["int8"], "kl_divergence": [4e-4], "same_greedy": [0.998]},
     )
 
 
@@ -88,6 +97,53 @@ def test_the_format_with_the_highest_throughput():
     )
     slow = run(engine={"batch": [1], "float32": [30.0], "int8": [20.0]})
     assert ch11.engine(slow)["engine_finding"] == "The fastest format is float32 at batch 1."
+
+
+def repeated(name: str, axis: dict, samples: dict[str, list[list[float]]]) -> Run:
+    """A run of one series whose columns keep their repeats."""
+    middles = {column: [sum(x) / len(x) for x in rows] for column, rows in samples.items()}
+    found = run(**{name: axis | middles})
+    found.data["measurements"][name]["samples"] = samples
+    return found
+
+
+def test_repeats_that_overlap_name_no_fastest_format():
+    samples = {
+        "float32": [[20.0, 21.0], [60.0, 61.0]],
+        "int8": [[30.0, 34.0], [90.0, 91.0]],
+        "4 bits": [[33.0, 35.0], [70.0, 71.0]],
+    }
+    found = repeated("engine", {"batch": [1, 4]}, samples)
+    assert ch11.engine(found)["engine_finding"] == (
+        "The fastest format is int8 at batch 4 (1.5 times float32's). This run cannot tell which "
+        "format is the fastest at batch 1, because the repeats overlap."
+    )
+
+
+def test_keys_and_values_in_8_bits():
+    whole = complete()
+    assert ch11.kv_bytes(whole)["kv_bytes_finding"] == (
+        "K and V of one token take 46.1 kB in float32 and 12.2 kB in int8, so the same memory holds "
+        "3.8 times as many blocks."
+    )
+    assert ch11.kv_attention(whole)["kv_attention_finding"] == (
+        "Attention takes 2 ms per layer in float32 and 1 ms in int8: int8 is 2 times as fast."
+    )
+    assert ch11.kv_quality(whole)["kv_quality_finding"] == (
+        "With K and V in int8 the mean KL divergence is 0.0004 nats, with more than 99 % equal "
+        "greedy tokens."
+    )
+    (found,) = (p for p in ch11.predictions(whole) if "K and V" in p.claim)
+    assert found.verdict == "the prediction failed" and found.ratio == pytest.approx(2 * 2.2 / 8)
+
+
+@pytest.mark.parametrize(
+    "ints, said", [([1.0, 2.5], "cannot tell which is faster"), ([4.0, 4.1], "int8 is slower")]
+)
+def test_attention_that_is_not_faster_says_so(ints, said):
+    samples = {"float32": [[2.0, 2.1]], "int8": [ints]}
+    found = repeated("kv_attention", {"context": [2048]}, samples)
+    assert said in ch11.kv_attention(found)["kv_attention_finding"]
 
 
 def test_quality():

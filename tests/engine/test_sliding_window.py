@@ -65,6 +65,7 @@ def test_every_cache_gives_the_oracle_s_tokens(tinies, name, options):
     block_size=st.sampled_from([1, 2, 4, 16]),
     prefix=st.booleans(),
     speculative_config=st.sampled_from(SPECULATION),
+    asynchronous=st.booleans(),
     spare=st.integers(0, 6),
 )
 def test_random_traffic_on_windows(
@@ -76,6 +77,7 @@ def test_random_traffic_on_windows(
     block_size,
     prefix,
     speculative_config,
+    asynchronous,
     spare,
 ):
     longest = max(job.prompt + job.max_tokens for job in work)
@@ -88,6 +90,7 @@ def test_random_traffic_on_windows(
         max_num_batched_tokens=budget,
         enable_prefix_caching=prefix,
         speculative_config=speculative_config,
+        async_scheduling=asynchronous and speculative_config is None,
         block_size=block_size,
         num_blocks=-(-longest // block_size) + 1 + spare,
     )

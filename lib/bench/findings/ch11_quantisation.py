@@ -9,7 +9,15 @@ Introduced in chapter 11.
 from typing import Any
 
 from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import Measured, cell, number, percent, times, value
+from lib.bench.findings.values import (
+    Measured,
+    cell,
+    number,
+    percent,
+    quantity,
+    times,
+    value,
+)
 from lib.bench.findings.vocabulary import missing
 from lib.bench.records.series import Series
 
@@ -89,19 +97,29 @@ def products(run: Any) -> dict[str, str]:
 
 
 def engine(run: Any) -> dict[str, str]:
-    """The format with the highest throughput at each batch."""
-    said = []
+    """The format with the highest throughput at each batch, where the repeats can tell it from the second."""
+    said, close = [], []
     for row, batch in enumerate(_axis(run["engine"], "batch")):
         rates = {k: value(cell(run["engine"], k, row)).middle for k in FORMATS}
         rates = {k: x for k, x in rates.items() if x is not None and x > 0}
         if rates:
-            best = max(rates, key=rates.get)
+            best, *others = sorted(rates, key=rates.get, reverse=True)
+            first = value(cell(run["engine"], best, row))
+            if any(first.overlaps(value(cell(run["engine"], k, row))) for k in others):
+                close.append(f"batch {batch}")
+                continue
             ratio = gain(run, best, row)
             over = "" if ratio is None or best == "float32" else f" ({times(ratio)} float32's)"
             said.append(f"{best} at batch {batch}{over}")
-    if not said:
+    if not said and not close:
         return {"engine_finding": missing("the throughput by format").sentence}
-    return {"engine_finding": f"The fastest format is {_list(said)}."}
+    sentences = [f"The fastest format is {_list(said)}."] if said else []
+    if close:
+        sentences.append(
+            f"This run cannot tell which format is the fastest at {_list(close)}, "
+            "because the repeats overlap."
+        )
+    return {"engine_finding": " ".join(sentences)}
 
 
 def quality(run: Any) -> dict[str, str]:
@@ -116,6 +134,60 @@ def quality(run: Any) -> dict[str, str]:
         said.append(f"{name} has the {word} KL divergence ({divergence[name]:.2g} nats{share})")
     text = f"{said[0]}." if len(divergence) == 1 else f"{said[0]}, and {said[1]}."
     return {"quality_finding": text}
+
+
+def kv_bytes(run: Any) -> dict[str, str]:
+    """Bytes of one token's K and V, and how many more tokens the same memory holds."""
+    known = _named(run["kv_formats"], "bytes_per_token")
+    floats, ints = known.get("float32"), known.get("int8")
+    if not floats or not ints:
+        return {"kv_bytes_finding": missing("the bytes of K and V").sentence}
+    return {
+        "kv_bytes_finding": f"K and V of one token take {number(floats / 1e3)} kB in float32 and "
+        f"{number(ints / 1e3)} kB in int8, so the same memory holds {times(floats / ints)} as many "
+        "blocks."
+    }
+
+
+def kv_speed_up(run: Any, bound: bool = False) -> float | None:
+    """Time of attention with float32 K and V over that with int8; with `bound` the ratio of their bounds."""
+    end = " bound" if bound else ""
+    series = run["kv_attention"]
+    return _over(cell(series, f"float32{end}", 0), cell(series, f"int8{end}", 0))
+
+
+def kv_attention(run: Any) -> dict[str, str]:
+    """Time of one layer's attention with K and V in float32 and in int8."""
+    series = run["kv_attention"]
+    floats, ints = (value(cell(series, name, 0)) for name in ("float32", "int8"))
+    ratio = kv_speed_up(run)
+    if ratio is None:
+        return {"kv_attention_finding": missing("the time of attention").sentence}
+    text = (
+        f"Attention takes {quantity(floats.middle, 's')} per layer in float32 and "
+        f"{quantity(ints.middle, 's')} in int8"
+    )
+    if floats.overlaps(ints):
+        text += ", but the repeats overlap, so this run cannot tell which is faster"
+    elif ratio >= 1:
+        text += f": int8 is {times(ratio)} as fast"
+    else:
+        text += f": int8 is slower, {times(ratio)} as fast"
+    return {"kv_attention_finding": f"{text}."}
+
+
+def kv_quality(run: Any) -> dict[str, str]:
+    """KL divergence of the predictions with K and V in int8, and the share of equal greedy tokens."""
+    series = run["kv_quality"]
+    divergence, same = (
+        value(cell(series, name, 0)).middle for name in ("kl_divergence", "same_greedy")
+    )
+    if divergence is None or same is None:
+        return {"kv_quality_finding": missing("the quality with K and V in int8").sentence}
+    return {
+        "kv_quality_finding": f"With K and V in int8 the mean KL divergence is {divergence:.2g} nats, "
+        f"with {percent(same)} equal greedy tokens."
+    }
 
 
 def predictions(run: Any) -> list[Prediction]:
@@ -139,9 +211,17 @@ def predictions(run: Any) -> list[Prediction]:
                 predicted, gain(run, "4 bits", 0), "", "×",
             )
         )  # fmt: skip
+    if run["kv_attention"] is not None:
+        found.append(
+            Prediction(
+                "speed-up of attention, K and V in int8", kv_speed_up(run, bound=True),
+                kv_speed_up(run), "The bound does not count the conversion of codes to floats.", "×",
+            )
+        )  # fmt: skip
     return found
 
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    return bytes_of_formats(run) | turning(run) | products(run) | engine(run) | quality(run)
+    weights = bytes_of_formats(run) | turning(run) | products(run) | engine(run) | quality(run)
+    return weights | kv_bytes(run) | kv_attention(run) | kv_quality(run)

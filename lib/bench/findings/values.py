@@ -131,7 +131,9 @@ def times(ratio: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a whole percentage; "less than 1 %" instead of a zero that is none."""
+    """A fraction as a whole percentage; "less than 1 %" and "more than 99 %" where 0 or 100 would be wrong."""
     if 0 < abs(fraction) < 0.005:
         return "less than 1 %"
+    if 0.995 <= fraction < 1:
+        return "more than 99 %"
     return f"{100 * fraction:,.0f} %"

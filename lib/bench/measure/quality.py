@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.attention.full import FullAttention
+from lib.core.attention import Attention
 from lib.core.batch import Batch
 
 WINDOW = 256  # tokens per forward pass; the first token of a window is not predicted
@@ -37,12 +38,17 @@ class Quality:
 
 
 def compare(
-    model: nn.Module, reference: nn.Module, token_ids: Sequence[int], window: int = WINDOW
+    model: nn.Module,
+    reference: nn.Module,
+    token_ids: Sequence[int],
+    window: int = WINDOW,
+    attention: Attention | None = None,
 ) -> Quality:
     """Runs both models on the text `token_ids`, in windows of `window` tokens that do not overlap.
 
     Each token is predicted from the tokens of the text before it in its window (teacher forcing),
-    so that an early difference does not change later inputs. Raises ValueError for fewer than two
+    so that an early difference does not change later inputs. `attention` is the model's, without a
+    cache; FullAttention by default, as for the reference. Raises ValueError for fewer than two
     tokens, a window out of range, or models with different vocabularies.
     """
     if model.config.vocab_size != reference.config.vocab_size:
@@ -52,7 +58,7 @@ def compare(
         )
     kl, ours, theirs, same = [], [], [], []
     for ids in _windows(token_ids, window, model):
-        p, q = log_probs(reference, ids), log_probs(model, ids)
+        p, q = log_probs(reference, ids), log_probs(model, ids, attention)
         kl.append((p.exp() * (p - q)).sum(-1))
         targets = torch.tensor(ids[1:])[:, None]
         theirs.append(p.gather(1, targets)[:, 0])
@@ -82,12 +88,14 @@ def perplexity(model: nn.Module, token_ids: Sequence[int], window: int = WINDOW)
 
 
 @torch.inference_mode()
-def log_probs(model: nn.Module, token_ids: Sequence[int]) -> Tensor:
+def log_probs(
+    model: nn.Module, token_ids: Sequence[int], attention: Attention | None = None
+) -> Tensor:
     """float64 [n - 1, V] on the CPU: log-probabilities of tokens 1 .. n - 1, given those before."""
     device = next(model.parameters()).device
     batch = Batch.of_prompts([list(token_ids)], device)
     batch.logits_indices = torch.arange(len(token_ids) - 1, device=device)
-    return model(batch, FullAttention()).cpu().double().log_softmax(-1)
+    return model(batch, attention or FullAttention()).cpu().double().log_softmax(-1)
 
 
 def _windows(token_ids: Sequence[int], window: int, model: nn.Module) -> Iterator[list[int]]:

@@ -156,13 +156,15 @@ def _unpack_outputs(packed: Tensor, bits: int, order: tuple[int, ...]) -> Tensor
 def _matrix(bits: int, codes: Tensor, zeros: Tensor, scale: Tensor) -> QuantizedMatrix:
     """codes [N, K], zeros and scale [N, G] as a QuantizedMatrix.
 
-    If all zeros are the middle of the range, no minimum is needed, and scales are kept in float16.
-    Otherwise the minimum is -scale * zero, and both are kept in float32, because float16 would
+    If all zeros are the middle of the range, no minimum is needed, and scales stay in float16 if the
+    checkpoint has them so. Otherwise the minimum is -scale * zero, and both are kept in float32, because float16 would
     round that product.
     """
     middle = 2 ** (bits - 1)
     codes = codes.to(torch.uint8) if bits == 4 else (codes - 128).to(torch.int8)
     if (zeros == middle).all():
-        return QuantizedMatrix(bits, codes, scale.half())
+        return QuantizedMatrix(
+            bits, codes, scale if scale.dtype == torch.float16 else scale.float()
+        )
     offset = zeros if bits == 4 else zeros - middle
     return QuantizedMatrix(bits, codes, scale.float(), -scale.float() * offset)

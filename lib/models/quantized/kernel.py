@@ -33,6 +33,9 @@ HAS_VNNI = bool(llvm.get_host_cpu_features().get("avx512vnni"))
 # Without `nnan` and `ninf`: a NaN or an infinity in a row has to reach that row's outputs.
 _FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 _FMA = ("contract",)
+_TINY = np.float32(
+    1e-36
+)  # a block without larger inputs counts as zeros: 127 / max|x| would be infinite
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 _VI32, _VF16, _VF32 = (ir.VectorType(element, LANES) for element in (_I32, _F16, _F32))
@@ -282,7 +285,7 @@ def _round_row(x, quantized, scales, sums):
         for i in range(block * BLOCK, (block + 1) * BLOCK):
             largest = max(largest, abs(x[i]))
             total += x[i] * np.float32(0)  # 0, or NaN where an element is NaN or infinite
-        inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
+        inverse = np.float32(127) / largest if largest > _TINY else np.float32(0)
         if total != 0:
             inverse = np.float32(0)
         count = np.int32(0)

@@ -42,6 +42,13 @@ class QuantizedMatrix:
                 f"got {list(self.scale.shape)} for codes {list(self.codes.shape)}"
             )
 
+        low = self.minimum
+        if low is not None and (low.shape, low.dtype) != (self.scale.shape, self.scale.dtype):
+            raise ValueError(
+                f"minimum must have the scale's shape {list(self.scale.shape)} and type "
+                f"{self.scale.dtype}, got {list(low.shape)} and {low.dtype}"
+            )
+
     @property
     def group_size(self) -> int:
         return self.codes.shape[1] // self.scale.shape[1]

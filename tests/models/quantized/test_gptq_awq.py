@@ -139,6 +139,32 @@ def test_a_zero_point_off_by_one_would_be_seen(tmp_path, method, right):
     assert (logits(load(packed)) - logits(load_model(floats).model)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scales_keep_the_precision_of_the_checkpoint(tmp_path, dtype):
+    """Scales of about 1e-8 are below the normal numbers of float16, which would lose most of their bits."""
+
+    def smaller(tensors):
+        for name in tensors:
+            if name.endswith(".scales"):
+                tensors[name] = (tensors[name].float() * 3e-7).to(dtype)
+
+    _, packed = checkpoints(tmp_path, change=smaller, quant_method="gptq")
+    tensors = load_file(packed / "model.safetensors")
+    model = load(packed)
+    (path,) = (
+        path
+        for path, names in model.checkpoint_names().items()
+        if "layers.0.mlp.down_proj" in names
+    )
+    linear = model.get_submodule(path)
+    scales = tensors["model.layers.0.mlp.down_proj.scales"].float()
+    x = torch.eye(linear.in_features)[:1] * 1e6
+    ours = linear(x)[0]
+    codes = tensors["model.layers.0.mlp.down_proj.qweight"][0] & 15
+    expected = 1e6 * scales[0] * (codes - 8)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_engine_finds_the_method_in_config_json(tmp_path):
     floats, packed = checkpoints(tmp_path, quant_method="awq", sym=False)
     options = dict(device="cpu", num_blocks=17, attention="gather")

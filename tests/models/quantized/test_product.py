@@ -76,6 +76,17 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(activations):
         assert error <= EXACT * together[row].abs().max()
 
 
+def test_a_block_of_tiny_inputs_is_a_block_of_zeros():
+    """127 / max |x| would be infinite."""
+    weight = QuantizedWeight(matrix_of("Q8_0", 16, 64), "int8")
+    x = torch.randn(3, 64)
+    x[1, :32] = 0
+    expected = weight(x)
+    for tiny in (1e-45, 1e-40, 1e-37):
+        x[1, :32] = tiny
+        assert torch.equal(weight(x), expected)
+
+
 def test_int8_activations_stay_within_their_bound():
     """An element is off by half a step at most: 1/254 of its block's largest."""
     matrix, x = matrix_of("Q4_1", 32, 128), torch.randn(20, 128)
@@ -219,6 +230,9 @@ def test_wrong_matrices_and_activations():
     for groups in (3, 4):
         with pytest.raises(ValueError, match="groups of a multiple of 32 inputs"):
             QuantizedMatrix(4, torch.zeros(2, 64, dtype=torch.uint8), torch.ones(2, groups))
+    for low in (torch.ones(2, 1), torch.ones(2, 2, dtype=torch.float16)):
+        with pytest.raises(ValueError, match="minimum must have the scale's shape"):
+            QuantizedMatrix(4, torch.zeros(2, 64, dtype=torch.uint8), torch.ones(2, 2), low)
     with pytest.raises(ValueError, match="activations must be one of .*got 'int4'"):
         QuantizedWeight(matrix_of("Q8_0", 16, 64), "int4")
 

@@ -1,0 +1,169 @@
+"""Paged attention on the CPU with K and V in 8 bits, read in place.
+
+The algorithm is that of `lib.attention.numba_kernel`: tiles of keys, an online softmax, states that merge. Scales
+are applied per token, not per element: q . k = scale * (q . codes), and the scale of a value multiplies the softmax
+weight. Introduced in chapter 11.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from lib.attention import int8_vectors, numba_kernel
+from lib.attention.int8_vectors import LANES, add_values, dot
+from lib.attention.numba_kernel import (
+    BEGIN,
+    FIRST,
+    KEY_TILE,
+    LAST,
+    QUERIES,
+    ROW,
+    SEEN,
+    STATE,
+    TILES,
+    TOKEN,
+    exp,
+    finish,
+    merge_cuts,
+    prefetch,
+    widen,
+)
+from lib.core.numba_cache import PRANGE, compiled
+
+_INLINED = numba_kernel, int8_vectors  # a change of these files needs this one's functions anew
+
+
+@compiled(inlined=_INLINED)
+def _find_slots(slots, table_row, block_size, start, last):
+    """slots[t] = slot of position min(start + t, last), for a tile of keys."""
+    position = min(start, last)
+    block, offset = position // block_size, position % block_size
+    for t in range(KEY_TILE):
+        slots[t] = np.int64(table_row[block]) * block_size + offset
+        if position < last:
+            position += 1
+            offset += 1
+            if offset == block_size:
+                block, offset = block + 1, 0
+
+
+@compiled(inlined=_INLINED)
+def _attend_piece(
+    q,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    table,
+    block_size,
+    window,
+    piece,
+    peak,
+    norm,
+    acc,
+    scaled,
+):
+    """`numba_kernel._attend_piece` for codes: keys, values int8 [slots, Hkv, D], scales float32 [slots, Hkv]."""
+    row, token, queries, seen = piece[ROW], piece[TOKEN], piece[QUERIES], piece[SEEN]
+    heads, kv_heads, size = q.shape[1], keys.shape[1], q.shape[2]
+    group, chunks = heads // kv_heads, size // LANES
+    whole = chunks * LANES
+    scale = np.float32(1.0 / math.sqrt(size))
+    for i in range(queries):
+        for g in range(heads):
+            peak[i, g], norm[i, g] = np.float32(-1e30), np.float32(0)
+            for d in range(size):
+                acc[i, g, d] = np.float32(0)
+                scaled[i, g, d] = widen(q[token + i, g, d]) * scale
+    row_bytes, keys_at, values_at = kv_heads * size, keys.ctypes.data, values.ctypes.data
+    scores = np.empty((heads, KEY_TILE), np.float32)
+    bits = np.empty(KEY_TILE, np.int32)
+    slots, next_slots = np.empty((2, KEY_TILE), np.int64)
+    offsets = np.empty(KEY_TILE, np.int64)  # of this tile's rows, in bytes
+    of_keys = np.empty((kv_heads, KEY_TILE), np.float32)  # scales of this tile
+    of_values = np.empty((kv_heads, KEY_TILE), np.float32)
+    _find_slots(
+        next_slots, table[row], block_size, piece[BEGIN] + piece[FIRST] * KEY_TILE, seen - 1
+    )
+    for tile in range(piece[FIRST], piece[LAST]):
+        start = piece[BEGIN] + tile * KEY_TILE
+        # Beyond the end the last key again: to be read four by four, and weigh 0.
+        slots, next_slots = next_slots, slots
+        _find_slots(next_slots, table[row], block_size, start + KEY_TILE, seen - 1)
+        for t in range(KEY_TILE):
+            offsets[t] = slots[t] * row_bytes
+            prefetch(values_at + offsets[t], row_bytes)
+            for h in range(kv_heads):
+                of_keys[h, t] = key_scales[slots[t], h]
+                of_values[h, t] = value_scales[slots[t], h]
+        for i in range(queries):
+            end = seen - (queries - 1 - i) - start
+            count = min(KEY_TILE, end)  # of this tile's keys, i sees those from `hidden` on
+            hidden = max(0, end - window)
+            if hidden >= count:
+                continue
+            for h in range(kv_heads):
+                dot(
+                    keys, h * size, offsets, count, group,
+                    scaled, 4 * (i * heads + h * group) * size, 4 * size, chunks,
+                    scores, 4 * h * group * KEY_TILE, 4 * KEY_TILE,
+                )  # fmt: skip
+            for t in range(KEY_TILE if i == 0 else 0):  # the next tile's keys
+                prefetch(keys_at + next_slots[t] * row_bytes, row_bytes)
+            for g in range(heads):
+                h = g // group
+                for t in range(count if whole < size else 0):
+                    for d in range(whole, size):
+                        scores[g, t] += scaled[i, g, d] * np.float32(keys[slots[t], h, d])
+                top = peak[i, g]
+                for t in range(hidden, count):
+                    scores[g, t] *= of_keys[h, t]
+                    top = max(top, scores[g, t])
+                for t in range(hidden):
+                    scores[g, t] = top
+                for t in range(count):
+                    scores[g, t] -= top
+                exp(scores[g], count, bits)
+                for t in range(hidden):
+                    scores[g, t] = np.float32(0)
+                total = np.float32(0)
+                for t in range(count):
+                    total += scores[g, t]
+                    scores[g, t] *= of_values[h, t]
+                if top > peak[i, g]:
+                    shrink = np.float32(math.exp(peak[i, g] - top))
+                    peak[i, g] = top
+                    norm[i, g] *= shrink
+                    for d in range(size):
+                        acc[i, g, d] *= shrink
+                norm[i, g] += total
+                for t in range(count if whole < size else 0):
+                    for d in range(whole, size):
+                        acc[i, g, d] += scores[g, t] * np.float32(values[slots[t], h, d])
+            for h in range(kv_heads):
+                add_values(
+                    values, h * size, offsets, count, group,
+                    scores, 4 * h * group * KEY_TILE, 4 * KEY_TILE,
+                    acc, 4 * (i * heads + h * group) * size, 4 * size, chunks,
+                )  # fmt: skip
+
+
+@compiled(inlined=_INLINED, parallel=PRANGE)
+def attend(
+    q, keys, values, key_scales, value_scales, table, block_size, window,
+    pieces, offsets, cuts, out, peak, norm, acc, scaled,
+):  # fmt: skip
+    """`numba_kernel.attend` for codes: keys, values int8 [slots, Hkv, D], scales float32 [slots, Hkv]."""
+    for share in prange(len(offsets) - 1):
+        for p in range(offsets[share], offsets[share + 1]):
+            state = pieces[p, STATE]
+            _attend_piece(
+                q, keys, values, key_scales, value_scales, table, block_size, window,
+                pieces[p], peak[state], norm[state], acc[state], scaled[share],
+            )  # fmt: skip
+            if pieces[p, FIRST] == 0 and pieces[p, LAST] == pieces[p, TILES]:
+                finish(out, pieces[p], norm[state], acc[state])
+    merge_cuts(pieces, cuts, out, peak, norm, acc)
