@@ -84,6 +84,7 @@ from lib.bench.fleet_simulator.requests import (
 )
 from lib.bench.fleet_simulator.step_cost import StepCost, fit
 from lib.bench.measure import counts
+from lib.bench.measure.all_reduce import ParallelStep, measure_all_reduce
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.measure.engine_process import EngineProcess
 from lib.bench.measure.percentiles import percentile
@@ -511,7 +512,82 @@ for policy in ("round_robin", "longest_prefix"):
     print(f"{policy}: {same} of {len(asked)} answers are those of one engine")
 
 # %% [markdown]
-# % Place for the measured part of tensor parallelism: the all-reduce between two processes, and a step of one model in both.
+# ## Measure: one model in two processes
+#
+# With `tensor_parallel_size=2`, each of two processes holds half of every matrix, and both work on the same step. On a CPU
+# they add up their partial results through the operating system (PyTorch's gloo), on GPUs through NCCL. First the time of
+# such an all-reduce on this machine, as a latency and a time per byte. From it and from the step of one process with one
+# thread, {eq}`eq-13-amdahl` gives the least that a step of two processes can take, with all work divided ($p = 1$).
+
+# %% tags=["hide-input"]
+link = measure_all_reduce(repeats=pick(smoke=5, cpu=30, gpu=50))
+parallel = ParallelStep(config, link, size=2)
+both = stack.enter_context(EngineProcess(1, **OPTIONS, tensor_parallel_size=2))
+both.ready()
+NEXT = pick(smoke=4, cpu=16, gpu=32)
+(start_text,) = random_prompts([8], vocabulary, seed=8)
+
+
+def paces(engine):
+    """Seconds per token of one sequence, each repeat, and its tokens."""
+    runs = [
+        run_trace(
+            [engine], make_router("round_robin"), [start_text], [0.0], NEXT
+        )[0]
+        for _ in range(pick(smoke=1, cpu=3, gpu=7))
+    ]
+    each = tuple((r.last - r.first) / (NEXT - 1) for r in runs)
+    return Timing(each), runs[0].token_ids
+
+
+(alone_step, alone_tokens), (both_step, both_tokens) = map(
+    paces, (replicas[0], both)
+)
+both.close()
+least = parallel.seconds(alone_step.median, num_tokens=1, num_rows=1)
+_ = record.add(
+    "one_model_in_two",
+    unit="s",
+    params={
+        "all_reduces": parallel.num_all_reduces,
+        "bandwidth": link.bandwidth,
+        "same_tokens": sum(a == b for a, b in zip(alone_tokens, both_tokens)),
+        "tokens": NEXT,
+    },
+    points=[
+        {"of": "latency of an all-reduce", "seconds": link.latency},
+        {
+            "of": "communication of a step, predicted",
+            "seconds": parallel.communication(1, 1),
+        },
+        {"of": "step of one process", "seconds": alone_step},
+        {"of": "step of two, predicted", "seconds": least},
+        {"of": "step of two", "seconds": both_step},
+    ],
+)
+table(
+    [
+        ["all-reduces per step", parallel.num_all_reduces],
+        ["latency of one (ms)", f"{1e3 * link.latency:.3f}"],
+        [
+            "communication per step, predicted (ms)",
+            f"{1e3 * parallel.communication(1, 1):.2f}",
+        ],
+        ["step of one process (ms)", f"{1e3 * alone_step.median:.2f}"],
+        ["step of two, least (ms)", f"{1e3 * least:.2f}"],
+        ["step of two, measured (ms)", f"{1e3 * both_step.median:.2f}"],
+    ],
+    headers=["one sequence", ""],
+)
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("one model in two processes")
+gate.repeats([alone_step, both_step], spread=0.5)
+glue_all(words.one_model(experiments.pick(gate, record)))
+
+# %% [markdown]
+# {glue:text}`one_model_finding` {glue:text}`one_model_tokens` With $p = 1$ the formula leaves out what each process does whole,
+# such as the norms.
 #
 # ## Measure: two replicas behind the router
 #

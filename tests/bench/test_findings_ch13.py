@@ -33,6 +33,11 @@ def record(**replaced):
         "threads_or_processes": series(setup=SETUPS, seconds=[4.0, 2.5, 2.1], ttft=[2, 1, 1]),
         "tensor_parallel_by_devices": series(devices=[1, 8], **{NVLINK: [1.0, 4.2], NETWORK: [1.0, 0.8]}),
         "one_queue_or_two": series(load=[0.5, 0.9], **queues),
+        "one_model_in_two": series(
+            {"same_tokens": 16, "tokens": 16},
+            of=["step of one process", "step of two, predicted", "step of two"],
+            seconds=[0.040, 0.025, 0.030],
+        ),
         "policies": series({"one_replica": 0.75}, **policies),
         "killed": series(
             outcome=["completed at the first try", "completed at the other replica", "failed after the first token"],
@@ -59,6 +64,15 @@ def test_threads_and_processes_are_compared():
     assert "1.6 times as fast" in text and "1.9 times" in text
     slower = said(threads_or_processes={"seconds": [4.0, 1.0, 2.1]})["setups_finding"]
     assert "two processes takes 2.1 times as long" in slower
+
+
+def test_one_model_in_two_processes_against_its_least_time():
+    text = said()
+    assert (
+        "25 ms at least, and takes 30 ms: 1.2 times that, and 1.3 times as fast"
+        in text["one_model_finding"]
+    )
+    assert text["one_model_tokens"] == "Of 16 tokens, 16 are those of one process."
 
 
 def test_where_devices_stop_helping_is_said_by_link():

@@ -71,6 +71,26 @@ def amdahl(run: Any) -> dict[str, str]:
     return {"amdahl_finding": f"The most that the formula gives is {', and '.join(parts)}."}
 
 
+def one_model(run: Any) -> dict[str, str]:
+    """A step of one model in two processes, against its least time and against one process."""
+    series = run["one_model_in_two"]
+    names = ("step of two, predicted", "step of two", "step of one process")
+    least, both, alone = (_number(series, name, "seconds") for name in names)
+    said = missing("a step of one model in two processes").sentence
+    if None not in (least, both, alone):
+        faster = f"{times(alone / both)} as fast as that of one process with one thread"
+        said = (
+            f"A step of one sequence should take {quantity(least, 's')} at least, and takes {quantity(both, 's')}: "
+            f"{times(both / least)} that, and {faster}."
+        )
+    params = (series.params or {}) if series is not None else {}
+    same, of = params.get("same_tokens"), params.get("tokens")
+    tokens = missing("whether the tokens are the same").sentence
+    if same is not None and of:
+        tokens = f"Of {number(of)} tokens, {number(same)} are those of one process."
+    return {"one_model_finding": said, "one_model_tokens": tokens}
+
+
 def _largest_error(series: Series | None, name: str) -> float | None:
     """Largest |simulated / closed form - 1| over the loads."""
     closed = f"{name}, closed form"
@@ -289,7 +309,13 @@ def rack(run: Any) -> dict[str, str]:
 def predictions(run: Any) -> list[Prediction]:
     """The chapter's predictions, for the table at its end."""
     series = run["policies"]
-    found = []
+    two = run["one_model_in_two"]
+    found = [
+        Prediction(
+            "step of one sequence, one model in two processes",
+            _number(two, "step of two, predicted", "seconds"), _cell(two, "step of two", "seconds"),
+        )
+    ]  # fmt: skip
     for name in ("round_robin", "longest_prefix"):
         words = name.replace("_", " ")
         found += [
@@ -314,6 +340,6 @@ def predictions(run: Any) -> list[Prediction]:
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    measured = setups(run) | policies(run) | killed(run)
+    measured = setups(run) | one_model(run) | policies(run) | killed(run)
     simulated = amdahl(run) | queues(run) | thousand(run) | day(run) | apart(run) | rack(run)
     return measured | simulated
