@@ -16,10 +16,11 @@
 # `bench/fleet_simulator/`: a fleet as events, for questions that need more machines than there are.
 # :::
 #
-# Chapter 6 drove one server beyond its capacity, and its queue grew. From there on, a faster engine is one answer, and
-# more engines are the other. There are two ways to use more devices. *Tensor parallelism* divides one model among them,
-# so that each step is faster. *Data parallelism* gives each device a copy of the model, a **replica**, and divides the
-# requests. Then something has to choose a replica for each request: the **router**.
+# Chapter 6 drove one server beyond its capacity, and its queue grew. If the engine cannot be made faster on its device, more
+# devices are needed, and there are two ways to use them. *Tensor parallelism* divides one model among the devices, so that
+# each step can be faster (and so that a model fits that is too large for one device). *Data parallelism* gives each device
+# a copy of the model, a **replica**, and divides the requests among the replicas. Then something has to choose a replica for
+# each request: the **router**.
 #
 # {glue:text}`experiments_shown`
 
@@ -146,8 +147,9 @@ if scale() == "smoke":
 # %% [markdown]
 # ## The problem: one process is full
 #
-# One engine process serves requests that are all there from the start, with one thread and with two. Each engine of this
-# section runs in a process of its own, so that their numbers of threads cannot disturb each other.
+# The same requests, all present from the start, are served in three ways: by one engine process with one thread, by one
+# process with two threads, and by two processes with one thread each. Every engine of this section runs in a process of its
+# own, because PyTorch's number of threads is a setting of the whole process.
 
 # %% tags=["hide-input"]
 SEATS = pick(smoke=2, cpu=4, gpu=16)
@@ -254,10 +256,10 @@ glue("job_answer", ANSWER)
 
 # %% [markdown]
 # {glue:text}`jobs` requests of {glue:text}`job_prompt` tokens, {glue:text}`job_answer` new tokens each.
-# {glue:text}`setups_finding` Two threads divide each operation of a step and meet after each of them. That is tensor
-# parallelism on a small scale: each thread has half of the work, and each operation ends with a wait. Two processes never
-# wait for each other. Each step takes as long as before, and two steps run at a time. But each process has its own
-# copy of the weights, its own cache, and its own queue.
+# {glue:text}`setups_finding` Two threads divide each operation of a step and synchronise after it. That is tensor
+# parallelism on a small scale: each thread has half of the work, and each operation ends with a wait for the slower thread.
+# Two processes never wait for each other: a step is not divided, and two steps run at the same time. But each process has
+# its own copy of the weights, its own cache and its own queue, and the two share the memory bandwidth.
 #
 # ## Prediction: three laws
 #
@@ -265,18 +267,20 @@ glue("job_answer", ANSWER)
 #
 # With tensor parallelism on $N$ devices, each one holds $1/N$ of every matrix. Megatron's split needs two
 # {term}`all-reduces <all-reduce>` per layer {cite:p}`shoeybi2019megatron`: all devices add up their partial results, a
-# vector of $d$ values per token. Let a step of one device take $t_1$, of which the part $p$ is divided, and let a message
-# take $\alpha$ seconds and $\beta$ seconds per byte. In a ring, each device sends $2(N-1)/N$ of the bytes. Then
+# vector of $d$ values per token. Let a step on one device take $t_1$ seconds, of which the share $p$ can be divided, and let
+# a message take $\alpha$ seconds plus $\beta$ seconds per byte. A common method is the *ring*: each device passes parts of
+# the vector to its neighbour, in $2(N-1)$ rounds, and sends $2(N-1)/N$ of the vector's bytes in total. Then
 #
 # ```{math}
 # :label: eq-13-amdahl
 # t_N \;=\; t_1\left((1-p) + \frac{p}{N}\right) + 2L\left(2(N-1)\,\alpha + \frac{2(N-1)}{N}\, d\, T\, b\, \beta\right),
 # ```
 #
-# for $L$ layers, $T$ tokens in the step and $b$ bytes per value. The first bracket is Amdahl's law {cite:p}`amdahl1967`.
-# The second one is a price that grows with $N$. Here it is for the shape of Llama 2 7B on H100s, from data sheets: 3.35
-# TB/s of memory bandwidth, 450 GB/s per direction between the cards (NVLink) or 50 GB/s between machines (InfiniBand), and
-# a latency per message that we assume.
+# for $L$ layers, $T$ tokens in the step and $b$ bytes per value. The first term is Amdahl's law {cite:p}`amdahl1967`: the
+# share $1-p$ takes as long as before. The second term is the communication, and it grows with $N$. Below, the formula is
+# computed for the shape of Llama 2 7B on H100s. From data sheets come 3.35 TB/s of memory bandwidth, and 450 GB/s per
+# direction between the cards of a machine (NVLink) or 50 GB/s between machines (InfiniBand). Two values are assumptions:
+# the latency per message, and that 5 % of a step on one device is not divided (`FIXED_SHARE`).
 
 
 # %% tags=["hide-input"]
@@ -315,7 +319,7 @@ _ = record.add(
     columns={"devices": DEVICES, **speedups},
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-amdahl", "caption": "How much faster one decode step of a model of the shape of Llama 2 7B could be on several H100s, by the formula, from data sheets and with an assumed latency per message. Nothing here was measured."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-amdahl", "caption": "How much faster one decode step of a model of the shape of Llama 2 7B could be on several H100s, by the formula, from data sheets, with an assumed latency per message and an assumed undivided share. Nothing here was measured."}}
 fig, ax = figure()
 lines(ax, x=DEVICES, y=speedups, label="computed")
 ax.set(xlabel="devices", ylabel="times faster", ylim=(0, None))
@@ -325,14 +329,16 @@ show(fig, "13_amdahl")
 glue_all(words.amdahl(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`amdahl_finding` A message of one token is 8 KB, and its time is latency, not bytes. For such messages libraries
-# use other ways than a ring, with fewer rounds, so the curves are too low at many devices. The limit stays: tensor
-# parallelism is used within a machine, and more devices are used as replicas.
+# {glue:text}`amdahl_finding` The vector of one token is 8 KB ($d = 4096$ values of 2 bytes), and nearly all of its time is
+# latency. For such small messages libraries use methods with fewer rounds than a ring, so the curves are too low at many
+# devices. The tendency is the same: tensor parallelism is mostly used within a machine, where latency is low, and further
+# machines are mostly used for more replicas.
 #
 # ### Erlang: one queue or two
 #
-# Let requests arrive at random at rate $\lambda$, and let each take an exponentially distributed time with mean $s$ at one of
-# $m$ servers behind one queue. With $a = \lambda s$, the probability of having to wait, and the mean time in the queue, are
+# Let requests arrive at random, independently of each other, at a mean rate of $\lambda$ per second (a *Poisson process*).
+# Let each take an exponentially distributed time with mean $s$ at one of $m$ servers behind one queue. Then $a = \lambda s$
+# is the mean number of busy servers. The probability $C$ that a request has to wait, and the mean time $W$ in the queue, are
 # {cite:p}`erlang1917`
 #
 # ```{math}
@@ -341,35 +347,39 @@ glue_all(words.amdahl(Shown(record)))
 # \qquad W \;=\; C(m, a)\, \frac{s}{m - a}.
 # ```
 #
-# Two servers can share one queue, or have a queue each, with each request sent to one of them at random. The second way
-# wastes time: one server is idle while requests wait at the other. By {eq}`eq-13-erlang`, with a load of $\rho = a/m$ per
-# server, the mean wait with one queue for two servers is $\rho^2/(1-\rho^2)$ service times. With two queues it is
-# $\rho/(1-\rho)$.
+# This holds for $a < m$; at a higher load the queue grows without bound. Two servers can share one queue, or have a queue
+# each, with each request sent to one of them at random. The second way wastes time: one server can be idle while requests
+# wait at the other. With a load of $\rho = a/m$ per server, {eq}`eq-13-erlang` gives for one queue with two servers
+# ($m = 2$, $a = 2\rho$) a mean wait of $\rho^2/(1-\rho^2)$ service times. For two queues ($m = 1$, $a = \rho$ each) it gives
+# $\rho/(1-\rho)$, which is always longer.
 #
-# A router sends a request to a replica at once, so a fleet has many queues. How much of the difference can the choice
-# make up for? The simulator, which we build below, answers this. As a check, it also has to give what
-# {eq}`eq-13-erlang` says.
+# A router sends each request to a replica at once, so a fleet has as many queues as replicas. How much of the difference
+# can a good choice of the queue make up for? The simulator, which we build below, answers this. To check it, we first
+# compare it with {eq}`eq-13-erlang`.
 
 # %% [markdown]
 # ### Affinity against balance
 #
-# A prefix cache belongs to one replica (chapter 9). Let $N_r$ requests have $G$ different beginnings. One replica computes
-# each beginning once: $G$ misses. With $R$ replicas and random choice, a text that is asked for $n_g$ times is computed once
-# at each replica that it comes to:
+# A prefix cache belongs to one replica (chapter 9). Let the prompts of a trace have $G$ different beginnings, and let $n_g$
+# of them have the $g$-th one. One replica whose cache holds all beginnings computes each of them once: $G$ misses. With $R$
+# such replicas and random choice, each beginning is computed once at every replica that receives it. The expected number is
 #
 # ```{math}
 # :label: eq-13-misses
 # \text{misses} \;=\; \sum_g R\left(1 - \Big(1 - \frac{1}{R}\Big)^{n_g}\right).
 # ```
 #
-# For texts that are asked for often, this is $R\,G$: each cache holds everything, and a hundred replicas have the capacity
-# of one. A router that sends equal beginnings to the same replica has $G$ misses again, and the caches add up. But if one
-# text is asked for more often than one replica can serve, affinity makes a queue there while others idle.
+# The term in the large brackets is the probability that a given replica receives the beginning at all. For beginnings that
+# come often, the sum approaches $R\,G$: every cache holds the same texts, so that a hundred caches hold no more than one.
+# A router with *affinity*, which sends equal beginnings to the same replica, has $G$ misses again, and each cache holds
+# other texts. But if one beginning comes more often than one replica can serve, affinity makes a queue there while
+# other replicas are idle. *Balance*, an equal load for all replicas, is the opposite aim.
 #
 # ## Build: the router
 #
-# All requests come through one process, the *front* ({numref}`fig-13-fleet`). Its router has a **policy**, which sees the
-# names of the prompt's blocks, the replicas that are healthy, and how many requests each has. It returns one of the replicas.
+# All requests come through one process, the *front* ({numref}`fig-13-fleet`). Its router has a **policy**, a function that
+# gets the names of the prompt's blocks (chained hashes, as in chapter 9), the replicas that are healthy, and the number of
+# requests at each of them, its *load*. It returns one of the replicas.
 #
 # ```{diagram} ../book/images/fleet.svg
 # :name: fig-13-fleet
@@ -379,60 +389,65 @@ glue_all(words.amdahl(Shown(record)))
 # Two replicas behind a front.
 # ```
 #
-# Two random choices are almost as good as looking at all replicas
-# {cite:p}`mitzenmacher2001power`, and their cost does not grow with the fleet:
+# The policy for balance picks two replicas at random, and chooses the one with the lower load (*power of two choices*). It
+# balances almost as well as a search through all replicas {cite:p}`mitzenmacher2001power`, and its cost does not grow with
+# the fleet:
 
 # %% tags=["remove-input"]
 show_source(PowerOfTwo, "choose")
 
 # %% [markdown]
-# The policy for prefixes uses it twice: as the fallback, and as the limit on how uneven the load may get.
+# The policy for prefixes uses that replica in two ways. It is the fallback where no replica has enough of the prompt. And it
+# limits how uneven the load may get: the replica with the prefix may have at most `max_imbalance` more requests than it.
 
 # %% tags=["remove-input"]
 show_source(LongestPrefix, "choose")
 
 # %% [markdown]
-# The router does not ask the replicas what they hold. It remembers the blocks of what it sent. For each replica it
-# forgets the least recently used ones first:
+# The router does not ask the replicas what they hold. It keeps an index of the blocks that it has sent to each replica. When
+# the part of a replica is full, its least recently used blocks are removed first:
 
 # %% tags=["remove-input"]
 show_source(PrefixIndex, "longest", "add")
 
 # %% [markdown]
 # So the index can be wrong. It can name a block that the replica has evicted, or has not computed yet. A wrong entry
-# costs a miss. It never costs a wrong answer, because the replica looks into its own cache.
+# costs a cache miss. It never causes a wrong answer, because the replica looks into its own cache.
 #
-# `python -m lib.serving.fleet --replicas 2` puts this router in front of the server of chapter 5, on
-# [Ray Serve](https://docs.ray.io/en/latest/serve/index.html): replicas that start, are checked, drained and replaced, and
-# their number, are its work. What this book adds is the policy and the front. The front sends a
-# request again if its replica ends before the answer has begun. If all replicas are full, clients get 503 with a
-# `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
+# `python -m lib.serving.fleet --replicas 2` puts this router in front of replicas of chapter 5's server, on
+# [Ray Serve](https://docs.ray.io/en/latest/serve/index.html). Ray Serve starts the replicas, checks their health, replaces
+# those that have ended, and changes their number. This book adds the policy and the front. The front sends a request to
+# another replica if the first one ends before the answer has begun. If all replicas and the router's queue are full, clients
+# get the status 503 with a `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
 #
 # ## Build: a fleet as events
 #
-# For questions that need a thousand machines, there is a simulator. A simulated replica knows no tokens, only their
-# numbers. A step with $n$ decoding sequences and $p$ prompt tokens takes
+# For questions that need a thousand machines, there is a simulator. A simulated replica computes no tokens, it only counts
+# them. A step with $n$ decoding sequences and $p$ prompt tokens takes
 #
 # ```{math}
 # :label: eq-13-step
 # t(n, p) \;=\; t_0 + t_n\, n + t_p\, p,
 # ```
 #
-# chapter 6's line with a term for prompts. In most steps nothing changes: no request arrives, none ends. Such steps are
-# taken together, so that the work grows with the number of requests and not with the number of tokens:
+# seconds: $t_0$ for the step itself, $t_n$ per decoding sequence and $t_p$ per prompt token. This is chapter 6's line with a
+# term for prompts. In most steps nothing changes: no request arrives, and none ends. The simulator takes a run of such steps
+# as one event, so that its work grows with the number of requests and not with the number of tokens:
 
 # %% tags=["remove-input"]
 show_source(Replica, "add", "advance")
 
 # %% [markdown]
-# What it assumes: the three coefficients are constants; there is memory for all sequences of a step; routing and the network
-# take no time; a client that was refused does not try again. What it has in common with the engine is tested: its steps are
-# those of a loop that takes one step at a time, and without prompts it gives the numbers of chapter 6's model.
+# It assumes that the three coefficients are constants, although attention takes longer as answers grow; that there is memory
+# for all sequences of a step; that routing and the network take no time; and that a client that was refused does not try
+# again. The tests compare it with a plain loop that takes one step at a time, and with chapter 6's model: all times must
+# be the same.
 #
 # ## Check: the closed forms and the tokens
 #
-# The simulator against {eq}`eq-13-erlang`. A replica whose sequences do not slow each other down is $m$ servers behind one
-# queue. An exponential service time is cut into a thousand steps.
+# First the simulator against {eq}`eq-13-erlang`. A replica with room for $m$ sequences that do not slow each other down
+# ($t_n = 0$) is the same as $m$ servers behind one queue. The mean service time is a thousand steps, so that a request waits
+# hardly any time for the current step to end.
 
 # %% tags=["hide-input"]
 COUNT = pick(smoke=2_000, cpu=30_000, gpu=250_000)
@@ -495,11 +510,12 @@ glue_all(words.queues(Shown(record)))
 glue("queue_requests", COUNT)
 
 # %% [markdown]
-# {glue:text}`erlang_finding` That is the noise of {glue:text}`queue_requests` requests: in the tests, with more of them, the
-# difference is below 1 %. {glue:text}`queues_finding` The choice of the shorter queue makes up for most of the difference
-# between two queues and one. It cannot make up for all of it: a request that has been sent cannot change its queue.
+# {glue:text}`erlang_finding` A mean over about {glue:text}`queue_requests` requests is noisy, because requests that arrive
+# together wait together. A test with about half a million requests, at loads of 50 % and 70 %, allows a difference of 1 %.
+# {glue:text}`queues_finding` The choice cannot remove the whole difference between two queues and one, because a request that
+# has been sent cannot change its queue.
 #
-# The other check is about the tokens. Whichever replica a request goes to, its answer is that of one engine:
+# The other check is about the tokens. Whichever replica a request goes to, its answer should be that of one engine:
 
 # %%
 (text,) = random_prompts([64], vocabulary, seed=3)
@@ -514,10 +530,12 @@ for policy in ("round_robin", "longest_prefix"):
 # %% [markdown]
 # ## Measure: one model in two processes
 #
-# With `tensor_parallel_size=2`, each of two processes holds half of every matrix, and both work on the same step. On a CPU
-# they add up their partial results through the operating system (PyTorch's gloo), on GPUs through NCCL. First the time of
-# such an all-reduce on this machine, as a latency and a time per byte. From it and from the step of one process with one
-# thread, {eq}`eq-13-amdahl` gives the least that a step of two processes can take, with all work divided ($p = 1$).
+# With `tensor_parallel_size=2`, each of two processes holds about half of every matrix (whole heads, so that an odd number of
+# them is not divided evenly), and both work on the same step. On a CPU they add up their partial results with PyTorch's
+# gloo, on GPUs with NCCL. First we measure such an all-reduce on this machine, as a latency and a time per byte. From it and
+# from the step of one process with one thread, a formula like {eq}`eq-13-amdahl` gives the least time that we expect of a
+# step in two processes, with all work divided ($p = 1$). It uses the larger part instead of exactly one half, and adds the few
+# messages per step that {eq}`eq-13-amdahl` leaves out: those of the embedding, of the logits and of the batch itself.
 
 # %% tags=["hide-input"]
 link = measure_all_reduce(repeats=pick(smoke=5, cpu=30, gpu=50))
@@ -586,13 +604,14 @@ gate.repeats([alone_step, both_step], spread=0.5)
 glue_all(words.one_model(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`one_model_finding` {glue:text}`one_model_tokens` With $p = 1$ the formula leaves out what each process does whole,
-# such as the norms.
+# {glue:text}`one_model_finding` {glue:text}`one_model_tokens` With $p = 1$ the formula leaves out the work that is not divided
+# and that each process does in full, such as the norms.
 #
 # ## Measure: two replicas behind the router
 #
-# First the three coefficients of {eq}`eq-13-step`, while both replicas work: they share the machine's memory bandwidth.
-# Prompts of two lengths alone give $t_p$, and answers with several sequences at once give $t_n$.
+# First we measure the three coefficients of {eq}`eq-13-step`. Both replicas work at the same time, because they share the
+# machine's memory bandwidth. Prompts of two lengths give $t_p$, and decode steps with different numbers of sequences give
+# $t_n$.
 
 
 # %% tags=["hide-input"]
@@ -648,9 +667,11 @@ table(
 )
 
 # %% [markdown]
-# The trace: a few long beginnings, each followed by many different questions, in random order and at random times. The rate
-# is a share of what two replicas could serve if they found every beginning. The simulator gets the same arrivals, the same
-# policies and the three coefficients, and predicts before anything is measured.
+# The trace has a few long beginnings, each followed by many different questions, in random order and at random times. Its
+# rate is 60 % of what two replicas could serve one request at a time if every beginning were cached (`BUSY`). The simulator
+# gets the same arrivals, the same policies and the three coefficients, and predicts before the trace is measured. There are
+# two goals: the longest prefix should find at least 0.9 times what one replica with the whole trace would find, and the
+# simulated median TTFT should be within 20 % of the measured one.
 
 # %% tags=["hide-input"]
 GROUPS, SHARED, OWN, NEW = pick(
@@ -768,13 +789,14 @@ glue("beginning_tokens", SHARED)
 glue("one_replica_rate", 100 * one_replica_hits, ".0f")
 
 # %% [markdown]
-# {glue:text}`trace_requests` requests with {glue:text}`beginnings` beginnings of {glue:text}`beginning_tokens` tokens. One
-# replica with the whole trace would find {glue:text}`one_replica_rate` % of the tokens: all but the first of each beginning.
-# {glue:text}`hits_finding` {glue:text}`ttft_finding` {glue:text}`simulator_finding`
+# The trace has {glue:text}`trace_requests` requests with {glue:text}`beginnings` beginnings of {glue:text}`beginning_tokens`
+# tokens. One replica with the whole trace would find {glue:text}`one_replica_rate` % of the prompt tokens in its cache: each
+# beginning except the first time that it comes. {glue:text}`hits_finding` {glue:text}`ttft_finding` {glue:text}`simulator_finding`
 #
 # ### A replica is killed
 #
-# The same prompts once more, all at once. As soon as one of the processes has sent a first token, it gets SIGKILL.
+# The same prompts once more, all at once. As soon as the second process has sent a first token, it gets SIGKILL, which ends
+# it immediately.
 
 
 # %% tags=["hide-input"]
@@ -817,15 +839,17 @@ glue_all(words.killed(Shown(record)))
 
 # %% [markdown]
 # {glue:text}`killed_finding` A request without a first token can be sent to another replica, because its client has seen
-# nothing of the answer. After the first token that is not possible in general: a sampled answer would begin in another way.
-# So the client gets an error, and can send the request again. The cache of the killed replica is lost too, and its
-# beginnings are computed again.
+# nothing of the answer. After the first token that is not possible in general: a second replica would sample another answer,
+# which does not continue the tokens that the client has. So the client gets an error, and can send the request again. The
+# cache of the killed replica is lost too: its beginnings are computed again when they come next.
 #
 # ## What no laptop can answer
 #
-# From here on all is simulated. A replica is an H100 with the shape of Llama 2 7B in bfloat16, from data sheets: $t_0$ is the
-# time of reading the weights, $t_n$ that of reading the keys and values of a thousand tokens, and $t_p$ the arithmetic of one
-# prompt token. These are bounds. Real systems reach a part of them, and all times below scale with that.
+# From here on everything is simulated. A replica is an H100 with a model of the shape of Llama 2 7B in bfloat16, from data
+# sheets: $t_0$ is the time to read the weights, $t_n$ the time to read the keys and values of a thousand tokens, and $t_p$
+# the time for the arithmetic of one prompt token. These are the least times that the data sheets allow. Real steps take
+# longer, and most contexts below are longer than a thousand tokens. So compare the rows of each table with each other, and do
+# not take their times as those of a real fleet.
 
 # %% tags=["hide-input"]
 CONTEXT = 1000
@@ -849,9 +873,10 @@ table(
 # %% [markdown]
 # ### A thousand replicas
 #
-# There are ten times as many beginnings of 1,500 tokens as replicas, and some are asked for much more often than others
-# (Zipf's law). The cache of one replica holds {glue:text}`held` of them. Two questions: which policy is best, and what
-# happens if the loads that a router sees are half a second old?
+# There are ten times as many beginnings of 1,500 tokens as replicas, and some come much more often than others (by Zipf's
+# law: the $k$-th one in proportion to $1/k^{0.8}$). The cache of one replica holds {glue:text}`held` of them, and is empty
+# at the start. There are two questions. Which policy is best? And what happens if the replicas report their loads only every
+# half second, so that the router sees loads that are up to half a second old?
 
 # %% tags=["hide-input"]
 FLEET, MANY = pick(smoke=(20, 500), cpu=(1_000, 40_000), gpu=(1_000, 1_000_000))
@@ -914,7 +939,7 @@ table(
     ],
     headers=[
         "policy",
-        "loads are old by (s)",
+        "age of loads, at most (s)",
         "hit rate",
         "TTFT p50 (ms)",
         "p99 (ms)",
@@ -930,14 +955,18 @@ glue("many", f"{MANY:,}")
 glue("simulated_rate", simulated_rate, ",.0f")
 
 # %% [markdown]
-# {glue:text}`many` requests to {glue:text}`fleet` replicas; the simulator took {glue:text}`simulated_rate` requests per
-# second here. {glue:text}`thousand_finding` {glue:text}`stale_finding` A single router can add what it has sent itself since
-# the last report. Several routers in front of the same replicas do not know of each other's requests.
+# {glue:text}`many` requests went to {glue:text}`fleet` replicas, and the simulator processed {glue:text}`simulated_rate`
+# requests per second here. {glue:text}`thousand_finding` {glue:text}`stale_finding` A single router can add to the reported
+# loads what it has sent itself since the last report. Several routers in front of the same replicas cannot do this for each
+# other's requests.
 #
 # ### A day: cost against service
 #
-# A day with its peak at 15:00 and two bursts. How many replicas? A fixed fleet, or one that follows the load? The price is
-# a replica for an hour, and the service is the share of all requests with a TTFT of at most half a second.
+# The traffic of this day has its peak at 15:00 and two bursts, and the card is four times slower than the one above. How many
+# replicas are needed, and should their number be fixed or follow the load? The cost is counted in replica-hours (one replica
+# for one hour). The service is the share of all requests with a TTFT of at most 0.5 s and a TPOT of at most 0.1 s. A fleet
+# that follows the load looks at its number of requests every 30 s, and aims at a given number per replica. A new replica
+# takes 120 s to start, and is paid for from the beginning.
 
 # %% tags=["hide-input"]
 DAY = pick(smoke=1_800.0, cpu=86_400.0, gpu=86_400.0)
@@ -992,7 +1021,7 @@ table(
     headers=["replicas", "replica-hours", "within the limits", "TTFT p99 (s)"],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-day", "caption": "A simulated day: share of requests within the limits against the price, for fixed fleets and for fleets that follow the load."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-day", "caption": "A simulated day: share of requests within the limits against replica-hours, for fixed fleets and for fleets that follow the load."}}
 fig, ax = figure()
 split = len(FIXED)
 for name, some in (("fixed", days[:split]), ("follows", days[split:])):
@@ -1012,15 +1041,17 @@ show(fig, "13_day")
 glue_all(words.day(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`day_finding` A fleet that follows the load is late by the start-up time of a replica. A burst is over before
-# the new replicas are there, so the spare for bursts has to run all the time, or requests wait.
+# {glue:text}`day_finding` A fleet that follows the load is late by the start-up time of a replica, and by the time until it
+# looks again. In that time the requests of a burst have only the replicas that already run: either spare replicas run
+# all day, or these requests wait.
 #
 # ### Prompts and answers apart
 #
-# A long prompt in a step delays the next token of all sequences in it (chapter 6 saw it). **Disaggregation** gives prompts to
-# replicas of their own; the keys and values then travel to a replica that decodes {cite:p}`zhong2024distserve`. This book
-# does not build it, and simulates it: {glue:text}`apart_fleet` replicas, prompts of 3,000 tokens, and keys and values over a
-# link of 50 GB/s.
+# A long prompt in a step delays the next token of all sequences in that step (chapter 3). **Disaggregation** computes
+# prompts on separate replicas, and then sends the keys and values to a replica that decodes
+# {cite:p}`zhong2024distserve`. This book does not build it, and only simulates it, with {glue:text}`apart_fleet` replicas,
+# prompts of 3,000 tokens, answers of 200, and a link of 50 GB/s for the keys and values. The first token comes from the
+# replica of the prompt, so the time of the transfer is part of the TPOT.
 
 # %% tags=["hide-input"]
 APART, LONG = pick(smoke=(4, 60), cpu=(16, 3_000), gpu=(16, 50_000))
@@ -1081,13 +1112,14 @@ glue_all(words.apart(Shown(record)))
 glue("apart_fleet", APART)
 
 # %% [markdown]
-# {glue:text}`apart_finding` The division has to fit the traffic: replicas for prompts cannot help with answers, and the other
-# way round.
+# {glue:text}`apart_finding` The division has to fit the traffic: the replicas for prompts cannot help with answers, and the
+# replicas for answers cannot help with prompts.
 #
 # ### A rack is lost
 #
 # {glue:text}`lost_replicas` of {glue:text}`rack` replicas are in one rack. The rack loses power, and its replicas are back
-# after {glue:text}`back` seconds, with empty caches.
+# after {glue:text}`back` seconds, with empty caches. In the simulator, all requests that a lost replica has
+# taken from its queue fail, also those without a first token, which the front above would send again.
 
 # %% tags=["hide-input"]
 RACK, LOST = pick(smoke=(5, 1), cpu=(40, 8), gpu=(40, 8))
@@ -1174,15 +1206,15 @@ glue("back", BACK, ".0f")
 # ## What broke, and how this benchmark could mislead
 #
 # - **Two processes on one machine are not two machines.** They share memory bandwidth and the last-level cache. So the
-#   calibration above runs while both work. Coefficients of one process alone would promise more than two can do.
-# - **A low load hides the policy.** At a load of 50 % requests hardly wait, whatever the router does. Policies differ where
+#   calibration above runs while both work. Coefficients measured with one process alone could be too small for two.
+# - **A low load hides the policy.** At a low load few requests wait, whichever replica they go to. Policies differ where
 #   the load is high or where caches matter.
-# - **Old loads.** The table of {glue:text}`fleet` replicas shows it: between two reports, all requests go to the replicas
-#   that were least loaded at the last one. Two random choices spread them.
-# - **A simulator agrees with its assumptions.** Coefficients from data sheets are bounds, arrivals are random
-#   and independent, and no client tries again. Real clients do try again, which makes an overload worse.
-# - **One seed.** Each simulated number here is one run. The seed decides which texts are popular on which
-#   replica. Change it before you rely on a difference of a few percent.
+# - **Old loads.** Between two reports, the policy “least loaded” sends all requests to the replicas that had the fewest at
+#   the last report. Two random choices spread them over all replicas. The table of {glue:text}`fleet` replicas has both.
+# - **A simulation is only as good as its assumptions.** Coefficients from data sheets are the least possible times,
+#   arrivals are random and independent, and no client tries again. Real clients do try again, which makes an overload worse.
+# - **One seed.** Each simulated number here is one run. The seed decides when requests arrive and which replica gets which
+#   beginning. Change it before you rely on a difference of a few percent.
 #
 # ## The predictions and what became of them
 
@@ -1197,10 +1229,10 @@ glue("predictions_tally", tally(foretold))
 # ## In production
 #
 # vLLM has both ways at once: `--tensor-parallel-size` within a machine, and `--data-parallel-size` for replicas behind
-# one address, where each replica tells the front end how many requests it has. SGLang's router and llm-d route by prefix. The
-# first one keeps an approximate tree of what it sent, as here, with a limit on imbalance; llm-d can also listen to events
-# of the replicas' caches, so that its index is exact up to the delay of a message. NVIDIA's Dynamo and llm-d run prompts
-# and answers on replicas of their own, with transfers between the cards' memories.
+# one address, where each replica tells the front end how many requests it has. SGLang's router and llm-d route by prefix.
+# SGLang's router keeps an approximate tree of what it has sent, as here, with a limit on imbalance. llm-d can also listen to
+# events of the replicas' caches, so that its index is exact up to the delay of a message. NVIDIA's Dynamo and llm-d can run
+# prompts and answers on separate replicas, with transfers between the cards' memories.
 #
 # ## Exercises
 #
@@ -1218,7 +1250,8 @@ assert round(misses, 1) == 37.7
 # ```
 #
 # **2. Break it and watch which test fails.** In `LongestPrefix.choose`, remove the condition with `max_imbalance`, so that
-# the longest prefix always wins. Which tests notice? What happens to a fleet where all requests have one beginning?
+# the replica with the longest prefix is always chosen. Which test fails? What happens to a fleet where all requests have the
+# same beginning?
 #
 # ```{admonition} Solution
 # :class: dropdown
@@ -1226,8 +1259,8 @@ assert round(misses, 1) == 37.7
 # beginning becomes one replica: the first request makes it the only holder, and all others follow.
 # ```
 #
-# **3. Write it.** `waits(arrivals, seconds, servers)`: how long does each request wait, if it goes to the server that is free
-# first? Uncomment the last line to check yours.
+# **3. Write it.** `waits(arrivals, seconds, servers)` returns how long each request waits if it goes to the server that is
+# free first; `seconds` are the service times. Uncomment the last line to check yours.
 
 
 # %%
@@ -1290,11 +1323,12 @@ check_waits(waits)
 #
 # ## Takeaways
 #
-# 1. Tensor parallelism makes a step faster until the latency of the all-reduces is as long as the step's own work. Replicas
-#    do not make a step faster, and nothing in a step waits for another replica.
-# 2. One queue for many servers beats a queue for each. A router that looks at two random replicas gets most of
-#    that, as long as the loads that it sees are recent.
-# 3. Caches of replicas add up only if equal beginnings go to the same place. The limit is balance.
+# 1. By the formula, more devices make a step faster until the all-reduces take about as long as each device's part of the
+#    divided work. Replicas do not make a step faster, and nothing in a step waits for another replica.
+# 2. With one queue for many servers, requests wait less than with one queue per server. A router that sends each request to
+#    the less loaded replica makes up for much of the difference, as long as the loads that it sees are recent.
+# 3. The caches of several replicas hold more than one cache only if equal beginnings go to the same replica. The load of that
+#    replica sets the limit.
 #
 # **Sources.** The part that cannot be divided: {cite:t}`amdahl1967`. The division of the layers: {cite:t}`shoeybi2019megatron`.
 # Queues with several servers: {cite:t}`erlang1917`. Two choices: {cite:t}`mitzenmacher2001power`. Routing by prefix:

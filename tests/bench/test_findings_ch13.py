@@ -69,7 +69,7 @@ def test_threads_and_processes_are_compared():
 def test_one_model_in_two_processes_against_its_least_time():
     text = said()
     assert (
-        "25 ms at least, and takes 30 ms: 1.2 times that, and 1.3 times as fast"
+        "25 ms at least, and takes 30 ms: 1.2 times the least time. It is 1.3 times as fast"
         in text["one_model_finding"]
     )
     assert text["one_model_tokens"] == "Of 16 tokens, 16 are those of one process."
@@ -84,6 +84,12 @@ def test_the_simulators_error_is_the_largest():
     assert "at most 1 %" in said()["erlang_finding"]
     off = said(one_queue_or_two={"one queue": [0.33, 5.0]})["erlang_finding"]
     assert "at most 17 %" in off
+
+
+def test_the_gain_of_the_shorter_queue_is_said_only_where_there_is_one():
+    assert "makes up for 87 % of the difference" in said()["queues_finding"]
+    worse = said(one_queue_or_two={"two queues, the shorter": [0.6, 9.5]})["queues_finding"]
+    assert "makes up" not in worse
 
 
 @pytest.mark.parametrize("rate, verb", [(0.72, "reaches"), (0.6, "does not reach")])

@@ -1,4 +1,4 @@
-"""The sentences of chapter 13 that depend on what was measured, and those on what was simulated.
+"""The sentences of chapter 13 that depend on what was measured or simulated.
 
 Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None where it has none.
 
@@ -27,7 +27,7 @@ def _cell(series: Series | None, name: str, column: str) -> Measured:
 
 
 def _number(series: Series | None, row: int | str, column: str) -> float | None:
-    """The middle of a cell by row number or by the row's first column; None for what is not above zero or was not measured."""
+    """A cell's middle, by row number or first column; None where it is not above zero or was not measured."""
     found = cell(series, column, row) if isinstance(row, int) else _cell(series, row, column)
     middle = value(found).middle
     return middle if middle is not None and middle > 0 else None
@@ -44,14 +44,14 @@ def setups(run: Any) -> dict[str, str]:
     if None in (one, threads, processes):
         return {"setups_finding": missing("the time of threads and of processes").sentence}
     gain = (
-        f"The second thread makes the job {times(one / threads)} as fast, "
-        f"and the second process {times(one / processes)}."
+        f"With a second thread the job is {times(one / threads)} as fast as with one, "
+        f"and with a second process {times(one / processes)}."
     )
     found = compare(
         _cell(series, PROCESSES, "seconds"), _cell(series, THREADS, "seconds"),
         "the job with two processes", "that with two threads",
     )  # fmt: skip
-    return {"setups_finding": f"{gain} On the two: {found}."}
+    return {"setups_finding": f"{gain} {found.sentence}"}
 
 
 def amdahl(run: Any) -> dict[str, str]:
@@ -65,10 +65,12 @@ def amdahl(run: Any) -> dict[str, str]:
         if known:
             best, at = max(known)
             where = "NVLink" if name.startswith("NVLink") else "a network between machines"
-            parts.append(f"with {where} {times(best)} at {number(at)} devices")
+            count = f"{number(at)} device{'s' if at != 1 else ''}"
+            parts.append(f"with {where} {times(best)} at {count}")
     if not parts:
         return {"amdahl_finding": missing("the gain of tensor parallelism").sentence}
-    return {"amdahl_finding": f"The most that the formula gives is {', and '.join(parts)}."}
+    gains = ", and ".join(parts)
+    return {"amdahl_finding": f"The largest speed-up in the figure is {gains}."}
 
 
 def one_model(run: Any) -> dict[str, str]:
@@ -78,10 +80,10 @@ def one_model(run: Any) -> dict[str, str]:
     least, both, alone = (_number(series, name, "seconds") for name in names)
     said = missing("a step of one model in two processes").sentence
     if None not in (least, both, alone):
-        faster = f"{times(alone / both)} as fast as that of one process with one thread"
+        faster = f"{times(alone / both)} as fast as the step of one process with one thread"
         said = (
             f"A step of one sequence should take {quantity(least, 's')} at least, and takes {quantity(both, 's')}: "
-            f"{times(both / least)} that, and {faster}."
+            f"{times(both / least)} the least time. It is {faster}."
         )
     params = (series.params or {}) if series is not None else {}
     same, of = params.get("same_tokens"), params.get("tokens")
@@ -120,6 +122,9 @@ def queues(run: Any) -> dict[str, str]:
             f"At a load of {percent(load)}, requests wait {number(at_random)} service times with two queues "
             f"chosen at random, {number(shorter)} with the shorter of the two, and {number(one)} with one queue."
         )
+        if one < shorter < at_random:
+            gained = (at_random - shorter) / (at_random - one)
+            choice += f" So the choice of the shorter queue makes up for {percent(gained)} of the difference."
     return {"erlang_finding": said, "queues_finding": choice}
 
 
@@ -138,19 +143,19 @@ def policies(run: Any) -> dict[str, str]:
     hits = missing("the hit rate of the policies").sentence
     if None not in rates.values():
         said = ", ".join(
-            f"{name.replace('_', ' ')} {percent(rate)}" for name, rate in rates.items()
+            f"{percent(rate)} with {name.replace('_', ' ')}" for name, rate in rates.items()
         )
-        hits = f"Two replicas find: {said}."
+        hits = f"Two replicas find {said}."
         reached = affinity(run)
         if reached is not None:
             verb = "reaches" if reached >= HIT_GOAL - 1e-9 else "does not reach"
             hits += (
-                f" The longest prefix {verb} {HIT_GOAL:g} times the rate of one replica, which was the goal "
+                f" The longest prefix {verb} {HIT_GOAL:g} times the rate of one replica, the goal "
                 f"({times(reached)})."
             )
     found = compare(
         _cell(series, "longest_prefix", "ttft"), _cell(series, "round_robin", "ttft"),
-        "the median first token with the longest prefix", "that with round robin",
+        "the median first token with longest prefix", "that with round robin",
     )  # fmt: skip
     worst = simulator_error(run)
     if worst is None:
@@ -192,8 +197,8 @@ def killed(run: Any) -> dict[str, str]:
         return {"killed_finding": missing("what a killed replica costs").sentence}
     stayed, moved, failed = (f"{number(count)}" for count in found)
     return {
-        "killed_finding": f"Of the requests {stayed} complete where they were first sent, {moved} complete at the "
-        f"replica that is left, and {failed} fail, because their first token had been sent."
+        "killed_finding": f"Of the requests, {stayed} complete where they were first sent, {moved} complete at the "
+        f"other replica, and {failed} fail, because their first token had been sent."
     }
 
 
@@ -213,15 +218,15 @@ def thousand(run: Any) -> dict[str, str]:
     said = missing("the policies in a large fleet").sentence
     if None not in (*rates, *waits):
         said = (
-            f"By the longest prefix {percent(rates[1])} of the tokens are found, and by a power of two choices "
-            f"{percent(rates[0])}; the median TTFT is {quantity(waits[1], 's')} and {quantity(waits[0], 's')}."
+            f"With longest prefix, {percent(rates[1])} of the prompt tokens are found in a cache and the median TTFT "
+            f"is {quantity(waits[1], 's')}; with power of two, it is {percent(rates[0])} and {quantity(waits[0], 's')}."
         )
     least, two = (get(name, True, "ttft99") for name in ("least_loaded", "power_of_two"))
     stale = missing("the cost of old loads").sentence
     if None not in (least, two):
         stale = (
-            f"With loads that are half a second old, the 99th percentile of TTFT is {quantity(least, 's')} for the least "
-            f"loaded replica and {quantity(two, 's')} for a power of two choices."
+            "With loads that are up to half a second old, the 99th percentile of TTFT is "
+            f"{quantity(least, 's')} with least loaded and {quantity(two, 's')} with power of two."
         )
     return {"thousand_finding": said, "stale_finding": stale}
 
@@ -254,7 +259,7 @@ def day(run: Any) -> dict[str, str]:
 
 
 def apart(run: Any) -> dict[str, str]:
-    """Prompts and answers apart, against all together: the best division by TPOT, and what it does to TTFT."""
+    """Prompts and answers apart, against all together, for the division whose two latencies are best together."""
     series = run["prompts_apart"]
     column = "prefill_replicas"
     rows = range(len(series[column]) if series is not None and column in series else 0)
@@ -267,16 +272,17 @@ def apart(run: Any) -> dict[str, str]:
     together = split.pop(0, None)
     if together is None or not split:
         return {"apart_finding": missing("prompts and answers apart").sentence}
-    # The largest ratio to the fleet without a division, over the two latencies.
+    # The smallest value of the larger ratio, of TTFT or TPOT, to the fleet without a division.
     best = min(split, key=lambda n: max(split[n][0] / together[0], split[n][1] / together[1]))
     ttft, tpot = split[best]
-    verdict = "Both are smaller than" if ttft < together[0] and tpot < together[1] else "Compare"
-    instead = (
-        f"{quantity(together[0], 's')} and {quantity(together[1], 's')} where all replicas do both"
-    )
+    whole = f"{quantity(together[0], 's')} and {quantity(together[1], 's')}"
+    if ttft < together[0] and tpot < together[1]:
+        verdict = f"Both are smaller than without a division ({whole})."
+    else:
+        verdict = f"Without a division they are {whole}, so no division here improves both."
     return {
-        "apart_finding": f"The best division has {number(best)} replicas for prompts. Its 99th percentiles are "
-        f"{quantity(ttft, 's')} of TTFT and {quantity(tpot, 's')} of TPOT. {verdict} the {instead}."
+        "apart_finding": f"The best division for both latencies has {number(best)} replicas for prompts. Its 99th "
+        f"percentiles are {quantity(ttft, 's')} of TTFT and {quantity(tpot, 's')} of TPOT. {verdict}"
     }
 
 
@@ -290,8 +296,8 @@ def rack(run: Any) -> dict[str, str]:
     if counted and all(None not in some and min(some) >= 0 for some in counted):
         failed, moved, total = counted[-1]
         said = (
-            f"In the fuller fleet {number(failed)} of {number(total)} requests fail: those that had begun in the "
-            f"rack. The number of those that waited there, and are sent to another replica, is {number(moved)}."
+            f"In the fuller fleet, {number(failed)} of {number(total)} requests fail: those that were running in the "
+            f"rack. The others there were still waiting and are sent to another replica: {number(moved)}."
         )
     parts = []
     for row in rows:
@@ -302,7 +308,7 @@ def rack(run: Any) -> dict[str, str]:
             )
     load = missing("the waiting while a rack is away").sentence
     if parts:
-        load = f"The 99th percentile of TTFT goes {' and '.join(parts)} while the rack is away."
+        load = f"While the rack is away, the 99th percentile of TTFT changes {' and '.join(parts)}."
     return {"rack_finding": said, "rack_load_finding": load}
 
 

@@ -1,4 +1,4 @@
-"""What happens to a fleet besides its requests: replicas are lost, and replicas are added and taken away.
+"""Changes of a fleet during a simulation: lost replicas, automatic scaling, and separate replicas for prompts.
 
 Introduced in chapter 13.
 """
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Failure:
-    """Replicas end at once, e.g. those of one rack. What had begun there fails; what had not goes to other replicas.
+    """Replicas that end at the same time, e.g. those of one rack.
 
+    Requests that were admitted there fail, also before their first token; those in the queue go to other replicas.
     at: seconds. replicas: their numbers. restart_after: seconds until a new one with an empty cache takes the place of
     each; None: never. Raises ValueError for times below 0.
     """
@@ -33,9 +34,9 @@ class Failure:
 class Autoscaler:
     """Keeps the number of requests per replica near `target`, between `least` and `most` replicas.
 
-    It looks every `interval` seconds. A new replica takes requests after `startup` seconds, and is paid for from the
-    beginning. A replica that is taken away finishes its requests first. It takes replicas away only after `patience`
-    intervals in which fewer would have sufficed. Raises ValueError, naming the field, out of its range.
+    It compares every `interval` seconds. A new replica takes requests after `startup` seconds, and is paid for from the
+    beginning. Replicas are removed only after `patience` intervals in which fewer would have been enough, and finish their
+    requests first. Raises ValueError, naming the field, out of its range.
     """
 
     least: int
@@ -56,13 +57,13 @@ class Autoscaler:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
     def wanted(self, requests: int) -> int:
-        """Replicas for so many requests, running or waiting."""
+        """Number of replicas for this number of requests, running or waiting."""
         return min(self.most, max(self.least, math.ceil(requests / self.target)))
 
 
 @dataclass(frozen=True)
 class Disaggregation:
-    """Prompts are computed by `prefill_replicas` replicas of their own; the others decode.
+    """The first `prefill_replicas` replicas compute prompts only; the others decode only.
 
     transfer_per_token: seconds until the keys and values of one token are at the other replica. Raises ValueError for
     prefill_replicas below 1 or a time below 0.

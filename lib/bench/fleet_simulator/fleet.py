@@ -1,4 +1,4 @@
-"""The simulation: one heap of events, and what each does. Introduced in chapter 13.
+"""The simulation of a fleet as one heap of events. Introduced in chapter 13.
 
 Assumptions, besides those of `ReplicaOptions`: routing and the network take no time; a client whose request fails or is
 refused does not try again; replicas differ in nothing but their load and their cache.
@@ -56,9 +56,8 @@ class _Fleet:
         self.pool = Pool(router, load_age)
         self.decode_pool = Pool(make_router("power_of_two", seed=1)) if split else None
         self.replicas: list[Replica] = []
-        self.events: list[
-            tuple
-        ] = []  # (time, order, replica and its version, or action and its argument)
+        # (time, order, replica, its version) or (time, order, action, its argument)
+        self.events: list[tuple] = []
         self.order = self.starting = self.fewer = self.unfinished = 0
         self.now = self.paid = 0.0
         self.paid_since: dict[int, float] = {}
@@ -125,7 +124,7 @@ class _Fleet:
 
     @property
     def may_recover(self) -> bool:
-        """Whether an event is left that may bring a replica. Steps of lost replicas count, and do no harm."""
+        """Whether an event is left that may add a replica. Old events of lost replicas count too, without effect."""
         return bool(self.events)
 
     def schedule(self, replica: Replica) -> None:
@@ -194,7 +193,7 @@ class _Fleet:
         self.paid += 0.0 if since is None else self.now - since
 
     def fail(self, failure: Failure) -> None:
-        """All of them end before any request is routed again: a rack does not lose its replicas one by one."""
+        """Ends all lost replicas first and then routes their waiting requests, so that none goes to a lost replica."""
         lost = [self.replicas[number] for number in failure.replicas]
         lost = [replica for replica in lost if replica.id in self.paid_since]
         waiting: list[tuple[SimulatedRequest, bool]] = []
@@ -247,7 +246,7 @@ class _Fleet:
 
 
 class _PromptOnly(SimulatedRequest):
-    """A request's part at a prefill replica: its prompt and its first token."""
+    """The part of a request at a prefill replica: its prompt and its first token."""
 
     __slots__ = ("whole",)
 

@@ -11,9 +11,9 @@ from lib.serving.fleet.routing import Router
 
 
 class Pool:
-    """`active`: replicas that take requests, by number, in the order of `ids`.
+    """Replicas behind one router. `active`: those that take requests, by number, in the order of `ids`.
 
-    load_age: seconds for which the router sees the same loads, where replicas report them in intervals; 0 is always now.
+    load_age: seconds between two reports of the loads; in between the router sees the last report. 0: current loads.
     """
 
     def __init__(self, router: Router, load_age: float = 0.0) -> None:
@@ -33,7 +33,7 @@ class Pool:
         self._seen = dict(self.load) if self.load_age else self.load
 
     def remove(self, replica: Replica) -> None:
-        """It takes no more requests. Nothing happens where it took none already."""
+        """Sends no more requests to this replica. Does nothing if it was removed before."""
         if self.active.pop(replica.id, None) is not None:
             self.ids.remove(replica.id)
             del self.load[replica.id]

@@ -21,8 +21,8 @@ from lib.bench.fleet_simulator.step_cost import StepCost
 class ReplicaOptions:
     """What all replicas have in common. Raises ValueError, naming the field, out of its range.
 
-    cache_tokens: tokens that the prefix cache keeps; 0 keeps none. max_waiting: requests that may wait at a replica, beyond
-    them it refuses; None is no limit. There is always memory for `max_num_seqs` sequences: nothing is preempted.
+    cache_tokens: tokens that the prefix cache keeps; 0 keeps none. max_waiting: requests that may wait at a replica, which
+    refuses more; None is no limit. There is always memory for `max_num_seqs` sequences: nothing is preempted.
     """
 
     cost: StepCost
@@ -45,10 +45,10 @@ class ReplicaOptions:
 
 
 class Replica:
-    """`add` requests, and `advance` at the time `wake`: it returns those that have ended there.
+    """One replica. Call `add` for each request, and `advance` at the time `wake`: it returns the requests that ended then.
 
     wake: end of the current steps; infinity while idle. load: requests here, running or waiting. version: changes with
-    `wake`, so that an event for an older one can be told. busy: seconds in steps.
+    `wake`, so that outdated events can be recognised. busy: seconds in steps.
     """
 
     __slots__ = (
@@ -62,9 +62,8 @@ class Replica:
         self.load, self.wake, self.version, self.busy = 0, math.inf, 0, 0.0
         self.draining = False
         self.waiting: deque[tuple[SimulatedRequest, bool]] = deque()  # True: only decoding is left
-        self._decoding: list[
-            tuple[int, int, SimulatedRequest]
-        ] = []  # heap by the step that ends it
+        # A heap: (step that ends the request, order, request).
+        self._decoding: list[tuple[int, int, SimulatedRequest]] = []
         self._prefilling: deque[list] = deque()  # [request, prompt tokens left]
         self._chunks: list[list] = []  # of the current step: those whose prompt it completes
         self._steps = self._count = self._order = 0
@@ -89,8 +88,8 @@ class Replica:
             self.wake = self._began = now
             self.version += 1
         elif self._count > 1 and self.load - len(self.waiting) < self.options.max_num_seqs:
-            # It is admitted after the step that runs now, or by one that begins now:
-            # the steps behind that are not taken together.
+            # It is admitted at the end of the step that runs now:
+            # the event must end there, and not after the later steps.
             done = max(1, math.ceil((now - self._began) / self._step))
             if done < self._count:
                 self._count = done
@@ -124,7 +123,7 @@ class Replica:
         return ended
 
     def stop(self) -> tuple[list[SimulatedRequest], list[tuple[SimulatedRequest, bool]]]:
-        """The replica is lost: (requests that had begun, those that had not)."""
+        """Ends a lost replica: (requests that were admitted, those still in the queue)."""
         begun = [entry[2] for entry in self._decoding]
         begun += [entry[0] for entry in self._prefilling]
         begun += [entry[0] for entry in self._chunks]

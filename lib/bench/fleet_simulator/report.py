@@ -1,4 +1,4 @@
-"""What a simulation says: outcomes, latencies, the cache, the cost. Introduced in chapter 13."""
+"""Results of a simulation: outcomes, latencies, hit rate, cost. Introduced in chapter 13."""
 
 from __future__ import annotations
 

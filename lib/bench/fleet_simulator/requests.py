@@ -1,4 +1,4 @@
-"""Requests of a simulation and when they come: steady traffic, bursts, a day. Introduced in chapter 13."""
+"""Requests of a simulation and their arrival times: steady traffic, bursts, a day. Introduced in chapter 13."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ class StepCost:
         return self.shared + self.per_sequence * sequences + self.per_prompt_token * prompt_tokens
 
     def times(self, factor: float) -> StepCost:
-        """All three times a factor, e.g. for a device that is so much slower."""
+        """All three coefficients times a factor, e.g. 4.0 for a device that is four times slower."""
         return StepCost(
             factor * self.shared, factor * self.per_sequence, factor * self.per_prompt_token
         )
 
     def service(self, prompt: int, answer: int, sequences: int) -> float:
-        """Seconds of a replica that one request takes, with `sequences` in each step to share the fixed cost."""
+        """Seconds of a replica's time per request, if `sequences` in each step share the fixed cost."""
         per_token = self.shared / sequences + self.per_sequence
         return per_token * answer + self.per_prompt_token * prompt
 

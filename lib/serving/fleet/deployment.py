@@ -66,14 +66,14 @@ class Engine:
         return serve.get_replica_context().replica_tag, self._service.metrics.render().decode()
 
     def __del__(self) -> None:
-        """Ray Serve has sent nothing new for a while, and has waited for what was running (`drain_timeout`)."""
+        """Stops the engine. Ray Serve calls this after it has waited for running requests (`drain_timeout`)."""
         if hasattr(self, "_service"):
             self._service.async_llm.stop(5.0)
             self._service.close()
 
 
 class FrontDeployment:
-    """The process that clients reach: one, so that what its router knows is all there is to know."""
+    """The process that clients reach. There is only one, so that its router sees every request."""
 
     def __init__(
         self, engine: DeploymentHandle, tries: int, max_body_bytes: int, block_size: int
@@ -97,7 +97,7 @@ class FrontDeployment:
         except DeploymentUnavailableError as error:
             raise FleetBusy("no replica is running") from error
         except RayTaskError:
-            raise  # an error of the application: another replica would make it too
+            raise  # an error of the application: another replica would raise it too
         except RayActorError as error:
             raise ReplicaLost(str(error)) from error
         except (asyncio.CancelledError, GeneratorExit):  # the client has gone
@@ -120,7 +120,7 @@ def build(given: Mapping[str, Any]) -> serve.Application:
 def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application:
     """Engines behind a front.
 
-    A rolling update is Ray Serve's: it drains a fifth of the replicas at a time, at least one, and starts new ones in their
+    Ray Serve does rolling updates: it drains a fifth of the replicas at a time, at least one, and starts new ones in their
     places. An update of the front restarts it, and new requests wait until it is back.
     """
     scaling: dict[str, Any] = {"num_replicas": fleet.replicas}
@@ -151,7 +151,7 @@ def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application
         FrontDeployment,
         name="Front",
         num_replicas=1,
-        max_ongoing_requests=100_000,  # refusing is the engines' matter
+        max_ongoing_requests=100_000,  # the engines' limits decide what is refused
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=server.drain_timeout,
     )

@@ -20,7 +20,7 @@ TEXT_BLOCK = 64  # characters of a block where the prompt is text: about 16 toke
 
 @dataclass(frozen=True)
 class ForwardedRequest:
-    """What a replica needs of an HTTP request; can be pickled. names: of its prompt's blocks, for the router."""
+    """The parts of an HTTP request that a replica needs; can be pickled. names: of its prompt's blocks, for the router."""
 
     method: str
     path: str
@@ -41,7 +41,7 @@ def names_of(body: bytes, block_size: int = 16) -> list[bytes]:
     """Names of the prompt in a body of /v1/completions, /v1/chat/completions or /generate; [] where there is none.
 
     Token ids are cut into blocks of `block_size`, texts and conversations into blocks of `TEXT_BLOCK` characters. Of several
-    prompts the first one decides. A body that is not valid has no names: the replica answers what is wrong with it.
+    prompts the first one counts. A body that is not valid has no names; the replica answers with the error.
     """
     try:
         content = json.loads(body)
@@ -62,8 +62,8 @@ def names_of(body: bytes, block_size: int = 16) -> list[bytes]:
 async def call_app(app: ASGIApp, request: ForwardedRequest) -> AsyncIterator[dict[str, Any]]:
     """Calls an ASGI application; yields its messages as it sends them ("http.response.start", "http.response.body").
 
-    Where the caller stops early, the application sees a client that has gone, as after a closed connection. An error of
-    the application is raised.
+    Where the caller stops early, the application gets "http.disconnect", as after a closed connection. An error of the
+    application is raised.
     """
     messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(maxsize=16)
     gone = asyncio.Event()

@@ -1,6 +1,6 @@
 """The fleet's front: sends each request to a replica, and to another one if that ends before the answer has begun.
 
-It knows no Ray: `send` is whatever reaches a replica. Introduced in chapter 13.
+It does not depend on Ray: `send` is the function that reaches a replica. Introduced in chapter 13.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lib.serving.fleet.forwarding import ForwardedRequest, names_of
 from lib.serving.sse import DONE, event
 
 Send = Callable[[ForwardedRequest], AsyncIterator[dict[str, Any]]]
-# Of one connection and not of the request, RFC 9110 7.6.1; the length is written anew.
+# Headers of one connection, which are not forwarded (RFC 9110 7.6.1).
 _HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection"}  # fmt: skip
 
 
@@ -95,7 +95,7 @@ class Front:
 async def _bodies(
     first: dict[str, Any], rest: AsyncIterator[dict[str, Any]], is_stream: bool
 ) -> AsyncIterator[bytes]:
-    """The bodies of the messages. However it is left, the replica hears of it."""
+    """The bodies of the messages. `rest` is closed however the iteration ends, so that the replica can stop."""
     async with aclosing(rest):
         yield first.get("body", b"")
         try:

@@ -15,9 +15,8 @@ def labelled(texts: Mapping[str, str]) -> str:
         name = replica.replace("\\", r"\\").replace('"', r"\"")
         family = families.setdefault("", ([], []))
         for line in text.splitlines():
-            if line.startswith(
-                "# "
-            ):  # "# HELP metric …" and "# TYPE metric …" come before the samples
+            # "# HELP metric …" and "# TYPE metric …" come before the samples.
+            if line.startswith("# "):
                 family = families.setdefault(line.split(" ", 3)[2], ([], []))
                 if line not in family[0]:
                     family[0].append(line)

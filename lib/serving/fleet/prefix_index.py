@@ -1,9 +1,9 @@
-"""What a router believes the replicas' prefix caches hold. Introduced in chapter 13.
+"""A router's index of what the replicas' prefix caches may hold. Introduced in chapter 13.
 
 The index records what was sent to a replica, at the moment it was sent. A replica does not report what it computed or
 evicted, so an entry can be wrong in two ways: the replica has not computed the block yet, or has evicted it already. Both
-cost a cache miss and nothing else. Each replica's names are forgotten least recently used first beyond `capacity`, as the
-replica forgets its blocks.
+cost a cache miss and nothing else. Beyond `capacity` names per replica, the least recently used are removed, as the
+replica evicts its blocks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names of a prompt's blocks, for a router: equal names mean equal prompts up to there. Introduced in chapter 13.
 
-As chapter 9's chain of hashes, but for what a router has before tokenisation, which may be text. They are shorter than the
-engine's names: a collision sends a request to a replica without its prefix, and can do no more harm.
+Chapter 9's chain of hashes, for a prompt before tokenisation, which may be text. The names are shorter than the engine's:
+a collision sends a request to a replica without its prefix, and has no other effect.
 """
 
 from __future__ import annotations

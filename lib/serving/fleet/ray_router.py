@@ -1,9 +1,9 @@
 """The book's routing policies as a request router of Ray Serve. Introduced in chapter 13.
 
-What it knows, and how old it may be: `load` is the number of requests that this router has sent and that have not ended,
-exact and current, because all requests come through one front. The index of prefixes is what this router has sent. It is
-lost when the front ends, and fills again with the next requests. The set of replicas is Ray Serve's; a replica that has
-died is known as soon as a request to it fails, or within one period of health checks.
+The state that it uses, and how old that may be: `load` is the number of requests that this router has sent and that have
+not ended. It is exact and current, because all requests come through one front. The index of prefixes records what this
+router has sent. It is lost when the front ends, and fills again with the next requests. The set of replicas is Ray Serve's;
+a replica that has died is removed as soon as a request to it fails, or within one period of health checks.
 """
 
 from __future__ import annotations

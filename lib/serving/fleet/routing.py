@@ -1,8 +1,8 @@
-"""Which replica a request goes to: four policies. Introduced in chapter 13.
+"""Four policies that choose a replica for a request. Introduced in chapter 13.
 
-No clock and no network: the Ray router, the fleet simulator and chapter 13's measurement use the same classes. The state
-of each policy is a few counters, and for `LongestPrefix` a `PrefixIndex`. `load` is the number of requests that a replica
-has, running or waiting, as the caller knows it; how old that number may be is the caller's to say.
+They use no clock and no network: the Ray router, the fleet simulator and chapter 13's measurement use the same classes. The
+state of each policy is a few counters, and for `LongestPrefix` a `PrefixIndex`. `load` is the number of requests at a
+replica, running or waiting, as the caller knows it; it can be out of date.
 
 Two random choices: Mitzenmacher 2001. Longest prefix with a limit on imbalance: SGLang's router.
 """
@@ -56,7 +56,7 @@ class RoundRobin:
 
 
 class LeastLoaded(RoundRobin):
-    """The replica with the fewest requests; of equals, each in turn. Its cost grows with the number of replicas."""
+    """The replica with the fewest requests, in turn among equals. Its cost grows with the number of replicas."""
 
     def choose(self, names, replicas, load):
         self._count += 1
@@ -92,10 +92,10 @@ class PowerOfTwo:
 
 
 class LongestPrefix:
-    """The least loaded of the replicas with the longest cached prefix; a power of two choices where that is worth less.
+    """The least loaded of the replicas with the longest known prefix; `PowerOfTwo`'s choice where that is too short or busy.
 
-    min_match: blocks that must match. max_imbalance: the replica with the prefix may have so many more requests than the
-    one that a power of two choices finds; beyond it the request goes to the latter, which then has the prefix too.
+    min_match: blocks that must match. max_imbalance: by how many requests the replica with the prefix may exceed the one
+    that `PowerOfTwo` chooses; beyond it the request goes to the latter, which then has the prefix too.
     capacity: names kept for each replica. Raises ValueError for min_match or capacity below 1, max_imbalance below 0.
     """
 
@@ -121,7 +121,7 @@ class LongestPrefix:
         return chosen
 
     def sent(self, names, replica):
-        """The replica has the names now. The chosen one is not asked to forget them: it may have some."""
+        """Adds the names to this replica's. They also stay with the chosen one, which may have some of them."""
         self.index.add(names, replica)
 
     def forget(self, replica):
