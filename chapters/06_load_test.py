@@ -334,8 +334,8 @@ table(
 # The first is the published baseline: a contiguous cache, one request at a time. The second differs in one thing: it
 # batches continuously (chapter 3). The third differs from the second in one thing: its cache is paged (chapter 4). All
 # three serve the same model, over HTTP (chapter 5), as processes of their own. A fourth is a copy of the third with a limit
-# on how many may wait. It will be needed at the end. All four multiply matrices in the same way, the engine's default: the
-# choice follows from shapes and processor alone (chapter 8), so that all servers run the same kernels.
+# on how many may wait. It will be needed at the end. All four compute the model's layers by the engine's default. It chooses
+# their kernels by a fixed rule, not by timing (chapter 8), so the rule is the same for all servers.
 #
 # Servers that are compared take turns with the same requests, and the one that goes first changes from round to round. The
 # number of requests is fixed, and not the number of seconds: on a slow machine a test takes longer, and still fills the queue.

@@ -12,10 +12,10 @@
 # | laptop, two cores | four minutes | 8 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same |
 #
-# **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/fused/`: a CPU's
-# layer in two calls, with a kernel for products of few rows. `models/compiled.py`: what lies between the matrix
+# **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/fused/`: on a CPU,
+# a layer in two calls, with a kernel for products of few rows. `models/compiled.py`: what lies between the matrix
 # products, compiled. `engine/cuda_graphs.py`: decode steps recorded once and replayed.
-# `engine/in_flight.py`: a step is launched before the one before it is read. `core/openmp.py`: how threads wait.
+# `engine/in_flight.py`: a step is launched before the last one's tokens are read. `core/openmp.py`: how threads wait.
 # `bench/measure/flame.py`: where a call's time goes, frame by frame.
 # `bench/peers/`: this engine against `transformers`.
 # :::
@@ -471,7 +471,8 @@ show_source(pack)
 # time both at load and keep the faster. But a packed product adds up in another order, and on a busy machine the clock may
 # choose another kernel after a restart. Then one seed gives two texts. So `linear="auto"` follows a rule and reads no
 # clock: it packs every weight of at least 65,536 elements, wherever oneDNN can. A smaller weight is a small part
-# of a step's bytes, whatever its layout. {numref}`fig-08-products` shows what the rule does here.
+# of a step's bytes, whatever its layout. {numref}`fig-08-products` shows what the rule does here. (`"auto"` does a second
+# thing as well: it fuses layers, as the next section explains. `"packed"` only packs, and packs all weights.)
 
 # %% tags=["remove-input"]
 show_source(pack_linears)
@@ -625,16 +626,17 @@ glue_all(words.kernels(by_kernel))
 # before anything is measured: exchange the kernel, and only the first term changes. *The packed step should take the
 # packed products' time, and what the plain step takes beside its own products.* The steps below will judge it.
 #
-# ## Fewer calls: a layer in two of them
+# ## Fewer calls: a layer in two calls
 #
-# Two parts of {eq}`eq-08-corrected` are left. The products do not yet read at the speed of memory when there is one row,
-# and around them lie hundreds of small calls. What do these calls move? Between two products of a layer, one token's
-# activations are a few thousand numbers, which a core's own cache holds. So the time around the products is not the
-# time of bytes. It is the time of calls: each takes some microseconds, however little it computes, and after every
-# product its code and its objects have to come back into the cache that the weights have just passed through.
+# {eq}`eq-08-corrected` has two terms to reduce: the products, as far as they are above their bound, and hundreds of small
+# calls around them. How many bytes do these calls move? Between two products of a layer, the activations of one token are a
+# few thousand numbers, which fit into the cache of one core. So at batch 1 we do not expect that the calls take the time
+# of their bytes. We expect a cost per call, however little the call computes. Besides, the weights of each product pass
+# through the same cache, so the code and the objects of the next call may have to be read from memory again.
 #
-# The prediction is then a count. We count PyTorch's operators with the dispatch mode from above, leave out the products
-# and what merely hands a tensor to Numba, and add Numba's kernels, which PyTorch does not see.
+# The prediction then rests on a count: the time around the products is proportional to the number of calls. We count
+# PyTorch's operators with the dispatch mode from above, leave out the products and the operators that only hand a tensor to
+# Numba, and add Numba's kernels, which PyTorch does not see.
 
 # %%
 fused = None
@@ -643,7 +645,7 @@ if CAN_PACK:  # the kernels are a CPU's
 FUSED = fused is not None and fused.stats()["fused_blocks"] > 0
 
 
-# What the dispatch mode sees of `x.numpy()`, of which PyTorch does nothing.
+# What the dispatch mode sees of `x.numpy()`: operators that compute nothing.
 AS_ARRAY = {f"aten::{n}" for n in "detach to resolve_conj resolve_neg".split()}
 
 
@@ -655,7 +657,7 @@ def calls_around(llm):
     end(llm)
     total = sum(n for name, n in counter.calls.items() if name not in AS_ARRAY)
     layers = config.num_layers  # each with a kernel for attention
-    if llm is fused:  # two more kernels per layer, and one for the head
+    if llm is fused:  # its kernels: two per layer, and one for the head
         return total + layers + 2 * layers + 1
     return total + layers - products
 
@@ -668,12 +670,12 @@ if FUSED:
 # %% [markdown]
 # *{glue:text}`fused_calls_finding` The products should take the time of their bytes.*
 #
-# A kernel for few rows needs no more than the order in which the weights lie. Packing has settled that already: for each
-# tile of 64 outputs, oneDNN keeps the 64 weights of the first input, then those of the second, and so on. oneDNN does not
-# promise this, so `packed_tiles` compares the memory with the plain weight, and where they differ oneDNN keeps the work. One
-# row, or two, or four are multiplied with a tile while it streams by; the sums stay in registers. Further rows find the
-# tile in the cache. Nothing is copied, and
-# the same packed weight serves oneDNN when there are more rows.
+# A kernel for few rows of input can read the packed weights as they are, if it knows their order. On a CPU with AVX-512,
+# oneDNN stores a float32 weight in tiles of 64 outputs: first the 64 weights of the first input, then those of the second,
+# and so on. oneDNN does not promise this. So `packed_tiles` compares the first and the last tile with the plain weight, and
+# where they differ the products stay with oneDNN. Our kernel multiplies one, two or four rows with a tile while it reads the
+# tile from memory, and the sums stay in registers. Further rows should find the tile in the cache. Nothing is copied:
+# oneDNN uses the same packed weight when there are more rows.
 
 # %% tags=["remove-input"]
 if FUSED:
@@ -683,9 +685,9 @@ if FUSED:
     show_source(kernel._product_share.py_func)
 
 # %% [markdown]
-# Everything between two such products of a layer, in the same call: a layer is one call before attention and one after
-# it. With more rows than the kernel is good at, the products are oneDNN's, and what lies between them is still one call
-# each, an addition and its norm for example.
+# What lies between two such products is computed in the same call as they are. So a layer is one call before attention and
+# one after it. With more than `FEW_ROWS` rows (a constant for each dtype) oneDNN computes the products, and each group of
+# operations between them is one call: an addition and the norm that follows, for example.
 
 # %% tags=["remove-input"]
 if FUSED:
@@ -693,8 +695,11 @@ if FUSED:
     show_source(layers.LlamaBlock, "forward")
 
 # %% [markdown]
-# The plain layer of chapter 1 stays in `lib/`: it is what a GPU runs, and what the fused one is checked against. Sums in
-# another order round differently, so the logits agree up to rounding, at every number of rows:
+# `linear="auto"`, the engine's default, fuses the layers of Llama and GPT-2 on a CPU, in float32 and bfloat16, where Numba is
+# installed and `compile` is off. Layers of other families get only the kernel for few rows.
+#
+# The plain layer of chapter 1 stays in `lib/`: a GPU runs it, and the fused one is checked against it. Sums in another
+# order round differently, so the logits should agree up to rounding, for any number of rows:
 
 # %%
 if FUSED:
@@ -713,8 +718,9 @@ if FUSED:
     assert fused.stats()["weight_bytes"] == packed.stats()["weight_bytes"]
 
 # %% [markdown]
-# Now the step in parts. Attention and the model are timed inside the step, the products alone right after it, and the
-# two engines take turns.
+# Now the step in parts. Attention and the whole model are timed inside the step, and the products alone right after it. The
+# rest of the model is the difference, so an error in the time of the products appears there with the opposite sign. The two
+# engines take turns.
 
 # %% tags=["hide-input"]
 pieces = []
@@ -1004,25 +1010,27 @@ if CUDA:
 # %% [markdown]
 # ### While the device computes: asynchronous scheduling
 #
-# With graphs the host has one launch per step left, and everything else that it does: schedule, build the batch,
-# choose tokens, read them, update requests and blocks, hand out what is new. While it does that, the device waits, and
-# the faster the device, the larger that share.
+# With graphs the host launches the model with one call per step. Its other work remains: schedule, build the batch, launch
+# the sampler, read the tokens, update requests and blocks, hand out what is new. Without overlap the device waits during
+# most of this work, and the faster the device, the larger the share of the step that it waits.
 #
-# But the host needs little of step n to prepare step n+1. Lengths, blocks and slots follow from how many tokens step n
-# chooses, not from which. Only the input ids do, and those the device can copy itself. So step n+1 is launched before
-# step n is read. What the host learns too late is that a request has ended with a stop token: then step n+1 has
-# computed one superfluous row for it, which is discarded.
+# But the host needs little of step n to prepare step n+1. Lengths, blocks and slots depend on how many tokens step n
+# chooses, not on which. Only the input ids depend on the tokens themselves, and the device can copy these without the host.
+# So **asynchronous scheduling** launches step n+1 before step n is read. One thing the host then learns too late: that a stop
+# token in step n has ended a request. Step n+1 has a superfluous row for this request, which is discarded. A row is also
+# discarded, and computed again, where the sampler had to finish the token of step n on reading it (with `top_p`, where
+# its first candidates were too few).
 #
 # | | without | with asynchronous scheduling |
 # | --- | --- | --- |
-# | launch of step n+1 | after step n is read | before |
-# | tokens of step n+1 chosen | after step n is read | after step n is read |
-# | an end by `max_tokens` | known | known beforehand, no row is wasted |
-# | an end by a stop token or string | known | one row is computed and discarded |
-# | no block left | preempt | read step n first, then preempt |
+# | launch of step n+1 | after step n is read | before step n is read |
+# | tokens of step n+1 are chosen | after step n is read | after step n is read |
+# | a request ends by `max_tokens` | no superfluous row | no superfluous row: the end is known beforehand |
+# | a request ends by a stop token or string | no superfluous row | one row is computed and discarded |
+# | no block is free | preempt | read step n first, then preempt |
 #
-# Tokens are still chosen with all earlier ones known. Penalties, masks and `min_tokens` need no special case, and the
-# tokens are the oracle's.
+# The host still knows all earlier tokens of a request when the next one is chosen. So penalties, masks and `min_tokens` need
+# no special case, and the tokens must be the oracle's.
 
 # %% tags=["hide-input"]
 show_source(StepsInFlight, "advance", "_launch_after", "completed")
@@ -1036,9 +1044,10 @@ assert ahead.stats()["tokens_discarded"] == 0  # all end by max_tokens
 del ahead
 
 # %% [markdown]
-# How much is there to gain? The host's parts can be measured on any machine, with a model that returns zeros at once.
-# The device's part is predicted here: the bytes of a bfloat16 step over the bandwidth on an H100's data sheet. The sum
-# of the parts is a floor: a real step has gaps between kernels as well.
+# How much is there to gain? The host's parts can be measured on any machine: a stand-in for the model returns zeros at
+# once, for a small vocabulary, so that sampling costs little more than its calls. The device's part is predicted here: the
+# bytes of a bfloat16 step over the bandwidth on an H100's data sheet. The sum of the parts is a lower bound: a real step
+# has gaps between kernels as well.
 
 # %% tags=["hide-input"]
 waterfall_points = []
@@ -1078,12 +1087,13 @@ glue_all(overhead_host.asynchronous(host_run))
 #
 # {glue:text}`async_largest_finding`
 #
-# `async_scheduling` is on by default on CUDA. On a CPU there is nothing to overlap with, since the host is the device.
+# By default `async_scheduling` is on where the model runs on one CUDA device, with a KV cache and without speculative
+# decoding. On a CPU it gains nothing: the same cores run the model and the host's work.
 
 # %% [markdown]
 # ## Check: the same tokens, every combination
 #
-# A packed product adds up in another order, a compiled one rounds elsewhere. The tokens must not change.
+# Packed products and fused layers add up in another order, and compiled code rounds elsewhere. The tokens must not change.
 
 # %%
 equal = []
@@ -1654,8 +1664,9 @@ pool = None
 # And the benchmark itself:
 #
 # - **A slow machine.** {glue:text}`small_model_finding`
-# - **`auto` is a rule from one machine.** Where the packed products of your own run are slower, `linear="plain"` is the
-#   better choice. `llm.stats()["packed_linears"]` says how many layers were packed.
+# - **`auto` is a rule from one machine.** The least size of a packed weight and the most rows of our own kernel were chosen
+#   there. Where the packed products or the fused layers of your own run are slower, `linear="plain"` is the better choice.
+#   `llm.stats()` says how many layers were changed, in `packed_linears` and `fused_blocks`.
 # - **Compile time is not in the bars.** {glue:text}`compile_load_finding` A server pays it once; a script that asks one
 #   question pays it for that question.
 # - **Peers.** `transformers`' `generate` is its plain loop, eager, with a dynamic cache. It is what
@@ -1690,11 +1701,11 @@ glue("predictions_tally", tally(foretold))
 # `FULL_DECODE_ONLY`, or `FULL_AND_PIECEWISE`, whole recordings for decoding and pieces for the rest
 # {cite}`vllm2025cudagraphs`. Ours is `FULL_DECODE_ONLY`, without the compiler's graph.
 #
-# Graphs remove launches. They don't remove the time between two steps, in which a scheduler decides and a sampler waits.
-# SGLang's overlap scheduler {cite}`sglang2024v04`, as NanoFlow before it {cite}`zhu2024nanoflow`, prepares the next
-# batch while the GPU still computes this one; vLLM calls it asynchronous scheduling, and
-# [TensorRT-LLM](https://nvidia.github.io/TensorRT-LLM/features/overlap-scheduler.html) has the same. The price is that a
-# sequence may run one step beyond its end. On a CPU there is nothing to overlap: the same cores do both.
+# Graphs remove launches, but not the host's work between two steps. SGLang's overlap scheduler {cite}`sglang2024v04`, as
+# NanoFlow before it {cite}`zhu2024nanoflow`, prepares the next batch while the GPU still computes this one. vLLM calls it
+# asynchronous scheduling, as this book does, and
+# [TensorRT-LLM](https://nvidia.github.io/TensorRT-LLM/features/overlap-scheduler.html) has it too. The price is the same as
+# here: a sequence may run one step beyond its end.
 #
 # For CPUs, vLLM's backend packs weights at load too, most often in bfloat16 or with eight bits or fewer. llama.cpp goes
 # further and leaves Python out altogether.
@@ -1739,7 +1750,8 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # Half of a layer is then one call, so guards are checked twice a layer instead of four times. But the products are in the
 # compiler's hands, and it calls the general kernel for them, unless the weights are constants that it may freeze. With
-# packed weights as arguments it refuses. One gains a wrapper and loses the layout. Try it with `linear="plain"`.
+# packed weights as arguments it refuses. One gains a wrapper and loses the layout. Try it with `linear="plain"`. The fused
+# layers of this chapter have one call and the layout, because their own kernel reads the packed weights.
 # ```
 #
 # **5. Write it.** `fewest_sizes(largest, most)`: the fewest sizes to record if a batch may be padded by at most `most` rows.
@@ -1776,8 +1788,8 @@ check(8, fewest_sizes)
 # 1. A step has a third limit: the program's own time, to start operators and to run Python. The operators are counted
 #    once per step; Python also works once per sequence.
 # 2. Time above the bound need not be overhead. Take the step to pieces first: a slow kernel looks the same from outside.
-# 3. Recording a step removes its launches and fixes all that the program used to decide. Padding must then own its
-#    memory: the null block.
+# 3. Fewer calls cost less to start: fused layers on a CPU, a recorded step on a GPU. A recorded step has a fixed size, and its padding
+#    needs memory of its own, the null block. What the host still does between steps can run while the device computes.
 #
 # **Sources.** Compiling PyTorch: {cite:t}`ansel2024pytorch2`. CUDA graphs:
 # [NVIDIA's introduction](https://developer.nvidia.com/blog/cuda-graphs/). Modes and dispatch in vLLM:

@@ -1115,8 +1115,8 @@ if FOUR == "gguf":
 #
 # - **A speed-up without its batch size.** The format that is fastest at batch 1 need not be the fastest at larger batches.
 #   {numref}`fig-11-engine` has to be read at one batch size at a time.
-# - **A baseline that is slow for other reasons.** The float32 engine here has packed weights (chapter 8). Against a slower
-#   baseline every format has a larger speed-up.
+# - **A baseline that is slow for other reasons.** The float32 engine here has packed weights and fused layers where they run
+#   (chapter 8). Against a slower baseline every format has a larger speed-up.
 # - **Weights that fit into a cache.** The last-level cache of a server CPU can hold the 4-bit weights of a small model. Then
 #   they are not read from memory, and a time below the bound is possible. This does not apply to a model larger than the cache.
 # - **A text that is too short.** Averages over few tokens are noisy. The KL divergence usually needs fewer tokens than the

@@ -14,15 +14,15 @@
 #
 # **Adds to `lib/`.** `models/llama_variants.py`: Mistral, Qwen2, Qwen3, SmolLM3 and OLMo-2 by their differences from Llama.
 # `cache/sliding_window.py`: blocks behind a sliding window are given back. `bench/parity.py`: a checker that names the first
-# layer of a port that differs from transformers.
+# place where a port differs from transformers.
 # :::
 #
-# Most open models of the last years are Llamas with a few changes: one more norm, a bias, a window. A port consists of
-# these changes, and they are short. The risk is a port that lacks one of them: it loads, runs at full speed, and computes
-# another function, and no error says so.
+# Many open models are Llamas with a few changes: one more norm, a bias, a window over attention. A *port* of such a model
+# is the code for these changes, and each takes a few lines. The risk is to miss one. The model then loads and runs at full
+# speed, but it computes another function, and no error says so.
 #
-# This appendix ports Qwen3 to the Llama of chapter 1, as if the engine did not have it. All checkpoints here are small, with
-# random weights.
+# This appendix ports Qwen3, starting from the Llama of chapter 1, as if the engine did not have Qwen3 yet. All checkpoints
+# here are small and have random weights.
 
 # %% tags=["remove-cell"]
 # How OpenMP's threads wait for each other (chapter 8); it is read when PyTorch is loaded.
@@ -94,8 +94,8 @@ record = Record(
 # %% [markdown]
 # ## What differs between families
 #
-# The table is made from transformers' config classes: it shows each family's default, and a star where a checkpoint's
-# `config.json` can set another value.
+# The table is made from transformers' config classes. It shows each family's default values. A star marks what the engine
+# reads from a checkpoint's `config.json`, so that another value is possible.
 
 # %% tags=["remove-input"]
 rows = family_table()
@@ -104,16 +104,16 @@ table([list(row.values()) for row in rows], headers=list(rows[0]))
 # %% [markdown]
 # ## Step 1: the config
 #
-# `config.json` says which function the tensors belong to. For each family the engine lists the keys that it reads and the
-# keys that must have the one value that is implemented. Everything else in transformers' config class must be known to
-# have no effect; a test compares the list with the class, and fails when a release adds a field.
+# `config.json` says which function the tensors belong to. For each family the engine lists the keys that it reads, and the
+# keys whose value must be one that it implements. Every other field of transformers' config class must be known to have no
+# effect on the result. A test compares the lists with the class, and fails when a release of transformers adds a field.
 
 # %% tags=["remove-input"]
 show_source(Family)
 
 # %% [markdown]
-# A checkpoint whose config asks for something else is refused, and the error names the key. Here is a Qwen3 that calls
-# itself a Llama, and a Llama with a sliding window:
+# A checkpoint whose config asks for something else is refused, and the error names the key. Two examples: a Qwen3 whose
+# config names Llama as its `model_type`, and a Llama with a sliding window.
 
 # %%
 qwen3 = random_checkpoint(home / "qwen3", "qwen3")
@@ -140,8 +140,8 @@ print(refused(llama, '"vocab_size": 61', windowed))
 # %% [markdown]
 # ## Step 2: the tensors
 #
-# The names in the file are the next guide. A plain Llama expects certain tensors, and Qwen3's file has others too. Their
-# names say what the port lacks.
+# The names of the tensors say more. The code below reads Qwen3's file as if it belonged to a plain Llama. The error lists
+# the tensors that a plain Llama does not have, and their names say what the port lacks.
 
 # %%
 config = load_config(qwen3)
@@ -153,13 +153,14 @@ except ValueError as error:
     assert "unexpected" in str(error) and "q_norm" in str(error)
 
 # %% [markdown]
-# Two norms per layer, of q and of k, with one weight for each feature of a head. The report says that they are there
-# {cite:p}`yang2025qwen3`. Neither the names nor the shapes say whether they stand before the rotation or after it.
+# Each layer has two more norms, one of q and one of k, each with one weight per feature of a head. Qwen3's technical report
+# mentions them as well {cite:p}`yang2025qwen3`. Neither the names nor the shapes say whether the norms come before the
+# rotation by RoPE or after it.
 #
 # ## Step 3: a first try, and the checker
 #
-# Suppose that we put them after the rotation. Rotation does not change a vector's length, so the norm divides by the same
-# number either way. The difference is that its weights then multiply rotated features.
+# Suppose that we put them after the rotation. A rotation does not change a vector's length, so the norm divides by the same
+# number either way. But the norm then multiplies each feature by its weight, and in this order the features are rotated ones.
 
 
 # %%
@@ -184,7 +185,7 @@ class FirstTryModel(LlamaVariant):
 
 # %%
 def load_port(kind: type[Llama]) -> Llama:
-    """The Qwen3 checkpoint in a model of ours."""
+    """A model of class `kind` with the weights of the Qwen3 file."""
     model = kind(config).eval()
     tensors = read_tensors(qwen3, model.checkpoint_shapes())
     model.load_checkpoint(tensors)
@@ -197,9 +198,10 @@ stages = parity.compare_layers(first_try, reference, PROMPT)
 print(parity.report(stages))
 
 # %% [markdown]
-# The checker runs one prompt through both models and compares what goes into each module and what comes out, in order. The
-# first stage that differs is the place to look. Here the products of q, k and v agree, and what the output projection is
-# given does not: so the error is between them, where q and k are normed and rotated and attention runs.
+# The checker runs one prompt through both models. It compares the input and the output of each module, in the order of
+# computation; one such input or output is a *stage*. The first stage that differs shows where to look. Here the outputs of
+# the q, k and v projections agree, and the input of the output projection does not. So the error lies between them: in the
+# norms of q and k, in the rotation, or in attention.
 
 # %%
 first = parity.first_difference(stages)
@@ -207,8 +209,8 @@ where = "layers.0.self_attn.o_proj", "input"
 assert (first.reference, first.end) == where
 
 # %% [markdown]
-# What pairs a module of ours with transformers' is the table that the model loads its weights by, `checkpoint_names`: a port
-# that loads can be checked.
+# The checker must know which module of ours corresponds to which module of transformers. A model's `checkpoint_names` says
+# so already, because weights are loaded by it. So every port that loads can be checked.
 
 # %% tags=["remove-input"]
 show_source(parity.compare_layers)
@@ -216,8 +218,8 @@ show_source(parity.compare_layers)
 # %% [markdown]
 # ## Step 4: the port
 #
-# With the norms before the rotation all stages agree. This function serves all families: each difference is one line, and
-# is off where the config does not ask for it.
+# With the norms before the rotation all stages agree. The code below serves all families of the table except Llama itself.
+# Each difference takes a few lines, which are skipped where the config does not ask for them.
 
 # %% tags=["remove-input"]
 show_source(split_qkv)
@@ -232,15 +234,15 @@ print(parity.report(stages).splitlines()[-1])
 # %% [markdown]
 # ## Step 5: the engine
 #
-# Now the same tokens must come out of the whole engine, with every kind of cache. The oracle here is transformers' model in
-# a loop without a cache.
+# Now the whole engine must give the oracle's tokens, with each value of `kv_cache`, for Qwen3 and for the other families.
+# The oracle here is transformers' model in a loop without a cache.
 
 # %% tags=["hide-input"]
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
 
 
 def greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
-    """What transformers' model gives, without a cache."""
+    """`count` greedy tokens of transformers' model, without a cache."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = list(prompt)
     with torch.inference_mode():
@@ -272,9 +274,10 @@ for family, changes in (
 # %% [markdown]
 # ## A window bounds the cache
 #
-# Mistral's queries see the last `sliding_window` tokens, their own included. What lies behind the window is never read
-# again, so its blocks go back to the pool. The block table keeps its length; the entries of blocks that are given back name the null
-# block.
+# In a layer with a *sliding window*, a query sees only the last `sliding_window` tokens, its own included. All layers of the
+# first Mistral have one {cite:p}`jiang2023mistral`. Keys and values of tokens behind the window are never read again, so a
+# block that holds nothing else goes back to the pool. The block table keeps its length: the entry of a block that was given
+# back names the {term}`null block`.
 
 # %% tags=["remove-input"]
 show_source(SlidingWindowBlockManager, "publish")
@@ -324,50 +327,56 @@ table(
     headers=["tokens", f"blocks, window of {WINDOW}", "blocks, no window"],
 )
 glue("most_blocks", f"{most}")
+glue("seen_before", f"{WINDOW - 1}")
 
 # %% [markdown]
-# A request holds at most {glue:text}`most_blocks` blocks however long its answer is: the next query sees 23 tokens before
-# its own, which can begin and end within a block. With prefix caching the blocks stay in the pool, cached, until others need
-# the room; a prefix is found again when the blocks of its last window are there.
+# After a step, a request holds at most {glue:text}`most_blocks` blocks, however long its answer is: the next query sees
+# {glue:text}`seen_before` tokens before its own, and the first and the last of them can lie anywhere in their blocks. With
+# prefix caching, blocks that are given back stay in the pool, cached, until others need the room. A prefix is found again if
+# the blocks of its last window are still there.
 #
 # ## How a parity test misleads
 #
-# - **Small weights.** With the usual initialisation, of deviation 0.02, logits are so small that a layer can be left out
-#   within the tolerance. The checkpoints here have weights that make logits of size 10, and norms whose weights are not 1.
-# - **Equal sizes.** Where the head size is the hidden size over the number of heads, a wrong view of the tensors goes
-#   unnoticed. With as many K/V heads as query heads, so does a wrong repeat of K and V.
+# - **Small weights.** With the usual initialisation, of standard deviation 0.02, and no norms of q and k, scores are almost 0:
+#   attention is almost a plain mean of the values. A wrong rotation or scale then changes the logits by little, perhaps by less
+#   than the tolerance. The checkpoints here have larger weights, and norms whose weights are not all 1.
+# - **Equal sizes.** Where the head size is the hidden size over the number of heads, a wrong view of the tensors can go
+#   unnoticed. With as many K/V heads as query heads, so can a wrong repeat of K and V.
 # - **Short prompts.** A prompt that is shorter than the window does not test it, and Llama 3's RoPE scaling changes little at
 #   small positions.
 # - **Tokens only.** Greedy tokens can agree although the logits differ. Compare logits first.
 #
 # ## In production
 #
-# vLLM has a registry of model classes and can run others with transformers' own code. Its KV cache manager has a class
-# for each kind of layer (`FullAttentionManager`, `SlidingWindowManager`) and groups layers of one kind, so that a model
-# that mixes both gives back the blocks of its sliding layers. This engine gives blocks back only where all layers have a
-# window.
+# vLLM has a registry of model classes, and it can run many other models with transformers' own code. Its KV cache manager
+# has a class for each kind of layer (`FullAttentionManager`, `SlidingWindowManager`) and groups layers of one kind. So a
+# model that mixes both kinds gives back the blocks of its layers with a window. This engine gives blocks back only where all
+# layers have a window.
 #
 # ## Exercises
 #
-# **1. Predict.** OLMo-2's norms follow attention and MLP. Which stage differs first if `post_norm` is left out?
+# **1. Predict.** In OLMo-2 the norms follow attention and MLP, and `config.post_norm` is true. Suppose that
+# `VariantBlock.forward` ignored `post_norm` and always ran its last two lines. Which stage would differ first?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# The input of the first layer's `post_attention_layernorm`. Without `post_norm` it is applied to the residual stream, where
+# The input of the first layer's `post_attention_layernorm`. The wrong port applies this norm to the residual stream, and
 # transformers applies it to attention's output.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/cache/sliding_window.py`, `publish` computes the first block that is kept from
-# `num_computed_tokens + 1`. Run `pytest tests/engine/test_sliding_window.py` once with `+ 0` and once with `+ 2` instead.
+# **2. Break it and watch which test fails.** In `lib/cache/sliding_window.py`, `publish` computes the first block that is
+# kept from `num_computed_tokens + 1`. Run `pytest tests/engine/test_sliding_window.py` once with `+ 0` and once with `+ 2`
+# instead.
 #
 # ```{admonition} Solution
 # :class: dropdown
 # With `+ 0` a block is given back one token later than it could be. All tokens are right, but with blocks of one token
 # `test_a_long_answer_holds_no_more_blocks_than_its_window` fails. With `+ 2` a block is given back that the next query
-# still sees, so `test_every_cache_gives_the_oracle_s_tokens` fails.
+# still sees, so `test_every_cache_gives_the_oracle_s_tokens` fails as well.
 # ```
 #
-# **3. Write it.** `visible(position, window)` returns the positions that a query sees, as a `range`. `None` is no window.
+# **3. Write it.** `visible(position, window)` returns the positions that a query sees, as a `range`. A `window` of `None`
+# means that there is none.
 
 # %%
 
@@ -413,9 +422,10 @@ check_visible(visible)
 #
 # ## Takeaways
 #
-# 1. A family is its differences. Each is one field of the config and one line of the layer.
-# 2. A checkpoint loads exactly, or it is refused with the key named. A config field that is not classified fails a test.
-# 3. Compare stages in the order of computation, and look where the first difference is.
+# 1. A port states how a family differs from Llama. Each difference is a field of the config and a few lines of the layer.
+# 2. A checkpoint whose config asks for what the engine does not implement is refused, and the error names the key. A config
+#    field of transformers that the engine does not list fails a test.
+# 3. Compare the stages of both models in the order of computation. The error lies at or just before the first difference.
 #
 # **Sources.** Sliding windows: {cite:t}`jiang2023mistral`. Norms of q and k: {cite:t}`yang2025qwen3`. Norms after attention
 # and MLP: {cite:t}`walsh2024olmo2`.

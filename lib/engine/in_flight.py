@@ -1,17 +1,19 @@
 """Asynchronous scheduling: a step is scheduled and launched before the tokens of the one before it are read.
 
 While the device computes step n, the host prepares step n+1: lengths, blocks and slots do not depend on which
-tokens step n chooses, only on how many. Its input ids do; they are copied on the device from where step n writes
-them. Then the host reads step n, with step n+1 already queued behind it, so that the device has no pause.
+tokens step n chooses, only on how many. The input ids do depend on them; the device copies them from where step n
+writes them. Then the host reads step n, with step n+1 already queued behind it, so that the device need not wait.
 
     host     launch n+1 | read n, update | choose n+1 | launch n+2 | read n+1, update | choose n+2 | ...
     device   model n, tokens n     | model n+1         , tokens n+1            | model n+2 ...
 
 The tokens of step n+1 are chosen after step n has been read, so everything that the sampler knows of a request is
-exact: penalties, masks, `min_tokens`, random numbers. What a step does not know when it is launched is which requests
-end in the one before it, except by `max_tokens`: such a request has one superfluous row, which is discarded. Its
-blocks can be given away at once, since a step that writes to them runs after the one that is in flight. vLLM V1 does
-the same (`--async-scheduling`), with the next input ids copied on the device as well. Introduced in chapter 8.
+exact: penalties, masks, `min_tokens`, random numbers. When step n+1 is launched, it is known which requests end in
+step n by `max_tokens`, but not which end by a stop token or string. A request of the second kind has one superfluous
+row in step n+1, which is discarded. So is the row of a request whose token of step n was a late row, one that
+`ChosenTokens.read` had to finish; that row is computed again. Blocks of a request that has ended can be reused at once,
+since a step that writes to them runs after the one in flight. vLLM V1 does the same (`--async-scheduling`), with the
+next input ids copied on the device as well. Introduced in chapter 8.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ class _Launched:
 class StepsInFlight:
     """The steps between launch and reading: `current`, and at most one behind it.
 
-    Requests always have the state after the last step that was read, as without asynchronous
-    scheduling; only while a step is scheduled and laid out they have that after `current`.
-    tokens_discarded: computed for requests that had ended, or with a wrong input.
+    A request has the state after the last step that was read, as without asynchronous scheduling.
+    Only while the next step is scheduled and its batch built does it have the state after `current`.
+    tokens_discarded: tokens computed for requests that had ended, or from a wrong input id.
     """
 
     def __init__(
@@ -91,16 +93,16 @@ class StepsInFlight:
         self.current, self._next = step, None
 
     def reset(self) -> None:
-        """Nothing is in flight: what was is computed again. For `Scheduler.restart`, which follows."""
+        """Forget the steps in flight; `Scheduler.restart`, which must follow, has them computed again."""
         if self.current is not None:
             for item in self.current.scheduled:
                 _remove_placeholder(item.request)
         self.current = self._next = None
 
     def _launch_after(self, step: Step, restart: Callable[[], None]) -> _Launched | None:
-        """Launch the model on the step after `step`. None if there is none, or it must preempt.
+        """Launch the model on the step after `step`. None if nothing can be scheduled without preemption.
 
-        Preemption waits until `step` is read: a request that ends in it may leave room enough.
+        Preemption waits until `step` is read: a request that ends in it may free enough blocks.
         """
         try:
             _look_ahead(step.scheduled)
@@ -142,9 +144,9 @@ def _row_ends(scheduled: Sequence[Scheduled]) -> list[int]:
 def _look_ahead(scheduled: Sequence[Scheduled]) -> None:
     """Give the requests of a step that is in flight the state that they will have after it.
 
-    The token that a request will get is not known: ~row stands for it, a negative number, where row
-    is the row of logits that it is chosen from. A request that this token ends by `max_tokens` has
-    nothing left to compute.
+    The token that a request will get is not known. A placeholder stands for it: the negative number
+    ~row, where row is the row of logits that the token is chosen from. A request that this token ends
+    by `max_tokens` gets no placeholder, since nothing is left to compute for it.
     """
     for item, end in zip(scheduled, _row_ends(scheduled)):
         if item.discarded:
@@ -175,7 +177,8 @@ def fill_placeholders(batch: Batch, last_ids: Sequence[int], token_ids: Tensor) 
     """Replace each ~row in `batch.input_ids` by token_ids[row], on the device: the host does not wait.
 
     last_ids [B]: the last input id of each sequence, as the host knows it. token_ids [N] int64: what
-    the step before chooses; negative where it could not, and then any token will do: it is discarded.
+    the step before chooses. A negative one stands for a token not chosen; it becomes token 0, and the
+    result of that row is discarded.
     """
     ids = batch.input_ids
     if min(last_ids) >= 0:

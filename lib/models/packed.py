@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lib.models.packed_tiles import packed_tiles
 
-# The rule of linear="auto". It asks no clock, so that the same machine runs the same kernels, and a seed gives the same
-# text, after every start. Where it comes from: `products` in book/measurements/amd-epyc-2core/08_launch_overhead.json.
+# The rule by which linear="auto" packs (it also fuses: lib.models.fused.choose). It asks no clock, so that the same machine
+# runs the same kernels, and a seed gives the same text, after every start. Where it comes from: `products` in
+# book/measurements/amd-epyc-2core/08_launch_overhead.json.
 # There the packed product is faster for both dtypes at every batch size, 1 to 64. A weight below PACKED_ELEMENTS stays in
 # the processor's cache, where its layout does not matter.
 PACKED_DTYPES = (torch.float32, torch.bfloat16)

@@ -107,11 +107,11 @@ def _products(run: Any) -> str:
     shares = [bandwidth_share(run, engine) for engine in (FUSED, PACKED)]
     if all(shares):
         said += (
-            f" It reads the weights at {percent(shares[0])} of the measured bandwidth, oneDNN's at "
-            f"{percent(shares[1])}."
+            f" The kernel for few rows reads the weights at {percent(shares[0])} of the measured "
+            f"bandwidth, oneDNN's at {percent(shares[1])}."
         )
         if shares[0] > 1.05:
-            said += " More than all of it: the bandwidth was measured too low."
+            said += " More than 100 % says that the bandwidth was measured too low."
     return said
 
 

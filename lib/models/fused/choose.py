@@ -19,15 +19,16 @@ def why_not_fused_layers(device: torch.device, dtype: torch.dtype) -> str | None
         return f"the fused layers are for float32 and bfloat16, not for {name}"
     try:
         import_module("numba")
-    except ImportError as error:  # not there, or at odds with another package: it says which
+    except ImportError as error:  # missing, or in conflict with a package that it names
         return f"the fused layers need numba: pip install numba ({error})"
     return None
 
 
 def fuse_layers(model: nn.Module, linear: str) -> int:
-    """Replace the model's blocks in place, after `pack_linears`; returns how many were.
+    """Replace blocks of `model` in place, after `pack_linears`; returns how many it replaced.
 
-    `linear`: "fused" ValueError where that cannot be; "auto" where it can; otherwise none.
+    `linear`: "fused": ValueError if the kernels do not run here or no block has a fused form;
+    "auto": none in these cases; any other value: none.
     """
     if linear not in ("fused", "auto"):
         return 0
@@ -36,7 +37,7 @@ def fuse_layers(model: nn.Module, linear: str) -> int:
         if linear == "fused":
             raise ValueError(f"linear 'fused' cannot be had: {problem}")
         return 0
-    # Imported here: with it comes Numba, which an engine can do without.
+    # Imported here because it imports Numba, which other engines do not need.
     from lib.models.fused.layers import fuse_blocks
 
     fused = fuse_blocks(model)

@@ -1,12 +1,12 @@
 """What a layer does around attention, as compiled loops: norms, rotation, activation, and products of few rows.
 
-A product of one to four rows is bound by reading its weights. `_tile_product` reads them in the order in which they lie
+A product of few rows takes at least the time to read its weights. `_tile_product` reads them in the order of memory
 (see `lib.models.packed_tiles`): for each input it multiplies the weights of 64 outputs, four AVX-512 registers, with
 one number of each row. The sums stay in registers. That loop is generated as LLVM IR (LLVM's intermediate
 representation), because Numba's code for a loop over 64 outputs keeps the sums in memory.
 
 bfloat16 comes as uint16; all arithmetic is in float32. An empty array stands for a bias that is not there.
-All of it is in this file because Numba keeps compiled code as long as the file it came from is unchanged.
+All kernels are in one file because Numba's cache of compiled code depends only on the file that defines a function.
 Introduced in chapter 8.
 """
 
@@ -164,7 +164,7 @@ def _product_share(w, x, out, share, shares):
 
 @compiled(fastmath=_FASTMATH)
 def _room(w, rows, outputs):
-    """Zeros for `rows` rows of inputs or of outputs of w, filled up to whole tiles."""
+    """Memory for `rows` rows of inputs of w (zeros) or of outputs (not initialised), filled up to whole tiles."""
     if outputs:
         return np.empty((rows, len(w) * TILE), np.float32)
     return np.zeros((rows, w.size // (len(w) * TILE)), np.float32)
@@ -172,7 +172,7 @@ def _room(w, rows, outputs):
 
 @compiled(fastmath=_FASTMATH)
 def _widened(x, w):
-    """x [T, K] as the inputs of w."""
+    """x [T, K] as float32, with zeros up to the number of inputs of w."""
     inputs = _room(w, x.shape[0], False)
     for t in range(x.shape[0]):
         for i in range(x.shape[1]):

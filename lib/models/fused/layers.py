@@ -1,7 +1,8 @@
 """Layers of Llama and GPT-2 whose parts between the matrix products are fused kernels. Introduced in chapter 8.
 
 Up to FEW_ROWS rows a layer is two calls, one before attention and one after it, products included; they read the
-packed weights in place. With more rows the products are oneDNN's, and only what lies between them is fused.
+packed weights in place. With more rows, or where a weight is not in packed tiles, PyTorch and oneDNN compute the
+products, and only what lies between them is fused.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from lib.models import compiled, gpt2, llama
 from lib.models.fused import kernel, ops
 from lib.models.packed import PackedLinear
 
-# Most rows for which the kernel that reads packed weights is faster than oneDNN's, both measured on one core of an AMD
-# EPYC with AVX-512, in turns, whole steps of SmolLM2. Beyond, arithmetic is the limit, and oneDNN has bfloat16's.
+# Most rows for which the kernel that reads packed weights is faster than oneDNN's: measured in turns, in whole steps
+# of SmolLM2, on one core of an AMD EPYC with AVX-512. With more rows arithmetic is the limit. For bfloat16, oneDNN uses
+# the processor's bfloat16 instructions where there are any; this kernel computes in float32.
 FEW_ROWS = {torch.float32: 32, torch.bfloat16: 16}
 _OPS = SimpleNamespace(
     **{
@@ -33,7 +35,7 @@ _WORTH_THREADS = 2**15  # weights of the smallest product that is divided among 
 
 
 class FewRowsLinear(nn.Module):
-    """A PackedLinear whose product of few rows is a kernel that reads the packed weight at the speed of memory."""
+    """A PackedLinear that computes products of few rows by a kernel that reads the packed weight in place."""
 
     def __init__(self, linear: PackedLinear) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class FewRowsLinear(nn.Module):
 
 
 class LlamaBlock(compiled.LlamaBlock):
-    """`llama.Block` by fused kernels. Weights are the given block's own."""
+    """`llama.Block` with fused kernels. Shares the weights of the given block."""
 
     def __init__(self, block: llama.Block, buffers: _Buffers) -> None:
         super().__init__(block, _OPS)
@@ -84,7 +86,7 @@ class LlamaBlock(compiled.LlamaBlock):
 
 
 class GPT2Block(compiled.GPT2Block):
-    """`gpt2.Block` by fused kernels. Weights are the given block's own."""
+    """`gpt2.Block` with fused kernels. Shares the weights of the given block."""
 
     def __init__(self, block: gpt2.Block, buffers: _Buffers) -> None:
         super().__init__(block, _OPS)
@@ -183,10 +185,10 @@ _FAMILIES = {llama.Block: LlamaBlock, gpt2.Block: GPT2Block}
 
 
 def fuse_blocks(model: nn.Module) -> int:
-    """Replace the model's blocks in place; returns how many were. To be called after `pack_linears`.
+    """Replace blocks of `model` in place, after `pack_linears`; returns how many it replaced.
 
-    Packed layers elsewhere, such as the head, and those of blocks of another kind, get the kernel
-    for few rows. Numba compiles here, and not in the first step.
+    Other packed layers, such as the head and those in blocks of other families, get the kernel
+    for few rows. One call of each kernel makes Numba compile it here, not in the first step.
     """
     fused = [block for block in model.blocks if type(block) in _FAMILIES]
     if fused:
@@ -219,7 +221,7 @@ def _warm_up(model: nn.Module) -> None:
 
 
 def _threads(batch: Batch) -> int:
-    """Asked once per step, since the answer takes Numba some microseconds."""
+    """Threads for a step's kernels. Computed once per step, since asking Numba takes microseconds."""
     return ops.most_threads()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lib.models.fused import kernel
 
 _NO_BIAS = np.empty(0, np.float32)
-_WORTH_A_THREAD = 2**14  # elements; fewer take less time than waking a thread for them
+_WORTH_A_THREAD = 2**14  # elements; waking a thread for fewer does not pay
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -54,21 +54,22 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def array(x: Tensor) -> np.ndarray:
-    """A view. NumPy has no bfloat16: its bits, as uint16."""
+    """A NumPy view of x; of bfloat16, which NumPy does not have, a view of its bits as uint16."""
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def floats(parameter: Tensor) -> np.ndarray:
-    """A small parameter as float32: a view or, of bfloat16, a copy."""
+    """A small parameter as a float32 array: a view if it is float32, a copy if it is bfloat16."""
     return parameter.detach().float().numpy()
 
 
 def threads(elements: int) -> int:
-    """Threads for a loop over `elements`: one unless each gets enough of it."""
+    """Threads for a loop: at least one; more only if each gets `_WORTH_A_THREAD` elements."""
     return max(1, min(most_threads(), elements // _WORTH_A_THREAD))
 
 
 def most_threads() -> int:
+    """PyTorch's number of threads or Numba's, whichever is smaller."""
     return min(torch.get_num_threads(), numba.get_num_threads())
 
 
