@@ -580,7 +580,7 @@ show_source(Drafter, "add_drafts", "_most")
 # %% [markdown]
 # How many drafts are worth their time depends on the request's text and on everything else in the step. The engine
 # measures $t(n)$, the time of a step with $n$ rows, once when it is built. It estimates $\alpha$ of each request from its
-# recent drafts. The draft at position $j$ of a request is right only if those before it are, so it is expected to add
+# recent drafts. The draft at position $j$ of a request is accepted only if those before it are, so it is expected to add
 # $\alpha^j$ tokens. The drafts of all requests are sorted by this number, the largest first. For each number of drafts, from
 # the start of this list, the engine computes the expected tokens per second, and it takes the number that gives the most.
 # If that is not at least 2 % more than without drafts, it takes none:
@@ -1132,8 +1132,8 @@ glue_all(words.draft_model(experiments.pick(gate, record)))
 # ## Measure: text that can hardly be guessed
 #
 # On random text almost every draft should be wrong, so drafts can hardly gain anything and cost time. The engine has just
-# answered copying tasks. With adaptive lengths these should not affect the requests here, because each
-# request is judged by its own drafts. The engine should draft little here. The answers have {glue:text}`noise_length` tokens.
+# answered copying tasks. With adaptive lengths these should not affect the requests here, because each request is judged by
+# its own drafts. So the engine should draft little here. The answers have {glue:text}`noise_length` tokens.
 
 # %% tags=["hide-input"]
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}
