@@ -571,28 +571,31 @@ show_source(EarlyExitProposer, "propose")
 # ### How many drafts, and for which requests
 #
 # The `Drafter` calls one of these methods. Drafts take only what is left over: tokens of the step's budget and free
-# blocks. No request is preempted for a draft, and none is put off to a later step. At most one token less is drafted than
-# a request may still get, because the step gives one in any case.
+# blocks. No request is preempted for a draft, and none is put off to a later step. If a request may get $m$ more tokens, it
+# has at most $m - 1$ drafts, because the step gives one token in any case.
 
 # %% tags=["remove-input"]
 show_source(Drafter, "add_drafts", "_most")
 
 # %% [markdown]
 # How many drafts are worth their time depends on the request's text and on everything else in the step. The engine
-# measures $t(n)$ once when it is built, and estimates $\alpha$ of each request from its recent drafts. The draft at
-# position $j$ of a request is expected to add $\alpha^j$ tokens. The drafts of all requests are sorted by this number, the
-# largest first, and the engine takes as many of them as promise the most tokens per second:
+# measures $t(n)$, the time of a step with $n$ rows, once when it is built. It estimates $\alpha$ of each request from its
+# recent drafts. The draft at position $j$ of a request is accepted only if those before it are, so it is expected to add
+# $\alpha^j$ tokens. The drafts of all requests are sorted by this number, the largest first. For each number of drafts, from
+# the start of this list, the engine computes the expected tokens per second, and it takes the number that gives the most.
+# If that is not at least 2 % more than without drafts, it takes none:
 
 # %% tags=["remove-input"]
 show_source(AdaptiveLength, "limits", "_best")
 
 # %% [markdown]
 # Before the first draft of a request is verified, nothing is known of its text. The requests before it may have copied
-# their prompts where this one does not, so their acceptance is no guide. A new request begins with $\alpha = 0.6$, which
-# counts like one draft token, and gets at most 3 drafts until one of them is accepted. From then on its length depends on
-# its own acceptance. A request whose drafts keep being wrong soon gets none, unless further rows cost almost no time. It is
-# tried again with at most 3 drafts after 32 steps without, and each time this fails the wait doubles, up to 256 steps. All this decides how many rows a
-# step has, not what the model computes for them.
+# their prompts where this one does not, so their acceptance is not used. A new request begins with $\alpha = 0.6$. This start
+# value has the weight of one draft, and the observed drafts are averaged with it. The request gets at most 3 drafts per step
+# until one of them is accepted. From then on, the number depends on its own acceptance. A request whose drafts are always
+# wrong soon gets none, unless further rows cost almost no time. After 32 steps without drafts it may try again, with at most
+# 3 drafts and with an $\alpha$ of at least 0.9 in the calculation. Each time such a try fails the wait doubles, up to 256
+# steps. All this decides how many rows a step has, not what the model computes for them.
 #
 # ## The proof, and a test of it
 #
@@ -1128,9 +1131,9 @@ glue_all(words.draft_model(experiments.pick(gate, record)))
 #
 # ## Measure: text that can hardly be guessed
 #
-# On random text almost every draft should be wrong, so drafts can only cost time. The engine has just answered copying
-# tasks. With adaptive lengths it still drafts little, because each request is judged by its own drafts. The answers here
-# have {glue:text}`noise_length` tokens.
+# On random text almost every draft should be wrong, so drafts can hardly gain anything and cost time. The engine has just
+# answered copying tasks. With adaptive lengths these should not affect the requests here, because each request is judged by
+# its own drafts. So the engine should draft little here. The answers have {glue:text}`noise_length` tokens.
 
 # %% tags=["hide-input"]
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}

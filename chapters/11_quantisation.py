@@ -5,7 +5,8 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** What do weights of 8 or 4 bits gain at each batch size, and what do they cost?
+# **Question.** What do weights of 8 or 4 bits gain at each batch size, and keys and values of 8 bits with long contexts? What
+# do they cost in quality?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -890,12 +891,13 @@ elif llm.tokenizer is not None:
 #
 # A step reads the weights once, but it reads the keys and values of every sequence. In a large batch with long contexts these
 # are most of the bytes (chapter 7), and the memory that they take limits the number of sequences (chapter 4). With
-# `kv_cache_dtype="int8"` the cache stores codes for them, too.
+# `kv_cache_dtype="int8"` the cache stores them as codes of 8 bits.
 #
-# Weights are rounded once, when they are loaded. Keys and values are rounded during each step, when they are stored, and the
-# scale must not depend on tokens that come later: otherwise the result would depend on how the prompt was divided into chunks.
-# So each token has a scale of its own, one per head, in the symmetric form of {eq}`eq-11-forms`. With $D$ elements per head the
-# codes and the scale take $D + 4$ bytes instead of $4 D$:
+# Weights are rounded once, when they are loaded. Keys and values are rounded in each step, when they are stored. Their scale
+# must not depend on tokens that come later: otherwise the result would depend on how the prompt is divided into chunks
+# (chapter 3). So each token's key has a scale of its own in each head, and so has its value, in the symmetric form of
+# {eq}`eq-11-forms`. A key of one head has $D$ elements. Its $D$ codes and its scale, a float32, take $D + 4$ bytes. As float32
+# it takes $4 D$ bytes. The same holds for a value:
 
 # %%
 HEAD = llm.config.head_dim
@@ -933,20 +935,25 @@ glue_all(words.kv_bytes(record))
 # %% [markdown]
 # {glue:text}`kv_bytes_finding`
 #
-# Attention never makes a float copy of the cache. A dot product with codes needs its scale only once:
-# $q \cdot k \approx s\,(q \cdot c)$. In the weighted sum of values, the scale multiplies the softmax weight of the token.
-# The compiled kernel of chapter 7 has a second version for this. It loads 16 codes at a time and converts them to floats in a
-# register, once for all query heads that share the key.
+# `round_heads` computes the codes and the scales when a step stores its keys and values:
 
 # %% tags=["remove-input"]
 show_source(round_heads)
 
 # %% [markdown]
-# **Prediction.** A decode step of sequences with a long context is limited by bytes (chapter 7). Then the time of its attention
-# falls as the bytes do. The operations are the same in both formats. The bound does not count the conversion of the codes.
+# To read them, the CPU's fused attention needs no float copy of the cache. Let $q$ be a query, and $k$ a key with the codes $c$
+# and the scale $s$. Their dot product needs the scale only once: $q \cdot k \approx s\,(q \cdot c)$. In the weighted sum of
+# values, a value's scale multiplies the softmax weight of its token. The compiled kernel of chapter 7 has a second version for
+# this. It loads as many codes as a vector register holds floats (16 with AVX-512) and converts them to floats in a register,
+# once for up to four query heads that share the key. On a GPU there is no such kernel yet, and the engine uses `gather`
+# (chapter 4), which does make a float copy at each step.
 #
-# The next cell measures one layer's attention, as the engine calls it, over several layers' caches in turn, so that they do not
-# stay in the processor's own caches.
+# **Prediction.** Attention over long contexts is limited by bytes in a decode step (chapter 7). As long as this is so, its time
+# falls in proportion to the bytes. The operations are the same in both formats and may become the limit when there are fewer
+# bytes, so the bound is the larger of the two times. It does not count the conversion of the codes.
+#
+# The next cell measures the attention of one layer, as the engine calls it. It uses the caches of several layers in turn, so
+# that the processor's own caches are less likely to hold them.
 
 # %% tags=["hide-input"]
 SEQUENCES = pick(smoke=2, cpu=8, gpu=8)
@@ -1027,9 +1034,10 @@ print(f"the largest difference of two outputs is {apart:.1e}")
 # %% [markdown]
 # {glue:text}`kv_attention_finding`
 #
-# What does it cost? The same two measures as above, over the same text, with the float32 weights in both cases. The tokens are
-# those of a loop without a cache that rounds keys and values in the same way. An engine gives the same tokens however it
-# divides the work into steps, because a prompt's first step attends to the rounded numbers as well.
+# What does it cost in quality? The next cell takes the KL divergence and the share of equal greedy tokens again, over the same
+# text. The weights are float32 in both cases. The model runs without a cache, and `RoundedKVAttention` rounds keys and values as
+# the cache does. An engine with an int8 cache computes the same, up to errors of float arithmetic, however it divides the work
+# into steps: already the step that computes a prompt attends to the rounded keys and values, and not to those before rounding.
 
 # %%
 found = compare(model, model, text_ids, attention=RoundedKVAttention())
@@ -1135,9 +1143,12 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Beside other engines
 #
-# OpenVINO GenAI and llama.cpp can be installed on the same machine and read the same file. `python -m
-# lib.bench.peers.other_engines` gives the three engines the same prompts in turns, for answers of the same length. The other two
-# run in environments of their own, so the comparison is not a part of this notebook; what follows is its record.
+# OpenVINO GenAI and llama.cpp can be installed on the same machine and read the same GGUF file.
+# `python -m lib.bench.peers.other_engines` gives them and this engine the same prompts in turns, for answers of the same length.
+# The two run in Python environments of their own, so the comparison is not a part of this notebook. The next cell shows its
+# recorded runs, if there are any. This engine runs with three settings, and the second table compares the last one,
+# "4 bits × int8", with the others. The aims were at least OpenVINO's rate at each batch size, and at least 1.3 times llama.cpp's
+# rate at batch 1.
 
 # %% tags=["remove-input"]
 recorded = read_records("cpu_engines")
@@ -1176,9 +1187,11 @@ for name, text in engine_words.findings(beside).items():
 # %% [markdown]
 # {glue:text}`engines_openvino` {glue:text}`engines_llama`
 #
-# The rates count the prompts too: 64 tokens of prompt and 48 of answer. OpenVINO rounds activations and its KV cache to 8 bits,
-# llama.cpp rounds activations; so do not expect equal texts. After the first different token, two greedy texts go apart, which is why
-# the share counts from the start of an answer only.
+# Each prompt has 64 random tokens and each answer 48. A rate is the number of tokens of all answers over the whole time, in which
+# the prompts are computed as well. The engines do not round alike, so their texts need not be equal. OpenVINO's defaults on a CPU
+# round activations and the KV cache to 8 bits. llama.cpp rounds activations to 8 bits and keeps the cache in float16. This engine
+# keeps it in float32 here. After the first different token two greedy answers continue different texts, and later tokens cannot
+# be compared. So the share counts only the tokens before the first difference.
 #
 # ## In production
 #
@@ -1253,12 +1266,11 @@ check(11, quantize8)
 # ## Takeaways
 #
 # 1. Fewer bits per weight mean fewer bytes per step. This helps where reading the weights is the limit: at small batches.
-#    Fewer bits per key and value do the same for long contexts, and leave room for more sequences.
+#    Fewer bits per key and value reduce the bytes that long contexts add to a step, and leave room for more sequences.
 # 2. At larger batches the operations are the limit. There a format helps only if it makes them cheaper, as integer products do,
 #    and these need rounded activations.
 # 3. Compare formats by three numbers together: bytes, speed at a stated batch size, and the KL divergence from a reference
 #    whose own rounding is stated.
-#
 #
 # **Sources.** 8-bit products and outliers: {cite:t}`dettmers2022llmint8`. Rounding with data: {cite:t}`frantar2023gptq` and
 # {cite:t}`lin2024awq`. Kernels on GPUs: {cite:t}`frantar2024marlin`. FP8: {cite:t}`micikevicius2022fp8`. GGUF's blocks:

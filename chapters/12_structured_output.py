@@ -486,20 +486,24 @@ glue("n_tokens", len(known), ",")
 #
 # ### The vocabulary walked through the automaton
 #
-# For one state, the mask needs the state after each of {glue:text}`n_tokens` tokens {cite:p}`willard2023`. Many tokens begin
-# alike: `the`, `then` and `there` have their first three bytes in common. So the vocabulary is kept as a tree with one byte
-# per node, a *trie*, in which tokens that begin alike share a path. The engine reads the tree from its root. Where a byte
-# leads to `DEAD`, no token below it is allowed, and the walk goes on after them. All nodes lie in one array, each before the
-# nodes below it, and `after` says where those end. The loop is compiled by Numba and runs without Python's interpreter lock.
-# Below, this is compared with reading the tokens one by one.
+# To find the mask of a state, the engine has to know for each of {glue:text}`n_tokens` tokens whether its bytes lead to `DEAD`
+# {cite:p}`willard2023`. Many tokens begin alike: `the`, `then` and `there` have their first three bytes in common. So the
+# vocabulary is kept as a tree with one byte per node, a *trie*, in which tokens that begin alike share a path. Their common
+# bytes are then read once. Where a byte leads to `DEAD`, no token below that node is allowed, and the walk skips all of them.
+#
+# The nodes are numbered so that each comes before the nodes below it. The walk visits them in this order, and `after[node]` is
+# the first node that is not below `node`, where the walk continues after `DEAD`. `states[d]` is the automaton's state after the
+# first $d$ bytes of the current path. A node at depth $d$ reads it and writes `states[d + 1]`, so that after a skip the state
+# from which to continue is still there. `table` is the automaton's table as one row of numbers: the 256 entries of state $s$
+# begin at $256\,s$, in the code `s << 8`. The loop is compiled by Numba and runs without Python's interpreter lock.
 
 # %% tags=["remove-input"]
 show_source(vocabularies._walk)
 
 # %% [markdown]
 # How long does it take? The walk does one look-up in the automaton's table per node that it visits, and the visited nodes
-# can be counted. The time of one look-up is measured with another expression, `[a-z ]*`. *The time of any mask is then its
-# number of look-ups times this time.*
+# can be counted. The time of one look-up is measured with another expression, `[a-z ]*`. **Prediction.** *The time of a mask
+# is its number of look-ups times this time.* It assumes that each look-up takes equally long, wherever the walk skips nodes.
 
 
 # %% tags=["hide-input"]
@@ -544,13 +548,14 @@ table(
 )
 
 # %% [markdown]
-# The state inside a string takes the most work: nearly all tokens may follow, and all their bytes have to be read. At the
-# beginning of a number most tokens are dead after one byte.
+# Inside a string nearly all tokens may follow, so nearly the whole tree has to be read. At the beginning of a number, most
+# tokens lead to `DEAD` with their first byte.
 #
 # ### Masks by state, kept
 #
-# A mask depends on the state alone, and a state is a number, so the mask can be kept under it. It is computed when a
-# request first reaches the state:
+# For one automaton and one vocabulary, a mask depends on the state alone. A state is a number, so the mask can be kept under
+# this number. It is computed when a request first reaches the state. Up to 1,024 masks are kept per expression; beyond that,
+# the one that has not been used for the longest time is removed:
 
 # %% tags=["remove-input"]
 show_source(TokenMasks, "allowed")
@@ -645,8 +650,8 @@ show_source(OutputRules, "masks_meanwhile")
 
 # %% [markdown]
 # Then one operation over the batch applies all masks: the minimum of the logits and of limits, which are infinity for a
-# token that is allowed and minus infinity for one that is not. It copies the logits of rows without a mask bit by bit, and
-# the model's own logits stay as they are, since log-probabilities are computed from them:
+# token that is allowed and minus infinity for one that is not. Rows without a mask keep their logits bit for bit. The result is
+# a new tensor: the model's own logits stay as they are, since log-probabilities are computed from them:
 
 # %% tags=["remove-input"]
 show_source(logit_adjustments._keep_allowed)
@@ -836,12 +841,13 @@ glue_all(words.walk(by_vocabulary))
 #
 # - **free**: no mask.
 # - **few states**: words in lower case. The automaton has few states, so nearly all masks were computed in earlier steps.
-# - **new states**: an expression that counts characters, such as `[a-z ]{150}`. Each character leads to a state of its
-#   own, and a sequence never comes back to a state. Each sequence has an expression of its own, with another number, so
-#   that no kept mask is of use and each sequence needs a new one at every step.
+# - **new states**: an expression that counts characters, such as `[a-z ]{150}`. The state has to say how many characters have
+#   been written, so a sequence never comes back to a state. Each sequence has an expression of its own, with another number.
+#   So no mask that was kept can be used, and each sequence needs a new one at every step. This is the worst case for an engine
+#   that keeps masks.
 # - **schema**: a JSON schema, by the library, which computes a mask for each sequence at each step.
 #
-# The last two are measured twice: with masks computed beside the model, and after it, when the sampler asks.
+# The last two are measured in two ways: with the masks computed beside the model, and after it, when the sampler asks for them.
 
 # %% tags=["hide-input"]
 STEPS = pick(smoke=2, cpu=6, gpu=16)
@@ -949,7 +955,8 @@ if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
 #
 # {glue:text}`hidden_finding` How much of the masks' time can be hidden depends on the device. On a GPU the host waits once
 # it has launched the kernels, and the second thread can use that time. On a CPU, model and masks share the cores. On both,
-# Python's interpreter lock lets only one thread run Python code at a time.
+# Python's interpreter lock lets only one thread run Python code at a time. The compiled walk does not hold this lock, but the
+# code around it does.
 #
 # ## Measure: what a mask does to the choice
 #
@@ -1248,7 +1255,9 @@ table(rows, headers=["the wrong line", "right line", "wrong line"])
 # The benchmark can mislead too:
 #
 # - **Masks from an earlier run.** If the same expression is measured twice, the second run finds the masks of the first.
-#   So each request for an expression that counts has a new length here, which is compiled before the measured steps.
+#   So each request for an expression that counts has another length here, and its automaton is built before the measured steps.
+# - **Two changes in one comparison.** In {numref}`fig-12-mask` the tokens are read one by one in Python, and the tree by
+#   compiled code. Their ratio is the effect of both. The look-ups, which are counted, show the effect of the tree alone.
 # - **Valid does not mean correct.** A share of valid answers of 100 % says nothing about their content, and the mask can
 #   make the content worse.
 # - **Only answers that ended.** A benchmark that leaves out the answers that were cut off does not show that the model
@@ -1394,7 +1403,7 @@ check(12, certain)
 # ## Takeaways
 #
 # 1. An automaton over bytes, and the vocabulary walked through it once per state, give masks under which no answer can leave
-#    the form. The mask of a state is computed once and kept. An expression that counts leads to new states all the time.
+#    the form. The mask of a state is computed once and kept. An expression that counts leads to a new state with every token.
 # 2. A text is valid if its reason is `stop`. If it is `length`, the text was cut off and need not be valid.
 # 3. Sampling with a mask per step does not give the model's distribution restricted to valid texts. A mask that removes
 #    little can change little.

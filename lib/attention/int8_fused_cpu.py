@@ -11,7 +11,7 @@ from lib.cache.int8_kv_cache import Int8KVCache
 
 
 class Int8CpuFusedAttention(CpuFusedAttention):
-    """`CpuFusedAttention` that reads codes and scales in place; no float copy of the cache is made."""
+    """`CpuFusedAttention` that reads codes and scales in place: no float copy of the cache."""
 
     def __init__(self, cache: Int8KVCache) -> None:
         super().__init__(cache)
@@ -38,6 +38,7 @@ class Int8CpuFusedAttention(CpuFusedAttention):
             q, self._keys[layer], self._values[layer],
             self._key_scales[layer], self._value_scales[layer],
             plan.table, self.cache.block_size,
-            numba_kernel.NO_WINDOW if window is None else window, shares.pieces, shares.offsets, shares.cuts,
+            numba_kernel.NO_WINDOW if window is None else window,
+            shares.pieces, shares.offsets, shares.cuts,
             out, peak, norm, acc, scaled,
         )  # fmt: skip

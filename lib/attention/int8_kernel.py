@@ -1,8 +1,8 @@
 """Paged attention on the CPU with K and V in 8 bits, read in place.
 
-The algorithm is that of `lib.attention.numba_kernel`: tiles of keys, an online softmax, states that merge. Scales
-are applied per token, not per element: q . k = scale * (q . codes), and the scale of a value multiplies the softmax
-weight. Introduced in chapter 11.
+The algorithm is that of `lib.attention.numba_kernel`: tiles of keys, an online softmax, states that
+merge. Scales are applied per token, not per element: q . k = scale * (q . codes), and the scale of
+a value multiplies the softmax weight. Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lib.attention.numba_kernel import (
 )
 from lib.core.numba_cache import PRANGE, compiled
 
-_INLINED = numba_kernel, int8_vectors  # a change of these files needs this one's functions anew
+_INLINED = numba_kernel, int8_vectors  # a change of these files compiles the functions here again
 
 
 @compiled(inlined=_INLINED)
@@ -66,7 +66,10 @@ def _attend_piece(
     acc,
     scaled,
 ):
-    """`numba_kernel._attend_piece` for codes: keys, values int8 [slots, Hkv, D], scales float32 [slots, Hkv]."""
+    """`numba_kernel._attend_piece` for codes.
+
+    keys, values: int8 [slots, Hkv, D]. key_scales, value_scales: float32 [slots, Hkv].
+    """
     row, token, queries, seen = piece[ROW], piece[TOKEN], piece[QUERIES], piece[SEEN]
     heads, kv_heads, size = q.shape[1], keys.shape[1], q.shape[2]
     group, chunks = heads // kv_heads, size // LANES
@@ -90,7 +93,7 @@ def _attend_piece(
     )
     for tile in range(piece[FIRST], piece[LAST]):
         start = piece[BEGIN] + tile * KEY_TILE
-        # Beyond the end the last key again: to be read four by four, and weigh 0.
+        # Beyond the end, slots repeat the last key: keys are read in fours; those have no weight.
         slots, next_slots = next_slots, slots
         _find_slots(next_slots, table[row], block_size, start + KEY_TILE, seen - 1)
         for t in range(KEY_TILE):
@@ -101,7 +104,7 @@ def _attend_piece(
                 of_values[h, t] = value_scales[slots[t], h]
         for i in range(queries):
             end = seen - (queries - 1 - i) - start
-            count = min(KEY_TILE, end)  # of this tile's keys, i sees those from `hidden` on
+            count = min(KEY_TILE, end)  # query i sees keys hidden .. count - 1 of this tile
             hidden = max(0, end - window)
             if hidden >= count:
                 continue
@@ -156,7 +159,10 @@ def attend(
     q, keys, values, key_scales, value_scales, table, block_size, window,
     pieces, offsets, cuts, out, peak, norm, acc, scaled,
 ):  # fmt: skip
-    """`numba_kernel.attend` for codes: keys, values int8 [slots, Hkv, D], scales float32 [slots, Hkv]."""
+    """`numba_kernel.attend` for codes.
+
+    keys, values: int8 [slots, Hkv, D]. key_scales, value_scales: float32 [slots, Hkv].
+    """
     for share in prange(len(offsets) - 1):
         for p in range(offsets[share], offsets[share + 1]):
             state = pieces[p, STATE]

@@ -1,7 +1,8 @@
 """Rounds K and V to 8 bits and writes them to their slots on a CPU, in one compiled call.
 
-The results are those of `lib.cache.int8_kv_cache.round_heads`, bit for bit. A step stores in every layer, and a dozen
-PyTorch calls per layer would take longer than a small batch's attention. Introduced in chapter 11.
+The results are those of `lib.cache.int8_kv_cache.round_heads`, bit for bit. Each layer stores in
+each step, and the time of the PyTorch calls in `round_heads` hardly shrinks with the batch.
+Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from lib.core.numba_cache import compiled
 _INVERSE = np.float32(1 / LARGEST)
 _TINY = np.finfo(np.float32).tiny
 _MAGNITUDE, _INFINITY = np.int32(0x7FFFFFFF), np.int32(0x7F800000)  # masks of a float32's bits
-# A float32 near 1.5 * 2 ** 23 has no bits for fractions: adding it rounds to the nearest integer, ties to even.
+# A float32 near 1.5 * 2 ** 23 has no bits for fractions: adding it rounds to the nearest integer,
+# ties to even.
 _ROUND, _ROUND_BITS = np.float32(1.5 * 2**23), np.int32(0x4B400000)
 _EXACT = {"inlined": (numba_kernel,), "fastmath": False}  # a reordered sum would not round
 
@@ -31,7 +33,7 @@ def _store_rows(x, slots, codes, scales):
             for d in range(size):
                 row[d] = widen(x[t, h, d])
             peak = np.int32(0)
-            for d in range(size):  # as integers, magnitudes have the same order, with NaN on top
+            for d in range(size):  # magnitudes as integers keep their order; NaN is the largest
                 peak = max(peak, bits[d] & _MAGNITUDE)
             scale_bits[0] = peak
             scale = scale_of[0] * _INVERSE

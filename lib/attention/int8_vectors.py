@@ -1,8 +1,9 @@
 """Vector code for int8 K and V: dot products with codes, and weighted sums of codes.
 
-The two loops are LLVM IR (LLVM's intermediate representation), as in `lib.models.quantized.kernel`. A vector of
-codes is converted to floats once, in a register, for all query heads that share it; Numba's own code would convert
-it again for each of them. Introduced in chapter 11.
+The two loops are LLVM IR (LLVM's intermediate representation), as in
+`lib.models.quantized.kernel`. A vector of codes is converted to floats once, in a register, for up
+to four query heads that share it; Numba's own code would convert it again for each of them.
+Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # floats of a 
 KEYS = 4  # keys of one call of _dot
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _CODES, _INTS, _FLOATS = (ir.VectorType(kind, LANES) for kind in (_I8, _I32, _F32))
-_FAST = ("contract", "reassoc", "nsz")  # without nnan and ninf: those have to reach the result
+_FAST = ("contract", "reassoc", "nsz")  # without nnan and ninf: NaN and infinity must be kept
 
 
 def _bytes_of(context, b, kind, array):
-    """The array's data as an LLVM pointer to bytes. Addresses as integers would hide from LLVM what is read and written."""
+    """The array's data as an LLVM pointer to bytes.
+
+    With addresses as integers, LLVM could not tell which arrays are read and written.
+    """
     data = context.make_array(kind)(context, b, array).data
     return b.bitcast(data, _I8.as_pointer())
 
@@ -89,10 +93,11 @@ def _dot_of(group):
     def dot(
         typingctx, keys, first, offsets, at, q, q_at, q_stride, chunks, out, out_at, out_stride
     ):
-        """out[g, 0:KEYS] = q[g] . codes of KEYS keys, over chunks * LANES elements, for `group` heads g.
+        """out[g, 0:KEYS] = q[g] . codes of KEYS keys, for `group` heads; chunks * LANES elements.
 
-        Arrays, each followed by where to begin in it and by the distance of two heads, in bytes. A key begins at
-        `first` plus its element of offsets.
+        q and out are each followed by the byte at which to begin (_at) and the bytes from one head
+        to the next (_stride). A key begins at byte `first` plus its element of offsets. The first
+        of the KEYS elements is at byte `at` of offsets.
         """
 
         def generate(context, b, signature, args):
@@ -122,7 +127,8 @@ def _dot_of(group):
 
         integers = types.intp
         return types.void(
-            keys, integers, offsets, integers, q, integers, integers, integers, out, integers, integers
+            keys, integers, offsets, integers, q, integers, integers, integers,
+            out, integers, integers
         ), generate  # fmt: skip
 
     return dot
@@ -133,10 +139,10 @@ def _add_values_of(group, columns):
     def add_values(
         typingctx, values, first, offsets, count, weights, w_at, w_stride, acc, acc_at, acc_stride
     ):
-        """acc[g, 0:columns * LANES] += sum over t < count of weights[g, t] * codes[t], for `group` heads g.
+        """acc[g, 0:columns * LANES] += sum over t < count of weights[g, t] * codes[t]; `group` heads.
 
-        Arrays, each followed by where to begin in it and by the distance of two heads, in bytes. A value begins at
-        `first` plus its element of offsets.
+        weights and acc are each followed by the byte at which to begin (_at) and the bytes from one
+        head to the next (_stride). A value begins at byte `first` plus its element of offsets.
         """
 
         def generate(context, b, signature, args):
@@ -171,7 +177,8 @@ def _add_values_of(group, columns):
 
         integers = types.intp
         return types.void(
-            values, integers, offsets, integers, weights, integers, integers, acc, integers, integers
+            values, integers, offsets, integers, weights, integers, integers,
+            acc, integers, integers
         ), generate  # fmt: skip
 
     return add_values
@@ -184,7 +191,7 @@ _add_chunk = _add_values_of(1, 1)
 
 @compiled
 def dot(keys, first, offsets, count, group, q, q_at, q_stride, chunks, out, out_at, out_stride):
-    """See `_dot_of`: for any number of heads and of keys; `count` is rounded up to a multiple of KEYS."""
+    """See `_dot_of`. Any number of heads and keys; `count` is rounded up to a multiple of KEYS."""
     while group > 0:
         n = min(group, 4)
         for t in range(0, count, KEYS):
@@ -204,7 +211,7 @@ def dot(keys, first, offsets, count, group, q, q_at, q_stride, chunks, out, out_
 def add_values(
     values, first, offsets, count, group, weights, w_at, w_stride, acc, acc_at, acc_stride, chunks
 ):
-    """See `_add_values_of`: for any number of heads and of LANES elements."""
+    """See `_add_values_of`. For any number of heads and of chunks of LANES elements."""
     while group > 0:
         n = min(group, 4)
         for chunk in range(0, chunks - chunks % 4, 4):

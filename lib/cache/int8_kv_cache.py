@@ -1,8 +1,9 @@
 """K and V in 8 bits, with one scale per token and head. Introduced in chapter 11.
 
-The symmetric form of `lib.models.quantized.rounding`: x is about scale * code, with codes from -127 to
-127 and scale = max |x| / 127 over the head_dim elements of one token's K or V in one head. A token is
-rounded when it is stored and never again, so that its codes do not depend on what is stored later.
+The symmetric form of `lib.models.quantized.rounding`: x is about scale * code, with codes from -127
+to 127 and scale = max |x| / 127 over the head_dim elements of one token's K or V in one head. K and
+V of a token are rounded when they are stored and never again, so that their codes do not depend on
+what is stored later.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Int8KVCache(KVCache):
     def as_stored(
         self, layer: int, k: Tensor, v: Tensor, slot_mapping: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """k and v after rounding: a prompt's first step attends to the numbers that later ones read."""
+        """k and v read back from their slots: this step attends to what later ones will read."""
         k, v = (
             self._floats(codes[layer][slot_mapping], scales[layer][slot_mapping])
             for codes, scales in self._slots
@@ -72,7 +73,7 @@ class Int8KVCache(KVCache):
         return k, v
 
     def remove_non_finite(self, block_ids: list[int], num_tokens: int) -> None:
-        """See `KVCache`. A head with NaN or infinity has a scale that is not finite: it becomes 0."""
+        """See `KVCache`. A scale that is not finite, as NaN or infinity give it, becomes 0."""
         for scale in (self.k_scale, self.v_scale):
             for number, block in enumerate(block_ids):
                 written = max(0, num_tokens - number * self.block_size)
@@ -89,8 +90,9 @@ class Int8KVCache(KVCache):
 def round_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 [T, Hkv, D] and scales float32 [T, Hkv, 1] of x [T, Hkv, D], of any float type.
 
-    The error of an element is at most half a scale. Codes are 0 where scale is 0, subnormal, or not
-    finite because an element is not: such a scale times 0 is NaN, so that the error stays visible.
+    The error of an element is at most half a scale, apart from float32 rounding. Codes are 0 where
+    the scale is 0 or subnormal (all elements are then below 2e-36), and where it is not finite
+    because an element is not: such a scale times 0 is NaN, so that the error stays visible.
     """
     x = x.to(_SCALE)
     scale = x.abs().amax(-1, keepdim=True) * (1 / LARGEST)
@@ -100,6 +102,6 @@ def round_heads(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_kv_bytes_per_token(config: ModelConfig) -> int:
-    """Bytes of codes and scales that one token leaves behind over all layers."""
+    """Bytes of one token's codes and scales in all layers."""
     heads = 2 * config.num_layers * config.num_kv_heads
     return heads * (config.head_dim + _SCALE.itemsize)

@@ -14,7 +14,7 @@ OTHERS = ("OpenVINO GenAI", "llama.cpp")
 
 
 def verdict(series: Series | None, other: str) -> str:
-    """How our engine stands to another at each batch size, one clause per size; says so if either is missing."""
+    """This engine's throughput and another's, one clause per batch size, or what is missing."""
     if series is None or other not in series or OURS not in series:
         return missing(f"{other} beside this engine").sentence
     clauses = []
@@ -27,7 +27,7 @@ def verdict(series: Series | None, other: str) -> str:
 
 
 def goals(series: Series | None, other: str, wanted: dict[int, float]) -> list[list[Any]]:
-    """Table rows: batch, the ratio that was aimed at, the measured ratio ("–" if missing), and "yes" or "no".
+    """Table rows: other engine, batch, ratio aimed at, measured ratio (or "–"), "yes" or "no".
 
     wanted: the least ratio of our rate to the other's, by batch size.
     """
@@ -43,7 +43,7 @@ def goals(series: Series | None, other: str, wanted: dict[int, float]) -> list[l
 
 
 def findings(run: Any) -> dict[str, str]:
-    """`engines_openvino` and `engines_llama`; run: the record "cpu_engines", or None where there is none."""
+    """`engines_openvino` and `engines_llama`. run: the record "cpu_engines", or None."""
     series = run["engines"] if run is not None else None
     return {
         "engines_openvino": verdict(series, OTHERS[0]),

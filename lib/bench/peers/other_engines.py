@@ -1,8 +1,9 @@
 """`python -m lib.bench.peers.other_engines --openvino PYTHON --llama PYTHON`: other CPU engines and this one, in turns.
 
-All read the same GGUF file and answer the same prompts greedily: equal lengths, one round after the other. Each other engine runs in
-an interpreter that has it installed (`openvino-genai`, `llama-cpp-python`); neither is a dependency. BOOK_SCALE sets how much;
-`--record DIR` writes DIR/<hardware>/cpu_engines.json, which chapter 11 shows.
+All read the same GGUF file and give greedy answers of equal length to the same prompts, one engine
+after the other in each round. Each other engine runs in an interpreter that has it installed
+(`openvino-genai`, `llama-cpp-python`); neither is a dependency. BOOK_SCALE sets batch sizes,
+lengths and repeats; `--record DIR` writes DIR/<hardware>/cpu_engines.json, which chapter 11 shows.
 
 Introduced in chapter 11.
 """
@@ -39,7 +40,8 @@ WORKERS = {"openvino": "openvino_worker.py", "llama": "llama_worker.py"}
 class OtherEngine:
     """A worker script in another interpreter. A context manager; the process ends with it.
 
-    `name` and `version` are what the engine says of itself. Raises RuntimeError with the end of the worker's output when it dies.
+    `name` and `version`: as the worker reports them. Raises RuntimeError, with the end of the
+    worker's output, if the worker ends before it has answered.
     """
 
     def __init__(self, python: str, script: str, model: Path) -> None:
@@ -55,7 +57,7 @@ class OtherEngine:
         self.name, self.version = said["name"], said["version"]
 
     def run(self, work: Workload) -> tuple[Timing, list[list[int]]]:
-        """The seconds that it took by its own clock, and its tokens; all answers of `work` have the same length."""
+        """Seconds by the worker's clock, and the tokens. All answers of `work` have one length."""
         (new,) = set(work.max_tokens)
         print(
             json.dumps({"prompts": work.prompts, "new": new}), file=self.process.stdin, flush=True
@@ -64,7 +66,7 @@ class OtherEngine:
         return Timing((answer["seconds"],)), answer["tokens"]
 
     def _answer(self) -> dict[str, Any]:
-        """The worker's next line that begins with "@"; the others are the library's own messages."""
+        """The worker's next line that begins with "@". Others are messages of the library."""
         other: list[str] = []
         for line in self.process.stdout:
             if line.startswith("@"):
@@ -87,7 +89,7 @@ class OtherEngine:
 def equal_start(tokens: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
     """The mean share of an answer, from its start, that is equal to the reference's: 0..1.
 
-    After the first difference the two continue different texts, so that what follows says nothing.
+    After the first difference the two continue different texts, and what follows is not comparable.
     """
     shares = []
     for ours, theirs in zip(tokens, reference, strict=True):
@@ -103,9 +105,9 @@ def compare(
     works: Sequence[Workload],
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """One row per piece of work: batch, and for each engine its rate (tokens per second) under its name.
+    """One row per piece of work: batch, and under each engine's name its output tokens per second.
 
-    The column "NAME equal" has `equal_start` of its answers, compared with those of FLOAT.
+    The column "NAME equal" has `equal_start` of its last answers, compared with those of FLOAT.
     """
     rows = []
     for work in works:
@@ -130,13 +132,18 @@ def compare(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: prints the table, writes the record where `--record` asks for it; 0, or 2 for bad arguments."""
+    """The command: prints two tables, and writes a record if `--record` is given.
+
+    Returns 0; bad arguments end the process with status 2.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m lib.bench.peers.other_engines", description=__doc__.partition("\n")[0]
     )
     for name in WORKERS:
         parser.add_argument(f"--{name}", metavar="PYTHON", help="an interpreter that has it")
-    parser.add_argument("--record", type=Path, metavar="DIR", help="write DIR/<hardware>/cpu_engines.json")  # fmt: skip
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="write DIR/<hardware>/cpu_engines.json"
+    )
     args = parser.parse_args(arguments)
     pythons = {name: getattr(args, name) for name in WORKERS if getattr(args, name)}
     if not pythons:

@@ -1,7 +1,8 @@
-"""A vocabulary's tokens as a tree of their bytes, read through an automaton. Introduced in chapter 12.
+"""A vocabulary's tokens as a tree of their bytes, read through an automaton.
 
-Tokens that begin alike share a path, so that their common bytes are read once, and a path that is
-not allowed is left with all tokens below it. llguidance and llama.cpp arrange vocabularies like this.
+Tokens that begin alike share a path, so that their common bytes are read once. Where a byte is not
+allowed, all tokens below it are skipped. llguidance keeps a vocabulary as such a tree, too.
+Introduced in chapter 12.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ class Vocabulary:
     token_bytes: of each id; b"" for ids that stand for no text, which no automaton allows.
     end_ids: the ids that end a text (EOS).
 
-    Node n adds the byte `node_bytes[n]` at place `depths[n]` of a token. The nodes below it are n + 1 to
-    `after[n]` - 1. `ids[n]` is the token that ends with it; `size` where none does. The tokens a (id 0),
-    ab (1), b (2):
+    Node n adds the byte `node_bytes[n]` at place `depths[n]` of a token. The nodes below it are
+    n + 1 to `after[n]` - 1. `ids[n]` is the token that ends with node n, or `size` if none does.
+    The tokens a (id 0), ab (1), b (2):
 
         node   byte   depth   after   id
         0      a      0       2       0
@@ -35,8 +36,8 @@ class Vocabulary:
     def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
         self.size, self.token_bytes = len(token_bytes), list(token_bytes)
         self.end_ids = sorted(i for i in set(end_ids) if i < self.size)
-        # A text can be written if each of its bytes is a token: in a byte-level BPE or with byte fallback, each
-        # byte that occurs in a token is also a token of its own.
+        # A text can be written if each of its bytes is a token. In a byte-level BPE, or with byte
+        # fallback, each byte that occurs in a token is a token of its own, too.
         self.single_bytes = {data[0] for data in token_bytes if len(data) == 1}
         with_text = [i for i in range(self.size) if token_bytes[i]]
         node_bytes, depths, after, ids = [], [], [], []
@@ -63,9 +64,9 @@ class Vocabulary:
         self.longest = max(depths, default=-1) + 1  # bytes of the longest token
 
     def walk(self, automaton: Automaton, state: int) -> np.ndarray:
-        """Which tokens do not lead from `state` to DEAD, [size] bool."""
+        """Which tokens lead from `state` to a state other than DEAD, [size] bool."""
         states = np.empty(self.longest + 1, np.int32)
-        allowed = np.zeros(self.size + 1, np.bool_)  # the last one is of the nodes without a token
+        allowed = np.zeros(self.size + 1, np.bool_)  # the last one: for nodes where no token ends
         nodes = self.node_bytes, self.depths, self.after, self.ids
         _walk(automaton.table.ravel(), state, *nodes, states, allowed)
         return allowed[: self.size]
@@ -79,7 +80,11 @@ def _num_shared(first: bytes, second: bytes) -> int:
 
 @compiled
 def _walk(table, state, node_bytes, depths, after, ids, states, allowed):
-    """table: the automaton's, flat. states [longest + 1]: after each byte of the current path."""
+    """See `Vocabulary.walk`.
+
+    table: the automaton's, flat, 256 entries per state. states [longest + 1]: the state before the
+    current path and after each of its bytes. allowed [size + 1]: written where a node is visited.
+    """
     states[0] = state
     node = 0
     while node < len(node_bytes):
