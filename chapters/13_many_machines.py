@@ -846,21 +846,36 @@ glue_all(words.killed(Shown(record)))
 # ## What no laptop can answer
 #
 # From here on everything is simulated. A replica is an H100 with a model of the shape of Llama 2 7B in bfloat16, from data
-# sheets: $t_0$ is the time to read the weights, $t_n$ the time to read the keys and values of a thousand tokens, and $t_p$
-# the time for the arithmetic of one prompt token. These are the least times that the data sheets allow. Real steps take
-# longer, and most contexts below are longer than a thousand tokens. So compare the rows of each table with each other, and do
-# not take their times as those of a real fleet.
+# sheets: $t_0$ is the time to read the weights, $t_n$ the time to read the keys and values of one sequence, and $t_p$ the time
+# for the arithmetic of one prompt token. The most sequences at a time, and the tokens of the prefix cache, are what fits into
+# its 80 GB beside the weights. These are the least times that the data sheets allow, and real steps take longer. So compare the
+# rows of each table with each other, and do not take their times as those of a real fleet.
 
 # %% tags=["hide-input"]
-CONTEXT = 1000
-h100 = StepCost(
-    shared=WEIGHT_BYTES / H100.bandwidth,
-    per_sequence=CONTEXT * LLAMA_7B.kv_bytes_per_token(2) / H100.bandwidth,
-    per_prompt_token=WEIGHT_BYTES / H100.flops["bfloat16"],  # 2 FLOPs each
-)
+H100_BYTES = 80e9
+KV_BYTES = LLAMA_7B.kv_bytes_per_token(2)
+
+
+def h100_step(context):
+    """The least times of a step; context: tokens of a sequence."""
+    return StepCost(
+        shared=WEIGHT_BYTES / H100.bandwidth,
+        per_sequence=context * KV_BYTES / H100.bandwidth,
+        per_prompt_token=WEIGHT_BYTES / H100.flops["bfloat16"],  # 2 FLOPs each
+    )
+
+
+def fits(context, max_num_seqs, cache_tokens=0):
+    tokens = context * max_num_seqs + cache_tokens
+    return WEIGHT_BYTES + tokens * KV_BYTES <= H100_BYTES
+
+
+CONTEXT = 1500 + 200 + 150  # the requests of the next section
+h100 = h100_step(CONTEXT)
 OPTIONS_H100 = ReplicaOptions(
-    h100, max_num_seqs=64, max_num_batched_tokens=2048, cache_tokens=40_000
+    h100, max_num_seqs=46, max_num_batched_tokens=2048, cache_tokens=40_000
 )
+assert fits(CONTEXT, OPTIONS_H100.max_num_seqs, OPTIONS_H100.cache_tokens)
 table(
     [
         ["each step", f"{1e3 * h100.shared:.2f}"],
@@ -880,7 +895,7 @@ table(
 
 # %% tags=["hide-input"]
 FLEET, MANY = pick(smoke=(20, 500), cpu=(1_000, 40_000), gpu=(1_000, 1_000_000))
-PER_REPLICA = 13.0  # requests per second that come for each replica
+PER_REPLICA = 9.0  # requests per second that come for each replica
 
 
 def fleet_traffic(n, replicas):
@@ -1055,11 +1070,15 @@ glue_all(words.day(Shown(record)))
 
 # %% tags=["hide-input"]
 APART, LONG = pick(smoke=(4, 60), cpu=(16, 3_000), gpu=(16, 50_000))
-TRANSFER = LLAMA_7B.kv_bytes_per_token(2) / 50e9
+TRANSFER = KV_BYTES / 50e9
+APART_OPTIONS = ReplicaOptions(
+    h100_step(3200), max_num_seqs=39, max_num_batched_tokens=4096
+)
+assert fits(3200, APART_OPTIONS.max_num_seqs)
 
 
 def long_prompts(n):
-    rate = 7.0 * APART
+    rate = 4.5 * APART
     return [
         SimulatedRequest(at, 3000, 200)
         for at in poisson_times(rate, n / rate, seed=5)
@@ -1071,7 +1090,7 @@ apart = []
 for n in SPLITS:
     report = simulate(
         long_prompts(LONG),
-        ReplicaOptions(h100, max_num_seqs=128, max_num_batched_tokens=4096),
+        APART_OPTIONS,
         APART,
         disaggregation=Disaggregation(n, TRANSFER) if n else None,
     )
@@ -1147,14 +1166,16 @@ def rack(per_replica):
     )
 
 
-LEVELS = {"half full": 9.0, "nearly full": 24.0}
+LEVELS = {"half full": 7.0, "nearly full": 13.0}  # requests/s per replica
 over_time, lost_rows = {}, []
 for name, per_replica in LEVELS.items():
     report = rack(per_replica)
     middles, over_time[name] = report.over_time(
         SECONDS / 30,
-        lambda some: percentile(
-            [r.ttft for r in some if r.outcome == "completed"] or [0.0], 99
+        lambda some: (
+            percentile([r.ttft for r in done], 99)
+            if (done := [r for r in some if r.outcome == "completed"])
+            else None
         ),
     )
     before = percentile(

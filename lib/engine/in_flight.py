@@ -100,7 +100,9 @@ class StepsInFlight:
         self.current = self._next = None
 
     def _launch_after(self, step: Step, restart: Callable[[], None]) -> _Launched | None:
-        """Launch the model on the step after `step`. None if nothing can be scheduled without preemption.
+        """Launch the model on the step after `step`.
+
+        None if nothing can be scheduled without preemption.
 
         Preemption waits until `step` is read: a request that ends in it may free enough blocks.
         """

@@ -264,6 +264,8 @@ def test_every_argument_of_the_llm_is_a_flag() -> None:
         elif "choices" in option.metadata:
             value = next(c for c in option.metadata["choices"] if c is not None)
             argument = [flag, value]
+        elif "bool" in option.type:  # or "auto"
+            value, argument = True, [flag]
         elif "dict" in option.type:
             value = {"method": "ngram"}
             argument = [flag, json.dumps(value)]

@@ -15,7 +15,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,9 @@ class OtherEngine:
     def run(self, work: Workload) -> tuple[Timing, list[list[int]]]:
         """Seconds by the worker's clock, and the tokens. All answers of `work` have one length."""
         (new,) = set(work.max_tokens)
-        print(
-            json.dumps({"prompts": work.prompts, "new": new}), file=self.process.stdin, flush=True
-        )
+        line = json.dumps({"prompts": work.prompts, "new": new})
+        with suppress(BrokenPipeError):  # it has died: `_answer` says why
+            print(line, file=self.process.stdin, flush=True)
         answer = self._answer()
         return Timing((answer["seconds"],)), answer["tokens"]
 
@@ -78,7 +78,8 @@ class OtherEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for name in WORKERS:
         parser.add_argument(f"--{name}", metavar="PYTHON", help="an interpreter that has it")
-    parser.add_argument(
+    parser.add_argument(  # for --help: `lib.bench.script_options` reads it
         "--record", type=Path, metavar="DIR", help="write DIR/<hardware>/cpu_engines.json"
     )
     args = parser.parse_args(arguments)

@@ -52,6 +52,14 @@ def test_a_worker_that_dies_says_why(worker):
         worker("raise SystemExit('no such library')")
 
 
+def test_a_worker_that_died_between_two_calls_says_why(worker):
+    with worker(ECHO) as other:
+        other.process.kill()
+        other.process.wait()
+        with pytest.raises(RuntimeError, match="ended with -9"):
+            other.run(WORK)
+
+
 def test_rates_count_all_tokens_by_the_worker_s_clock(worker):
     class Ours:
         def generate(self, prompts, params):
