@@ -656,7 +656,7 @@ table(
             lengths[row],
             f"{first}–{last - 1} of {tiles}",
         ]
-        for share, (row, _, _, _, first, last, tiles, _) in zip(
+        for share, (row, *_, first, last, tiles, _, _) in zip(
             owner, shares.pieces.tolist()
         )
     ],
