@@ -1139,7 +1139,7 @@ glue_all(words.draft_model(experiments.pick(gate, record)))
 contestants = {"no drafts": None, "always": fixed, "adaptive": llm.drafter}
 NOISE_NEW = pick(smoke=12, cpu=64, gpu=96)
 longer = [replace(one, max_tokens=NOISE_NEW) for one in sampled]
-found = in_turns(contestants, [(noise, longer)], pick(smoke=1, cpu=3, gpu=15))
+found = in_turns(contestants, [(noise, longer)], pick(smoke=1, cpu=5, gpu=15))
 glue("noise_length", NOISE_NEW)
 rates = {name: run["rates"] for name, run in found.items()}
 record.add(

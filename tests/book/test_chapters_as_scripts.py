@@ -44,7 +44,7 @@ def run_without_jupyter(script: Path, folder: Path) -> subprocess.CompletedProce
 
 # Run whole: one without a server, one with a server of its own, one with an optional library. `pytest --nbmake` runs the
 # others' cells; what differs in a script is what it imports.
-WHOLE = ("02_kv_cache", "05_serving", "12_structured_output")
+WHOLE = ("09_prefix_caching", "05_serving", "12_structured_output")
 
 
 @pytest.mark.slow
