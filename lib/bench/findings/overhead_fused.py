@@ -133,7 +133,7 @@ def _step(run: Any) -> str:
                 "the fused step",
                 "the packed one",
             )
-            if found.kind != "missing":
+            if found.kind != "missing" and batch is not None:
                 said.append(f"at batch {number(batch)}, {found}")
     return f"{capital('; '.join(said))}." if said else missing("the fused step").sentence
 
