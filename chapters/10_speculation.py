@@ -605,13 +605,13 @@ show_source(AdaptiveLength, "limits", "_best")
 # penalties. Accept $x$ with probability $\min(1, p(x)/q(x))$; otherwise draw the token from $\max(p - q, 0)$, divided by
 # its sum.
 #
-# 1. The token is an accepted draft $x$ with probability $q(x) \min(1, p(x)/q(x)) = \min(p(x), q(x))$.
+# 1. The token is an accepted draft $x$ with probability $q(x) \min(1, p(x)/q(x))$, which is $\min(p(x), q(x))$.
 # 2. The draft is rejected with probability $\beta = 1 - \sum_y \min(p(y), q(y))$.
 # 3. Since $\max(p - q, 0) = p - \min(p, q)$, the sum of $\max(p - q, 0)$ over all tokens is $\beta$, too.
 # 4. So after a rejection (then $\beta > 0$) the token is $x$ with probability $\max(p(x) - q(x), 0) / \beta$.
 # 5. The token is a replacement $x$ with probability
-#    $\beta \cdot \max(p(x) - q(x), 0) / \beta = \max(p(x) - q(x), 0)$.
-# 6. Both cases together: $\min(p(x), q(x)) + \max(p(x) - q(x), 0) = p(x)$.
+#    $\beta \cdot \max(p(x) - q(x), 0) / \beta$, which is $\max(p(x) - q(x), 0)$.
+# 6. Both cases together: $\min(p(x), q(x)) + \max(p(x) - q(x), 0)$, which is $p(x)$.
 # 7. The next position starts from tokens that have the right distribution. By induction, the whole text has it.
 # 8. A draft that was not sampled has $q = 1$ for one token. Accepting it with probability $p(x)$, and otherwise drawing
 #    another token in proportion to $p$, is the same as drawing from $p$ and comparing. $\square$
