@@ -1,4 +1,4 @@
-"""Random checkpoints of every family with shapes that nobody tuned for, as transformers makes them."""
+"""Random checkpoints of every family with unusual shapes, as transformers makes them."""
 
 from __future__ import annotations
 

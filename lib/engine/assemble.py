@@ -294,11 +294,7 @@ def _draft_model(
     loaded = load(replace(options, model=speculative.model, quantization=None), device, dtype)
     sizes = config.vocab_size, loaded.config.vocab_size
     check_same_vocabulary(*sizes, tokenizer, loaded.tokenizer)
-    pack_linears(loaded.model, options.linear)
-    if options.compile:
-        compile_blocks(loaded.model)
-    else:
-        fuse_layers(loaded.model, options.linear)
+    prepare(loaded.model, options)
     return loaded.model
 
 

@@ -102,9 +102,8 @@ class StepsInFlight:
     def _launch_after(self, step: Step, restart: Callable[[], None]) -> _Launched | None:
         """Launch the model on the step after `step`.
 
-        None if nothing can be scheduled without preemption.
-
-        Preemption waits until `step` is read: a request that ends in it may free enough blocks.
+        None if nothing can be scheduled without preemption. Preemption waits until `step` is
+        read: a request that ends in it may free enough blocks.
         """
         try:
             _look_ahead(step.scheduled)

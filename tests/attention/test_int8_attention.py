@@ -24,7 +24,7 @@ ROUNDING = 0.03
 
 
 def caches(heads, kv_heads, size, batch, num_blocks, dtype, seed):
-    """An int8 cache and a float one with the same numbers; slots that nobody wrote are NaN in both."""
+    """An int8 cache and a float one with the same numbers; slots never written are NaN in both."""
     config = ModelConfig("llama", 10, 8, 2, heads, kv_heads, size, 8, 64)
     floats = KVCache(config, num_blocks, batch.block_size, dtype=dtype, device="cpu")
     fill(floats, batch, seed, float("nan"))
@@ -46,7 +46,7 @@ def check(
     q, k, v = qkv.to(dtype).split((heads, kv_heads, kv_heads), dim=1)
     ints, floats = caches(heads, kv_heads, size, batch, num_blocks, dtype, seed)
     fused = Int8CpuFusedAttention(ints)(1, q, k, v, batch, window)
-    assert fused.dtype == dtype and not fused.isnan().any(), "a slot that nobody wrote was read"
+    assert fused.dtype == dtype and not fused.isnan().any(), "a slot that was never written was read"
     for x in (ints.k_scale, ints.v_scale):
         x.nan_to_num_(0.0)  # a masked read multiplies the slots behind a sequence by 0
     codes = ints.k.clone(), ints.v.clone()

@@ -242,7 +242,7 @@ def day(run: Any) -> dict[str, str]:
         and (good := _number(series, row, "attained"))
     ]
     if not found:
-        return {"day_finding": missing("the price of a day").sentence}
+        return {"day_finding": missing("the cost of a day").sentence}
     good = [entry for entry in found if entry[1] >= 0.99]
     if not good:
         hours, share, plan = max(found, key=lambda entry: entry[1])
