@@ -77,9 +77,7 @@ from statistics import median
 
 import httpx
 import openai
-import torch
 from fastapi.responses import StreamingResponse
-from safetensors.torch import save_file
 
 from lib import LLM, SamplingParams
 from lib.bench.findings import ch05_serving as words
@@ -108,11 +106,10 @@ from lib.bench.notebook.style import MARKERS, caution
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
+from lib.bench.tiny_checkpoint import tiny_checkpoint
 from lib.bench.workloads import random_prompts, variable_length
 from lib.cache.block_manager import BlockManager
 from lib.engine.scheduler import Scheduler
-from lib.models.checkpoint import build_model
-from lib.models.config import load_config
 from lib.serving.async_llm import AsyncLLM
 from lib.serving.engine_thread import Abort, Add, EngineThread, Turn
 from lib.serving.output_collector import OutputCollector
@@ -127,35 +124,9 @@ _ = atexit.register(open_until_the_end.close)
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
 
 
-def tiny_checkpoint(folder):
-    (folder / "config.json").write_text(
-        json.dumps(
-            {
-                "model_type": "gpt2",
-                "vocab_size": 512,
-                "n_positions": 8192,
-                "n_embd": 64,
-                "n_layer": 2,
-                "n_head": 4,
-                "eos_token_id": 511,
-            }
-        )
-    )
-    generator = torch.Generator().manual_seed(0)
-    shapes = build_model(load_config(folder)).checkpoint_shapes()
-    save_file(
-        {
-            name: 0.2 * torch.randn(shape, generator=generator)
-            for name, shape in shapes.items()
-        },
-        folder / "model.safetensors",
-    )
-    return str(folder)
-
-
 if scale() == "smoke":
     folder = open_until_the_end.enter_context(tempfile.TemporaryDirectory())
-    tiny = tiny_checkpoint(Path(folder))
+    tiny = tiny_checkpoint(Path(folder), 8192, vocab_size=512, std=0.2)
 
 # %%
 MODEL = (

@@ -60,7 +60,6 @@ else:
 # %% tags=["hide-input"]
 import atexit
 import gc
-import json
 import signal
 import tempfile
 import threading
@@ -72,8 +71,6 @@ from pathlib import Path
 from statistics import linear_regression, median
 
 import httpx
-import torch
-from safetensors.torch import save_file
 
 from lib import LLM, SamplingParams
 from lib.bench.findings import ch06_load_test as words
@@ -108,6 +105,7 @@ from lib.bench.notebook.style import caution
 from lib.bench.records.files import read_records, reference
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
+from lib.bench.tiny_checkpoint import tiny_checkpoint
 from lib.cache.block_manager import BlockManager
 from lib.engine.scheduler import Scheduler
 from lib.loadtest.arrivals import arrival_times
@@ -121,7 +119,7 @@ from lib.loadtest.rounds import in_turns
 from lib.loadtest.run import closed_loop, open_loop
 from lib.loadtest.session import Session
 from lib.loadtest.stats import summarize
-from lib.models.checkpoint import GPT2_CONFIG, build_model
+from lib.models.checkpoint import GPT2_CONFIG
 from lib.models.config import load_config
 from lib.serving.server_process import ServerProcess
 
@@ -157,31 +155,10 @@ glue("little_rate", 0.95 * _users * _tokens / _rate, ".1f")
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
 
 
-def tiny_checkpoint(folder):
-    config = {
-        "model_type": "gpt2",
-        "vocab_size": 1000,
-        "n_positions": 256,
-        "n_embd": 64,
-    }
-    config |= {"n_layer": 2, "n_head": 4, "eos_token_id": 999}
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    shapes = build_model(load_config(folder)).checkpoint_shapes()
-    save_file(
-        {
-            name: 0.2 * torch.randn(shape, generator=generator)
-            for name, shape in shapes.items()
-        },
-        folder / "model.safetensors",
-    )
-    return str(folder)
-
-
 MODEL, CONFIG = "gpt2", GPT2_CONFIG
 if scale() == "smoke":
     temporary = open_until_the_end.enter_context(tempfile.TemporaryDirectory())
-    MODEL = tiny_checkpoint(Path(temporary))
+    MODEL = tiny_checkpoint(Path(temporary), 256, std=0.2)
     CONFIG = load_config(Path(temporary))
 
 device = default_device()

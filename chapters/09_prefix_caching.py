@@ -56,7 +56,6 @@ else:
 
 # %% tags=["hide-input"]
 import hashlib
-import json
 import random
 import tempfile
 from bisect import bisect_right
@@ -65,7 +64,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
@@ -92,14 +90,13 @@ from lib.bench.peers.hf_model import transformers_model
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
+from lib.bench.tiny_checkpoint import tiny_checkpoint
 from lib.bench.workloads import random_prompts
 from lib.cache import prefix_cache
 from lib.cache.prefix_cache import PrefixCachingBlockManager, block_hashes
 from lib.core.batch import Batch
 from lib.core.request import Request
 from lib.loadtest.requests import FIXED, PREFIX, make_requests
-from lib.models.checkpoint import build_model
-from lib.models.config import load_config
 
 BLOCK = 16
 
@@ -107,31 +104,10 @@ BLOCK = 16
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
 
 
-def tiny_checkpoint(folder):
-    config = {
-        "model_type": "gpt2",
-        "vocab_size": 1000,
-        "n_positions": 1024,
-        "n_embd": 64,
-    }
-    config |= {"n_layer": 2, "n_head": 4, "eos_token_id": 999}
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    shapes = build_model(load_config(folder)).checkpoint_shapes()
-    save_file(
-        {
-            name: 0.5 * torch.randn(shape, generator=generator)
-            for name, shape in shapes.items()
-        },
-        folder / "model.safetensors",
-    )
-    return str(folder)
-
-
 MODEL = "smollm2"
 if scale() == "smoke":
     temporary = tempfile.TemporaryDirectory()
-    MODEL = tiny_checkpoint(Path(temporary.name))
+    MODEL = tiny_checkpoint(Path(temporary.name), 1024)
 
 # %% [markdown]
 # ## The problem: the same tokens, again and again

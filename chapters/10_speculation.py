@@ -59,7 +59,6 @@ else:
     os.chdir(home / "chapters")
 
 # %% tags=["hide-input"]
-import json
 import tempfile
 import time
 from contextlib import contextmanager
@@ -67,7 +66,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
@@ -99,6 +97,7 @@ from lib.bench.notebook.style import caution
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
+from lib.bench.tiny_checkpoint import tiny_checkpoint
 from lib.bench.workloads import chat, random_prompts
 from lib.core.batch import Batch
 from lib.core.request import Request
@@ -111,8 +110,6 @@ from lib.engine.speculation.early_exit import EarlyExitProposer
 from lib.engine.speculation.ngram import NgramProposer
 from lib.engine.speculation.rejection import accepts, residual
 from lib.engine.speculation.step_cost import CostCurve
-from lib.models.checkpoint import build_model
-from lib.models.config import load_config
 from lib.models.first_layers import bytes_per_pass, first_layers
 from lib.models.hub import HubUnreachable
 
@@ -120,31 +117,10 @@ from lib.models.hub import HubUnreachable
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
 
 
-def tiny_checkpoint(folder):
-    config = {
-        "model_type": "gpt2",
-        "vocab_size": 1000,
-        "n_positions": 512,
-        "n_embd": 64,
-    }
-    config |= {"n_layer": 2, "n_head": 4, "eos_token_id": 999}
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    shapes = build_model(load_config(folder)).checkpoint_shapes()
-    save_file(
-        {
-            name: 0.5 * torch.randn(shape, generator=generator)
-            for name, shape in shapes.items()
-        },
-        folder / "model.safetensors",
-    )
-    return str(folder)
-
-
 MODEL = "smollm2"
 if scale() == "smoke":
     temporary = tempfile.TemporaryDirectory()
-    MODEL = tiny_checkpoint(Path(temporary.name))
+    MODEL = tiny_checkpoint(Path(temporary.name), 512)
 
 # %% [markdown]
 # ## The problem: what a step of more rows costs

@@ -55,7 +55,6 @@ else:
     os.chdir(home / "chapters")
 
 # %% tags=["hide-input"]
-import json
 import random
 import tempfile
 import time
@@ -65,7 +64,6 @@ from pydoc_data import topics
 from unittest.mock import patch
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from lib import LLM, SamplingParams
@@ -97,13 +95,13 @@ from lib.bench.notebook.style import caution
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
+from lib.bench.tiny_checkpoint import tiny_checkpoint
 from lib.bench.workloads import random_prompts
 from lib.cache.int8_kv_cache import Int8KVCache, round_heads
 from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch, Scheduled
 from lib.core.request import Request
-from lib.models.checkpoint import build_model, load_model
-from lib.models.config import load_config
+from lib.models.checkpoint import load_model
 from lib.models.packed import PackedLinear
 from lib.models.quantized import gguf_blocks, kernel
 from lib.models.quantized.float_weights import RoundedWeights
@@ -122,32 +120,11 @@ from lib.models.quantized.weight import QuantizedWeight
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
 
 
-def tiny_checkpoint(folder):
-    config = {
-        "model_type": "gpt2",
-        "vocab_size": 1000,
-        "n_positions": 512,
-        "n_embd": 64,
-    }
-    config |= {"n_layer": 2, "n_head": 4, "eos_token_id": 999}
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    shapes = build_model(load_config(folder)).checkpoint_shapes()
-    save_file(
-        {
-            name: 0.5 * torch.randn(shape, generator=generator)
-            for name, shape in shapes.items()
-        },
-        folder / "model.safetensors",
-    )
-    return str(folder)
-
-
 CPU = torch.device("cpu")
 MODEL = "smollm2"
 if scale() == "smoke":
     temporary = tempfile.TemporaryDirectory()
-    MODEL = tiny_checkpoint(Path(temporary.name))
+    MODEL = tiny_checkpoint(Path(temporary.name), 512)
 
 # %% [markdown]
 # ## The problem: bytes per weight

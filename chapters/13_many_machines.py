@@ -54,15 +54,11 @@ else:
     os.chdir(home / "chapters")
 
 # %% tags=["hide-input"]
-import json
 import random
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
 
 from lib import LLM, SamplingParams
 from lib.bench.findings import ch13_many_machines as words
@@ -103,10 +99,9 @@ from lib.bench.notebook.figures import (
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
+from lib.bench.tiny_checkpoint import tiny_checkpoint
 from lib.bench.workloads import random_prompts
 from lib.loadtest.arrivals import arrival_times
-from lib.models.checkpoint import build_model
-from lib.models.config import load_config
 from lib.serving.fleet.prefix_index import PrefixIndex
 from lib.serving.fleet.routing import (
     LongestPrefix,
@@ -118,31 +113,10 @@ from lib.serving.fleet.routing import (
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.
 
 
-def tiny_checkpoint(folder):
-    config = {
-        "model_type": "gpt2",
-        "vocab_size": 1000,
-        "n_positions": 1024,
-        "n_embd": 64,
-    }
-    config |= {"n_layer": 2, "n_head": 4, "eos_token_id": 999}
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    shapes = build_model(load_config(folder)).checkpoint_shapes()
-    save_file(
-        {
-            name: 0.5 * torch.randn(shape, generator=generator)
-            for name, shape in shapes.items()
-        },
-        folder / "model.safetensors",
-    )
-    return str(folder)
-
-
 MODEL = "smollm2"
 if scale() == "smoke":
     temporary = tempfile.TemporaryDirectory()
-    MODEL = tiny_checkpoint(Path(temporary.name))
+    MODEL = tiny_checkpoint(Path(temporary.name), 1024)
 
 # %% [markdown]
 # ## The problem: one process is full

@@ -46,7 +46,9 @@ def check(
     q, k, v = qkv.to(dtype).split((heads, kv_heads, kv_heads), dim=1)
     ints, floats = caches(heads, kv_heads, size, batch, num_blocks, dtype, seed)
     fused = Int8CpuFusedAttention(ints)(1, q, k, v, batch, window)
-    assert fused.dtype == dtype and not fused.isnan().any(), "a slot that was never written was read"
+    assert fused.dtype == dtype and not fused.isnan().any(), (
+        "a slot that was never written was read"
+    )
     for x in (ints.k_scale, ints.v_scale):
         x.nan_to_num_(0.0)  # a masked read multiplies the slots behind a sequence by 0
     codes = ints.k.clone(), ints.v.clone()
