@@ -113,7 +113,9 @@ def assemble(
             0 if draft is None else _kv_bytes_per_token(draft.config, options.kv_cache_dtype, dtype)
         )
         if workers is not None:
-            beside = workers.kv_bytes_per_token(dtype.itemsize)
+            beside = workers.kv_bytes_per_token(
+                lambda part: _kv_bytes_per_token(part, options.kv_cache_dtype, dtype)
+            )
         num_blocks, block_size, max_model_len = plan(
             _runner(model, FullAttention(), workers), options, max_model_len, device, dtype, beside
         )
