@@ -20,16 +20,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lib.attention.choose import cached_attention
 from lib.attention.full import FullAttention
+from lib.cache.allocate import allocate
 from lib.cache.kv_cache import KVCache
 from lib.core.device import pick_dtype
 from lib.core.engine_options import EngineOptions
-from lib.engine.assemble import allocate, cached_attention, prepare, weight_bytes
+from lib.engine.model_setup import prepare
 from lib.engine.runner import ModelRunner
 from lib.engine.tensor_parallel.group import Group, PeerLost
 from lib.engine.tensor_parallel.messages import Command, Message, receive, to_batch
 from lib.engine.tensor_parallel.rank_device import device_of
 from lib.models.parallel.load import load_part
+from lib.models.weight_bytes import weight_bytes
 
 LOST_PEER = 3  # exit status of a rank that ends because another one did
 

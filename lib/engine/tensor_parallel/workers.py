@@ -11,6 +11,7 @@ import numba
 import torch
 from torch import Tensor
 
+from lib.cache.allocate import kv_bytes_per_token
 from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.errors import EngineDeadError
@@ -20,7 +21,6 @@ from lib.engine.tensor_parallel.rank_device import check_devices
 from lib.engine.tensor_parallel.spawn import SpawnedRanks
 from lib.engine.tensor_parallel.torchrun import TorchrunRanks, launched_by_torchrun
 from lib.models.checkpoint import LoadedModel
-from lib.models.config import ModelConfig
 from lib.models.parallel.load import load_part
 from lib.models.parallel.shard import shard_of
 
@@ -79,17 +79,14 @@ class Workers:
         self._config = loaded.config
         return loaded
 
-    def kv_bytes_per_token(self, bytes_of: Callable[[ModelConfig], int]) -> int:
-        """Bytes that one token leaves in the other ranks' caches, as far as they share rank 0's memory.
-
-        bytes_of: bytes of a token in the cache of a model of this shape.
-        """
+    def kv_bytes_per_token(self, kv_cache_dtype: str, dtype: torch.dtype) -> int:
+        """Bytes that one token leaves in the other ranks' caches, as far as they share rank 0's memory."""
         if (
             self.device.type == "cuda"
         ):  # each has a device of its own, and no larger part than rank 0
             return 0
         shards = [shard_of(self._config, rank, self.size) for rank in range(1, self.size)]
-        return sum(bytes_of(shard.local_config) for shard in shards)
+        return sum(kv_bytes_per_token(s.local_config, kv_cache_dtype, dtype) for s in shards)
 
     def run(self, batch: Batch, forward: Callable[[Batch], Tensor]) -> Tensor:
         """Logits [N, V] of `forward(batch)`, which all ranks run together."""
