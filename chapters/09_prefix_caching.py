@@ -1395,24 +1395,32 @@ glue("groups", GROUPS)
 #
 # ## Exercises
 #
-# **1. Predict.** Two prompts of 160 tokens have their first 130 in common. How many tokens of the second are found with
-# blocks of 16, of 64, of 128, of 256? And if the second is only the first 128 tokens of the first?
+# :::{exercise} Predict
+# :label: ex-09-1
+#
+# Two prompts of 160 tokens have their first 130 in common. How many tokens of the second are found with blocks of 16,
+# of 64, of 128, of 256? And if the second is only the first 128 tokens of the first?
+# :::
 
 # %% tags=["remove-cell"]
 assert [hit(130, 160, b) for b in (16, 64, 128, 256)] == [128, 128, 128, 0]
 assert [hit(128, 128, b) for b in (16, 64, 128, 256)] == [112, 64, 0, 0]
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-09-1
 # :class: dropdown
 # By {eq}`eq-09-hit`: 128, 128, 128, 0. The prompt of 128 tokens has to compute its last one: 112, 64, 0, 0. Large blocks
 # lose most where a prompt ends just behind a boundary, or on it.
 # ```
 #
-# **2. Break it and watch which test fails.** In `BlockManager.free`, give the blocks back from the first to the last:
-# remove `reversed`. Do the answers change? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-09-2
 #
-# ```{admonition} Solution
+# In `BlockManager.free`, give the blocks back from the first to the last: remove `reversed`. Do the answers change?
+# Which tests notice?
+# :::
+#
+# ```{solution} ex-09-2
 # :class: dropdown
 # No answer changes: an order of eviction is never wrong, only bad.
 # `pytest tests/cache/test_prefix_cache.py` fails in
@@ -1420,8 +1428,12 @@ assert [hit(128, 128, b) for b in (16, 64, 128, 256)] == [112, 64, 0, 0]
 # are compared, since the stack distances assume that order.
 # ```
 #
-# **3. Write it.** `found_tokens(first, second, block)`: how many tokens of the prompt `second` does the engine find
-# after `first`? The last line checks yours; `python -m book.check 9` checks `book/exercises/ch09.py`.
+# :::{exercise} Write it
+# :label: ex-09-3
+#
+# `found_tokens(first, second, block)`: how many tokens of the prompt `second` does the engine find after `first`? The
+# last line checks yours; `python -m book.check 9` checks `book/exercises/ch09.py`.
+# :::
 
 
 # %%
@@ -1436,7 +1448,7 @@ def found_tokens(first, second, block):
 check(9, found_tokens)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-09-3
 # :class: dropdown
 # ```python
 # def found_tokens(first, second, block):
@@ -1448,7 +1460,11 @@ check(9, found_tokens)
 # ```
 # ````
 #
-# **4. Count.** Give each conversation of the chat workload a salt of its own. What is lost?
+# :::{exercise} Count
+# :label: ex-09-4
+#
+# Give each conversation of the chat workload a salt of its own. What is lost?
+# :::
 
 # %% tags=["remove-cell"]
 lost = (SLOTS - 1) * hit(SYSTEM, SYSTEM + QUESTION)
@@ -1462,7 +1478,7 @@ for i, prompt in enumerate(workloads["chat"][0]):
 assert llm.stats()["prefix_hits"] - hits == points[0]["ideal"] - lost
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-09-4
 # :class: dropdown
 # The system prompt's full blocks, {glue:text}`lost_each` tokens, in the first turn of all conversations but one:
 # {glue:text}`lost` tokens for {glue:text}`salt_slots` conversations. Later turns find their own conversation as before.

@@ -1296,8 +1296,12 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** Drafts are right with $\alpha = 0.8$. One draft token costs a tenth of a step, and $k + 1$ rows cost no
-# more than one. How many drafts are best, and what is the speed-up? And if a draft token costs half a step?
+# :::{exercise} Predict
+# :label: ex-10-1
+#
+# Drafts are right with $\alpha = 0.8$. One draft token costs a tenth of a step, and $k + 1$ rows cost no more than one.
+# How many drafts are best, and what is the speed-up? And if a draft token costs half a step?
+# :::
 
 # %% tags=["remove-cell"]
 assert (best_k(0.8, 0.1, 20), best_k(0.8, 0.5, 20)) == (6, 2)
@@ -1305,25 +1309,33 @@ glue("best_gain", speed_up(0.8, 6, 0.1), ".2f")
 glue("poor_gain", speed_up(0.8, 2, 0.5), ".2f")
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-10-1
 # :class: dropdown
 # By {eq}`eq-10-speedup` with $c = 0.1$, 6 drafts are best and give a factor of {glue:text}`best_gain`. With $c = 0.5$, 2
 # drafts are best, with a factor of {glue:text}`poor_gain`. `best_k` tries all $k$.
 # ```
 #
-# **2. Break it and watch which test fails.** In `_num_accepted` of `lib/engine/step_results.py`, count all drafts that are
-# equal to the row's token, also after a wrong one. Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-10-2
 #
-# ```{admonition} Solution
+# In `_num_accepted` of `lib/engine/step_results.py`, count all drafts that are equal to the row's token, also after a
+# wrong one. Which tests notice?
+# :::
+#
+# ```{solution} ex-10-2
 # :class: dropdown
 # `pytest tests/engine/test_drafts.py` fails in `test_drafts_count_up_to_the_first_wrong_one`, for the drafts (9, 6, 7) and
 # (5, 9, 7): their last token is right, but its row was computed after a wrong one. The tests that compare whole texts fail
 # as well.
 # ```
 #
-# **3. Write it.** `draft(token_ids, k)`: prompt lookup with suffixes of 1 to 3 tokens. Take the longest suffix that
-# occurs earlier, and of its occurrences the most recent. Return the tokens that follow there, at most $k$, up to the
-# end of the text. The last line checks yours; `python -m book.check 10` checks `book/exercises/ch10.py`.
+# :::{exercise} Write it
+# :label: ex-10-3
+#
+# `draft(token_ids, k)`: prompt lookup with suffixes of 1 to 3 tokens. Take the longest suffix that occurs earlier, and
+# of its occurrences the most recent. Return the tokens that follow there, at most $k$, up to the end of the text. The
+# last line checks yours; `python -m book.check 10` checks `book/exercises/ch10.py`.
+# :::
 
 
 # %%
@@ -1340,7 +1352,7 @@ def draft(token_ids, k):
 check(10, draft)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-10-3
 # :class: dropdown
 # ```python
 # def draft(token_ids, k):
@@ -1353,8 +1365,12 @@ check(10, draft)
 # ```
 # ````
 #
-# **4. Count.** $p = (0.6, 0.3, 0.1)$ and $q = (0.5, 0.1, 0.4)$. With what probability is a draft accepted that is sampled
-# from $q$? And a draft that is always the most likely word of $q$?
+# :::{exercise} Count
+# :label: ex-10-4
+#
+# $p = (0.6, 0.3, 0.1)$ and $q = (0.5, 0.1, 0.4)$. With what probability is a draft accepted that is sampled from $q$?
+# And a draft that is always the most likely word of $q$?
+# :::
 
 # %% tags=["remove-cell"]
 p3, q3 = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.5, 0.1, 0.4])
@@ -1364,7 +1380,7 @@ p3 = torch.tensor([0.8, 0.1, 0.1])
 assert abs(torch.minimum(p3, q3).sum().item() - 0.7) < 1e-6
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-10-4
 # :class: dropdown
 # Sampled: $0.5 + 0.1 + 0.1 = 0.7$. The most likely word is the first one, and it is accepted with its probability under
 # $p$, 0.6. So sampling is better here. With $p = (0.8, 0.1, 0.1)$ it is worse: 0.7 against 0.8.

@@ -1186,8 +1186,12 @@ for name, text in engine_words.findings(beside).items():
 #
 # ## Exercises
 #
-# **1. Predict.** A machine has a bandwidth of 30 GB/s and does 180 GFLOP/s in float32. Inputs are float32. Above how many
-# rows do the operations take longer than the bytes, for weights of 32, 8 and 5 bits?
+# :::{exercise} Predict
+# :label: ex-11-1
+#
+# A machine has a bandwidth of 30 GB/s and does 180 GFLOP/s in float32. Inputs are float32. Above how many rows do the
+# operations take longer than the bytes, for weights of 32, 8 and 5 bits?
+# :::
 
 # %% tags=["remove-cell"]
 exercise = replace(roofline, bandwidth=30e9, flops={"float32": 180e9})
@@ -1195,15 +1199,19 @@ answers = [turning_rows(exercise, bits, 8) for bits in (32, 8, 5)]
 assert answers == [12.0, 3.0, 1.875]
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-11-1
 # :class: dropdown
 # By {eq}`eq-11-bound`, $n^* = \frac{\text{bytes per weight}}{2} \cdot \frac{180}{30}$: 12, 3, and 1.9 rows.
 # ```
 #
-# **2. Break it and watch which test fails.** In `read_blocks` of `lib/models/quantized/gguf_blocks.py`, exchange
-# `halves & 15` and `halves >> 4`. Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-11-2
 #
-# ```{admonition} Solution
+# In `read_blocks` of `lib/models/quantized/gguf_blocks.py`, exchange `halves & 15` and `halves >> 4`. Which tests
+# notice?
+# :::
+#
+# ```{solution} ex-11-2
 # :class: dropdown
 # `pytest tests/models/quantized/test_gguf_blocks.py` fails for the types of 4 bits. `test_codes_and_scales_are_the_file_s`
 # compares with the values that the `gguf` package reads from the same bytes, and
@@ -1211,9 +1219,13 @@ assert answers == [12.0, 3.0, 1.875]
 # engine with its own model without a cache still pass, because both have the same wrong weights.
 # ```
 #
-# **3. Write it.** `quantize8(block)` turns 32 floats, not all zero, into a Q8_0 block of 34 bytes. The bytes are the
-# scale $\max|w|/127$ as float16, then 32 signed bytes: $w$ divided by the scale, after the scale's rounding to float16.
-# The last line checks yours; `python -m book.check 11` checks `book/exercises/ch11.py`.
+# :::{exercise} Write it
+# :label: ex-11-3
+#
+# `quantize8(block)` turns 32 floats, not all zero, into a Q8_0 block of 34 bytes. The bytes are the scale $\max|w|/127$
+# as float16, then 32 signed bytes: $w$ divided by the scale, after the scale's rounding to float16. The last line
+# checks yours; `python -m book.check 11` checks `book/exercises/ch11.py`.
+# :::
 
 
 # %%
@@ -1230,7 +1242,7 @@ def quantize8(block):
 check(11, quantize8)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-11-3
 # :class: dropdown
 # ```python
 # def quantize8(block):

@@ -1331,33 +1331,45 @@ table(
 #
 # ## Exercises
 #
-# **1. Predict.** How many states does the table of `(a|b)*a(a|b){n}` have, without `DEAD`? Why?
+# :::{exercise} Predict
+# :label: ex-12-1
+#
+# How many states does the table of `(a|b)*a(a|b){n}` have, without `DEAD`? Why?
+# :::
 
 # %% tags=["remove-cell"]
 for n in range(1, 9):
     assert sizes(f"(a|b)*a(a|b){{{n}}}")[1] == 2 ** (n + 1)
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-12-1
 # :class: dropdown
 # $2^{n+1}$. The text matches if the last byte but $n$ is an `a`: for $n = 0$ the last one, for $n = 1$ the one before it.
 # The automaton does not know beforehand where the text ends, so its state has to say for each of the last $n + 1$ bytes
 # whether it was an `a`.
 # ```
 #
-# **2. Break it and watch which test fails.** In `TokenMasks.allowed`, remove the line `if self.automaton.accepting[state]:`
-# and keep the line below it, without its condition. What do the answers look like? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-12-2
 #
-# ```{admonition} Solution
+# In `TokenMasks.allowed`, remove the line `if self.automaton.accepting[state]:` and keep the line below it, without its
+# condition. What do the answers look like? Which tests notice?
+# :::
+#
+# ```{solution} ex-12-2
 # :class: dropdown
 # EOS is allowed in every state, so answers can end before they are valid, and their reason is still `stop`. In
 # `pytest tests/engine/test_structured_automaton.py tests/engine/test_structured_outputs.py`,
 # `test_masks_are_what_reading_each_token_says` fails, and `test_texts_are_valid_where_the_reason_is_stop` with it.
 # ```
 #
-# **3. Write it.** `certain(automaton, state)` returns the bytes that follow in any case, as jump-forward decoding needs
-# them: up to the first state in which there is a choice or in which the text may end. The last line checks yours;
-# `python -m book.check 12` checks `book/exercises/ch12.py`.
+# :::{exercise} Write it
+# :label: ex-12-3
+#
+# `certain(automaton, state)` returns the bytes that follow in any case, as jump-forward decoding needs them: up to the
+# first state in which there is a choice or in which the text may end. The last line checks yours; `python -m book.check
+# 12` checks `book/exercises/ch12.py`.
+# :::
 
 
 # %%
@@ -1374,7 +1386,7 @@ def certain(automaton, state):
 check(12, certain)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-12-3
 # :class: dropdown
 # ```python
 # def certain(automaton, state):
@@ -1389,10 +1401,14 @@ check(12, certain)
 # ```
 # ````
 #
-# **4. Think.** A valid answer can also be had without masks: a program checks the answer, and if it is wrong, asks the model
-# to correct it. What does that cost in steps, and when is it the better way?
+# :::{exercise} Think
+# :label: ex-12-4
 #
-# ```{admonition} Solution
+# A valid answer can also be had without masks: a program checks the answer, and if it is wrong, asks the model to
+# correct it. What does that cost in steps, and when is it the better way?
+# :::
+#
+# ```{solution} ex-12-4
 # :class: dropdown
 # Each attempt costs the steps of one more answer, and the prompt grows by the rejected answer and the error. It is the
 # better way where no grammar describes the form, such as a program that has to compile, and where the bias of a mask does

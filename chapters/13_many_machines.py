@@ -1231,31 +1231,42 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** 100 requests have 10 beginnings, 10 requests each. How many misses do 4 replicas have with random
-# choice, by {eq}`eq-13-misses`? And with affinity?
+# :::{exercise} Predict
+# :label: ex-13-1
+#
+# 100 requests have 10 beginnings, 10 requests each. How many misses do 4 replicas have with random choice, by
+# {eq}`eq-13-misses`? And with affinity?
+# :::
 
 # %% tags=["remove-cell"]
 misses = 10 * 4 * (1 - (1 - 1 / 4) ** 10)
 assert round(misses, 1) == 37.7
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-13-1
 # :class: dropdown
 # $10 \cdot 4\,(1 - 0.75^{10}) = 37.7$ with random choice: nearly every replica computes every beginning. With affinity: 10.
 # ```
 #
-# **2. Break it and watch which test fails.** In `LongestPrefix.choose`, remove the condition with `max_imbalance`, so that
-# the replica with the longest prefix is always chosen. Which test fails? What happens to a fleet where all requests have the
-# same beginning?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-13-2
 #
-# ```{admonition} Solution
+# In `LongestPrefix.choose`, remove the condition with `max_imbalance`, so that the replica with the longest prefix is
+# always chosen. Which test fails? What happens to a fleet where all requests have the same beginning?
+# :::
+#
+# ```{solution} ex-13-2
 # :class: dropdown
 # `pytest tests/serving/test_fleet_routing.py` fails in `test_balance_wins_over_affinity_beyond_the_limit`. A fleet with one
 # beginning becomes one replica: the first request makes it the only holder, and all others follow.
 # ```
 #
-# **3. Write it.** `waits(arrivals, seconds, servers)` returns how long each request waits if it goes to the server that is
-# free first; `seconds` are the service times. Uncomment the last line to check yours.
+# :::{exercise} Write it
+# :label: ex-13-3
+#
+# `waits(arrivals, seconds, servers)` returns how long each request waits if it goes to the server that is free first;
+# `seconds` are the service times. Uncomment the last line to check yours.
+# :::
 
 
 # %%
@@ -1293,7 +1304,7 @@ def waits(arrivals, seconds, servers):
 check_waits(waits)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-13-3
 # :class: dropdown
 # ```python
 # def waits(arrivals, seconds, servers):
@@ -1306,10 +1317,14 @@ check_waits(waits)
 # ```
 # ````
 #
-# **4. Think.** A replica that is stopped on purpose first finishes its requests (it is *drained*). What does the router have
-# to do before, and what happens to the fleet's hit rate?
+# :::{exercise} Think
+# :label: ex-13-4
 #
-# ```{admonition} Solution
+# A replica that is stopped on purpose first finishes its requests (it is *drained*). What does the router have to do
+# before, and what happens to the fleet's hit rate?
+# :::
+#
+# ```{solution} ex-13-4
 # :class: dropdown
 # The router stops sending to it, and forgets its prefixes. The next request with one of these beginnings misses at another
 # replica, so the hit rate falls by about one miss per beginning that only this replica held. A rolling update drains all

@@ -355,28 +355,39 @@ glue("seen_before", f"{WINDOW - 1}")
 #
 # ## Exercises
 #
-# **1. Predict.** In OLMo-2 the norms follow attention and MLP, and `config.post_norm` is true. Suppose that
-# `VariantBlock.forward` ignored `post_norm` and always ran its last two lines. Which stage would differ first?
+# :::{exercise} Predict
+# :label: ex-14-1
 #
-# ```{admonition} Solution
+# In OLMo-2 the norms follow attention and MLP, and `config.post_norm` is true. Suppose that `VariantBlock.forward`
+# ignored `post_norm` and always ran its last two lines. Which stage would differ first?
+# :::
+#
+# ```{solution} ex-14-1
 # :class: dropdown
 # The input of the first layer's `post_attention_layernorm`. The wrong port applies this norm to the residual stream, and
 # transformers applies it to attention's output.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/cache/sliding_window.py`, `publish` computes the first block that is
-# kept from `num_computed_tokens + 1`. Run `pytest tests/engine/test_sliding_window.py` once with `+ 0` and once with `+ 2`
-# instead.
+# :::{exercise} Break it and watch which test fails
+# :label: ex-14-2
 #
-# ```{admonition} Solution
+# In `lib/cache/sliding_window.py`, `publish` computes the first block that is kept from `num_computed_tokens + 1`. Run
+# `pytest tests/engine/test_sliding_window.py` once with `+ 0` and once with `+ 2` instead.
+# :::
+#
+# ```{solution} ex-14-2
 # :class: dropdown
 # With `+ 0` a block is given back one token later than it could be. All tokens are right, but with blocks of one token
 # `test_a_long_answer_holds_no_more_blocks_than_its_window` fails. With `+ 2` a block is given back that the next query
 # still sees, so `test_every_cache_gives_the_oracle_s_tokens` fails as well.
 # ```
 #
-# **3. Write it.** `visible(position, window)` returns the positions that a query sees, as a `range`. A `window` of `None`
-# means that there is none.
+# :::{exercise} Write it
+# :label: ex-14-3
+#
+# `visible(position, window)` returns the positions that a query sees, as a `range`. A `window` of `None` means that
+# there is none.
+# :::
 
 # %%
 
@@ -411,7 +422,7 @@ def visible(position, window):  # noqa: F811
 check_visible(visible)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-14-3
 # :class: dropdown
 # ```python
 # def visible(position, window):

@@ -141,11 +141,6 @@ class EngineOptions:
                 f"got {self.kv_cache_memory_bytes!r}"
             )
         if self.kv_cache_dtype != "auto":
-            if self.tensor_parallel_size > 1:
-                raise ValueError(
-                    "kv_cache_dtype must be 'auto' with tensor_parallel_size > 1, "
-                    f"got {self.kv_cache_dtype!r}"
-                )
             if self.kv_cache == "none":
                 raise ValueError(
                     "kv_cache_dtype must be 'auto' where kv_cache is 'none', "

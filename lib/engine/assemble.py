@@ -225,7 +225,7 @@ def _size(
     if draft is not None:
         beside = kv_bytes_per_token(draft.config, options.kv_cache_dtype, dtype)
     if workers is not None:
-        beside = workers.kv_bytes_per_token(dtype.itemsize)
+        beside = workers.kv_bytes_per_token(options.kv_cache_dtype, dtype)
     if speculative is not None:
         rows += speculative.num_speculative_tokens
     runner = _runner(model, FullAttention(), workers)

@@ -90,7 +90,10 @@ class _Worker:
             self.runner.run(to_batch(message, self.device))
         elif message.command == Command.ALLOCATE:
             config = self.runner.model.config
-            self.kv_cache = allocate(config, *message.numbers[:2], self.dtype, self.device)
+            num_blocks, block_size, *_ = message.numbers
+            self.kv_cache = allocate(
+                config, num_blocks, block_size, self.dtype, self.device, self.options.kv_cache_dtype
+            )
             self.runner.attention = cached_attention(self.options, self.kv_cache, config.num_heads)
         elif message.command == Command.CLEAN:
             self.kv_cache.remove_non_finite(message.payload.tolist(), message.numbers[1])
