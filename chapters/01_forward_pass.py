@@ -979,20 +979,28 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** How many tokens long must a prompt be before a forward pass of SmolLM2, rather than GPT-2, is limited by
-# arithmetic on this machine?
+# :::{exercise} Predict
+# :label: ex-01-1
 #
-# ```{admonition} Solution
+# How many tokens long must a prompt be before a forward pass of SmolLM2, rather than GPT-2, is limited by arithmetic on
+# this machine?
+# :::
+#
+# ```{solution} ex-01-1
 # :class: dropdown
 # Nearly the same number, {glue:text}`ridge_tokens`. In {eq}`eq-ridge-tokens` the number of parameters cancels: a larger model
 # has more bytes to read and more operations to do, in the same proportion. Only the dtype and the machine remain. In bfloat16
 # the bytes halve, and the arithmetic rate changes too; put both into the formula.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/models/llama.py`, change `rope_frequencies` so that it divides by `d - 2`
-# instead of `d`. Does SmolLM2 still write English? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-01-2
 #
-# ```{admonition} Solution
+# In `lib/models/llama.py`, change `rope_frequencies` so that it divides by `d - 2` instead of `d`. Does SmolLM2 still
+# write English? Which tests notice?
+# :::
+#
+# ```{solution} ex-01-2
 # :class: dropdown
 # Yes, and that is the lesson: the first words of its answers are the same words, since nearby tokens are turned by almost
 # the right angles. Text that looks fine is a poor test. The logits after five tokens differ by more than a hundred times what
@@ -1000,9 +1008,13 @@ glue("predictions_tally", tally(foretold))
 # others in `tests/models/test_models.py`. A test does this exercise, too: `tests/models/test_smollm2.py`.
 # ```
 #
-# **3. Count.** Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the number for a prompt
-# of $S_p$ and an answer of $S_o$ tokens, as a function. How does it grow with the length of the answer? The last line
-# checks yours; `python -m book.check 1` checks `book/exercises/ch01.py`.
+# :::{exercise} Count
+# :label: ex-01-3
+#
+# Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the number for a prompt of $S_p$ and
+# an answer of $S_o$ tokens, as a function. How does it grow with the length of the answer? The last line checks yours;
+# `python -m book.check 1` checks `book/exercises/ch01.py`.
+# :::
 
 
 # %%
@@ -1018,7 +1030,7 @@ def computed_tokens(prompt, answer):
 check(1, computed_tokens)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-01-3
 # :class: dropdown
 # Step $i$ computes $S_p + i$ tokens, for $i$ from 0 to $S_o - 1$. The sum is $S_o S_p + S_o (S_o - 1) / 2$, so it grows with the
 # square of the answer's length. With each token computed once it would be $S_p + S_o - 1$.
@@ -1029,10 +1041,14 @@ check(1, computed_tokens)
 # ```
 # ````
 #
-# **4. Extend.** Write `perplexity(model, token_ids)`, which needs the logits of every position, not of the last one only.
-# Which single field of `Batch` do you change?
+# :::{exercise} Extend
+# :label: ex-01-4
 #
-# ```{admonition} Solution
+# Write `perplexity(model, token_ids)`, which needs the logits of every position, not of the last one only. Which single
+# field of `Batch` do you change?
+# :::
+#
+# ```{solution} ex-01-4
 # :class: dropdown
 # `logits_indices`. Set it to `torch.arange(T)`, and the model returns one row of logits for each token. The cross-entropy of
 # row $i$ with token $i + 1$, averaged and exponentiated, is the perplexity. Mind the memory: $T \times V$ floats.

@@ -1610,8 +1610,12 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** In bfloat16 the weights and the cache take half the bytes. Does the crossover of {eq}`eq-kv-crossover` move to
-# shorter sequences or to longer ones on this machine?
+# :::{exercise} Predict
+# :label: ex-02-1
+#
+# In bfloat16 the weights and the cache take half the bytes. Does the crossover of {eq}`eq-kv-crossover` move to shorter
+# sequences or to longer ones on this machine?
+# :::
 
 # %% tags=["remove-cell"]
 ridge_bf16 = roofline.ridge("bfloat16")
@@ -1626,26 +1630,34 @@ glue(
 glue("smol_longest", c.max_position_embeddings, ",")
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-02-1
 # :class: dropdown
 # The formula contains $b F / \mathit{BW}$; the ratio $M_\text{token}/W$ does not depend on $b$. With $b$ halved and the same rate
 # it would move to half the length. The rate changes too: in bfloat16 this machine multiplies at {glue:text}`bf16_rate` times
 # its float32 rate, which puts the crossover at {glue:text}`crossover_bf16` tokens, against {glue:text}`crossover_formula`.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/cache/slot_manager.py`, let every slot be slot 0:
-# `self._free = [0] * num_slots`. Run this chapter, then `pytest tests/engine/test_engine_oracle.py -k contiguous`. What notices?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-02-2
 #
-# ```{admonition} Solution
+# In `lib/cache/slot_manager.py`, let every slot be slot 0: `self._free = [0] * num_slots`. Run this chapter, then
+# `pytest tests/engine/test_engine_oracle.py -k contiguous`. What notices?
+# :::
+#
+# ```{solution} ex-02-2
 # :class: dropdown
 # Of this chapter, only the check with three prompts and two slots can notice; everything that is timed here runs one sequence
 # at a time, and one sequence is served correctly. The tests with several sequences at once fail, `test_ragged_batches_equal_the_oracle`
 # first, because two sequences overwrite each other's keys. `test_one_sequence_at_a_time` passes, as it should.
 # ```
 #
-# **3. Count.** You have 8 GB for K and V in float32. How many sequences fit into contiguous slots of 1,024 tokens, for
-# GPT-2 and for SmolLM2? And if SmolLM2's slots must hold its longest sequence? Write the count as a function of the
-# model, the memory and the slot. The last line checks yours; `python -m book.check 2` checks `book/exercises/ch02.py`.
+# :::{exercise} Count
+# :label: ex-02-3
+#
+# You have 8 GB for K and V in float32. How many sequences fit into contiguous slots of 1,024 tokens, for GPT-2 and for
+# SmolLM2? And if SmolLM2's slots must hold its longest sequence? Write the count as a function of the model, the memory
+# and the slot. The last line checks yours; `python -m book.check 2` checks `book/exercises/ch02.py`.
+# :::
 
 
 # %%
@@ -1661,7 +1673,7 @@ def slots_that_fit(config, memory, slot_tokens, element_size):
 check(2, slots_that_fit)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-02-3
 # :class: dropdown
 # {glue:text}`fit_gpt2` of GPT-2, {glue:text}`fit_smol` of SmolLM2. With slots of {glue:text}`smol_longest` tokens,
 # {glue:text}`fit_smol_full`. The model and the users are the same; only the promise has grown.
@@ -1673,10 +1685,14 @@ check(2, slots_that_fit)
 # ```
 # ````
 #
-# **4. Explain.** Add 100 to *every* position, of the prompt and of the answer, and run both models. One of them gives the same
-# tokens as before. Which, and why? What does this say about the mistake shown above?
+# :::{exercise} Explain
+# :label: ex-02-4
 #
-# ```{admonition} Solution
+# Add 100 to *every* position, of the prompt and of the answer, and run both models. One of them gives the same tokens
+# as before. Which, and why? What does this say about the mistake shown above?
+# :::
+#
+# ```{solution} ex-02-4
 # :class: dropdown
 # SmolLM2. Under RoPE the score of two tokens depends on the difference of their positions, and a common shift cancels. GPT-2
 # adds a learned vector for each absolute position, so it computes something else. The mistake above shifts decoded tokens against

@@ -1143,6 +1143,18 @@ table(
 show_source(StaticScheduler)
 
 # %% [markdown]
+# {numref}`fig-batching` shows both on the same requests.
+#
+# ```{diagram} ../book/images/animated_batching.svg
+# :name: fig-batching
+# :alt: Slots by step, above under static and below under continuous batching. Static batches leave places empty until their longest answer ends; continuous batching fills each place in the next step.
+# :width: 100%
+# :animated:
+#
+# Eight requests with prompts of one token and answers of 2 to 8, in three slots, as the two schedulers run them. A box is
+# one token, and a letter marks the first of a request. A dashed box is a slot that computes nothing in this step.
+# ```
+#
 # ## Prediction: count the steps first
 #
 # Steps can be counted without a model. For the static scheduler, {eq}`eq-static-steps` does it. For the continuous one,
@@ -1875,31 +1887,42 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** The published comparison again: 24 prompts, 50 tokens each. With 7 slots instead of 8, the last batch
-# has only three members. Which scheduler needs fewer steps, and by how many?
+# :::{exercise} Predict
+# :label: ex-03-1
 #
-# ```{admonition} Solution
+# The published comparison again: 24 prompts, 50 tokens each. With 7 slots instead of 8, the last batch has only three
+# members. Which scheduler needs fewer steps, and by how many?
+# :::
+#
+# ```{solution} ex-03-1
 # :class: dropdown
 # Neither. Equal answers end in the same step, so all slots fall free together, and the continuous scheduler fills them
 # together: waves of 7, 7, 7 and 3, the same batches as the static one. Four waves of 50 steps each. Now the last wave
 # leaves idle slots under both. The assertion over all numbers of slots in this chapter says so.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/engine/static_scheduler.py`, let `may_admit` return `True`. All tokens stay
-# the same. Does any test notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-03-2
 #
-# ```{admonition} Solution
+# In `lib/engine/static_scheduler.py`, let `may_admit` return `True`. All tokens stay the same. Does any test notice?
+# :::
+#
+# ```{solution} ex-03-2
 # :class: dropdown
 # The tests that compare tokens with the oracle do not: a scheduler decides when a token is computed, never which.
 # `pytest tests/bench/measure/test_engine_trace.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
 # counts steps. Bugs in a scheduler are bugs in counts. This chapter's cell with the timeline would fail too.
 # ```
 #
-# **3. Count.** Give the steps of both schedulers on 32 requests and 8 slots when one answer in eight has 96 tokens and
-# all others 8, and the long ones are spread evenly over the batches. Then sort the queue by length, as if the lengths
-# were known. What do you gain?
+# :::{exercise} Count
+# :label: ex-03-3
 #
-# ```{admonition} Solution
+# Give the steps of both schedulers on 32 requests and 8 slots when one answer in eight has 96 tokens and all others 8,
+# and the long ones are spread evenly over the batches. Then sort the queue by length, as if the lengths were known.
+# What do you gain?
+# :::
+#
+# ```{solution} ex-03-3
 # :class: dropdown
 # Static, unsorted: every batch holds a long answer, $4 \times 96 = 384$ steps. Sorted: the four long ones share a
 # batch, $3 \times 8 + 96 = 120$. Continuous, with a long one at the head of each eight: `continuous_steps(([96] + [8] *
@@ -1907,10 +1930,14 @@ glue("predictions_tally", tally(foretold))
 # does not. The continuous one needs to know none.
 # ```
 #
-# **4. Extend.** Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps
-# that follow; the rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes
-# for the workload of this chapter, those of the rectangle with a function. The last line checks yours; `python -m
-# book.check 3` checks `book/exercises/ch03.py`.
+# :::{exercise} Extend
+# :label: ex-03-4
+#
+# Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps that follow; the
+# rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes for the workload
+# of this chapter, those of the rectangle with a function. The last line checks yours; `python -m book.check 3` checks
+# `book/exercises/ch03.py`.
+# :::
 
 
 # %%
@@ -1928,7 +1955,7 @@ def rectangle_tokens(prompts, answers, slots):
 check(3, rectangle_tokens)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-03-4
 # :class: dropdown
 # The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
 # The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is

@@ -306,6 +306,19 @@ table(
 # its five tokens again in steps 6 and 7, and then goes on. Neither answer has changed. {ref}`sec-preemption` shows the
 # same with SmolLM2.
 #
+# {numref}`fig-paged-run` has a run of four requests.
+#
+# ```{diagram} ../book/images/animated_paged.svg
+# :name: fig-paged-run
+# :alt: Four requests in a pool of seven blocks. A, B and C take two blocks each. A takes the last free one, C gives way to B, and the blocks of A go to C and D.
+# :width: 100%
+# :animated:
+#
+# Four requests in a pool of seven blocks of four tokens, as `Scheduler` and `BlockManager` serve them. Above: the pool; a
+# number in a slot is the position of its token. In the middle: the block tables. Below: all steps. D waits until a block
+# is free. In step 4 C came last of those that run, so it gives way; in step 5 it computes its tokens again.
+# ```
+#
 # Writing needs only this: `slot_mapping` says where each new key and value goes. Reading takes more. This chapter reads
 # in the simplest way: it indexes the pool with the block tables, which copies every block that the batch needs into one
 # new tensor, and computes attention over the copy. A mask hides what lies beyond the end of the shorter sequences.
@@ -1838,10 +1851,13 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** What do blocks of one token do to the waste, to the block tables, to the copied bytes? And blocks of
-# 256?
+# :::{exercise} Predict
+# :label: ex-04-1
 #
-# ```{admonition} Solution
+# What do blocks of one token do to the waste, to the block tables, to the copied bytes? And blocks of 256?
+# :::
+#
+# ```{solution} ex-04-1
 # :class: dropdown
 # With one token a block nothing is empty: the counted line of {numref}`fig-04-fragmentation` begins at zero. Tables
 # become as long as the sequences, and the gather copies as many bytes in pieces of one token and one layer, 3 KiB for
@@ -1849,10 +1865,14 @@ glue("predictions_tally", tally(foretold))
 # cache is contiguous again: one block per sequence, large pieces, and the rest of each block empty.
 # ```
 #
-# **2. Break it and watch which test fails.** In `BlockManager.__init__`, let the free list begin with block 0:
-# `deque(range(num_blocks))`. Does this chapter's output change? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-04-2
 #
-# ```{admonition} Solution
+# In `BlockManager.__init__`, let the free list begin with block 0: `deque(range(num_blocks))`. Does this chapter's
+# output change? Which tests notice?
+# :::
+#
+# ```{solution} ex-04-2
 # :class: dropdown
 # The chapter stops at the assert below {numref}`fig-04-pool`: 16 blocks are free where 15 exist. The tokens would be
 # right: padding only reads block 0 here, behind a mask. It is a bug that waits for the first padded write, or the first
@@ -1860,9 +1880,13 @@ glue("predictions_tally", tally(foretold))
 # after every event these tests check the books, and a sequence held block 0.
 # ```
 #
-# **3. Share.** Four answers are wanted to one prompt of 40 tokens, each up to 24 tokens long, with blocks of 16. How
-# many blocks do they need without sharing, and with it? Write the second number as a function. The last line checks
-# yours; `python -m book.check 4` checks `book/exercises/ch04.py`.
+# :::{exercise} Share
+# :label: ex-04-3
+#
+# Four answers are wanted to one prompt of 40 tokens, each up to 24 tokens long, with blocks of 16. How many blocks do
+# they need without sharing, and with it? Write the second number as a function. The last line checks yours; `python -m
+# book.check 4` checks `book/exercises/ch04.py`.
+# :::
 
 
 # %%
@@ -1879,7 +1903,7 @@ def blocks_needed(prompt, answer, n, block):
 check(4, blocks_needed)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-04-3
 # :class: dropdown
 # Each sequence stores 40 + 23 = 63 tokens, which is 4 blocks, so 16 without sharing. The prompt fills two blocks of 16
 # and half of a third. The two full ones can be shared. Each sequence needs two more of its own, so 2 + 4 · 2 = 10. In
@@ -1895,8 +1919,12 @@ check(4, blocks_needed)
 # ```
 # ````
 #
-# **4. Swap or recompute?** A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at
-# least as long as its operations. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?
+# :::{exercise} Swap or recompute?
+# :label: ex-04-4
+#
+# A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at least as long as its
+# operations. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?
+# :::
 
 # %% tags=["remove-input"]
 assert blocks_for(words.SWAP_TOKENS, BLOCK) * BLOCK * per_token == (
@@ -1905,7 +1933,7 @@ assert blocks_for(words.SWAP_TOKENS, BLOCK) * BLOCK * per_token == (
 glue_all(words.swap(Shown(record), words.SWAP_BYTES))
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-04-4
 # :class: dropdown
 # {glue:text}`swap_finding` But the count leaves out what
 # decides in practice: a swap moves thousands of pieces, one for each block and layer, needs memory on the host, and

@@ -1756,10 +1756,14 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** The limit stays at {glue:text}`limit`, and you halve `--max-num-seqs`. What happens to the worst time
-# of an answer in a burst, and to the number of requests refused?
+# :::{exercise} Predict
+# :label: ex-05-1
 #
-# ```{admonition} Solution
+# The limit stays at {glue:text}`limit`, and you halve `--max-num-seqs`. What happens to the worst time of an answer in
+# a burst, and to the number of requests refused?
+# :::
+#
+# ```{solution} ex-05-1
 # :class: dropdown
 # The number refused stays as it is: admission counts all requests inside, running or waiting. The worst time is the number
 # of batches times the time of a batch. There are twice as many batches. Where decode is bound by bandwidth (chapter 3), a
@@ -1767,11 +1771,14 @@ glue("predictions_tally", tally(foretold))
 # {glue:text}`half_finding`
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone
-# instead of for `sender` and `gone`. Streaming still works. Is a client still noticed that leaves in the middle of its
-# stream? Which test tells you?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-05-2
 #
-# ```{admonition} Solution
+# In `lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone instead of for `sender` and `gone`.
+# Streaming still works. Is a client still noticed that leaves in the middle of its stream? Which test tells you?
+# :::
+#
+# ```{solution} ex-05-2
 # :class: dropdown
 # No. One expects an error when the server writes to a connection that is closed. But the HTTP server drops what it cannot
 # deliver, without an error, and `sender` runs to the end of the answer.
@@ -1781,10 +1788,14 @@ glue("predictions_tally", tally(foretold))
 # another piece of code listens.
 # ```
 #
-# **3. Count.** No complete answer of {glue:text}`answer` tokens should take longer than two seconds, also in a burst.
-# Which limit do you set on this machine? And in general: write the limit as a function of the engine's step,
-# $\text{shared} + \text{each} \cdot n$ seconds for $n$ sequences. The last line checks yours; `python -m book.check 5`
-# checks `book/exercises/ch05.py`.
+# :::{exercise} Count
+# :label: ex-05-3
+#
+# No complete answer of {glue:text}`answer` tokens should take longer than two seconds, also in a burst. Which limit do
+# you set on this machine? And in general: write the limit as a function of the engine's step, $\text{shared} +
+# \text{each} \cdot n$ seconds for $n$ sequences. The last line checks yours; `python -m book.check 5` checks
+# `book/exercises/ch05.py`.
+# :::
 
 
 # %%
@@ -1801,7 +1812,7 @@ def largest_limit(seconds, tokens, shared, each, slots):
 check(5, largest_limit)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-05-3
 # :class: dropdown
 # The worst time in a burst is a whole number of batches. {glue:text}`limit_finding` {eq}`eq-little` would give a larger
 # number, $2\,X$ requests: it speaks of the mean time, and half of the requests may take longer. The function also counts
@@ -1820,10 +1831,14 @@ check(5, largest_limit)
 # ```
 # ````
 #
-# **4. Extend.** Write a client that honours `Retry-After`. Let {glue:text}`burst` of them run against a server with the limit
-# {glue:text}`limit`. Are all served, and when? What happens if all of them wait exactly as long as they were told?
+# :::{exercise} Extend
+# :label: ex-05-4
 #
-# ```{admonition} Solution
+# Write a client that honours `Retry-After`. Let {glue:text}`burst` of them run against a server with the limit
+# {glue:text}`limit`. Are all served, and when? What happens if all of them wait exactly as long as they were told?
+# :::
+#
+# ```{solution} ex-05-4
 # :class: dropdown
 # All are served in the end, and not sooner than with a queue in the server: the queue is now on the clients' side, where it
 # takes no memory of the server. If all wait equally long, they come back together, and most are refused together again,

@@ -1547,10 +1547,14 @@ glue(
 # %% [markdown]
 # ## Exercises
 #
-# **1. Predict.** The published sequential server takes {glue:text}`published_alone` s for a request at one user and
-# {glue:text}`published_p95` s (p95) at {glue:text}`published_users` users. What does Little's law say it should be?
+# :::{exercise} Predict
+# :label: ex-06-1
 #
-# ```{admonition} Solution
+# The published sequential server takes {glue:text}`published_alone` s for a request at one user and
+# {glue:text}`published_p95` s (p95) at {glue:text}`published_users` users. What does Little's law say it should be?
+# :::
+#
+# ```{solution} ex-06-1
 # :class: dropdown
 # With one server and $N$ users who never pause, $t_\text{E2E} = N / X$: {glue:text}`published_users` times
 # {glue:text}`published_alone` s, or {glue:text}`little_all` s, if all of them are always there. In a burst with no second round,
@@ -1559,37 +1563,53 @@ glue(
 # {glue:text}`published_finding`
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/loadtest/session.py`, set `trace.scheduled` to `self.clock()` when a
-# request gets its place, instead of when it is due. All times still look plausible.
+# :::{exercise} Break it and watch which test fails
+# :label: ex-06-2
 #
-# ```{admonition} Solution
+# In `lib/loadtest/session.py`, set `trace.scheduled` to `self.clock()` when a request gets its place, instead of when
+# it is due. All times still look plausible.
+# :::
+#
+# ```{solution} ex-06-2
 # :class: dropdown
 # `pytest tests/loadtest/test_run.py` fails in `test_coordinated_omission_shows_only_in_times_since_due`, and in the test that
 # compares the scheduled times with the arrival times. No test of means or throughput notices.
 # ```
 #
-# **3. Count.** For the sequential server, arrivals at random and answers of one length make the M/D/1 queue. Its mean wait is
-# $\rho\, t / (2 (1 - \rho))$, with $t$ the time of an answer and $\rho = \lambda t$. At which load does the mean wait equal one
-# answer? And for the paged server, by {eq}`eq-hockey`, at which rate does an answer take twice as long as alone?
+# :::{exercise} Count
+# :label: ex-06-3
 #
-# ```{admonition} Solution
+# For the sequential server, arrivals at random and answers of one length make the M/D/1 queue. Its mean wait is $\rho\,
+# t / (2 (1 - \rho))$, with $t$ the time of an answer and $\rho = \lambda t$. At which load does the mean wait equal one
+# answer? And for the paged server, by {eq}`eq-hockey`, at which rate does an answer take twice as long as alone?
+# :::
+#
+# ```{solution} ex-06-3
 # :class: dropdown
 # $\rho / (2 (1 - \rho)) = 1$ gives $\rho = 2/3$. For the shared one, $1 - \lambda S_o b = 1/2$, so $\lambda = 1 / (2 S_o b)$:
 # half of the rate at which infinitely many places would be full. The sequential server's capacity does not come into it.
 # ```
 #
-# **4. Extend.** Send the `shared-prefix` workload. What would you expect of an engine with a {term}`prefix cache`, and how would
-# you show that the workload, not the machine, made the difference?
+# :::{exercise} Extend
+# :label: ex-06-4
 #
-# ```{admonition} Solution
+# Send the `shared-prefix` workload. What would you expect of an engine with a {term}`prefix cache`, and how would you
+# show that the workload, not the machine, made the difference?
+# :::
+#
+# ```{solution} ex-06-4
 # :class: dropdown
 # The shared part is computed once, so TTFT falls to that of a prompt of 28 tokens, and TPOT stays. Chapter 9 builds
 # it and measures that. Run the same lengths with different prefixes as the control: `make_requests` with as many seeds as
 # requests. If that is fast too, something else is.
 # ```
 #
-# **5. Write it.** `latencies(due, seconds)`: what a load test should report for a sequential server, from the time at
-# which each request is due. The last line checks yours; `python -m book.check 6` checks `book/exercises/ch06.py`.
+# :::{exercise} Write it
+# :label: ex-06-5
+#
+# `latencies(due, seconds)`: what a load test should report for a sequential server, from the time at which each request
+# is due. The last line checks yours; `python -m book.check 6` checks `book/exercises/ch06.py`.
+# :::
 
 
 # %%
@@ -1605,7 +1625,7 @@ def latencies(due, seconds):
 check(6, latencies)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-06-5
 # :class: dropdown
 # A request begins when it is due or when the server is free, whichever is later. The clock starts when it is due.
 #

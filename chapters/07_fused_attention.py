@@ -2302,11 +2302,15 @@ glue_all(words.broke(warm))
 #
 # ## Exercises
 #
-# **1. Predict.** A model with 32 query heads and 8 K/V heads keeps its cache in 8-bit numbers. What is the intensity of
-# its decode attention? On a machine that reads at 100 GB/s, what arithmetic rate must the kernel sustain to stay bound
-# by bandwidth?
+# :::{exercise} Predict
+# :label: ex-07-1
 #
-# ```{admonition} Solution
+# A model with 32 query heads and 8 K/V heads keeps its cache in 8-bit numbers. What is the intensity of its decode
+# attention? On a machine that reads at 100 GB/s, what arithmetic rate must the kernel sustain to stay bound by
+# bandwidth?
+# :::
+#
+# ```{solution} ex-07-1
 # :class: dropdown
 # By {eq}`eq-07-intensity` with $b = 1$: $2 \cdot 32 / 8 = 8$ FLOP/byte, so 800 GFLOP/s, and more than that if widening
 # 8-bit numbers takes instructions of its own. Fewer bytes have turned a limit of bandwidth into one of arithmetic. This
@@ -2314,11 +2318,14 @@ glue_all(words.broke(warm))
 # decoding.
 # ```
 #
-# **2. Break it and watch which test fails.** In `_attend_piece`, delete the `if top > peak[i, g]:` block's line
-# `norm[i, g] *= shrink`. Then restore it, and delete the loop that multiplies `acc` instead. Which test is the first to
-# fail, and would the engine's tokens have told you?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-07-2
 #
-# ```{admonition} Solution
+# In `_attend_piece`, delete the `if top > peak[i, g]:` block's line `norm[i, g] *= shrink`. Then restore it, and delete
+# the loop that multiplies `acc` instead. Which test is the first to fail, and would the engine's tokens have told you?
+# :::
+#
+# ```{solution} ex-07-2
 # :class: dropdown
 # `pytest -x tests/attention/test_fused_cpu.py` fails at once in both cases, in the comparison with the gather: any sequence whose
 # peak grows after its first tile is wrong. Sequences of up to one tile, {glue:text}`key_tile` keys, stay right. Most
@@ -2326,10 +2333,14 @@ glue_all(words.broke(warm))
 # wrong norm each head's output keeps its direction and has the wrong length, and an argmax can forgive that.
 # ```
 #
-# **3. A state is a value.** Prove that merging is associative, and say why the parallel kernel needs this and the order
-# in which threads finish does not matter to *what* is computed but does to its last bits.
+# :::{exercise} A state is a value
+# :label: ex-07-3
 #
-# ```{admonition} Solution
+# Prove that merging is associative, and say why the parallel kernel needs this and the order in which threads finish
+# does not matter to *what* is computed but does to its last bits.
+# :::
+#
+# ```{solution} ex-07-3
 # :class: dropdown
 # A state stands for the pair of true sums $(e^{m} \ell,\; e^{m} a)$. Merging adds the pairs; the choice of $m$ is only
 # how they are written down. Addition is associative and commutative, so merging is. In floating point, the rounding
@@ -2337,10 +2348,14 @@ glue_all(words.broke(warm))
 # number of threads gives the same bits.
 # ```
 #
-# **4. Where to hand over.** Set `_MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the
-# table of chunks with half and with four times the context. Does the best value depend on the context?
+# :::{exercise} Where to hand over
+# :label: ex-07-4
 #
-# ```{admonition} Solution
+# Set `_MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the table of chunks with half and with
+# four times the context. Does the best value depend on the context?
+# :::
+#
+# ```{solution} ex-07-4
 # :class: dropdown
 # Expect that it does. With a short context the fixed cost of a few PyTorch calls per layer weighs more, which favours the
 # kernel for longer chunks. With a long one arithmetic weighs more, which favours the matrix product from fewer queries
@@ -2349,9 +2364,12 @@ glue_all(words.broke(warm))
 # all.
 # ```
 #
-# **5. Write it.** `tile_state(scores, values)`: the state of one tile of keys. The check cuts a sequence into two tiles
-# and merges the two states by {eq}`eq-07-merge`. The last line checks yours; `python -m book.check 7` checks
-# `book/exercises/ch07.py`.
+# :::{exercise} Write it
+# :label: ex-07-5
+#
+# `tile_state(scores, values)`: the state of one tile of keys. The check cuts a sequence into two tiles and merges the
+# two states by {eq}`eq-07-merge`. The last line checks yours; `python -m book.check 7` checks `book/exercises/ch07.py`.
+# :::
 
 
 # %%
@@ -2367,7 +2385,7 @@ def tile_state(scores, values):
 check(7, tile_state)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-07-5
 # :class: dropdown
 # The peak is subtracted before the exponential, so that no score overflows. `acc` stays undivided: only the sum of all
 # tiles' norms divides it, once, at the end.

@@ -895,6 +895,19 @@ show_source(GraphRunner, "__init__", "room", "run", "_step", "_batch")
 # Only steps in which every sequence has one token are recorded. A step with a prompt in it runs as before. The largest size is recorded first, since all sizes share one pool of memory and the smaller ones then
 # fit into what is there.
 #
+# In {numref}`fig-replay`, the three sequences of a batch end one after the other, and each step replays the graph of its
+# size.
+#
+# ```{diagram} ../book/images/animated_replay.svg
+# :name: fig-replay
+# :alt: A step with prompts launches the kernels of each layer. Each later step fills one buffer and starts all kernels with one launch; the graph has 4, then 2, then 1 row.
+# :width: 100%
+# :animated:
+#
+# The steps of `GraphRunner` for three requests, with a ladder of 1, 2 and 4 rows and blocks of four tokens. Coloured rows
+# are sequences, the dashed one is padding, and grey ones are not read. (Four of the buffer's fields are shown.)
+# ```
+#
 # The recorder is short, because `torch.cuda.graph` does most of the work. A warm-up run on a separate stream, before
 # the recording, compiles kernels and allocates the buffers that libraries keep:
 
@@ -1716,41 +1729,56 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** A model with 32 layers and 7 billion parameters in bfloat16 runs on a GPU with 2 TB/s of bandwidth. Its
-# layers have as many operators as SmolLM2's. Starting one takes 5 µs, and Python takes as long per layer as in this
-# chapter. Will CUDA graphs help at batch 1?
+# :::{exercise} Predict
+# :label: ex-08-1
+#
+# A model with 32 layers and 7 billion parameters in bfloat16 runs on a GPU with 2 TB/s of bandwidth. Its layers have as
+# many operators as SmolLM2's. Starting one takes 5 µs, and Python takes as long per layer as in this chapter. Will CUDA
+# graphs help at batch 1?
+# :::
 
 #
-# ```{admonition} Solution
+# ```{solution} ex-08-1
 # :class: dropdown
 # By {eq}`eq-08-gpu` the larger one counts, the bytes or the host: launching *and* Python. {glue:text}`exercise_finding`
 # The run is that of {cite:t}`pytorch2023gptfast`. Leave Python out of the sum, and you would conclude the opposite of
 # what was measured there.
 # ```
 #
-# **2. Break it and watch which test fails.** In `_lay_out` of `lib/core/batch.py`, leave out `slot_mapping` where the fields
-# beyond the batch are set to 0. Does this chapter notice? Which test does?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-08-2
 #
-# ```{admonition} Solution
+# In `_lay_out` of `lib/core/batch.py`, leave out `slot_mapping` where the fields beyond the batch are set to 0. Does
+# this chapter notice? Which test does?
+# :::
+#
+# ```{solution} ex-08-2
 # :class: dropdown
 # The chapter may pass: a stale slot does harm only while its former owner still runs and reads it.
 # `pytest tests/engine/test_cuda_graphs.py -k null_block` does not leave it to chance. It fills the memory with the slot
 # of another sequence, compares the cache before and after, and a slot has changed that belongs to no row of the batch.
 # ```
 #
-# **3. Another ladder.** Record every size from 1 to 64 instead. What does it save, and what does it cost?
+# :::{exercise} Another ladder
+# :label: ex-08-3
 #
-# ```{admonition} Solution
+# Record every size from 1 to 64 instead. What does it save, and what does it cost?
+# :::
+#
+# ```{solution} ex-08-3
 # :class: dropdown
 # It saves the padding, at most seven rows. While a decode step is bound by bytes, a padded row adds only its own key and
 # value to them. It costs {glue:text}`ladder_64` recordings instead of {glue:text}`ladder_sizes_64`: time at load, and memory for each size's logits, which stay alive. The
 # ladder is finer where a row is a large part of the batch.
 # ```
 #
-# **4. Compile more.** Put `proj`, the norm, `gate_up`, the gate and `down` into one compiled function. What speaks
-# against it on a CPU?
+# :::{exercise} Compile more
+# :label: ex-08-4
 #
-# ```{admonition} Solution
+# Put `proj`, the norm, `gate_up`, the gate and `down` into one compiled function. What speaks against it on a CPU?
+# :::
+#
+# ```{solution} ex-08-4
 # :class: dropdown
 # Half of a layer is then one call, so guards are checked twice a layer instead of four times. But the products are in the
 # compiler's hands, and it calls the general kernel for them, unless the weights are constants that it may freeze. With
@@ -1758,8 +1786,12 @@ glue("predictions_tally", tally(foretold))
 # layers of this chapter have one call and the layout, because their own kernel reads the packed weights.
 # ```
 #
-# **5. Write it.** `fewest_sizes(largest, most)`: the fewest sizes to record if a batch may be padded by at most `most` rows.
-# The last line checks yours; `python -m book.check 8` checks `book/exercises/ch08.py`.
+# :::{exercise} Write it
+# :label: ex-08-5
+#
+# `fewest_sizes(largest, most)`: the fewest sizes to record if a batch may be padded by at most `most` rows. The last
+# line checks yours; `python -m book.check 8` checks `book/exercises/ch08.py`.
+# :::
 
 
 # %%
@@ -1776,7 +1808,7 @@ def fewest_sizes(largest, most):
 check(8, fewest_sizes)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-08-5
 # :class: dropdown
 # From the top downwards: the largest size is needed in any case, and each further size can be `most` + 1 smaller. The
 # engine's own ladder has small sizes besides, because a row is a large part of a small batch.
