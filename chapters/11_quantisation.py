@@ -941,9 +941,9 @@ points = [
     }
     for name, rounding in kinds.items()
 ]
-record.add("float8", unit="share", points=points)
 
 # %% tags=["hide-input"]
+record.add("float8", unit="share", points=points)
 table(
     [
         [p["format"], f"{p['error']:.1%}", f"{p['error_with_outlier']:.1%}"]
