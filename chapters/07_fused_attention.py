@@ -2044,7 +2044,7 @@ record.headline(
 
 # %% tags=["hide-input"]
 PROMISE = pick(smoke=256, cpu=512, gpu=1024)
-REQUESTS = pick(smoke=6, cpu=16, gpu=128)
+REQUESTS = pick(smoke=6, cpu=10, gpu=128)
 SLOTS = pick(smoke=2, cpu=3, gpu=16)
 budget = SLOTS * PROMISE * config.kv_bytes_per_token(4)
 work = variable_length(config.vocab_size, n=REQUESTS)

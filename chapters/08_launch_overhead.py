@@ -126,7 +126,7 @@ from lib.models.packed_tiles import packed_tiles
 # continuous batching. One sequence decodes. Its bytes are counted, the bandwidth is measured, and so is the step.
 
 # %% tags=["hide-input"]
-PROMPT, NEW = pick(smoke=(8, 3), cpu=(32, 16), gpu=(64, 48))
+PROMPT, NEW = pick(smoke=(8, 3), cpu=(16, 12), gpu=(64, 48))
 ROWS = pick(smoke=4, cpu=64, gpu=64)  # the largest batch
 BATCHES = pick(smoke=[1, 4], cpu=[1, 4, 16, 64], gpu=[1, 2, 4, 8, 16, 32, 64])
 REPEATS = pick(smoke=2, cpu=7, gpu=25)
@@ -1547,7 +1547,7 @@ if not CUDA:  # on a GPU the CPU's threads have nothing to compute
     beside = busy_machine.step_times(
         plain.folder,
         SETTINGS,
-        steps=pick(smoke=2, cpu=8, gpu=8),
+        steps=pick(smoke=2, cpu=5, gpu=8),
         rounds=pick(smoke=1, cpu=2, gpu=2),
     )
     record.add(
