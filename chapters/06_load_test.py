@@ -1212,7 +1212,7 @@ kept_up(gate, open_rows)
 gate.quiet(load)
 open_run = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-hockey", "caption": "The hockey stick: time to the first token against the offered rate, as a share of the capacity that was predicted from the closed loop. Poisson arrivals, paged server, no limit. Dotted: the mean that the model of these tests predicts, where it was computed."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-hockey", "caption": "Time to the first token against the offered rate, as a share of the capacity that was predicted from the closed loop. Poisson arrivals, paged server, no limit. Dotted: the mean that the model of these tests predicts, where it was computed."}}
 drawn_shares = load_rows.shares(open_run, PAGED)
 
 
