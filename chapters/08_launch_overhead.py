@@ -631,10 +631,10 @@ glue_all(words.kernels(by_kernel))
 # ## Fewer calls: a layer in two calls
 #
 # {eq}`eq-08-corrected` has two terms to reduce: the products, as far as they are above their bound, and hundreds of
-# small calls around them. How many bytes do these calls move? Between two products of a layer, the activations of one
-# token are a few thousand numbers, which fit into the cache of one core. So at batch 1 their bytes take little time. We
-# expect a fixed cost per call instead. The weights of each product also pass through the same cache, so the code and
-# the objects of the next call may have to be read from memory again.
+# small calls around them. These calls move few bytes. Between two products of a layer, the activations of one token are
+# a few thousand numbers, which fit into the cache of one core. So at batch 1 their bytes take little time. We expect a
+# fixed cost per call instead. The weights of each product also pass through the same cache, so the code and the objects
+# of the next call may have to be read from memory again.
 #
 # The prediction then rests on a count: the time around the products is proportional to the number of calls. We count
 # PyTorch's operators with the dispatch mode from above, leave out the products and the operators that only hand a tensor to
