@@ -48,7 +48,7 @@ from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.first_layers import bytes_per_pass
-from lib.models.fused.choose import fuse_layers
+from lib.models.fused.choose import fuse_layers, has_fused_layers
 from lib.models.packed import pack_linears
 
 if TYPE_CHECKING:
@@ -230,10 +230,24 @@ def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
 
 def _runner(model: nn.Module, attention: Attention, workers: Workers | None) -> ModelRunner:
     if workers is None:
-        return ModelRunner(model, attention)
+        return _step_runner(model, attention) or ModelRunner(model, attention)
     from lib.engine.tensor_parallel.runner import ParallelRunner
 
     return ParallelRunner(model, attention, workers)
+
+
+def _step_runner(model: nn.Module, attention: Attention) -> ModelRunner | None:
+    """Runs all layers of a step of few rows in one call, where model and attention have the kernels for it."""
+    if not has_fused_layers(model):
+        return None
+    # Imported here: with it comes Numba.
+    from lib.engine.fused_step.runner import fused_step_runner
+
+    if (runner := fused_step_runner(model, attention)) is not None:
+        return runner
+    from lib.engine.fused_step.quantized import quantized_step_runner
+
+    return quantized_step_runner(model, attention)
 
 
 def _is_asynchronous(options: EngineOptions, device: torch.device) -> bool:
