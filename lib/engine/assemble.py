@@ -49,6 +49,7 @@ from lib.models.compiled import compile_blocks
 from lib.models.config import ModelConfig
 from lib.models.first_layers import bytes_per_pass
 from lib.models.fused.choose import fuse_layers
+from lib.models.moe import group_experts
 from lib.models.packed import pack_linears
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def assemble(
         )
         kv_cache = allocate(config, num_blocks, block_size, dtype, device, options.kv_cache_dtype)
         manager = _manager(options, kv_cache, config)
-        attention = cached_attention(options, kv_cache, config.num_heads)
+        attention = cached_attention(options, kv_cache, config)
         if workers is not None:
             from lib.engine.tensor_parallel.runner import ParallelKVCache
 
@@ -207,6 +208,7 @@ def prepare(model: nn.Module, options: EngineOptions) -> tuple[int, int, float]:
 
     Every rank prepares its own part.
     """
+    group_experts(model)
     packed = pack_linears(model, options.linear)
     fused = 0 if options.compile else fuse_layers(model, options.linear)
     seconds = compile_blocks(model) if options.compile else 0.0
@@ -317,7 +319,7 @@ def _proposer(
     # As many tokens as the model's own cache.
     shape, device = (kv_cache.num_blocks, kv_cache.block_size), kv_cache.k.device
     own = allocate(draft.config, *shape, dtype, device, options.kv_cache_dtype)
-    attention = cached_attention(options, own, draft.config.num_heads)
+    attention = cached_attention(options, own, draft.config)
     return DraftModelProposer(
         ModelRunner(draft, attention),
         _manager(options, own, draft.config),
@@ -340,24 +342,29 @@ def _manager(options: EngineOptions, kv_cache: KVCache, config: ModelConfig) -> 
     return paged(kv_cache.num_blocks, kv_cache.block_size)
 
 
-def cached_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
+def cached_attention(options: EngineOptions, kv_cache: KVCache, config: ModelConfig) -> Attention:
     """The attention over `kv_cache` that `options` name."""
     if options.kv_cache == "contiguous":
         return ContiguousAttention(kv_cache)
-    return _paged_attention(options, kv_cache, num_heads)
+    return _paged_attention(options, kv_cache, config)
 
 
-def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
+def _paged_attention(options: EngineOptions, kv_cache: KVCache, config: ModelConfig) -> Attention:
     """'auto' is fused where it runs, else gather; 'fused' where it does not is an error that says what is missing."""
     if options.attention == "gather":
         return GatherAttention(kv_cache)
-    k, group = kv_cache.k, num_heads // kv_cache.k.shape[3]
+    k, group = kv_cache.k, config.num_heads // config.num_kv_heads
     int8 = isinstance(kv_cache, Int8KVCache)
     problem = why_not_fused(k.device, kv_cache.dtype, kv_cache.block_size, k.shape[4], group)
     if int8 and k.device.type != "cpu":
         problem = ValueError(
             f"attention 'fused' on {k.device.type} reads a cache of floats: kv_cache_dtype must be "
             "'auto', got 'int8'"
+        )
+    if config.attention_softcap is not None:
+        problem = ValueError(
+            "attention 'fused' computes plain scores: attn_logit_softcapping must be None, "
+            f"got {config.attention_softcap!r}"
         )
     if problem is not None and options.attention == "fused":
         raise problem

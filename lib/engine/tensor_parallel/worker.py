@@ -88,7 +88,7 @@ class _Worker:
         elif message.command == Command.ALLOCATE:
             config = self.runner.model.config
             self.kv_cache = allocate(config, *message.numbers[:2], self.dtype, self.device)
-            self.runner.attention = cached_attention(self.options, self.kv_cache, config.num_heads)
+            self.runner.attention = cached_attention(self.options, self.kv_cache, config)
         elif message.command == Command.CLEAN:
             self.kv_cache.remove_non_finite(message.payload.tolist(), message.numbers[1])
         elif message.command == Command.SIZES:
