@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from lib import SamplingParams
-from lib.attention import sdpa
+from lib.attention import choose, sdpa
 from lib.attention.sdpa import attend
-from lib.engine import assemble
 from lib.serving.warmup import warm_up
 from tests.fake_cuda import fake_cuda
 from tests.helpers import check_empty, drain, prompt_of
@@ -64,7 +63,7 @@ class StandIn:
 @pytest.fixture
 def cuda():
     """The fake device; fused attention is a stand-in that computes what the kernels compute."""
-    with fake_cuda() as device, patch.object(assemble, "fused_attention", StandIn):
+    with fake_cuda() as device, patch.object(choose, "fused_attention", StandIn):
         yield device
 
 
@@ -147,7 +146,9 @@ def test_the_kernels_launcher_stays_on_the_device(tiny, name):
         layers, sizes = 2, 3  # of the model; of the ladder 1, 2, 4
         captured = 2 * sizes * layers  # each size runs once before it is captured
         assert cuda.triton["decode"] == captured and cuda.triton["varlen"] == 0
-        probes = 2  # assemble and fused_attention ask both whether a kernel can be built here
+        probes = (
+            2  # cached_attention and fused_attention ask both whether a kernel can be built here
+        )
         assert cuda.triton["store"] == captured + probes
         cuda.clear()
         engine.generate([prompt_of(17, seed) for seed in range(3)], params(4, temperature=0))
