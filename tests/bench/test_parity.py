@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lib.bench import parity
-from lib.bench.family_table import DIFFERENCES, family_table
+from lib.bench.family_table import DENSE, DIFFERENCES, LATER, family_table
 from lib.models.checkpoint import load_model
 from lib.models.families import FAMILIES
 from tests.families import VARIANTS, hf_variant
@@ -197,6 +197,8 @@ def test_a_nan_is_a_difference():
 def test_the_table_has_every_family_and_difference():
     rows = family_table()
     assert [row[""] for row in rows] == list(DIFFERENCES.values())
+    assert {*DENSE, *LATER} == {*FAMILIES} - {"gpt2"}
+    assert {row[""] for row in family_table(DENSE)} < {row[""] for row in rows}
     assert set(rows[0]) == {"", *FAMILIES} - {"gpt2"}
     by_title = {row[""]: row for row in rows}
     assert by_title["biases of q, k and v"]["qwen2"] == "yes"
@@ -206,6 +208,15 @@ def test_the_table_has_every_family_and_difference():
     assert by_title["sliding window, tokens"]["mistral"] == "4096*"
     assert by_title["sliding window, tokens"]["qwen2"] == "none*"
     assert by_title["layers without RoPE"]["smollm3"] == "9 of 36*"
+    assert by_title["embedding times"]["gemma"] == "√3072"
+    assert by_title["attention scores times"]["gemma2"] == "1/√256*"
+    assert by_title["cap of attention scores"]["gemma2"] == "50*"
+    assert by_title["cap of attention scores"]["gemma3_text"] == "none"
+    assert by_title["activation of the MLP"]["gemma3_text"] == "gelu_tanh"
+    assert by_title["sliding window, tokens"]["gemma3_text"] == "4096*"
+    assert by_title["experts per layer"]["mixtral"] == "8*"
+    assert by_title["experts per token"]["qwen3_moe"] == "8*"
+    assert by_title["features of a shared expert"]["qwen2_moe"] == "5632*"
     for row in rows:  # a difference that no family has would not be one
         assert len(set(row.values()) - {row[""]}) > 1, row
 
