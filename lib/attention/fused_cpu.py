@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib.attention import numba_kernel
 from lib.attention.full import FullAttention
+from lib.attention.fused import refuse_softcap
 from lib.attention.gather import gather_chunk
 from lib.attention.sdpa import attend, chunk_mask
 from lib.attention.work_partition import WorkPartition, partition_work
@@ -65,7 +66,9 @@ class CpuFusedAttention:
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
+        refuse_softcap(softcap)
         self._store(layer, k, v, batch.slot_mapping)
         if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:
             # All sequences begin in this step: their K and V are at hand.
