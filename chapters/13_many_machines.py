@@ -87,6 +87,7 @@ from lib.bench.measure.engine_process import EngineProcess
 from lib.bench.measure.percentiles import percentile
 from lib.bench.measure.routed_trace import run_trace
 from lib.bench.measure.timing import Timing
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -1265,43 +1266,22 @@ assert round(misses, 1) == 37.7
 # :label: ex-13-3
 #
 # `waits(arrivals, seconds, servers)` returns how long each request waits if it goes to the server that is free first;
-# `seconds` are the service times. Uncomment the last line to check yours.
+# `seconds` are the service times. The last line compares yours with the simulator; `python -m book.check 13` checks
+# `book/exercises/ch13.py`.
 # :::
 
 
 # %%
-def check_waits(waits):
-    """Compares a solution with the simulator on 100 short traces."""
-    rng = random.Random(0)
-    for _ in range(100):
-        servers = rng.randint(1, 3)
-        arrivals = sorted(rng.randint(0, 40) for _ in range(rng.randint(1, 9)))
-        lengths = [rng.randint(1, 8) for _ in arrivals]
-        requests = [
-            SimulatedRequest(at, 1, n) for at, n in zip(arrivals, lengths)
-        ]
-        options = ReplicaOptions(StepCost(1.0), max_num_seqs=servers)
-        simulate(requests, options, 1)
-        expected = [r.first - 1 - r.at for r in requests]
-        got = waits(arrivals, lengths, servers)
-        assert got == expected, (arrivals, lengths, servers, got, expected)
-    print("right")
-
-
-# check_waits(waits)
-
-
-# %% tags=["remove-cell"]
 def waits(arrivals, seconds, servers):
-    free, found = [0] * servers, []
-    for at, length in zip(arrivals, seconds):
-        start = max(at, min(free))
-        free[free.index(min(free))] = start + length
-        found.append(start - at)
-    return found
+    """Seconds that each request waits before its service begins, as a list.
+
+    Requests are served in the order of `arrivals`, which is ascending; each
+    goes to the server that is free first. seconds: their service times.
+    """
+    raise NotImplementedError
 
 
-check_waits(waits)
+check(13, waits)
 
 # %% [markdown]
 # ````{solution} ex-13-3

@@ -65,6 +65,7 @@ from transformers import AutoModelForCausalLM, logging
 from lib import LLM, SamplingParams
 from lib.bench import parity
 from lib.bench.family_table import family_table
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import table
 from lib.bench.notebook.glue import glue, show_source
 from lib.bench.peers.random_family import random_checkpoint
@@ -386,40 +387,20 @@ glue("seen_before", f"{WINDOW - 1}")
 # :label: ex-14-3
 #
 # `visible(position, window)` returns the positions that a query sees, as a `range`. A `window` of `None` means that
-# there is none.
+# there is none. The last line compares yours with attention; `python -m book.check 14` checks `book/exercises/ch14.py`.
 # :::
 
+
 # %%
-
-
 def visible(position, window):
-    """Positions that the query at `position` sees, as a range."""
-    raise NotImplementedError("your turn")
+    """Positions that the query at `position` sees, as a range.
+
+    window: how many positions at most, its own included; None: no limit.
+    """
+    raise NotImplementedError
 
 
-def check_visible(visible):
-    for position, window, expected in (
-        (0, None, range(0, 1)),
-        (9, None, range(0, 10)),
-        (9, 4, range(6, 10)),
-        (2, 4, range(0, 3)),
-        (9, 1, range(9, 10)),
-    ):
-        got = visible(position, window)
-        assert list(got) == list(expected), (position, window, got)
-    print("right")
-
-
-# check_visible(visible)
-
-
-# %% tags=["remove-cell"]
-def visible(position, window):  # noqa: F811
-    first = 0 if window is None else max(0, position + 1 - window)
-    return range(first, position + 1)
-
-
-check_visible(visible)
+check(14, visible)
 
 # %% [markdown]
 # ````{solution} ex-14-3
