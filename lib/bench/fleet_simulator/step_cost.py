@@ -95,9 +95,12 @@ class InterpolatedCost:
     def __post_init__(self) -> None:
         tokens, seconds = self.tokens, self.seconds
         if not tokens or len(tokens) != len(seconds):
-            raise ValueError(f"tokens must be >= 1, one per time, got {len(tokens)} for {len(seconds)} seconds")  # fmt: skip
+            raise ValueError(
+                "tokens must have one entry or more, with one time for each entry, "
+                f"got {len(tokens)} and {len(seconds)} times"
+            )
         if tokens[0] < 1 or any(a >= b for a, b in zip(tokens, tokens[1:])):
-            raise ValueError(f"tokens must be >= 1 and ascend, got {tokens}")
+            raise ValueError(f"tokens must ascend from >= 1, got {tokens}")
         if not min(seconds) > 0:
             raise ValueError(f"seconds must be > 0, got {min(seconds)}")
 
