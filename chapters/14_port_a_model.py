@@ -17,9 +17,9 @@
 # place where a port differs from transformers.
 # :::
 #
-# Many open models are Llamas with a few changes: one more norm, a bias, a window over attention. A *port* of such a model
-# is the code for these changes, and each takes a few lines. The risk is to miss one. The model then loads and runs at full
-# speed, but it computes another function, and no error says so.
+# Many open models are Llamas with a few changes: one more norm, a bias, a window over attention. A *port* of such a
+# model is the code for these changes, and each takes a few lines. If one is missed, the model may still load and run at
+# full speed, but it computes another function, without an error.
 #
 # This appendix ports Qwen3, starting from the Llama of chapter 1, as if the engine did not have Qwen3 yet. All checkpoints
 # here are small and have random weights.
