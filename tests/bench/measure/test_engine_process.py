@@ -60,6 +60,21 @@ def test_the_replicas_answer_as_one_engine_and_share_prefixes_by_affinity(engine
     assert again.cached == 0
 
 
+def test_the_steps_of_a_process_are_those_of_its_requests(engines):
+    engine, prompts = engines[0], prompts_of(groups=1, each=3)
+    engine.steps()
+    trace = run_trace([engine], RoundRobin(), prompts, [0.0, 1.5, 1.5], max_tokens=4)
+    steps = engine.steps()
+    assert engine.steps() == []
+    computed = sum(len(p) for p in prompts) - sum(r.cached for r in trace)
+    assert sum(step.prompt_tokens for step in steps) == computed
+    assert sum(step.sequences for step in steps) == 3 * len(
+        prompts
+    )  # the first token is the prompt's
+    assert all(step.num_tokens > 0 and step.seconds > 0 for step in steps)
+    assert all(a.end <= b.start for a, b in zip(steps, steps[1:]))
+
+
 def begun_at(trace, replica):
     return sum(r.replica == replica and r.begun for r in trace)
 
