@@ -393,7 +393,9 @@ show_source(PrefixIndex, "longest", "add")
 # [Ray Serve](https://docs.ray.io/en/latest/serve/index.html). Ray Serve starts the replicas, checks their health, replaces
 # those that have ended, and changes their number. This book adds the policy and the front. The front sends a request to
 # another replica if the first one ends before the answer has begun. If all replicas and the router's queue are full, clients
-# get the status 503 with a `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
+# get the status 503 with a `Retry-After`. With `--max-replicas`, the number of replicas follows the load. The file
+# `lib/serving/fleet/serve.yaml` starts the same fleet with Ray Serve's own command, `serve run`. Ray is an extra,
+# `make setup-fleet` or `pip install -e '.[fleet]'`. This page needs only the policies, and runs without it.
 #
 # ## Build: a fleet as events
 #
