@@ -1102,8 +1102,6 @@ glue_all(overhead_host.asynchronous(host_run))
 # %% [markdown]
 # {glue:text}`async_finding`
 #
-# {glue:text}`async_largest_finding`
-#
 # By default `async_scheduling` is on where the model runs on one CUDA device, with a KV cache and without speculative
 # decoding. On a CPU it gains nothing: the same cores run the model and the host's work.
 
