@@ -513,6 +513,10 @@ for policy in ("round_robin", "longest_prefix"):
 # from the step of one process with one thread, a formula like {eq}`eq-13-amdahl` gives the least time that we expect of a
 # step in two processes, with all work divided ($p = 1$). It uses the larger part instead of exactly one half, and adds the few
 # messages per step that {eq}`eq-13-amdahl` leaves out: those of the embedding, of the logits and of the batch itself.
+#
+# It works with each of the caches, also in 8 bits, with prefix caching, quantised weights, fused kernels, structured outputs
+# and n-gram drafts. Drafts by a model, float8 weights, CUDA graphs and asynchronous scheduling are refused with an error that
+# names the option.
 
 # %% tags=["hide-input"]
 link = measure_all_reduce(repeats=pick(smoke=5, cpu=30, gpu=50))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -23,30 +23,44 @@ QUESTION = {"prompt": [5, 6, 7], "max_tokens": 6, "temperature": 0, "ignore_eos"
 
 
 @contextmanager
-def started(command, url, log: Path):
-    """The process, once it answers. Killed at the end, if it still runs."""
+def process_of(command, log: Path):
+    """The process. Killed at the end with its Ray cluster, if they still run."""
     environment = {**os.environ, "PYTHONPATH": str(repository()), "RAY_USAGE_STATS_ENABLED": "0"}
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=repository(), env=environment, stdout=file, stderr=file)  # fmt: skip
-    children = []
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                if httpx.get(url + "/health", timeout=5).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.5)
-        children = psutil.Process(process.pid).children(recursive=True)
         yield process
     finally:
+        children = []
+        if process.poll() is None:
+            children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
         for child in children:
             if child.is_running():
                 child.kill()
+
+
+def wait_ready(process, url, log: Path):
+    deadline = time.monotonic() + 300
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        try:
+            if httpx.get(url + "/health", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+
+
+def engines_of(process):
+    """Processes of the engine's replicas in this process's cluster."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if ":Engine" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def answer_of(url):
@@ -59,12 +73,25 @@ def test_the_command_serves_and_ends_with_a_signal(llama, tmp_path):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "lib.serving.fleet", *flags]
-    with started(command, url, tmp_path / "log") as process:
+    with process_of(command, tmp_path / "log") as process:
+        wait_ready(process, url, tmp_path / "log")
         assert answer_of(url) == llama.greedy([5, 6, 7], 6)
-        engines = [p for p in psutil.Process(process.pid).children(recursive=True) if "Engine" in " ".join(p.cmdline())]  # fmt: skip
+        engines = engines_of(process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
         assert engines and not any(engine.is_running() for engine in engines)
+
+
+def test_a_signal_ends_the_command_while_a_replica_still_starts(llama, tmp_path):
+    flags = ["--replicas=1", f"--model={llama.folder}", f"--port={free_port()}"]
+    command = [sys.executable, "-m", "lib.serving.fleet", *flags]
+    with process_of(command, tmp_path / "log") as process:
+        deadline = time.monotonic() + 300
+        while not engines_of(process):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()[-3000:]
 
 
 def test_a_config_file_serves_the_same(llama, tmp_path):
@@ -75,7 +102,8 @@ def test_a_config_file_serves_the_same(llama, tmp_path):
     (file := tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(file)]
-    with started(command, url, tmp_path / "log") as process:
+    with process_of(command, tmp_path / "log") as process:
+        wait_ready(process, url, tmp_path / "log")
         assert answer_of(url) == llama.greedy([5, 6, 7], 6)
         process.send_signal(signal.SIGINT)
         process.wait(120)
