@@ -394,7 +394,9 @@ show_source(PrefixIndex, "longest", "add")
 # [Ray Serve](https://docs.ray.io/en/latest/serve/index.html). Ray Serve starts the replicas, checks their health, replaces
 # those that have ended, and changes their number. This book adds the policy and the front. The front sends a request to
 # another replica if the first one ends before the answer has begun. If all replicas and the router's queue are full, clients
-# get the status 503 with a `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
+# get the status 503 with a `Retry-After`. With `--max-replicas`, the number of replicas follows the load. The file
+# `lib/serving/fleet/serve.yaml` starts the same fleet with Ray Serve's own command, `serve run`. Ray is an extra,
+# `make setup-fleet` or `pip install -e '.[fleet]'`. This page needs only the policies, and runs without it.
 #
 # ## Build: a fleet as events
 #
@@ -518,6 +520,10 @@ for policy in ("round_robin", "longest_prefix"):
 # from the step of one process with one thread, a formula like {eq}`eq-13-amdahl` gives the least time that we expect of a
 # step in two processes, with all work divided ($p = 1$). It uses the larger part instead of exactly one half, and adds the few
 # messages per step that {eq}`eq-13-amdahl` leaves out: those of the embedding, of the logits and of the batch itself.
+#
+# It works with each of the caches, also in 8 bits, with prefix caching, quantised weights, fused kernels, structured outputs
+# and n-gram drafts. Drafts by a model, float8 weights, CUDA graphs and asynchronous scheduling are refused with an error that
+# names the option.
 
 # %% tags=["hide-input"]
 link = measure_all_reduce(repeats=pick(smoke=5, cpu=30, gpu=50))
