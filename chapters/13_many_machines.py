@@ -298,7 +298,7 @@ _ = record.add(
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-amdahl", "caption": "How much faster one decode step of a model of the shape of Llama 2 7B could be on several H100s, by the formula, from data sheets, with an assumed latency per message and an assumed undivided share. Nothing here was measured."}}
 fig, ax = figure()
 lines(ax, x=DEVICES, y=speedups, label="computed")
-ax.set(xlabel="devices", ylabel="times faster", ylim=(0, None))
+ax.set(xlabel="devices", ylabel="speed-up (×)", ylim=(0, None))
 show(fig, "13_amdahl")
 
 # %% tags=["remove-cell"]
@@ -485,7 +485,11 @@ fig, ax = figure()
 lines(ax, x=LOADS, y=waits, label="simulated")
 for ys in closed.values():
     bound(ax, LOADS, ys, "closed form")
-ax.set(xlabel="load of each server", ylabel="mean wait", ylim=(0, None))
+ax.set(
+    xlabel="load of each server",
+    ylabel="mean wait (service times)",
+    ylim=(0, None),
+)
 percent_axis(ax, "x")
 show(fig, "13_erlang")
 
@@ -1113,7 +1117,9 @@ for name, some in (("fixed", days[:split]), ("follows", days[split:])):
         else {"fixed": [None] * len(some), name: [d["attained"] for d in some]},
         label="simulated",
     )
-ax.set(xlabel="replica-hours", ylabel="within the limits", ylim=(0, 1.02))
+ax.set(
+    xlabel="replica-hours", ylabel="requests within the limits", ylim=(0, 1.02)
+)
 percent_axis(ax)
 show(fig, "13_day")
 
@@ -1276,7 +1282,7 @@ lines(
     label="simulated",
 )
 ax.axvspan(AT, AT + BACK, color="#797979", alpha=0.15, linewidth=0)
-ax.set(xlabel="seconds", ylabel="TTFT, p99 (s)")
+ax.set(xlabel="time (s)", ylabel="TTFT, p99 (s)")
 log10_axis(ax, "y")
 show(fig, "13_rack")
 
