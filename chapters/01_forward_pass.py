@@ -5,7 +5,8 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** What happens between a string and its next token, and what is the least time that can take?
+# **Question.** How does a language model turn a text into the next piece of text, and what is the least time that this
+# can take?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -16,16 +17,18 @@
 # `engine/`: batch, sampling, and a loop that turns a prompt into text. `bench/`: everything that measures.
 # :::
 #
-# A language model is a function. It takes a list of integers and returns one score for every integer that could come
-# next. Everything else in this book, the caches and queues and kernels, exists to call that function often, for many
-# people, without wasting the machine that runs it.
+# A language model is a function. Text is cut into pieces, called **tokens**, and each token has a number. The function
+# takes a list of these numbers and returns one score for each token that could come next. To write text, a program
+# calls the function, chooses a token by its score, appends it to the list, and calls the function again. A program that
+# does this quickly and for many users at once is called an **inference engine**. This book builds one.
 #
-# So we begin with the function. We follow one string through it, in two models. We count what it computes and what it
-# reads from memory. From these two counts and two measured rates of the machine follows a bound: the least time that the
-# counted work can take at those rates. Then we measure, and see how far above the bound we are.
+# This chapter is about the function. We follow one string through it, in two models. We count the operations that it
+# computes and the bytes that it reads from memory. We measure two rates of the machine: operations per second and bytes
+# per second. Counts and rates together give a bound, the least time that the counted work can take at those rates. Then
+# we measure the time and compare it with the bound.
 #
-# Words such as *about* (within 10 %), *a little* (within 25 %) and *as predicted* (within 10 %) are chosen by the program
-# that measures, from its numbers; so is every verdict in the table of predictions at the end of a chapter.
+# The program that measures also chooses words such as *about* (within 10 %), *a little* (within 25 %) and *as
+# predicted* (within 10 %) from its numbers, and every verdict in the table of predictions at the end of a chapter.
 #
 # {glue:text}`experiments_shown`
 
@@ -99,10 +102,12 @@ from lib.core.batch import Batch
 from lib.models import gpt2, llama
 
 # %% [markdown]
-# The model that answers in words is SmolLM2 {cite}`allal2025smollm2`: 135 million parameters, trained to answer questions,
-# small enough for a laptop. The file that carries its weights has rounded them to four bits, so its answers are not those
-# of the original; the products are computed in float32 all the same. `kv_cache="none"` and `linear="plain"` ask for the
-# engine in its simplest form. It keeps nothing between steps, and multiplies matrices as PyTorch does by default.
+# The first model is SmolLM2 {cite}`allal2025smollm2`. It is trained to answer questions, and small enough for a laptop:
+# it has 135 million parameters, the numbers that training has set. They are also called its **weights**. In the file
+# that we load they are rounded to four bits each, so the answers differ from those of the original model. All products
+# are computed in float32, numbers of four bytes. `kv_cache="none"` and `linear="plain"` ask for the simplest form of
+# the engine: it keeps nothing from one call of the model to the next, and multiplies matrices as PyTorch does by
+# default.
 
 # %%
 llm = LLM("smollm2", kv_cache="none", linear="plain", dtype="float32")
@@ -120,12 +125,12 @@ table(
 # %% [markdown]
 # ## From a string to its next token
 #
-# The **tokenizer** cuts the string into pieces of a fixed vocabulary and gives each its number. The pieces come from byte-pair
-# encoding {cite}`sennrich2016bpe`: frequent words are one token, rare words are several. Note the leading spaces. They
-# belong to the tokens, which is why text that is cut into tokens can be joined again without guessing.
+# The **tokenizer** cuts the string into pieces of a fixed vocabulary and gives each its number. The pieces come from
+# byte-pair encoding {cite}`sennrich2016bpe`: frequent words are one token, rare words are several. A leading space is
+# part of its token, so joining the tokens gives back the same text.
 #
-# From here on there are only numbers. The model looks each id up in its **embedding** table, a matrix of shape $[V, d]$,
-# and gets one vector of $d$ numbers a token: the hidden state.
+# From here on there are only numbers. The model looks each id up in its **embedding** table, a matrix of shape
+# $[V, d]$, and gets one vector of $d$ numbers per token: the **hidden state**.
 
 # %%
 ids = torch.tensor(token_ids, device=device)
@@ -144,13 +149,20 @@ table(
 )
 
 # %% [markdown]
-# The hidden state then passes through $L$ layers of the same shape. Each layer does two things and adds the result of each
-# to what came in. **Attention** lets a token look at the tokens before it. The **MLP** works on each token by itself. After
-# the last layer, one more matrix product turns the last token's hidden state into $V$ **logits**, one score for each token
-# of the vocabulary.
+# The hidden state then passes through $L$ layers of the same shape. Each layer does two things and adds the result of
+# each to its input: attention and an MLP.
+#
+# - **Attention** is the only part in which a token depends on others. Matrix products turn each hidden state into a
+#   **query**, a **key** and a **value** (Q, K, V). The query of a token is compared, by dot products, with its own key
+#   and the keys of all tokens before it. A softmax turns these scores into weights, and the result is the weighted
+#   average of the values. Several **heads** do this side by side, each with a part of the numbers.
+# - The **MLP** works on each token by itself: two or three matrix products with a simple function between them.
+#
+# After the last layer, one more matrix product turns the last token's hidden state into $V$ **logits**, one score for
+# each token of the vocabulary.
 #
 # A batch, in this engine, is a flat list of tokens with offsets that say where each sequence begins. Here it holds one
-# sequence. The attention is passed in as an argument, because it is the part that later chapters exchange.
+# sequence. Attention is passed in as an argument, because later chapters replace it.
 
 # %%
 with torch.inference_mode():
@@ -170,9 +182,9 @@ glue("first_token", tokenizer.decode([best.indices[0].item()]).strip())
 glue("first_probability", best.values[0].item(), ".2f")
 
 # %% [markdown]
-# The largest logit belongs to *{glue:text}`first_token`*, with a probability of {glue:text}`first_probability`. Taking the
-# largest is called {term}`greedy decoding`. It needs no random numbers, so that two programs that claim to compute the same
-# thing can be compared token by token. That is how every chapter of this book checks itself.
+# The largest logit belongs to *{glue:text}`first_token`*, with a probability of {glue:text}`first_probability`. Taking
+# the largest is called {term}`greedy decoding`. It needs no random numbers, so the results of two programs can be
+# compared token by token. Every chapter of this book is checked in this way.
 #
 # To write more than one token, append the token and call the function again. This is the whole of text generation:
 
@@ -192,19 +204,20 @@ oracle = greedy(llm.model, token_ids, 12)
 print(tokenizer.decode(oracle))
 
 # %% [markdown]
-# Keep this function in mind. It is wasteful in a way that chapter 2 removes: to choose the twelfth token, it computes the
-# first eleven again. But it is short enough to be checked by reading. It is the book's **oracle**: whatever we build later
-# has to produce exactly these tokens.
+# This function is slow: to choose the twelfth new token, it computes the prompt and the first eleven again. Chapter 2
+# removes that. But it is short enough to be checked by reading, so it is the book's **oracle**: every engine that we
+# build later has to produce exactly these tokens.
 #
 # ## Prediction: two ceilings
 #
-# A processor can be busy in two ways. It can move bytes from memory, at most $\mathit{BW}$ of them a second, and it can
-# multiply and add, at most $F$ operations a second. Both rates are properties of a machine. Data sheets promise more than
-# programs get, so we measure them: a matrix far larger than the caches is read, and large square matrices are multiplied,
-# five rounds of each in turns. Every chapter uses the same measurement. The ceiling is the median round. The spread is the
-# range of the rounds over their median: it says how steady this machine was for some seconds. From hour to hour a machine
-# can vary more, above all a virtual one, whose memory other machines use too. The last column has the range of the recorded
-# runs of this hardware. A page whose ceilings lie outside of that range shows the recorded run instead of its own:
+# A processor does two kinds of work. It moves bytes from memory, at most $\mathit{BW}$ bytes per second, and it
+# multiplies and adds, at most $F$ operations per second. Both limits belong to the machine; we call them its ceilings.
+# Programs do not reach the rates of a data sheet, so we measure: a matrix far larger than the processor's caches is
+# read, and large square matrices are multiplied, five rounds of each in turns. Every chapter uses the same measurement.
+# The ceiling is the median round. The spread is the range of the rounds over their median: it says how steady the
+# machine was for some seconds. From hour to hour a machine can vary more, above all a virtual machine, which shares its
+# memory with others. The last column has the range of the recorded runs of this hardware. A page whose ceilings lie
+# outside of that range shows the recorded run instead of its own.
 
 # %%
 roofline = machine_roofline(device, dtypes=("float32", "bfloat16"))
@@ -252,9 +265,10 @@ table(
 )
 
 # %% [markdown]
-# The model's side is arithmetic on shapes. A forward pass reads each weight once, which is $W = P\,b$ bytes, and for each
-# token it multiplies and adds with each weight once, which is close to $2P$ operations {cite}`kaplan2020scaling`. Attention
-# adds a term that grows with the sequence. `lib/bench/measure/counts.py` counts exactly, term by term.
+# The model's work is counted from its shapes. A **forward pass**, one call of the function, reads each weight once.
+# With $P$ parameters of $b$ bytes these are $W = P\,b$ bytes. For each token it multiplies and adds once with each
+# weight, which is close to $2P$ operations (FLOPs) {cite}`kaplan2020scaling`. Attention adds a term that grows with the
+# sequence. `lib/bench/measure/counts.py` counts exactly, term by term.
 
 # %%
 record_model = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
@@ -284,16 +298,17 @@ table(
 # matrices that a pass does not multiply by all its tokens: a row of the embedding tables is looked up, and the product with
 # the vocabulary matrix is needed for the last token only. The exact count leaves them out, and adds the attention.
 #
-# A machine can do both kinds of work at the same time, so the bound is the larger of the two times ({eq}`eq-bound`). For few
-# tokens the bytes decide: the weights have to come from memory however little is done with them. For many tokens the
-# operations decide. The two meet at a number of tokens that depends on the machine alone:
+# A machine can do both kinds of work at the same time, so the bound is the larger of the two times ({eq}`eq-bound`).
+# For few tokens the bytes decide: all weights have to come from memory, even for a single token. For many tokens the
+# operations decide. The two times are equal at a number of tokens that depends on the machine and on $b$, and not on
+# the model. It is called the **ridge**:
 #
 # ```{math}
 # :label: eq-ridge-tokens
 # T^\ast \;\approx\; \frac{b}{2} \cdot \frac{F}{\mathit{BW}}
 # ```
 #
-# because $T$ tokens need $2PT$ operations for $Pb$ bytes.
+# The reason is that $T$ tokens need $2PT$ operations for $Pb$ bytes.
 
 # %% tags=["hide-input"]
 config = record_model.config
@@ -348,12 +363,13 @@ table(
 )
 
 # %% [markdown]
-# On this machine the two meet at about {glue:text}`ridge_tokens` tokens. One token of GPT-2 cannot take less than
-# {glue:text}`bandwidth_ms` ms, since that is how long its weights take to arrive. A sequence of 512 tokens cannot take less
-# than {glue:text}`bound_512_ms` ms, and our loop pays for the whole sequence with every new token, since it keeps nothing.
+# On this machine the ridge is at about {glue:text}`ridge_tokens` tokens. A pass over one token of GPT-2 cannot take
+# less than {glue:text}`bandwidth_ms` ms, the time to read its weights. A pass over 512 tokens cannot take less than
+# {glue:text}`bound_512_ms` ms. Our loop keeps nothing, so it computes such a pass over the whole sequence for every new
+# token.
 #
-# **The same for a 7B model.** GPT-2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989
-# TFLOP/s and 3.35 TB/s of its data sheet (promised, not measured), the same functions give:
+# **The same for a 7B model.** GPT-2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the
+# 989 TFLOP/s and 3.35 TB/s of its data sheet (not measured), the same functions give:
 
 # %% tags=["remove-input"]
 table(
@@ -365,8 +381,8 @@ glue_all(realistic_prompt.forward())
 # %% [markdown]
 # {glue:text}`realistic_finding`
 #
-# Two predictions, then, before we measure. *The time of a new token grows as its bound grows: in proportion to the length of
-# the sequence, once that is beyond the ridge. And the throughput of a long answer falls as the answer grows.*
+# We make two predictions before we measure. *The time of a new token grows as its bound grows: in proportion to the
+# length of the sequence, once that is beyond the ridge. And the throughput of a long answer falls as the answer grows.*
 #
 # ## Build: two models that one can read beside the papers
 #
@@ -434,17 +450,18 @@ show_source(gpt2.Block, "forward")
 show_source(llama.Block, "forward")
 
 # %% [markdown]
-# **RoPE** {cite}`su2021roformer` deserves a second look. It turns each pair of a query's numbers by an angle that grows with
-# the position, and does the same to the keys. The dot product of two vectors turned by different angles depends on the
-# difference of the angles only. So the score between two tokens depends on how far apart they are, not on where they stand.
+# **RoPE** {cite}`su2021roformer` tells attention how far apart two tokens are. It turns each pair of a query's numbers
+# by an angle that grows with the position, and does the same to the keys. The dot product of two vectors turned by
+# different angles depends on the difference of the angles only. So the score of two tokens depends on their distance
+# only.
 
 # %% tags=["remove-input"]
 show_source(llama.rotate)
 
 # %% [markdown]
-# **Grouped-query attention** {cite}`ainslie2023gqa` lets several query heads share one head of keys and values. SmolLM2 has
-# three query heads to each. Here that makes two matrices smaller, and no more. In chapter 2, when keys and values are kept,
-# it saves two thirds of the memory.
+# **Grouped-query attention** {cite}`ainslie2023gqa` lets several query heads share one head of keys and values. SmolLM2
+# has three query heads to each. In this chapter that only makes two matrices smaller. In chapter 2, where keys and
+# values are kept, it saves two thirds of their memory.
 #
 # Attention itself is a call to PyTorch's `scaled_dot_product_attention`. It takes tensors of one shape, so sequences of equal
 # length share a call, and sequences of different lengths get a call each:
@@ -453,9 +470,9 @@ show_source(llama.rotate)
 show_source(attend)
 
 # %% [markdown]
-# The last line of each model's `forward` hides a saving that is easy to miss: `x[batch.logits_indices]`. Only the last token
-# of a sequence predicts something we do not know yet. The product with the vocabulary matrix is GPT-2's largest, and it is
-# done for one row, not for all.
+# The last line of each model's `forward` saves work: `x[batch.logits_indices]`. Only the last token of a sequence
+# predicts a token that we do not know yet. The product with the vocabulary matrix is GPT-2's largest, and it is done
+# for one row, not for all.
 #
 # ## Check: the same function as the reference
 #
@@ -498,8 +515,8 @@ table(
 )
 
 # %% [markdown]
-# The second check is the one that counts for a reader of text. Greedy decoding by the engine, by the loop above and by
-# `transformers` gives the same tokens.
+# The second check compares text. Greedy decoding by the engine, by the loop above and by `transformers` gives the same
+# tokens.
 
 # %%
 engine_ids = llm.generate(
@@ -523,9 +540,10 @@ print(tokenizer.decode(engine_ids))
 # %% [markdown]
 # ## SmolLM2 answers a question
 #
-# Real use adds little to the loop. A **chat template** wraps the question in the marks that the model saw in training. The
-# **sampling parameters** say how to choose each token. The model ends its answer itself, with an {term}`EOS` token. And text
-# is streamed as it is written, though never half a character: a token is a run of bytes, and one emoji may take four tokens.
+# Real use adds four things to the loop. A **chat template** puts the question between the marks that the model saw in
+# training. The **sampling parameters** say how to choose each token. The model ends its answer itself, with an
+# {term}`EOS` token. And text is streamed while it is written, in whole characters: a token is a run of bytes, and one
+# emoji may take four tokens.
 
 # %%
 question = [
@@ -746,13 +764,13 @@ record.headline(
 # %% [markdown]
 # {glue:text}`growth_finding` {glue:text}`over_bound_finding`
 #
-# The bound assumes that every product runs at the rate of a large square one. {glue:text}`products_finding` The bound stays
-# what it is, a limit; the time of the products alone is a second prediction, and the table at the end judges both.
+# The bound assumes that every product runs at the rate of a large square one. {glue:text}`products_finding` The bound
+# remains a limit; the time of the products alone is a second prediction, and the table at the end judges both.
 #
 # {glue:text}`transformers_finding`
 #
-# The line of vLLM {cite}`kwon2023pagedattention` shows where this book is going: a cache (chapter 2) and fewer launches
-# (chapter 8). {glue:text}`vllm_prompt_finding`
+# The line of vLLM {cite}`kwon2023pagedattention` shows what later chapters add: a cache (chapter 2), and less time for
+# starting operations (chapter 8). {glue:text}`vllm_prompt_finding`
 #
 # The second prediction was about long answers.
 
@@ -884,12 +902,12 @@ record.headline(
 )
 
 # %% [markdown]
-# {glue:text}`throughput_finding` {glue:text}`ceilings_finding` The second of these numbers is its {term}`MBU`. The first is
-# no measure of use. {glue:text}`repeated_finding` {term}`MFU` counts each token once ({numref}`fig-01-ceilings`).
-# {glue:text}`peak_finding`
+# {glue:text}`throughput_finding` {glue:text}`ceilings_finding` The second of these shares is called {term}`MBU`. The
+# first contains repeated work. {glue:text}`repeated_finding` {term}`MFU` counts each token once
+# ({numref}`fig-01-ceilings`). {glue:text}`peak_finding`
 #
-# {glue:text}`published_finding` Where launching takes the time, further tokens add none. Chapter 8 returns to that.
-# {glue:text}`vllm_generated_finding` With a cache, a further token does not pay for those before it.
+# {glue:text}`published_finding` Where starting the operations takes the time, more tokens add none. Chapter 8 returns
+# to that. {glue:text}`vllm_generated_finding` With a cache, a further token does not pay for those before it.
 #
 # A profiler shows what the time is spent on.
 
@@ -926,16 +944,16 @@ gate.machine(roofline, experiments.roofline)
 glue_all(words.profile(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`profile_finding` Remember this table: chapter 2 takes the same profile of the same model with a cache.
+# {glue:text}`profile_finding` Chapter 2 takes the same profile of the same model with a cache.
 #
 # ## What broke, and how this benchmark could mislead
 #
 # - **A bound that was taken for a prediction.** {glue:text}`broke_finding`
-# - **A mask that is right by accident.** PyTorch's `is_causal=True` draws its triangle from the top left corner. With as many
-#   queries as keys, as in this chapter, that is right. With fewer queries than keys, as in the next, every query sees the
-#   wrong keys, and the text that comes out is fluent nonsense. `attend` refuses that case; that is what its error is for.
-# - **Random weights.** Where the hub cannot be reached, GPT-2's numbers here come from random weights. Dense arithmetic takes
-#   the same time whatever the numbers are. A model that stops at EOS would be another matter, so lengths are fixed here.
+# - **A mask that is right by accident.** PyTorch's `is_causal=True` draws its triangle from the top left corner. With
+#   as many queries as keys, as in this chapter, that is right. With fewer queries than keys, as in the next, every
+#   query sees the wrong keys, and the text reads well but is wrong. `attend` raises an error in that case.
+# - **Random weights.** Where the hub cannot be reached, GPT-2's numbers here come from random weights. Dense arithmetic
+#   takes the same time for all numbers. A random model would end its answers at random, so lengths are fixed here.
 # - **One sequence.** {glue:text}`alone_finding` A batch of sequences shares the reading of the weights; that is chapter 3.
 # - **Peak memory on a CPU** is what the process grew by, in pages, and includes whatever the allocator chose to keep.
 #   On a GPU it is PyTorch's own count of bytes.
@@ -952,28 +970,37 @@ glue("predictions_tally", tally(foretold))
 #
 # ## In production
 #
-# Engines such as vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep the same two files per model
-# family: a class that reads like the paper, and a loader that maps checkpoint names to parameters, with the same merged
-# projections. What they add is breadth: quantised weights, tensor parallelism that splits each matrix over several GPUs
-# {cite}`shoeybi2019megatron`, mixtures of experts, and a kernel chosen for each shape and device. The interface between
-# model and attention is theirs too: the model hands over Q, K and V for a flat list of tokens, and metadata says the rest.
+# Engines such as vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep the same two files per
+# model family: a class that reads like the paper, and a loader that maps checkpoint names to parameters, with the same
+# merged projections. What they add is breadth: quantised weights, tensor parallelism that splits each matrix over
+# several GPUs {cite}`shoeybi2019megatron`, mixtures of experts, and a kernel chosen for each shape and device. The
+# interface between model and attention is theirs too: the model hands over Q, K and V for a flat list of tokens, and
+# metadata that describes the sequences.
 #
 # ## Exercises
 #
-# **1. Predict.** How many tokens long must a prompt be before a forward pass of SmolLM2, rather than GPT-2, is limited by
-# arithmetic on this machine?
+# :::{exercise} Predict
+# :label: ex-01-1
 #
-# ```{admonition} Solution
+# How many tokens long must a prompt be before a forward pass of SmolLM2, rather than GPT-2, is limited by arithmetic on
+# this machine?
+# :::
+#
+# ```{solution} ex-01-1
 # :class: dropdown
 # Nearly the same number, {glue:text}`ridge_tokens`. In {eq}`eq-ridge-tokens` the number of parameters cancels: a larger model
 # has more bytes to read and more operations to do, in the same proportion. Only the dtype and the machine remain. In bfloat16
 # the bytes halve, and the arithmetic rate changes too; put both into the formula.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/models/llama.py`, change `rope_frequencies` so that it divides by `d - 2`
-# instead of `d`. Does SmolLM2 still write English? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-01-2
 #
-# ```{admonition} Solution
+# In `lib/models/llama.py`, change `rope_frequencies` so that it divides by `d - 2` instead of `d`. Does SmolLM2 still
+# write English? Which tests notice?
+# :::
+#
+# ```{solution} ex-01-2
 # :class: dropdown
 # Yes, and that is the lesson: the first words of its answers are the same words, since nearby tokens are turned by almost
 # the right angles. Text that looks fine is a poor test. The logits after five tokens differ by more than a hundred times what
@@ -981,9 +1008,13 @@ glue("predictions_tally", tally(foretold))
 # others in `tests/models/test_models.py`. A test does this exercise, too: `tests/models/test_smollm2.py`.
 # ```
 #
-# **3. Count.** Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the number for a prompt
-# of $S_p$ and an answer of $S_o$ tokens, as a function. How does it grow with the length of the answer? The last line
-# checks yours; `python -m book.check 1` checks `book/exercises/ch01.py`.
+# :::{exercise} Count
+# :label: ex-01-3
+#
+# Our loop computed {glue:text}`computed_tokens` tokens for the answer above. Give the number for a prompt of $S_p$ and
+# an answer of $S_o$ tokens, as a function. How does it grow with the length of the answer? The last line checks yours;
+# `python -m book.check 1` checks `book/exercises/ch01.py`.
+# :::
 
 
 # %%
@@ -999,7 +1030,7 @@ def computed_tokens(prompt, answer):
 check(1, computed_tokens)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-01-3
 # :class: dropdown
 # Step $i$ computes $S_p + i$ tokens, for $i$ from 0 to $S_o - 1$. The sum is $S_o S_p + S_o (S_o - 1) / 2$, so it grows with the
 # square of the answer's length. With each token computed once it would be $S_p + S_o - 1$.
@@ -1010,10 +1041,14 @@ check(1, computed_tokens)
 # ```
 # ````
 #
-# **4. Extend.** Write `perplexity(model, token_ids)`, which needs the logits of every position, not of the last one only.
-# Which single field of `Batch` do you change?
+# :::{exercise} Extend
+# :label: ex-01-4
 #
-# ```{admonition} Solution
+# Write `perplexity(model, token_ids)`, which needs the logits of every position, not of the last one only. Which single
+# field of `Batch` do you change?
+# :::
+#
+# ```{solution} ex-01-4
 # :class: dropdown
 # `logits_indices`. Set it to `torch.arange(T)`, and the model returns one row of logits for each token. The cross-entropy of
 # row $i$ with token $i + 1$, averaged and exponentiated, is the perplexity. Mind the memory: $T \times V$ floats.
@@ -1022,9 +1057,9 @@ check(1, computed_tokens)
 # ## Takeaways
 #
 # 1. A forward pass reads every weight once and does two operations with it for each token; few tokens are limited by
-#    bandwidth, many by arithmetic, and the ridge between them belongs to the machine.
+#    bandwidth, many by arithmetic, and the ridge between them depends on the machine.
 # 2. Without a cache, each new token costs a pass over the whole sequence, and a long answer costs its length squared.
-# 3. Same weights, same tokens, same logits as the reference: this is checked first, and only then is anything timed.
+# 3. Logits and tokens are compared with the reference first; times are measured only after that.
 #
 # **Sources.** Models: {cite:t}`radford2019gpt2`, {cite:t}`touvron2023llama`, {cite:t}`allal2025smollm2`. The four changes:
 # {cite:t}`su2021roformer`, {cite:t}`zhang2019rmsnorm`, {cite:t}`ainslie2023gqa`, {cite:t}`shazeer2020glu`. Counting:

@@ -5,7 +5,8 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** What must be remembered so that no token is computed twice, what does it cost, and when does it pay?
+# **Question.** What must be kept so that no token is computed twice, what does keeping it cost, and when does it save
+# time?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -16,12 +17,13 @@
 # `attention/contiguous.py`: attention that reads the cache where it lies.
 # :::
 #
-# Chapter 1 ended with a loop that repeats its own work. To write a token it computes every token before it, and keeps
-# nothing of this for the next one. This chapter is about what can be kept: two vectors per token in each layer. Keeping
-# them changes what a step costs, and it changes what kind of work a step is.
+# Chapter 1 ended with a loop that repeats its own work. To write a token it runs the model over all tokens so far, the
+# prompt and the answer, and it keeps nothing for the next token. This chapter keeps two vectors per token in each
+# layer, the key and the value. The store for them is called the **KV cache**. It changes the time of a **step**, the
+# work for one new token, and the kind of work in it.
 #
-# Both changes can be predicted. One published measurement of this change found a gain of a few per cent in one setting and
-# of more than two times in another. At the end of the chapter we shall be able to compute both numbers.
+# Both changes can be predicted. One published measurement of this change found a gain of a few per cent in one setting
+# and of more than two times in another. By the end of the chapter we can compute both numbers.
 #
 # {glue:text}`experiments_shown`
 
@@ -111,7 +113,7 @@ from lib.core.request import Request
 from lib.engine.scheduler import Scheduler
 
 # %% [markdown]
-# ## The problem: everything, again, for each token
+# ## The problem: every step computes all tokens again
 #
 # SmolLM2 answers the question of chapter 1, without a cache. Each step is timed.
 
@@ -162,7 +164,7 @@ glue("computed_once", S_p + S_o - 1, ",")
 #
 # ## What stays the same between two steps
 #
-# Is the repeated work really the same work? The interface of chapter 1 lets us look. Attention is an argument, so we pass one
+# First we check that the repeated work gives the same result. Attention is an argument of the model, so we pass one
 # that keeps the keys and values it is given. We run the model over a sequence, and then over the same sequence with one
 # token more.
 
@@ -202,18 +204,19 @@ print(
 glue("same_rows", n)
 
 # %% [markdown]
-# The first {glue:text}`same_rows` rows of K and V agree up to rounding, in every layer. They must. A token sees only itself
-# and what came before it, so its hidden state cannot depend on a token that comes later. Neither can its key and value.
+# The first {glue:text}`same_rows` rows of K and V agree up to rounding, in every layer. This has to be so: attention
+# gives a token access only to itself and to earlier tokens. So its hidden state cannot depend on a later token, and
+# neither can its key and value.
 #
-# The new token needs those rows: its query is compared with all keys, and it averages all values. It needs nothing else of
-# the older tokens. Their queries have been used. Their logits would predict tokens that we already know. So what has to be
-# kept is K and V, and nothing more. That is the {term}`KV cache`.
+# The new token needs those rows: its query is compared with all keys, and it averages all values. It needs nothing else
+# of the older tokens. Their queries have been used. Their logits would predict tokens that we already know. So K and V
+# are all that has to be kept in the {term}`KV cache`.
 #
 # (sec-toy)=
-# ### A toy for six chapters: A and B
+# ### A small example for six chapters: A and B
 #
-# From here to chapter 7, one small example is worked by hand: two requests, A and B. In it a word is a token, and the
-# answers are given, so that no model is needed.
+# From here to chapter 7, one small example is worked by hand: two requests, A and B. In it each word is one token, and
+# the answers are given, so that no model is needed.
 #
 # | | prompt | answer |
 # | --- | --- | --- |
@@ -229,8 +232,8 @@ glue("same_rows", n)
 # first step computes the prompt's rows and each later step computes a single row and reads the others.
 # ```
 #
-# {numref}`fig-kv-rows` has A's rows of K and V, one row per token in each layer. Its last word, "looked", has none: step 5
-# writes it, and no step follows that would need its key. The engine's own scheduler confirms the count, and gives B's:
+# {numref}`fig-kv-rows` has A's rows of K and V, one row per token in each layer. Its last word, "looked", has none:
+# step 5 writes it, and no later step needs its key. The engine's own scheduler confirms the count, and gives B's:
 
 
 # %%
@@ -332,15 +335,16 @@ def spread(ax, series, names, scale=1.0):
 # \end{aligned}
 # ```
 #
-# The two are equal as long as a pass over the sequence costs no more than reading the weights. They part where $2PS/F$
-# overtakes the bytes. With $T^\ast$ from {eq}`eq-ridge-tokens`, that is at
+# The two are nearly equal as long as the arithmetic of a pass over the sequence takes no longer than reading the
+# weights. The step without a cache takes longer from the length on at which $2PS/F$ exceeds the time of the bytes. With
+# $T^\ast$ from {eq}`eq-ridge-tokens`, that is
 #
 # ```{math}
 # :label: eq-kv-crossover
 # S^\ast \;\approx\; \frac{T^\ast}{1 - T^\ast M_\text{token} / W},
 # ```
 #
-# which is chapter 1's ridge, and further out by what the reading of the cache takes.
+# which is chapter 1's ridge, moved to longer sequences by the time that reading the cache takes.
 
 
 # %%
@@ -398,10 +402,9 @@ glue("halved_bound", halved_bound or "more than 1,024")
 # The formula gives {glue:text}`crossover_formula` tokens; exact counting gives {glue:text}`crossover_bound`. By these bounds the
 # cache halves the time of a step at {glue:text}`halved_bound` tokens.
 #
-# This is a prediction from two ceilings, and a ceiling belongs to the product on which it was measured. A step has a
-# **fixed cost** as well: what a pass over one single token takes, with nothing to remember. In it all weights are read, and
-# every operation is started by a program in Python. To tell the two apart we time the pass, and beside it, in turns, its
-# matrix products and nothing else.
+# This prediction uses the two ceilings, which were measured on large products. A step also has a **fixed cost**: the
+# time of a pass over a single token with an empty cache. It contains the reading of all weights, and the time in which
+# Python starts each operation. To separate the two we time the pass and, in turns with it, its matrix products alone.
 
 
 # %%
@@ -452,9 +455,9 @@ glue_all(kv_floor.floor(by_floor))
 # %% [markdown]
 # {glue:text}`floor_finding`
 #
-# How does the fixed cost $t_0$ combine with the arithmetic of a longer pass? Where one device starts the operations and another
-# computes them, one hides behind the other, and the larger counts. Where one processor does both, they add. With a rate $R$
-# of the arithmetic:
+# The fixed cost $t_0$ and the arithmetic of a longer pass can combine in two ways. Where one device (a CPU) starts the
+# operations and another (a GPU) computes them, both happen at the same time, and the larger of the two counts. Where
+# one processor does both, they add. With a rate $R$ of the arithmetic:
 #
 # ```{math}
 # :label: eq-kv-floor
@@ -484,9 +487,10 @@ show_source(StepModel, "without", "kept")
 show_source(KVCache)
 
 # %% [markdown]
-# Where does a row go? The simplest answer is a contiguous stretch for each sequence, as long as the longest sequence that is
-# allowed ({numref}`fig-contiguous-slots`). In the engine's terms it is one large {term}`block`, so the {term}`slot` of a token
-# is the block's number times its length, plus the token's position. Chapter 4 will make the blocks small. The formula stays.
+# The simplest place for a sequence's rows is a contiguous stretch, as long as the longest sequence that is allowed
+# ({numref}`fig-contiguous-slots`). In the engine's terms it is one large {term}`block`, so the {term}`slot` of a token
+# is the block's number times its length, plus the token's position. Chapter 4 makes the blocks small and keeps the
+# formula.
 #
 # ```{diagram} ../book/images/contiguous_slots.svg
 # :name: fig-contiguous-slots
@@ -501,11 +505,11 @@ show_source(KVCache)
 show_source(SlotManager, "allocate", "free")
 
 # %% [markdown]
-# Attention stores first and reads afterwards, so that a token finds its own key in the cache. What it reads is a *view*: a
-# slice of the storage that is never copied. Three cases are told apart by lengths alone ({numref}`fig-three-reads`). A sequence
-# that begins in this step has its K and V at hand. Single tokens of several sequences are read together as one rectangle,
-# whose mask hides what lies beyond the end of the shorter ones. And a chunk, a part of a prompt that has earlier parts, is
-# read by itself under a mask of its own.
+# Attention stores first and reads afterwards, so that a token finds its own key in the cache. What it reads is a
+# *view*: a slice of the storage that is never copied. There are three cases, and the lengths alone tell which one
+# applies ({numref}`fig-three-reads`). A sequence that begins in this step has its K and V at hand. Single tokens of
+# several sequences are read together as one rectangle, whose mask hides what lies beyond the end of the shorter ones.
+# And a chunk, a part of a prompt that has earlier parts, is read by itself under a mask of its own.
 #
 # ```{diagram} ../book/images/three_reads.svg
 # :name: fig-three-reads
@@ -521,9 +525,9 @@ show_source(SlotManager, "allocate", "free")
 show_source(ContiguousAttention, "__call__")
 
 # %% [markdown]
-# The loop around the model does not change at all. A request has a number of tokens that are computed. Without a cache that
-# number stays zero. With one, it grows after each step, and the next step computes only what is missing: first the prompt,
-# then one token at a time. This is the whole difference between the two stages:
+# The loop around the model does not change at all. A request has a number of tokens that are computed. Without a cache
+# that number stays zero. With one, it grows after each step, and the next step computes only what is missing: first the
+# prompt, then one token at a time. This is the whole difference between the engine with a cache and the one without:
 
 # %% tags=["remove-input"]
 show_source(Scheduler, "update")
@@ -689,13 +693,14 @@ show(fig, "02_answer")
 # %% [markdown]
 # {glue:text}`answer_finding` {glue:text}`first_step_finding`
 #
-# From here on, two kinds of step have names. Computing the prompt is {term}`prefill`, computing one token after another is
-# {term}`decode`. The engine does not know these names. For it, there are only tokens that are missing.
+# From here on, two kinds of step have names. Computing the prompt is {term}`prefill`, computing one token after another
+# is {term}`decode`. The engine makes no such distinction: in each step it computes the tokens that are still missing.
 #
 # ## Measure: one step against length
 #
-# Now GPT-2, step by step. For each length, one step is timed in both stages: a pass over the whole sequence, and a pass over
-# its last token with the others in the cache. The products of the whole pass, timed alone, take their turn with the two.
+# Now GPT-2, step by step. For each length, one step is timed in two ways: a pass over the whole sequence, and a pass
+# over its last token with the others in the cache. The matrix products of the whole pass, timed alone, are measured in
+# turns with the two.
 
 # %% tags=["hide-input"]
 if plain.weights == "random":
@@ -799,15 +804,15 @@ show(fig, "02_step_by_length")
 #
 # {glue:text}`step_bound_finding` {glue:text}`step_products_finding`
 #
-# Do the two costs of {eq}`eq-kv-floor` add, or does one hide the other? {glue:text}`fit_finding`
+# {eq}`eq-kv-floor` has two forms: the costs add, or the larger one counts. {glue:text}`fit_finding`
 #
 # (sec-kv-throughput)=
 # ## Measure: throughput against generated length
 #
-# What a reader of the answer sees is the sum of steps. Both stages write the same number of tokens after a short prompt. A
-# stream that is timed at every token gives the whole curve in one run. `transformers`, with its cache, takes its turn with
-# them. That cache grows. The static cache of `transformers` does not; on a GPU it is compiled as well, which takes longer than
-# the generation itself, so that it runs at the scale of a GPU only.
+# The time of an answer is the sum of its steps. The engine writes the same number of tokens after a short prompt, with
+# and without a cache. A stream that is timed at every token gives the whole curve in one run. `transformers`, with its
+# default cache, takes its turn with them. Its second kind of cache, of a fixed size (*static*), is compiled on a GPU;
+# compiling takes longer than the generation itself, so it runs at the GPU scale only.
 
 # %%
 GENERATED = pick(
@@ -943,11 +948,11 @@ record.headline(
 )
 
 # %% [markdown]
-# The published run did the same on an A100. Its two tables look contradictory at first: a gain of a few per cent in one row,
-# of more than two times in another. With a fixed cost and a rate they are not. We take $t_0$ and $R$ of
-# {eq}`eq-kv-floor` for the A100 from one published table, latency against prompt length, and use them to predict the other,
-# throughput against generated length. There the GPU computes and the CPU starts, so the larger of the two costs counts. For
-# this machine we take $t_0$ and $R$ from {numref}`fig-02-step`.
+# The published run did the same on an A100. Its two tables look contradictory at first: a gain of a few per cent in one
+# row, of more than two times in another. A fixed cost and a rate explain both. We take $t_0$ and $R$ of
+# {eq}`eq-kv-floor` for the A100 from one published table, latency against prompt length, and use them to predict the
+# other, throughput against generated length. There the GPU computes and the CPU starts, so the larger of the two costs
+# counts. For this machine we take $t_0$ and $R$ from {numref}`fig-02-step`.
 
 
 # %%
@@ -1049,7 +1054,7 @@ glue_all(vllm_single.with_caches(published, vllm))
 # ```{scoreboard} sec-kv-throughput
 # ```
 #
-# ### Why it hardly helps a short answer, there
+# ### Why the cache hardly helps a short answer on the A100
 #
 # {glue:text}`published_gain_finding` Nothing was fitted to these numbers: fixed cost and rate come from the other table.
 # {glue:text}`published_model_finding`
@@ -1059,14 +1064,13 @@ glue_all(vllm_single.with_caches(published, vllm))
 # vLLM {cite}`kwon2023pagedattention` ran on the same card. {glue:text}`vllm_cache_finding` {ref}`sec-vllm` in chapter 3
 # works out where that comes from.
 #
-# {glue:text}`pays_finding` Put in general: where arithmetic hides behind the starting of operations, a faster processor moves
-# the gain to longer sequences. A small gain then says that a step waits for its launches, and not that a cache is of no use.
-# Chapter 8 removes the launching.
+# {glue:text}`pays_finding` In general: where starting the operations takes longer than their arithmetic, a faster
+# processor moves the gain to longer sequences. A small gain then means that a step spends its time on starting
+# operations (launching); it does not mean that a cache is useless. Chapter 8 removes most launches.
 #
 # ## Measure: latency against prompt length
 #
-# A longer prompt is where the two stages differ in kind. Without a cache every new token pays for the prompt. With one, only
-# the first does.
+# Without a cache every new token computes the whole prompt again. With one, only the first step does.
 
 # %%
 PROMPTS = pick(smoke=[8, 16], cpu=[64, 256, 512], gpu=[64, 256, 512])
@@ -1348,7 +1352,7 @@ table(
 )
 
 # %% [markdown]
-# The first column deserves suspicion. {glue:text}`busy_not_fast_finding`
+# The first column can mislead. {glue:text}`busy_not_fast_finding`
 #
 # {glue:text}`bandwidth_finding` Each step reads all weights for a single token, so the next thing to do is to let several
 # sequences share that reading. That is chapter 3.
@@ -1414,11 +1418,12 @@ glue(
 
 # %% [markdown]
 # A token of GPT-2 takes {glue:text}`gpt2_kb` kB in float32. SmolLM2 has {glue:text}`smol_layers` layers and would take
-# {glue:text}`smol_full_kb` kB, but its query heads share keys and values three by three ({term}`GQA`
-# {cite}`ainslie2023gqa`), and so it takes {glue:text}`smol_kb` kB: two thirds are saved. After
+# {glue:text}`smol_full_kb` kB, but three query heads share one head of keys and values ({term}`GQA`
+# {cite}`ainslie2023gqa`), so it takes {glue:text}`smol_kb` kB: two thirds are saved. After
 # {glue:text}`tokens_as_weights` tokens, over all sequences, GPT-2's cache is as large as GPT-2.
 #
-# A contiguous slot is paid for in full when the sequence starts, whatever its length will be. For slots of 1,024 tokens:
+# A contiguous slot takes its full memory when the sequence starts, even if the sequence stays short. For slots of 1,024
+# tokens:
 
 # %% tags=["hide-input"]
 reserved = cached.manager.block_size * M_token
@@ -1461,8 +1466,8 @@ record.add(
 #
 # ## The same arithmetic for a 7B model
 #
-# GPT-2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35 TB/s of its data
-# sheet (promised, not measured), the same functions give:
+# GPT-2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35 TB/s of
+# its data sheet (not measured), the same functions give:
 
 # %% tags=["remove-input"]
 table(kv_work.realistic_rows(), headers=["7B, bfloat16, H100", ""])
@@ -1477,7 +1482,7 @@ glue_all(kv_work.realistic())
 #
 # **Costs that were taken to overlap.** {glue:text}`broke_model_finding`
 #
-# Four errors in a cache produce no error message. Here they are, on purpose.
+# Four mistakes in a cache produce no error message. Here we make each of them on purpose.
 #
 # **The triangle in the wrong corner.** With `is_causal=True` PyTorch aligns the triangle to the top left. One query against
 # five keys then sees the first key only:
@@ -1496,8 +1501,8 @@ assert torch.allclose(
 # So decode passes no mask at all, a chunk builds its own, and `attend` refuses the rest.
 #
 # **Slot −1.** A natural mark for "no slot" is −1. In Python, −1 is also the last element. An assignment by index then
-# overwrites the last slot of whichever sequence owns it, in silence. `store` uses `index_copy_`, which refuses, and the engine
-# has no such mark.
+# overwrites the last slot, which may belong to another sequence, without an error. `store` uses `index_copy_`, which
+# raises an error, and the engine has no such mark.
 
 # %%
 kv = KVCache(
@@ -1528,9 +1533,9 @@ after_use, fresh = (
 assert after_use == fresh
 
 # %% [markdown]
-# **Positions off by one.** Without a cache a token's position is its place in the input. With one, the input is a single token,
-# and its position must come from the request. Count from the wrong end and every decoded token claims to stand one place
-# further on. SmolLM2 with that mistake:
+# **Positions off by one.** Without a cache a token's position is its place in the input. With one, the input is a
+# single token, and its position must come from the request. If the count is one too high, every decoded token gets the
+# position after its own. SmolLM2 with that mistake:
 
 
 # %%
@@ -1558,16 +1563,16 @@ agree = next(
 glue("agree", agree)
 
 # %% [markdown]
-# Of {glue:text}`S_o` tokens, the first {glue:text}`agree` are the right ones. This model writes poor answers in any case, so a
-# reader cannot tell from the text that something is wrong, and neither can a benchmark of speed. The comparison with the
-# oracle can.
+# Of {glue:text}`S_o` tokens, the first {glue:text}`agree` are the right ones. This model writes poor answers in any
+# case, so neither a reader of the text nor a benchmark of speed notices the mistake. The comparison with the oracle
+# does.
 #
 # And the benchmark itself:
 #
-# - **One sequence** is the setting in which the cache's bytes matter least. At a batch of many long sequences the reading of K
-#   and V outweighs the weights.
-# - **The fixed cost** is Python's, PyTorch's and the kernels' as much as the machine's. A program with another one finds another
-#   crossover with the same cache.
+# - **One sequence** is the setting in which the cache's bytes matter least. At a batch of many long sequences more
+#   bytes of K and V are read than of weights.
+# - **The fixed cost** depends on Python, PyTorch and the kernels as well as on the machine. A program with another
+#   fixed cost finds another crossover with the same cache.
 # - **Few repeats.** The long runs without a cache are repeated as little as the gates allow, because they are long. The record
 #   keeps every sample.
 # - **A timed stream** includes sampling and the loop. A timed step does not. {glue:text}`same_step_finding`
@@ -1591,23 +1596,27 @@ glue("predictions_tally", tally(foretold))
 #
 # ## In production
 #
-# No engine serves text without a cache. What they disagree on is its shape. A *static* cache is what we built: a fixed
-# rectangle, reserved in advance. gpt-fast and the static cache of `transformers` use it because fixed addresses and shapes let
-# a compiler or a recorded graph launch a whole step at once. The default cache of `transformers` grows by concatenation
-# instead, and copies as it grows. vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep
-# small blocks, which is chapter 4.
+# All engines have a cache. They differ in its shape. This chapter built a *static* cache: a fixed rectangle, reserved
+# in advance. gpt-fast and the static cache of `transformers` use it because fixed addresses and shapes let a compiler
+# or a recorded graph launch a whole step at once. The default cache of `transformers` grows by concatenation instead,
+# and copies as it grows. vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep small blocks,
+# which is chapter 4.
 #
-# Much of the recent history of model architectures is an attempt to make $M_\text{token}$ smaller. Multi-query attention keeps
-# one head of K and V {cite}`shazeer2019mqa`, grouped-query attention a few {cite}`ainslie2023gqa`. Multi-head latent attention
-# keeps one compressed vector, from which all heads' keys and values are computed when they are read {cite}`deepseek2024v2`.
-# Others store K and V in 8 bits, which vLLM offers as an option of its cache, or in two {cite}`liu2024kivi`. And since prefill
-# and decode are bound by different ceilings, some systems run them on different machines and send the cache across
-# {cite}`zhong2024distserve`.
+# Many recent model architectures make $M_\text{token}$ smaller. Multi-query attention keeps one head of K and V
+# {cite}`shazeer2019mqa`, grouped-query attention a few {cite}`ainslie2023gqa`. Multi-head latent attention keeps one
+# compressed vector, from which all heads' keys and values are computed when they are read {cite}`deepseek2024v2`.
+# Others store K and V in 8 bits, which vLLM offers as an option of its cache, or in two {cite}`liu2024kivi`. And since
+# prefill and decode are bound by different ceilings, some systems run them on different machines and send the cache
+# across {cite}`zhong2024distserve`.
 #
 # ## Exercises
 #
-# **1. Predict.** In bfloat16 the weights and the cache take half the bytes. Does the crossover of {eq}`eq-kv-crossover` move to
-# shorter sequences or to longer ones on this machine?
+# :::{exercise} Predict
+# :label: ex-02-1
+#
+# In bfloat16 the weights and the cache take half the bytes. Does the crossover of {eq}`eq-kv-crossover` move to shorter
+# sequences or to longer ones on this machine?
+# :::
 
 # %% tags=["remove-cell"]
 ridge_bf16 = roofline.ridge("bfloat16")
@@ -1622,26 +1631,34 @@ glue(
 glue("smol_longest", c.max_position_embeddings, ",")
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-02-1
 # :class: dropdown
 # The formula contains $b F / \mathit{BW}$; the ratio $M_\text{token}/W$ does not depend on $b$. With $b$ halved and the same rate
 # it would move to half the length. The rate changes too: in bfloat16 this machine multiplies at {glue:text}`bf16_rate` times
 # its float32 rate, which puts the crossover at {glue:text}`crossover_bf16` tokens, against {glue:text}`crossover_formula`.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/cache/slot_manager.py`, let every slot be slot 0:
-# `self._free = [0] * num_slots`. Run this chapter, then `pytest tests/engine/test_engine_oracle.py -k contiguous`. What notices?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-02-2
 #
-# ```{admonition} Solution
+# In `lib/cache/slot_manager.py`, let every slot be slot 0: `self._free = [0] * num_slots`. Run this chapter, then
+# `pytest tests/engine/test_engine_oracle.py -k contiguous`. What notices?
+# :::
+#
+# ```{solution} ex-02-2
 # :class: dropdown
 # Of this chapter, only the check with three prompts and two slots can notice; everything that is timed here runs one sequence
 # at a time, and one sequence is served correctly. The tests with several sequences at once fail, `test_ragged_batches_equal_the_oracle`
 # first, because two sequences overwrite each other's keys. `test_one_sequence_at_a_time` passes, as it should.
 # ```
 #
-# **3. Count.** You have 8 GB for K and V in float32. How many sequences fit into contiguous slots of 1,024 tokens, for
-# GPT-2 and for SmolLM2? And if SmolLM2's slots must hold its longest sequence? Write the count as a function of the
-# model, the memory and the slot. The last line checks yours; `python -m book.check 2` checks `book/exercises/ch02.py`.
+# :::{exercise} Count
+# :label: ex-02-3
+#
+# You have 8 GB for K and V in float32. How many sequences fit into contiguous slots of 1,024 tokens, for GPT-2 and for
+# SmolLM2? And if SmolLM2's slots must hold its longest sequence? Write the count as a function of the model, the memory
+# and the slot. The last line checks yours; `python -m book.check 2` checks `book/exercises/ch02.py`.
+# :::
 
 
 # %%
@@ -1657,7 +1674,7 @@ def slots_that_fit(config, memory, slot_tokens, element_size):
 check(2, slots_that_fit)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-02-3
 # :class: dropdown
 # {glue:text}`fit_gpt2` of GPT-2, {glue:text}`fit_smol` of SmolLM2. With slots of {glue:text}`smol_longest` tokens,
 # {glue:text}`fit_smol_full`. The model and the users are the same; only the promise has grown.
@@ -1669,10 +1686,14 @@ check(2, slots_that_fit)
 # ```
 # ````
 #
-# **4. Explain.** Add 100 to *every* position, of the prompt and of the answer, and run both models. One of them gives the same
-# tokens as before. Which, and why? What does this say about the mistake shown above?
+# :::{exercise} Explain
+# :label: ex-02-4
 #
-# ```{admonition} Solution
+# Add 100 to *every* position, of the prompt and of the answer, and run both models. One of them gives the same tokens
+# as before. Which, and why? What does this say about the mistake shown above?
+# :::
+#
+# ```{solution} ex-02-4
 # :class: dropdown
 # SmolLM2. Under RoPE the score of two tokens depends on the difference of their positions, and a common shift cancels. GPT-2
 # adds a learned vector for each absolute position, so it computes something else. The mistake above shifts decoded tokens against
@@ -1683,9 +1704,11 @@ check(2, slots_that_fit)
 # ## Takeaways
 #
 # 1. Under a causal mask the keys and values of a token never change. Keep them, and each token is computed once.
-# 2. A step then costs bytes instead of operations: all weights, plus the cache so far. It gains where a pass over the sequence
-#    takes longer than a pass over one token: at once where the two costs add, late where starting hides the arithmetic.
-# 3. The cache costs $2 L H_{kv} D b$ bytes per token, and a contiguous slot reserves them for tokens that may never come.
+# 2. A step then costs bytes instead of operations: all weights, plus the cache so far. It saves time where a pass over
+#    the sequence takes longer than a pass over one token: from the first tokens on where fixed cost and arithmetic add,
+#    later where they overlap.
+# 3. The cache costs $2 L H_{kv} D b$ bytes per token, and a contiguous slot reserves them for the longest sequence that
+#    is allowed.
 #
 # **Sources.** Attention and its incremental computation: {cite:t}`vaswani2017attention`, {cite:t}`shazeer2019mqa`. Prefill,
 # decode and their costs: {cite:t}`pope2023efficiently`. Sharing heads: {cite:t}`ainslie2023gqa`. Utilisation:

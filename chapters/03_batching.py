@@ -6,7 +6,7 @@
 # :class-card: chapter-card
 #
 # **Question.** How many sequences should share one read of the weights, and how does an engine keep that many together
-# when each of them ends at a time of its own?
+# when they end at different times?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -14,17 +14,17 @@
 # | Colab or a data-centre GPU | five minutes, by estimate | 8 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `engine/scheduler.py`: which requests compute how many tokens in the next step.
-# `engine/static_scheduler.py`: its sibling that waits. `bench/workloads.py` and `bench/measure/engine_trace.py`: requests of known lengths, and
-# what an engine did with them.
+# `engine/static_scheduler.py`: a scheduler that admits requests only into an empty engine. `bench/workloads.py` and
+# `bench/measure/engine_trace.py`: requests of known lengths, and what an engine did with them.
 # :::
 #
-# The KV cache of chapter 2 made a step cheap: one token in, one token out. It also made the step wasteful in a new way.
-# The processor reads every weight of the model from memory, uses each for one multiply–add, and throws it away. Had a
-# second sequence been waiting for its own next token, the same read would have served both.
+# The KV cache of chapter 2 made a step cheap: one token in, one token out. But in such a step the processor reads every
+# weight of the model from memory and uses it for a single multiply–add. If a second sequence takes part in the step,
+# the same read serves both. Computing several sequences in one step is called **batching**.
 #
-# So far there was one user. This chapter is about many. Its first half is arithmetic: what sharing the read is
-# worth, and where that ends. Its second half is about real requests: their prompts and answers
-# have different lengths, and so the answers do not end together.
+# The first half of the chapter asks how much sharing the read gains, and up to how many sequences. The second half is
+# about real requests: their prompts and answers have different lengths, so the answers do not end together. The part of
+# an engine that chooses the sequences of each step is called the **scheduler**.
 #
 # {glue:text}`experiments_shown`
 
@@ -186,10 +186,10 @@ packed = words.chapter_8(hardware(device)["slug"])
 # I(B) \;\approx\; \frac{2 P B}{W + B\, S\, M_\text{token}}
 # ```
 #
-# At $B = 1$ this is close to $2P/W = 2/b$: half an operation per byte in float32, one in bfloat16. The machine could do
-# {glue:text}`ridge32` operations in the time in which it reads one byte, in float32 as measured here. Each further
-# sequence adds operations and next to no bytes. While the weights dominate the bytes, the bound of a step stays the same
-# however many sequences share it, and the bound on the throughput grows in proportion to $B$.
+# At $B = 1$ this is close to $2P/W = 2/b$: half an operation per byte in float32, one in bfloat16. In the time in which
+# this machine reads one byte, it can do {glue:text}`ridge32` operations in float32, as measured here. Each further
+# sequence adds operations and next to no bytes. As long as most of the bytes are weights, the bound of a step is nearly
+# the same for any number of sequences, and the bound on the throughput grows in proportion to $B$.
 #
 # This ends in one of two ways. Either the intensity reaches the machine's own ratio $F/\mathit{BW}$, and the step is
 # bound by arithmetic from there on. Or the caches outweigh the weights first: for large $B$, {eq}`eq-batch-intensity`
@@ -289,7 +289,7 @@ glue_all(words.turning(turning))
 #
 # A small model with short sequences is one setting. Here is another: a model of Llama 2 7B's shape in bfloat16 on an
 # H100, with 1,000 tokens in each sequence. The rates are those of NVIDIA's data sheet (989 TFLOP/s for dense bfloat16,
-# 3.35 TB/s, 80 GB), which promises more than programs get. The functions are the ones above.
+# 3.35 TB/s, 80 GB), which programs do not reach. The functions are the ones above.
 
 # %% tags=["remove-input"]
 table(
@@ -306,8 +306,8 @@ table(
 glue_all(words.realistic())
 
 # %% [markdown]
-# {glue:text}`realistic_finding` Grouped heads and a smaller cache move this end; chapters 4 and 7 are about the room and
-# the reading.
+# {glue:text}`realistic_finding` Fewer K/V heads and a smaller cache move this limit. Chapter 4 is about the memory of
+# the cache, chapter 7 about reading it.
 #
 # ```{calculator} roofline
 # Choose a machine, a model and a batch, and read which of the two limits counts. The bound is the same function
@@ -330,7 +330,7 @@ glue_all(words.realistic())
 # Four prompts as a padded rectangle and as a flat list. Dashed places hold padding: they are computed and thrown away.
 # ```
 #
-# Two things must be put right, or the text changes. A row's **positions** count from its own first token, not from the
+# Two things have to be adapted, or the text changes. A row's **positions** count from its own first token, not from the
 # edge of the rectangle. And the **mask** hides padding from every query, on top of the causal rule. Our models take any
 # attention as an argument, so a padded batch needs a batch with shifted positions and an attention that masks the
 # padding. Nothing in the models changes.
@@ -475,9 +475,9 @@ table(
 )
 
 # %% [markdown]
-# This check has a hole. SmolLM2's positions are rotations, and RoPE scores depend on distances alone: shift a whole row
-# and nothing changes. GPT-2 learned a vector for each position. So we check there too, and look at what forgetting the
-# shift would have done to either.
+# For SmolLM2 alone this check would miss a mistake. Its positions are rotations (RoPE), and the scores depend on
+# distances alone: if a whole row is shifted, nothing changes. GPT-2 has a learned vector for each position. So we check
+# GPT-2 too, and look at both models without the shift.
 
 
 # %%
@@ -508,13 +508,13 @@ table(
 )
 
 # %% [markdown]
-# The engine gave the same tokens without a rectangle. Its {term}`batch` is the flat list of {numref}`fig-left-padding`,
-# which it has been since chapter 1. A linear layer computes each row by itself, whichever sequence it belongs to. Only attention needs to tell
-# sequences apart, and it gets the offsets.
+# The engine gave the same tokens without a rectangle. Since chapter 1 its {term}`batch` is the flat list of
+# {numref}`fig-left-padding`. A linear layer computes each row by itself, whichever sequence it belongs to. Only
+# attention needs to tell sequences apart, and it gets the offsets.
 #
 # ### What padding costs
 #
-# We can count that. Take {glue:text}`requests` requests with prompts of {glue:text}`shortest_prompt` to
+# Padding can be counted. Take {glue:text}`requests` requests with prompts of {glue:text}`shortest_prompt` to
 # {glue:text}`longest_prompt` tokens, from `bench/workloads.py`, in static batches of eight.
 
 # %% tags=["hide-input"]
@@ -599,12 +599,13 @@ glue("padded_tokens", padded_tokens, ",")
 glue("padding_share", 100 * (1 - prompt_tokens / padded_tokens), ".0f")
 
 # %% [markdown]
-# The prompts have {glue:text}`prompt_tokens` tokens. The rectangles have {glue:text}`padded_tokens` places, so that
-# {glue:text}`padding_share` % of them hold nothing. *Where arithmetic bounds a pass, its time should grow with the
+# The prompts have {glue:text}`prompt_tokens` tokens. The rectangles have {glue:text}`padded_tokens` places, so
+# {glue:text}`padding_share` % of them are padding. *Where arithmetic bounds a pass, its time should grow with the
 # number of places.* We measured that for the first batch, the rectangle and the flat list in turns.
 # {glue:text}`padding_finding`
 #
-# The larger waste is waiting, and we come to it once we know what a full batch is worth.
+# Static batches also wait for their longest answer. That comes after the next measurement, which shows how much a full
+# batch gains.
 #
 # (sec-batch-sweep)=
 # ## Measure: the batch sweep
@@ -935,9 +936,10 @@ if peer["tok_s"][-1]:
     )
 
 # %% [markdown]
-# The first doubling was to be free. (The time of a step is that of the whole run over the tokens of an answer. So the
-# step of the prompts is in it, and in its bound, and its arithmetic grows with the batch.) {glue:text}`first_doubling_finding` {glue:text}`first_cause_finding`
-# {glue:text}`doublings_finding` *What broke*, below, says what a second row changes on a CPU.
+# By the bound, the first doubling is nearly free. (The time of a step is the time of the whole run over the tokens of
+# an answer. It includes the step that computes the prompts, whose arithmetic grows with the batch, and so does its
+# bound.) {glue:text}`first_doubling_finding` {glue:text}`first_cause_finding` {glue:text}`doublings_finding` *What
+# broke*, below, says what changes on a CPU when a product gets a second row.
 #
 # {glue:text}`gain_finding` {glue:text}`over_bound_finding` {glue:text}`gain_cause_finding` {glue:text}`twice_finding`
 # {glue:text}`published_gain_finding`
@@ -947,10 +949,10 @@ if peer["tok_s"][-1]:
 #
 # {glue:text}`transformers_finding` That is `generate` with the default cache. {glue:text}`peer_ways_finding`
 #
-# A GPU has cheaper arithmetic than float32's. TF32 rounds the inputs of a float32 product to ten bits of mantissa, and
+# A GPU has faster arithmetic than float32. TF32 rounds the inputs of a float32 product to ten bits of mantissa, and
 # bfloat16 halves the bytes as well. {glue:text}`precision_finding`
 #
-# {term}`MFU` and {term}`MBU` say the same in the machine's terms ({numref}`fig-03-utilisation`).
+# {numref}`fig-03-utilisation` shows the same runs as shares of the machine's two ceilings, {term}`MFU` and {term}`MBU`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-utilisation", "caption": "Left: the share of each ceiling that the run reached, float32. Right: memory in use, weights included; dotted: the same weights with a reservation of 1,024 tokens for every sequence, by count. Dashed: the published run (another engine, A100)."}}
 fig, (left, right) = figure(2, height=3.4)
@@ -999,14 +1001,14 @@ glue("used_largest", BATCHES[-1] * (PROMPT + NEW - 1) * per_token / 1e6, ",.0f")
 glue_all(words.published_memory(p, per_token))
 
 # %% [markdown]
-# {glue:text}`utilisation_finding` The driver of a GPU counts too. What nvidia-smi calls utilisation is the share of time
-# in which any kernel was running, however little of the GPU it used. {glue:text}`driver_finding`
+# {glue:text}`utilisation_finding` The driver of a GPU reports a third number. What nvidia-smi calls utilisation is the
+# share of time in which any kernel was running, even one that uses a small part of the GPU. {glue:text}`driver_finding`
 #
-# The price is memory. This engine reserved just as many tokens as it was going to write, and wrote
+# A larger batch needs more memory. This engine reserved just as many tokens as it was going to write, and wrote
 # {glue:text}`used_largest` MB of keys and values at the largest batch, by count. A server does not know how long an
 # answer will be. A cache that reserves all 1,024 positions of GPT-2 for each of 512 sequences takes
-# {glue:text}`reserved_512` GB with the weights, by count. {glue:text}`published_memory_finding` Chapter 4 is about that
-# line.
+# {glue:text}`reserved_512` GB with the weights, by count. {glue:text}`published_memory_finding` Chapter 4 is about this
+# reservation.
 #
 # (sec-vllm)=
 # ### Another engine on the same card: vLLM
@@ -1028,8 +1030,8 @@ table(
 glue_all(vllm_batches.sentences(published, vllm))
 
 # %% [markdown]
-# {glue:text}`vllm_ends_finding` The two results look contradictory, and the published numbers themselves say how far apart
-# their causes are.
+# {glue:text}`vllm_ends_finding` The two results look contradictory. The published numbers themselves show two separate
+# causes.
 #
 # **At batch 1 the cost per step decides.** {glue:text}`vllm_bytes_finding` {glue:text}`vllm_kernels_finding`
 #
@@ -1037,13 +1039,13 @@ glue_all(vllm_batches.sentences(published, vllm))
 #
 # **And there is a limit.** {glue:text}`vllm_limit_finding`
 #
-# So much is arithmetic. *What follows is inference*, because neither vLLM's version nor a profile of it was published. A
-# lower cost per step fits an engine that replays a recorded step instead of launching each kernel from Python, which is
-# vLLM's default for decoding and the subject of chapter 8. A higher cost per sequence fits an engine that serves requests:
-# for each of them, in each step, vLLM's scheduler decides, its sampler applies the request's own parameters, its
-# detokenizer extends a text and checks stop conditions. The published sweep runs one fixed batch of equal sequences and
-# needs none of that. So the comparison at batch 512 is one between a loop over tensors and a server, and it would look
-# different if requests arrived and ended at times of their own, as they do in the second half of this chapter.
+# So far this is arithmetic. *What follows is inference*, because neither vLLM's version nor a profile of it was
+# published. A lower cost per step fits an engine that replays a recorded step instead of launching each kernel from
+# Python, which is vLLM's default for decoding and the subject of chapter 8. A higher cost per sequence fits an engine
+# that serves requests: for each of them, in each step, vLLM's scheduler decides, its sampler applies the request's own
+# parameters, its detokenizer extends a text and checks stop conditions. The published sweep runs one fixed batch of
+# equal sequences and needs none of that. So at batch 512 a loop over tensors is compared with a server. The result
+# would be different for requests that arrive and end at different times, as in the second half of this chapter.
 #
 # {glue:text}`vllm_noise_finding` Nor does GPT-2 say much about larger models. {glue:text}`vllm_large_model_finding`
 #
@@ -1052,8 +1054,8 @@ glue_all(vllm_batches.sentences(published, vllm))
 #
 # ## The problem: answers of different lengths
 #
-# The sweep was a world in which all answers end together. Let us ask SmolLM2 questions instead. It ends each answer
-# itself, with an {term}`EOS` token, or it is cut off.
+# In the sweep all answers ended together. Now SmolLM2 answers questions. It ends each answer itself, with an
+# {term}`EOS` token, or it is cut off at a limit.
 
 # %% tags=["hide-input"]
 conversation = chat(
@@ -1082,8 +1084,8 @@ table(
 )
 
 # %% [markdown]
-# The shortest answer has {glue:text}`answer_min` tokens and the longest {glue:text}`answer_max`. (SmolLM2 is small.
-# That it is sometimes wrong does not matter here; that it stops does.) Call the room of one running sequence a slot, as
+# The shortest answer has {glue:text}`answer_min` tokens and the longest {glue:text}`answer_max`. (SmolLM2 is small and
+# sometimes wrong; only the lengths of its answers matter here.) Call the memory of one running sequence a slot, as
 # chapter 2's contiguous cache does; the engine has `max_num_seqs` of them, here eight. A static batch with one long
 # answer keeps seven slots waiting for it. {term}`Static batching <static batching>` of these answers, with $n_i$ tokens
 # each, takes
@@ -1097,23 +1099,23 @@ table(
 #
 # ## Build: decide at every step
 #
-# The remedy is old enough to have a classic paper, Orca {cite}`yu2022orca`: do not form batches of requests. Form a
-# batch of *tokens*, anew at each step. A sequence that ended leaves; a waiting request takes its place at once. This is
+# The remedy was published as Orca {cite}`yu2022orca`: the engine does not form batches of requests, but a new batch of
+# *tokens* at each step. A sequence that ended leaves; a waiting request takes its place at once. This is
 # {term}`continuous batching`. In our engine it is a method of twenty lines and a loop around it.
 
 # %% tags=["remove-input"]
 show_source(Scheduler, "schedule", "_continue_running", "_admit")
 
 # %% [markdown]
-# Note what it does not contain. There is no prompt phase and no decode phase. A request has tokens, and some of
-# them are computed. `_fit` says how many are missing. For a new request that is its whole prompt, for a running one a
-# single token, and the flat batch takes both in the same step. (`_make_room` is for a cache that can run out halfway;
-# chapter 4 needs it, a slot of fixed length does not.) That is what the rectangle could not do: a newcomer's prompt and
-# seven single tokens make a rectangle that is mostly padding.
+# The method has no prompt phase and no decode phase. A request has tokens, and some of them are computed. `_fit` says
+# how many are missing. For a new request that is its whole prompt, for a running one a single token, and the flat batch
+# takes both in the same step. (`_make_room` is for a cache that can run out of memory during an answer, as in chapter
+# 4; a slot of fixed length cannot.) A rectangle could not do this: the prompt of a new request and seven single tokens
+# make a rectangle that is mostly padding.
 #
-# **The toy, as flat batches.** Let A and B of {ref}`sec-toy` meet. A is there from the start, and B arrives while the
+# **The example, as flat batches.** Take A and B of {ref}`sec-toy`. A is there from the start, and B arrives while the
 # first step runs. Each has a slot of twelve tokens ({numref}`fig-contiguous-slots`), and a step computes at most four
-# tokens. The real scheduler and `Batch.build` make of it:
+# tokens. The engine's scheduler and `Batch.build` give these batches:
 
 
 # %%
@@ -1147,10 +1149,10 @@ table(
 )
 
 # %% [markdown]
-# Step 2 is the interesting one. A needs one token, and three of B's four fit beside it: one list of four tokens, of
+# Step 2 mixes both kinds of work. A needs one token, and three of B's four fit beside it: one list of four tokens, of
 # which the first belongs to A and the other three to B. A rectangle of two rows would have six places for them, two of
-# them padding. B writes nothing yet, since its prompt is not complete. In step 3 each computes one token, and for B that
-# token is still a part of the prompt: nothing in the batch says so, and nothing needs to.
+# them padding. B writes nothing yet, since its prompt is not complete. In step 3 each computes one token. For B that
+# token is the last of its prompt; the batch does not mark this, because the computation is the same.
 #
 # The static scheduler differs in one decision. It admits only into an empty engine.
 
@@ -1158,11 +1160,23 @@ table(
 show_source(StaticScheduler)
 
 # %% [markdown]
+# {numref}`fig-batching` shows both on the same requests.
+#
+# ```{diagram} ../book/images/animated_batching.svg
+# :name: fig-batching
+# :alt: Slots by step, above under static and below under continuous batching. Static batches leave places empty until their longest answer ends; continuous batching fills each place in the next step.
+# :width: 100%
+# :animated:
+#
+# Eight requests with prompts of one token and answers of 2 to 8, in three slots, as the two schedulers run them. A box is
+# one token, and a letter marks the first of a request. A dashed box is a slot that computes nothing in this step.
+# ```
+#
 # ## Prediction: count the steps first
 #
 # Steps can be counted without a model. For the static scheduler, {eq}`eq-static-steps` does it. For the continuous one,
-# imagine eight counters: each request in turn goes to the slot that falls free first. This is Graham's list scheduling
-# {cite}`graham1969bounds`, and it takes at least $\sum_i n_i / 8$ steps and at least the longest answer.
+# imagine eight counters: each request in turn goes to the slot that becomes free first. This is Graham's list
+# scheduling {cite}`graham1969bounds`, and it takes at least $\sum_i n_i / 8$ steps and at least the longest answer.
 
 # %% tags=["remove-input"]
 show_source(continuous_steps)
@@ -1330,7 +1344,7 @@ record.headline(
 # %% [markdown]
 # The empty space in {numref}`fig-03-timeline` is what waiting costs. The table is of {glue:text}`chat_shown`.
 # {glue:text}`idle_finding` What is left in the lower panel is the end: when no request waits any more, slots drain. A
-# server whose queue never empties never gets there.
+# server whose queue is never empty has no such end.
 #
 # {glue:text}`chat_finding` {glue:text}`chat_ttft_finding`
 #
@@ -1341,7 +1355,7 @@ record.headline(
 #
 # ## Measure: lengths with a seed
 #
-# A chat with a model is real but it is one draw. The workload from above makes the lengths explicit:
+# The questions above are one sample of lengths. The workload from above sets the lengths explicitly:
 # {glue:text}`requests` requests, answers with a log-normal length, many short and few long. How much this can gain
 # depends on the draw, so we count before we choose one.
 
@@ -1573,7 +1587,7 @@ for name, text in (
 # With the same eight slots: {glue:text}`variable_finding`
 #
 # With a slot for every request the run takes as many steps as its longest answer. {glue:text}`wide_finding` That engine
-# has no queue, and so no scheduling to do.
+# has no queue.
 #
 # Our static scheduler and `generate` take the same steps, so that their times compare step with step, and a flat batch
 # with a padded one. {glue:text}`step_finding` {glue:text}`same_answers_finding`
@@ -1582,10 +1596,10 @@ for name, text in (
 # ## The comparison that could show nothing
 #
 # The published measurements have this comparison too: 24 prompts, static against continuous,
-# {glue:text}`published_static` against {glue:text}`published_continuous` tokens per second. From this one could conclude
-# that continuous batching gains nothing. But every answer in that run had 50 tokens. Put equal lengths into
-# {eq}`eq-static-steps`, and the maximum is the mean: no request waits, so there is nothing to win back. Both schedulers
-# take the same steps, whatever the number of slots. We can count that for all of them, and run one.
+# {glue:text}`published_static` against {glue:text}`published_continuous` tokens per second. From this one could
+# conclude that continuous batching gains nothing. But every answer in that run had 50 tokens. With equal lengths the
+# maximum in {eq}`eq-static-steps` is the mean: no slot waits, so there is nothing to gain. Both schedulers take the
+# same number of steps, for any number of slots. We count that for all of them, and run one.
 
 # %%
 EQUAL = pick(smoke=4, cpu=6, gpu=50)
@@ -1645,15 +1659,15 @@ glue_all(words.equal(by_equal))
 glue_all(words.published_equal(published))
 
 # %% [markdown]
-# No slot was idle under either; the cell asserts it. {glue:text}`equal_finding` {glue:text}`published_equal_finding` The
-# conclusion was not wrong because of the measurement. It was decided by the workload before anything was measured.
+# No slot was idle under either; the cell asserts it. {glue:text}`equal_finding` {glue:text}`published_equal_finding`
+# The published times were measured correctly, but on a workload that cannot show a difference.
 #
 # ## A long prompt arrives
 #
-# One problem is left, and continuous batching made it. Since prompts join running sequences in the same step, a long
-# prompt makes that step long, and the next token of every running sequence waits for it. The remedy is a limit on the
-# tokens of a step, `max_num_batched_tokens` ({numref}`fig-token-budget`). Running sequences are served first. A prompt
-# that does not fit into what is left is computed in {term}`chunks <chunk>` {cite}`agrawal2024sarathi`.
+# Continuous batching causes a new problem. Prompts are computed in the same step as running sequences, so a long prompt
+# makes that step long, and the next token of every running sequence waits for it. The remedy is a limit on the tokens
+# of a step, `max_num_batched_tokens` ({numref}`fig-token-budget`). Running sequences are served first. A prompt that
+# does not fit into what is left is computed in {term}`chunks <chunk>` {cite}`agrawal2024sarathi`.
 #
 # ```{diagram} ../book/images/token_budget.svg
 # :name: fig-token-budget
@@ -1829,27 +1843,29 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 # ## What broke, and how this benchmark could mislead
 #
 # - **A doubling that was free on paper.** {glue:text}`first_doubling_finding` A bound counts bytes and operations, and
-#   takes it that any product reaches the machine's rates. Which routine computes a product depends on its rows. A
+#   assumes that every product reaches the machine's rates. Which routine computes a product depends on its rows. A
 #   system profiler (`perf record`) on the two-core AMD CPU of the recorded runs, with GPT-2's shapes, shows three in
 #   PyTorch's matrix library, MKL: for one row a product of a matrix and a vector; for two and three rows a routine for
 #   small products; from four rows on the general product. That one first copies the weights into the order in which its
-#   kernel reads them, at every call, and at four rows the copy takes more time than the multiplication. {glue:text}`packed_finding` The corrected prediction is the time of the products
-#   themselves, with as many rows as the step has; the table below has it under the first one.
-# - **A gain larger than its bound.** {glue:text}`gain_cause_finding` A gain over a slow start says more about the start.
+#   kernel reads them, at every call, and at four rows the copy takes more time than the multiplication.
+#   {glue:text}`packed_finding` The corrected prediction is the time of the products themselves, with as many rows as
+#   the step has; the table below has it under the first one.
+# - **A gain larger than its bound.** {glue:text}`gain_cause_finding` A slow run at batch 1 makes the gain large.
 # - **Chunks that were to cost nothing.** {glue:text}`chunk_finding`
 # - **A check that cannot fail.** The first version of this chapter compared tokens for SmolLM2 alone. Without the shift
-#   of positions it passes as well, for the reason given there. Ask of each check what would make it fail.
-# - **A query that sees nothing.** Hide padding from every query, and a padding query has no key left. A softmax over
+#   of positions it passes as well, for the reason given there. For each check, find out what would make it fail.
+# - **A query without keys.** If padding is hidden from every query, a padding query has no key left. A softmax over
 #   nothing is NaN; in the next layer the NaN is a value with weight zero, and zero times NaN is NaN for the whole row.
-#   Some of PyTorch's kernels return zero there, so whether the mistake shows depends on the kernel. Hence `keys ==
-#   queries`.
+#   Some of PyTorch's kernels return zero there, so the mistake shows with some kernels only. The term `keys == queries`
+#   in the mask prevents it.
 # - **Padding on the right** looks simpler. Then the last token of each row stands in another column, and the new one
 #   would overwrite padding in some rows and extend others. It works for a prompt alone. It does not for generation.
 # - **A workload without variance** shows no difference between schedulers that differ by a factor. So would a workload
 #   with enough slots for all requests, or one so long that the drained end disappears, in the other direction. State the
 #   lengths.
-# - **Equal prompts.** The sweep's sequences all have the same length, which is kind to attention: one rectangle, no
-#   mask. Mixed lengths in one batch need more calls of attention, and this sweep does not show what they cost.
+# - **Equal prompts.** The sweep's sequences all have the same length, which is the fastest case for attention: one
+#   rectangle, no mask. Mixed lengths in one batch need more calls of attention, and this sweep does not show what they
+#   cost.
 # - **Throughput is the server's number.** Where a step takes longer at a large batch, each user sees a slower stream.
 #   Chapter 6 measures both sides.
 # - **Arrivals.** Here all requests were in the queue from the start. Where they arrive one by one, static batching has
@@ -1880,42 +1896,53 @@ glue("predictions_tally", tally(foretold))
 # Orca {cite}`yu2022orca` introduced scheduling by step, and with it *selective batching*: everything but attention runs
 # on a flat list of tokens. The scheduler of vLLM's V1 engine {cite}`kwon2023pagedattention` is the model for ours. It,
 # too, has no phases: each request has a number of computed tokens and a number of tokens, and a step assigns the
-# difference within `max_num_batched_tokens`. Chunked prompts, prefix hits and speculative drafts all fall out of that
-# one rule. Sarathi-Serve {cite}`agrawal2024sarathi` is where the budget comes from; its argument is the one of
+# difference within `max_num_batched_tokens`. Chunked prompts, prefix hits and speculative drafts all follow this rule.
+# Sarathi-Serve {cite}`agrawal2024sarathi` is where the budget comes from; its argument is the one of
 # {numref}`fig-03-budget`. SGLang {cite}`zheng2024sglang` orders its queue by the length of the prefix that is already
 # in the cache, and overlaps the scheduling of the next step with the computation of this one.
 #
 # What they add beyond that: priorities and fairness between users, limits by memory rather than by slots (chapter 4),
 # and, at the largest scale, separate machines for prompts and for decoding {cite}`zhong2024distserve`, so that neither
-# waits for the other.
+# delays the other.
 #
 # ## Exercises
 #
-# **1. Predict.** The published comparison again: 24 prompts, 50 tokens each. With 7 slots instead of 8, the last batch
-# has only three members. Which scheduler needs fewer steps, and by how many?
+# :::{exercise} Predict
+# :label: ex-03-1
 #
-# ```{admonition} Solution
+# The published comparison again: 24 prompts, 50 tokens each. With 7 slots instead of 8, the last batch has only three
+# members. Which scheduler needs fewer steps, and by how many?
+# :::
+#
+# ```{solution} ex-03-1
 # :class: dropdown
 # Neither. Equal answers end in the same step, so all slots fall free together, and the continuous scheduler fills them
 # together: waves of 7, 7, 7 and 3, the same batches as the static one. Four waves of 50 steps each. Now the last wave
 # leaves idle slots under both. The assertion over all numbers of slots in this chapter says so.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/engine/static_scheduler.py`, let `may_admit` return `True`. All tokens stay
-# the same. Does any test notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-03-2
 #
-# ```{admonition} Solution
+# In `lib/engine/static_scheduler.py`, let `may_admit` return `True`. All tokens stay the same. Does any test notice?
+# :::
+#
+# ```{solution} ex-03-2
 # :class: dropdown
 # The tests that compare tokens with the oracle do not: a scheduler decides when a token is computed, never which.
 # `pytest tests/bench/measure/test_engine_trace.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
 # counts steps. Bugs in a scheduler are bugs in counts. This chapter's cell with the timeline would fail too.
 # ```
 #
-# **3. Count.** Give the steps of both schedulers on 32 requests and 8 slots when one answer in eight has 96 tokens and
-# all others 8, and the long ones are spread evenly over the batches. Then sort the queue by length, as if the lengths
-# were known. What do you gain?
+# :::{exercise} Count
+# :label: ex-03-3
 #
-# ```{admonition} Solution
+# Give the steps of both schedulers on 32 requests and 8 slots when one answer in eight has 96 tokens and all others 8,
+# and the long ones are spread evenly over the batches. Then sort the queue by length, as if the lengths were known.
+# What do you gain?
+# :::
+#
+# ```{solution} ex-03-3
 # :class: dropdown
 # Static, unsorted: every batch holds a long answer, $4 \times 96 = 384$ steps. Sorted: the four long ones share a
 # batch, $3 \times 8 + 96 = 120$. Continuous, with a long one at the head of each eight: `continuous_steps(([96] + [8] *
@@ -1923,10 +1950,14 @@ glue("predictions_tally", tally(foretold))
 # does not. The continuous one needs to know none.
 # ```
 #
-# **4. Extend.** Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps
-# that follow; the rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes
-# for the workload of this chapter, those of the rectangle with a function. The last line checks yours; `python -m
-# book.check 3` checks `book/exercises/ch03.py`.
+# :::{exercise} Extend
+# :label: ex-03-4
+#
+# Our static scheduler runs on the flat batch, so that a sequence that ended costs nothing in the steps that follow; the
+# rectangle of `static_generate` goes on computing it. Count the tokens that each of the two computes for the workload
+# of this chapter, those of the rectangle with a function. The last line checks yours; `python -m book.check 3` checks
+# `book/exercises/ch03.py`.
+# :::
 
 
 # %%
@@ -1944,7 +1975,7 @@ def rectangle_tokens(prompts, answers, slots):
 check(3, rectangle_tokens)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-03-4
 # :class: dropdown
 # The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
 # The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is

@@ -5,8 +5,8 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** How many sequences fit into the same memory if none of them reserves what it may never use, and what
-# does that cost?
+# **Question.** How many more sequences fit into the same memory if each takes only what it uses, and what does that
+# cost?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -17,11 +17,12 @@
 # `attention/gather.py`: attention over blocks that lie anywhere, by copying them together first.
 # :::
 #
-# Chapter 2 kept keys and values, and gave each sequence a slot as long as the longest sequence allowed. Chapter 3
-# filled those slots without a pause. Now the number of slots is the limit, and most of each slot is empty.
+# Chapter 2 kept the keys and values of each sequence in a slot, a piece of memory as long as the longest sequence that
+# is allowed. Chapter 3 gave each slot a new request as soon as it was free. Now the number of slots is the limit, and
+# most of each slot is empty.
 #
-# Operating systems had this problem before us, and solved it: cut memory into small pieces of one size, hand them out
-# as they are needed, and keep a table of where they are. For keys and values this is {term}`paged attention`
+# Operating systems solve the same problem with pages: they cut memory into small pieces of one size, assign a piece
+# when it is needed, and keep a table of where the pieces are. For keys and values this is {term}`paged attention`
 # {cite}`kwon2023pagedattention`. This chapter builds it, counts what it saves, and measures what it costs.
 #
 # {glue:text}`experiments_shown`
@@ -123,8 +124,8 @@ def request_of(token_ids, name="request"):
 # ## The problem: reserved is not used
 #
 # Take the workload of chapter 3: short prompts, answers of very different lengths. A server does not know the lengths
-# beforehand. It has promised its users sequences of up to some number of tokens, and a contiguous slot must keep that
-# promise for each of them. Count what is ever written into the slots:
+# beforehand. It allows sequences of up to some number of tokens, and a contiguous slot reserves memory for all of them.
+# Count how much of the slots is ever written:
 
 # %%
 PROMISE = pick(
@@ -221,13 +222,14 @@ table(
 # they are finished, and more while they are young. {glue:text}`expected_waste` tokens per sequence stay empty*; counted
 # over a thousand sequences of this kind, it is {glue:text}`mean_waste`.
 #
-# A third concerns the price. The blocks of a sequence do not lie side by side, and PyTorch's attention expects them to. A
-# copy reads every key and value, writes it, and reads it again: three times the bytes where a contiguous cache needs
-# one. How much of a step that is, we compute once we can measure it.
+# A third prediction is about the cost. The blocks of a sequence do not lie side by side, but PyTorch's attention needs
+# them to. So they are copied together (**gathered**): a copy reads every key and value, writes it, and reads it again.
+# It moves three times the bytes that a contiguous cache moves. How much of a step that is, is computed below, beside
+# its measurement.
 #
 # ## Build: pool, free list, block table
 #
-# {numref}`fig-block-table` shows all there is. The **pool** is one tensor, allocated once. A {term}`block` is a few
+# {numref}`fig-block-table` shows the parts. The **pool** is one tensor, allocated once. A {term}`block` is a few
 # consecutive {term}`slots <slot>` of it. Each sequence has a {term}`block table`, the list of its blocks in order. The
 # position of a token gives its slot by one division:
 #
@@ -247,21 +249,21 @@ table(
 # ```
 #
 # The storage is chapter 2's `KVCache`, unchanged: a contiguous cache is a pool with one large block for each sequence.
-# What is new is bookkeeping. It is plain Python on small integers, and no tensor takes part in it.
+# New is the bookkeeping, in plain Python on small integers, without tensors.
 
 # %% tags=["remove-input"]
 show_source(BlockManager, "__init__", "allocate", "free")
 
 # %% [markdown]
-# Three decisions hide in these lines. `allocate` gives all that is missing or nothing, so that a request that does not
-# fit changes nothing. Free blocks wait in a queue, so that a block rests as long as possible before it is used again;
-# an engine that keeps prefixes profits from that. And **block 0 is never handed out**. It is the {term}`null
-# block`. A batch's block tables form a rectangle, $[B, \text{max blocks}]$, and shorter ones are padded with 0, a block
-# that no sequence owns.
+# These lines contain three decisions. `allocate` gives all missing blocks or none, so a request that does not fit
+# changes nothing. The free list is a queue, so a block stays unused as long as possible before it is used again;
+# chapter 9, which keeps the contents of freed blocks, needs that. And **block 0 is never allocated**. It is the
+# {term}`null block`. A batch's block tables form a rectangle, $[B, \text{max blocks}]$, and shorter ones are padded
+# with 0, a block that no sequence owns.
 #
-# **The toy, in blocks.** Give A and B a pool of three blocks of four tokens: room for twelve tokens, as much as *one* of
-# them reserved in {numref}`fig-contiguous-slots`. The scheduler and the arrivals are those of chapter 3. In step 3 the
-# batch has one token of each, and `Batch.build` turns positions into slots:
+# **The example, in blocks.** Give A and B a pool of three blocks of four tokens: room for twelve tokens, as much as
+# *one* of them reserved in {numref}`fig-contiguous-slots`. The scheduler and the arrivals are those of chapter 3. In
+# step 3 the batch has one token of each, and `Batch.build` turns positions into slots:
 
 # %%
 toy_manager = BlockManager(toy.NUM_BLOCKS, toy.BLOCK_SIZE)
@@ -297,15 +299,29 @@ table(
 )
 
 # %% [markdown]
-# A's two blocks do not lie side by side: block 2 was B's when A needed a second one. After step 3 nine of the twelve slots
-# hold a token, and what is empty lies at the end of A's last block. In step 4 B's next token, at position 4, needs a
-# second block, and none is free. B came last, so B gives way: it loses block 2, and waits with the five tokens that it
-# knows. These need two blocks, and one is free. A ends in step 5 and gives back both of its own; B computes its five tokens again in steps
-# 6 and 7, and then goes on. No answer has changed. {ref}`sec-preemption` shows the same at full size.
+# A's two blocks do not lie side by side: block 2 was B's when A needed a second one. After step 3 nine of the twelve
+# slots hold a token, and what is empty lies at the end of A's last block. In step 4 B's next token, at position 4,
+# needs a second block, and none is free. B came last, so B is stopped: it loses block 2, and waits with the five tokens
+# that it has. These need two blocks, and one is free. A ends in step 5 and gives back both of its blocks; B computes
+# its five tokens again in steps 6 and 7, and then goes on. Neither answer has changed. {ref}`sec-preemption` shows the
+# same with SmolLM2.
 #
-# Writing needs no more than that: `slot_mapping` says where each new key and value goes. Reading is the harder half.
-# This chapter reads in the plainest way: index the pool with the block tables, which copies every block that the batch
-# needs into one new tensor, and attend over the copy, with a mask over what a shorter sequence does not have.
+# {numref}`fig-paged-run` has a run of four requests.
+#
+# ```{diagram} ../book/images/animated_paged.svg
+# :name: fig-paged-run
+# :alt: Four requests in a pool of seven blocks. A, B and C take two blocks each. A takes the last free one, C gives way to B, and the blocks of A go to C and D.
+# :width: 100%
+# :animated:
+#
+# Four requests in a pool of seven blocks of four tokens, as `Scheduler` and `BlockManager` serve them. Above: the pool; a
+# number in a slot is the position of its token. In the middle: the block tables. Below: all steps. D waits until a block
+# is free. In step 4 C came last of those that run, so it gives way; in step 5 it computes its tokens again.
+# ```
+#
+# Writing needs only this: `slot_mapping` says where each new key and value goes. Reading takes more. This chapter reads
+# in the simplest way: it indexes the pool with the block tables, which copies every block that the batch needs into one
+# new tensor, and computes attention over the copy. A mask hides what lies beyond the end of the shorter sequences.
 
 # %% tags=["remove-input"]
 show_source(gather)
@@ -316,7 +332,7 @@ show_source(GatherAttention, "__call__")
 # %% [markdown]
 # ## A real pool, step by step
 #
-# Now the real thing: SmolLM2, four requests, a pool of 16 blocks of 4 tokens. After each step we write down which
+# Now the same with SmolLM2: four requests, a pool of 16 blocks of 4 tokens. After each step we write down which
 # sequence holds which block, and how much of it is filled.
 
 # %%
@@ -505,10 +521,10 @@ assert (
 
 # %% [markdown]
 # Read {numref}`fig-04-pool` row by row. In the first step, three prompts fill their blocks, all but the ends of the
-# last ones. Then each sequence takes a new block when it needs one and not before, so that the blocks of one sequence
-# drift apart. C ends and its blocks go back to the free list; so do A's. D arrives and is spread over what there is. Of
-# the blocks that it held, these had belonged to A or C before: {glue:text}`reused_blocks`. They were not erased. What a
-# former owner left behind lies at positions that D's mask does not show, or is overwritten before it does.
+# last ones. Then each sequence takes a new block when it needs one and not before, so the blocks of one sequence are
+# not neighbours. C ends and its blocks go back to the free list; so do A's. D arrives and gets whatever blocks are
+# free. Of the blocks that it held, these had belonged to A or C before: {glue:text}`reused_blocks`. They were not
+# erased. The old keys and values lie at positions that D's mask hides, or are overwritten before D reads them.
 #
 # ## Check: the same tokens
 #
@@ -537,10 +553,9 @@ if same_tokens(truth, [answers[n] for n in names], device):
 # (sec-counted-memory)=
 # ## Measure, first by counting: memory
 #
-# Memory is not like time. It can be counted, and a count that is right is right to the last digit. A token of GPT-2 in
-# float32 takes 2 · 12 layers · 768 numbers · 4 bytes. {numref}`fig-04-memory` counts both caches, and shows beside them
-# the published peaks {cite}`achi9629engine`, which are higher. {ref}`sec-published-memory` counts those tables again,
-# entry by entry.
+# Memory, unlike time, can be counted exactly. A token of GPT-2 in float32 takes 2 · 12 layers · 768 numbers · 4 bytes.
+# {numref}`fig-04-memory` counts both caches, and shows beside them the published peaks {cite}`achi9629engine`, which
+# are higher. {ref}`sec-published-memory` counts those tables again, entry by entry.
 #
 # {glue:text}`audit_finding`
 
@@ -626,17 +641,17 @@ glue("length_blocks", by_length["num_blocks"])
 
 # %% [markdown]
 # A sequence of 50 tokens takes {glue:text}`per_sequence_mib` MiB in blocks and 72 MiB as a slot. On the right both
-# published lines are nearly flat, for opposite reasons: the contiguous cache pays for the longest sequence at once, and
-# the pool of {glue:text}`length_blocks` blocks was paid for at once too. What the sequences need is the solid staircase,
-# one block at a time. A pool fixed in advance is no mistake, and this engine has one as well. The lesson is about the
-# comparison: **compare at equal bytes**, and ask how many sequences fit.
+# published lines are nearly flat: the contiguous cache allocates the longest sequence in advance, and the paged one
+# allocated its pool of {glue:text}`length_blocks` blocks in advance. The sequences themselves need the solid staircase,
+# one block at a time. A pool of fixed size is a normal choice, and this engine has one as well. But two allocations of
+# different sizes cannot be compared: **compare at equal bytes**, and count how many sequences fit.
 #
 # The same count for one realistic setting: {glue:text}`realistic_finding`
 #
 # ### Fragmentation against block size
 #
 # {numref}`fig-04-fragmentation` counts the share of reserved slots that stays empty: for sequences of 50 tokens, as
-# published, and for the variable-length workload, over the life of each sequence and not at its end alone.
+# published, and for the variable-length workload, averaged over all steps of each sequence.
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-fragmentation", "caption": "Share of reserved slots that are empty, counted. Published: 50 tokens in each sequence. Workload: variable lengths, averaged over all decoding steps of all sequences."}}
@@ -686,12 +701,12 @@ glue("life_64", life[MORE.index(64)], ".0f")
 # %% [markdown]
 # With the workload's lengths the waste grows with every doubling: {glue:text}`life_16` % at 16, {glue:text}`life_64` %
 # at 64. Fifty tokens are one length, and there 16, 32 and 64 waste the same because 64 is the next multiple of each.
-# Small blocks waste less, and cost longer tables and smaller pieces to read. 16 is the usual compromise.
+# Small blocks waste less, but need longer tables and are read in smaller pieces. 16 is the usual compromise.
 #
 # ### The exact boundary
 #
-# Published: in 64 blocks of 16, sequences of 50 tokens fit at batch 16 and fail at batch 32. Where exactly is the
-# boundary? Ask the real `BlockManager`.
+# Published: in 64 blocks of 16, sequences of 50 tokens fit at batch 16 and fail at batch 32. The `BlockManager` gives
+# the exact boundary:
 
 
 # %%
@@ -755,9 +770,8 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# Refused at start, with the two ways out. A server that starts and fails under load is worse than one that does not
-# start. So the contiguous engine gets as many slots as fit, and the paged one gets the same bytes as blocks. What can
-# we expect?
+# The engine refuses at start and names the two options that help; otherwise it would fail later, under load. So the
+# contiguous engine gets as many slots as fit, and the paged one gets the same bytes as blocks. The counts:
 
 # %%
 usable = (
@@ -773,9 +787,8 @@ print(
 )
 
 # %% [markdown]
-# And the throughput? With more sequences in a step, the workload needs fewer steps. A step that advances more sequences
-# does at least as much work, and pays for its copies. So a prediction: *the throughput gains at most the ratio of the
-# steps.*
+# With more sequences in a step, the workload needs fewer steps. But a step that advances more sequences does more work,
+# and it copies. So we predict for the throughput: *it gains at most the ratio of the steps.*
 
 # %%
 engines = {
@@ -1018,7 +1031,7 @@ record.headline(
 #
 # where $t_\text{linear}$ is the larger of bytes over bandwidth and operations over rate for everything but attention.
 # By these bytes the ratio lies between 1, where the weights dominate, and 3. The difference of the two is a second
-# prediction, which asks nothing of the rest of the step: *the gather adds $2\,M_{KV} / \mathit{BW}$*.
+# prediction, which does not depend on the rest of the step: *the gather adds $2\,M_{KV} / \mathit{BW}$*.
 
 
 # %%
@@ -1049,9 +1062,9 @@ if gpt2.weights == "random":
 
 # %% [markdown]
 # To see the reading alone, we lay out a cache that already holds its sequences and time single decode steps over it.
-# The sequences got their blocks in turn, as sequences that grow side by side do, so their blocks are interleaved in the
-# pool. `transformers` runs beside us with its dynamic cache, on the same weights. It has no blocks, yet it copies too:
-# it appends each step's keys and values to a new tensor. All of them take turns, and for the gathered step we count the
+# The sequences got their blocks in turn, as sequences that grow at the same time do, so their blocks are interleaved in
+# the pool. `transformers` runs with its dynamic cache on the same weights. It has no blocks, yet it copies too: it
+# appends each step's keys and values to a new tensor. All of them take turns, and for the gathered step we count the
 # pages that the operating system had to supply.
 
 
@@ -1382,39 +1395,38 @@ record.headline(
 # %% [markdown]
 # {glue:text}`overhead_finding` {glue:text}`dilution_finding`
 #
-# The second prediction asks less: the extra bytes over the bandwidth. {glue:text}`extra_finding`
-# {glue:text}`faults_finding` {glue:text}`fit_finding`
+# The second prediction is the extra bytes over the bandwidth. {glue:text}`extra_finding` {glue:text}`faults_finding`
+# {glue:text}`fit_finding`
 #
 # {glue:text}`attention_finding` {glue:text}`copy_finding`
 #
-# {glue:text}`transformers_finding` That cache is contiguous and copied at every step all the same: room for one more
-# token is made by building a longer tensor. A view into memory that was reserved beforehand is what saves the copy, not
-# contiguity as such.
+# {glue:text}`transformers_finding` That cache is contiguous, and still copied at every step, because room for one more
+# token is made by building a longer tensor. Only a view into memory that was reserved beforehand saves the copy.
 #
 # The published engine reports an overhead of {glue:text}`published_overhead`. Its first version, with a Python loop
 # over tokens, was between {glue:text}`published_first_low` and {glue:text}`published_first_high` times slower than its
-# contiguous cache. As long as blocks are copied together, their bytes move three times. The way out is a kernel that follows the block table itself and reads each block where it lies. That is chapter
-# 7.
+# contiguous cache. As long as blocks are copied together, their bytes move three times. Chapter 7 removes the copy,
+# with a kernel that follows the block table and reads each block where it lies.
 #
 # ```{scoreboard} sec-gather-cost
 # ```
 
 # %% [markdown]
 # (sec-preemption)=
-# ## Preemption, live
+# ## Preemption
 #
-# A request is admitted when the blocks for its known tokens are free: they are counted first, and a request that does
-# not fit waits. But how far a sequence will grow is not known. When running sequences need a block and none is free, one of
-# them has to give way. The rule is vLLM's: the **youngest** sequence loses all of its blocks, returns to the head
-# of the queue, and is computed again later, prompt and answer so far, as if it were one long prompt. This is
-# {term}`preemption` by recomputation; step 4 of the toy was one.
+# A request is admitted when enough blocks for its known tokens are free; otherwise it waits. But how long a sequence
+# will become is not known. When running sequences need a block and none is free, one of them has to be stopped. The
+# rule is vLLM's: the **youngest** sequence loses all of its blocks, returns to the head of the queue, and is computed
+# again later, prompt and answer so far, as if it were one long prompt. This is {term}`preemption` by recomputation;
+# step 4 of the example above was one.
 
 # %% tags=["remove-input"]
 show_source(Scheduler, "_make_room", "_preempt")
 
 # %% [markdown]
-# The small pool of the beginning, 15 blocks of 4 tokens, makes it happen: five requests need more. The oldest is never
-# preempted, so it always ends, and then the next one is the oldest: no request waits for ever.
+# In the small pool of {numref}`fig-04-pool`, 15 blocks of 4 tokens, five requests need more blocks than there are. The
+# oldest request is never preempted, so it always ends, and then the next one is the oldest. So every request ends.
 
 # %%
 OUT = pick(smoke=12, cpu=20, gpu=20)
@@ -1579,11 +1591,11 @@ record.add(
 glue_all(words.preemption(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`preemption_finding` And the same tokens: the assert above compares them all. The lost tokens come back as
-# one prompt in one step, not one by one.
+# {glue:text}`preemption_finding` The tokens are the same: the assertion above compares them all. The lost keys and
+# values are computed again like a prompt, in one step.
 #
-# One case cannot be helped by waiting: a request that would not fit even alone. It is refused when it arrives. The
-# alternative is a queue whose head waits for ever, and all requests behind it.
+# A request that would not fit even alone is refused when it arrives. If it waited, it would wait for ever, and all
+# requests behind it too.
 
 # %%
 try:
@@ -1597,9 +1609,9 @@ assert not llm.has_unfinished()
 # ## On a GPU: the published sweep again
 #
 # On a GPU the next cell repeats the published sweep with this engine and shows its peak memory, weights included,
-# beside what was counted. The contiguous cache is asked for a slot of 1,024 tokens per sequence and the paged one has the
-# 4,096 blocks of the stress run. Where memory is too small, the refusal is shown. On a CPU one batch
-# keeps the cell alive, and peaks are left out.
+# beside what was counted. The contiguous cache is asked for a slot of 1,024 tokens per sequence and the paged one has
+# the 4,096 blocks of the stress run. Where memory is too small, the refusal is shown. On a CPU the cell runs one batch,
+# without peaks.
 
 # %% tags=["hide-input"]
 MEMORY_BATCHES = pick(smoke=[1], cpu=[1], gpu=[1, 4, 16, 64, 256, 512, 1024])
@@ -1715,16 +1727,16 @@ table(
 #
 # ## Sharing
 #
-# A block belongs to every sequence whose table refers to it. Nothing in the arithmetic says that only one sequence may.
-# If two requests begin with the same tokens, the keys and values of those tokens are the same, and both block tables can name the same
-# blocks. `BlockManager` counts references for that: `share` adds one, `free` takes one away, and a block goes back to
-# the free list with the last of them. Only full blocks may be shared, because a block that is still being filled can
-# have only one writer. Chapter 9 looks for such prefixes: it keeps blocks after their sequence has ended and finds them by
-# their content, which makes the pool a {term}`prefix cache`. Until then this book's engines have that switched off.
+# A block may stand in the tables of several sequences. If two requests begin with the same tokens, the keys and values
+# of those tokens are the same, and both block tables can name the same blocks. `BlockManager` counts references for
+# that: `share` adds one, `free` takes one away, and a block goes back to the free list with the last of them. Only full
+# blocks may be shared, because a block that is still being filled can have only one writer. Chapter 9 looks for such
+# prefixes: it keeps blocks after their sequence has ended and finds them by their content, which makes the pool a
+# {term}`prefix cache`. Until then this book's engines have that switched off.
 #
 # ## What broke, and how this benchmark could mislead
 #
-# **Slot −1.** Padding needs a place to be written to. The obvious choice, −1, is a trap: an index of −1 is the *last*
+# **Slot −1.** Padding needs a place to be written to. The obvious choice, −1, is wrong: an index of −1 is the *last*
 # slot.
 
 # %%
@@ -1733,13 +1745,13 @@ slots[torch.tensor([-1])] = 1.0
 print(slots.tolist())
 
 # %% [markdown]
-# The padding's key has just overwritten the last slot of the pool, which belongs to a sequence that will answer with
-# nonsense on the day when the pool is full. `KVCache.store` uses `index_copy_`, which refuses negative indices, and
-# padding points at the null block.
+# The padding's key has overwritten the last slot of the pool. When the pool is full, that slot belongs to a sequence,
+# whose answer is then wrong. `KVCache.store` uses `index_copy_`, which refuses negative indices, and padding points at
+# the null block.
 #
-# **NaN in the null block.** A mask sets weights to zero, and zero times NaN is NaN. If anything ever writes NaN or
-# infinity into the null block, each sequence whose table is padded can catch it, however well it is masked. Two
-# sequences, the second shorter by a block:
+# **NaN in the null block.** A mask sets weights to zero, and zero times NaN is NaN. If NaN or infinity is ever written
+# into the null block, it can spread to each sequence whose table is padded, even with a correct mask. Two sequences,
+# the second shorter by a block:
 
 # %%
 with torch.inference_mode():
@@ -1799,13 +1811,14 @@ except RuntimeError as error:
 # - **A ratio of two bounds was taken for a prediction.** {glue:text}`broke_finding` Predict the seconds that a change
 #   adds, and add them to what was measured without it.
 # - **A step with more sequences was expected to take longer.** {glue:text}`broke_steps_finding`
-# - **A peak is a moment.** The published contiguous memory was the peak of a reset, half as much again as the cache.
-#   Ask of every peak *when* it was.
-# - **The promise is ours.** How many more sequences paging holds depends on {glue:text}`promise` tokens, the length
-#   that the server allows. A longer promise costs the contiguous cache in proportion, and the paged one nothing.
-# - **Memory on a CPU.** The operating system pages too. A large array of zeros takes no memory until it is written,
-#   so a contiguous cache on a CPU uses what it fills, not what it reserves. Here we compare what is promised, which on
-#   a GPU is what is taken.
+# - **A peak belongs to one moment.** The published contiguous memory was the peak during a reset, 1.5 times the cache.
+#   Find out *when* a peak occurred.
+# - **We chose the longest length.** How many more sequences paging holds depends on {glue:text}`promise` tokens, the
+#   length that the server allows. A longer one takes more memory in the contiguous cache, in proportion, and none in
+#   the paged one.
+# - **Memory on a CPU.** The operating system pages too. A large array of zeros takes no memory until it is written, so
+#   a contiguous cache on a CPU uses what it fills, not what it reserves. Here we compare what is reserved; on a GPU
+#   that is what is taken.
 # - **Interleaved blocks.** The gather is timed over blocks in the order in which sequences that grow together take
 #   them. An old pool is mixed more thoroughly. Try a shuffled free list; with very small blocks the order begins to
 #   matter.
@@ -1836,14 +1849,17 @@ glue("predictions_tally", tally(foretold))
 # What to do with a preempted sequence is a choice: recompute it, or swap its blocks to the host and back. The paper
 # compares the two. Swapping is limited by the bus and does badly with small blocks; recomputing costs the same for
 # every block size. vLLM V1 [recomputes](https://docs.vllm.ai/en/latest/configuration/optimization.html), as we do, and
-# logs a warning, since frequent preemption means that too many sequences were let in.
+# logs a warning, since frequent preemption means that too many sequences were admitted.
 #
 # ## Exercises
 #
-# **1. Predict.** What do blocks of one token do to the waste, to the block tables, to the copied bytes? And blocks of
-# 256?
+# :::{exercise} Predict
+# :label: ex-04-1
 #
-# ```{admonition} Solution
+# What do blocks of one token do to the waste, to the block tables, to the copied bytes? And blocks of 256?
+# :::
+#
+# ```{solution} ex-04-1
 # :class: dropdown
 # With one token a block nothing is empty: the counted line of {numref}`fig-04-fragmentation` begins at zero. Tables
 # become as long as the sequences, and the gather copies as many bytes in pieces of one token and one layer, 3 KiB for
@@ -1851,10 +1867,14 @@ glue("predictions_tally", tally(foretold))
 # cache is contiguous again: one block per sequence, large pieces, and the rest of each block empty.
 # ```
 #
-# **2. Break it and watch which test fails.** In `BlockManager.__init__`, let the free list begin with block 0:
-# `deque(range(num_blocks))`. Does this chapter's output change? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-04-2
 #
-# ```{admonition} Solution
+# In `BlockManager.__init__`, let the free list begin with block 0: `deque(range(num_blocks))`. Does this chapter's
+# output change? Which tests notice?
+# :::
+#
+# ```{solution} ex-04-2
 # :class: dropdown
 # The chapter stops at the assert below {numref}`fig-04-pool`: 16 blocks are free where 15 exist. The tokens would be
 # right: padding only reads block 0 here, behind a mask. It is a bug that waits for the first padded write, or the first
@@ -1862,9 +1882,13 @@ glue("predictions_tally", tally(foretold))
 # after every event these tests check the books, and a sequence held block 0.
 # ```
 #
-# **3. Share.** Four answers are wanted to one prompt of 40 tokens, each up to 24 tokens long, with blocks of 16. How
-# many blocks do they need without sharing, and with it? Write the second number as a function. The last line checks
-# yours; `python -m book.check 4` checks `book/exercises/ch04.py`.
+# :::{exercise} Share
+# :label: ex-04-3
+#
+# Four answers are wanted to one prompt of 40 tokens, each up to 24 tokens long, with blocks of 16. How many blocks do
+# they need without sharing, and with it? Write the second number as a function. The last line checks yours; `python -m
+# book.check 4` checks `book/exercises/ch04.py`.
+# :::
 
 
 # %%
@@ -1881,7 +1905,7 @@ def blocks_needed(prompt, answer, n, block):
 check(4, blocks_needed)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-04-3
 # :class: dropdown
 # Each sequence stores 40 + 23 = 63 tokens, which is 4 blocks, so 16 without sharing. The prompt fills two blocks of 16
 # and half of a third. The two full ones can be shared. Each sequence needs two more of its own, so 2 + 4 · 2 = 10. In
@@ -1897,8 +1921,12 @@ check(4, blocks_needed)
 # ```
 # ````
 #
-# **4. Swap or recompute?** A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at
-# least as long as its operations. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?
+# :::{exercise} Swap or recompute?
+# :label: ex-04-4
+#
+# A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at least as long as its
+# operations. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?
+# :::
 
 # %% tags=["remove-input"]
 assert blocks_for(words.SWAP_TOKENS, BLOCK) * BLOCK * per_token == (
@@ -1907,7 +1935,7 @@ assert blocks_for(words.SWAP_TOKENS, BLOCK) * BLOCK * per_token == (
 glue_all(words.swap(Shown(record), words.SWAP_BYTES))
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-04-4
 # :class: dropdown
 # {glue:text}`swap_finding` But the count leaves out what
 # decides in practice: a swap moves thousands of pieces, one for each block and layer, needs memory on the host, and
@@ -1919,8 +1947,8 @@ glue_all(words.swap(Shown(record), words.SWAP_BYTES))
 #
 # 1. A slot reserves room for the longest sequence; blocks reserve less than one block too much for each sequence. On
 #    the same bytes, {glue:text}`at_once_short`
-# 2. Memory can be counted to the last digit. Doing so showed that the published gain mixes three choices: a pool fixed
-#    in advance, a reset that builds its keys twice, and a slot for the longest sequence.
+# 2. Memory can be counted exactly. The count shows that the published gain mixes three choices: a pool fixed in
+#    advance, a reset that allocates its keys twice, and a slot for the longest sequence.
 # 3. A gather moves every key and value three times. Chapter 7 removes the copy.
 #
 # **Sources.** Paging, and swap against recomputation: {cite:t}`kwon2023pagedattention`. Admission at every step:

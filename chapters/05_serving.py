@@ -5,7 +5,7 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** How do many callers, who come and go as they like, share an engine that only one thread may touch?
+# **Question.** How do many clients, which arrive and leave at any time, share an engine that only one thread may use?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -21,9 +21,9 @@
 # run in the same process and the same thread, and it gets all answers of a `generate` together, at the end.
 #
 # A server has to do four things that an object does not. It answers while it computes. It sends each token as soon as
-# there is one. It stops computing for clients that have left. And it refuses requests at once when it is full. This
-# chapter builds it, starts it as a process, and measures each of the four. First it measures a server that does none of
-# them.
+# there is one. It stops computing for clients that have left. And when it is full, it refuses requests at once. This
+# chapter builds such a server, starts it as a process, and measures each of the four. First it measures a server that
+# does none of them.
 #
 # {glue:text}`experiments_shown`
 
@@ -189,11 +189,11 @@ def gate_of(name, repeats=(), **how):
 
 
 # %% [markdown]
-# ## The problem: what one writes first
+# ## The problem: the simplest server
 #
-# A web framework makes it easy. A function becomes a route, and the function calls `generate`. Here are two versions.
-# `/blocking` is the simplest one. `/locked` is the usual repair: a thread for each request, and a lock, because only one
-# of them may call the engine.
+# In a web framework a function becomes a route, and here the function calls `generate`. There are two versions.
+# `/blocking` is the simplest one. `/locked` is the usual repair: a thread for each request, and a lock, because only
+# one of them may call the engine.
 
 
 # %%
@@ -258,12 +258,12 @@ uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[sock])
 """
 
 # %% [markdown]
-# `async def` promises the framework that the function never blocks for long. One thread, the **event loop**, runs all
-# such functions in turns, and a function gives up its turn only at an `await`. `generate` has none. Until it returns, no
-# connection is accepted and no byte is sent, and a load balancer that asks `/health` gets no answer. It may conclude that
-# the process is dead, and end it.
+# `async def` tells the framework that the function never blocks for long. One thread, the **event loop**, runs all such
+# functions in turns, and a function gives up its turn only at an `await`. `generate` has none. Until it returns, no
+# connection is accepted and no byte is sent, and a load balancer that asks `/health` gets no answer. It may conclude
+# that the process is dead, and end it.
 #
-# ## Prediction: who waits for what
+# ## Prediction: waiting times
 #
 # The predictions follow from three times of the engine: one answer, a batch of {glue:text}`users` answers, and a full
 # batch of {glue:text}`seqs`. We measure them without any server, in this process, in turns.
@@ -359,8 +359,8 @@ glue_all(words.realistic())
 #    If no more than {glue:text}`limit` may be inside, they make {glue:text}`limit_waves` batches, and the last answer is
 #    complete after {glue:text}`limit_worst`. The others are refused at once.
 #
-# The fourth is about the last request of one burst, which is the worst case. For the mean over a long time there is a law
-# that needs no assumption about when requests arrive. The mean number of requests inside a system is their arrival rate
+# The fourth is about the last request of one burst, which is the worst case. For the mean over a long time, Little's
+# law needs no assumption about when requests arrive. The mean number of requests inside a system is their arrival rate
 # times the mean time that they stay {cite:p}`little1961proof`:
 #
 # ```{math}
@@ -368,14 +368,14 @@ glue_all(words.realistic())
 # N \;=\; X \, t_\text{E2E} \qquad\Longrightarrow\qquad t_\text{E2E} \;=\; \frac{N}{X}
 # ```
 #
-# The throughput $X$ of an engine, here in requests per second, has a ceiling. Once it is reached, a further request inside
-# does not make answers more frequent. It raises the mean time of all. A limit on $N$ is a limit on the mean time; the
+# The throughput $X$ of an engine, here in requests per second, has a ceiling. Once it is reached, one more request
+# inside does not raise the throughput; it raises the mean time of all. A limit on $N$ is a limit on the mean time; the
 # worst time follows from the number of batches, as above.
 #
 # ### The same arithmetic for a 7B model
 #
-# For comparison, a model of Llama 2 7B's shape in bfloat16 on an H100, by the rates of NVIDIA's data sheet, which promises
-# more than programs get. {glue:text}`realistic_finding`
+# For comparison, a model of Llama 2 7B's shape in bfloat16 on an H100, by the rates of NVIDIA's data sheet, which
+# programs do not reach. {glue:text}`realistic_finding`
 #
 # ## Build: two threads and messages between them
 #
@@ -387,11 +387,12 @@ glue_all(words.realistic())
 # :alt: The event loop thread admits requests and streams answers; the engine thread takes commands, steps, and posts one turn a step; commands go one way through a queue, and tokens come back through one queue a request.
 # :width: 100%
 #
-# The event loop and the engine share no state. Commands go one way. After each step, everything new comes back in one
-# piece, and the loop sorts it into one queue per request. Tokenising, which can take long, has a small pool of threads.
+# The event loop and the engine share no state. Commands go one way. After each step, all new tokens come back in one
+# message, and the loop sorts them into one queue per request. Tokenising, which can take long, has a small pool of
+# threads.
 # ```
 #
-# The messages are plain data. `Add` and `Abort` are commands to the engine; a `Turn` is what one step brought.
+# The messages are plain data. `Add` and `Abort` are commands to the engine; a `Turn` holds the results of one step.
 
 # %% tags=["remove-input"]
 show_source(Add)
@@ -409,8 +410,8 @@ show_source(EngineThread, "_run", "_wait_for_work", "_turn")
 # A `Turn` has the new tokens of all sequences in the step, so that the event loop is woken once per step and not once
 # per token. The section on the interpreter lock below says why wake-ups matter.
 #
-# **The event loop's side** begins with admission. It is one comparison, made before anything is tokenised: a refusal
-# has to be cheap, because it is given when the server has no time.
+# **The event loop's side** begins with admission. It is one comparison, made before the prompt is tokenised: a refusal
+# has to take little work, because it is given when the server is overloaded.
 
 # %% tags=["remove-input"]
 show_source(AsyncLLM, "open")
@@ -419,32 +420,31 @@ show_source(AsyncLLM, "open")
 # The number of sequences inside is bounded, so the queue of commands is too: it holds at most one `Add` for each of
 # them. An admitted call is then one `async for` over `generate`, as in vLLM. It sends the prompts to the engine's
 # thread and yields what comes back, with the call's deadline around each wait. `close` is called however a call ends.
-# It gives back the reserved places, and tells the engine to abort what still runs.
+# It frees the reserved places, and tells the engine to abort requests that still run.
 
 # %% tags=["remove-input"]
 show_source(AsyncLLM, "generate", "close")
 
 # %% [markdown]
-# Between the two sides stands one queue per call. The engine does not wait for a client that reads slowly, so this
-# queue would grow with each step. It is bounded by merging: a client that has fallen behind gets several tokens in one
-# piece.
+# Each call has one queue between the two sides. The engine does not wait for a client that reads slowly, so this queue
+# would grow with each step. It is bounded by merging: a slow client gets several tokens in one piece.
 
 # %% tags=["remove-input"]
 show_source(OutputCollector, "put", "get")
 
 # %% [markdown]
 # **The stream** is a sequence of server-sent events {cite:p}`whatwg2024sse`: lines that begin with `data: `, each
-# followed by a blank one, and at the end OpenAI's `data: [DONE]`. Two tasks run side by side. One sends. The other does
-# nothing but listen for the client to hang up. Whichever ends first ends the other.
+# followed by a blank one, and at the end OpenAI's `data: [DONE]`. Two tasks run side by side. One sends. The other
+# waits for the client to close the connection. When one of them ends, the other is cancelled.
 
 # %% tags=["remove-input"]
 show_source(EventStream, "__call__", "_send")
 
 # %% [markdown]
-# **The toy, as it is served.** A and B of {ref}`sec-toy` again, with the three blocks of chapter 4 and at most four tokens
-# per step. A's command is in the inbox when the engine wakes up. B's comes while step 1 runs, so step 2 is the first that
-# can take it. Each row is one step, and the last two columns are the events that its `Turn` brings to the two clients,
-# shortened to the text:
+# **The example, as it is served.** A and B of {ref}`sec-toy` again, with the three blocks of chapter 4 and at most four
+# tokens per step. A's command is in the inbox when the engine wakes up. B's command arrives during step 1, so step 2 is
+# the first that can take it. Each row is one step. The last two columns are the events that its `Turn` sends to the two
+# clients, shortened to the text:
 
 # %%
 toy_cache = BlockManager(toy.NUM_BLOCKS, toy.BLOCK_SIZE)
@@ -483,9 +483,9 @@ table(
 )
 
 # %% [markdown]
-# Steps and events are not the same. Step 2 computes three of B's four prompt tokens and sends B nothing, since no token
-# follows from a part of a prompt. In step 4 B loses its block, in step 5 it waits, in step 6 it computes again what it had;
-# its client sees a silence of four steps and cannot tell why. A, which came first, gets one event per step.
+# Not every step sends an event. Step 2 computes three of B's four prompt tokens and sends B nothing, since no token
+# follows from a part of a prompt. In step 4 B loses its block, in step 5 it waits, in step 6 it computes again what it
+# had; its client sees a pause of four steps and cannot know the reason. A, which came first, gets one event per step.
 #
 # ## Start it, and talk to it
 #
@@ -522,8 +522,8 @@ for line in server.log():
     print(textwrap.fill(str(line), 79))
 
 # %% [markdown]
-# The log has one JSON object per line. The simplest route takes a prompt and returns when all is done. It takes text, and
-# it takes token ids, which is all that a model without a tokenizer understands.
+# The log has one JSON object per line. The simplest route takes a prompt and returns the complete answer. The prompt
+# can be text or token ids; a model without a tokenizer needs token ids.
 
 # %%
 prompt = "The capital of France is" if can_chat else prompts_of([5])[0]
@@ -533,8 +533,8 @@ response = client.post(
 print(json.dumps(response.json(), indent=2))
 
 # %% [markdown]
-# The rest speaks OpenAI's protocol, which every tool knows. The official client needs a new `base_url`, and nothing
-# else. If the model can chat, it is asked a question; if not, it continues a list of token ids.
+# The other routes follow OpenAI's protocol, which most tools support. The official client needs only a new `base_url`.
+# If the model can chat, it is asked a question; if not, it continues a list of token ids.
 
 # %%
 ai = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
@@ -564,14 +564,14 @@ glue("pieces", len(pieces))
 glue("last_s", pieces[-1][0], ".2f")
 
 # %% [markdown]
-# The first of {glue:text}`pieces` pieces came after {glue:text}`first_ms` ms, the last after {glue:text}`last_s` s. With
-# streaming, one can read the beginning while the rest is computed. What it costs in throughput is measured below. The
+# The first of {glue:text}`pieces` pieces came after {glue:text}`first_ms` ms, the last after {glue:text}`last_s` s.
+# With streaming, one can read the beginning while the rest is computed. Its cost in throughput is measured below. The
 # weights are rounded to 4 bits and the model is small, so the answer need not be right.
 #
 # ## Check: the same tokens
 #
-# For the measurements, we want to see what a client sees: when each piece arrives. So here is a client, as short as the
-# protocol allows.
+# The measurements need the time at which each piece arrives at a client. Here is a client, as short as the protocol
+# allows.
 
 
 # %% tags=["hide-input"]
@@ -649,8 +649,8 @@ def run(work):
 
 
 # %% [markdown]
-# The engine in this process is the reference. Streamed or whole, the server has to give its tokens, and a stream has to
-# bring them one at a time.
+# The engine in this process is the reference. The server has to give the same tokens, streamed or whole, and a stream
+# has to send them one at a time.
 
 # %%
 expected = llm.generate(single, answers_of(ANSWER))[0].token_ids
@@ -780,8 +780,8 @@ glue_all(words.timeline(users_run))
 # Now the first two predictions. The naive server runs as a process too. For each of the three ways, {glue:text}`users`
 # users ask at once, and meanwhile a probe asks `/health` at a fixed rhythm that does not wait for answers. A probe that
 # waits for each answer before it asks again would ask once during a long stall, and report one slow request among many
-# fast ones. The error has a name, {term}`coordinated omission` {cite:p}`tene2015latency`, and chapter 6 returns to it.
-# The three ways take turns.
+# fast ones. This error is called {term}`coordinated omission` {cite:p}`tene2015latency`; chapter 6 returns to it. The
+# three ways take turns.
 
 # %% tags=["hide-input"]
 naive = open_until_the_end.enter_context(
@@ -1079,7 +1079,8 @@ show(fig, "05_leaving")
 glue_all(words.leaving(by_leaver))
 
 # %% [markdown]
-# {glue:text}`pool_finding` The log says how many tokens were computed for the leaver. {glue:text}`wasted_finding`
+# {glue:text}`pool_finding` The log says how many tokens were computed for the client that left.
+# {glue:text}`wasted_finding`
 #
 # The same with the naive server: a client that gives up after a few steps.
 
@@ -1114,9 +1115,9 @@ table(
 glue("tokens_wanted", tokens_wanted)
 
 # %% [markdown]
-# All {glue:text}`tokens_wanted` tokens of the answer were computed; the last one is not fed back, so it needs no pass. The
-# server could not know that the client had left, because the one thread that reads from the socket was computing. Users
-# who wait too long press reload, and on this server each reload adds a full answer to the queue that made them wait.
+# All {glue:text}`tokens_wanted` tokens of the answer were computed; the last one is not fed back, so it needs no pass.
+# The server could not know that the client had left, because the one thread that reads from the socket was computing.
+# Users who wait too long reload the page, and on this server each reload adds a full answer to the queue.
 #
 # ## Measure: the queue, with a limit and without
 #
@@ -1276,21 +1277,21 @@ glue_all(words.queue(by_queue) | words.exercises(by_queue))
 # %% [markdown]
 # {glue:text}`no_end_finding` {glue:text}`bounded_finding` {glue:text}`kinder_finding` {glue:text}`refused_finding`
 #
-# Both servers have the same engine. They differ in what the requests get that cannot be served now: a place in a queue
-# whose length the client does not see, or a **503** with `Retry-After`, after which the client can try another server.
-# Telling the sender to stop is called **backpressure**. Without a limit, nothing is refused, and a short overload only
-# makes answers late. In a long one, every request waits until its client has given up, and the engine computes answers
-# that are not read, at full throughput.
+# Both servers have the same engine. They treat a request that cannot be served now differently: the first puts it into
+# a queue whose length the client does not see; the second answers with a **503** and `Retry-After`, and the client can
+# try another server. Telling the sender to stop is called **backpressure**. Without a limit, nothing is refused, and a
+# short overload only makes answers late. In a long one, every request waits until its client has given up, and the
+# engine computes answers that are not read, at full throughput.
 #
-# The **504** is the other limit. A request that wants more than the server can give in {glue:text}`timeout_s` s was
-# ended after {glue:text}`too_long_s` s, with {glue:text}`too_long_tokens` tokens computed, and its blocks are free. In
-# a stream, where the status has long been sent, the same error comes as an event.
+# The **504** is the other limit. A request whose answer takes longer than {glue:text}`timeout_s` s was ended after
+# {glue:text}`too_long_s` s, with {glue:text}`too_long_tokens` tokens computed, and its blocks are free. In a stream,
+# whose status was sent at the beginning, the same error comes as an event.
 #
 # ## Measure: what HTTP costs
 #
 # The last question is how much throughput the server costs. The goal is to keep at least 90 % of it. First a bound. The
-# naive server has a route that streams events and computes nothing. It shows what an event costs when nothing else is to
-# be done: the framework, the socket, and a client that reads.
+# naive server has a route that streams events and computes nothing. It shows the cost of an event alone: the framework,
+# the socket, and a client that reads.
 
 # %% tags=["hide-input"]
 chunk = {
@@ -1332,9 +1333,9 @@ naive.stop(timeout=5)
 print(f"an event costs {1e6 * event_seconds:.1f} µs")
 
 # %% [markdown]
-# Call this time $c$. An engine that makes $X$ tokens per second needs $c X$ seconds of it in each second. If nothing of it
-# could happen while a step computes, a token would take $1/X + c$ instead of $1/X$. Throughput over HTTP, as a share of
-# throughput without, would then be
+# Call this time $c$. An engine that makes $X$ tokens per second needs $c X$ seconds of it in each second. If none of
+# this work overlapped with the steps, a token would take $1/X + c$ instead of $1/X$. Throughput over HTTP, as a share
+# of throughput without, would then be
 #
 # ```{math}
 # :label: eq-http-share
@@ -1463,10 +1464,10 @@ record.headline(
 #
 # ## Measure: what the interpreter lock costs
 #
-# Two threads in one Python process do not run Python at the same time. The **global interpreter lock** lets one of them
-# through. The design works all the same, because PyTorch releases the lock while an operator runs, and the event loop
-# sleeps most of the time. But a thread that wants the lock back has to wait until the other one releases it, and a thread
-# that is busy in Python does so only when it is asked to, after a *switch interval*.
+# Two threads in one Python process do not run Python code at the same time: a thread runs only while it holds the
+# **global interpreter lock**. The design with two threads still works, because PyTorch releases the lock while an
+# operator runs, and the event loop sleeps most of the time. But a thread that needs the lock again has to wait until
+# the other one releases it, and a thread that is busy in Python releases it only on request, after a *switch interval*.
 #
 # `count_torch_calls` counts the calls of one step. Not every call runs an operator: reading `x.shape` is a call too, and
 # keeps the lock.
@@ -1601,9 +1602,9 @@ record.headline(
 # %% [markdown]
 # {glue:text}`process_finding` {glue:text}`thread_finding`
 #
-# {glue:text}`lock_finding` Three things keep the event loop of this server mostly asleep. It is woken once per step and then
-# handles the whole batch, so that it takes the lock once per step and not once per token. An event is short. And what
-# takes long, such as tokenising a long prompt, runs in code that has released the lock.
+# {glue:text}`lock_finding` Three properties keep the event loop of this server mostly asleep. It is woken once per step
+# and then handles the whole batch, so it takes the lock once per step instead of once per token. An event takes little
+# time. And long work, such as tokenising a long prompt, runs in code that has released the lock.
 #
 # ## What an operator sees
 #
@@ -1665,8 +1666,8 @@ table(
 # makes none while no page is open. Up to 4,096 blocks, a square is a block. Beyond that a square stands for several
 # blocks, the engine sends a summary per square, and the page says how many blocks a square is.
 #
-# A server also has to end in order. On SIGTERM it refuses new work with 503, lets the requests inside finish, and exits
-# with status 0.
+# A server also has to shut down cleanly. On SIGTERM it refuses new work with 503, lets the requests inside finish, and
+# exits with status 0.
 
 
 # %% tags=["hide-input"]
@@ -1701,9 +1702,9 @@ print(f"exit status {status}")
 # %% [markdown]
 # ## What broke, and how this benchmark could mislead
 #
-# - **Two threads in one engine.** Take the lock out of `/locked`, and it works until two users ask at once. Two steps
-#   may then share one scheduler: a sequence gets into both batches, or its blocks are freed while the other step writes
-#   them. A test with one user never sees it.
+# - **Two threads in one engine.** Without its lock, `/locked` works until two users ask at once. Two steps may then
+#   share one scheduler: a sequence gets into both batches, or its blocks are freed while the other step writes them. A
+#   test with one user never sees it.
 # - **Forty milliseconds without a cause in Python.** A socket that is bound by hand and does not name its protocol does not get
 #   `TCP_NODELAY` from asyncio. Each answer then waits for the client to acknowledge the packet before (Nagle's
 #   algorithm), and the client delays its acknowledgement. No profiler of Python shows a wait that happens in the kernel. The
@@ -1713,13 +1714,13 @@ print(f"exit status {status}")
 #   inside. So `close` is called by the response, not left to the generator.
 # - **One client, one machine.** Client and server share the cores here, so the client's work counts against the server.
 #   On a real network the client is elsewhere and the network is between them.
-# - **A stall between two probes.** `/health` was asked every few hundredths of a second. A shorter stall can fall between
-#   two probes. The median says little; look at the worst.
-# - **The one that always runs first.** An earlier version of this chapter ran offline, whole and streamed always in this
-#   order. Whatever the first run of a round pays, it paid for offline, and HTTP looked faster than no HTTP. The order
-#   rotates now.
-# - **Calls are not operators.** The earlier count for the interpreter lock took every call into PyTorch for a place where
-#   the lock can be lost. Reading an attribute is such a call, and keeps the lock.
+# - **A stall between two probes.** `/health` was asked every few hundredths of a second. A shorter stall can fall
+#   between two probes. The median hides such a stall; look at the maximum.
+# - **A fixed order.** An earlier version of this chapter ran offline, whole and streamed always in this order. The
+#   first run of a round also pays for cold caches, so offline was always the slowest, and HTTP looked faster than no
+#   HTTP. The order rotates now.
+# - **Calls are not operators.** An earlier count for the interpreter lock counted every call into PyTorch as a place
+#   where the lock can be lost. Reading an attribute is such a call, and keeps the lock.
 #
 # ## The predictions and what became of them
 
@@ -1748,17 +1749,21 @@ glue("predictions_tally", tally(foretold))
 # between them {cite:p}`tgi2024architecture`. By default vLLM's queue of waiting requests has no limit; a gateway in front
 # of it has to set one.
 #
-# Our messages are plain data (`Add`, `Abort` and `Turn`), so that they could pass between processes. What else production
-# adds is in front of all this. A gateway knows many such servers. It sends a request to the one whose queue is short or
-# whose cache has the prompt's beginning, limits the share of each customer, and tries another server after a 503, which is
-# why the 503 should come at once.
+# Our messages are plain data (`Add`, `Abort` and `Turn`), so they could pass between processes. Production adds a
+# gateway in front of many such servers. It sends a request to the one whose queue is short or whose cache has the
+# prompt's beginning, limits the share of each customer, and tries another server after a 503, which is why the 503
+# should come at once.
 #
 # ## Exercises
 #
-# **1. Predict.** The limit stays at {glue:text}`limit`, and you halve `--max-num-seqs`. What happens to the worst time
-# of an answer in a burst, and to the number of requests refused?
+# :::{exercise} Predict
+# :label: ex-05-1
 #
-# ```{admonition} Solution
+# The limit stays at {glue:text}`limit`, and you halve `--max-num-seqs`. What happens to the worst time of an answer in
+# a burst, and to the number of requests refused?
+# :::
+#
+# ```{solution} ex-05-1
 # :class: dropdown
 # The number refused stays as it is: admission counts all requests inside, running or waiting. The worst time is the number
 # of batches times the time of a batch. There are twice as many batches. Where decode is bound by bandwidth (chapter 3), a
@@ -1766,11 +1771,14 @@ glue("predictions_tally", tally(foretold))
 # {glue:text}`half_finding`
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone
-# instead of for `sender` and `gone`. Streaming still works. Is a client still noticed that leaves in the middle of its
-# stream? Which test tells you?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-05-2
 #
-# ```{admonition} Solution
+# In `lib/serving/sse.py`, let `EventStream.__call__` wait for `sender` alone instead of for `sender` and `gone`.
+# Streaming still works. Is a client still noticed that leaves in the middle of its stream? Which test tells you?
+# :::
+#
+# ```{solution} ex-05-2
 # :class: dropdown
 # No. One expects an error when the server writes to a connection that is closed. But the HTTP server drops what it cannot
 # deliver, without an error, and `sender` runs to the end of the answer.
@@ -1780,10 +1788,14 @@ glue("predictions_tally", tally(foretold))
 # another piece of code listens.
 # ```
 #
-# **3. Count.** No complete answer of {glue:text}`answer` tokens should take longer than two seconds, also in a burst.
-# Which limit do you set on this machine? And in general: write the limit as a function of the engine's step,
-# $\text{shared} + \text{each} \cdot n$ seconds for $n$ sequences. The last line checks yours; `python -m book.check 5`
-# checks `book/exercises/ch05.py`.
+# :::{exercise} Count
+# :label: ex-05-3
+#
+# No complete answer of {glue:text}`answer` tokens should take longer than two seconds, also in a burst. Which limit do
+# you set on this machine? And in general: write the limit as a function of the engine's step, $\text{shared} +
+# \text{each} \cdot n$ seconds for $n$ sequences. The last line checks yours; `python -m book.check 5` checks
+# `book/exercises/ch05.py`.
+# :::
 
 
 # %%
@@ -1800,7 +1812,7 @@ def largest_limit(seconds, tokens, shared, each, slots):
 check(5, largest_limit)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-05-3
 # :class: dropdown
 # The worst time in a burst is a whole number of batches. {glue:text}`limit_finding` {eq}`eq-little` would give a larger
 # number, $2\,X$ requests: it speaks of the mean time, and half of the requests may take longer. The function also counts
@@ -1819,10 +1831,14 @@ check(5, largest_limit)
 # ```
 # ````
 #
-# **4. Extend.** Write a client that honours `Retry-After`. Let {glue:text}`burst` of them run against a server with the limit
-# {glue:text}`limit`. Are all served, and when? What happens if all of them wait exactly as long as they were told?
+# :::{exercise} Extend
+# :label: ex-05-4
 #
-# ```{admonition} Solution
+# Write a client that honours `Retry-After`. Let {glue:text}`burst` of them run against a server with the limit
+# {glue:text}`limit`. Are all served, and when? What happens if all of them wait exactly as long as they were told?
+# :::
+#
+# ```{solution} ex-05-4
 # :class: dropdown
 # All are served in the end, and not sooner than with a queue in the server: the queue is now on the clients' side, where it
 # takes no memory of the server. If all wait equally long, they come back together, and most are refused together again,

@@ -19,12 +19,12 @@
 #
 # The headline of the published measurements {cite:p}`achi9629engine` is a load test. At 64 users, an engine with
 # continuous batching and a paged cache gave {glue:text}`published_gain` times the throughput of a server that takes one
-# request at a time. It is a fair measurement of two servers. But the two differ in two things, and one number cannot say
-# which of them did it.
+# request at a time. The measurement is correct. But the two servers differ in two things, and one number cannot say how
+# much of the gain is due to each.
 #
-# So this chapter puts a third server between the two, and takes the gain apart. Then it asks what throughput leaves out. A
-# user does not see the tokens per second of all users together. A user sees the wait for the first token, the pace of the
-# others, and refusals.
+# So this chapter puts a third server between the two and separates the gain into its parts. Then it measures what
+# throughput does not show. A user does not see the tokens per second of all users together, but the wait for the first
+# token, the time between the others, and refusals.
 #
 # {glue:text}`experiments_shown`
 
@@ -201,11 +201,11 @@ def kept_up(gate, rows):
 #   each other. A slow server is asked just as often as a fast one.
 #
 # A closed loop is right for throughput at a given concurrency. For latency it is misleading. Let the server stop for a
-# second, and a closed loop with one user records one slow request. The requests that would have come in that second were
-# never sent, so how long they would have waited is not measured. This is {term}`coordinated omission`
-# {cite:p}`tene2015latency`: the load generator sends nothing while the server is slow. The remedy is to decide beforehand when
-# each request is due, and to start its clock then, whether or not it could be sent. That is the rule of MLPerf's server
-# scenario too {cite:p}`reddi2020mlperf`.
+# second, and a closed loop with one user records one slow request. The requests that would have come in that second
+# were never sent, so how long they would have waited is not measured. This is {term}`coordinated omission`
+# {cite:p}`tene2015latency`: the load generator sends nothing while the server is slow. The remedy is to decide
+# beforehand when each request is due, and to start its clock then, whether or not it could be sent. MLPerf's server
+# scenario has the same rule {cite:p}`reddi2020mlperf`.
 #
 # Our load generator notes both times. Here are its definitions, from the source:
 
@@ -213,9 +213,9 @@ def kept_up(gate, rows):
 show_source(RequestTrace, "ttft", "ttft_sent", "e2e", "tpot", "gaps", "lag")
 
 # %% [markdown]
-# **The toy, under load.** Let each of the eight steps of the toy of {ref}`sec-toy` take 10 ms, with three blocks as in
-# chapter 4, and let A be due at 0 and B at 5 ms, while step 1 runs. The same definitions, applied to the steps in which
-# their words came:
+# **The example, under load.** Let each of the eight steps of the example of {ref}`sec-toy` take 10 ms, with three
+# blocks as in chapter 4, and let A be due at 0 and B at 5 ms, while step 1 runs. The same definitions, applied to the
+# steps in which their words came:
 
 
 # %%
@@ -276,9 +276,8 @@ table(
 # meets an empty server. Since it was sent, its TTFT is 10 ms, as A's; since it was due, it is 55 ms. Only the second clock
 # shows the wait.
 #
-# The names are those of `vllm bench serve`, except that its clock always starts when a request is sent. Names are a trap
-# in this field. The same word means different things in different tools ({numref}`tab-06-names`), and a figure is worth
-# nothing without its definition.
+# The names are those of `vllm bench serve`, except that its clock always starts when a request is sent. The same name
+# means different things in different tools ({numref}`tab-06-names`), so a number needs its definition.
 #
 # ```{list-table} What each tool calls it. $n$ is the number of output tokens.
 # :name: tab-06-names
@@ -306,17 +305,17 @@ table(
 #   - its "inter-token latency" is the mean over all $n$ tokens, TTFT included
 # ```
 #
-# One consequence is worth a line of its own. A server that sends four tokens in one event has the same TPOT as one that
-# sends four events, and an ITL four times as long with a quarter of the samples. TPOT needs an honest count of tokens. We
-# take it from the server's own `usage`, never from the number of events.
+# One consequence: a server that sends four tokens in one event has the same TPOT as one that sends four events, and an
+# ITL four times as long with a quarter of the samples. TPOT needs the true number of tokens. We take it from the
+# `usage` field of the server's answer, never from the number of events.
 #
 # ## Three servers
 #
 # The first is the published baseline: a contiguous cache, one request at a time. The second differs in one thing: it
 # batches continuously (chapter 3). The third differs from the second in one thing: its cache is paged (chapter 4). All
-# three serve the same model, over HTTP (chapter 5), as processes of their own. A fourth is a copy of the third with a limit
-# on how many may wait. It will be needed at the end. All four compute the model's layers by the engine's default. It chooses
-# their kernels by a fixed rule, not by timing (chapter 8), so the rule is the same for all servers.
+# three serve the same model, over HTTP (chapter 5), as processes of their own. A fourth is a copy of the third with a
+# limit on how many may wait; the end of the chapter uses it. All four compute the model's layers by the engine's
+# default. It chooses their kernels by a fixed rule, not by timing (chapter 8), so the rule is the same for all servers.
 #
 # Servers that are compared take turns with the same requests, and the one that goes first changes from round to round. The
 # number of requests is fixed, and not the number of seconds: on a slow machine a test takes longer, and still fills the queue.
@@ -407,8 +406,8 @@ if served["weights"] == "random":
     )
 
 # %% [markdown]
-# The paged pool has exactly as many bytes as the contiguous cache: {glue:text}`seqs` sequences at their longest. So memory
-# does not decide anything in this comparison, as it did not in the published one.
+# The paged pool has exactly as many bytes as the contiguous cache: {glue:text}`seqs` sequences at their longest. So
+# memory limits neither of the two, as in the published comparison.
 #
 # ## Prediction: two measurements and Little's law
 #
@@ -419,11 +418,12 @@ if served["weights"] == "random":
 # t(n) \;=\; a + b\,n
 # ```
 #
-# where $a$ is what all sequences share, and $b$ is what each adds. The step as a whole has a bound. It cannot take less than
-# the reading of the weights, nor less than the arithmetic of its $n$ sequences, or the reading of their keys and values.
-# The one may hide behind the other, so $a$ and $b$ have no bounds of their own. An answer of $S_o$ tokens among $n$ takes $t_\text{E2E}(n) = S_o\, t(n)$, and by Little's law ({eq}`eq-little`) $n$ users
-# who never pause get $X(n) = n / t_\text{E2E}(n)$ answers per second. Two short measurements, one user and
-# {glue:text}`seqs`, give $a$ and $b$ for each server. The rest of the curve is then a prediction.
+# where $a$ is the time that all sequences share, and $b$ is the time that each adds. The step as a whole has a bound:
+# the time to read the weights and the keys and values, or the time for the arithmetic of its $n$ sequences, whichever
+# is larger. The two can overlap, so $a$ and $b$ have no bounds of their own. An answer of $S_o$ tokens among $n$ takes
+# $t_\text{E2E}(n) = S_o\, t(n)$, and by Little's law ({eq}`eq-little`) $n$ users who never pause get
+# $X(n) = n / t_\text{E2E}(n)$ answers per second. Two short measurements, one user and {glue:text}`seqs`, give $a$ and
+# $b$ for each server. The rest of the curve is then a prediction.
 
 
 # %% tags=["hide-input"]
@@ -519,16 +519,17 @@ glue_all(words.closed.line_bound(experiments.pick(gate, record)))
 # %% [markdown]
 # {glue:text}`model_finding` {glue:text}`bound_finding`
 #
-# The model says three things. The sequential server gains nothing from more users: its throughput stays, and the
-# time of a request grows in proportion to their number. The others gain most from the first users, and less from each further one. And
-# paging brings no gain: with the same memory and the same sequences, a paged cache saves no work and adds the gather of
-# chapter 4. What paging buys is room for more sequences, and here there is room for all.
+# The model predicts three things. The sequential server gains nothing from more users: its throughput stays, and the
+# time of a request grows in proportion to their number. The others gain most from the first users, and less from each
+# further one. And paging brings no gain: with the same memory and the same sequences, a paged cache saves no work and
+# adds the gather of chapter 4. Paging makes room for more sequences, and here there is room for all.
 #
-# The same model, with counted bytes and operations instead of measured times, says what a larger setting could do at best.
-# The next table is for a model of the shape of Llama 2 with 7 billion parameters, in bfloat16, on one H100 with the rates of
-# its data sheet ({glue:text}`h100_rates`), for answers of {glue:text}`h100_answer` tokens in sequences of
-# {glue:text}`h100_length`. There $a$ is {glue:text}`h100_a` ms, and $b$ {glue:text}`h100_b` µs, for the bytes of the keys
-# and values. These are bounds: a real step adds what starting it costs (chapter 8), and seldom reaches a data sheet's rate.
+# The same model, with counted bytes and operations instead of measured times, gives the best case for a larger setting.
+# The next table is for a model of the shape of Llama 2 with 7 billion parameters, in bfloat16, on one H100 with the
+# rates of its data sheet ({glue:text}`h100_rates`), for answers of {glue:text}`h100_answer` tokens in sequences of
+# {glue:text}`h100_length`. There $a$ is {glue:text}`h100_a` ms, and $b$ {glue:text}`h100_b` µs, for the bytes of the
+# keys and values. These are bounds: a real step adds the time to start its operations (chapter 8), and seldom reaches a
+# data sheet's rate.
 
 # %% tags=["hide-input"]
 H100_LENGTH, H100_ANSWER = 500, 200
@@ -573,10 +574,11 @@ glue("h100_answer", H100_ANSWER)
 show_source(Session, "open", "closed")
 
 # %% [markdown]
-# Bodies are encoded before the clock starts, and connections are not limited, so that nothing stands between "due" and
-# "sent". What still does is measured: the **dispatch lag** of each request, and how late the event loop wakes. If either is
-# more than a tenth of the median TTFT at its 99th percentile, the run is marked. On a small machine this matters. The server
-# and the generator share its cores, and a generator that gets too little of them reports a slow server.
+# Bodies are encoded before the clock starts, and connections are not limited, so that a request is sent as soon as it
+# is due. The remaining delay is measured: the **dispatch lag** of each request, and how late the event loop wakes. If
+# either is more than a tenth of the median TTFT at its 99th percentile, the run is marked. On a small machine this
+# matters. The server and the generator share its cores, and a generator that gets too little of them reports a slow
+# server.
 #
 # Each request ends in exactly one way:
 
@@ -597,15 +599,16 @@ show_source(send)
 #
 # ## Check: a stall that only one clock sees
 #
-# Does the generator see what it should? We stop the server for a while, as a long garbage collection or another program on the
-# same machine would: the operating system does not run it. Requests go on being due at a steady rate, half of what the
-# server can serve, but the generator has only {glue:text}`places` places in flight, like a closed loop with as many users.
+# This check shows whether the generator notices a stall. We stop the server for a while, as a long garbage collection
+# or another program on the same machine would: the operating system does not run it. Requests go on being due at a
+# steady rate, half of what the server can serve, but the generator has only {glue:text}`places` places in flight, like
+# a closed loop with as many users.
 #
-# By the clock that starts when a request is sent, only those in the places can be slow. By the clock that starts when it is
-# due, all that fall due while the server stands still have to wait, and those that follow wait until the queue is gone. Call
-# a request slow if it takes longer than half of the stall. At half of the capacity the queue shrinks as fast as it grew, so
-# the slow ones are those that fall due during the stall, and those that were in flight when it began, on average half of
-# the places: {glue:text}`due_in_stall`, against at most {glue:text}`places`.
+# By the clock that starts when a request is sent, only those in the places can be slow. By the clock that starts when
+# it is due, all that are due while the server stands still have to wait, and those that follow wait until the queue is
+# empty. Call a request slow if it takes longer than half of the stall. At half of the capacity the queue shrinks as
+# fast as it grew, so the slow ones are those that are due during the stall, and those that were in flight when it
+# began, on average half of the places: {glue:text}`due_in_stall`, against at most {glue:text}`places`.
 
 # %%
 DUE = pick(smoke=6, cpu=12, gpu=24)  # requests that fall due during the stall
@@ -705,7 +708,7 @@ glue("due_in_stall", DUE + places // 2)
 glue_all(words.opened.stall(stall_run))
 
 # %% [markdown]
-# {glue:text}`stall_finding` From here on, times are since due.
+# {glue:text}`stall_finding` From here on, all times start when a request is due.
 #
 # (sec-users)=
 # ## Measure: from one user to many
@@ -852,7 +855,7 @@ show(fig, "06_throughput_by_users")
 # %% [markdown]
 # {glue:text}`fit_finding` {glue:text}`flat_finding`
 #
-# And here is the headline, on this machine. {glue:text}`gain_finding` The published comparison has one factor,
+# The gain at the most users, on this machine: {glue:text}`gain_finding` The published comparison has one factor,
 # {glue:text}`published_gain`, for both.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-p95", "caption": "The 95th percentile of the time to an answer's last token, against the number of users. The published answers have 50 tokens; compare shapes, not heights, with a run that has fewer."}}
@@ -918,9 +921,10 @@ glue_all(words.closed.queue(closed_run))
 #
 # {glue:text}`generator_finding`
 #
-# Does the gain depend on the prompts? The published gains are {glue:text}`published_gains` for prompts of
-# {glue:text}`published_prompts` tokens. A step shares the reading of the weights among its sequences. The arithmetic of a
-# prompt is not shared, so a longer prompt should add about as much to a request on either server, and the gain should fall.
+# The gain may depend on the prompts. The published gains are {glue:text}`published_gains` for prompts of
+# {glue:text}`published_prompts` tokens. A step shares the reading of the weights among its sequences. The arithmetic of
+# a prompt is not shared, so a longer prompt should add about as much to a request on either server, and the gain should
+# fall.
 
 # %%
 LENGTHS = list(FIXED)
@@ -1009,8 +1013,8 @@ record.headline(f"of which paging, {COMPARE_AT} users", paging, "×")
 # ```{scoreboard} sec-users
 # ```
 #
-# And what does HTTP cost? The same requests go through the same engine without a server, all at once, in this process. The
-# two ways take turns.
+# To see what HTTP costs, the same requests go through the same engine without a server, all at once, in this process.
+# The two ways take turns.
 
 # %% tags=["hide-input"]
 offline_requests = ask(SEQS, seed=60)
@@ -1068,19 +1072,19 @@ glue_all(words.closed.http(experiments.pick(gate, record)))
 # %% [markdown]
 # {glue:text}`http_finding` The server's event loop, the load generator and the engine share the same cores.
 #
-# ## Beyond the knee: users who do not wait for each other
+# ## Overload: users who do not wait for each other
 #
-# In an open loop there is a rate beyond which no server keeps up. From {eq}`eq-step-line`, with $a$ and $b$ from the sweep, we
-# know it before we look. At most
-# $N$ sequences run, so at most
+# In an open loop there is a rate beyond which no server keeps up. From {eq}`eq-step-line`, with $a$ and $b$ from the
+# sweep, we can compute it. At most $N$ sequences run, so at most
 #
 # ```{math}
 # :label: eq-capacity
 # \lambda_\text{max} \;=\; \frac{N}{S_o\,(a + b N)}
 # ```
 #
-# answers leave each second. Below that rate, Little's law gives the number inside, $n = \lambda\, t_\text{E2E}$. A request
-# that arrives finds $n$ others and makes their steps longer, so $t_\text{E2E} = S_o (a + b\,(n + 1))$. Put one into the other:
+# answers are completed per second. Below that rate, Little's law gives the number inside, $n = \lambda\, t_\text{E2E}$.
+# A request that arrives finds $n$ others and makes their steps longer, so $t_\text{E2E} = S_o (a + b\,(n + 1))$.
+# Together these give:
 #
 # ```{math}
 # :label: eq-hockey
@@ -1092,9 +1096,9 @@ glue_all(words.closed.http(experiments.pick(gate, record)))
 # seconds, they wait $\tfrac{T}{2}(\lambda/\lambda_\text{max} - 1)$ on average. So in overload a latency has no meaning
 # without the length of the test: measure twice as long, and it doubles.
 #
-# These formulas are for a test that never begins and never ends. A real one begins with an empty server, whose places fill
-# first, and ends with one that empties. `serve` takes the same two numbers, $a$ and $b$, and the times at which the requests
-# of this very test arrive, and counts step by step:
+# These formulas are for a steady state. A real test begins with an empty server, whose places fill first, and ends
+# while the server empties. `serve` takes the same two numbers, $a$ and $b$, and the times at which the requests of this
+# test arrive, and counts step by step:
 
 # %% tags=["remove-input"]
 show_source(serve)
@@ -1270,12 +1274,13 @@ record.headline(
 # token within {glue:text}`slo_ttft` s and {glue:text}`slo_tpot` ms per token. The fourth server admits {glue:text}`limit`
 # sequences, of which {glue:text}`seats` run, and answers all others with 503.
 #
-# The model predicts both. Without a limit, requests of a long overload wait too long, and goodput falls. With the limit, no
-# admitted request waits longer than the places beyond the batch take, goodput stays near capacity, and the rest are refused:
-# of a long test a share of $1 - \lambda_\text{max}/\lambda$, of a short one less, since the places fill first.
+# The model predicts both. Without a limit, requests of a long overload wait too long, and goodput falls. With the
+# limit, an admitted request waits only for the few that are queued ahead of it, goodput stays near capacity, and the
+# rest are refused. In a long test the refused share is $1 - \lambda_\text{max}/\lambda$; in a short one it is less,
+# since the places fill first.
 #
-# The two servers are copies, so at a rate below the knee, where the limit has nothing to refuse, they have to be equally
-# fast. That is the control. {glue:text}`twin_finding`
+# The two servers are copies, so at a rate below the capacity, where nothing is refused, they have to be equally fast.
+# That is the control. {glue:text}`twin_finding`
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-goodput", "caption": "What became of the requests: within both limits, answered too late, or refused; by server and by offered rate over capacity."}}
 bars_of = [
@@ -1359,9 +1364,9 @@ record.headline(
 #
 # ### How they arrive
 #
-# One rate, {glue:text}`pattern_share` of the capacity, the same requests, four patterns: all at once, like clockwork, at
-# random, and at random in clusters (gamma gaps with a burstiness of 0.25, as `vllm bench serve` defines it). The steady
-# pattern should be the easiest, since it never asks for more than the mean.
+# One rate, {glue:text}`pattern_share` of the capacity, the same requests, four patterns: all at once, at equal
+# intervals (steady), at random, and at random in clusters (gamma gaps with a burstiness of 0.25, as `vllm bench serve`
+# defines it). The steady pattern should be the easiest, since it never asks for more than the mean.
 
 # %%
 PATTERN_SHARE = 0.7
@@ -1420,12 +1425,13 @@ glue_all(words.opened.patterns(pattern_run))
 #
 # - **Flat throughput under load.** At the sequential server requests queue at a batch of one
 #   ({numref}`fig-06-throughput`). It is one of the published failures, and the reason why the other two servers exist.
-# - **Two changes, one number.** The published {glue:text}`published_gain` compares a sequential contiguous server with a continuous paged one.
-#   Nothing in it is wrong, and nothing in it says what paging did.
-# - **Two copies that were not alike.** The first recorded run of this chapter compared the server with a limit and its copy
-#   without one, and had no control. It has one in its numbers. {glue:text}`early_twin` The servers chose their matrix
-#   kernels then by timing them at start, while four of them were loading. The record does not say what they chose, so this
-#   is a suspicion. The choice is now a rule without a clock, all servers are warmed up alike, and the control is a gate.
+# - **Two changes, one number.** The published {glue:text}`published_gain` compares a sequential contiguous server with
+#   a continuous paged one. It is correct, but it does not show the effect of paging.
+# - **Two copies that were not alike.** The first recorded run of this chapter compared the server with a limit and its
+#   copy without one, and had no control. Its numbers contain one. {glue:text}`early_twin` The servers chose their
+#   matrix kernels then by timing them at start, while four of them were loading. The record does not say what they
+#   chose, so this is a suspicion. The choice is now a rule without a clock, all servers are warmed up alike, and the
+#   control is a gate.
 # - **Seconds instead of requests.** The overload used to last for a fixed time. On a busy machine, whose capacity is small,
 #   fewer requests came than there are places: no queue, no refusal, and a figure of zeros. Requests are now counted, and a
 #   run in which no queue formed is not shown.
@@ -1434,7 +1440,7 @@ glue_all(words.opened.patterns(pattern_run))
 # - **A mean against a median.** The predicted mean wait was compared with a measured median. Both are means now.
 # - **Too few requests in a stall.** The requests in flight when the server stopped were so large a part of the test that they
 #   moved the 90th percentile by both clocks, and the two agreed. The test is longer now, and slow requests are counted.
-# - **All sequences fit.** Paging had nothing to win, since memory was never short. Chapter 4 shows the other case.
+# - **All sequences fit.** Memory was never short, so paging could gain nothing. Chapter 4 shows the other case.
 # - **One machine.** Generator, server and engine share its cores. The dispatch lag above says when that mattered. On few
 #   cores, trust the ratios more than the rates.
 # - **Few requests.** A p99 of fewer than a hundred requests is little more than their maximum. Reports say so.
@@ -1455,35 +1461,34 @@ glue_all(words.early_twin(words.early_run(read_records("06"))))
 #
 # ## In production
 #
-# vLLM {cite}`kwon2023pagedattention` has `vllm bench serve`, SGLang {cite}`zheng2024sglang` has `bench_serving`. Both send
-# Poisson or gamma arrivals at a rate, or all at once with a cap on the requests in flight. Both start a request's clock when
-# it is sent, after it has waited for a place under the cap. With a cap that binds, look at the queueing time that newer
-# versions report beside it, or set no cap. MLPerf {cite:p}`reddi2020mlperf` judges a server by the rate that it sustains with
-# its 99th percentile within limits: goodput in another form. vLLM's own queue of waiting requests has no limit by default,
-# so in production the limit sits in the gateway, with priorities and retries; a client that retries at once turns a refusal
-# into more load, so the answer carries `Retry-After`.
+# vLLM {cite}`kwon2023pagedattention` has `vllm bench serve`, SGLang {cite}`zheng2024sglang` has `bench_serving`. Both
+# send Poisson or gamma arrivals at a rate, or all at once with a cap on the requests in flight. Both start a request's
+# clock when it is sent, after it has waited for a place under the cap. With a cap that binds, look at the queueing time
+# that newer versions report beside it, or set no cap. MLPerf {cite:p}`reddi2020mlperf` judges a server by the rate that
+# it sustains with its 99th percentile within limits: a form of goodput. vLLM's own queue of waiting requests has no
+# limit by default, so in production the limit sits in the gateway, with priorities and retries; a client that retries
+# at once turns a refusal into more load, so the answer carries `Retry-After`.
 #
 # (sec-load-tools)=
 # ## Appendix: what two other tools say
 #
-# An instrument is compared with others before it is believed. Two load tools can be had from PyPI:
-# [guidellm](https://github.com/vllm-project/guidellm), from the vLLM project, and
-# [aiperf](https://github.com/ai-dynamo/aiperf), from NVIDIA. Each of them and our generator sent the same prompts, as text,
-# to one server with SmolLM2, in a closed loop with equally many users. They went in turns, over several rounds, so that
-# whatever else the machine did met all three. The server counted the tokens, and every tool had to report every request, with
-# exactly the tokens that were asked for.
+# We compared the load generator with two other tools from PyPI: [guidellm](https://github.com/vllm-project/guidellm),
+# from the vLLM project, and [aiperf](https://github.com/ai-dynamo/aiperf), from NVIDIA. Each of them and our generator
+# sent the same prompts, as text, to one server with SmolLM2, in a closed loop with equally many users. They went in
+# turns, over several rounds, so that other work of the machine affected all three equally. The server counted the
+# tokens, and every tool had to report every request, with exactly the tokens that were asked for.
 #
-# The same names first had to mean the same things. TTFT starts when a request is sent, in all three, so ours is the one since
-# sent, not since due. TPOT is the mean time of a token after the first. Both tools call that inter-token latency; what
-# guidellm calls the time per output token is $t_\text{E2E} / n$, with the first token in it. Throughput is all output tokens
-# over the time from the first request to the last answer. The table has the median over a run's requests, and of those the
-# median over the rounds.
+# The definitions had to be the same. TTFT starts when a request is sent, in all three, so ours is the one since sent,
+# not since due. TPOT is the mean time of a token after the first. Both tools call that inter-token latency; what
+# guidellm calls the time per output token is $t_\text{E2E} / n$, with the first token in it. Throughput is all output
+# tokens over the time from the first request to the last answer. The table has the median over a run's requests, and of
+# those the median over the rounds.
 #
-# Two things had to be the same that no definition mentions. One is the processor. A tool on the server's own machine takes
-# cores from it, and then times a slower server with a clock that is right. So each tool sends from one process, and the
-# server leaves it a core. And aiperf is given a request rate that these users cannot reach: without one, it looks for a free
-# user in a loop that never sleeps. The other is the rhythm. With answers of one length, all users finish together and come
-# back together, and a millisecond in the tool decides which of them share a step. So the answers differ in length.
+# Two more conditions had to be the same. One is the processor: a tool on the server's own machine takes cores from it,
+# and so makes the server slower. So each tool sends from one process, and the server leaves it a core. And aiperf is
+# given a request rate that these users cannot reach: without one, it looks for a free user in a loop that never sleeps.
+# The other is the timing of the requests. With answers of one length, all users finish together and come back together,
+# and a millisecond in the tool decides which of them share a step. So the answers differ in length.
 
 # %% tags=["hide-input"]
 rows, verdicts = [], []
@@ -1554,10 +1559,14 @@ glue(
 # %% [markdown]
 # ## Exercises
 #
-# **1. Predict.** The published sequential server takes {glue:text}`published_alone` s for a request at one user and
-# {glue:text}`published_p95` s (p95) at {glue:text}`published_users` users. What does Little's law say it should be?
+# :::{exercise} Predict
+# :label: ex-06-1
 #
-# ```{admonition} Solution
+# The published sequential server takes {glue:text}`published_alone` s for a request at one user and
+# {glue:text}`published_p95` s (p95) at {glue:text}`published_users` users. What does Little's law say it should be?
+# :::
+#
+# ```{solution} ex-06-1
 # :class: dropdown
 # With one server and $N$ users who never pause, $t_\text{E2E} = N / X$: {glue:text}`published_users` times
 # {glue:text}`published_alone` s, or {glue:text}`little_all` s, if all of them are always there. In a burst with no second round,
@@ -1566,37 +1575,53 @@ glue(
 # {glue:text}`published_finding`
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/loadtest/session.py`, set `trace.scheduled` to `self.clock()` when a
-# request gets its place, instead of when it is due. All times still look plausible.
+# :::{exercise} Break it and watch which test fails
+# :label: ex-06-2
 #
-# ```{admonition} Solution
+# In `lib/loadtest/session.py`, set `trace.scheduled` to `self.clock()` when a request gets its place, instead of when
+# it is due. All times still look plausible.
+# :::
+#
+# ```{solution} ex-06-2
 # :class: dropdown
 # `pytest tests/loadtest/test_run.py` fails in `test_coordinated_omission_shows_only_in_times_since_due`, and in the test that
 # compares the scheduled times with the arrival times. No test of means or throughput notices.
 # ```
 #
-# **3. Count.** For the sequential server, arrivals at random and answers of one length make the M/D/1 queue. Its mean wait is
-# $\rho\, t / (2 (1 - \rho))$, with $t$ the time of an answer and $\rho = \lambda t$. At which load does the mean wait equal one
-# answer? And for the paged server, by {eq}`eq-hockey`, at which rate does an answer take twice as long as alone?
+# :::{exercise} Count
+# :label: ex-06-3
 #
-# ```{admonition} Solution
+# For the sequential server, arrivals at random and answers of one length make the M/D/1 queue. Its mean wait is $\rho\,
+# t / (2 (1 - \rho))$, with $t$ the time of an answer and $\rho = \lambda t$. At which load does the mean wait equal one
+# answer? And for the paged server, by {eq}`eq-hockey`, at which rate does an answer take twice as long as alone?
+# :::
+#
+# ```{solution} ex-06-3
 # :class: dropdown
 # $\rho / (2 (1 - \rho)) = 1$ gives $\rho = 2/3$. For the shared one, $1 - \lambda S_o b = 1/2$, so $\lambda = 1 / (2 S_o b)$:
 # half of the rate at which infinitely many places would be full. The sequential server's capacity does not come into it.
 # ```
 #
-# **4. Extend.** Send the `shared-prefix` workload. What would you expect of an engine with a {term}`prefix cache`, and how would
-# you show that the workload, not the machine, made the difference?
+# :::{exercise} Extend
+# :label: ex-06-4
 #
-# ```{admonition} Solution
+# Send the `shared-prefix` workload. What would you expect of an engine with a {term}`prefix cache`, and how would you
+# show that the workload, not the machine, made the difference?
+# :::
+#
+# ```{solution} ex-06-4
 # :class: dropdown
 # The shared part is computed once, so TTFT falls to that of a prompt of 28 tokens, and TPOT stays. Chapter 9 builds
 # it and measures that. Run the same lengths with different prefixes as the control: `make_requests` with as many seeds as
 # requests. If that is fast too, something else is.
 # ```
 #
-# **5. Write it.** `latencies(due, seconds)`: what a load test should report for a sequential server, from the time at
-# which each request is due. The last line checks yours; `python -m book.check 6` checks `book/exercises/ch06.py`.
+# :::{exercise} Write it
+# :label: ex-06-5
+#
+# `latencies(due, seconds)`: what a load test should report for a sequential server, from the time at which each request
+# is due. The last line checks yours; `python -m book.check 6` checks `book/exercises/ch06.py`.
+# :::
 
 
 # %%
@@ -1612,7 +1637,7 @@ def latencies(due, seconds):
 check(6, latencies)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-06-5
 # :class: dropdown
 # A request begins when it is due or when the server is free, whichever is later. The clock starts when it is due.
 #
@@ -1628,9 +1653,9 @@ check(6, latencies)
 #
 # ## Takeaways
 #
-# 1. {glue:text}`gain_lesson` Where everything fits, paging saves no work; it pays in room.
-# 2. {glue:text}`model_lesson` In overload, latency measures the length of the test, and goodput is the rate that users
-#    notice.
+# 1. {glue:text}`gain_lesson` Where everything fits, paging saves no work; it makes room for more sequences.
+# 2. {glue:text}`model_lesson` In overload, latency depends on the length of the test; goodput counts the requests that
+#    were answered in time.
 # 3. Start the clock when a request is due. A benchmark that waits for the server does not measure its stalls.
 #
 # **Sources.** Open and closed loops: {cite:t}`schroeder2006open`. Coordinated omission: {cite:t}`tene2015latency`. Latency

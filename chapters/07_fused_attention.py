@@ -5,8 +5,8 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** The paged cache saves memory and pays for it with a copy of every key and value at every step. Can
-# attention read the blocks where they lie, and be as fast as if they lay in one piece?
+# **Question.** The paged cache saves memory but copies every key and value at every step. Can attention read the blocks
+# where they lie, as fast as if they lay in one piece?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -17,12 +17,13 @@
 # the CPU, `triton_decode.py`, `triton_varlen.py` and `triton_kernel.py` for CUDA.
 # :::
 #
-# Chapter 4 ended with a debt. Blocks let many more sequences into the same memory, but PyTorch's attention wants the
-# keys of a sequence side by side. So each layer of each step copied them together first. The copy is not part of the
-# model's arithmetic. It exists because one function cannot follow a table.
+# The blocks of chapter 4 let many more sequences into the same memory. But PyTorch's attention needs the keys of a
+# sequence side by side, so each layer of each step first copied them together. The copy is not part of the model's
+# arithmetic. It is needed only because that function cannot follow a block table.
 #
-# This chapter writes a function that can. It takes one idea about *where* keys and values lie, which we have, and
-# one about *how* they are read, which we derive here from nothing but $e^{a+b} = e^a e^b$.
+# This chapter writes a function that can. Such a function is called a **kernel**: a program that does one part of a
+# step's work on the processor. It combines two ideas: *where* keys and values lie, which is chapter 4's, and *how* they
+# are read, which is derived here from $e^{a+b} = e^a e^b$.
 #
 # {glue:text}`experiments_shown`
 
@@ -152,11 +153,11 @@ if llm.weights == "random":
     )
 
 # %% [markdown]
-# ## The problem: three transfers where one would do
+# ## The problem: three transfers instead of one
 #
 # Follow one number of one key through a layer of a decode step. The gather reads it from the pool, writes it to a copy,
-# and PyTorch's attention reads it from the copy. A contiguous cache is read once and nothing else. Count the bytes for
-# one layer, {glue:text}`count_batch` sequences of {glue:text}`count_context` tokens:
+# and PyTorch's attention reads it from the copy. A contiguous cache is only read, once. The bytes for one layer,
+# {glue:text}`count_batch` sequences of {glue:text}`count_context` tokens:
 
 # %%
 COUNT_BATCH, COUNT_CONTEXT = pick(smoke=(2, 32), cpu=(64, 512), gpu=(64, 512))
@@ -217,13 +218,13 @@ glue("count_context", COUNT_CONTEXT)
 glue("mask_percent", 100 * mask_bytes / kv_bytes, ".1f")
 
 # %% [markdown]
-# The mask hides what a padded block table brings along. Its bytes are {glue:text}`mask_percent` % of those of the keys
-# and values. A masked attention may run other code than an unmasked one, so we will measure it apart.
+# The mask hides the padding of the block table. Its bytes are {glue:text}`mask_percent` % of those of the keys and
+# values. PyTorch may run other code for masked attention, so we measure it separately.
 #
 # ## Prediction
 #
-# Attention in a decode step does little with each byte. A key of one K/V head is multiplied with the queries of the
-# $H_q / H_{kv}$ heads that share it, so that its {term}`arithmetic intensity` is
+# Attention in a decode step does few operations with each byte. A key of one K/V head is multiplied with the queries of
+# the $H_q / H_{kv}$ heads that share it, so that its {term}`arithmetic intensity` is
 #
 # ```{math}
 # :label: eq-07-intensity
@@ -231,9 +232,9 @@ glue("mask_percent", 100 * mask_bytes / kv_bytes, ".1f")
 # \quad \text{FLOP/byte},
 # ```
 #
-# whatever the batch: sequences share weights, but not keys. If bandwidth is the limit, bytes are time. Then the gather
-# takes three times as long as the other two. For a whole step, with $t_\text{linear}$ for all that is not attention,
-# this gives
+# for every batch size: sequences share weights, but not keys. If bandwidth is the limit, the time is proportional to
+# the bytes. Then the gather takes three times as long as the other two. For a whole step, with $t_\text{linear}$ for
+# all that is not attention, this gives
 #
 # ```{math}
 # :label: eq-07-step
@@ -288,7 +289,7 @@ glue("predicted_gather", whole["gather"] / whole["contiguous"], ".2f")
 # the gather three times as long; a fused step takes as long as a contiguous one, and a gathered step
 # {glue:text}`predicted_gather` times as long.* The table near the end of the chapter judges them.
 #
-# ## Build: a softmax that never sees all its scores
+# ## Build: a softmax over tiles of keys
 #
 # Attention for one query is a weighted mean. With scores $s_j = q \cdot k_j / \sqrt{D}$,
 #
@@ -297,8 +298,8 @@ glue("predicted_gather", whole["gather"] / whole["contiguous"], ".2f")
 # o \;=\; \frac{\sum_j e^{s_j}\, v_j}{\sum_j e^{s_j}}.
 # ```
 #
-# **Step 1: two sums.** Numerator and denominator are sums over keys. A sum needs no memory of its terms. So we could
-# walk along the keys once, in any order and from any place, with two accumulators. Blocks of a pool would do.
+# **Step 1: two sums.** Numerator and denominator are sums over keys. A sum does not need to keep its terms. So we could
+# read the keys once, in any order and from any place, also from blocks of a pool, with two accumulators.
 #
 # **Step 2: the overflow.** In practice $e^{s}$ overflows. float32 ends at about $e^{88}$:
 
@@ -308,13 +309,12 @@ print("as it is written: ", (scores.exp() / scores.exp().sum()).tolist())
 print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 
 # %% [markdown]
-# The usual cure divides both sums by $e^{m}$ with $m = \max_j s_j$. But now the maximum must be known before the first
-# term is added. That takes a pass of its own over all keys, and a place to keep all scores.
+# The usual remedy divides both sums by $e^{m}$ with $m = \max_j s_j$. But then the maximum must be known before the
+# first term is added. That takes a separate pass over all keys, and memory for all scores.
 #
 # **Step 3: a maximum that may change.** Take the largest score *so far*, the peak $m$, and keep both sums relative to
 # it: the norm $\ell = \sum_j e^{s_j - m}$ and the accumulator $a = \sum_j e^{s_j - m}\, v_j$. When a tile of new keys
-# $J$ arrives with a larger score, both sums are relative to an old peak. One factor corrects all of their terms at
-# once:
+# $J$ has a larger score, both sums are relative to the old peak. One factor corrects all of their terms at once:
 #
 # ```{math}
 # :label: eq-07-online
@@ -325,9 +325,9 @@ print("maximum taken off:", (scores - scores.max()).softmax(0).tolist())
 # \end{aligned}
 # ```
 #
-# At the end $o = a / \ell$, and the peak cancels. Nothing was approximated. This is the {term}`online softmax`
-# {cite}`milakov2018online`. Rabe and Staats used it to compute attention in memory that does not grow with the
-# sequence {cite}`rabe2021memory`, and FlashAttention to compute it in one pass close to the processor
+# At the end $o = a / \ell$, and the peak cancels. The result is exact. This is the {term}`online softmax`
+# {cite}`milakov2018online`. Rabe and Staats used it to compute attention in memory that does not grow with the sequence
+# {cite}`rabe2021memory`, and FlashAttention to compute it in one pass close to the processor
 # {cite}`dao2022flashattention`.
 #
 # **By hand.** Four keys, in two tiles of two. Let the scores be $0, \ln 2, \ln 8, \ln 4$, so that their exponentials
@@ -352,7 +352,7 @@ assert torch.isclose(s.softmax(0) @ v, torch.tensor(9.0))
 print("all at once:", round((s.softmax(0) @ v).item(), 4))
 
 # %% [markdown]
-# Here is all of it for one query and one head, along a block table:
+# The same in code, for one query and one head, along a block table:
 
 
 # %%
@@ -382,9 +382,10 @@ def walk(q, keys, values, block_table, seen, block_size):
 
 
 # %% [markdown]
-# **The toy, block by block.** In step 3 of the toy of {ref}`sec-toy`, A's query sees five keys ({numref}`fig-block-table`):
-# four lie in block 1, the fifth in block 3. Let the four numbers worked by hand be the scores and values of block 1, and
-# give the fifth key the score $\ln 16$ and the value 40. All other slots hold NaN, those of B's block 2 too.
+# **The example, block by block.** In step 3 of the example of {ref}`sec-toy`, A's query sees five keys
+# ({numref}`fig-block-table`): four lie in block 1, the fifth in block 3. Let the four numbers worked by hand be the
+# scores and values of block 1, and give the fifth key the score $\ln 16$ and the value 40. All other slots hold NaN,
+# those of B's block 2 too.
 
 # %%
 scheduler = Scheduler(
@@ -419,13 +420,13 @@ table(
 )
 
 # %% [markdown]
-# After block 1 the state is the last row of the table by hand: a tile of four keys leaves what two tiles of two leave. The
-# key in block 3 has the largest score, so both sums shrink by $e^{\ln 8 - \ln 16} = \tfrac12$ before it is added:
-# $\tfrac12 \cdot 1.875 + 1 = 1.9375$ and $\tfrac12 \cdot 16.875 + 40 = 48.4375$. The walk followed A's table from block 1 to
-# block 3, passed over block 2, and copied nothing.
+# After block 1 the state is the last row of the table by hand: a tile of four keys leaves what two tiles of two leave.
+# The key in block 3 has the largest score, so both sums shrink by $e^{\ln 8 - \ln 16} = \tfrac12$ before it is added:
+# $\tfrac12 \cdot 1.875 + 1 = 1.9375$ and $\tfrac12 \cdot 16.875 + 40 = 48.4375$. The loop followed A's table from block
+# 1 to block 3, did not read block 2, and copied nothing.
 #
-# And the check, against a softmax in float64 that has all scores at once. The pool holds NaN wherever this sequence has
-# nothing, so that a single stray read would show.
+# The check compares with a softmax in float64 that has all scores at once. The pool holds NaN in all slots that this
+# sequence does not own, so a single wrong read would show.
 
 # %%
 torch.manual_seed(7)
@@ -483,8 +484,8 @@ glue("walk_blocks", len(states))
 # In {numref}`fig-07-walk` the peak grew {glue:text}`rescalings` times after the first of {glue:text}`walk_blocks`
 # blocks. Only then is there something to rescale.
 #
-# **Step 4: states merge.** Nothing in {eq}`eq-07-online` says that the new part must be a tile of raw keys. Two walks
-# over different keys leave two states, and the same correction makes one of them:
+# **Step 4: states merge.** A state is the triple of peak, norm and accumulator. Two walks over different keys leave two
+# states, and the same correction combines them:
 #
 # ```{math}
 # :label: eq-07-merge
@@ -495,8 +496,8 @@ glue("walk_blocks", len(states))
 # \end{aligned}
 # ```
 #
-# Merging does not care about order or number. So one long sequence can be cut into pieces, each piece walked by another
-# core, and the states merged at the end. On GPUs this is called {term}`split-K`, and for decoding *flash-decoding*
+# Any number of states can be merged, in any order. So one long sequence can be cut into pieces, each core reads one
+# piece, and the states are merged at the end. On GPUs this is called {term}`split-K`, and for decoding *flash-decoding*
 # {cite}`dao2023flashdecoding`.
 
 
@@ -527,8 +528,8 @@ print(
 
 # %% [markdown]
 # **Step 5: the mask is a count.** A decode query sees every key of its sequence. In a chunk of $n$ queries that ends a
-# sequence of $S$ tokens, query $i$ sees the first $S - (n - 1 - i)$ keys. There is no matrix of forbidden pairs in
-# this, only a number at which the walk stops. Keys behind it are not multiplied by zero. They are never read.
+# sequence of $S$ tokens, query $i$ sees the first $S - (n - 1 - i)$ keys. This needs no matrix of forbidden pairs, only
+# the number of keys after which the loop stops. Keys beyond it are never read.
 
 # %%
 n, S = 5, 12
@@ -537,14 +538,14 @@ assert visible == [S - (n - 1 - i) for i in range(n)]
 print("keys that each query of the chunk sees:", visible)
 
 # %% [markdown]
-# ## Two ideas, often confused
+# ## Two ideas: PagedAttention and FlashAttention
 #
 # **PagedAttention** {cite}`kwon2023pagedattention` is about *where* keys and values lie: in blocks that a table names.
-# It saves memory. By itself it gives attention more to do, because an access now takes a table lookup.
+# It saves memory. By itself it makes attention slower, because each access needs a table lookup.
 #
 # **FlashAttention** {cite}`dao2022flashattention` is about *how* they are read: once, {term}`tile` by tile, with a
-# running softmax, the scores never written to memory. It saves traffic. By itself it does not support blocks. PyTorch's
-# `scaled_dot_product_attention`, which we have used since chapter 1, does this already where it can.
+# running softmax, the scores never written to memory. It saves memory traffic. By itself it does not support blocks.
+# PyTorch's `scaled_dot_product_attention`, which we have used since chapter 1, does this already where it can.
 #
 # ```{diagram} ../book/images/two_ideas.svg
 # :name: fig-two-ideas
@@ -554,10 +555,9 @@ print("keys that each query of the chunk sees:", visible)
 # Where keys lie, how they are read, and a kernel that does both.
 # ```
 #
-# They meet at one point. An online softmax asks for its tiles one after another and does not care where they come from.
-# So the table lookup goes into the loop that fetches the next tile, and the copy has no reason left. A {term}`fused
-# kernel` that does both is what this book calls *fused attention*: {numref}`fig-two-ideas`. In `lib/` it has the
-# interface that every attention has had since chapter 1:
+# An online softmax reads its tiles one after another, from any place. So the table lookup goes into the loop that reads
+# the next tile, and the copy is no longer needed. This book calls a {term}`fused kernel` that does both *fused
+# attention*: {numref}`fig-two-ideas`. In `lib/` it has the interface that every attention has had since chapter 1:
 
 # %% tags=["remove-input"]
 show_source(fused_attention)
@@ -565,8 +565,8 @@ show_source(fused_attention)
 # %% [markdown]
 # ## The kernel for the CPU
 #
-# A loop over keys in Python spends its time on Python, and so would a handful of PyTorch calls per block. Numba compiles
-# a Python function to machine code. The kernel is plain Python, with loops as one would write them in C. In outline:
+# A loop over keys in Python would spend most of its time in Python, and so would a few PyTorch calls per block. Numba
+# compiles a Python function to machine code. The kernel is plain Python, with loops as in C. In outline:
 #
 # ```text
 # for each tile of 32 keys of this piece:
@@ -609,23 +609,24 @@ show_source(numba_kernel._attend_piece.py_func)
 #   the order in which it lies. And the queries that share a K/V head use it while it is in registers or the first
 #   cache.
 # - **Four keys at a time.** One dot product is a chain of additions, each of which waits for the one before. Four
-#   independent chains keep the arithmetic units busy. Beyond the last visible key the last key is repeated, and its
+#   independent chains use the arithmetic units better. Beyond the last visible key the last key is repeated, and its
 #   weight set to zero.
-# - **Prefetch.** Processors guess which memory is needed next and load it ahead, as long as the addresses run straight
-#   on. At the end of a block the guess is wrong, but the table says what comes. While the kernel multiplies keys it requests the
-#   values, and while it adds values it requests the next tile's keys.
+# - **Prefetch.** Processors load memory ahead as long as the addresses are consecutive. At the end of a block they are
+#   not, but the table says which come next. While the kernel multiplies keys it requests the values, and while it adds
+#   values it requests the next tile's keys.
 # - **A tile of queries.** Up to {glue:text}`query_tile` queries of one sequence share a reading of its keys. A decode
 #   step has one. A short chunk, or a speculative draft to be verified, has a few.
 #
-# Two details are small and necessary. `exp` is a polynomial of our own, because a call of the mathematics library for
-# every score would keep the compiler from computing several at once. And bfloat16 arrives as 16-bit integers, since NumPy has no such
-# type: `_widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are float32.
+# Two details are necessary. `exp` is a polynomial in the kernel itself, because a call of the mathematics library for
+# every score would prevent the compiler from computing several at once. And bfloat16 arrives as 16-bit integers, since
+# NumPy has no such type: `_widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are
+# float32.
 #
 # ### Equal shares
 #
-# Threads could take one sequence each. A batch of one would then leave all cores but one idle, and a batch of one long
-# and many short sequences would wait for the long one. So the work is counted in key tiles, laid out as one long queue,
-# and cut into equal parts, wherever the cuts fall. A sequence that is cut leaves two states, and they merge.
+# If each thread took one sequence, a batch of one would use one core only, and a batch of one long and many short
+# sequences would wait for the long one. So the work is counted in key tiles, put into one long list, and cut into equal
+# parts. A sequence that is cut leaves two states, which are merged.
 
 # %% tags=["remove-input"]
 show_source(numba_kernel._merge.py_func)
@@ -672,11 +673,11 @@ table(
 #
 # ### What it does not do: long prompts
 #
-# With many queries the balance tips. Each key is then used by all of them, the intensity of {eq}`eq-07-intensity` grows
-# with their number, and arithmetic becomes the limit. A matrix product keeps tiles of *both* operands in registers, which
-# our dot products do not. So chunks of more than {glue:text}`most_queries` queries are handed to PyTorch's attention,
-# after a gather where the cache is needed. The copy is then made once per chunk, not once per token. Whether this is the
-# right number, we will measure.
+# With many queries each key is used by all of them, the intensity of {eq}`eq-07-intensity` grows with their number, and
+# arithmetic becomes the limit. A matrix product keeps tiles of *both* operands in registers, which our dot products do
+# not. So chunks of more than {glue:text}`most_queries` queries are handed to PyTorch's attention, after a gather where
+# the cache is needed. The copy is then made once per chunk instead of once per token. A measurement below checks this
+# number.
 
 # %% tags=["remove-input"]
 show_excerpt(
@@ -689,9 +690,9 @@ show_source(fused_cpu.CpuFusedAttention, "__call__")
 # %% [markdown]
 # ### Compiling
 #
-# Numba compiles at the first call, for the types that it meets, and keeps the result on disk beside the source. How
-# long does that take? Two fresh processes, one after the other, share a cache directory that is empty at first: the
-# first has to compile, the second finds the result.
+# Numba compiles at the first call, for the types of its arguments, and keeps the result on disk beside the source. To
+# time this, two fresh processes, one after the other, share a cache directory that is empty at first: the first
+# compiles, the second finds the result.
 
 # %% tags=["hide-input"]
 FIRST_CALL = """
@@ -753,9 +754,9 @@ else:
 # {glue:text}`compile_finding` `numba_kernel.py` is one file because Numba keeps compiled code as long as the file that it
 # came from is unchanged. A server calls the kernel once before it accepts requests.
 #
-# ## A GPU, as far as the kernels need it
+# ## A short introduction to GPUs
 #
-# The kernels for CUDA make sense only with a picture of the machine for which they are written, {numref}`fig-gpu`.
+# The kernels for CUDA are written for the parts of a GPU in {numref}`fig-gpu`.
 #
 # ```{diagram} ../book/images/gpu_program.svg
 # :name: fig-gpu
@@ -773,33 +774,31 @@ else:
 # *warps*: a warp executes one instruction at a time, for all of its threads, each on numbers of its own. If they take
 # different branches, the warp executes one branch after the other. Several warps form a *block*. A block runs on one
 # multiprocessor from its start to its end, and several blocks share one. Only threads of one block can wait for each
-# other, or exchange numbers through *shared memory*. Blocks are started in any order and know nothing of each other.
-# The set of all blocks of a launch is its *grid*.
+# other, or exchange numbers through *shared memory*. Blocks are started in any order and cannot communicate. The set of
+# all blocks of a launch is its *grid*.
 #
-# **Waiting is hidden, not avoided.** A read from the large memory takes hundreds of cycles. A CPU guesses what is needed
-# next and loads it ahead, as our kernel for the CPU asks it to. A multiprocessor keeps many warps ready instead, and
-# when one waits, its scheduler issues another one's instruction in the next cycle. This works only if there are enough
-# warps with enough loads under way. By Little's law, the bytes under way are bandwidth times latency: with the
-# 3.35 TB/s of an H100's data sheet and half a microsecond, 1.7 MB at any moment, or 13 kB per multiprocessor. A decode
-# step of one sequence with three K/V heads, in one block per head, would use 3 of the 132. This is the reason why
-# the kernel below splits the keys.
+# **Other warps run during a wait.** A read from the large memory takes hundreds of cycles. A CPU loads ahead what is
+# needed next. A multiprocessor holds many warps, and when one waits, its scheduler issues another one's instruction in
+# the next cycle. This needs enough warps with enough loads in flight. By Little's law, the bytes in flight are
+# bandwidth times latency: with the 3.35 TB/s of an H100's data sheet and half a microsecond, 1.7 MB at any moment, or
+# 13 kB per multiprocessor. A decode step of one sequence with three K/V heads, in one block per head, would use 3 of
+# the 132 multiprocessors. This is why the kernel below splits the keys.
 #
 # **Neighbouring addresses.** The 32 threads of a warp load at once. If their addresses lie side by side, the hardware
-# makes a few wide transfers of it; if they are scattered, up to 32 separate ones. One row of a key, 64 numbers of one
-# head, lies side by side, whatever the table says about the next row. So a table lookup per row costs little, and a block
-# table needs no large blocks for this.
+# makes a few wide transfers of it; if they are scattered, up to 32 separate ones. The key of one head is a row of 64
+# numbers side by side, wherever the next row lies. So a table lookup per row costs little, even with small blocks.
 #
-# **Registers, shared memory, large memory.** A thread's own numbers lie in registers, the fastest place. What threads of
-# a block exchange goes through shared memory, a few hundred kB per multiprocessor. FlashAttention's gain is that scores
-# live and die in these two places. Without it, each score is written to the large memory and read again.
+# **Registers, shared memory, large memory.** A thread's own numbers lie in registers, the fastest place. What threads
+# of a block exchange goes through shared memory, a few hundred kB per multiprocessor. FlashAttention keeps all scores
+# in these two places. Without it, each score is written to the large memory and read again.
 #
 # **Tensor cores.** Each scheduler has a unit that multiplies small matrices, say 16 × 16 by 16 × 8, in a few cycles. An
 # H100's data sheet has 989 TFLOP/s for bfloat16 by tensor cores, and 67 TFLOP/s for float32 by the ordinary units. Tensor
 # cores take float16, bfloat16, 8-bit numbers and TF32, which is float32 cut to 10 bits of fraction. They do not take
 # float32 itself. And they take whole tiles: with fewer than 16 rows, the rest is padding.
 #
-# **Triton** {cite}`tillet2019triton` hides threads and warps. One writes what a block does, called a *program*. Each
-# program asks by `tl.program_id` which piece of the work is its own. Inside, one computes with small arrays:
+# In **Triton** {cite}`tillet2019triton` one writes the work of a whole block, called a *program*, instead of single
+# threads. Each program gets the number of its piece of the work from `tl.program_id`, and computes with small arrays:
 #
 # | Triton | On the GPU |
 # | --- | --- |
@@ -813,7 +812,7 @@ else:
 #
 # ## The kernels for CUDA
 #
-# Two helpers do what {numref}`fig-two-ideas` shows: find the slots of some positions, and load the rows that lie there.
+# Two helpers find the slots of some positions, and load the rows at these slots.
 
 # %% tags=["remove-input"]
 try:
@@ -830,9 +829,9 @@ else:
     show_source(triton_kernel.rows_of.fn)
 
 # %% [markdown]
-# `rows_of` loads with a mask. What a sequence may not see is not read and then multiplied by zero, it is not read at
-# all. Note `int64` for slots. A pool of 80 GB has more elements than 32 bits count, and the product of a block number
-# and a stride overflows silently.
+# `rows_of` loads with a mask: keys that a sequence may not see are not read at all. Slots are `int64`, because a pool
+# of 80 GB has more elements than 32 bits can count, and the product of a block number and a stride would overflow
+# without an error.
 #
 # **Decode.** One query per sequence, and the keys split. A program has one sequence, one K/V head with its group of query
 # heads, and one split of the keys. `length` is the number of the sequence's keys. This is how it finds its share of
@@ -843,9 +842,8 @@ if CudaFusedAttention:
     show_excerpt(triton_decode.decode.fn, "length = tl.load", "query = tl.load")
 
 # %% [markdown]
-# And this is the walk. Compare it with `walk` above, line by line: `peak`, `norm`, `acc`, `top` and `shrink` are the
-# same, for all query heads of the group at once. `exp2` is what the hardware has; `scale` contains the factor
-# $\log_2 e$.
+# The loop corresponds to `walk` above, line by line: `peak`, `norm`, `acc`, `top` and `shrink` are the same, for all
+# query heads of the group at once. The hardware computes `exp2`, so `scale` contains the factor $\log_2 e$.
 
 # %% tags=["remove-input"]
 if CudaFusedAttention:
@@ -853,11 +851,11 @@ if CudaFusedAttention:
 
 # %% [markdown]
 # `tl.dot` multiplies at least 16 rows. A decode step fills only as many of them as a K/V head has query heads, the rest
-# is padding. An earlier version multiplied few rows one by one and summed, to compute nothing for the padding. Its machine
-# code for one row in bfloat16 had several times as many instructions per tile as `tl.dot` has, because the threads have to
-# exchange all partial sums. So now `tl.dot` is always used. The empty rows have a use as well: up to 16 / group queries of a
-# sequence cost no more than one, for example when the drafts of speculative decoding are verified. At the end a program
-# writes its state, or the output where there is one split. `merge` is {eq}`eq-07-merge` for all splits.
+# is padding. An earlier version multiplied few rows one by one, without padding. Its machine code for one row in
+# bfloat16 had several times as many instructions per tile, because the threads have to exchange all partial sums. So
+# `tl.dot` is always used. The padded rows can also hold more queries: up to 16 / group queries of a sequence cost no
+# more than one, for example when the drafts of speculative decoding are verified. At the end a program writes its
+# state, or the output where there is one split. `merge` is {eq}`eq-07-merge` for all splits.
 
 # %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show decode and merge"}
 if CudaFusedAttention:
@@ -888,7 +886,7 @@ if CudaFusedAttention:
     show_source(triton_kernel.store.fn)
 
 # %% [markdown]
-# What one instance of each does:
+# What one program of each kernel does:
 #
 # | Kernel | One program is | It reads | It writes |
 # | --- | --- | --- | --- |
@@ -897,10 +895,11 @@ if CudaFusedAttention:
 # | `merge` | a sequence, a query head, a query | the states of all splits | the output |
 # | `varlen` | a tile of queries of a longer chunk, a sequence, a query head | all keys that its last query sees | its queries' outputs |
 #
-# How many splits? Enough to fill the GPU, and no more, since states have to be written and read again. All programs that
-# run at the same time are a *wave*. A launch of one wave and a few programs more takes as long as two waves, so the number
-# of splits is chosen such that the last wave is nearly full. It follows from the batch's shape alone and never from the
-# lengths, which only the device needs to know. So a captured CUDA graph can replay the launch for other lengths.
+# The number of splits should fill the GPU, but not be larger, since states have to be written and read again. All
+# programs that run at the same time are a *wave*. A launch of one wave and a few programs more takes as long as two
+# waves, so the number of splits is chosen such that the last wave is nearly full. It follows from the batch's shape
+# alone and never from the lengths, which only the device needs to know. So a captured CUDA graph can replay the launch
+# for other lengths.
 
 # %% tags=["remove-input"]
 show_source(num_splits)
@@ -949,11 +948,11 @@ table(
 #
 # ### What a kernel takes, read without a GPU
 #
-# How long a kernel runs, only a GPU can tell. What it takes of a multiprocessor can be read from its machine code, and for
-# that Triton's compiler and NVIDIA's assembler need the name of an architecture, not a device. The cell below starts the
-# launches of `CudaFusedAttention` as they are, with SmolLM2's heads and a driver that has no device. Each launch compiles
-# its kernel for the GPU in question, and then nothing is started. The machine code says how many registers a thread has
-# and how much shared memory a program takes. A multiprocessor has {glue:text}`registers_per_sm` registers and
+# The time of a kernel can be measured only on a GPU. But the registers and the shared memory that it takes can be read
+# from its machine code, and Triton's compiler and NVIDIA's assembler produce that without a device. The cell below
+# calls the launches of `CudaFusedAttention` with SmolLM2's heads and a driver that has no device. Each launch compiles
+# its kernel for the given GPU and starts nothing. The machine code says how many registers a thread has and how much
+# shared memory a program takes. A multiprocessor has {glue:text}`registers_per_sm` registers and
 # {glue:text}`shared_per_sm` of shared memory. The programs that it can hold at the same time, its *occupancy*, are the
 # smallest of the quotients.
 
@@ -973,13 +972,13 @@ table(
 glue_all(kernel_limits.render(kernels))
 
 # %% [markdown]
-# {glue:text}`limits_finding` {glue:text}`in_flight_finding` {glue:text}`spill_finding` Values that find no register lie in
-# the large memory, and each use of them is a read that takes hundreds of cycles. This is why the tiles differ. On a T4,
-# Triton generates no code for the tensor cores, so all factors of a product pass through registers, and only small tiles
-# fit. The first version of these kernels had the same tiles everywhere. One of them did not fit into a T4's shared
-# memory and would have failed at its first launch, another kept most of its sums outside the registers. Nothing but the
-# compiler was needed to find both. The tests of this book compile every configuration that `attention="auto"` may choose,
-# for six architectures, and compare what it takes with what there is.
+# {glue:text}`limits_finding` {glue:text}`in_flight_finding` {glue:text}`spill_finding` Values for which there is no
+# register lie in the large memory, and each use of them is a read that takes hundreds of cycles. This is why the tiles
+# differ between GPUs. On a T4, Triton generates no code for the tensor cores, so all factors of a product pass through
+# registers, and only small tiles fit. The first version of these kernels had the same tiles everywhere. One of them did
+# not fit into a T4's shared memory and would have failed at its first launch; another kept most of its sums outside the
+# registers. The compiler alone showed both. The tests of this book compile every configuration that `attention="auto"`
+# may choose, for six architectures, and check that it fits.
 #
 # ### `attention="auto"`
 #
@@ -1003,7 +1002,7 @@ for where, dtype, block_size in (
 #
 # First the whole engine. The oracle is chapter 1's loop without a cache. Around the same weights we build paged engines
 # with several block sizes and with step budgets that cut the prompts into chunks which cross block ends. Budgets above
-# {glue:text}`most_queries` exercise the hand-over to PyTorch too.
+# {glue:text}`most_queries` also use PyTorch's attention for long chunks.
 
 
 # %% tags=["hide-input"]
@@ -1080,12 +1079,12 @@ if all(checked):
     )
 
 # %% [markdown]
-# Tokens are a coarse test, since an argmax forgives small errors. The fine one compares numbers with float64, over a
-# pool that holds NaN in every slot that no sequence uses. In float32 we ask for $10^{-5}$. In bfloat16 the reference
-# gets the same rounded keys, values and queries. The CPU kernel's sums are float32, so all that may differ is the
-# rounding of the output. bfloat16 has 8 significant bits, and rounding errs by at most half of the last: $2^{-8}$ of
-# the number at the worst. Where a matrix product takes over, for long chunks on a CPU and for most of the work on a
-# GPU, the weights are rounded before they meet the values, and we allow twice that.
+# Tokens are a coarse test, since small errors rarely change an argmax. A finer one compares numbers with float64, over
+# a pool that holds NaN in every slot that no sequence uses. In float32 we ask for $10^{-5}$. In bfloat16 the reference
+# gets the same rounded keys, values and queries. The CPU kernel's sums are float32, so only the rounding of the output
+# may differ. bfloat16 has 8 significant bits, and rounding errs by at most half of the last: $2^{-8}$ of the number at
+# the worst. Where a matrix product takes over, for long chunks on a CPU and for most of the work on a GPU, the weights
+# are rounded before they meet the values, and we allow twice that.
 
 # %% tags=["hide-input"]
 half = torch.bfloat16
@@ -1194,14 +1193,14 @@ table(
 )
 
 # %% [markdown]
-# Errors are relative to the largest number of their output row; $2^{-8}$ is 3.9e-03. Decoding, short chunks and long
-# ones stood in one batch.
+# Errors are relative to the largest number of their output row; $2^{-8}$ is 3.9e-03. One batch held decoding sequences,
+# short chunks and long ones.
 #
-# ### Poison
+# ### NaN in unused slots
 #
-# Chapter 4 showed that a mask does not protect from NaN: a weight of zero times NaN is NaN. It came from the null block
-# there. A former owner's slots are the likelier source, say from a request whose activations overflowed. Now all
-# unused slots of two sequences are poisoned: the rest of their last blocks, or of their rows, which no query may see:
+# Chapter 4 showed that a mask does not protect from NaN: a weight of zero times NaN is NaN. There it came from the null
+# block. More likely sources are slots of an earlier request whose activations overflowed. Here all unused slots of two
+# sequences hold NaN: the rest of their last blocks, or of their rows, which no query may see:
 
 
 # %%
@@ -1237,15 +1236,15 @@ table(
 )
 
 # %% [markdown]
-# The fused kernel reads what the count allows and nothing else, so nothing in unused slots can reach its output. The
-# other two depend on unused memory holding finite numbers, which no part of the engine guarantees.
+# The fused kernel never reads unused slots, so their contents cannot change its output. The other two need finite
+# numbers in unused memory, which no part of the engine guarantees.
 #
 # ### The kernels for CUDA, without a GPU
 #
-# Triton has an interpreter that runs a kernel on the CPU, one program at a time, in NumPy. It must be asked for before
-# the kernels are imported, so it gets a process of its own. Slow, and good enough for tiny sizes. `compare` of the
-# book's tests runs a kernel and the gather on the same random batch, again with NaN in every unused slot. With a GPU
-# the same cases run compiled.
+# Triton has an interpreter that runs a kernel on the CPU, one program at a time, in NumPy. It must be enabled before
+# the kernels are imported, so it runs in a separate process. It is slow, but sufficient for tiny sizes. `compare` of
+# the book's tests runs a kernel and the gather on the same random batch, again with NaN in every unused slot. With a
+# GPU the same cases run compiled.
 
 # %% tags=["hide-input"]
 CASES = """
@@ -1283,12 +1282,12 @@ else:
 # ## Measure: attention alone
 #
 # Caches are laid out as in chapter 4: already full, the blocks of growing sequences interleaved. What is timed is one
-# decode step's attention through all layers, storing included, divided by the number of layers. Two precautions matter.
-# Each layer has keys of its own, as in a model. And before every sample we read a large array, so that no sample finds
-# its keys in the processor's caches. In a real step the weights do that. The three ways take turns, so that a busy
-# moment of the machine meets them alike. On a GPU a third precaution is needed. Python takes longer to start the kernels
-# of a layer than the GPU takes to run them, and a clock around such calls would measure Python. So there all layers are
-# recorded as one CUDA graph (chapter 8), and what is timed is its replay, which one call starts.
+# decode step's attention through all layers, storing included, divided by the number of layers. Two precautions are
+# needed. Each layer has its own keys, as in a model. And before every sample we read a large array, so that no sample
+# finds its keys in the processor's caches; in a real step, reading the weights has this effect. The three ways take
+# turns. On a GPU a third precaution is needed. Python takes longer to start the kernels of a layer than the GPU takes
+# to run them, and a clock around such calls would measure Python. So there all layers are recorded as one CUDA graph
+# (chapter 8), and what is timed is its replay, which one call starts.
 
 # %% tags=["hide-input"]
 EVICT = torch.ones(
@@ -1630,12 +1629,12 @@ record.headline(
 #
 # {glue:text}`half_finding`
 #
-# ### What is left when memory is no obstacle
+# ### The same without the time of memory
 #
 # The bytes are the same for the contiguous read and the fused kernel, so where these two differ, bytes are not the
-# cause. How much of each time is spent on memory at all? Let one layer be read over and over, so that its keys are found
-# in the processor's caches. Here are {glue:text}`hot_batch` sequences of {glue:text}`hot_context` tokens in three ways: as
-# above, with all layers in turn but nothing evicted, and with one layer again and again.
+# cause. To see how much of each time is spent on memory, one layer is read again and again, so that its keys are found
+# in the processor's caches. Here are {glue:text}`hot_batch` sequences of {glue:text}`hot_context` tokens in three ways:
+# as above, with all layers in turn but nothing evicted, and with one layer again and again.
 
 # %% tags=["hide-input"]
 HOT = pick(smoke=2, cpu=4, gpu=4)  # sequences
@@ -1680,8 +1679,8 @@ glue_all(words.compiling(alone))
 # %% [markdown]
 # {glue:text}`warm_finding`
 #
-# This gives a second model, made after the fact: the warm time, in proportion to the keys, plus the bytes over the
-# bandwidth, as if the two were paid one after the other. For the largest batch:
+# This gives a second model, made after the measurement: the warm time, in proportion to the keys, plus the bytes over
+# the bandwidth, as if the two happened one after the other. For the largest batch:
 
 # %% tags=["remove-input"]
 table(
@@ -1701,13 +1700,13 @@ table(
 #
 # ### Where the gather's time goes
 #
-# The prediction of 3 lumps a read, a write and a read together. Here they are apart, at batch {glue:text}`parts_batch`
-# and {glue:text}`parts_context` tokens. The copy comes in three kinds, because a copy needs a place: memory that is
-# kept for it, new tensors as the gather makes them, and pages fresh from the operating system, which have to be zeroed
-# and entered into the process's own page table first. Attention over one piece is timed twice: over a cache as chapter 2
-# laid it out, where the heads of a token lie side by side, and over the same memory read as if each head had its keys in
-# one row. PyTorch gives each of its threads one sequence and head at a time, so the first makes it skip the other heads'
-# rows.
+# The prediction of 3 adds up a read, a write and a read. Here they are timed separately, at batch
+# {glue:text}`parts_batch` and {glue:text}`parts_context` tokens. The copy comes in three kinds, because a copy needs a
+# place: memory that is kept for it, new tensors as the gather makes them, and pages fresh from the operating system,
+# which have to be zeroed and entered into the process's own page table first. Attention over one piece is timed twice:
+# over a cache as chapter 2 laid it out, where the heads of a token lie side by side, and over the same memory read as
+# if each head had its keys in one row. PyTorch gives each of its threads one sequence and head at a time, so in the
+# first layout a thread has to skip the other heads' rows.
 
 # %% tags=["hide-input"]
 with torch.inference_mode():
@@ -1828,13 +1827,13 @@ glue("parts_context", taken_apart["gather_parts"].params["context"])
 # {glue:text}`copy_finding` {glue:text}`copy_bandwidth_finding` {glue:text}`heads_finding` {glue:text}`mask_finding`
 # {glue:text}`sum_finding`
 #
-# {glue:text}`fresh_finding` Whether a new tensor means fresh pages is up to the C library, and the last column counts
-# them. A fused kernel needs no copy, no mask and no place for one.
+# {glue:text}`fresh_finding` The C library decides whether a new tensor gets fresh pages; the last column counts them. A
+# fused kernel needs no copy and no mask.
 #
-# ### Chunks: where the hand-over is right
+# ### Chunks: from how many queries on PyTorch is faster
 #
-# On a CPU, chunks of more than {glue:text}`most_queries` queries go to PyTorch. Is that the right place? We let the
-# kernel do all chunk sizes itself and compare, with {glue:text}`chunk_context` tokens already in the cache.
+# On a CPU, chunks of more than {glue:text}`most_queries` queries go to PyTorch. To check this number, the kernel
+# computes all chunk sizes itself, and we compare, with {glue:text}`chunk_context` tokens already in the cache.
 
 # %% tags=["hide-input"]
 CHUNKS = pick(smoke=[1, 8], cpu=[1, 4, 8, 16, 64], gpu=[1, 4, 16, 64, 256])
@@ -1901,9 +1900,9 @@ glue_all(words.chunks(handed))
 glue("chunk_context", handed["chunks"].params["context"])
 
 # %% [markdown]
-# {glue:text}`crossover_finding` {glue:text}`hand_over_finding` The last two columns are the same thing up to
-# {glue:text}`most_queries` queries. Triton's `varlen` has no such limit, since `tl.dot` multiplies matrices; on a GPU the
-# last column is empty.
+# {glue:text}`crossover_finding` {glue:text}`hand_over_finding` The last two columns are the same computation up to
+# {glue:text}`most_queries` queries. Triton's `varlen` has no such limit, since `tl.dot` multiplies matrices; on a GPU
+# the last column is empty.
 #
 # ## Measure: a decode step, whole
 #
@@ -2062,10 +2061,10 @@ record.headline(
 #
 # {glue:text}`step_bound_finding` {glue:text}`attention_share_finding`
 #
-# ## Memory of chapter 4, speed of chapter 3
+# ## Measure: more sequences without the copy
 #
-# Now both chapters together. Three engines get the same bytes for keys and values and the same requests: slots, blocks
-# with the gather, blocks with the fused kernel. They take turns step by step.
+# Chapter 4's comparison again, with the fused kernel. Three engines get the same bytes for keys and values and the same
+# requests: slots, blocks with the gather, blocks with the fused kernel. They take turns step by step.
 
 # %% tags=["hide-input"]
 PROMISE = pick(smoke=256, cpu=512, gpu=1024)
@@ -2181,20 +2180,20 @@ glue_all(words.realistic())
 
 # %% [markdown]
 # {glue:text}`realistic_finding` These are bounds, and the table of predictions below says how well bounds of this kind
-# described this machine. They assume that the small products of attention run at the rate of large ones. On a GPU that is
-# what tensor cores and split keys are for, and whether they suffice there was not measured here.
+# described this machine. They assume that the small products of attention run at the rate of large ones. On a GPU,
+# tensor cores and split keys serve this purpose; this book has not measured whether they suffice.
 #
 # ## What broke, and how this benchmark could mislead
 #
 # **Bytes taken for time.** The chapter's first prediction was that bytes are time: one transfer for slots and for the
-# fused kernel, three for the gather. {glue:text}`broke_finding` In a profile on the AMD EPYC of the recorded run, nearly
-# all samples within PyTorch's attention fell into one function of its mathematics library, a product of small matrices
-# (`mkl_blas_def_sgemm_pst`; `def` is the library's variant for any processor). A decode step gives it
-# {glue:text}`group` rows of queries per K/V head, and a matrix product with so few rows does not come near the rate of a
-# large one. So the baseline was slow, and a slow baseline makes the copy look cheap and the kernel fast.
+# fused kernel, three for the gather. {glue:text}`broke_finding` In a profile on the AMD EPYC of the recorded run,
+# nearly all samples within PyTorch's attention fell into one function of its mathematics library, a product of small
+# matrices (`mkl_blas_def_sgemm_pst`; `def` is the library's variant for any processor). A decode step gives it
+# {glue:text}`group` rows of queries per K/V head, and a matrix product with so few rows does not come near the rate of
+# a large one. So the contiguous baseline was slow, which makes the gather's copy look cheap and the fused kernel fast.
 #
-# **A mask instead of a count.** The first idea for a tile that reaches beyond the sequence is to compute all of its
-# scores and hide some. The table of poisoned slots above is what becomes of it.
+# **A mask instead of a count.** A tile can reach beyond the end of the sequence. An obvious solution computes all of
+# its scores and hides some. The table of unused slots with NaN, above, shows how that fails.
 #
 # **Merging nothing.** A split that received no keys has the state $m = -\infty$, $\ell = 0$, $a = 0$. Merge two of
 # those and $e^{-\infty - (-\infty)}$ is NaN:
@@ -2213,8 +2212,8 @@ with np.errstate(invalid="ignore"):
     )
 
 # %% [markdown]
-# `triton_decode.merge` keeps the larger peak at $-10^{30}$ or above, and the CPU kernel begins with that number. A row
-# of a captured CUDA graph that only fills up the batch has no keys at all, so this is no rare case.
+# `triton_decode.merge` keeps the larger peak at $-10^{30}$ or above, and the CPU kernel begins with that number. This
+# is common: a row of a captured CUDA graph that only fills up the batch has no keys at all.
 #
 # **Hot and cold.** A benchmark that calls one layer again and again finds its keys in the processor's cache from the
 # second call on. No real step reads a layer twice. {glue:text}`hot_finding` {glue:text}`hot_ratio_finding`
@@ -2222,9 +2221,9 @@ with np.errstate(invalid="ignore"):
 # **Where the copies go.** glibc returns freed memory to the system, or does not, depending on what the process has
 # allocated before. The first version of this chapter left that to chance. The same gather of the same bytes then took
 # very different times in different places of the page, and looked much worse alone than inside an engine, where it
-# found its memory again. `keep_memory` in the code above asks glibc to keep what is freed. That is kind to the gather,
-# and makes the comparison repeatable. The page faults show whether it worked. {glue:text}`faults_finding` Chapter 4 let
-# glibc decide, so the cost of the gather there is not the same number.
+# found its memory again. `keep_memory` in the code above asks glibc to keep what is freed. That is the faster case for
+# the gather, and makes the comparison repeatable. The page faults show whether it worked. {glue:text}`faults_finding`
+# Chapter 4 let glibc decide, so the cost of the gather there is not the same number.
 #
 # **The order of blocks.** Blocks of sequences that grow together lie interleaved. In a pool that has served many
 # requests they lie in any order, and small blocks make more jumps. Shuffled completely, by block size:
@@ -2277,19 +2276,18 @@ glue_all(words.shuffled(mixed))
 # %% [markdown]
 # {glue:text}`shuffled_finding`
 #
-# And more that a reader of such a benchmark should ask:
+# More questions about such a benchmark:
 #
-# - **Which ratio of heads?** The intensity of attention is $H_q / H_{kv}$ times $2/b$ ({eq}`eq-07-intensity`).
-#   With one query head per K/V head, attention does least with each byte; with eight, it does eight times as much, and
-#   arithmetic is the limit for more kernels. Here the ratio is {glue:text}`group`.
+# - **Which ratio of heads?** The intensity of attention is $H_q / H_{kv}$ times $2/b$ ({eq}`eq-07-intensity`). With
+#   eight query heads per K/V head, attention does eight times as many operations per byte as with one, and arithmetic
+#   is the limit for more kernels. Here the ratio is {glue:text}`group`.
 # - **Which baseline?** A gather written in Python, as in the published engine {cite}`achi9629engine`, makes any kernel
-#   look fast. The baseline for speed is the contiguous read, and it has to be a good one. {glue:text}`baseline_finding`
-# - **Equal lengths.** All sequences of the sweeps are equally long. Slots and gather pad a ragged batch to its longest
-#   sequence, and the fused kernel reads what each has. That difference is not measured here.
+#   look fast. The right baseline is a fast contiguous read. {glue:text}`baseline_finding`
+# - **Equal lengths.** All sequences of the sweeps are equally long. Slots and gather pad a batch of different lengths
+#   to its longest sequence; the fused kernel reads only the keys that each has. That difference is not measured here.
 # - **Half precision on a CPU** is timed for attention only. A whole step would time the processor's half-precision
 #   matrix products as well, and these differ from one processor to the next.
-# - **Compilation.** Both kernels compile at their first call. Warm-ups hide that here, and must not be forgotten in a
-#   server.
+# - **Compilation.** Both kernels compile at their first call. Warm-ups hide that here; a server needs them too.
 #
 # ## The predictions and what became of them
 
@@ -2308,13 +2306,13 @@ glue_all(words.broke(warm))
 # GPUs FlashAttention-3 {cite}`shah2024flashattention3` is the usual one. It reads paged keys and values, moves tiles
 # with the tensor memory accelerator (TMA) while tensor cores compute, gives the two jobs to different warps (*warp
 # specialisation*), and can compute in fp8. vLLM's [Triton
-# backend](https://docs.vllm.ai/en/latest/api/vllm/v1/attention/backends/triton_attn/) is the closest relative of ours:
+# backend](https://docs.vllm.ai/en/latest/api/vllm/v1/attention/backends/triton_attn/) is the most similar to ours:
 # portable, one unified kernel for chunks and decoding, and a path that splits the keys where a decode batch is small.
 # FlashInfer {cite}`ye2025flashinfer` separates *planning* from *running*: the CPU divides a ragged batch into equal
-# pieces of work once per step, much as `lib.attention.work_partition` does, in buffers of fixed size so that CUDA graphs can
-# replay the launch. SGLang and vLLM can both use it.
+# pieces of work once per step, much as `lib.attention.work_partition` does, in buffers of fixed size so that CUDA
+# graphs can replay the launch. SGLang and vLLM can both use it.
 #
-# What ours lacks. Which of it would win most on a GPU is not measured here:
+# Ours lacks these. Which of them would gain most on a GPU is not measured here:
 #
 # - **Decode on tensor cores for every group, and tiles that fit the hardware.** Ours are fixed by hand, and there is no
 #   TMA, no pipeline of loads beyond what Triton's compiler makes, no warp specialisation.
@@ -2328,11 +2326,15 @@ glue_all(words.broke(warm))
 #
 # ## Exercises
 #
-# **1. Predict.** A model with 32 query heads and 8 K/V heads keeps its cache in 8-bit numbers. What is the intensity of
-# its decode attention? On a machine that reads at 100 GB/s, what arithmetic rate must the kernel sustain to stay bound
-# by bandwidth?
+# :::{exercise} Predict
+# :label: ex-07-1
 #
-# ```{admonition} Solution
+# A model with 32 query heads and 8 K/V heads keeps its cache in 8-bit numbers. What is the intensity of its decode
+# attention? On a machine that reads at 100 GB/s, what arithmetic rate must the kernel sustain to stay bound by
+# bandwidth?
+# :::
+#
+# ```{solution} ex-07-1
 # :class: dropdown
 # By {eq}`eq-07-intensity` with $b = 1$: $2 \cdot 32 / 8 = 8$ FLOP/byte, so 800 GFLOP/s, and more than that if widening
 # 8-bit numbers takes instructions of its own. Fewer bytes have turned a limit of bandwidth into one of arithmetic. This
@@ -2340,11 +2342,14 @@ glue_all(words.broke(warm))
 # decoding.
 # ```
 #
-# **2. Break it and watch which test fails.** In `_attend_piece`, delete the `if top > peak[i, g]:` block's line
-# `norm[i, g] *= shrink`. Then restore it, and delete the loop that multiplies `acc` instead. Which test is the first to
-# fail, and would the engine's tokens have told you?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-07-2
 #
-# ```{admonition} Solution
+# In `_attend_piece`, delete the `if top > peak[i, g]:` block's line `norm[i, g] *= shrink`. Then restore it, and delete
+# the loop that multiplies `acc` instead. Which test is the first to fail, and would the engine's tokens have told you?
+# :::
+#
+# ```{solution} ex-07-2
 # :class: dropdown
 # `pytest -x tests/attention/test_fused_cpu.py` fails at once in both cases, in the comparison with the gather: any sequence whose
 # peak grows after its first tile is wrong. Sequences of up to one tile, {glue:text}`key_tile` keys, stay right. Most
@@ -2352,10 +2357,14 @@ glue_all(words.broke(warm))
 # wrong norm each head's output keeps its direction and has the wrong length, and an argmax can forgive that.
 # ```
 #
-# **3. A state is a value.** Prove that merging is associative, and say why the parallel kernel needs this and the order
-# in which threads finish does not matter to *what* is computed but does to its last bits.
+# :::{exercise} A state is a value
+# :label: ex-07-3
 #
-# ```{admonition} Solution
+# Prove that merging is associative, and say why the parallel kernel needs this and the order in which threads finish
+# does not matter to *what* is computed but does to its last bits.
+# :::
+#
+# ```{solution} ex-07-3
 # :class: dropdown
 # A state stands for the pair of true sums $(e^{m} \ell,\; e^{m} a)$. Merging adds the pairs; the choice of $m$ is only
 # how they are written down. Addition is associative and commutative, so merging is. In floating point, the rounding
@@ -2363,10 +2372,14 @@ glue_all(words.broke(warm))
 # number of threads gives the same bits.
 # ```
 #
-# **4. Where to hand over.** Set `_MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the
-# table of chunks with half and with four times the context. Does the best value depend on the context?
+# :::{exercise} Where to hand over
+# :label: ex-07-4
 #
-# ```{admonition} Solution
+# Set `_MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the table of chunks with half and with
+# four times the context. Does the best value depend on the context?
+# :::
+#
+# ```{solution} ex-07-4
 # :class: dropdown
 # Expect that it does. With a short context the fixed cost of a few PyTorch calls per layer weighs more, which favours the
 # kernel for longer chunks. With a long one arithmetic weighs more, which favours the matrix product from fewer queries
@@ -2375,9 +2388,12 @@ glue_all(words.broke(warm))
 # all.
 # ```
 #
-# **5. Write it.** `tile_state(scores, values)`: the state of one tile of keys. The check cuts a sequence into two tiles
-# and merges the two states by {eq}`eq-07-merge`. The last line checks yours; `python -m book.check 7` checks
-# `book/exercises/ch07.py`.
+# :::{exercise} Write it
+# :label: ex-07-5
+#
+# `tile_state(scores, values)`: the state of one tile of keys. The check cuts a sequence into two tiles and merges the
+# two states by {eq}`eq-07-merge`. The last line checks yours; `python -m book.check 7` checks `book/exercises/ch07.py`.
+# :::
 
 
 # %%
@@ -2393,7 +2409,7 @@ def tile_state(scores, values):
 check(7, tile_state)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-07-5
 # :class: dropdown
 # The peak is subtracted before the exponential, so that no score overflows. `acc` stays undivided: only the sum of all
 # tiles' norms divides it, once, at the end.
@@ -2412,7 +2428,7 @@ check(7, tile_state)
 #    merge, so work can be cut anywhere.
 # 2. PagedAttention says where keys lie, FlashAttention how they are read. A fused kernel does both and reads every byte
 #    once. {glue:text}`takeaway_finding`
-# 3. A count of visible keys is better than a mask: what is not read costs nothing and cannot poison the rest.
+# 3. A count of visible keys is better than a mask: keys that are not read cost nothing, and NaN in them cannot spread.
 #
 # **Sources.** Online softmax: {cite:t}`milakov2018online`. Attention in constant memory: {cite:t}`rabe2021memory`.
 # Tiles near the processor: {cite:t}`dao2022flashattention`; the loop order: {cite:t}`dao2024flashattention2`; Hopper:

@@ -5,7 +5,7 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** Where does a decode step's time go that is neither bytes nor arithmetic, and what removes it?
+# **Question.** Which part of a decode step's time is neither reading bytes nor arithmetic, and what removes it?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -20,13 +20,14 @@
 # `bench/peers/`: this engine against `transformers`.
 # :::
 #
-# Six chapters have removed work: tokens computed twice, weights read for one sequence, memory reserved and never
-# used, keys and values copied to be read. What is left of a decode step is what must be done. Or so the two ceilings say. This
-# chapter looks at the time that they do not explain.
+# The chapters so far have removed work: tokens that were computed twice, weights that were read for one sequence only,
+# memory that was reserved and never used, keys and values that were copied. The two ceilings of chapter 1, bytes and
+# operations, give the least time for the rest. This chapter looks at the time that they do not explain.
 #
-# Some of it goes into starting things. {glue:text}`head_count_finding` Some of it may be no overhead at all, though it
-# looks like it: the same products, handed to another kernel, can take another time. Here, for one sequence:
-# {glue:text}`head_kernel_finding` You cannot tell the two apart from a step's total, so we take it to pieces.
+# Some of it is spent on starting operations. {glue:text}`head_count_finding` Another part may be a slow **kernel**, the
+# program that computes an operation on the processor: the same products, computed by another kernel, can take another
+# time. Here, for one sequence: {glue:text}`head_kernel_finding` The total time of a step does not separate the two, so
+# we measure its parts.
 #
 # {glue:text}`experiments_shown`
 
@@ -119,7 +120,7 @@ from lib.models.packed import PackedLinear, pack, pack_linears, why_not_packed
 from lib.models.packed_tiles import packed_tiles
 
 # %% [markdown]
-# ## The problem: more than the bytes
+# ## The problem: a step takes longer than its bytes
 #
 # SmolLM2 in float32 with everything that the book has built so far: paged cache, fused attention where it runs,
 # continuous batching. One sequence decodes. Its bytes are counted, the bandwidth is measured, and so is the step.
@@ -159,8 +160,7 @@ CUDA = device.type == "cuda"
 roofline = machine_roofline(device, dtypes=("float32", "bfloat16"))
 
 # %% [markdown]
-# A step is timed with its batch in place: `begin` fills the engine, and engines that are compared take turns, step by
-# step.
+# `begin` fills the engine before steps are timed. Engines that are compared take turns, step by step.
 
 
 # %% tags=["hide-input"]
@@ -241,14 +241,15 @@ experiments = Experiments("08_launch_overhead", device)
 # {glue:text}`step_finding`
 #
 # ```{calculator} roofline
-# The bound of a decode step, as in chapter 3. It contains the bytes and the operations, and neither launches nor
-# Python: what a measured step takes beyond it is the subject of this chapter.
+# The bound of a decode step, as in chapter 3. It contains the bytes and the operations, without launches and Python.
+# The time that a measured step takes beyond it is the subject of this chapter.
 # ```
 #
 # ## Prediction: what starting costs
 #
-# Count what has to be started. Every operator of PyTorch passes its dispatcher, and a dispatch mode can count
-# them there. Some operators only make a view: they compute nothing, yet have to be called like all others.
+# First we count the operators that a step starts. Every operator of PyTorch passes its **dispatcher**, which selects
+# the code for its device and dtype, and a dispatch mode can count them there. Some operators only make a view: they
+# compute nothing, but have to be called like all others.
 
 
 # %%
@@ -292,8 +293,8 @@ many_ops, _ = operators(plain, ROWS)
 products = sum(type(m) is nn.Linear for m in plain.model.modules())
 
 # %% [markdown]
-# Then measure what one start takes: an addition of two numbers, a thousand times. Its arithmetic takes next to no
-# time, so what is measured is the start.
+# Then we measure the time of one start, with an addition of two numbers, a thousand times. Its arithmetic takes almost
+# no time, so the result is the time of the start.
 
 # %%
 tiny = torch.ones(1, device=device)
@@ -342,32 +343,33 @@ glue("products", products)
 
 # %% [markdown]
 # With $N_\text{op}$ operators and $t_\text{op}$ for each start, the time of a step has a third term. Python adds a
-# fourth, $t_\text{Py}$: the scheduler, the batch, the calls of modules, the sampler, which decide what is started. On a
-# CPU the same processor does all of it, so the terms add up:
+# fourth, $t_\text{Py}$: the scheduler, the batch, the calls of modules, the sampler. On a CPU the same processor does
+# all of it, so the terms add up:
 #
 # ```{math}
 # :label: eq-08-cpu
 # t_\text{CPU} \;\ge\; \max\!\left(\frac{M}{\mathit{BW}},\; \frac{C}{F}\right) + N_\text{op}\, t_\text{op} + t_\text{Py}.
 # ```
 #
-# A GPU computes while the program goes on. The program's own time, starting and Python together, is hidden as long as
-# the GPU has more to do, and is all that one sees when it has less:
+# A GPU computes while the program on the CPU goes on. So the longer of the two counts: the GPU's work, or the program's
+# own time for starts and Python:
 #
 # ```{math}
 # :label: eq-08-gpu
 # t_\text{GPU} \;\ge\; \max\!\left(\frac{M}{\mathit{BW}},\; \frac{C}{F},\; N_\text{op}\, t_\text{op} + t_\text{Py}\right).
 # ```
 #
-# We can count what is started and time one start. For Python we have no count, so it stays out of the first prediction.
+# We have the number of operators and the time of one start. For Python we have no count, so the first prediction leaves
+# it out.
 #
 # *{glue:text}`starting_finding` The number of operators should be the same at every batch, so their share, and Python's,
 # should fall as the batch grows.*
 #
 # ## Where the time goes, frame by frame
 #
-# A count says how much there should be. To see what there is, note every call and return of one step, from `LLM.step`
-# down to the functions in C. `lib.bench.measure.flame` does that with Python's own hook and adds up calls that have the same
-# stack. What one sees of an operator is its whole time, dispatch included.
+# To see where the time goes, we record every call and return of one step, from `LLM.step` down to the functions in C.
+# `lib.bench.measure.flame` does that with Python's own hook and adds up calls that have the same stack. The time of an
+# operator includes its dispatch.
 
 # %% tags=["remove-input"]
 show_source(flame.record)
@@ -432,8 +434,8 @@ show(fig, "08_flame_before")
 # %% [markdown]
 # {numref}`fig-08-flame-before` has one such step. {glue:text}`kinds_finding`
 #
-# {glue:text}`calls_finding` One more thing blurs this share: Python's hook sees no call where an operator is written as a
-# sign, as in `x + y`, so what these compute is booked under Python.
+# {glue:text}`calls_finding` This share is not exact: Python's hook sees no call where an operator is written as a sign,
+# as in `x + y`, so its time is counted as Python.
 #
 # {glue:text}`suspect_finding`
 
@@ -452,15 +454,15 @@ glue(
 #
 # ## Which kernel computes a product?
 #
-# `F.linear(x, weight)` names a result, and a library chooses the kernel that computes it. On a CPU, PyTorch hands a float32 product
-# to a general matrix multiplication. The weight lies row by row, as in the checkpoint. A fast kernel reads it in tiles,
-# so that what its registers need next is what memory brings next. The library can rearrange the weight at each call,
-# or do without. Rearranging moves every weight once, as much as one token's product reads; doing without leaves the
-# kernel to read memory in an order that does not suit it.
+# `F.linear(x, weight)` defines a result; a library chooses the kernel that computes it. On a CPU, PyTorch calls a
+# general matrix multiplication for a float32 product. The weight lies row by row, as in the checkpoint. But a fast
+# kernel needs it in tiles, in the order in which it uses the numbers. The library can rearrange the weight at each
+# call, or read it as it is. Rearranging moves every weight once more, as many bytes as one token's product reads;
+# without it, the kernel reads memory in a slow order.
 #
-# The weights of an engine never change. So rearrange them **once, at load**. oneDNN, the CPU library inside PyTorch,
-# has a layout of its own for that, and two operators of PyTorch give access to it. They are what `torch.compile` uses
-# when it freezes a model.
+# The weights of an engine never change, so they can be rearranged **once, at load**. This is called packing. oneDNN,
+# the CPU library inside PyTorch, has a layout of its own for that, and two operators of PyTorch give access to it. They
+# are what `torch.compile` uses when it freezes a model.
 
 # %% tags=["remove-input"]
 show_source(PackedLinear, "__init__", "forward")
@@ -468,18 +470,18 @@ show_source(pack)
 
 # %% [markdown]
 # Which layout is faster depends on the shape, the dtype, the processor and the version of the library. An engine could
-# time both at load and keep the faster. But a packed product adds up in another order, and on a busy machine the clock may
-# choose another kernel after a restart. Then one seed gives two texts. So `linear="auto"` follows a rule and reads no
-# clock: it packs every weight of at least 65,536 elements, wherever oneDNN can. A smaller weight is a small part
-# of a step's bytes, whatever its layout. {numref}`fig-08-products` shows what the rule does here. (`"auto"` does a second
-# thing as well: it fuses layers, as the next section explains. `"packed"` only packs, and packs all weights.)
+# time both at load and keep the faster. But a packed product adds up in another order, and on a busy machine a timing
+# may choose another kernel after a restart. Then the same seed could give another text. So `linear="auto"` follows a
+# fixed rule: it packs every weight of at least 65,536 elements, wherever oneDNN can. Smaller weights are a small part
+# of a step's bytes. {numref}`fig-08-products` shows what the rule does here. (`"auto"` does a second thing as well: it
+# fuses layers, as the next section explains. `"packed"` only packs, and packs all weights.)
 
 # %% tags=["remove-input"]
 show_source(pack_linears)
 
 # %% [markdown]
-# Now all products of one step, {glue:text}`products` of them, alone: no attention, no norms. The bound of each row is
-# the larger of bytes over bandwidth and operations over rate, for that dtype.
+# The next measurement is of all products of one step, {glue:text}`products` of them, without attention and norms. The
+# bound of each row is the larger of bytes over bandwidth and operations over rate, for that dtype.
 
 
 # %% tags=["hide-input"]
@@ -609,30 +611,30 @@ glue_all(words.kernels(by_kernel))
 #
 # {glue:text}`half_finding`
 #
-# In the engine, `linear="packed"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. One product for q,
-# k and v, and one for gate and up, have been there since the first chapter.
+# In the engine, `linear="packed"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. Since chapter
+# 1, q, k and v are one product, and so are gate and up.
 #
 # ### The model of a step, corrected
 #
-# {eq}`eq-08-cpu` takes the bound for the time of the products. A kernel that does not reach the bound takes its own
-# time, $T_\text{products}$, so
+# {eq}`eq-08-cpu` uses the bound as the time of the products. For a kernel that does not reach the bound we use its
+# measured time, $T_\text{products}$, so
 #
 # ```{math}
 # :label: eq-08-corrected
 # t_\text{CPU} \;\approx\; T_\text{products} + t_\text{around},
 # ```
 #
-# where $t_\text{around}$ holds the starts, Python, attention and the small operators. That makes a second prediction
-# before anything is measured: exchange the kernel, and only the first term changes. *The packed step should take the
-# packed products' time, and what the plain step takes beside its own products.* The steps below will judge it.
+# where $t_\text{around}$ is the time of the starts, Python, attention and the small operators. This gives a second
+# prediction: with another kernel, only the first term changes. *The packed step should take the time of the packed
+# products plus the time around the products in the plain step.* The table of predictions at the end judges it.
 #
 # ## Fewer calls: a layer in two calls
 #
-# {eq}`eq-08-corrected` has two terms to reduce: the products, as far as they are above their bound, and hundreds of small
-# calls around them. How many bytes do these calls move? Between two products of a layer, the activations of one token are a
-# few thousand numbers, which fit into the cache of one core. So at batch 1 we do not expect that the calls take the time
-# of their bytes. We expect a cost per call, however little the call computes. Besides, the weights of each product pass
-# through the same cache, so the code and the objects of the next call may have to be read from memory again.
+# {eq}`eq-08-corrected` has two terms to reduce: the products, as far as they are above their bound, and hundreds of
+# small calls around them. How many bytes do these calls move? Between two products of a layer, the activations of one
+# token are a few thousand numbers, which fit into the cache of one core. So at batch 1 their bytes take little time. We
+# expect a fixed cost per call instead. The weights of each product also pass through the same cache, so the code and
+# the objects of the next call may have to be read from memory again.
 #
 # The prediction then rests on a count: the time around the products is proportional to the number of calls. We count
 # PyTorch's operators with the dispatch mode from above, leave out the products and the operators that only hand a tensor to
@@ -685,9 +687,9 @@ if FUSED:
     show_source(kernel._product_share.py_func)
 
 # %% [markdown]
-# What lies between two such products is computed in the same call as they are. So a layer is one call before attention and
-# one after it. With more than `FEW_ROWS` rows (a constant for each dtype) oneDNN computes the products, and each group of
-# operations between them is one call: an addition and the norm that follows, for example.
+# The operations between two such products are computed in the same call as the products. So a layer is one call before
+# attention and one after it. With more than `FEW_ROWS` rows (a constant for each dtype) oneDNN computes the products,
+# and each group of operations between them is one call: an addition and the norm that follows, for example.
 
 # %% tags=["remove-input"]
 if FUSED:
@@ -804,9 +806,9 @@ glue_all(words.fused(in_parts))
 #
 # ## Fewer operations: torch.compile
 #
-# Between two products a layer adds, normalises, rotates, multiplies. In eager PyTorch each of these is several
-# operators; each reads and writes all of its data. A compiler can make one loop of them {cite}`ansel2024pytorch2`. The
-# products stay what they are: their kernel is chosen already. So `lib.models.compiled` gives the compiler four small
+# Between two products a layer adds, normalises, rotates and multiplies. In PyTorch without a compiler (*eager*) each of
+# these is several operators, and each operator reads and writes all of its data. A compiler can make one loop of them
+# {cite}`ansel2024pytorch2`. The products do not change. So `lib.models.compiled` gives the compiler four small
 # functions, and leaves the rest of the layer as it was:
 
 # %% tags=["remove-input"]
@@ -814,9 +816,9 @@ show_source(compiled.add_rms_norm)
 show_source(compiled.LlamaBlock, "forward")
 
 # %% [markdown]
-# Three decisions. The functions take weights as arguments, so that one compilation serves all layers. The number of
-# tokens is marked as dynamic, or each new batch size would compile again, in the middle of serving. And compiling
-# happens at load, never at the first request:
+# The code makes three decisions. The functions take weights as arguments, so one compilation serves all layers. The
+# number of tokens is marked as dynamic; otherwise each new batch size would compile again, while requests wait. And
+# compiling happens at load, not at the first request:
 
 # %% tags=["remove-input"]
 show_source(compiled.compile_blocks)
@@ -856,13 +858,14 @@ record.add(
 # %% [markdown]
 # {glue:text}`compile_seconds_finding` {glue:text}`compile_count_finding` (It counts operators inside other operators
 # too. The dispatch mode from above cannot be used here: PyTorch runs compiled functions eagerly while one is active.)
-# Whether that saves time is another question. Calling a compiled function costs time. Before it runs, guards check that its
-# arguments are what it was compiled for, and a wrapper allocates the results. {numref}`fig-08-steps` shows the sum.
+# Fewer operators do not always save time, because calling a compiled function costs time too: before it runs, guards
+# check that its arguments are of the kinds for which it was compiled, and a wrapper allocates the results.
+# {numref}`fig-08-steps` shows the total.
 #
 # ## One launch for a whole step: CUDA graphs
 #
-# On a GPU there is a more radical way. A **{term}`CUDA graph`** is a recording: run the step once, let the driver note
-# every kernel with its arguments instead of running it, and from then on start all of them with a single call
+# On a GPU a whole step can be started at once. A **{term}`CUDA graph`** is a recording: the step runs once, the driver
+# records every kernel with its arguments instead of running it, and later a single call starts all of them
 # ({numref}`fig-cuda-graph`).
 #
 # ```{diagram} ../book/images/cuda_graph.svg
@@ -870,16 +873,17 @@ record.add(
 # :alt: Above, six kernels launched one by one with gaps between them. Below, fixed buffers are filled, one replay starts the six kernels back to back.
 # :width: 100%
 #
-# The same kernels, launched and replayed. Replaying needs inputs that never move and a batch size that was recorded.
+# The same kernels, launched one by one and replayed. A replay needs inputs at fixed addresses and a batch size that was
+# recorded.
 # ```
 #
-# The recording holds addresses and sizes, nothing else. Four conditions follow, and each is some lines of code:
+# The recording holds only addresses and sizes. Four conditions follow:
 #
 # 1. **Nothing moves.** The step reads its tokens, positions and block tables from one buffer that is allocated once.
 #    `Batch.build` lays a step out in the host's memory and copies it there: one copy for all of them.
 # 2. **Sizes are fixed.** A ladder of batch sizes is recorded, 1, 2, 4, 8, 16, 24 and so on. A batch of 13 runs as 16.
-# 3. **Padding must do no harm.** A padded row computes and *writes* a key and a value. Its block table names the null
-#    block of chapter 4, its slot is the null block's first, its length is 1.
+# 3. **Padding must not change other rows.** A padded row computes and *writes* a key and a value. Its block table names
+#    the null block of chapter 4, its slot is the null block's first, its length is 1.
 # 4. **Nothing is decided on the host.** If the number of splits in attention followed from the lengths of the sequences,
 #    the recording would keep the number that was right when it was made. The kernels of chapter 7 take it from the table's
 #    width, which is padded to the longest sequence, and read the lengths on the device.
@@ -891,8 +895,21 @@ show_source(GraphRunner, "__init__", "room", "run", "_step", "_batch")
 # Only steps in which every sequence has one token are recorded. A step with a prompt in it runs as before. The largest size is recorded first, since all sizes share one pool of memory and the smaller ones then
 # fit into what is there.
 #
-# The recorder itself is small. `torch.cuda.graph` does the work. A warm-up run before it compiles kernels and
-# allocates the buffers that libraries keep, on a separate stream:
+# In {numref}`fig-replay`, the three sequences of a batch end one after the other, and each step replays the graph of its
+# size.
+#
+# ```{diagram} ../book/images/animated_replay.svg
+# :name: fig-replay
+# :alt: A step with prompts launches the kernels of each layer. Each later step fills one buffer and starts all kernels with one launch; the graph has 4, then 2, then 1 row.
+# :width: 100%
+# :animated:
+#
+# The steps of `GraphRunner` for three requests, with a ladder of 1, 2 and 4 rows and blocks of four tokens. Coloured rows
+# are sequences, the dashed one is padding, and grey ones are not read. (Four of the buffer's fields are shown.)
+# ```
+#
+# The recorder is short, because `torch.cuda.graph` does most of the work. A warm-up run on a separate stream, before
+# the recording, compiles kernels and allocates the buffers that libraries keep:
 
 # %% tags=["remove-input"]
 show_source(CudaRecorder, "record")
@@ -900,10 +917,10 @@ show_source(CudaRecorder, "record")
 # %% [markdown]
 # ### Check without a GPU
 #
-# Copying, padding and the ladder are where the bugs are, and none of that needs a GPU. So the recorder is an argument.
-# `Rerun` records nothing: its replay calls the step again, over the same static buffers. What attention is told by the
-# host is as wrong as in a real recording: all lengths are the longest there can be. Attention that relied on them would
-# fail here too. We take the gathering one of chapter 4, which masks by the lengths on the device.
+# Most mistakes are in the copying, the padding and the list of sizes, and none of that needs a GPU. So the recorder is
+# an argument. `Rerun` records nothing: its replay calls the step again, over the same static buffers. As in a real
+# recording, the lengths on the host are those of the recording, the longest possible ones, so attention that used them
+# would fail here too. We take the gathering attention of chapter 4, which masks by the lengths on the device.
 
 # %%
 gather = engine(attention="gather")
@@ -1010,14 +1027,14 @@ if CUDA:
 # %% [markdown]
 # ### While the device computes: asynchronous scheduling
 #
-# With graphs the host launches the model with one call per step. Its other work remains: schedule, build the batch, launch
-# the sampler, read the tokens, update requests and blocks, hand out what is new. Without overlap the device waits during
-# most of this work, and the faster the device, the larger the share of the step that it waits.
+# With graphs the host launches the model with one call per step. Its other work remains: schedule, build the batch,
+# launch the sampler, read the tokens, update requests and blocks, return the new text. Without overlap the device waits
+# during most of this work, and the faster the device, the larger the share of the step that it waits.
 #
 # But the host needs little of step n to prepare step n+1. Lengths, blocks and slots depend on how many tokens step n
-# chooses, not on which. Only the input ids depend on the tokens themselves, and the device can copy these without the host.
-# So **asynchronous scheduling** launches step n+1 before step n is read. One thing the host then learns too late: that a stop
-# token in step n has ended a request. Step n+1 has a superfluous row for this request, which is discarded. A row is also
+# chooses, not on which. Only the input ids depend on the tokens themselves, and the device can copy these without the
+# host. So **asynchronous scheduling** launches step n+1 before step n is read. But a stop token in step n that ends a
+# request is then known too late: step n+1 has a superfluous row for this request, which is discarded. A row is also
 # discarded, and computed again, where the sampler had to finish the token of step n on reading it (with `top_p`, where
 # its first candidates were too few).
 #
@@ -1044,10 +1061,10 @@ assert ahead.stats()["tokens_discarded"] == 0  # all end by max_tokens
 del ahead
 
 # %% [markdown]
-# How much is there to gain? The host's parts can be measured on any machine: a stand-in for the model returns zeros at
-# once, for a small vocabulary, so that sampling costs little more than its calls. The device's part is predicted here: the
-# bytes of a bfloat16 step over the bandwidth on an H100's data sheet. The sum of the parts is a lower bound: a real step
-# has gaps between kernels as well.
+# The possible gain can be estimated. The host's parts can be measured on any machine: a stand-in for the model returns
+# zeros at once, for a small vocabulary, so that sampling costs little more than its calls. The device's part is
+# predicted here: the bytes of a bfloat16 step over the bandwidth on an H100's data sheet. The sum of the parts is a
+# lower bound: a real step has gaps between kernels as well.
 
 # %% tags=["hide-input"]
 waterfall_points = []
@@ -1084,8 +1101,6 @@ glue_all(overhead_host.asynchronous(host_run))
 
 # %% [markdown]
 # {glue:text}`async_finding`
-#
-# {glue:text}`async_largest_finding`
 #
 # By default `async_scheduling` is on where the model runs on one CUDA device, with a KV cache and without speculative
 # decoding. On a CPU it gains nothing: the same cores run the model and the host's work.
@@ -1233,9 +1248,8 @@ caution(ax, whole_step.note)
 show(fig, "08_kinds")
 
 # %% [markdown]
-# How much time would a step save without modules? A model in PyTorch is a tree of objects, and calling one passes
-# through hooks and attribute look-ups. Here is the same model as one flat function, with all of that resolved
-# beforehand: an upper limit for tidying up.
+# A model in PyTorch is a tree of module objects, and calling one passes through hooks and attribute look-ups. To see
+# how much time this takes, here is the same model as one flat function, with all of that resolved beforehand:
 
 
 # %% tags=["hide-input"]
@@ -1314,13 +1328,13 @@ gate.repeats(tidy.values())
 glue_all(words.modules(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`modules_finding` We keep the modules, since the model is there to be read. What the measurement gives is a
-# limit: no more than this can be blamed on the tree of modules.
+# {glue:text}`modules_finding` We keep the modules, because they make the model easier to read. The measurement gives an
+# upper limit for what they cost.
 #
-# Three more ideas are not in `lib/` and not on this page: a rotation with fewer operators, additions in place, a gate
-# multiplied in place. Try them as you would try any: in turns with the original, and against the spread of the repeats.
+# Three more ideas are not in `lib/`: a rotation with fewer operators, additions in place, a gate multiplied in place.
+# To try one, time it in turns with the original, and compare the difference with the spread of the repeats.
 #
-# ### And the prompt?
+# ### A step with a prompt
 #
 # A prompt's step has the same number of operators and many more tokens. *What removes overhead should not matter there:
 # the packed engine should take as long as the plain one.*
@@ -1377,12 +1391,12 @@ glue_all(words.prefill(by_prompt))
 # %% [markdown]
 # {glue:text}`prompt_finding`
 #
-# ## The whole way
+# ## All optimisations, one after the other
 #
-# Everything the book has built, one optimisation per bar, all in one run and in turns. Every request has
-# {glue:text}`prompt_tokens` tokens of prompt and gets {glue:text}`new_tokens` more; the time is from the first to the
-# last. The dotted line is `transformers`' own `generate` with its cache. Without a cache, a token of the largest batch
-# costs a pass over its whole sequence, so there one pass at the mean length stands for all.
+# {numref}`fig-08-waterfall` shows all that the book has built so far, one optimisation per bar, all in one run and in
+# turns. Every request has {glue:text}`prompt_tokens` tokens of prompt and gets {glue:text}`new_tokens` more; the time
+# is from the first to the last. The dotted line is `transformers`' own `generate` with its cache. Without a cache, a
+# token of the largest batch costs a pass over its whole sequence, so there one pass at the mean length stands for all.
 
 # %% tags=["hide-input"]
 bare = engine(kv_cache="none")
@@ -1497,8 +1511,8 @@ record.headline("batch 1 over transformers' generate", peers, "×")
 record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
 
 # %% [markdown]
-# {glue:text}`one_sequence_finding` {glue:text}`large_batch_finding` {glue:text}`whole_way_finding` The tokens are the
-# same, and so is the machine.
+# {glue:text}`one_sequence_finding` {glue:text}`large_batch_finding` {glue:text}`whole_way_finding` All bars have the
+# same tokens and the same machine.
 #
 # {glue:text}`peer_finding` {glue:text}`peer_batch_finding`
 #
@@ -1506,16 +1520,16 @@ record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
 #
 # ## A busy machine: threads that wait by spinning
 #
-# The record of this chapter is made on a quiet machine. A reader's machine may not be quiet. Let one other program compute
-# beside a decode step on two threads. *On two cores that takes half of the machine, so the step should take at most
+# The record of this chapter was made on a quiet machine; other machines may be busy. Here one other program computes
+# while a decode step runs on two threads. *On two cores it takes half of the machine, so the step should take at most
 # twice as long.*
 #
-# An operator on two threads ends when both are through. PyTorch and Numba both use OpenMP, and GNU's OpenMP lets the
+# An operator on two threads ends when both have finished. PyTorch and Numba both use OpenMP, and GNU's OpenMP lets the
 # thread that is ready first *spin*: it looks again and again whether the other one has arrived, up to 300,000 times,
-# and only then sleeps. That is made for a quiet machine, where waking a sleeping thread may take longer than the wait.
-# Beside a busy program it can go wrong. Two threads and the program share two cores. When the program takes the core of
-# one thread, the other one spins, uses up its own time slice, and the thread it waits for gets no core any sooner. Every
-# operator on two threads is such a wait.
+# and only then sleeps. That suits a quiet machine, where waking a sleeping thread may take longer than the wait. On a
+# busy machine it can cost much time. Two threads and the program share two cores. When the program takes the core of
+# one thread, the other one spins and uses up its own time slice, so the thread that it waits for gets no core sooner.
+# This can happen in every operator on two threads.
 #
 # The number of rounds can be set by the variable `GOMP_SPINCOUNT`, and `OMP_WAIT_POLICY=PASSIVE` sets it to zero.
 # libgomp reads both when it is loaded, so each row is a process of its own. The busy program is one endless loop.
@@ -1614,8 +1628,8 @@ else:
 #
 # **A bound taken for a prediction.** {glue:text}`broke_finding`
 #
-# **The first touch.** A cache on a CPU is promised, not given: the operating system finds a page when it is first
-# written. In a fresh pool the first steps pay for that, and a short benchmark books it under attention:
+# **The first touch.** The operating system assigns a page of memory only when it is first written. In a fresh pool the
+# first steps include that time, and a short benchmark counts it as attention:
 
 # %% tags=["hide-input"]
 with torch.inference_mode():
@@ -1653,13 +1667,14 @@ pool = None
 # another row by now, and loses a key. `tests/engine/test_cuda_graphs.py` compares the cache before and after and allows changes in
 # the batch's own slots and in the null block, nowhere else.
 #
-# **Compiled twice.** Dynamo guards more than shapes. The first parallel loop of the attention kernel changes the number
-# of OpenMP threads in this process if PyTorch had another. PyTorch then compiles every function again, at the first
-# request. `TORCH_LOGS=recompiles` tells. Set the number of threads before the engine is made.
+# **Compiled twice.** The guards of `torch.compile` check more than shapes. The first parallel loop of the attention
+# kernel changes the number of OpenMP threads in this process if PyTorch had another. PyTorch then compiles every
+# function again, at the first request. `TORCH_LOGS=recompiles` shows it. Set the number of threads before the engine is
+# made.
 #
-# **A profile is not a timing.** Noting calls makes Python slower and products no slower, so a raw profile blames Python.
-# `lib.bench.measure.flame` takes the difference to an unwatched step away again, an equal part for each call. That is a
-# correction, not a measurement. And what is written as a sign, `x + y`, is booked under Python.
+# **A profile changes the timing.** Recording calls makes Python slower but not the products, so a raw profile shows too
+# much Python. `lib.bench.measure.flame` subtracts the difference to a step without recording, an equal part for each
+# call. That is an estimate. And operators that are written as a sign, `x + y`, are counted as Python.
 #
 # And the benchmark itself:
 #
@@ -1667,8 +1682,8 @@ pool = None
 # - **`auto` is a rule from one machine.** The least size of a packed weight and the most rows of our own kernel were chosen
 #   there. Where the packed products or the fused layers of your own run are slower, `linear="plain"` is the better choice.
 #   `llm.stats()` says how many layers were changed, in `packed_linears` and `fused_blocks`.
-# - **Compile time is not in the bars.** {glue:text}`compile_load_finding` A server pays it once; a script that asks one
-#   question pays it for that question.
+# - **Compile time is not in the bars.** {glue:text}`compile_load_finding` A server compiles once; a script that asks
+#   one question compiles for that question.
 # - **Peers.** `transformers`' `generate` is its plain loop, eager, with a dynamic cache. It is what
 #   `transformers` does by default, not the fastest that it can do.
 #
@@ -1694,59 +1709,74 @@ glue("predictions_tally", tally(foretold))
 #
 # ## In production
 #
-# vLLM does all of this, in layers. `torch.compile` turns the model into one graph, which is cut at attention, and each
-# piece becomes a CUDA graph: *piecewise* graphs, which hold for prompts and mixed batches too. Where the attention
-# backend allows it, steps that only decode are recorded whole. The
+# vLLM does all of this. `torch.compile` turns the model into one graph, which is cut at attention, and each piece
+# becomes a CUDA graph: *piecewise* graphs, which hold for prompts and mixed batches too. Where the attention backend
+# allows it, steps that only decode are recorded whole. The
 # [`cudagraph_mode`](https://docs.vllm.ai/en/latest/design/cuda_graphs/) says which: `PIECEWISE`, `FULL`,
 # `FULL_DECODE_ONLY`, or `FULL_AND_PIECEWISE`, whole recordings for decoding and pieces for the rest
 # {cite}`vllm2025cudagraphs`. Ours is `FULL_DECODE_ONLY`, without the compiler's graph.
 #
-# Graphs remove launches, but not the host's work between two steps. SGLang's overlap scheduler {cite}`sglang2024v04`, as
-# NanoFlow before it {cite}`zhu2024nanoflow`, prepares the next batch while the GPU still computes this one. vLLM calls it
-# asynchronous scheduling, as this book does, and
-# [TensorRT-LLM](https://nvidia.github.io/TensorRT-LLM/features/overlap-scheduler.html) has it too. The price is the same as
-# here: a sequence may run one step beyond its end.
+# Graphs remove launches; the host's work between two steps remains. SGLang's overlap scheduler {cite}`sglang2024v04`,
+# as NanoFlow before it {cite}`zhu2024nanoflow`, prepares the next batch while the GPU still computes this one. vLLM
+# calls it asynchronous scheduling, as this book does, and
+# [TensorRT-LLM](https://nvidia.github.io/TensorRT-LLM/features/overlap-scheduler.html) has it too. As here, a sequence
+# may run one step beyond its end.
 #
-# For CPUs, vLLM's backend packs weights at load too, most often in bfloat16 or with eight bits or fewer. llama.cpp goes
-# further and leaves Python out altogether.
+# For CPUs, vLLM's backend packs weights at load too, most often in bfloat16 or with eight bits or fewer. llama.cpp uses
+# no Python at all.
 #
 # ## Exercises
 #
-# **1. Predict.** A model with 32 layers and 7 billion parameters in bfloat16 runs on a GPU with 2 TB/s of bandwidth. Its
-# layers have as many operators as SmolLM2's. Starting one takes 5 µs, and Python takes as long per layer as in this
-# chapter. Will CUDA graphs help at batch 1?
+# :::{exercise} Predict
+# :label: ex-08-1
+#
+# A model with 32 layers and 7 billion parameters in bfloat16 runs on a GPU with 2 TB/s of bandwidth. Its layers have as
+# many operators as SmolLM2's. Starting one takes 5 µs, and Python takes as long per layer as in this chapter. Will CUDA
+# graphs help at batch 1?
+# :::
 
 #
-# ```{admonition} Solution
+# ```{solution} ex-08-1
 # :class: dropdown
 # By {eq}`eq-08-gpu` the larger one counts, the bytes or the host: launching *and* Python. {glue:text}`exercise_finding`
 # The run is that of {cite:t}`pytorch2023gptfast`. Leave Python out of the sum, and you would conclude the opposite of
 # what was measured there.
 # ```
 #
-# **2. Break it and watch which test fails.** In `_lay_out` of `lib/core/batch.py`, leave out `slot_mapping` where the fields
-# beyond the batch are set to 0. Does this chapter notice? Which test does?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-08-2
 #
-# ```{admonition} Solution
+# In `_lay_out` of `lib/core/batch.py`, leave out `slot_mapping` where the fields beyond the batch are set to 0. Does
+# this chapter notice? Which test does?
+# :::
+#
+# ```{solution} ex-08-2
 # :class: dropdown
 # The chapter may pass: a stale slot does harm only while its former owner still runs and reads it.
 # `pytest tests/engine/test_cuda_graphs.py -k null_block` does not leave it to chance. It fills the memory with the slot
 # of another sequence, compares the cache before and after, and a slot has changed that belongs to no row of the batch.
 # ```
 #
-# **3. Another ladder.** Record every size from 1 to 64 instead. What does it save, and what does it cost?
+# :::{exercise} Another ladder
+# :label: ex-08-3
 #
-# ```{admonition} Solution
+# Record every size from 1 to 64 instead. What does it save, and what does it cost?
+# :::
+#
+# ```{solution} ex-08-3
 # :class: dropdown
 # It saves the padding, at most seven rows. While a decode step is bound by bytes, a padded row adds only its own key and
 # value to them. It costs {glue:text}`ladder_64` recordings instead of {glue:text}`ladder_sizes_64`: time at load, and memory for each size's logits, which stay alive. The
 # ladder is finer where a row is a large part of the batch.
 # ```
 #
-# **4. Compile more.** Put `proj`, the norm, `gate_up`, the gate and `down` into one compiled function. What speaks
-# against it on a CPU?
+# :::{exercise} Compile more
+# :label: ex-08-4
 #
-# ```{admonition} Solution
+# Put `proj`, the norm, `gate_up`, the gate and `down` into one compiled function. What speaks against it on a CPU?
+# :::
+#
+# ```{solution} ex-08-4
 # :class: dropdown
 # Half of a layer is then one call, so guards are checked twice a layer instead of four times. But the products are in the
 # compiler's hands, and it calls the general kernel for them, unless the weights are constants that it may freeze. With
@@ -1754,8 +1784,12 @@ glue("predictions_tally", tally(foretold))
 # layers of this chapter have one call and the layout, because their own kernel reads the packed weights.
 # ```
 #
-# **5. Write it.** `fewest_sizes(largest, most)`: the fewest sizes to record if a batch may be padded by at most `most` rows.
-# The last line checks yours; `python -m book.check 8` checks `book/exercises/ch08.py`.
+# :::{exercise} Write it
+# :label: ex-08-5
+#
+# `fewest_sizes(largest, most)`: the fewest sizes to record if a batch may be padded by at most `most` rows. The last
+# line checks yours; `python -m book.check 8` checks `book/exercises/ch08.py`.
+# :::
 
 
 # %%
@@ -1772,7 +1806,7 @@ def fewest_sizes(largest, most):
 check(8, fewest_sizes)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-08-5
 # :class: dropdown
 # From the top downwards: the largest size is needed in any case, and each further size can be `most` + 1 smaller. The
 # engine's own ladder has small sizes besides, because a row is a large part of a small batch.
@@ -1787,9 +1821,11 @@ check(8, fewest_sizes)
 #
 # 1. A step has a third limit: the program's own time, to start operators and to run Python. The operators are counted
 #    once per step; Python also works once per sequence.
-# 2. Time above the bound need not be overhead. Take the step to pieces first: a slow kernel looks the same from outside.
-# 3. Fewer calls cost less to start: fused layers on a CPU, a recorded step on a GPU. A recorded step has a fixed size, and its padding
-#    needs memory of its own, the null block. What the host still does between steps can run while the device computes.
+# 2. Time above the bound need not be overhead. Measure the parts of the step first: a slow kernel and overhead look the
+#    same in the total.
+# 3. Fewer calls cost less to start: fused layers on a CPU, a recorded step on a GPU. A recorded step has a fixed size,
+#    and its padding needs memory of its own, the null block. The host's remaining work can run while the device
+#    computes.
 #
 # **Sources.** Compiling PyTorch: {cite:t}`ansel2024pytorch2`. CUDA graphs:
 # [NVIDIA's introduction](https://developer.nvidia.com/blog/cuda-graphs/). Modes and dispatch in vLLM:

@@ -5,7 +5,7 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** What does a prompt cost if its beginning has been computed before?
+# **Question.** How much time does a prompt take if its beginning has been computed before?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -17,11 +17,12 @@
 # :::
 #
 # A chat client sends the whole conversation with every message. An assistant begins each prompt with the same page of
-# instructions. An evaluation puts the same ten examples before each of a thousand questions. In all three, most of a
-# prompt has been through the model before, and its keys and values were thrown away when the answer ended.
+# instructions. An evaluation puts the same ten examples before each of a thousand questions. In all three, most tokens
+# of a prompt have been computed before, and their keys and values were discarded when the answer ended. A cache that
+# keeps them, for prompts that begin in the same way, is called a **prefix cache**.
 #
-# Chapter 4 left everything in place to keep them: blocks that any block table may name, and reference counts. What is
-# missing is a way to recognise a block by its content, and a rule for which content to give up when memory runs out.
+# Chapter 4 has what is needed to keep them: blocks that several block tables may name, and reference counts. Two things
+# are missing: a way to recognise a block by its content, and a rule for which content to remove when memory runs out.
 #
 # {glue:text}`experiments_shown`
 
@@ -193,7 +194,7 @@ glue("again_percent", 100 * (1 - tokens["with"] / tokens["without"]), ".0f")
 # {glue:text}`again_percent` % of the work of the first engine had been done before. With more prompts the share tends to
 # {glue:text}`shared_tokens`/{glue:text}`prompt_tokens`.
 #
-# ## Prediction: the prompt curve, read further left
+# ## Prediction: the time of a shorter prompt
 #
 # Let a prompt have $S_p$ tokens, of which $S_h$ are found. Only full blocks are kept, and the last token of a prompt has
 # to be computed in any case, because its logits give the first token of the answer. If an earlier prompt agrees with the
@@ -204,8 +205,8 @@ glue("again_percent", 100 * (1 - tokens["with"] / tokens["without"]), ".0f")
 # S_h \;=\; \left\lfloor \frac{\min(S_s,\; S_p - 1)}{N_\text{block}} \right\rfloor N_\text{block}.
 # ```
 #
-# What is left is a prompt of $S_p - S_h$ tokens whose queries also attend to $S_h$ cached keys. Chapter 1 measured the
-# time $t(n)$ of a prompt of $n$ tokens. So
+# What is left is a prompt of $S_p - S_h$ tokens whose queries also attend to $S_h$ cached keys. Let $t(n)$ be the time
+# of a prompt of $n$ tokens, as chapter 1 measured it. Then
 #
 # ```{math}
 # :label: eq-09-ttft
@@ -286,17 +287,17 @@ glue("token_gain", TOTAL / OWN, ".0f")
 # %% [markdown]
 # *With {glue:text}`longest_shared` of {glue:text}`total` tokens shared, TTFT should fall by a factor of
 # {glue:text}`predicted_gain`.* The tokens fall by a factor of {glue:text}`token_gain`. The two need not be equal: the
-# weights are read, and each operation is started, for {glue:text}`own` tokens as for many.
+# time to read the weights and to start each operation does not fall with the number of tokens.
 #
-# Two more predictions need no clock. The {term}`hit rate`, the share of prompt tokens that is found, can be counted from
-# the prompts alone. And where memory is too small to keep everything, one pass over the prompts says how much is found
-# with a pool of any size. We come to it below.
+# Two more predictions are counts. The {term}`hit rate`, the share of prompt tokens that is found, can be counted from
+# the prompts alone. And where memory is too small to keep everything, one pass over the prompts gives the number of
+# tokens found with a pool of any size; a section below does this.
 #
 # ## Build: names for blocks
 #
-# A key at some position depends on all tokens before it: attention has mixed them into the hidden state. So the name of
-# a block must say what its tokens are *and* what comes before it. A chain of hashes does that in constant space for each
-# block ({numref}`fig-hash-chain`).
+# A key at some position depends on all tokens before it, through attention. So the name of a block must depend on its
+# own tokens *and* on all tokens before it. A chain of hashes does that in constant space per block
+# ({numref}`fig-hash-chain`).
 #
 # ```{diagram} ../book/images/hash_chain.svg
 # :name: fig-hash-chain
@@ -310,11 +311,11 @@ glue("token_gain", TOTAL / OWN, ".0f")
 show_source(block_hashes)
 
 # %% [markdown]
-# SHA-256 is not there for speed. Two different prefixes with one name would give a request another request's keys. With
-# a short or predictable hash that could be provoked from outside, by a prompt made for it.
+# SHA-256 is chosen for safety. If two different prefixes had the same name, a request would get another request's keys.
+# With a short or predictable hash, a client could cause that with a prompt made for it.
 #
-# A block now has three states ({numref}`fig-block-life`). `free`, `cached` and `used` blocks add up to the pool, and
-# `check_integrity` says so after each step of every test.
+# A block now has three states ({numref}`fig-block-life`). `free`, `cached` and `used` blocks add up to the pool;
+# `check_integrity` checks this after each step of every test.
 #
 # ```{diagram} ../book/images/block_life.svg
 # :name: fig-block-life
@@ -330,9 +331,9 @@ show_source(block_hashes)
 show_source(PrefixCachingBlockManager, "find", "admit")
 
 # %% [markdown]
-# `admit` looks first and takes afterwards, so a request that does not fit changes nothing. It does not count blocks that
-# it is about to share as blocks that could be evicted for it. And it counts a request once, at its first admission: a
-# preempted request that finds its own blocks again has not been helped by the cache.
+# `admit` first looks up the blocks and then takes them, so a request that does not fit changes nothing. It does not
+# count blocks that it is about to share as blocks that could be evicted for it. And it counts a request once, at its
+# first admission: a preempted request that finds its own blocks again does not count as a hit.
 #
 # A block gets its name when the step that computed it has succeeded:
 
@@ -340,15 +341,15 @@ show_source(PrefixCachingBlockManager, "find", "admit")
 show_source(PrefixCachingBlockManager, "publish")
 
 # %% [markdown]
-# When the last reference goes, the block stays. The base class gives blocks back from the last to the first, so the tail
-# of a sequence is older than its head. A block is found only through all blocks before it. Evicting the head first would
-# leave a tail that takes memory and cannot be found.
+# When the last reference is removed, the block stays. The base class gives blocks back from the last to the first, so
+# the tail of a sequence is older than its head. A block is found only through all blocks before it. Evicting the head
+# first would leave a tail that takes memory and cannot be found.
 
 # %% tags=["remove-input"]
 show_source(PrefixCachingBlockManager, "_take", "_give_back", "_evict")
 
 # %% [markdown]
-# Here is one block's life in a pool of three blocks of four tokens. No model is needed to watch it.
+# Here are the states of one block in a pool of three blocks of four tokens, without a model.
 
 
 # %%
@@ -389,9 +390,9 @@ table(rows, headers=["prompt", "found", "free", "cached", "evictions so far"])
 #
 # ### Two prompts at once
 #
-# If ten prompts with the same start arrive in one step, none of them finds anything: nothing is published yet. So a
-# request waits in the queue while a running one computes the block that it needs next. It would have computed the same
-# tokens in the meantime.
+# If ten prompts with the same start arrive in one step, none of them finds anything, because no block has a name yet.
+# So a request waits in the queue while a running one computes the block that it needs next. It loses no time by this:
+# it would have computed the same tokens.
 
 # %% tags=["remove-input"]
 show_source(PrefixCachingBlockManager, "is_computing_prefix_of")
@@ -416,12 +417,12 @@ print(f"4 completions of {LENGTH} tokens: {tokens_of_four} tokens computed")
 # The static scheduler of chapter 3 does not wait, since a request that is left out would wait for the whole batch.
 # Equal prompts in one static batch are each computed.
 #
-# ## Check: the same tokens, and what exactly is promised
+# ## Check: the same tokens
 #
 # Blocks that are found are the same memory, so their keys and values are equal to the last bit. The rest of the prompt
-# is computed in a shorter chunk. A kernel may add up in another order for it, and the logits then differ by rounding. So
-# the promise is: *equal logits up to rounding, and equal tokens wherever the best token leads by more than that.* It is
-# the promise of batching too (chapter 3), and not more.
+# is computed in a shorter chunk. A kernel may add up in another order for it, and the logits then differ by rounding.
+# So the engine guarantees *equal logits up to rounding, and equal tokens wherever the best token leads by more than
+# that.* Batching (chapter 3) guarantees the same.
 #
 # The oracle keeps nothing. It also says by how much each token led.
 
@@ -552,8 +553,8 @@ record.headline(
 # %% [markdown]
 # {glue:text}`ttft_finding`
 #
-# **The same for a 7B model.** SmolLM2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989
-# TFLOP/s and 3.35 TB/s of its data sheet (promised, not measured), a prompt of 4,096 tokens takes at least:
+# **The same for a 7B model.** SmolLM2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the
+# 989 TFLOP/s and 3.35 TB/s of its data sheet (not measured), a prompt of 4,096 tokens takes at least:
 
 # %% tags=["remove-input"]
 table(
@@ -570,8 +571,8 @@ glue_all(realistic_prompt.prefix())
 # - **Chat.** A few conversations with one system prompt. Each turn sends everything so far, answers included.
 # - **System prompt.** Chapter 6's `shared-prefix`.
 # - **Few-shot evaluation.** The same examples before each question, one token as the answer.
-# - **Nothing shared.** The prompts of the second workload with nothing in common. What does the cache cost when it never
-#   helps?
+# - **Nothing shared.** The prompts of the second workload with nothing in common. It shows what the cache costs when it
+#   never helps.
 #
 # How many tokens can be found at best is counted from the prompts alone, with no engine: a set of all beginnings seen so
 # far. Memory suffices here, and both engines take the requests in the same order.
@@ -747,8 +748,8 @@ by_work = experiments.pick(gate, record)
 glue_all(words.workloads(by_work))
 
 # %% [markdown]
-# In each workload the engine finds what can be found: the assert compares the two counts. {glue:text}`best_finding`
-# {glue:text}`same_finding`
+# In each workload the engine finds all that can be found: the assertion compares the two counts.
+# {glue:text}`best_finding` {glue:text}`same_finding`
 #
 # {glue:text}`cost_finding` {glue:text}`hashing_finding`
 #
@@ -829,11 +830,11 @@ if (lead := words.chat_lead(Shown(record))) is not None:
 #
 # ## Measure: how much memory is enough
 #
-# So far everything fitted. What if it does not? Each prompt touches a chain of blocks. For each block of a prompt, count
-# how many *different* blocks were touched since that block was touched last. This is its {term}`stack distance`
+# So far all blocks fitted into memory. Now they do not. Each prompt uses a chain of blocks. For each block of a prompt,
+# count how many *different* blocks were used since that block was last used. This is its {term}`stack distance`
 # {cite:p}`mattson1970evaluation`. A cache that evicts the least recently used block holds exactly the most recently
-# touched ones, so it finds the block if and only if the distance is less than its capacity. One pass over the trace
-# gives the hit rate for *every* size of the pool.
+# used ones, so it finds the block if and only if the distance is less than its capacity. One pass over the trace gives
+# the hit rate for *every* size of the pool.
 #
 # The trace has many conversations, of which a few are active at any time, in random turns. It is counted, not run: the
 # block manager does not need a model.
@@ -936,14 +937,14 @@ _ = record.add(
 )
 
 # %% [markdown]
-# Prediction and count are equal at all {glue:text}`n_pools` sizes, to the last token: the assert above compares them.
-# That holds since the engine's order of eviction *is* least recently used, tail first, so that the blocks of one prompt
-# stay in the order in which they are needed.
+# Prediction and count are equal at all {glue:text}`n_pools` sizes, to the last token: the assertion above compares
+# them. They agree because the engine's order of eviction *is* least recently used, tail first, so the blocks of one
+# prompt stay in the order in which they are needed.
 #
 # ### What to evict
 #
-# Which order should it be? All that differs is `_evict`, or the order in which blocks are given back. Five orders on the
-# same trace:
+# Other orders of eviction need only another `_evict`, or another order in which blocks are given back. Five orders on
+# the same trace:
 
 
 # %% tags=["hide-input"]
@@ -1051,20 +1052,20 @@ glue_all(words.eviction(Shown(record)))
 # %% [markdown]
 # Of the tokens of {glue:text}`n_trace` prompts, {glue:text}`ideal_rate` % can be found. The knee of
 # {numref}`fig-09-pool` is at {glue:text}`knee` blocks, {glue:text}`knee_mib` MiB of keys and values, where keeping all
-# would take {glue:text}`largest_pool` blocks. The knee is the working set: the conversations that are active, not all
-# that there ever were.
+# would take {glue:text}`largest_pool` blocks. The knee is the working set: the blocks of the conversations that are
+# active.
 #
-# {glue:text}`eviction_finding` The order that knows the future {cite:p}`belady1966study` is a limit for all of them: no
-# server knows which prompt comes next.
+# {glue:text}`eviction_finding` The order that knows all future prompts {cite:p}`belady1966study` is an upper limit; a
+# server cannot use it.
 #
-# ## Who else can tell
+# ## A shared cache reveals prompts
 #
-# A cache that several users share answers a question that no user should be able to ask: *has this text been sent before?*
-# The answer is the time to the first token. An attacker sends a guess, and a fast answer means that the guess was right.
-# With guesses that grow piece by piece, prompts have been recovered in this way {cite:p}`song2024leak`.
+# Users who share a cache can find out whether another user has sent a text before. An attacker sends a guess and
+# measures the time to the first token: a fast answer means that the guess was right. With guesses that grow piece by
+# piece, prompts have been recovered in this way {cite:p}`song2024leak`.
 #
-# `cache_salt` closes it. The salt is the start of the chain, so requests with different salts never have a name in
-# common. A server gives each tenant a salt of their own, and the cache still works within a tenant.
+# `cache_salt` prevents this. The salt is the start of the chain, so requests with different salts never have a name in
+# common. A server gives each tenant a separate salt, and the cache still works within a tenant.
 
 # %% tags=["hide-input"]
 (secret,) = random_prompts([pick(smoke=40, cpu=136, gpu=520)], vocabulary, 60)
@@ -1122,13 +1123,13 @@ gate.repeats([timing for _, timing in leaks.values()])
 glue_all(words.leak(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`leak_finding` {glue:text}`salt_finding` The counts are asserted. Sharing between tenants is a choice between
-# memory and privacy, and it is made where the salts are given out.
+# {glue:text}`leak_finding` {glue:text}`salt_finding` The counts are asserted. Sharing between tenants saves memory but
+# reveals prompts; the operator decides by the choice of salts.
 #
 # ## What broke, and how this benchmark could mislead
 #
-# Each of these is a line that is easily written wrong. The table runs one small test with the right line, and again with
-# the wrong line put back.
+# Each row of the table is a mistake that is easily made in one line. One small test runs with the right line, and again
+# with the wrong one.
 
 
 # %% tags=["hide-input"]
@@ -1264,8 +1265,8 @@ assert all(row[1:] == ["passes", "fails"] for row in rows)
 table(rows, headers=["the wrong line", "right line", "wrong line"])
 
 # %% [markdown]
-# The first one is the worst, since nothing crashes. A block is found that has the right tokens in the wrong place, and
-# the answer is a little strange. Here it is in the engine, with a prompt whose halves change places:
+# The first mistake is the hardest to notice, since no error is raised. A block is found that has the right tokens in
+# the wrong place, and the answer is wrong. Here it is in the engine, with a prompt whose halves change places:
 
 # %%
 first, second = random_prompts([32, 32], config.vocab_size, seed=70)
@@ -1298,11 +1299,11 @@ table(
 #
 # - **A warm-up warms the cache.** The usual advice, run once and then measure, measures a full hit if the prompts are the
 #   same. Every timing of this chapter either empties the cache first or sends new tokens. Chapters 4 to 8 switch it off.
-# - **Random prompts have no prefixes.** A load test with random ids says that the cache is useless, one with a single
-#   prompt that it is perfect. A hit rate is a property of the trace. It has to be stated beside each speed.
+# - **Random prompts have no prefixes.** In a load test with random ids the cache finds nothing, in one with a single
+#   prompt almost everything. The hit rate depends on the trace, so it has to be stated beside each speed.
 # - **Throughput hides it.** A hit saves the prompt's part of the work. With long answers that part is small.
-# - **Our trace is invented.** The lengths and turns of {numref}`fig-09-pool` are draws. Whether a real trace has a
-#   knee, and where, the same pass over its block names says.
+# - **Our trace is invented.** The lengths and turns of {numref}`fig-09-pool` are draws. The same pass over the block
+#   names of a real trace shows whether it has a knee, and where.
 #
 # ## The predictions and what became of them
 
@@ -1321,10 +1322,10 @@ glue("predictions_tally", tally(foretold))
 # What else changes keys and values joins the hash there: adapters and images. Other works reuse pieces of prompts that
 # are not prefixes, with an approximation, or with a schema for the prompt {cite:p}`gim2024promptcache`.
 #
-# SGLang keeps a **radix tree** {cite:p}`zheng2024sglang`. An edge holds a run of tokens of any length, and a prompt walks
-# down from the root. A hash table of blocks and a tree of tokens find the same prefix, up to the rounding to full
-# blocks. What the tree adds is that rounding, and an order over all prompts: it can say which waiting request has the
-# longest cached prefix, and serve that one first. Both can be counted.
+# SGLang keeps a **radix tree** {cite:p}`zheng2024sglang`. An edge holds a run of tokens of any length, and a prompt
+# walks down from the root. A hash table of blocks and a tree of tokens find the same prefix, up to the rounding to full
+# blocks. The tree has two advantages: it finds single tokens beyond the last full block, and it gives an order of all
+# prompts, so the waiting request with the longest cached prefix can be served first. Both gains can be counted.
 
 
 # %% tags=["hide-input"]
@@ -1385,34 +1386,42 @@ glue("groups", GROUPS)
 
 # %% [markdown]
 # {glue:text}`groups` groups of prompts wait, shuffled, and the pool holds two prompts. First come, first served finds
-# {glue:text}`fcfs` % of the tokens; the longest found prefix first finds {glue:text}`lpm` %. With room for all prompts the
-# two orders find the same, as the assert says. The order has a price in fairness: a prompt that shares nothing waits as
-# long as others keep coming, so it needs a limit in practice. The other gain, tokens instead of blocks, would be
-# {glue:text}`by_token` % instead of {glue:text}`by_block` % on the trace above.
+# {glue:text}`fcfs` % of the tokens; the longest found prefix first finds {glue:text}`lpm` %. With room for all prompts
+# the two orders find the same, as the assertion checks. But the second order is unfair: a prompt that shares nothing
+# waits as long as others keep coming, so in practice the wait needs a limit. The other gain, tokens instead of blocks,
+# would be {glue:text}`by_token` % instead of {glue:text}`by_block` % on the trace above.
 #
-# With several servers, the router has to know where a prefix is, and weighs two things: the server that has a
-# conversation's blocks, and an even load.
+# With several servers, the router (chapter 13) has to know which server has a prefix, and to weigh that against an even
+# load.
 #
 # ## Exercises
 #
-# **1. Predict.** Two prompts of 160 tokens have their first 130 in common. How many tokens of the second are found with
-# blocks of 16, of 64, of 128, of 256? And if the second is only the first 128 tokens of the first?
+# :::{exercise} Predict
+# :label: ex-09-1
+#
+# Two prompts of 160 tokens have their first 130 in common. How many tokens of the second are found with blocks of 16,
+# of 64, of 128, of 256? And if the second is only the first 128 tokens of the first?
+# :::
 
 # %% tags=["remove-cell"]
 assert [hit(130, 160, b) for b in (16, 64, 128, 256)] == [128, 128, 128, 0]
 assert [hit(128, 128, b) for b in (16, 64, 128, 256)] == [112, 64, 0, 0]
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-09-1
 # :class: dropdown
 # By {eq}`eq-09-hit`: 128, 128, 128, 0. The prompt of 128 tokens has to compute its last one: 112, 64, 0, 0. Large blocks
 # lose most where a prompt ends just behind a boundary, or on it.
 # ```
 #
-# **2. Break it and watch which test fails.** In `BlockManager.free`, give the blocks back from the first to the last:
-# remove `reversed`. Do the answers change? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-09-2
 #
-# ```{admonition} Solution
+# In `BlockManager.free`, give the blocks back from the first to the last: remove `reversed`. Do the answers change?
+# Which tests notice?
+# :::
+#
+# ```{solution} ex-09-2
 # :class: dropdown
 # No answer changes: an order of eviction is never wrong, only bad.
 # `pytest tests/cache/test_prefix_cache.py` fails in
@@ -1420,8 +1429,12 @@ assert [hit(128, 128, b) for b in (16, 64, 128, 256)] == [112, 64, 0, 0]
 # are compared, since the stack distances assume that order.
 # ```
 #
-# **3. Write it.** `found_tokens(first, second, block)`: how many tokens of the prompt `second` does the engine find
-# after `first`? The last line checks yours; `python -m book.check 9` checks `book/exercises/ch09.py`.
+# :::{exercise} Write it
+# :label: ex-09-3
+#
+# `found_tokens(first, second, block)`: how many tokens of the prompt `second` does the engine find after `first`? The
+# last line checks yours; `python -m book.check 9` checks `book/exercises/ch09.py`.
+# :::
 
 
 # %%
@@ -1436,7 +1449,7 @@ def found_tokens(first, second, block):
 check(9, found_tokens)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-09-3
 # :class: dropdown
 # ```python
 # def found_tokens(first, second, block):
@@ -1448,7 +1461,11 @@ check(9, found_tokens)
 # ```
 # ````
 #
-# **4. Count.** Give each conversation of the chat workload a salt of its own. What is lost?
+# :::{exercise} Count
+# :label: ex-09-4
+#
+# Give each conversation of the chat workload a salt of its own. What is lost?
+# :::
 
 # %% tags=["remove-cell"]
 lost = (SLOTS - 1) * hit(SYSTEM, SYSTEM + QUESTION)
@@ -1462,7 +1479,7 @@ for i, prompt in enumerate(workloads["chat"][0]):
 assert llm.stats()["prefix_hits"] - hits == points[0]["ideal"] - lost
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-09-4
 # :class: dropdown
 # The system prompt's full blocks, {glue:text}`lost_each` tokens, in the first turn of all conversations but one:
 # {glue:text}`lost` tokens for {glue:text}`salt_slots` conversations. Later turns find their own conversation as before.
@@ -1474,7 +1491,8 @@ assert llm.stats()["prefix_hits"] - hits == points[0]["ideal"] - lost
 # 1. A block whose name is a chain of hashes can be found by any prompt that begins in the same way. Time to the first
 #    token is then that of the tokens that are left.
 # 2. A hit rate is a property of the trace: it can be counted beforehand, for every size of the pool, in one pass.
-# 3. The promise is equal logits up to rounding, and no more. Sharing lets others see, by time, what was sent before; a salt prevents it.
+# 3. The engine guarantees equal logits up to rounding. A shared cache reveals, by its times, what was sent before; a
+#    salt prevents this.
 #
 # **Sources.** Blocks and copy on write: {cite:t}`kwon2023pagedattention`. The radix tree and its order of admission:
 # {cite:t}`zheng2024sglang`. Pieces of prompts: {cite:t}`gim2024promptcache`. Stack distances:

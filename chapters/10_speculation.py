@@ -5,7 +5,7 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** Can one step give a sequence several tokens, and exactly the same ones as before?
+# **Question.** Can one step give a sequence several tokens, and exactly the same ones as one token per step?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -21,11 +21,11 @@
 # sequences.
 #
 # But a step can compute several tokens of one sequence: it does so for each prompt. What prevents it during decoding is
-# that the next tokens are not known. **Speculative decoding** guesses them with a cheap method, and lets the model check
-# all guesses in one step {cite:p}`leviathan2023speculative,chen2023accelerating`. The guessed tokens are called *drafts*.
-# A right draft saves a step. A wrong one is thrown away with all drafts after it; the time of their rows is lost. The text
-# does not depend on the drafts. Where the drafts themselves are sampled at random, this holds for the probability
-# distribution of the text.
+# that the next tokens are not known. **Speculative decoding** guesses them with a cheap method, and lets the model
+# check all guesses in one step {cite:p}`leviathan2023speculative,chen2023accelerating`. The guessed tokens are called
+# *drafts*. A right draft saves a step. A wrong one is discarded with all drafts after it, and the time spent on them is
+# lost. The text does not depend on the drafts. Where the drafts themselves are sampled at random, the probability
+# distribution of the text does not depend on them.
 #
 # {glue:text}`experiments_shown`
 
@@ -71,6 +71,7 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.copying_tasks import TASKS, copying
 from lib.bench.findings import ch10_speculation as words
+from lib.bench.findings import realistic_step
 from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.draft_replay import decode_rate, replay
@@ -291,6 +292,28 @@ table(
 # fraction is close to 1. For large $B$ the step is bound by arithmetic, $t(n) \propto n$, and the fraction tends to
 # $1/(1+k)$. Since a step never gives a sequence more than $1 + k$ tokens, drafts then lose at every acceptance rate
 # below 1. The batch size from which on drafts lose is the **crossover**.
+#
+# ### The same arithmetic for a 7B model
+#
+# For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35 TB/s of its data sheet (not
+# measured), {eq}`eq-10-general` gives the following with four drafts, an acceptance rate of 0.7, and $t(n)$ by the bound
+# of chapter 1. The sequences are one, or as many as fit into 80 GB beside the weights.
+
+# %% tags=["remove-input"]
+table(
+    realistic_step.speculation_rows(),
+    headers=[
+        "context",
+        "sequences",
+        "step without drafts",
+        "with four drafts",
+        "throughput, with over without",
+    ],
+)
+glue_all(realistic_step.speculation())
+
+# %% [markdown]
+# {glue:text}`realistic_finding`
 #
 # ```{calculator} speculation
 # Both models of this section: rows that cost nothing, and the step times of a recorded run. With more sequences
@@ -575,11 +598,10 @@ show_source(AdaptiveLength, "limits", "_best")
 #
 # ## The proof, and a test of it
 #
-# With temperature 0 there is nothing to prove: each row's token is the argmax after tokens that are all the model's own.
-# With sampling the question is whether the *distribution* of the text stays the same. Let the draft $x$ be drawn from
-# the drafter's distribution $q$, and let the model's distribution be $p$, both after temperature, truncation and
-# penalties. Accept $x$ with probability $\min(1, p(x)/q(x))$; otherwise draw the token from $\max(p - q, 0)$, divided by
-# its sum.
+# With temperature 0 the proof is short: each row's token is the argmax after tokens that are all the model's own. With
+# sampling the question is whether the *distribution* of the text stays the same. Let the draft $x$ be drawn from the
+# drafter's distribution $q$, and let the model's distribution be $p$, both after temperature, truncation and penalties.
+# Accept $x$ with probability $\min(1, p(x)/q(x))$; otherwise draw the token from $\max(p - q, 0)$, divided by its sum.
 #
 # 1. The token is an accepted draft $x$ with probability $q(x) \min(1, p(x)/q(x))$, which is $\min(p(x), q(x))$.
 # 2. The draft is rejected with probability $\beta = 1 - \sum_y \min(p(y), q(y))$.
@@ -1296,8 +1318,12 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** Drafts are right with $\alpha = 0.8$. One draft token costs a tenth of a step, and $k + 1$ rows cost no
-# more than one. How many drafts are best, and what is the speed-up? And if a draft token costs half a step?
+# :::{exercise} Predict
+# :label: ex-10-1
+#
+# Drafts are right with $\alpha = 0.8$. One draft token costs a tenth of a step, and $k + 1$ rows cost no more than one.
+# How many drafts are best, and what is the speed-up? And if a draft token costs half a step?
+# :::
 
 # %% tags=["remove-cell"]
 assert (best_k(0.8, 0.1, 20), best_k(0.8, 0.5, 20)) == (6, 2)
@@ -1305,25 +1331,33 @@ glue("best_gain", speed_up(0.8, 6, 0.1), ".2f")
 glue("poor_gain", speed_up(0.8, 2, 0.5), ".2f")
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-10-1
 # :class: dropdown
 # By {eq}`eq-10-speedup` with $c = 0.1$, 6 drafts are best and give a factor of {glue:text}`best_gain`. With $c = 0.5$, 2
 # drafts are best, with a factor of {glue:text}`poor_gain`. `best_k` tries all $k$.
 # ```
 #
-# **2. Break it and watch which test fails.** In `_num_accepted` of `lib/engine/step_results.py`, count all drafts that are
-# equal to the row's token, also after a wrong one. Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-10-2
 #
-# ```{admonition} Solution
+# In `_num_accepted` of `lib/engine/step_results.py`, count all drafts that are equal to the row's token, also after a
+# wrong one. Which tests notice?
+# :::
+#
+# ```{solution} ex-10-2
 # :class: dropdown
 # `pytest tests/engine/test_drafts.py` fails in `test_drafts_count_up_to_the_first_wrong_one`, for the drafts (9, 6, 7) and
 # (5, 9, 7): their last token is right, but its row was computed after a wrong one. The tests that compare whole texts fail
 # as well.
 # ```
 #
-# **3. Write it.** `draft(token_ids, k)`: prompt lookup with suffixes of 1 to 3 tokens. Take the longest suffix that
-# occurs earlier, and of its occurrences the most recent. Return the tokens that follow there, at most $k$, up to the
-# end of the text. The last line checks yours; `python -m book.check 10` checks `book/exercises/ch10.py`.
+# :::{exercise} Write it
+# :label: ex-10-3
+#
+# `draft(token_ids, k)`: prompt lookup with suffixes of 1 to 3 tokens. Take the longest suffix that occurs earlier, and
+# of its occurrences the most recent. Return the tokens that follow there, at most $k$, up to the end of the text. The
+# last line checks yours; `python -m book.check 10` checks `book/exercises/ch10.py`.
+# :::
 
 
 # %%
@@ -1340,7 +1374,7 @@ def draft(token_ids, k):
 check(10, draft)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-10-3
 # :class: dropdown
 # ```python
 # def draft(token_ids, k):
@@ -1353,8 +1387,12 @@ check(10, draft)
 # ```
 # ````
 #
-# **4. Count.** $p = (0.6, 0.3, 0.1)$ and $q = (0.5, 0.1, 0.4)$. With what probability is a draft accepted that is sampled
-# from $q$? And a draft that is always the most likely word of $q$?
+# :::{exercise} Count
+# :label: ex-10-4
+#
+# $p = (0.6, 0.3, 0.1)$ and $q = (0.5, 0.1, 0.4)$. With what probability is a draft accepted that is sampled from $q$?
+# And a draft that is always the most likely word of $q$?
+# :::
 
 # %% tags=["remove-cell"]
 p3, q3 = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.5, 0.1, 0.4])
@@ -1364,7 +1402,7 @@ p3 = torch.tensor([0.8, 0.1, 0.1])
 assert abs(torch.minimum(p3, q3).sum().item() - 0.7) < 1e-6
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-10-4
 # :class: dropdown
 # Sampled: $0.5 + 0.1 + 0.1 = 0.7$. The most likely word is the first one, and it is accepted with its probability under
 # $p$, 0.6. So sampling is better here. With $p = (0.8, 0.1, 0.1)$ it is worse: 0.7 against 0.8.

@@ -17,13 +17,13 @@
 # the same interface.
 # :::
 #
-# A program that calls a language model needs a value with known fields, not prose. The prompt can ask for it, but nothing
-# makes the model comply.
+# A program that calls a language model often needs a value with known fields instead of prose. The prompt can ask for
+# it, but the model need not follow the prompt.
 #
-# The engine can do more than ask. For each token of the vocabulary it can compute whether the answer so far, followed by
-# that token, is still the beginning of a valid text. A *mask* is the list of these yes-or-no answers, one bit per token.
-# The engine sets the logits of all tokens that are not allowed to minus infinity, so that they are never sampled. This
-# chapter builds the mask, measures what it costs, and shows what it does to the model's choices.
+# The engine can enforce the form. For each token of the vocabulary it can compute whether the answer so far, followed
+# by that token, is still the beginning of a valid text. A *mask* is the list of these yes-or-no answers, one bit per
+# token. The engine sets the logits of all tokens that are not allowed to minus infinity, so that they are never
+# sampled. This chapter builds the mask, measures what it costs, and shows what it does to the model's choices.
 #
 # {glue:text}`experiments_shown`
 
@@ -73,7 +73,7 @@ from safetensors.torch import save_file
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.findings import ch12_structured_output as words
-from lib.bench.findings import schema_suite
+from lib.bench.findings import realistic_step, schema_suite
 from lib.bench.findings.gates import Experiments, Shown
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.values import quantity
@@ -309,8 +309,8 @@ for way, outputs in asked.items():
 #
 # ## Prediction: what a mask costs
 #
-# A mask for one sequence has one bit per token of the vocabulary, and it is applied to logits that are in memory already.
-# How many bytes must a step move at least because of its masks, compared with the weights that it reads anyway?
+# A mask for one sequence has one bit per token of the vocabulary, and it is applied to logits that are in memory
+# already. The table compares the bytes that a step moves at least because of its masks with the bytes of the weights.
 
 # %%
 V = config.vocab_size
@@ -330,12 +330,13 @@ table(
 # %% tags=["remove-cell"]
 glue("moved_percent", 100 * (mask_bytes + logit_bytes) / weight_bytes, ".1f")
 glue("goal_batch", GOAL)
+glue_all(realistic_step.masks())
 
 # %% [markdown]
-# Masks add at least {glue:text}`moved_percent` % to the weights' bytes in a step of {glue:text}`goal_batch` sequences. The
-# code below moves more, because it expands each bit to a float32. *With masks that are known already, a step takes at most
-# 5 % longer.* What remains is finding the masks: which of all tokens are allowed, for each
-# sequence at each step, in less time than the model needs.
+# Masks add at least {glue:text}`moved_percent` % to the weights' bytes in a step of {glue:text}`goal_batch` sequences.
+# The code below moves more, because it expands each bit to a float32. *With masks that are known already, a step takes
+# at most 5 % longer.* The harder part is to find the masks: which of all tokens are allowed, for each sequence at each
+# step, in less time than the model needs.
 #
 # Three more predictions follow from counting:
 #
@@ -344,12 +345,15 @@ glue("goal_batch", GOAL)
 # - For a question with few valid answers, the probability of each answer under masks can be computed exactly. The shares
 #   of the answers that are drawn agree with it.
 #
+# **The same for a 7B model.** For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35
+# TB/s of its data sheet (not measured): {glue:text}`realistic_finding`
+#
 # ## Build: a regular expression as an automaton
 #
-# Which texts are valid? We begin with forms that a regular expression describes. A {term}`deterministic automaton` decides
-# in one pass whether a text matches. It is always in one of finitely many states, each byte leads to the next state, and
-# the text matches if the last state is an accepting one. {numref}`fig-12-automaton` is the automaton of decimal numbers,
-# drawn from the table that the engine uses.
+# We begin with forms that a regular expression describes. A {term}`deterministic automaton` decides in one pass whether
+# a text matches. It is always in one of finitely many states, each byte leads to the next state, and the text matches
+# if the last state is an accepting one. {numref}`fig-12-automaton` is the automaton of decimal numbers, drawn from the
+# table that the engine uses.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-automaton", "caption": "The automaton of the regular expression for decimal numbers, drawn from its table. A text may end in the states with two circles. All bytes without an arrow lead to the state DEAD, which is not drawn."}}
 NUMBER = r"-?(0|[1-9]\d*)(\.\d+)?"
@@ -377,8 +381,8 @@ show_source(automata._determinize)
 
 # %% [markdown]
 # Then states from which no text can be completed become `DEAD`, and states that accept the same continuations are
-# merged {cite:p}`moore1956`. The first of these two must not be left out. If no text can be completed from a state and
-# the mask lets the model enter it, the answer can never become valid, and sooner or later no token is allowed.
+# merged {cite:p}`moore1956`. The first of these two is necessary. If no text can be completed from a state and the mask
+# lets the model enter it, the answer can never become valid, and sooner or later no token is allowed.
 #
 # The table of the subset construction can become very large. $n$ states have $2^n$ subsets, and a short expression can
 # reach a large part of them:
@@ -485,7 +489,7 @@ glue("n_tokens", len(known), ",")
 # drops a leading space in some tokenizers, and writes out special tokens, which stand for no text at all. So `token_bytes`
 # reads the tokenizer's own table.
 #
-# ### The vocabulary walked through the automaton
+# ### From the vocabulary to a mask
 #
 # To find the mask of a state, the engine has to know for each of {glue:text}`n_tokens` tokens whether its bytes lead to `DEAD`
 # {cite:p}`willard2023`. Many tokens begin alike: `the`, `then` and `there` have their first three bytes in common. So the
@@ -502,9 +506,9 @@ glue("n_tokens", len(known), ",")
 show_source(vocabularies._walk)
 
 # %% [markdown]
-# How long does it take? The walk does one look-up in the automaton's table per node that it visits, and the visited nodes
-# can be counted. The time of one look-up is measured with another expression, `[a-z ]*`. **Prediction.** *The time of a mask
-# is its number of look-ups times this time.* It assumes that each look-up takes equally long, wherever the walk skips nodes.
+# The walk does one look-up in the automaton's table per node that it visits, and the visited nodes can be counted. The
+# time of one look-up is measured with another expression, `[a-z ]*`. **Prediction.** *The time of a mask is its number
+# of look-ups times this time.* It assumes that each look-up takes equally long, wherever the walk skips nodes.
 
 
 # %% tags=["hide-input"]
@@ -616,10 +620,10 @@ table(schema_suite.rows(), headers=list(schema_suite.HEADERS))
 glue_all(schema_suite.suite())
 
 # %% [markdown]
-# {glue:text}`suite_finding` (Texts and versions: {glue:text}`suite_source`) Many schemas of the suite are corner cases, so
-# the counts do not say which library is better for everyday schemas. They show what happens to a schema that a library
-# cannot express: llguidance mostly refuses it, and xgrammar often accepts more texts than the schema does. The caller sees
-# at once that a schema was refused. That a keyword was ignored is noticed only later, by the program that reads the
+# {glue:text}`suite_finding` (Texts and versions: {glue:text}`suite_source`) Many schemas of the suite are corner cases,
+# so the counts do not say which library is better for everyday schemas. They show what happens to a schema that a
+# library cannot express: llguidance mostly refuses it, and xgrammar often accepts more texts than the schema does. The
+# caller sees at once that a schema was refused. An ignored keyword is noticed only later, by the program that reads the
 # answer. So this engine uses llguidance for `json` and `grammar`. It is optional; `regex` and `choice` need no library.
 
 # %% tags=["hide-input"]
@@ -658,7 +662,7 @@ show_source(OutputRules, "masks_meanwhile")
 show_source(logit_adjustments._keep_allowed)
 
 # %% [markdown]
-# ## Check: the same tokens, valid texts, untouched neighbours
+# ## Check: the same tokens, valid texts, the other requests unchanged
 #
 # The oracle keeps nothing, neither K and V nor masks. At each step it runs the model over the whole sequence, reads every
 # token of the vocabulary through the automaton one by one, and takes the most likely one that does not lead to `DEAD`.
@@ -1081,8 +1085,8 @@ record.headline("total variation distance of masked answers", exact.distance)
 #
 # ### Endless whitespace
 #
-# JSON allows any amount of whitespace between its parts. Should the form allow it too? Then a newline is allowed between
-# any two parts. Where the model gives all other allowed tokens a low probability, it samples the newline, and after one
+# JSON allows any amount of whitespace between its parts. If the form allows it too, a newline is allowed between any
+# two parts. Where the model gives all other allowed tokens a low probability, it samples the newline, and after one
 # newline another one may be likely. Here the prompt is the animal's name and nothing else, so that the prompt does not
 # tell the model which form the mask will impose:
 
@@ -1284,9 +1288,10 @@ glue("predictions_tally", tally(foretold))
 # tokens are allowed, or not allowed, whatever the stack holds; only the few others are checked at each step. **llguidance**
 # computes each mask when it is needed: it walks a tree of the vocabulary's tokens and a parser of the grammar together.
 #
-# **Jump-forward decoding.** Where the form leaves no choice, the model need not choose. After `{"name": "ant"` comes
-# `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`, and the model reads it in one pass,
-# like a part of the prompt. How many steps could be saved here can be counted from the masks of the answers above:
+# **Jump-forward decoding.** Where the form allows only one continuation, the model need not compute it. After
+# `{"name": "ant"` comes `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`, and the
+# model reads it in one pass, like a part of the prompt. How many steps could be saved here can be counted from the
+# masks of the answers above:
 
 # %% tags=["hide-input"]
 object_masks = TokenMasks(from_regex(OBJECT), vocabulary)
@@ -1304,9 +1309,9 @@ record.add("forced", unit="tokens", points=[totals])
 glue_all(words.forced(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`forced_finding` The two counts differ because of the spellings. That the next text is `"legs"` does not say in
-# which tokens the model would have written it, and what it writes next depends on the tokens before. SGLang tokenises the
-# whole text again after a jump.
+# {glue:text}`forced_finding` The two counts differ because of the spellings. If the next text must be `"legs"`, the
+# model could still write it in several sequences of tokens, and the following tokens depend on which one. SGLang
+# tokenises the whole text again after a jump.
 #
 # **Token healing.** A similar problem occurs at the end of a prompt:
 
@@ -1332,33 +1337,45 @@ table(
 #
 # ## Exercises
 #
-# **1. Predict.** How many states does the table of `(a|b)*a(a|b){n}` have, without `DEAD`? Why?
+# :::{exercise} Predict
+# :label: ex-12-1
+#
+# How many states does the table of `(a|b)*a(a|b){n}` have, without `DEAD`? Why?
+# :::
 
 # %% tags=["remove-cell"]
 for n in range(1, 9):
     assert sizes(f"(a|b)*a(a|b){{{n}}}")[1] == 2 ** (n + 1)
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-12-1
 # :class: dropdown
 # $2^{n+1}$. The text matches if the last byte but $n$ is an `a`: for $n = 0$ the last one, for $n = 1$ the one before it.
 # The automaton does not know beforehand where the text ends, so its state has to say for each of the last $n + 1$ bytes
 # whether it was an `a`.
 # ```
 #
-# **2. Break it and watch which test fails.** In `TokenMasks.allowed`, remove the line `if self.automaton.accepting[state]:`
-# and keep the line below it, without its condition. What do the answers look like? Which tests notice?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-12-2
 #
-# ```{admonition} Solution
+# In `TokenMasks.allowed`, remove the line `if self.automaton.accepting[state]:` and keep the line below it, without its
+# condition. What do the answers look like? Which tests notice?
+# :::
+#
+# ```{solution} ex-12-2
 # :class: dropdown
 # EOS is allowed in every state, so answers can end before they are valid, and their reason is still `stop`. In
 # `pytest tests/engine/test_structured_automaton.py tests/engine/test_structured_outputs.py`,
 # `test_masks_are_what_reading_each_token_says` fails, and `test_texts_are_valid_where_the_reason_is_stop` with it.
 # ```
 #
-# **3. Write it.** `certain(automaton, state)` returns the bytes that follow in any case, as jump-forward decoding needs
-# them: up to the first state in which there is a choice or in which the text may end. The last line checks yours;
-# `python -m book.check 12` checks `book/exercises/ch12.py`.
+# :::{exercise} Write it
+# :label: ex-12-3
+#
+# `certain(automaton, state)` returns the bytes that follow in any case, as jump-forward decoding needs them: up to the
+# first state in which there is a choice or in which the text may end. The last line checks yours; `python -m book.check
+# 12` checks `book/exercises/ch12.py`.
+# :::
 
 
 # %%
@@ -1375,7 +1392,7 @@ def certain(automaton, state):
 check(12, certain)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-12-3
 # :class: dropdown
 # ```python
 # def certain(automaton, state):
@@ -1390,10 +1407,14 @@ check(12, certain)
 # ```
 # ````
 #
-# **4. Think.** A valid answer can also be had without masks: a program checks the answer, and if it is wrong, asks the model
-# to correct it. What does that cost in steps, and when is it the better way?
+# :::{exercise} Think
+# :label: ex-12-4
 #
-# ```{admonition} Solution
+# A valid answer can also be had without masks: a program checks the answer, and if it is wrong, asks the model to
+# correct it. What does that cost in steps, and when is it the better way?
+# :::
+#
+# ```{solution} ex-12-4
 # :class: dropdown
 # Each attempt costs the steps of one more answer, and the prompt grows by the rejected answer and the error. It is the
 # better way where no grammar describes the form, such as a program that has to compile, and where the bias of a mask does
@@ -1403,8 +1424,9 @@ check(12, certain)
 #
 # ## Takeaways
 #
-# 1. An automaton over bytes, and the vocabulary walked through it once per state, give masks under which no answer can leave
-#    the form. The mask of a state is computed once and kept. An expression that counts leads to a new state with every token.
+# 1. An automaton over bytes, and one walk of the vocabulary through it per state, give masks that keep every answer
+#    within the form. The mask of a state is computed once and kept. An expression that counts leads to a new state with
+#    every token.
 # 2. A text is valid if its reason is `stop`. If it is `length`, the text was cut off and need not be valid.
 # 3. Sampling with a mask per step does not give the model's distribution restricted to valid texts. A mask that removes
 #    little can change little.

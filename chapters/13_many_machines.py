@@ -5,7 +5,7 @@
 # :::{card}
 # :class-card: chapter-card
 #
-# **Question.** When one process is full, what do a second one, a router, and a thousand of them change?
+# **Question.** When one process is full, how much do a second process, a router, and a thousand processes help?
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
@@ -87,6 +87,7 @@ from lib.bench.measure.engine_process import EngineProcess
 from lib.bench.measure.percentiles import percentile
 from lib.bench.measure.routed_trace import run_trace
 from lib.bench.measure.timing import Timing
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
     figure,
@@ -327,8 +328,8 @@ glue_all(words.amdahl(Shown(record)))
 # ($m = 2$, $a = 2\rho$) a mean wait of $\rho^2/(1-\rho^2)$ service times. For two queues ($m = 1$, $a = \rho$ each) it gives
 # $\rho/(1-\rho)$, which is always longer.
 #
-# A router sends each request to a replica at once, so a fleet has as many queues as replicas. How much of the difference
-# can a good choice of the queue make up for? The simulator, which we build below, answers this. To check it, we first
+# A router sends each request to a replica at once, so a fleet has as many queues as replicas. The simulator, which we
+# build below, shows how much of the difference a good choice of the queue removes. To check the simulator, we first
 # compare it with {eq}`eq-13-erlang`.
 
 # %% [markdown]
@@ -817,7 +818,7 @@ glue_all(words.killed(Shown(record)))
 # which does not continue the tokens that the client has. So the client gets an error, and can send the request again. The
 # cache of the killed replica is lost too: its beginnings are computed again when they come next.
 #
-# ## What no laptop can answer
+# ## Simulated: fleets that a laptop cannot run
 #
 # From here on everything is simulated. A replica is an H100 with a model of the shape of Llama 2 7B in bfloat16, from data
 # sheets: $t_0$ is the time to read the weights, $t_n$ the time to read the keys and values of one sequence, and $t_p$ the time
@@ -862,10 +863,10 @@ table(
 # %% [markdown]
 # ### A thousand replicas
 #
-# There are ten times as many beginnings of 1,500 tokens as replicas, and some come much more often than others (by Zipf's
-# law: the $k$-th one in proportion to $1/k^{0.8}$). The cache of one replica holds {glue:text}`held` of them, and is empty
-# at the start. There are two questions. Which policy is best? And what happens if the replicas report their loads only every
-# half second, so that the router sees loads that are up to half a second old?
+# There are ten times as many beginnings of 1,500 tokens as replicas, and some come much more often than others (by
+# Zipf's law: the $k$-th one in proportion to $1/k^{0.8}$). The cache of one replica holds {glue:text}`held` of them,
+# and is empty at the start. The first table compares the policies. The second one has replicas that report their loads
+# only every half second, so the router sees loads that are up to half a second old.
 
 # %% tags=["hide-input"]
 FLEET, MANY = pick(smoke=(20, 500), cpu=(1_000, 40_000), gpu=(1_000, 1_000_000))
@@ -951,11 +952,11 @@ glue("simulated_rate", simulated_rate, ",.0f")
 #
 # ### A day: cost against service
 #
-# The traffic of this day has its peak at 15:00 and two bursts, and the card is four times slower than the one above. How many
-# replicas are needed, and should their number be fixed or follow the load? The cost is counted in replica-hours (one replica
-# for one hour). The service is the share of all requests with a TTFT of at most 0.5 s and a TPOT of at most 0.1 s. A fleet
-# that follows the load looks at its number of requests every 30 s, and aims at a given number per replica. A new replica
-# takes 120 s to start, and is paid for from the beginning.
+# The traffic of this day has its peak at 15:00 and two bursts, and the card is four times slower than the one above.
+# The simulation shows how many replicas are needed, and whether their number should be fixed or follow the load. The
+# cost is counted in replica-hours (one replica for one hour). The service is the share of all requests with a TTFT of
+# at most 0.5 s and a TPOT of at most 0.1 s. A fleet that follows the load looks at its number of requests every 30 s,
+# and aims at a given number per replica. A new replica takes 120 s to start, and is paid for from the beginning.
 
 # %% tags=["hide-input"]
 DAY = pick(smoke=1_800.0, cpu=86_400.0, gpu=86_400.0)
@@ -1206,8 +1207,8 @@ glue("back", BACK, ".0f")
 #   the load is high or where caches matter.
 # - **Old loads.** Between two reports, the policy “least loaded” sends all requests to the replicas that had the fewest at
 #   the last report. Two random choices spread them over all replicas. The table of {glue:text}`fleet` replicas has both.
-# - **A simulation is only as good as its assumptions.** Coefficients from data sheets are the least possible times,
-#   arrivals are random and independent, and no client tries again. Real clients do try again, which makes an overload worse.
+# - **A simulation depends on its assumptions.** Coefficients from data sheets are the least possible times, arrivals
+#   are random and independent, and no client tries again. Real clients do try again, which makes an overload worse.
 # - **One seed.** Each simulated number here is one run. The seed decides when requests arrive and which replica gets which
 #   beginning. Change it before you rely on a difference of a few percent.
 #
@@ -1231,69 +1232,59 @@ glue("predictions_tally", tally(foretold))
 #
 # ## Exercises
 #
-# **1. Predict.** 100 requests have 10 beginnings, 10 requests each. How many misses do 4 replicas have with random
-# choice, by {eq}`eq-13-misses`? And with affinity?
+# :::{exercise} Predict
+# :label: ex-13-1
+#
+# 100 requests have 10 beginnings, 10 requests each. How many misses do 4 replicas have with random choice, by
+# {eq}`eq-13-misses`? And with affinity?
+# :::
 
 # %% tags=["remove-cell"]
 misses = 10 * 4 * (1 - (1 - 1 / 4) ** 10)
 assert round(misses, 1) == 37.7
 
 # %% [markdown]
-# ```{admonition} Solution
+# ```{solution} ex-13-1
 # :class: dropdown
 # $10 \cdot 4\,(1 - 0.75^{10}) = 37.7$ with random choice: nearly every replica computes every beginning. With affinity: 10.
 # ```
 #
-# **2. Break it and watch which test fails.** In `LongestPrefix.choose`, remove the condition with `max_imbalance`, so that
-# the replica with the longest prefix is always chosen. Which test fails? What happens to a fleet where all requests have the
-# same beginning?
+# :::{exercise} Break it and watch which test fails
+# :label: ex-13-2
 #
-# ```{admonition} Solution
+# In `LongestPrefix.choose`, remove the condition with `max_imbalance`, so that the replica with the longest prefix is
+# always chosen. Which test fails? What happens to a fleet where all requests have the same beginning?
+# :::
+#
+# ```{solution} ex-13-2
 # :class: dropdown
 # `pytest tests/serving/test_fleet_routing.py` fails in `test_balance_wins_over_affinity_beyond_the_limit`. A fleet with one
 # beginning becomes one replica: the first request makes it the only holder, and all others follow.
 # ```
 #
-# **3. Write it.** `waits(arrivals, seconds, servers)` returns how long each request waits if it goes to the server that is
-# free first; `seconds` are the service times. Uncomment the last line to check yours.
+# :::{exercise} Write it
+# :label: ex-13-3
+#
+# `waits(arrivals, seconds, servers)` returns how long each request waits if it goes to the server that is free first;
+# `seconds` are the service times. The last line compares yours with the simulator; `python -m book.check 13` checks
+# `book/exercises/ch13.py`.
+# :::
 
 
 # %%
-def check_waits(waits):
-    """Compares a solution with the simulator on 100 short traces."""
-    rng = random.Random(0)
-    for _ in range(100):
-        servers = rng.randint(1, 3)
-        arrivals = sorted(rng.randint(0, 40) for _ in range(rng.randint(1, 9)))
-        lengths = [rng.randint(1, 8) for _ in arrivals]
-        requests = [
-            SimulatedRequest(at, 1, n) for at, n in zip(arrivals, lengths)
-        ]
-        options = ReplicaOptions(StepCost(1.0), max_num_seqs=servers)
-        simulate(requests, options, 1)
-        expected = [r.first - 1 - r.at for r in requests]
-        got = waits(arrivals, lengths, servers)
-        assert got == expected, (arrivals, lengths, servers, got, expected)
-    print("right")
-
-
-# check_waits(waits)
-
-
-# %% tags=["remove-cell"]
 def waits(arrivals, seconds, servers):
-    free, found = [0] * servers, []
-    for at, length in zip(arrivals, seconds):
-        start = max(at, min(free))
-        free[free.index(min(free))] = start + length
-        found.append(start - at)
-    return found
+    """Seconds that each request waits before its service begins, as a list.
+
+    Requests are served in the order of `arrivals`, which is ascending; each
+    goes to the server that is free first. seconds: their service times.
+    """
+    raise NotImplementedError
 
 
-check_waits(waits)
+check(13, waits)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-13-3
 # :class: dropdown
 # ```python
 # def waits(arrivals, seconds, servers):
@@ -1306,10 +1297,14 @@ check_waits(waits)
 # ```
 # ````
 #
-# **4. Think.** A replica that is stopped on purpose first finishes its requests (it is *drained*). What does the router have
-# to do before, and what happens to the fleet's hit rate?
+# :::{exercise} Think
+# :label: ex-13-4
 #
-# ```{admonition} Solution
+# A replica that is stopped on purpose first finishes its requests (it is *drained*). What does the router have to do
+# before, and what happens to the fleet's hit rate?
+# :::
+#
+# ```{solution} ex-13-4
 # :class: dropdown
 # The router stops sending to it, and forgets its prefixes. The next request with one of these beginnings misses at another
 # replica, so the hit rate falls by about one miss per beginning that only this replica held. A rolling update drains all
@@ -1320,8 +1315,8 @@ check_waits(waits)
 #
 # 1. By the formula, more devices make a step faster until the all-reduces take about as long as each device's part of the
 #    divided work. Replicas do not make a step faster, and nothing in a step waits for another replica.
-# 2. With one queue for many servers, requests wait less than with one queue per server. A router that sends each request to
-#    the less loaded replica makes up for much of the difference, as long as the loads that it sees are recent.
+# 2. With one queue for many servers, requests wait less than with one queue per server. A router that sends each
+#    request to the less loaded replica removes much of the difference, as long as the loads that it sees are recent.
 # 3. The caches of several replicas hold more than one cache only if equal beginnings go to the same replica. The load of that
 #    replica sets the limit.
 #

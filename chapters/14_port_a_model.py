@@ -17,9 +17,9 @@
 # place where a port differs from transformers.
 # :::
 #
-# Many open models are Llamas with a few changes: one more norm, a bias, a window over attention. A *port* of such a model
-# is the code for these changes, and each takes a few lines. The risk is to miss one. The model then loads and runs at full
-# speed, but it computes another function, and no error says so.
+# Many open models are Llamas with a few changes: one more norm, a bias, a window over attention. A *port* of such a
+# model is the code for these changes, and each takes a few lines. If one is missed, the model may still load and run at
+# full speed, but it computes another function, without an error.
 #
 # This appendix ports Qwen3, starting from the Llama of chapter 1, as if the engine did not have Qwen3 yet. All checkpoints
 # here are small and have random weights.
@@ -65,6 +65,7 @@ from transformers import AutoModelForCausalLM, logging
 from lib import LLM, SamplingParams
 from lib.bench import parity
 from lib.bench.family_table import family_table
+from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import table
 from lib.bench.notebook.glue import glue, show_source
 from lib.bench.peers.random_family import random_checkpoint
@@ -355,63 +356,54 @@ glue("seen_before", f"{WINDOW - 1}")
 #
 # ## Exercises
 #
-# **1. Predict.** In OLMo-2 the norms follow attention and MLP, and `config.post_norm` is true. Suppose that
-# `VariantBlock.forward` ignored `post_norm` and always ran its last two lines. Which stage would differ first?
+# :::{exercise} Predict
+# :label: ex-14-1
 #
-# ```{admonition} Solution
+# In OLMo-2 the norms follow attention and MLP, and `config.post_norm` is true. Suppose that `VariantBlock.forward`
+# ignored `post_norm` and always ran its last two lines. Which stage would differ first?
+# :::
+#
+# ```{solution} ex-14-1
 # :class: dropdown
 # The input of the first layer's `post_attention_layernorm`. The wrong port applies this norm to the residual stream, and
 # transformers applies it to attention's output.
 # ```
 #
-# **2. Break it and watch which test fails.** In `lib/cache/sliding_window.py`, `publish` computes the first block that is
-# kept from `num_computed_tokens + 1`. Run `pytest tests/engine/test_sliding_window.py` once with `+ 0` and once with `+ 2`
-# instead.
+# :::{exercise} Break it and watch which test fails
+# :label: ex-14-2
 #
-# ```{admonition} Solution
+# In `lib/cache/sliding_window.py`, `publish` computes the first block that is kept from `num_computed_tokens + 1`. Run
+# `pytest tests/engine/test_sliding_window.py` once with `+ 0` and once with `+ 2` instead.
+# :::
+#
+# ```{solution} ex-14-2
 # :class: dropdown
 # With `+ 0` a block is given back one token later than it could be. All tokens are right, but with blocks of one token
 # `test_a_long_answer_holds_no_more_blocks_than_its_window` fails. With `+ 2` a block is given back that the next query
 # still sees, so `test_every_cache_gives_the_oracle_s_tokens` fails as well.
 # ```
 #
-# **3. Write it.** `visible(position, window)` returns the positions that a query sees, as a `range`. A `window` of `None`
-# means that there is none.
+# :::{exercise} Write it
+# :label: ex-14-3
+#
+# `visible(position, window)` returns the positions that a query sees, as a `range`. A `window` of `None` means that
+# there is none. The last line compares yours with attention; `python -m book.check 14` checks `book/exercises/ch14.py`.
+# :::
+
 
 # %%
-
-
 def visible(position, window):
-    """Positions that the query at `position` sees, as a range."""
-    raise NotImplementedError("your turn")
+    """Positions that the query at `position` sees, as a range.
+
+    window: how many positions at most, its own included; None: no limit.
+    """
+    raise NotImplementedError
 
 
-def check_visible(visible):
-    for position, window, expected in (
-        (0, None, range(0, 1)),
-        (9, None, range(0, 10)),
-        (9, 4, range(6, 10)),
-        (2, 4, range(0, 3)),
-        (9, 1, range(9, 10)),
-    ):
-        got = visible(position, window)
-        assert list(got) == list(expected), (position, window, got)
-    print("right")
-
-
-# check_visible(visible)
-
-
-# %% tags=["remove-cell"]
-def visible(position, window):  # noqa: F811
-    first = 0 if window is None else max(0, position + 1 - window)
-    return range(first, position + 1)
-
-
-check_visible(visible)
+check(14, visible)
 
 # %% [markdown]
-# ````{admonition} Solution
+# ````{solution} ex-14-3
 # :class: dropdown
 # ```python
 # def visible(position, window):

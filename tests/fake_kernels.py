@@ -9,10 +9,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from lib.attention import fused
+from lib.attention import choose, fused
 from lib.attention.sdpa import attend
 from lib.core.batch import Batch
-from lib.engine import assemble
 from lib.models.quantized import triton_product
 
 
@@ -70,7 +69,7 @@ def multiply(
 def computed_kernels() -> Iterator[None]:
     """Replaces the kernels' callers by the above, in modules that are imported from now on as well."""
     with ExitStack() as stack:
-        for owner in (assemble, fused):
+        for owner in (choose, fused):
             stack.enter_context(patch.object(owner, "fused_attention", StandIn))
         stack.enter_context(patch.object(triton_product, "multiply", multiply))
         yield

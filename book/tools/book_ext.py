@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from myst_nb.core import render
 from sphinx import addnodes
@@ -25,7 +26,7 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools import bibliography, calculators, publishing  # noqa: E402
+from book.tools import accessible, bibliography, calculators, publishing  # noqa: E402
 from book.tools.diagrams import inline  # noqa: E402
 from book.tools.landing import MeasuredGains  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
@@ -35,9 +36,16 @@ from book.tools.notebooks import repository_url  # noqa: E402
 from book.tools.published_memory import filled  # noqa: E402
 from lib.bench.paths import measurements_dir  # noqa: E402
 
+PAUSE = '<label class="animation-pause"><input type="checkbox"> Pause</label>'
+
 
 class Diagram(Figure):
-    """A numbered figure whose SVG becomes a part of the page, so that its colours follow the theme (see diagrams.py)."""
+    """A numbered figure whose SVG becomes a part of the page, so that its colours follow the theme (see diagrams.py).
+
+    The option `animated` is for the drawings of book/animations: a box below stops them.
+    """
+
+    option_spec = Figure.option_spec | {"animated": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         env = self.state.document.settings.env
@@ -46,7 +54,10 @@ class Diagram(Figure):
         name, width = Path(path).stem, self.options.get("width", "")
         drawing = inline(Path(path).read_text(), name, self.options.get("alt", ""), width)
         # The style sheet that turns diagrams dark finds them by this class.
-        box = nodes.raw("", f'<div class="diagram">{drawing}</div>', format="html")
+        html = f'<div class="diagram">{drawing}</div>'
+        if "animated" in self.options:
+            html = f'<div class="animated">{html}{PAUSE}</div>'
+        box = nodes.raw("", html, format="html")
         result = super().run()
         for figure in (node for node in result if isinstance(node, nodes.figure)):
             image = next(iter(figure.findall(nodes.image)))
@@ -167,6 +178,7 @@ def setup(app):
     bibliography.register()
     calculators.setup(app)
     publishing.setup(app)
+    accessible.setup(app)
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)

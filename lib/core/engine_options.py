@@ -87,8 +87,9 @@ class EngineOptions:
     quantization: str | None = _option(
         None,
         "None: as the checkpoint has it; int8, int4: round its weights to nearest while they are "
-        "read; gguf: run a GGUF file's own blocks (smollm2, or a .gguf file)",
-        choices=(None, "int8", "int4", "gguf"),
+        "read; gguf: run a GGUF file's own blocks (smollm2, or a .gguf file); fp8: float8 weights "
+        "and activations (NVIDIA GPUs from Ada and Hopper on; a CPU computes it slowly, for tests)",
+        choices=(None, "int8", "int4", "gguf", "fp8"),
     )
     quantized_activations: str = _option(
         "float32",
@@ -140,11 +141,6 @@ class EngineOptions:
                 f"got {self.kv_cache_memory_bytes!r}"
             )
         if self.kv_cache_dtype != "auto":
-            if self.tensor_parallel_size > 1:
-                raise ValueError(
-                    "kv_cache_dtype must be 'auto' with tensor_parallel_size > 1, "
-                    f"got {self.kv_cache_dtype!r}"
-                )
             if self.kv_cache == "none":
                 raise ValueError(
                     "kv_cache_dtype must be 'auto' where kv_cache is 'none', "
@@ -162,6 +158,10 @@ class EngineOptions:
             )
 
     def _check_parallel(self) -> None:
+        if self.quantization == "fp8":
+            raise ValueError(
+                "quantization must not be 'fp8' where tensor_parallel_size is > 1, got 'fp8'"
+            )
         if self.cuda_graphs:
             raise ValueError(
                 "cuda_graphs must be False where tensor_parallel_size is > 1, got True"

@@ -6,50 +6,42 @@ Introduced in chapter 1; the only module that looks ahead, so that no other has 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
-from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention
-from lib.cache.block_manager import BlockManager
-from lib.cache.int8_kv_cache import Int8KVCache, int8_kv_bytes_per_token
-from lib.cache.kv_cache import KVCache, kv_cache_bytes
+from lib.cache.allocate import kv_bytes_per_token
+from lib.cache.kv_cache import KVCache
 from lib.cache.manager import CacheManager, NoCache
-from lib.cache.prefix_cache import PrefixCachingBlockManager
-from lib.cache.sizing import available_bytes, gib
-from lib.cache.sliding_window import SlidingWindowBlockManager, SlidingWindowPrefixCache
-from lib.cache.slot_manager import SlotManager
 from lib.core.attention import Attention
-from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.speculative_config import SpeculativeConfig
+from lib.engine import model_setup
 from lib.engine.cuda_graphs import GraphRunner, ladder
 from lib.engine.in_flight import StepsInFlight
+from lib.engine.kv_cache_setup import cache_size, make_cache
+from lib.engine.kv_cache_size import KVCacheSize
+from lib.engine.model_setup import prepare
 from lib.engine.runner import ModelRunner
 from lib.engine.sampling import Sampler
 from lib.engine.scheduler import Scheduler
-from lib.engine.speculation.adaptive import AdaptiveLength
-from lib.engine.speculation.draft_model import DraftModelProposer, check_same_vocabulary
+from lib.engine.speculation.draft_model import check_same_vocabulary
 from lib.engine.speculation.drafter import Drafter
-from lib.engine.speculation.early_exit import EarlyExitProposer
-from lib.engine.speculation.ngram import NgramProposer
-from lib.engine.speculation.proposer import Proposer
-from lib.engine.speculation.rejection import RejectionSampler
-from lib.engine.speculation.step_cost import measure_step_cost
+from lib.engine.speculation.setup import (
+    DraftModel,
+    make_drafter,
+    make_proposer,
+    make_sampler,
+    speculative_config,
+)
 from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
-from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
-from lib.models.compiled import compile_blocks
+from lib.models.checkpoint import LoadedModel
 from lib.models.config import ModelConfig
-from lib.models.first_layers import bytes_per_pass
-from lib.models.fused.choose import fuse_layers
-from lib.models.packed import pack_linears
 
 if TYPE_CHECKING:
     from lib.engine.tensor_parallel.workers import Workers
@@ -89,7 +81,7 @@ def assemble(
     model is one rank's part.
     """
     config: ModelConfig = model.config
-    speculative = _speculative(options)  # first: a mistake in it must not cost the time below
+    speculative = speculative_config(options)  # first: a mistake in it must not cost the time below
     longest = config.max_position_embeddings
     if options.max_model_len is not None and options.max_model_len > longest:
         raise ValueError(
@@ -103,23 +95,13 @@ def assemble(
     draft = None
     if speculative is not None and speculative.method == "draft_model":
         draft = _draft_model(speculative, config, options, device, dtype, tokenizer)
-    kv_cache = None
+    kv_cache, attention = None, FullAttention()
     if options.kv_cache == "none":
         manager: CacheManager = NoCache(max_model_len)
-        attention = FullAttention()
     else:
-        plan = _slots if options.kv_cache == "contiguous" else _blocks
-        beside = (
-            0 if draft is None else _kv_bytes_per_token(draft.config, options.kv_cache_dtype, dtype)
-        )
-        if workers is not None:
-            beside = workers.kv_bytes_per_token(dtype.itemsize)
-        num_blocks, block_size, max_model_len = plan(
-            _runner(model, FullAttention(), workers), options, max_model_len, device, dtype, beside
-        )
-        kv_cache = allocate(config, num_blocks, block_size, dtype, device, options.kv_cache_dtype)
-        manager = _manager(options, kv_cache, config)
-        attention = cached_attention(options, kv_cache, config.num_heads)
+        size = _size(model, options, device, dtype, speculative, draft, workers)
+        max_model_len = size.max_model_len
+        kv_cache, manager, attention = make_cache(config, options, size, device, dtype)
         if workers is not None:
             from lib.engine.tensor_parallel.runner import ParallelKVCache
 
@@ -137,11 +119,13 @@ def assemble(
         )
     drafter, draft_kv_cache_bytes = None, 0
     if speculative is not None:
-        proposer = _proposer(speculative, options, model, draft, attention, kv_cache, dtype)
-        if isinstance(proposer, DraftModelProposer):
-            draft_kv_cache_bytes = proposer.kv_cache.nbytes
-        drafter = _drafter(speculative, options, proposer, runner, manager, device)
-    sampler, in_flight = _sampler(speculative), None
+        own = None
+        if draft is not None:  # its cache holds as many tokens as the model's
+            own = DraftModel(draft, *make_cache(draft.config, options, size, device, dtype))
+            draft_kv_cache_bytes = own.kv_cache.nbytes
+        proposer = make_proposer(speculative, options, model, attention, kv_cache, own)
+        drafter = make_drafter(speculative, options, proposer, runner, manager, device)
+    sampler, in_flight = make_sampler(speculative), None
     if _is_asynchronous(options, device):
         sampler.logits_reused = isinstance(runner, GraphRunner)
         in_flight = StepsInFlight(scheduler, runner, sampler, device)
@@ -182,45 +166,7 @@ def load(
     """
     if workers is not None:
         return workers.load(options, dtype)
-    activations = options.quantized_activations
-    if options.quantization is None:
-        try:
-            loaded = load_model(options.model, device, dtype)
-        except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
-            from lib.models.quantized.load import load_prequantized
-
-            return load_prequantized(checkpoint.folder, activations, device, dtype)
-        if activations != "float32":
-            raise ValueError(
-                "quantized_activations must be 'float32' where no weights are quantised, "
-                f"got {activations!r}"
-            )
-        return loaded
-    # Imported here: with it comes Numba, which an engine on floats can do without.
-    from lib.models.quantized.load import load_quantized
-
-    return load_quantized(options.model, options.quantization, activations, device, dtype)
-
-
-def prepare(model: nn.Module, options: EngineOptions) -> tuple[int, int, float]:
-    """Pack, fuse or compile the model's layers in place: (linear layers packed, blocks fused, seconds of compiling).
-
-    Every rank prepares its own part.
-    """
-    packed = pack_linears(model, options.linear)
-    fused = 0 if options.compile else fuse_layers(model, options.linear)
-    seconds = compile_blocks(model) if options.compile else 0.0
-    if fused and options.tensor_parallel_size > 1:
-        from lib.models.parallel.fused import fuse_products
-
-        fuse_products(model)
-    return packed, fused, seconds
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes that the model's weights take, in whatever form they are kept; shared ones count once."""
-    other = sum(getattr(module, "weight_bytes", 0) for module in model.modules())
-    return other + sum(parameter.nbytes for parameter in model.parameters())
+    return model_setup.load(options, device, dtype)
 
 
 def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
@@ -244,39 +190,6 @@ def _is_asynchronous(options: EngineOptions, device: torch.device) -> bool:
     return possible and device.type == "cuda"
 
 
-def _speculative(options: EngineOptions) -> SpeculativeConfig | None:
-    given = options.speculative_config
-    return None if given is None else SpeculativeConfig.from_dict(given)
-
-
-def _drafter(
-    config: SpeculativeConfig,
-    options: EngineOptions,
-    proposer: Proposer,
-    runner: ModelRunner | GraphRunner,
-    manager: CacheManager,
-    device: torch.device,
-) -> Drafter:
-    adaptive = None
-    if config.adaptive:
-        rows = options.max_num_seqs * (1 + config.num_speculative_tokens)
-        most = min(rows, options.max_num_batched_tokens, manager.max_sequence_tokens)
-        cost = measure_step_cost(runner, manager.block_size, most, device)
-        adaptive = AdaptiveLength(cost, proposer.cost_coefficient)
-    return Drafter(
-        proposer,
-        manager,
-        config.num_speculative_tokens,
-        options.max_num_batched_tokens,
-        adaptive,
-    )
-
-
-def _sampler(config: SpeculativeConfig | None) -> Sampler:
-    sampled = config is not None and config.draft_sample_method == "probabilistic"
-    return RejectionSampler() if sampled else Sampler()
-
-
 def _draft_model(
     speculative: SpeculativeConfig,
     config: ModelConfig,
@@ -298,188 +211,22 @@ def _draft_model(
     return loaded.model
 
 
-def _proposer(
-    config: SpeculativeConfig,
-    options: EngineOptions,
+def _size(
     model: nn.Module,
+    options: EngineOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    speculative: SpeculativeConfig | None,
     draft: nn.Module | None,
-    attention: Attention,
-    kv_cache: KVCache | None,
-    dtype: torch.dtype,
-) -> Proposer:
-    if config.method == "ngram":
-        return NgramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
-    budget, sample_method = options.max_num_batched_tokens, config.draft_sample_method
-    if config.method == "early_exit":
-        return EarlyExitProposer(
-            model, config.draft_layers, attention, kv_cache, budget, sample_method
-        )
-    # As many tokens as the model's own cache.
-    shape, device = (kv_cache.num_blocks, kv_cache.block_size), kv_cache.k.device
-    own = allocate(draft.config, *shape, dtype, device, options.kv_cache_dtype)
-    attention = cached_attention(options, own, draft.config.num_heads)
-    return DraftModelProposer(
-        ModelRunner(draft, attention),
-        _manager(options, own, draft.config),
-        own,
-        draft.config.max_position_embeddings,
-        budget,
-        bytes_per_pass(draft) / bytes_per_pass(model),
-        sample_method,
-    )
-
-
-def _manager(options: EngineOptions, kv_cache: KVCache, config: ModelConfig) -> CacheManager:
-    if options.kv_cache == "contiguous":
-        return SlotManager(kv_cache.num_blocks, kv_cache.block_size)
-    if (window := config.sliding_window) is not None:
-        prefix_caching = options.enable_prefix_caching
-        sliding = SlidingWindowPrefixCache if prefix_caching else SlidingWindowBlockManager
-        return sliding(kv_cache.num_blocks, kv_cache.block_size, window)
-    paged = PrefixCachingBlockManager if options.enable_prefix_caching else BlockManager
-    return paged(kv_cache.num_blocks, kv_cache.block_size)
-
-
-def cached_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
-    """The attention over `kv_cache` that `options` name."""
-    if options.kv_cache == "contiguous":
-        return ContiguousAttention(kv_cache)
-    return _paged_attention(options, kv_cache, num_heads)
-
-
-def _paged_attention(options: EngineOptions, kv_cache: KVCache, num_heads: int) -> Attention:
-    """'auto' is fused where it runs, else gather; 'fused' where it does not is an error that says what is missing."""
-    if options.attention == "gather":
-        return GatherAttention(kv_cache)
-    k, group = kv_cache.k, num_heads // kv_cache.k.shape[3]
-    int8 = isinstance(kv_cache, Int8KVCache)
-    problem = why_not_fused(k.device, kv_cache.dtype, kv_cache.block_size, k.shape[4], group)
-    if int8 and k.device.type != "cpu":
-        problem = ValueError(
-            f"attention 'fused' on {k.device.type} reads a cache of floats: kv_cache_dtype must be "
-            "'auto', got 'int8'"
-        )
-    if problem is not None and options.attention == "fused":
-        raise problem
-    if problem is not None:
-        warnings.warn(
-            f"attention 'auto' falls back to 'gather', which copies K and V at every step: {problem}",
-            stacklevel=4,
-        )
-        return GatherAttention(kv_cache)
-    if int8:
-        # Imported here, as fused_attention does it: with it comes Numba.
-        from lib.attention.int8_fused_cpu import Int8CpuFusedAttention
-
-        return Int8CpuFusedAttention(kv_cache)
-    return fused_attention(kv_cache, group)
-
-
-def _slots(
-    runner: ModelRunner,
-    options: EngineOptions,
-    max_model_len: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    beside: int = 0,
-) -> tuple[int, int, int]:
-    """(slots, tokens in a slot, max_model_len). Every sequence gets a slot as long as the longest allowed.
-
-    beside: bytes that a draft model, or other ranks, keep for each token in the same memory.
-    """
-    per_token = _kv_bytes_per_token(runner.model.config, options.kv_cache_dtype, dtype) + beside
-    budget = _budget(runner, options, device)
-    needed = options.max_num_seqs * max_model_len * per_token
-    if needed > budget:
-        fits = budget // (options.max_num_seqs * per_token)
-        if options.max_model_len is not None or fits < 1:
-            raise ValueError(
-                f"a contiguous KV cache of max_num_seqs {options.max_num_seqs} x max_model_len {max_model_len} tokens "
-                f"takes {gib(needed)}, but {gib(budget)} are available: at most {budget // (max_model_len * per_token)} "
-                f"sequences of that length fit, or a max_model_len of {fits}"
-            )
-        max_model_len = fits  # no length was asked for: the longest that fits
-    return options.max_num_seqs, max_model_len, max_model_len
-
-
-def _blocks(
-    runner: ModelRunner,
-    options: EngineOptions,
-    max_model_len: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    beside: int = 0,
-) -> tuple[int, int, int]:
-    """(blocks with the null block, block_size, max_model_len). `beside`: as in `_slots`."""
-    size = options.block_size
-    per_block = size * (
-        _kv_bytes_per_token(runner.model.config, options.kv_cache_dtype, dtype) + beside
-    )
-    if options.num_blocks is not None:
-        num_blocks = options.num_blocks
-    else:
-        # More blocks than all sequences at their longest could fill would lie idle.
-        most = options.max_num_seqs * math.ceil(max_model_len / size) + 1
-        num_blocks = min(most, _budget(runner, options, device) // per_block)
-    capacity = (num_blocks - 1) * size
-    if capacity < 1 or (options.max_model_len is not None and capacity < max_model_len):
-        raise ValueError(
-            f"num_blocks {num_blocks} (block 0 stays empty) of block_size {size} hold {max(capacity, 0)} tokens "
-            f"({gib(num_blocks * per_block)}), less than one sequence of max_model_len {max_model_len}: "
-            f"num_blocks must be >= {math.ceil(max_model_len / size) + 1}, or max_model_len smaller"
-        )
-    return num_blocks, size, min(max_model_len, capacity)
-
-
-def _budget(runner: ModelRunner, options: EngineOptions, device: torch.device) -> int:
-    if options.kv_cache_memory_bytes is not None:
-        return options.kv_cache_memory_bytes
-    tokens = options.max_num_batched_tokens if device.type == "cuda" else 1
-    speculative = _speculative(options)
-    rows_per_sequence = 1 if speculative is None else 1 + speculative.num_speculative_tokens
-
-    def largest_step() -> None:
-        # As many sequences as a step may have, the first of them as long as may be: most logits and most attention.
-        # Rows of logits count like sequences: verifying k drafts takes k + 1 of them.
-        rows = min(tokens, options.max_num_seqs * rows_per_sequence)
-        lengths, spare = [1] * rows, tokens - rows
-        for row in range(len(lengths)):
-            extra = min(spare, runner.model.config.max_position_embeddings - 1)
-            lengths[row], spare = 1 + extra, spare - extra
-        batch = Batch.of_prompts([[0] * n for n in lengths], device)
-        runner.run(batch).double().sort(
-            -1
-        )  # what sampling takes: float64, an order and a running sum
-
-    return available_bytes(device, largest_step)
-
-
-def _kv_bytes_per_token(config: ModelConfig, kv_cache_dtype: str, dtype: torch.dtype) -> int:
-    if kv_cache_dtype == "int8":
-        return int8_kv_bytes_per_token(config)
-    return kv_cache_bytes(config, 1, dtype)
-
-
-def allocate(
-    config: ModelConfig,
-    num_blocks: int,
-    block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    kv_cache_dtype: str = "auto",
-) -> KVCache:
-    """A KV cache of zeros. Raises ValueError where the device has no room for it."""
-    kind = Int8KVCache if kv_cache_dtype == "int8" else KVCache
-    try:
-        return kind(config, num_blocks, block_size, dtype=dtype, device=device)
-    except (
-        MemoryError,
-        torch.OutOfMemoryError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # NumPy: "array is too big"
-        needed = num_blocks * block_size * _kv_bytes_per_token(config, kv_cache_dtype, dtype)
-        raise ValueError(
-            f"a KV cache of {num_blocks} x {block_size} tokens takes {gib(needed)}, "
-            f"which {device} does not have: {str(error).splitlines()[0]}"
-        ) from None
+    workers: Workers | None,
+) -> KVCacheSize:
+    """The cache's size where a draft model's cache, or those of other ranks, share the memory."""
+    beside, rows = 0, 1
+    if draft is not None:
+        beside = kv_bytes_per_token(draft.config, options.kv_cache_dtype, dtype)
+    if workers is not None:
+        beside = workers.kv_bytes_per_token(options.kv_cache_dtype, dtype)
+    if speculative is not None:
+        rows += speculative.num_speculative_tokens
+    runner = _runner(model, FullAttention(), workers)
+    return cache_size(runner, options, device, dtype, beside, rows)

@@ -21,7 +21,7 @@ from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
 from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
-from lib.engine.assemble import assemble, load, output_rules, start_workers, weight_bytes
+from lib.engine.assemble import assemble, load, output_rules, start_workers
 from lib.engine.completion_stream import Progress
 from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
@@ -29,6 +29,7 @@ from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
 from lib.engine.step_results import Step, results_of, rows_to_sample
 from lib.engine.totals import Totals
+from lib.models.weight_bytes import weight_bytes
 
 Prompt = str | Sequence[int]
 

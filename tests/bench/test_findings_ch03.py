@@ -12,6 +12,7 @@ from lib.bench.findings import ch03_batching as ch03
 from lib.bench.measure.batch_model import step_times, turning_point
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.measure.roofline import Roofline
+from lib.bench.notebook.bars import bars
 from lib.bench.notebook.spread import spread, spread_of_bars
 from lib.bench.records.files import Run
 from lib.models.checkpoint import GPT2_CONFIG
@@ -206,6 +207,13 @@ def test_spread_bars_reach_from_the_lowest_sample_to_the_highest():
     spread_of_bars(ax, [[1.0, 3.0], None])
     ends = [line.get_segments()[0][:, i].tolist() for line, i in zip(ax.collections, (1, 0))]
     assert ends == [[5.0, 9.0], [1.0, 3.0]]
+
+
+def test_a_bars_number_stands_beside_its_spread():
+    ax = Figure().subplots()
+    bars(ax, ["slow", "fast", "once"], {"tokens/s": [2.0, 5.0, 1.0]})
+    spread_of_bars(ax, [[1.0, 3.0], [4.0, 5.0], None])
+    assert [text.xy[0] for text in ax.texts] == [3.0, 5.0, 1.0]
 
 
 @pytest.mark.parametrize("rates, said", [([140, 116], "differ by as much"), ([140, 35], "does not compare them")])  # fmt: skip

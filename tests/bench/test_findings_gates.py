@@ -96,6 +96,15 @@ def test_what_lies_outside_of_the_range_is_said_with_the_range():
     ]
 
 
+def test_what_lies_inside_of_the_range_is_not_called_outside_of_it():
+    """The runs of one machine may differ by more than a record allows: then the limits are said, not the range."""
+    gate = Gate("latency")
+    assert not gate.machine(roofline(33e9), with_runs(78e9, 31e9))
+    assert gate.reasons == [
+        "memory bandwidth at 33 GB/s is 0.42 times this machine's record: a record allows 39 GB/s to 85.8 GB/s"
+    ]
+
+
 def test_the_page_says_when_its_machine_is_as_slow_as_it_can_be(tmp_path, monkeypatch):
     monkeypatch.setenv("BOOK_SCALE", "cpu")
     experiments = Experiments("02_kv_cache", "cpu", folder=tmp_path)

@@ -32,7 +32,13 @@ PAGE = """\
 # The path.
 # ```
 #
-# ````{admonition} Solution
+# :::{exercise} Predict
+# :label: ex-one
+#
+# What does it print?
+# :::
+#
+# ````{solution} ex-one
 # :class: dropdown
 # ```python
 # print(1)

@@ -128,7 +128,9 @@ def test_the_kernels_launcher_stays_on_the_device(tiny, name):
         layers, sizes = 2, 3  # of the model; of the ladder 1, 2, 4
         captured = 2 * sizes * layers  # each size runs once before it is captured
         assert cuda.triton["decode"] == captured and cuda.triton["varlen"] == 0
-        probes = 2  # assemble and fused_attention ask both whether a kernel can be built here
+        probes = (
+            2  # cached_attention and fused_attention ask both whether a kernel can be built here
+        )
         assert cuda.triton["store"] == captured + probes
         cuda.clear()
         engine.generate([prompt_of(17, seed) for seed in range(3)], params(4, temperature=0))

@@ -206,10 +206,6 @@ def test_options():
         EngineOptions(kv_cache="none", kv_cache_dtype="int8")
     with pytest.raises(ValueError, match="kv_cache_dtype must be 'auto' with cuda_graphs"):
         EngineOptions(cuda_graphs=True, kv_cache_dtype="int8")
-    with pytest.raises(
-        ValueError, match="kv_cache_dtype must be 'auto' with tensor_parallel_size > 1"
-    ):
-        EngineOptions(tensor_parallel_size=2, kv_cache_dtype="int8")
     with pytest.raises(ValueError, match="kv_cache_dtype must be one of .*'int8'.*, got 'fp8'"):
         EngineOptions(kv_cache_dtype="fp8")
     assert parse(["--kv-cache-dtype", "int8"]).llm["kv_cache_dtype"] == "int8"

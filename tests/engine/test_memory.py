@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lib import SamplingParams
+from lib.cache import allocate as module
 from lib.cache import sizing
-from lib.engine import assemble as module
 from tests.helpers import Tiny, llama_checkpoint
 
 PER_TOKEN = 2 * 2 * 2 * 8 * 4  # K and V, layers, K/V heads, head_dim, bytes of a float32

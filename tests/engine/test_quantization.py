@@ -213,7 +213,15 @@ def test_compiled(quantized):
     "options, message",
     [
         (dict(quantization="int3"), r"quantization must be one of \[None, 'int8', .* got 'int3'"),
-        (dict(quantization="fp8"), "quantization must be one of .* got 'fp8'"),
+        (dict(quantization="fp4"), r"quantization must be one of \[None, .*'fp8'\], got 'fp4'"),
+        (
+            dict(kv_cache_dtype="fp8"),
+            r"kv_cache_dtype must be one of \['auto', 'int8'\], got 'fp8'",
+        ),
+        (
+            dict(quantization="fp8", tensor_parallel_size=2),
+            "quantization must not be 'fp8' where tensor_parallel_size is > 1",
+        ),
         (dict(quantization=8), "quantization must be one of .* got 8"),
         (dict(quantized_activations="int4"), "quantized_activations must be one of .* got 'int4'"),
     ],
@@ -271,7 +279,7 @@ def test_smollm2_s_own_blocks_write_its_float32_text():
 
 LOAD = """
 import sys, threading, time, torch
-from lib.engine.assemble import weight_bytes
+from lib.models.weight_bytes import weight_bytes
 from lib.models.quantized import load
 
 def anonymous():

@@ -135,6 +135,56 @@ def test_a_stream_that_had_begun_ends_with_an_error():
     assert (replicas.calls, replicas.closed) == (1, 1)
 
 
+class Broken(Exception):
+    """An error of the application."""
+
+
+def failing(*messages, error):
+    """`send` that yields ASGI messages and then raises."""
+
+    async def send(request):
+        for message in messages:
+            yield message
+        raise error
+
+    return send
+
+
+START = {"type": "http.response.start", "status": 200, "headers": []}
+STREAM_START = {**START, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
+
+
+def part(body, more=True):
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+@pytest.mark.parametrize("messages", [[], [START]])
+def test_an_error_before_the_answer_is_told_without_its_text(messages):
+    status, _, body = ask(failing(*messages, error=Broken("secret")))
+    assert status == 500 and b"secret" not in body
+    assert json.loads(body)["error"]["code"] == "engine_error"
+
+
+@pytest.mark.parametrize("error", [ReplicaLost("killed"), Broken("secret")])
+@pytest.mark.parametrize("parts", [[part(b"ab", more=False)], [part(b"a"), part(b"b", more=False)]])
+@pytest.mark.parametrize("start", [START, STREAM_START])
+def test_an_answer_that_is_complete_stays_valid_whatever_comes_after(start, parts, error):
+    assert ask(failing(start, *parts, error=error))[0::2] == (200, b"ab")
+
+
+def test_an_error_in_a_stream_is_its_last_event():
+    status, _, body = ask(failing(STREAM_START, part(b"data: 0\n\n"), error=Broken("secret")))
+    first, error, done, rest = body.decode().split("\n\n")
+    assert (status, first, done, rest) == (200, "data: 0", "data: [DONE]", "")
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_error"
+    assert "secret" not in error
+
+
+def test_what_is_no_stream_of_events_breaks_off_where_its_replica_is_lost():
+    with pytest.raises(ReplicaLost):
+        ask(failing(START, part(b"half"), error=ReplicaLost("killed")))
+
+
 def test_a_full_fleet_says_when_to_come_again():
     async def full(request):
         raise FleetBusy("all replicas are full")
@@ -220,11 +270,27 @@ def test_the_options_are_flags_and_names_of_a_file():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"replicas": 0}, "replicas must be >= 1, got 0"),
+        ({"replicas": 0}, "replicas must be an integer >= 1, got 0"),
+        ({"replicas": "2"}, "replicas must be an integer >= 1, got '2'"),
+        ({"replicas": True}, "replicas must be an integer >= 1, got True"),
+        ({"replicas": 1.5}, "replicas must be an integer >= 1, got 1.5"),
+        ({"replicas": None}, "replicas must be an integer >= 1, got None"),
+        ({"max_replicas": 0}, "max_replicas must be an integer >= 1, got 0"),
         ({"replicas": 3, "max_replicas": 2}, "max_replicas must be >= replicas=3, got 2"),
         ({"policy": "random"}, "policy must be one of"),
-        ({"target_requests": 0}, "target_requests must be > 0, got 0"),
-        ({"tries": 0}, "tries must be >= 1, got 0"),
+        ({"target_requests": 0}, "target_requests must be a number > 0, got 0"),
+        ({"cpus_per_replica": float("nan")}, "cpus_per_replica must be a number > 0, got nan"),
+        ({"gpus_per_replica": float("inf")}, "gpus_per_replica must be a number >= 0, got inf"),
+        ({"tries": 0}, "tries must be an integer >= 1, got 0"),
+        ({"upscale_delay": 5}, "upscale_delay must be 30.0 unless max_replicas > replicas, got 5"),
+        (
+            {"replicas": 2, "max_replicas": 2, "target_requests": 3},
+            "target_requests must be 16.0 unless",
+        ),
+        (
+            {"policy": "round_robin", "min_match": 3},
+            "min_match must be 2 unless policy is 'longest_prefix'",
+        ),
         ({"block_sise": 3}, "block_sise: no such option"),
         ({"block_size": 0}, "block_size"),
     ],
@@ -237,7 +303,7 @@ def test_bad_options_are_named(given, message):
 def test_bad_options_end_the_command_with_a_message(capsys):
     with pytest.raises(SystemExit, match="2"):
         parse(["--replicas", "0"])
-    assert "replicas must be >= 1, got 0" in capsys.readouterr().err
+    assert "replicas must be an integer >= 1, got 0" in capsys.readouterr().err
 
 
 def test_defaults_are_valid():
@@ -260,6 +326,10 @@ def test_metrics_of_replicas_are_told_apart_and_each_metric_stays_together():
         'b{replica="r",le="+Inf",x="} 1"} 0',
         'b{replica="s\\"t",le="+Inf",x="} 1"} 1',
     ]
+
+
+def test_lines_that_belong_to_no_metric_are_left_out():
+    assert labelled({"r": "# a comment\n# EOF\na 1\n"}) == 'a{replica="r"} 1\n'
 
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch, capsys):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lib.bench.findings import realistic_step
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, cell, number, percent, quantity, times, value
 from lib.bench.findings.vocabulary import (
@@ -348,4 +349,5 @@ def render(run: Any) -> dict[str, str]:
         | methods(run)
         | draft_model(run)
         | lookup(run)
+        | realistic_step.speculation()
     )

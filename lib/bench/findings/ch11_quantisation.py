@@ -8,6 +8,7 @@ Introduced in chapter 11.
 
 from typing import Any
 
+from lib.bench.findings import realistic_step
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import (
     Measured,
@@ -224,4 +225,5 @@ def predictions(run: Any) -> list[Prediction]:
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
     weights = bytes_of_formats(run) | turning(run) | products(run) | engine(run) | quality(run)
-    return weights | kv_bytes(run) | kv_attention(run) | kv_quality(run)
+    cache = kv_bytes(run) | kv_attention(run) | kv_quality(run)
+    return weights | cache | realistic_step.quantisation()

@@ -8,6 +8,7 @@ Introduced in chapter 12.
 from dataclasses import replace
 from typing import Any
 
+from lib.bench.findings import realistic_step
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.schema_suite import runs, suite
 from lib.bench.findings.values import cell, percent, quantity, times, value
@@ -275,4 +276,4 @@ def render(run: Any) -> dict[str, str]:
     measured: dict[str, str] = {}
     for part in (asking, walk, steps, bias, whitespace, forced):
         measured |= part(run)
-    return measured | suite() | runs()
+    return measured | suite() | runs() | realistic_step.masks()

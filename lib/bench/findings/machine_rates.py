@@ -61,6 +61,8 @@ def _rate(
         return Rate(inside, text)
     known = f"the range of its {len(runs)} runs, {quantity(min(runs), unit)} to {quantity(max(runs), unit)}"
     if not inside:
-        return Rate(False, f"{text}, outside of {known}")
+        within = min(runs) <= here <= max(runs)
+        beyond = f"a record allows {quantity(low, unit)} to {quantity(high, unit)}"
+        return Rate(False, f"{text}: {beyond}" if within else f"{text}, outside of {known}")
     differs = not 1 / factor <= here / there <= factor
     return Rate(True, text, f"{text}, within {known}" if differs else "")

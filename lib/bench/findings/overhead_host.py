@@ -44,14 +44,12 @@ def asynchronous(run: Any) -> dict[str, str]:
     """What asynchronous scheduling can gain at the first batch and at the last, and what limits it there."""
     first, last = (floor(run, row) for row in (0, -1))
     if first is None or last is None:
-        said = missing("the host's parts of a step").sentence
-        return {"async_finding": said, "async_largest_finding": said}
+        said = missing("the host's work in a step").sentence
+        return {"async_finding": said}
     batch = value(cell(run[HOST], "batch", 0)).middle
     name = "The smallest batch" if batch is None else f"Batch {number(batch)}"
-    return {
-        "async_finding": f"{name}: {_gain(first)}",
-        "async_largest_finding": f"{capital(last_batch(run[HOST]))}: {_gain(last)} {_part(run)}",
-    }
+    largest = f"{capital(last_batch(run[HOST]))}: {_gain(last)} {_part(run)}"
+    return {"async_finding": f"{name}: {_gain(first)} {largest}"}
 
 
 def _gain(found: Floor) -> str:

@@ -83,7 +83,8 @@ class Prediction:
 
 def predictions_table(predictions: Sequence[Prediction]) -> None:
     """Shows the table at a chapter's end: HTML in a notebook, aligned text in a script."""
-    table([prediction.row() for prediction in predictions], headers=list(HEADERS))
+    rows = [prediction.row() for prediction in predictions]
+    table(rows, headers=list(HEADERS), kind="predictions")
 
 
 def tally(predictions: Sequence[Prediction]) -> str:

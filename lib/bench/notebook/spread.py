@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 
 from lib.bench.notebook.style import COLOURS, TEXT
+
+_ON_ROW = 0.1  # a number this near to a row's middle stands at the end of that row's bar
 
 
 def spread(ax: Axes, x: Sequence[float], y: Sequence[Any], index: int = 0) -> None:
@@ -23,7 +26,13 @@ def spread(ax: Axes, x: Sequence[float], y: Sequence[Any], index: int = 0) -> No
 
 
 def spread_of_bars(ax: Axes, y: Sequence[Any]) -> None:
-    """The same over horizontal bars, one for each row."""
+    """The same over horizontal bars, one for each row. A bar's number moves to the right of its line."""
+    numbers = [text for text in ax.texts if isinstance(text, Annotation)]
     for row, samples in enumerate(y):
         if isinstance(samples, Sequence) and len(samples) > 1:
-            ax.hlines(row, min(samples), max(samples), color=TEXT, linewidth=1.6, zorder=4)
+            low, high = min(samples), max(samples)
+            ax.hlines(row, low, high, color=TEXT, linewidth=1.6, zorder=4)
+            for text in numbers:
+                length, at = text.xy
+                if abs(at - row) < _ON_ROW and low <= length < high:
+                    text.xy = (high, at)

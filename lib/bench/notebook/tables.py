@@ -12,10 +12,10 @@ from tabulate import tabulate
 from lib.bench.script_options import in_notebook
 
 
-def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], kind: str = "") -> None:
     """Shows a small table: HTML in a notebook, aligned text in a script. Numbers come formatted: 3 digits are enough.
 
-    Columns of numbers are aligned right. Raises ValueError for a row that has not one cell per header.
+    Columns of numbers are aligned right. kind: a further CSS class of the HTML. Raises ValueError for a row that has not one cell per header.
     """
     for i, row in enumerate(rows):
         if len(row) != len(headers):
@@ -40,7 +40,7 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
     # The class is the one that Jupyter and the book's theme style, in light and dark.
     display(
         HTML(
-            f'<table class="dataframe"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'
+            f'<table class="{f"dataframe {kind}".strip()}"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'
         )
     )
 

@@ -20,16 +20,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lib.attention.choose import cached_attention
 from lib.attention.full import FullAttention
+from lib.cache.allocate import allocate
 from lib.cache.kv_cache import KVCache
 from lib.core.device import pick_dtype
 from lib.core.engine_options import EngineOptions
-from lib.engine.assemble import allocate, cached_attention, prepare, weight_bytes
+from lib.engine.model_setup import prepare
 from lib.engine.runner import ModelRunner
 from lib.engine.tensor_parallel.group import Group, PeerLost
 from lib.engine.tensor_parallel.messages import Command, Message, receive, to_batch
 from lib.engine.tensor_parallel.rank_device import device_of
 from lib.models.parallel.load import load_part
+from lib.models.weight_bytes import weight_bytes
 
 LOST_PEER = 3  # exit status of a rank that ends because another one did
 
@@ -87,7 +90,10 @@ class _Worker:
             self.runner.run(to_batch(message, self.device))
         elif message.command == Command.ALLOCATE:
             config = self.runner.model.config
-            self.kv_cache = allocate(config, *message.numbers[:2], self.dtype, self.device)
+            num_blocks, block_size, *_ = message.numbers
+            self.kv_cache = allocate(
+                config, num_blocks, block_size, self.dtype, self.device, self.options.kv_cache_dtype
+            )
             self.runner.attention = cached_attention(self.options, self.kv_cache, config.num_heads)
         elif message.command == Command.CLEAN:
             self.kv_cache.remove_non_finite(message.payload.tolist(), message.numbers[1])

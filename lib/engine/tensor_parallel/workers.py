@@ -11,6 +11,7 @@ import numba
 import torch
 from torch import Tensor
 
+from lib.cache.allocate import kv_bytes_per_token
 from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.errors import EngineDeadError
@@ -78,14 +79,14 @@ class Workers:
         self._config = loaded.config
         return loaded
 
-    def kv_bytes_per_token(self, element_size: int) -> int:
+    def kv_bytes_per_token(self, kv_cache_dtype: str, dtype: torch.dtype) -> int:
         """Bytes that one token leaves in the other ranks' caches, as far as they share rank 0's memory."""
         if (
             self.device.type == "cuda"
         ):  # each has a device of its own, and no larger part than rank 0
             return 0
         shards = [shard_of(self._config, rank, self.size) for rank in range(1, self.size)]
-        return sum(s.local_config.kv_bytes_per_token(element_size) for s in shards)
+        return sum(kv_bytes_per_token(s.local_config, kv_cache_dtype, dtype) for s in shards)
 
     def run(self, batch: Batch, forward: Callable[[Batch], Tensor]) -> Tensor:
         """Logits [N, V] of `forward(batch)`, which all ranks run together."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lib.models.parallel.shard import Part, Shard, take
 from lib.models.quantized.fill import Weights
+from lib.models.quantized.fp8 import FP8Matrix
 from lib.models.quantized.matrix import BLOCK, QuantizedMatrix
 
 
@@ -21,11 +22,19 @@ class ShardedWeights:
         self.weights, self.shard = weights, shard
 
     def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix | Tensor:
-        """Raises ValueError, with the name, where a group of inputs would be cut."""
+        """Raises ValueError, with the name, where a group of inputs would be cut, and for FP8.
+
+        FP8 has one scale for all inputs of an activation, which a rank with some of them does not know.
+        """
         part = self.shard.part_of(name.removesuffix(".weight"))
         whole = self.weights.matrix(name, is_embedding)
         if isinstance(whole, Tensor):
             return take(whole, part)
+        if isinstance(whole, FP8Matrix):
+            raise ValueError(
+                f"tensor_parallel_size must be 1 with weights in FP8, as {name} has them, "
+                f"got {self.shard.size}"
+            )
         return take_quantized(whole, part, name)
 
     def vector(self, name: str) -> Tensor:

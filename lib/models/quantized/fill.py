@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lib.models.quantized.fp8 import FP8Matrix
 from lib.models.quantized.layers import QuantizedEmbedding, QuantizedHead, QuantizedLinear
 from lib.models.quantized.matrix import QuantizedMatrix
 from lib.models.quantized.weight import QuantizedWeight
@@ -18,8 +19,11 @@ from lib.models.quantized.weight import QuantizedWeight
 class Weights(Protocol):
     """A checkpoint's tensors by name, read when they are asked for."""
 
-    def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix | Tensor:
-        """A weight [out, in], quantised; a float tensor where the checkpoint keeps one."""
+    def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix | FP8Matrix | Tensor:
+        """A weight [out, in], quantised; a float tensor where the checkpoint keeps one.
+
+        With is_embedding, of the embedding or the head, never an FP8Matrix.
+        """
 
     def vector(self, name: str) -> Tensor:
         """A norm, a bias or a table of positions."""
@@ -54,14 +58,14 @@ def fill(model: nn.Module, weights: Weights, activations: str, dtype: torch.dtyp
 
 
 def _linear(
-    parts: list[QuantizedMatrix | Tensor],
+    parts: list[QuantizedMatrix | FP8Matrix | Tensor],
     bias: Tensor | None,
     in_features: int,
     activations: str,
     dtype: torch.dtype,
 ) -> nn.Module:
     """A QuantizedLinear; if no part is quantised an nn.Linear, which `linear` can pack."""
-    if any(isinstance(part, QuantizedMatrix) for part in parts):
+    if not all(isinstance(part, Tensor) for part in parts):
         return QuantizedLinear(parts, bias, in_features, activations, dtype)
     linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
     linear.weight = _parameter(torch.cat(parts), dtype)

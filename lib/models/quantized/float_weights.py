@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from lib.models.quantized.fp8 import FP8Matrix, join, round_fp8
 from lib.models.quantized.matrix import QuantizedMatrix, stack
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
 
@@ -17,7 +18,8 @@ class RoundedWeights:
 
     "int8": 8 bits, one scale per output channel. "int4": 4 bits in blocks of 32 inputs; embedding
     and head get 8 bits in blocks of 32, because errors of the head change the logits directly.
-    Norms, biases and GPT-2's positions stay float.
+    "fp8": float8 with one scale per output channel; embedding and head stay float, for the same
+    reason. Norms, biases and GPT-2's positions always stay float.
     """
 
     def __init__(
@@ -25,11 +27,13 @@ class RoundedWeights:
     ) -> None:
         self.tensors, self.quantization, self.is_transposed = tensors, quantization, is_transposed
 
-    def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix:
+    def matrix(self, name: str, is_embedding: bool = False) -> QuantizedMatrix | FP8Matrix | Tensor:
         """A weight [out, in], rounded. Raises ValueError for "int4" if 32 does not divide `in`."""
         weight = self.tensors[name]
         if self.is_transposed(name):
             weight = weight.T
+        if self.quantization == "fp8":
+            return weight if is_embedding else join([round_fp8(r) for r in weight.split(_ROWS)])
         return stack([self._round(rows, name, is_embedding) for rows in weight.split(_ROWS)])
 
     def _round(self, weight: Tensor, name: str, is_embedding: bool) -> QuantizedMatrix:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.models.quantized.fp8 import FP8Matrix, FP8Weight, join
 from lib.models.quantized.matrix import QuantizedMatrix, stack
 from lib.models.quantized.weight import QuantizedWeight
 
@@ -23,7 +24,7 @@ class QuantizedLinear(nn.Module):
 
     def __init__(
         self,
-        parts: Sequence[QuantizedMatrix | Tensor],
+        parts: Sequence[QuantizedMatrix | FP8Matrix | Tensor],
         bias: Tensor | None,
         in_features: int,
         activations: str,
@@ -35,6 +36,8 @@ class QuantizedLinear(nn.Module):
             matrices = list(same)
             if kind is None:
                 modules.append(_FloatWeight(torch.cat(matrices).to(dtype)))
+            elif isinstance(matrices[0], FP8Matrix):
+                modules.append(FP8Weight(join(matrices)))
             else:
                 modules.append(QuantizedWeight(stack(matrices), activations))
         self.parts = nn.ModuleList(modules)
@@ -86,5 +89,5 @@ class _FloatWeight(nn.Module):
         return F.linear(x, self.weight)
 
 
-def _kind(part: QuantizedMatrix | Tensor) -> object:
-    return part.kind if isinstance(part, QuantizedMatrix) else None
+def _kind(part: QuantizedMatrix | FP8Matrix | Tensor) -> object:
+    return None if isinstance(part, Tensor) else part.kind

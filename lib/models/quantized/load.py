@@ -13,11 +13,21 @@ from lib.models.config import load_config, quantization_config
 from lib.models.hub import HubUnreachable
 from lib.models.quantized.fill import Weights, fill
 from lib.models.quantized.float_weights import RoundedWeights
+from lib.models.quantized.fp8 import check_device
+from lib.models.quantized.fp8_checkpoint import FP8Checkpoint
 from lib.models.quantized.gguf_blocks import GGUFWeights
 from lib.models.quantized.gptq_awq import PackedWeights
 from lib.models.smollm2 import gguf_folder
 from lib.models.tokenizer import load_tokenizer
 from lib.models.weights import read_tensors
+
+# Readers of checkpoints that are quantised already, by their quantization_config.quant_method.
+_READERS = {
+    "gptq": PackedWeights,
+    "awq": PackedWeights,
+    "fp8": FP8Checkpoint,
+    "compressed-tensors": FP8Checkpoint,
+}
 
 
 def load_quantized(
@@ -30,22 +40,29 @@ def load_quantized(
     """Load a model with quantised weights, without a float copy of the whole model.
 
     "gguf": `name` is "smollm2" or a .gguf file, whose blocks are used as they are. "int8", "int4":
-    any float checkpoint, rounded to nearest while it is read. Raises ValueError if checkpoint,
-    quantization and activations do not fit together; other errors are those of `load_model`.
+    any float checkpoint, rounded to nearest while it is read; so "fp8", which also rounds
+    activations. Raises ValueError if checkpoint, quantization, activations and device do not fit
+    together; other errors are those of `load_model`.
     """
     check_activations(activations, device)
+    if quantization == "fp8":
+        _check_fp8(activations, device, "quantization 'fp8'")
     return _filled(*open_quantized(name, quantization), activations, device, dtype)
 
 
 def load_prequantized(
     folder: Path, activations: str, device: torch.device, dtype: torch.dtype
 ) -> LoadedModel:
-    """Load a GPTQ or AWQ checkpoint folder, as its config.json's quantization_config describes it.
+    """Load a GPTQ, AWQ or FP8 checkpoint folder, as its config.json's quantization_config describes it.
 
-    Raises ValueError for a variant that is not implemented and for tensors that do not fit.
+    Raises ValueError for a variant that is not implemented, for tensors that do not fit, and for
+    FP8 on a device that cannot multiply it.
     """
     check_activations(activations, device)
-    return _filled(*open_prequantized(folder), activations, device, dtype)
+    loaded, weights = open_prequantized(folder)
+    if isinstance(weights, FP8Checkpoint):
+        _check_fp8(activations, device, f"the FP8 checkpoint in {folder}")
+    return _filled(loaded, weights, activations, device, dtype)
 
 
 def open_quantized(name: str | Path, quantization: str) -> tuple[LoadedModel, Weights]:
@@ -65,11 +82,16 @@ def open_quantized(name: str | Path, quantization: str) -> tuple[LoadedModel, We
 
 
 def open_prequantized(folder: Path) -> tuple[LoadedModel, Weights]:
-    """The same for `load_prequantized`."""
+    """The same for `load_prequantized`. Raises ValueError for another method of quantisation."""
     settings = quantization_config(folder) or {}
+    if (method := settings.get("quant_method")) not in list(_READERS):
+        raise ValueError(
+            f"{folder}/config.json: quantization_config.quant_method must be one of "
+            f"{list(_READERS)}, got {method!r}"
+        )
     loaded = _empty(folder)
     shapes, is_transposed = loaded.model.checkpoint_shapes(), loaded.model.is_transposed
-    return loaded, PackedWeights(folder, settings, shapes, is_transposed)
+    return loaded, _READERS[method](folder, settings, shapes, is_transposed)
 
 
 def _empty(folder: Path) -> LoadedModel:
@@ -93,6 +115,15 @@ def check_activations(activations: str, device: torch.device) -> None:
         raise ValueError(
             f"quantized_activations must be 'float32' on {device.type} (weights are rounded, "
             f"activations are not), got {activations!r}"
+        )
+
+
+def _check_fp8(activations: str, device: torch.device, what: str) -> None:
+    check_device(device, what)
+    if activations != "float32":
+        raise ValueError(
+            f"quantized_activations must be 'float32' with {what}, which rounds activations to "
+            f"float8 itself, got {activations!r}"
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -67,17 +67,25 @@ class Engine:
 
     def __del__(self) -> None:
         """Stops the engine. Ray Serve calls this after it has waited for running requests (`drain_timeout`)."""
-        if hasattr(self, "_service"):
-            self._service.async_llm.stop(5.0)
-            self._service.close()
+        if hasattr(self, "_service"):  # not where the options were refused
+            try:
+                self._service.async_llm.stop(5.0)
+            finally:
+                self._service.close()
 
 
 class FrontDeployment:
     """The process that clients reach. There is only one, so that its router sees every request."""
 
     def __init__(
-        self, engine: DeploymentHandle, tries: int, max_body_bytes: int, block_size: int
+        self,
+        engine: DeploymentHandle,
+        tries: int,
+        max_body_bytes: int,
+        block_size: int,
+        log_level: str,
     ) -> None:
+        configure(log_level)
         self._engine = engine.options(method_name="handle", stream=True)
         self._replicas = engine
         self._front = Front(self._send, tries, max_body_bytes, block_size)
@@ -98,7 +106,10 @@ class FrontDeployment:
             raise FleetBusy("no replica is running") from error
         except RayTaskError:
             raise  # an error of the application: another replica would raise it too
-        except RayActorError as error:
+        except (
+            RayActorError,
+            ObjectLostError,
+        ) as error:  # it, or its machine with what it has sent
             raise ReplicaLost(str(error)) from error
         except (asyncio.CancelledError, GeneratorExit):  # the client has gone
             messages.cancel()
@@ -113,7 +124,12 @@ class FrontDeployment:
 
 
 def build(given: Mapping[str, Any]) -> serve.Application:
-    """The application from options by name: those of the fleet, the server and LLM. Raises ValueError for a bad one."""
+    """The application of a serve config file, from options by name: those of the fleet, the server and LLM.
+
+    Raises ValueError for a bad one, and for host and port, which the file has as `http_options`.
+    """
+    if elsewhere := sorted({"host", "port"} & set(given)):
+        raise ValueError(f"{', '.join(elsewhere)}: set in http_options of the file, not in args")
     return application(*from_mapping(given))
 
 
@@ -124,12 +140,18 @@ def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application
     places. An update of the front restarts it, and new requests wait until it is back.
     """
     scaling: dict[str, Any] = {"num_replicas": fleet.replicas}
-    if fleet.max_replicas is not None and fleet.max_replicas > fleet.replicas:
+    if fleet.scales:
         scaling = {
             "autoscaling_config": {
                 "min_replicas": fleet.replicas,
                 "max_replicas": fleet.max_replicas,
                 "target_ongoing_requests": fleet.target_requests,
+                "upscale_delay_s": fleet.upscale_delay,
+                "downscale_delay_s": fleet.downscale_delay,
+                # Seconds over which requests are averaged: no longer than the shorter delay.
+                "look_back_period_s": max(
+                    1.0, min(30.0, fleet.upscale_delay, fleet.downscale_delay)
+                ),
             }
         }
     engine = serve.deployment(
@@ -156,15 +178,30 @@ def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application
         graceful_shutdown_timeout_s=server.drain_timeout,
     )
     block_size = server.llm.get("block_size", EngineOptions.block_size)
-    return front.bind(engine.bind(server), fleet.tries, server.max_body_bytes, block_size)
+    own = (fleet.tries, server.max_body_bytes, block_size, server.log_level)
+    return front.bind(engine.bind(server), *own)
+
+
+class _Stopped(Exception):
+    """SIGINT or SIGTERM has come."""
 
 
 def run(fleet: FleetOptions, server: ServerOptions) -> None:
-    """Serves until SIGINT or SIGTERM, then drains: what has begun gets `drain_timeout` seconds."""
-    serve.start(http_options={"host": server.host, "port": server.port})
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    serve.run(application(fleet, server))
-    stop.wait()
-    serve.shutdown()
+    """Serves until SIGINT or SIGTERM, then drains: what has begun gets `drain_timeout` seconds. A second signal ends it."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        raise _Stopped
+
+    try:
+        serve.start(http_options={"host": server.host, "port": server.port})
+        for number in numbers:
+            signal.signal(number, stop)
+        serve.run(application(fleet, server))
+        threading.Event().wait()
+    except _Stopped:
+        pass
+    finally:  # also where the engine could not be started
+        serve.shutdown()

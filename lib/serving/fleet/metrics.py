@@ -16,7 +16,7 @@ def labelled(texts: Mapping[str, str]) -> str:
         family = families.setdefault("", ([], []))
         for line in text.splitlines():
             # "# HELP metric …" and "# TYPE metric …" come before the samples.
-            if line.startswith("# "):
+            if line.startswith(("# HELP ", "# TYPE ")):
                 family = families.setdefault(line.split(" ", 3)[2], ([], []))
                 if line not in family[0]:
                     family[0].append(line)

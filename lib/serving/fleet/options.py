@@ -6,8 +6,9 @@ Introduced in chapter 13.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from lib.core.engine_options import EngineOptions
@@ -17,54 +18,109 @@ from lib.serving.server_options import ServerOptions
 
 
 def _option(default: Any, help: str, **rules: Any) -> Any:
+    """A field with its documentation. Rules: `choices`; `at_least` or `above`, and `only` where it has a meaning."""
     return field(default=default, metadata={"help": help, **rules})
 
 
 @dataclass
 class FleetOptions:
-    """Every option of the fleet itself, with its default. Raises ValueError, naming the option, out of its range."""
+    """Every option of the fleet itself, with its default.
 
-    replicas: int = _option(2, "replicas at the start, and the least of them", metavar="N")
+    Raises ValueError, naming the option, for a value out of its range and for one that would have no effect.
+    """
+
+    replicas: int = _option(2, "replicas at the start, and the least of them", at_least=1)
     max_replicas: int | None = _option(
-        None, "replicas at most: more than --replicas scales with the load (none)", metavar="N"
+        None, "replicas at most: more than --replicas scales with the load (none)", at_least=1
     )
-    target_requests: float = _option(16.0, "requests per replica that scaling aims at", metavar="N")
+    target_requests: float = _option(
+        16.0, "requests per replica that scaling aims at", above=0, only="max_replicas"
+    )
+    upscale_delay: float = _option(
+        30.0,
+        "seconds of a higher load before a replica is added",
+        at_least=0,
+        only="max_replicas",
+        metavar="S",
+    )
+    downscale_delay: float = _option(
+        600.0,
+        "seconds of a lower load before one is drained",
+        at_least=0,
+        only="max_replicas",
+        metavar="S",
+    )
     policy: str = _option(
         "longest_prefix", "how a replica is chosen for a request", choices=POLICIES
     )
     min_match: int = _option(
-        2, "blocks of a prompt that must be cached for longest_prefix to count", metavar="N"
+        2,
+        "blocks of a prompt that must be cached for longest_prefix to count",
+        at_least=1,
+        only="longest_prefix",
     )
     max_imbalance: int = _option(
-        8, "requests that the replica with the prefix may have more than another", metavar="N"
+        8,
+        "requests that the replica with the prefix may have more than another",
+        at_least=0,
+        only="longest_prefix",
     )
     index_capacity: int = _option(
-        100_000, "blocks that the router remembers for each replica", metavar="N"
+        100_000,
+        "blocks that the router remembers for each replica",
+        at_least=1,
+        only="longest_prefix",
     )
     max_queued: int = _option(
-        64, "requests that wait at the router while all replicas are full; then 503", metavar="N"
+        64, "requests that wait at the router while all replicas are full; then 503", at_least=1
     )
-    cpus_per_replica: float = _option(1.0, "CPU cores, and so threads, of each", metavar="X")
-    gpus_per_replica: float = _option(0.0, "GPUs of each", metavar="X")
+    cpus_per_replica: float = _option(
+        1.0, "CPU cores, and so threads, of each", above=0, metavar="X"
+    )
+    gpus_per_replica: float = _option(0.0, "GPUs of each", at_least=0, metavar="X")
     tries: int = _option(
-        3, "replicas that a request is sent to, if they end before it has begun", metavar="N"
+        3, "replicas that a request is sent to, if they end before it has begun", at_least=1
     )
 
     def __post_init__(self) -> None:
-        least = {"replicas": 1, "min_match": 1, "max_imbalance": 0, "index_capacity": 1,
-                 "max_queued": 1, "gpus_per_replica": 0, "tries": 1}  # fmt: skip
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)!r}")
-        for name in ("target_requests", "cpus_per_replica"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)!r}")
+        for option in fields(self):
+            self._check(option)
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(
                 f"max_replicas must be >= replicas={self.replicas}, got {self.max_replicas}"
             )
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {list(POLICIES)}, got {self.policy!r}")
+
+    def _check(self, option: Field) -> None:
+        name, value, rules = option.name, getattr(self, option.name), option.metadata
+        if "choices" in rules:
+            if value not in rules["choices"]:
+                raise ValueError(f"{name} must be one of {list(rules['choices'])}, got {value!r}")
+            return
+        if value is None and option.default is None:
+            return
+        low, strict = rules.get("at_least", rules.get("above")), "above" in rules
+        kind = float if isinstance(option.default, float) else int
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+        # Infinity and NaN are numbers that are not finite.
+        if not (is_number and math.isfinite(value) and (value > low if strict else value >= low)):
+            noun = "an integer" if kind is int else "a number"
+            raise ValueError(
+                f"{name} must be {noun} {'>' if strict else '>='} {low}, got {value!r}"
+            )
+        needed = rules.get("only")
+        if value != option.default and needed == "max_replicas" and not self.scales:
+            raise ValueError(
+                f"{name} must be {option.default} unless max_replicas > replicas, got {value!r}"
+            )
+        if value != option.default and needed == "longest_prefix" != self.policy:
+            raise ValueError(
+                f"{name} must be {option.default} unless policy is {needed!r}, got {value!r}"
+            )
+
+    @property
+    def scales(self) -> bool:
+        """Whether the number of replicas follows the load."""
+        return self.max_replicas is not None and self.max_replicas > self.replicas
 
     @property
     def router_options(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from lib.attention.full import FullAttention
 from lib.core.batch import Batch
-from lib.engine.assemble import weight_bytes
 from lib.models.checkpoint import load_model
 from lib.models.config import ModelConfig
 from lib.models.fused.choose import fuse_layers
@@ -26,6 +25,7 @@ from lib.models.quantized.load import load_quantized
 from lib.models.quantized.matrix import QuantizedMatrix
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
 from lib.models.smollm2 import smollm2_file
+from lib.models.weight_bytes import weight_bytes
 from tests.families import hf_family
 from tests.helpers import gpt2_checkpoint, llama_checkpoint, prompt_of
 
