@@ -144,6 +144,14 @@ class FakeCuda(TorchDispatchMode):
         if any(isinstance(x, Tensor) and not isinstance(x, CudaTensor) for x in args):
             raise RuntimeError(f"triton kernel {name} got a CPU tensor: {_line()}")
 
+    def compute(self, function: Callable[..., Tensor], *args: Any) -> CudaTensor:
+        """What a kernel writes, by a function of CPU tensors; recorded as the kernel would be."""
+        inner = tuple(x.held if isinstance(x, CudaTensor) else x for x in args)
+        with torch._C._DisableTorchDispatch():
+            out = function(*inner)
+        self._record(function, inner, {}, out)
+        return CudaTensor(out)
+
     # Operations.
 
     def indexing(self, func: Any, args: tuple[Any, ...]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -13,6 +14,7 @@ from lib.attention import choose, fused
 from lib.attention.sdpa import attend
 from lib.core.batch import Batch
 from lib.models.quantized import triton_product
+from tests.fake_cuda import FakeCuda
 
 
 class StandIn:
@@ -41,7 +43,7 @@ class StandIn:
         return attend(q[:, None], keys, values, 1, seen[:, None, None])[:, 0]
 
 
-def multiply(
+def _product(
     x: Tensor,
     words: Tensor,
     scale: Tensor,
@@ -51,7 +53,7 @@ def multiply(
     blocks_per_group: int,
     outputs: int,
 ) -> Tensor:
-    """`lib.models.quantized.triton_product.multiply`: all weights become floats before one product."""
+    """`lib.models.quantized.triton_product.multiply` on the CPU: all weights become floats before one product."""
     tiles, blocks, vectors = words.shape[:3]
     codes = words.permute(0, 3, 1, 2, 4).reshape(tiles * 16, blocks, 4 * vectors)
     if bits == 4:
@@ -66,8 +68,9 @@ def multiply(
 
 
 @contextmanager
-def computed_kernels() -> Iterator[None]:
+def computed_kernels(device: FakeCuda) -> Iterator[None]:
     """Replaces the kernels' callers by the above, in modules that are imported from now on as well."""
+    multiply = partial(device.compute, _product)
     with ExitStack() as stack:
         for owner in (choose, fused):
             stack.enter_context(patch.object(owner, "fused_attention", StandIn))

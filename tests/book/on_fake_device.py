@@ -78,8 +78,8 @@ def main() -> None:
     os.chdir(script.parent)
     with ExitStack() as stack:
         free = int(options.gib * GIB)
-        stack.enter_context(fake_cuda(divmod(options.capability, 10), free))
-        stack.enter_context(computed_kernels())
+        device = stack.enter_context(fake_cuda(divmod(options.capability, 10), free))
+        stack.enter_context(computed_kernels(device))
         stack.enter_context(patch.object(hf_model, "transformers_model", on_the_cpu))
         stack.enter_context(patch.object(subprocess, "run", run_beside))
         if options.without_peers:

@@ -45,7 +45,7 @@ SAMPLING = {
 @pytest.fixture
 def cuda():
     """The fake device; fused attention is a stand-in that computes what the kernels compute."""
-    with fake_cuda() as device, computed_kernels():
+    with fake_cuda() as device, computed_kernels(device):
         yield device
 
 
@@ -247,8 +247,8 @@ def test_a_cache_of_8_bits(tmp_path, cuda):
 @pytest.mark.parametrize(
     "options", [{"attention": "gather"}, gpu_checks.GRAPHS], ids=["gather", "graphs"]
 )
-def test_masks_of_structured_output(texty, cuda, options):
-    gpu_checks.check_structured(texty, options)
+def test_masks_of_structured_output(tmp_path, cuda, options):
+    gpu_checks.check_structured(tmp_path, options)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])

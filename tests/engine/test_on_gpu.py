@@ -208,8 +208,8 @@ def test_a_cache_of_8_bits(tmp_path):
 @pytest.mark.parametrize(
     "options", [{"attention": "gather"}, gpu_checks.GRAPHS], ids=["gather", "graphs"]
 )
-def test_masks_of_structured_output(texty, options):
-    gpu_checks.check_structured(texty, options)
+def test_masks_of_structured_output(tmp_path, options):
+    gpu_checks.check_structured(tmp_path, options)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
