@@ -1265,16 +1265,23 @@ if CudaFusedAttention is None:
     print("Skipped: Triton is not installed here.")
 else:
     on_gpu = device.type == "cuda"
-    printed = in_a_process(
-        CASES.format(device=device.type),
-        **({} if on_gpu else {"TRITON_INTERPRET": "1"}),
-    )
-    found = [line.split("|") for line in printed.splitlines() if "|" in line]
-    assert len(found) == 4 and all(float(row[2]) < 1e-4 for row in found)
-    table(
-        found,
-        headers=["compiled" if on_gpu else "interpreted", "work", "difference"],
-    )
+    try:
+        printed = in_a_process(
+            CASES.format(device=device.type),
+            **({} if on_gpu else {"TRITON_INTERPRET": "1"}),
+        )
+    except RuntimeError as error:
+        # Triton 3.6 and older, with NumPy 2.4 or newer.
+        if "only 0-dimensional arrays can be converted" not in str(error):
+            raise
+        printed = None
+        print("Skipped: this Triton's interpreter fails with this NumPy.")
+    if printed is not None:
+        rows = [line for line in printed.splitlines() if "|" in line]
+        found = [row.split("|") for row in rows]
+        assert len(found) == 4 and all(float(row[2]) < 1e-4 for row in found)
+        how = "compiled" if on_gpu else "interpreted"
+        table(found, headers=[how, "work", "difference"])
 
 # %% [markdown]
 # "Work" lists the sequences as (queries, tokens before them).

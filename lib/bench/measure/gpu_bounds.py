@@ -56,7 +56,9 @@ def main() -> None:
         [r["gpu"], r["batch"], f"{1e6 * r['seconds']:,.0f}", f"{r['tokens_per_second']:,.0f}", r["limit"]]
         for r in bounds()
     ]  # fmt: skip
-    print(tabulate(table, ["GPU", "batch", "step, µs, at least", "tokens/s, at most", "limited by"]))
+    print(
+        tabulate(table, ["GPU", "batch", "step, µs, at least", "tokens/s, at most", "limited by"])
+    )
 
 
 if __name__ == "__main__":
