@@ -3,6 +3,7 @@
 `pytest -m fake_device` runs all of them, which takes many minutes; `make test` runs WITHIN_A_MINUTE.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -52,3 +53,22 @@ def test_a_chapter_on_a_fake_device(script, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS, ids=[s.stem for s in SCRIPTS])
 def test_every_chapter_on_a_fake_device(script, tmp_path):
     run_on_fake_device(script, tmp_path)
+
+
+@pytest.mark.fake_device
+@pytest.mark.timeout(1600)
+def test_chapter_3_goes_on_where_transformers_does_not_run(tmp_path):
+    (script,) = (s for s in SCRIPTS if s.stem == "03_batching")
+    out = run_on_fake_device(script, tmp_path, "--without-peers")
+    assert "transformers generate, batches of 8 does not run here, and is left out" in out
+
+
+@pytest.mark.fake_device
+@pytest.mark.timeout(1600)
+def test_chapter_7_on_a_t4_takes_its_half_precision(tmp_path):
+    (script,) = (s for s in SCRIPTS if s.stem == "07_fused_attention")
+    run_on_fake_device(script, tmp_path, *T4)
+    (path,) = tmp_path.glob("*/07_fused_attention.json")
+    record = json.loads(path.read_text())
+    assert record["measurements"]["attention_by_batch"]["params"]["half"] == "float16"
+    assert record["fingerprint"]["gpu"]["capability"] == "7.5"
