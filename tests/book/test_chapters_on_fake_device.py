@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "chapters").glob("[0-9]*.py"))
-WITHIN_A_MINUTE = ("09_prefix_caching",)
+WITHIN_A_MINUTE = ("09_prefix_caching", "12_structured_output")
 T4 = ("--gib", "15", "--capability", "75")
 
 
