@@ -2,6 +2,7 @@
 # make test      unit tests, then every chapter             make notebooks  write chapters/*.ipynb from chapters/*.py
 # make serve     serve the engine, OpenAI-compatible        make format     ruff format, and its fixable warnings
 # make demo      the same with few slots and blocks, to watch its page at work
+# make pdf       build the book, then print it into one PDF (needs Chromium or Chrome)
 # make clean     forget builds and caches, keep the venv
 #
 # Every target installs what it needs into .venv once. To use an interpreter that already has everything
@@ -27,12 +28,15 @@ export PYTHONUTF8              := 1
 # How OpenMP's threads wait for each other: see chapter 8.
 export GOMP_SPINCOUNT          ?= 3000
 
-.PHONY: book test serve demo record notebooks format setup clean
+.PHONY: book pdf test serve demo record notebooks format setup clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 book: $(SETUP)
 	@$(PY) book/tools/build.py $(ARGS)
+
+pdf: book
+	@$(PY) book/tools/pdf.py
 
 test: $(SETUP)
 	@$(PY) book/tools/check.py $(ARGS)

@@ -13,9 +13,9 @@
 # | laptop, two cores | two minutes | 2 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | three minutes, by estimate; the layers of this chapter run on its CPU | 2 GB | the same |
 #
-# **Adds to `lib/`.** `models/quantized/`: rounding, linear layers that multiply with integers, and readers for GGUF, GPTQ and
-# AWQ files. They are off by default; `quantization="gguf"`, `"int8"` or `"int4"` switches them on. `cache/int8_kv_cache.py` and
-# `attention/int8_kernel.py`: keys and values in 8 bits, with `kv_cache_dtype="int8"`.
+# **Adds to `lib/`.** `models/quantized/`: rounding, linear layers that multiply with integers, and readers for GGUF, GPTQ,
+# AWQ and FP8 files. They are off by default; `quantization="gguf"`, `"int8"`, `"int4"` or `"fp8"` switches them on.
+# `cache/int8_kv_cache.py` and `attention/int8_kernel.py`: keys and values in 8 bits, with `kv_cache_dtype="int8"`.
 # :::
 #
 # A decode step at batch 1 is limited by the time to read all weights (chapter 1). With batching, one reading serves several
@@ -71,6 +71,7 @@ from lib.attention.full import FullAttention
 from lib.attention.fused import fused_attention
 from lib.attention.int8_fused_cpu import Int8CpuFusedAttention
 from lib.bench.findings import ch11_quantisation as words
+from lib.bench.findings import float8 as float8_words
 from lib.bench.findings import other_engines as engine_words
 from lib.bench.findings import realistic_step
 from lib.bench.findings.gates import Experiments
@@ -106,6 +107,7 @@ from lib.models.checkpoint import load_model
 from lib.models.packed import PackedLinear
 from lib.models.quantized import gguf_blocks, tile_code, weight
 from lib.models.quantized.float_weights import RoundedWeights
+from lib.models.quantized.fp8 import FP8, FP8Weight, round_fp8, round_rows
 from lib.models.quantized.gguf_blocks import read_blocks
 from lib.models.quantized.layers import QuantizedHead, QuantizedLinear
 from lib.models.quantized.load import load_quantized
@@ -891,6 +893,134 @@ elif llm.tokenizer is not None:
     )
 
 # %% [markdown]
+# ## Eight bits as a float: FP8
+#
+# **FP8** here means the format e4m3: a sign, 4 bits of exponent and 3 bits of mantissa {cite:p}`micikevicius2022fp8`. In
+# PyTorch it is `torch.float8_e4m3fn`. Between two powers of two it has 8 values at equal distances, and the next 8 are twice
+# as far apart. The distance grows with the value, so the *relative* rounding error stays about the same. The codes of int8 are
+# at equal distances everywhere. The table compares both over the range of float8, −448 to 448:
+
+# %%
+codes = torch.arange(127, dtype=torch.uint8).view(FP8).float()  # all >= 0
+assert codes[0] == 0 and codes[-1] == 448
+int8_step = 448 / 127
+rows = []
+for at in (0.01, 0.1, 1.0, 10.0, 100.0, 400.0):
+    i = int(torch.searchsorted(codes, at, right=True)) - 1
+    step = (codes[i + 1] - codes[i]).item()
+    rows.append([f"{at:g}", f"{step:.3g}", f"{step / 2 / at:.1%}"])
+    nearest = min(at, int8_step / 2)  # small values are rounded to 0
+    rows[-1] += [f"{int8_step:.3g}", f"{nearest / at:.1%}"]
+
+# %% tags=["hide-input"]
+table(
+    rows,
+    headers=[
+        "near the value",
+        "step of float8",
+        "largest error",
+        "step of int8",
+        "largest error of int8",
+    ],
+)
+
+# %% [markdown]
+# **Prediction.** Rounding to multiples of $s$ has the root mean square error $s / \sqrt{12}$. In float8 $s$ is $1/8$ of the power
+# of two below the weight. If weights are spread evenly between two powers of two, the error is
+# $\sqrt{\tfrac{1}{64 \cdot 12} / \tfrac{7}{3}}$ = {glue:text}`float8_predicted` of them, whatever the scale is. In int8 the step is
+# the same for all weights of a row. A weight that is 20 times the others' largest makes the step 20 times as large, and so the
+# error of the others. The next cell rounds the matrix of "Groups and outliers" in both formats, each with one scale per row.
+
+# %%
+kinds = {"int8": round_channels, "float8": round_fp8}
+points = [
+    {
+        "format": name,
+        "error": error(rounding(embedding).dequantize()[:, :inputs], embedding),
+        "error_with_outlier": error(
+            rounding(planted).dequantize()[:, :inputs][:, others],
+            planted[:, others],
+        ),
+    }
+    for name, rounding in kinds.items()
+]
+
+# %% tags=["hide-input"]
+record.add("float8", unit="share", points=points)
+table(
+    [
+        [p["format"], f"{p['error']:.1%}", f"{p['error_with_outlier']:.1%}"]
+        for p in points
+    ],
+    headers=["format", "error", "error of the others, one outlier per row"],
+)
+glue("float8_predicted", f"{float8_words.PREDICTED:.1%}")
+glue_all(float8_words.error(record))
+
+# %% [markdown]
+# {glue:text}`float8_error_finding`
+#
+# So for weights without outliers int8 has the smaller error of the two. Float8 is useful for *activations*: their outliers need
+# no blocks with scales of their own. One scale per row of the input and one per output channel are enough. Both are constant
+# in the sum over the inputs, so the product of codes is computed first and scaled at the end:
+#
+# ```{math}
+# :label: eq-11-float8
+# y_{tn} = \sum_k (s_t\,a_{tk})\,(s_n\,c_{nk}) = s_t\,s_n \sum_k a_{tk}\,c_{nk}.
+# ```
+#
+# Here $a_{tk}$ are the codes of row $t$ of the input with the scale $s_t$, and $c_{nk}$ those of channel $n$ with the scale $s_n$.
+# `torch._scaled_mm` multiplies the codes. `round_rows` rounds the input in each call:
+
+# %% tags=["remove-input"]
+show_source(round_rows)
+show_source(FP8Weight, "forward")
+
+# %% [markdown]
+# The gain depends on hardware. NVIDIA's tensor cores multiply float8 from Ada (compute capability 8.9) and Hopper (9.0) on, at
+# twice the peak rate of bfloat16. The weights have half the bytes of bfloat16. In {eq}`eq-11-bound` both times are halved, so
+# the bound of the speed-up over bfloat16 is 2 for *every* number of rows, and $n^*$ stays the same. Weight-only formats gain
+# below $n^*$ only. The bound does not count the rounding of the activations, which takes several small operations per product
+# here. Without such hardware each code is converted to a wider float before it is multiplied, and nothing is gained at
+# large batches. `quantization="fp8"` therefore refuses older GPUs and names them. It runs on a CPU for tests, and this
+# page measures no time of it.
+#
+# What can be checked without such a GPU is the arithmetic. The layer has to compute {eq}`eq-11-float8`. Then the quality of the
+# whole model is compared again, over the same text. Embedding and head stay float32, as in most FP8 checkpoints.
+
+# %%
+matrix = round_fp8(embedding[:256])
+x = torch.randn(4, inputs, generator=torch.Generator().manual_seed(0))
+a, s = round_rows(x)
+exact = (a.double() @ matrix.codes.double().T) * s * matrix.scale
+layer = FP8Weight(matrix)
+assert (layer(x) - exact).abs().max() < 1e-5 * exact.abs().max()
+assert layer.weight_bytes == 256 * (inputs + 4)  # a byte per weight, a scale
+
+# %% tags=["hide-input"]
+if llm.tokenizer is not None:
+    float8 = load_quantized(MODEL, "fp8", "float32", CPU, torch.float32).model
+    found = compare(float8, model, text_ids)
+    point = {
+        "format": "float8",
+        "kl_divergence": max(found.kl_divergence, 0.0),
+        "same_greedy": found.same_greedy,
+    }
+    record.add(
+        "float8_quality",
+        unit="nats",
+        points=[point],
+        params={"tokens": TOKENS},
+    )
+    del float8
+    glue_all(float8_words.quality(record))
+else:
+    glue("float8_quality_finding", "Random weights: no quality is shown.")
+
+# %% [markdown]
+# {glue:text}`float8_quality_finding` Compare with the rows "int8 × int8" and "4 bits × int8" of the table above, in which the
+# activations are rounded in blocks of 32.
+#
 # ## Keys and values in 8 bits
 #
 # A step reads the weights once, but it reads the keys and values of every sequence. In a large batch with long contexts these
@@ -1038,10 +1168,11 @@ print(f"the largest difference of two outputs is {apart:.1e}")
 # %% [markdown]
 # {glue:text}`kv_attention_finding`
 #
-# What does it cost in quality? The next cell takes the KL divergence and the share of equal greedy tokens again, over the same
-# text. The weights are float32 in both cases. The model runs without a cache, and `RoundedKVAttention` rounds keys and values as
-# the cache does. An engine with an int8 cache computes the same, up to errors of float arithmetic, however it divides the work
-# into steps: already the step that computes a prompt attends to the rounded keys and values, and not to those before rounding.
+# The loss of quality: the next cell takes the KL divergence and the share of equal greedy tokens again, over the same
+# text. The weights are float32 in both cases. The model runs without a cache, and `RoundedKVAttention` rounds keys and
+# values as the cache does. An engine with an int8 cache computes the same, up to errors of float arithmetic, however it
+# divides the work into steps: already the step that computes a prompt attends to the rounded keys and values, and not
+# to those before rounding.
 
 # %%
 found = compare(model, model, text_ids, attention=RoundedKVAttention())
@@ -1138,7 +1269,7 @@ if FOUR == "gguf":
 
 # %% tags=["remove-input"]
 both = experiments.pick_for_all([gate, engine_gate, kv_gate], record)
-foretold = words.predictions(both)
+foretold = words.predictions(both) + float8_words.predictions(record)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 
@@ -1201,10 +1332,9 @@ for name, text in engine_words.findings(beside).items():
 #
 # - **Marlin** is vLLM's kernel for 4-bit weights on GPUs. It unpacks codes while the tensor cores multiply, and its authors
 #   measure speed-ups close to the bound up to batches of 16 to 32 {cite:p}`frantar2024marlin`.
-# - **FP8** is a float of 8 bits. Because it has an exponent, the relative rounding error is about the same for small and large
-#   values, within the format's range {cite:p}`micikevicius2022fp8`. NVIDIA GPUs since Ada and Hopper have twice the peak rate
-#   of bfloat16 for it. If weights and activations are both FP8, large batches can gain too. vLLM can also store the KV cache
-#   in it.
+# - **FP8 in vLLM** is `quantization="fp8"`, too. One kernel rounds the activations, often together with the norm before the
+#   product. vLLM also reads checkpoints with scales for blocks of 128 by 128 weights, which this engine refuses, and it can
+#   store the KV cache in FP8.
 # - **llama.cpp's k-quants** (Q4_K, Q6_K) have superblocks of 256 weights, in which the scales of the blocks are quantised
 #   themselves. `lib/` multiplies with Q4_0, Q4_1 and Q8_0 as they are stored. For other types `quantization="gguf"` raises an
 #   error that names the type.
