@@ -437,7 +437,8 @@ table(
 )
 
 # %% [markdown]
-# Here is GPT-2's layer, from `lib/` itself. `attention` is an argument: the model does not know what it attends over.
+# Here is GPT-2's layer, from `lib/` itself. `attention` is an argument: the model's code is the same for every kind of
+# attention.
 
 # %% tags=["remove-input"]
 show_source(gpt2.Block, "forward")

@@ -585,9 +585,9 @@ for prompt, token_ids in zip(prompts, kept):
     print(prompt + tokenizer.decode(token_ids))
 
 # %% [markdown]
-# Equal tokens are a coarse test, because the best token can win by a wide margin. Logits are a finer one. We also want more
-# than one way to fill the cache: a prompt in one piece, token by token, and in chunks of uneven size. Each way must end in
-# the logits of a full pass.
+# Equal tokens are a coarse test, because the best token often leads by a wide margin. Logits are a finer one. We also
+# want more than one way to fill the cache: a prompt in one piece, token by token, and in chunks of uneven size. Each
+# way must end in the logits of a full pass.
 
 
 # %%

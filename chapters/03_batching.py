@@ -506,7 +506,7 @@ table(
 # {glue:text}`longest_prompt` tokens, from `bench/workloads.py`, in static batches of eight.
 
 # %% tags=["hide-input"]
-SHORT = pick(smoke=16, cpu=2, gpu=1)  # divides all lengths of the workload
+SHORT = pick(smoke=16, cpu=4, gpu=1)  # divides all lengths of the workload
 REQUESTS = pick(smoke=12, cpu=32, gpu=32)
 
 

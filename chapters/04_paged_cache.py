@@ -241,7 +241,7 @@ table(
 #
 # ```{diagram} ../book/images/block_table.svg
 # :name: fig-block-table
-# :alt: Sequences A and B of the toy, the block table of each, and a pool of three blocks of four slots in which their tokens lie.
+# :alt: Sequences A and B of the example, the block table of each, and a pool of three blocks of four slots in which their tokens lie.
 # :width: 100%
 #
 # A and B of {ref}`sec-toy` in step 3, in a pool of three blocks and the null block. The tables say in which order a
@@ -433,7 +433,7 @@ table(
 )
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-pool", "caption": "The pool of a real run after six of its steps: 16 blocks of 4 slots. Full colour: slots that hold a token. Pale: slots that are reserved and still empty, which is internal fragmentation. Dashed: free. Block 0 is the null block. D arrives late; where the fresh blocks are used up, it takes blocks that A and C have given back."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-pool", "caption": "The pool of a real run after six of its steps: 16 blocks of 4 slots. Full colour: slots that hold a token. Pale: slots that are reserved and still empty, which is internal fragmentation. Dashed: free. Block 0 is the null block. D arrives late; when the blocks that were never used are gone, it gets blocks of A and C again."}}
 def draw_pool(ax, frame, num_blocks, block_size, names, columns=8):
     """The pool's blocks in rows; in each block, one cell a slot."""
     owner = {

@@ -1059,7 +1059,7 @@ gate = gate_of("the client that leaves")
 gate.check(used_before >= long_blocks, "no probe saw the leaver's blocks")
 by_leaver = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use while three users stream and one of them, with the long prompt, hangs up (dotted). The other two finish."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use while three users stream and one of them, with the long prompt, leaves (dotted). The other two finish."}}
 drawn, note = by_leaver.to_draw("pool_around_leaving", record)
 moment = drawn.params["left"]
 fig, ax = figure(height=2.4)
@@ -1662,9 +1662,9 @@ table(
 # :class: only-dark
 # ```
 #
-# The engine makes a snapshot of who owns which block at most ten times per second, spends at most 2 % of its time on it, and
-# makes none while no page is open. Up to 4,096 blocks, a square is a block. Beyond that a square stands for several
-# blocks, the engine sends a summary per square, and the page says how many blocks a square is.
+# At most ten times per second the engine makes a snapshot of which sequence owns which block. It spends at most 2 % of
+# its time on it, and makes none while no page is open. Up to 4,096 blocks, a square is a block. Beyond that a square
+# stands for several blocks, the engine sends a summary per square, and the page says how many blocks a square is.
 #
 # A server also has to shut down cleanly. On SIGTERM it refuses new work with 503, lets the requests inside finish, and
 # exits with status 0.

@@ -192,16 +192,16 @@ def kept_up(gate, rows):
 # Two kinds of load exist, and they measure different things {cite:p}`schroeder2006open`.
 #
 # - In a **closed loop**, a fixed number of users each send a request, wait for the answer, and send the next. A slow
-#   server is asked less often. It can never be overloaded by more than the number of users.
-# - In an **open loop**, requests arrive by a clock of their own, as they do when the users are many and do not know of
-#   each other. A slow server is asked just as often as a fast one.
+#   server gets requests less often. Its queue never holds more than the number of users.
+# - In an **open loop**, requests arrive at times that do not depend on the answers, as they do with many independent
+#   users. A slow server gets requests just as often as a fast one.
 #
-# A closed loop is right for throughput at a given concurrency. For latency it is misleading. Let the server stop for a
-# second, and a closed loop with one user records one slow request. The requests that would have come in that second
-# were never sent, so how long they would have waited is not measured. This is {term}`coordinated omission`
-# {cite:p}`tene2015latency`: the load generator sends nothing while the server is slow. The remedy is to decide
-# beforehand when each request is due, and to start its clock then, whether or not it could be sent. MLPerf's server
-# scenario has the same rule {cite:p}`reddi2020mlperf`.
+# A closed loop is right for throughput at a given concurrency. For latency it is misleading. If the server stops for a
+# second, a closed loop with one user records one slow request. The requests that would have come in that second were
+# never sent, so their waiting times are missing. This is {term}`coordinated omission` {cite:p}`tene2015latency`: the
+# load generator sends nothing while the server is slow. The remedy is to decide beforehand when each request is due,
+# and to start its clock then, whether or not it could be sent. MLPerf's server scenario has the same rule
+# {cite:p}`reddi2020mlperf`.
 #
 # Our load generator notes both times. Here are its definitions, from the source:
 
@@ -1212,7 +1212,7 @@ kept_up(gate, open_rows)
 gate.quiet(load)
 open_run = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-hockey", "caption": "The hockey stick: time to the first token against the offered rate, as a share of the capacity that was predicted from the closed loop. Poisson arrivals, paged server, no limit. Dotted: the mean that the model of these tests predicts, where it was computed."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-hockey", "caption": "Time to the first token against the offered rate, as a share of the capacity that was predicted from the closed loop. Poisson arrivals, paged server, no limit. Dotted: the mean that the model of these tests predicts, where it was computed."}}
 drawn_shares = load_rows.shares(open_run, PAGED)
 
 
@@ -1354,7 +1354,7 @@ record.headline(
 #
 # One rate, {glue:text}`pattern_share` of the capacity, the same requests, four patterns: all at once, at equal
 # intervals (steady), at random, and at random in clusters (gamma gaps with a burstiness of 0.25, as `vllm bench serve`
-# defines it). The steady pattern should be the easiest, since it never asks for more than the mean.
+# defines it). The steady pattern should be the easiest, since its rate is never above the mean.
 
 # %%
 PATTERN_SHARE = 0.7

@@ -450,7 +450,7 @@ print(
     f"largest error against float64: {error:.1e}"
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-walk", "caption": "The walk, block by block. Left: the scores of a query (dots) and the running peak (line); the vertical lines are block boundaries. Right: how far acc / norm is from the final output after each block. Every state is exact for the keys it has seen; the last has seen all."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-walk", "caption": "The loop over the keys, block by block. Left: the scores of a query (dots) and the running peak (line); the vertical lines are block boundaries. Right: how far acc / norm is from the final output after each block. Every state is exact for the keys read so far; the last one contains all keys."}}
 fig, (left, right) = figure(2, height=2.7)
 left.plot(exact_scores, "o", color=COLOURS[0], markersize=3.5)
 ends = [min(SEEN, (i + 1) * WALK_BLOCK) for i in range(len(states))]
@@ -2044,7 +2044,7 @@ record.headline(
 
 # %% tags=["hide-input"]
 PROMISE = pick(smoke=256, cpu=512, gpu=1024)
-REQUESTS = pick(smoke=6, cpu=16, gpu=128)
+REQUESTS = pick(smoke=6, cpu=10, gpu=128)
 SLOTS = pick(smoke=2, cpu=3, gpu=16)
 budget = SLOTS * PROMISE * config.kv_bytes_per_token(4)
 work = variable_length(config.vocab_size, n=REQUESTS)

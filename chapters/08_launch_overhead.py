@@ -126,7 +126,7 @@ from lib.models.packed_tiles import packed_tiles
 # continuous batching. One sequence decodes. Its bytes are counted, the bandwidth is measured, and so is the step.
 
 # %% tags=["hide-input"]
-PROMPT, NEW = pick(smoke=(8, 3), cpu=(32, 16), gpu=(64, 48))
+PROMPT, NEW = pick(smoke=(8, 3), cpu=(16, 12), gpu=(64, 48))
 ROWS = pick(smoke=4, cpu=64, gpu=64)  # the largest batch
 BATCHES = pick(smoke=[1, 4], cpu=[1, 4, 16, 64], gpu=[1, 2, 4, 8, 16, 32, 64])
 REPEATS = pick(smoke=2, cpu=7, gpu=25)
@@ -631,10 +631,10 @@ glue_all(words.kernels(by_kernel))
 # ## Fewer calls: a layer in two calls
 #
 # {eq}`eq-08-corrected` has two terms to reduce: the products, as far as they are above their bound, and hundreds of
-# small calls around them. How many bytes do these calls move? Between two products of a layer, the activations of one
-# token are a few thousand numbers, which fit into the cache of one core. So at batch 1 their bytes take little time. We
-# expect a fixed cost per call instead. The weights of each product also pass through the same cache, so the code and
-# the objects of the next call may have to be read from memory again.
+# small calls around them. These calls move few bytes. Between two products of a layer, the activations of one token are
+# a few thousand numbers, which fit into the cache of one core. So at batch 1 their bytes take little time. We expect a
+# fixed cost per call instead. The weights of each product also pass through the same cache, so the code and the objects
+# of the next call may have to be read from memory again.
 #
 # The prediction then rests on a count: the time around the products is proportional to the number of calls. We count
 # PyTorch's operators with the dispatch mode from above, leave out the products and the operators that only hand a tensor to
@@ -1545,7 +1545,7 @@ if not CUDA:  # on a GPU the CPU's threads have nothing to compute
     beside = busy_machine.step_times(
         plain.folder,
         SETTINGS,
-        steps=pick(smoke=2, cpu=8, gpu=8),
+        steps=pick(smoke=2, cpu=5, gpu=8),
         rounds=pick(smoke=1, cpu=2, gpu=2),
     )
     record.add(

@@ -1050,10 +1050,10 @@ glue("largest_pool", largest)
 glue_all(words.eviction(Shown(record)))
 
 # %% [markdown]
-# Of the tokens of {glue:text}`n_trace` prompts, {glue:text}`ideal_rate` % can be found. The knee of
-# {numref}`fig-09-pool` is at {glue:text}`knee` blocks, {glue:text}`knee_mib` MiB of keys and values, where keeping all
-# would take {glue:text}`largest_pool` blocks. The knee is the working set: the blocks of the conversations that are
-# active.
+# Of the tokens of {glue:text}`n_trace` prompts, {glue:text}`ideal_rate` % can be found. In {numref}`fig-09-pool`, 95 %
+# of that is reached with {glue:text}`knee` blocks, {glue:text}`knee_mib` MiB of keys and values; keeping all would take
+# {glue:text}`largest_pool` blocks. Beyond this *knee* of the curve more memory adds little. It is the size of the
+# working set, the blocks of the conversations that are active.
 #
 # {glue:text}`eviction_finding` The order that knows all future prompts {cite:p}`belady1966study` is an upper limit; a
 # server cannot use it.

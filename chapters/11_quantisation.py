@@ -1165,10 +1165,11 @@ print(f"the largest difference of two outputs is {apart:.1e}")
 # %% [markdown]
 # {glue:text}`kv_attention_finding`
 #
-# What does it cost in quality? The next cell takes the KL divergence and the share of equal greedy tokens again, over the same
-# text. The weights are float32 in both cases. The model runs without a cache, and `RoundedKVAttention` rounds keys and values as
-# the cache does. An engine with an int8 cache computes the same, up to errors of float arithmetic, however it divides the work
-# into steps: already the step that computes a prompt attends to the rounded keys and values, and not to those before rounding.
+# The loss of quality: the next cell takes the KL divergence and the share of equal greedy tokens again, over the same
+# text. The weights are float32 in both cases. The model runs without a cache, and `RoundedKVAttention` rounds keys and
+# values as the cache does. An engine with an int8 cache computes the same, up to errors of float arithmetic, however it
+# divides the work into steps: already the step that computes a prompt attends to the rounded keys and values, and not
+# to those before rounding.
 
 # %%
 found = compare(model, model, text_ids, attention=RoundedKVAttention())

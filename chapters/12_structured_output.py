@@ -607,12 +607,12 @@ show_source(AutomatonConstraint, "allowed", "_state")
 # ### Beyond regular expressions
 #
 # JSON values can be nested to any depth, and a schema may refer to itself. A finite automaton cannot count the brackets
-# that are open. That takes a stack, and with a stack there are infinitely many states, so a mask cannot simply be kept by
-# state. JSON Schema also has dozens of keywords. We do not write that ourselves. Two libraries were compared over the JSON
-# Schema test suite: which schemas they compile, and which texts the result then accepts. Texts are counted only for the
-# schemas that a library compiled, so the totals differ. *Strict* is the mode that xgrammar takes if nothing is said: it
-# forbids fields that the schema does not name. The standard allows them, so the other row is without it. A paper compares
-# more libraries on schemas from practice {cite:p}`jsonschemabench2025`.
+# that are open. That takes a stack, and with a stack there are infinitely many states, so a mask cannot simply be kept
+# by state. JSON Schema also has dozens of keywords. So the engine uses a library. Two libraries were compared over the
+# JSON Schema test suite: which schemas they compile, and which texts the result then accepts. Texts are counted only
+# for the schemas that a library compiled, so the totals differ. *Strict* is the mode that xgrammar takes if nothing is
+# said: it forbids fields that the schema does not name. The standard allows them, so the other row is without it. A
+# paper compares more libraries on schemas from practice {cite:p}`jsonschemabench2025`.
 
 # %% tags=["remove-input"]
 table(schema_suite.rows(), headers=list(schema_suite.HEADERS))

@@ -30,7 +30,7 @@ FINDINGS = (
     (
         paging.memory_crossing,
         "sec-published-memory",
-        "The pool was fixed beforehand and is paid for in full by the first sequence.",
+        "The pool was fixed beforehand and is allocated in full before the first sequence.",
         paging.memory_crossing_count,
     ),
     (
@@ -47,7 +47,7 @@ FINDINGS = (
     (
         rules.long_prompts,
         "sec-users",
-        "The arithmetic of a prompt is not shared among the sequences of a step, so it takes from the gain.",
+        "The arithmetic of a prompt is not shared among the sequences of a step, so it reduces the gain.",
     ),
     (
         rules.dispatch,
@@ -64,13 +64,13 @@ FAILURES = (
     (
         paging.out_of_memory,
         "sec-same-bytes",
-        "A slot reserves the longest sequence, and a block table only what is there.",
+        "A slot reserves room for the longest sequence, blocks only for tokens that exist.",
         paging.out_of_memory_count,
     ),
     (
         rules.flat_throughput,
         "sec-users",
-        "One request at a time is a batch of one, however many wait.",
+        "One request at a time is a batch of one, for any number of waiting requests.",
     ),
 )
 NOT_A_CLAIM = "tests"  # the headline table's number of tests says nothing about the engine
@@ -114,7 +114,7 @@ def claims(published: Reference) -> list[Claim]:
     table = (
         ("Throughput of the paged server over the sequential one", f"{head['system_throughput_gain_c64']}× at "
          f"{load['users']} users, {published['load_setup']['max_tokens']} tokens each", rules.load_gain, "sec-users",
-         "The two servers differ in batching and in paging, and where all sequences fit, the gain is batching's."),
+         "The two servers differ in batching and in paging, and where all sequences fit, the gain comes from batching."),
         ("Throughput of the largest batch over batch 1", f"{head['batch_gain_512']}× at batch {sweep['batch'][-1]}",
          rules.batch_gain, "sec-batch-sweep",
          "A step reads the weights once for all sequences, until arithmetic takes longer than reading."),

@@ -213,7 +213,7 @@ def dispatch(records: Records, published: Reference) -> Outcome | None:
     text, verdict, note = spent
     text = f"{before} to {after}, {text}"
     if (before, after) != ("gemm", "gemv"):
-        return Outcome(text, REFUTED, "the library chooses its kernels, on each machine anew")
+        return Outcome(text, REFUTED, "the library chooses its kernels separately on each machine")
     if verdict == NOT_COMPARABLE:
         note = f"the kernel does change here; for the time it {note}"
     return Outcome(text, verdict, note)

@@ -19,6 +19,7 @@ from typing import Any
 
 LAPTOP, PHONE = 1300, 390  # CSS pixels
 THEMES = ("light", "dark")
+SLOW = 120_000  # ms: a long page on a busy machine
 LEAST_TEXT = 9  # pixels of the smallest text in a figure, at both widths
 
 # What a page hides until it is asked for is measured as well.
@@ -118,6 +119,7 @@ def pages(html: Path) -> list[Path]:
 def opened(started: Any, path: Path) -> Any:
     """The page in a window of a laptop's width, with its math set and all that it hides shown. Loads local files only."""
     page = started.new_page(viewport={"width": LAPTOP, "height": 900})
+    page.set_default_timeout(SLOW)
     page.route(
         "**/*",
         lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort(),

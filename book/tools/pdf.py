@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from book.tools.check_pages import browser  # noqa: E402
+from book.tools.check_pages import SLOW, browser  # noqa: E402
 from book.tools.machine import describe_machine  # noqa: E402
 from book.tools.notebooks import pages_url, repository_url  # noqa: E402
 
@@ -57,6 +57,7 @@ def articles(started: Any, html: Path, names: list[str]) -> list[dict[str, Any]]
     script, found = (TOOLS / "pdf_page.js").read_text(), []
     # Animations stand still where less motion is asked for.
     page = started.new_page(viewport={"width": WIDTH, "height": 900}, reduced_motion="reduce")
+    page.set_default_timeout(SLOW)
     page.route("**/*", local_without_mathjax)
     for name, path in paths.items():
         page.goto(path.as_uri(), wait_until="load")
@@ -135,7 +136,7 @@ def make(html: Path, out: Path, names: list[str]) -> None:
         source = out.with_suffix(".html").resolve()
         source.write_text(text, encoding="utf-8")
         page = started.new_page(viewport={"width": WIDTH, "height": 900}, reduced_motion="reduce")
-        page.goto(source.as_uri(), wait_until="load", timeout=120_000)
+        page.goto(source.as_uri(), wait_until="load", timeout=SLOW)
         page.evaluate(TYPESET)
         page.evaluate("() => document.fonts.ready")
         page.set_default_timeout(600_000)

@@ -5,7 +5,7 @@ import pytest
 from lib.bench.findings.at_a_glance import sentence, stages
 from lib.bench.records.files import Run, read_records
 
-CHAPTERS = range(1, 13)
+CHAPTERS = range(1, 15)
 STAGES = ["no cache", "contiguous cache", "paged, gather", "paged, fused", "packed", "transformers"]
 
 
@@ -59,6 +59,15 @@ def test_counts_and_shares_are_quoted_as_they_are():
     )
     shared = {"way": ["offline", "streamed"], "share": [1.0, 0.94]}
     assert "reach 94 % of the throughput" in sentence(5, run_of(shared, "throughput"))
+    rates = {"policy": ["round_robin", "longest_prefix"], "hit_rate": [0.62, 0.73]}
+    assert sentence(13, run_of(rates, "policies")) == (
+        "Behind a router that knows which prefixes a replica has cached, 73 % of the prompt tokens were found; "
+        "where the replicas took turns, 62 %."
+    )
+    blocks = {"tokens": [41, 190], "window": [11, 9], "all": [11, 48]}
+    assert sentence(14, run_of(blocks, "blocks_held", params={"window": 32})) == (
+        "After 190 tokens, a sequence holds 9 blocks with a sliding window of 32 tokens, and 48 without one."
+    )
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -123,7 +123,7 @@ def test_the_model_of_added_costs_foretells_the_recorded_gains(data):
     assert found.count("as predicted") == 3
     old = [p for p in ch02.predictions(Run(data)) if "the larger of" in p.claim]
     assert old and {p.verdict for p in old} == {"the prediction failed"}
-    assert all(p.why == "nothing hides the arithmetic: the two costs add" for p in old)
+    assert all(p.why == "nothing overlaps: the two costs add" for p in old)
 
 
 def test_the_published_gains_follow_from_the_other_table():

@@ -148,7 +148,7 @@ def over_http(offline, streamed, whole=150.0) -> Run:
 def test_the_share_over_http(streamed, goal, costs, impossible):
     said = ch05.http(over_http([149.0, 150.0, 151.0], streamed))
     assert ("this run reaches it" in said["goal_finding"]) == goal
-    assert ("something else costs too" in said["cost_finding"]) == costs
+    assert ("something else takes time too" in said["cost_finding"]) == costs
     assert ("HTTP cannot make an engine faster" in said["share_finding"]) == impossible
 
 
@@ -220,7 +220,7 @@ def test_blocks_that_others_took_meanwhile_are_named():
 
 @pytest.mark.parametrize(
     "most, prompt, said",
-    [(0.03, False, "did not hold them up"), (0.2, True, "another user's prompt"), (0.2, False, "at most.")],
+    [(0.03, False, "did not delay them"), (0.2, True, "another user's prompt"), (0.2, False, "at most.")],
 )  # fmt: skip
 def test_the_longest_gap_is_blamed_on_a_prompt_only_if_one_came(most, prompt, said):
     columns = {"prompt": [32, 256], "ttft": [0.06, 0.26], "gap_median": [0.025, 0.025]}

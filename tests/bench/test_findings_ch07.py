@@ -56,12 +56,12 @@ def test_the_recorded_run_passes_the_gates_of_its_own_figures(data):
 
 
 def test_the_first_prediction_fails_where_it_failed_and_holds_where_it_held(data):
-    assert "The bytes say 3 times: the prediction failed." in said(data)["layer_gather_finding"]
+    assert "The bytes predict 3 times: the prediction failed." in said(data)["layer_gather_finding"]
     put(data, LAYER, "contiguous", -1, 1e-3)
     put(data, LAYER, "gather", -1, 3.1e-3)
     put(data, LAYER, "fused", -1, 1.05e-3)
     found = said(data)
-    assert found["layer_gather_finding"].endswith("The bytes say 3 times: as predicted.")
+    assert found["layer_gather_finding"].endswith("The bytes predict 3 times: as predicted.")
     assert found["layer_fused_finding"].endswith("the same time: as predicted.")
     assert found["broke_finding"].endswith("as predicted in this run.")
     by_bytes = ch07.predictions(Run(data))[:2]
@@ -70,7 +70,7 @@ def test_the_first_prediction_fails_where_it_failed_and_holds_where_it_held(data
     )
 
 
-@pytest.mark.parametrize("left, words", [(0.77, "no bandwidth shortens"), (0.2, "as the prediction assumed")])  # fmt: skip
+@pytest.mark.parametrize("left, words", [(0.77, "more bandwidth would not shorten"), (0.2, "as the prediction assumed")])  # fmt: skip
 def test_arithmetic_is_blamed_only_where_warm_caches_leave_it(data, left, words):
     for kind in ("contiguous", "gather", "fused"):
         put(data, HOT, kind, -1, left * at(data, HOT, kind, 0))
@@ -84,11 +84,11 @@ def test_a_bandwidth_above_the_ceiling_says_so(data):
     assert "measured too low" not in said(data)["bandwidth_finding"]
     put(data, LAYER, "mbu_fused", -1, 1.42)
     assert "only where the ceiling was measured too low" in said(data)["bandwidth_finding"]
-    assert "here nothing would give the warm number away" in said(data)["hot_finding"]
+    assert "here the mistake would not show" in said(data)["hot_finding"]
     moved = at(data, LAYER, "kv_bytes") * 4 / at(data, LAYER, "batch")
     bandwidth = data["roofline"]["bandwidth"]
     put(data, HOT, "fused", -1, moved / bandwidth / 1.4)
-    assert "how such a number is recognised" in said(data)["hot_finding"]
+    assert "did not come from memory" in said(data)["hot_finding"]
     put(data, HOT, "fused", 0, moved / bandwidth / 1.3)
     assert "neither share says anything" in said(data)["hot_finding"]
 
@@ -106,13 +106,13 @@ def test_other_heads_rows_are_blamed_only_by_the_measurement(data, factor, words
 
 
 def test_the_hand_over_is_judged_on_both_sides(data):
-    assert "on the right side of every size" in said(data)["hand_over_finding"]
+    assert "is right for every size" in said(data)["hand_over_finding"]
     put(data, "chunks", "kernel", 2, 5 * at(data, "chunks", "gather", 2))
-    assert "too late: the kernel loses already at 8" in said(data)["hand_over_finding"]
+    assert "too high: the kernel loses already at 8" in said(data)["hand_over_finding"]
     put(data, "chunks", "kernel", -1, 0.2 * at(data, "chunks", "gather"))
-    assert "right for neither side" in said(data)["hand_over_finding"]
+    assert "wrong in both directions" in said(data)["hand_over_finding"]
     put(data, "chunks", "kernel", 2, 0.5 * at(data, "chunks", "gather", 2))
-    assert "too early: the kernel would still win at 64" in said(data)["hand_over_finding"]
+    assert "too low: the kernel would still win at 64" in said(data)["hand_over_finding"]
 
 
 def test_the_goal_and_the_bound_of_a_step(data):

@@ -323,7 +323,7 @@ def test_chapter_8_tells_a_collapse_from_none(busy, collapse):
         "columns": {"setting": names, "quiet": [0.04, 0.041, 0.05], "busy": busy},
     }  # fmt: skip
     said = ch08.render(Run(data))["busy_finding"]
-    assert ("does not show the collapse" in said) != collapse
+    assert ("does not show the slowdown" in said) != collapse
     assert "3,000 rounds and the default take about the same time" in said
     assert "sleep at once is a little slower than the default (25 %" in said
     verdict = ch08.predictions(Run(data))[-1].verdict

@@ -101,7 +101,7 @@ def test_what_lies_inside_of_the_range_is_not_called_outside_of_it():
     gate = Gate("latency")
     assert not gate.machine(roofline(33e9), with_runs(78e9, 31e9))
     assert gate.reasons == [
-        "memory bandwidth at 33 GB/s is 0.42 times this machine's record: a record allows 39 GB/s to 85.8 GB/s"
+        "memory bandwidth at 33 GB/s is 0.42 times this machine's record: a record allows 39 GB/s to 97.5 GB/s"
     ]
 
 

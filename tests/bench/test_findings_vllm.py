@@ -60,7 +60,7 @@ def test_a_cost_per_sequence_is_blamed_only_where_the_published_engine_has_less(
 @pytest.mark.parametrize(
     "vllm, words",
     [
-        (VLLM, "batch 80. Measured, vLLM's throughput goes below that of the published engine between 64 and 128: as the lines have it."),
+        (VLLM, "batch 80. Measured, vLLM's throughput goes below that of the published engine between 64 and 128: as the lines predict."),
         (sweep(0.3), "never cross"),
         (sweep(0.3), "do not cross"),
         (sweep(first=0.3), "the lines fail"),

@@ -1,6 +1,6 @@
 """The book's first page: one measured sentence per chapter, and throughput step by step, from recorded runs.
 
-Introduced in chapter 12.
+Introduced in chapter 14.
 """
 
 from collections.abc import Callable
@@ -176,6 +176,32 @@ def _masks(run: Any) -> Finding:
     return _of(f"with a vocabulary of {_count(series, 'vocabulary', -1)} tokens, ", said)
 
 
+def _routers(run: Any) -> Finding:
+    series = run["policies"]
+    names = ("longest_prefix", "round_robin")
+    knows, in_turn = (value(named(series, name, "hit_rate")).middle for name in names)
+    if knows is None or in_turn is None:
+        return missing("the hit rate by router")
+    text = (
+        f"behind a router that knows which prefixes a replica has cached, {percent(knows)} of the prompt "
+        f"tokens were found; where the replicas took turns, {percent(in_turn)}"
+    )
+    return Finding(text, "number", knows / in_turn if in_turn else None)
+
+
+def _window(run: Any) -> Finding:
+    series = run["blocks_held"]
+    bounded, all_seen = (value(cell(series, name, -1)).middle for name in ("window", "all"))
+    window = None if series is None else series.params.get("window")
+    if not bounded or not all_seen or window is None:
+        return missing("the blocks that a sliding window holds")
+    text = (
+        f"after {_count(series, 'tokens', -1)} tokens, a sequence holds {number(bounded)} blocks with a "
+        f"sliding window of {number(window)} tokens, and {number(all_seen)} without one"
+    )
+    return Finding(text, "number", all_seen / bounded)
+
+
 # By chapter: the experiment's name at its gate, and the finding.
 _SENTENCES: dict[int, tuple[str, Callable[[Any], Finding]]] = {
     1: ("time by prompt length", _growth),
@@ -190,4 +216,6 @@ _SENTENCES: dict[int, tuple[str, Callable[[Any], Finding]]] = {
     10: ("ways to draft", _drafts),
     11: ("time of the products", _formats),
     12: ("time of a mask", _masks),
+    13: ("two replicas behind a router", _routers),
+    14: ("blocks held", _window),
 }

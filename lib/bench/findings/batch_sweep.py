@@ -140,16 +140,18 @@ def realistic(length: int = 1000) -> dict[str, str]:
     own = each / (length * counts.kv_bytes_per_token(LLAMA_7B, "bfloat16"))
     one, all_ = (max(step_times(LLAMA_7B, H100, b, length, "bfloat16")) for b in (1, most))
     ends_at = (
-        f"no batch is bound by arithmetic: a sequence brings {number(round(own))} operations for each byte of its own "
-        f"cache, and the machine could do {number(round(H100.ridge('bfloat16')))}"
+        f"no batch is bound by arithmetic: a sequence needs {number(round(own))} operations per "
+        f"byte of its own cache, and the machine could do {number(round(H100.ridge('bfloat16')))}"
         if batch is None
         else f"arithmetic takes over at batch {batch:,}"
     )
     return {
         "realistic_finding": (
-            f"With sequences of {number(length)} tokens {ends_at}. Memory ends it first: {most} such sequences fit beside "
-            f"the weights. A step with all of them takes {times(all_ / one)} as long as a step with one, so batching is "
-            f"worth {times(most * one / all_)} the throughput there, and not {most}."
+            f"With sequences of {number(length)} tokens {ends_at}. Memory is the limit first: "
+            f"{most} such sequences fit beside "
+            f"the weights. A step with all of them takes {times(all_ / one)} as long as a step "
+            f"with one, so batching gives {times(most * one / all_)} the throughput there, and "
+            f"not {most} times."
         )
     }
 
@@ -308,7 +310,7 @@ def laid_out(packed: Any) -> Finding:
         f"{times(before)} as long as those with {small}; with weights that are laid out once, {times(after)}"
     )
     if after <= 1.1 < before:
-        return Finding(f"{said}, and there the larger batch is free", "free", after)
+        return Finding(f"{said}, and there the larger batch takes no more time", "free", after)
     return Finding(said, "other", after)
 
 
@@ -415,7 +417,7 @@ def _utilisation(series: Series | None) -> dict[str, str]:
             f"arithmetic; at batch {sizes[-1]}, {percent(read[-1])} and {percent(done[-1])}."
         )
         if read[-1] < 0.9 * read[0] and done[-1] > 1.1 * done[0]:
-            text += " The batch trades one ceiling for the other."
+            text += " A larger batch uses less of the first ceiling and more of the second."
         if max(read[0], read[-1], done[0], done[-1]) > 1:
             text += " More than 100 % says that a ceiling was measured too low."
     busy, driver = ends(series, "gpu_busy"), ends(series, "nvml_mb")[1]

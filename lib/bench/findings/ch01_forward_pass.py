@@ -144,10 +144,10 @@ def latency(run: Any) -> dict[str, str]:
 
 def _broke(verdict: Finding, grown: float | None, expected: float | None, cause: Finding) -> str:
     lesson = (
-        "A ceiling belongs to a shape, and not to the machine alone: measure the product that the model runs, with the "
-        "number of rows that it has."
+        "The rate of a product depends on its shape as well as on the machine: measure the "
+        "product that the model runs, with the number of rows that it has."
     )
-    foretold = "The first prediction let the time of a token grow as its bound does"
+    foretold = "The first prediction was that the time of a token grows as its bound does"
     if grown is None or expected is None:
         return f"{foretold}; {missing('that growth')}. {lesson}"
     if verdict.kind in ("failed", "little"):
@@ -159,7 +159,7 @@ def _broke(verdict: Finding, grown: float | None, expected: float | None, cause:
         if verdict.kind == "about"
         else "this run cannot tell whether it does"
     )
-    return f"{foretold}, and {held}. A bound is a limit all the same, and no prediction. {lesson}"
+    return f"{foretold}, and {held}. A bound is only a limit, not a prediction. {lesson}"
 
 
 def _against_transformers(
@@ -252,8 +252,9 @@ def published_curve(sweep: Mapping[str, Sequence[float]]) -> dict[str, str]:
     said = f"On the published A100 the curve {shape}."
     if shape.kind == "peaks":
         said += (
-            " That machine's ridge lies further out than a short sequence, so its first tokens cost only the launch of "
-            "the work, whatever their number; and a first, slow call is shared by more tokens as the run gets longer."
+            " A short sequence lies below that machine's ridge, so a pass takes the time to "
+            "start its operations, for any number of tokens; and a first, slow call counts less "
+            "as the run gets longer."
         )
     return {"published_finding": said}
 

@@ -237,8 +237,8 @@ def broke(run: Any, throughput_run: Any = None) -> dict[str, str]:
     lesson = ""
     if fitted.kind == "sum":
         lesson = (
-            " Costs add where one processor pays them all. One hides behind the other only where two devices work at the "
-            "same time."
+            " Costs add where one processor does all the work. They overlap only where two "
+            "devices work at the same time."
         )
     elif fitted.kind == "larger":
         lesson = " On this machine the larger of the two is the better model after all."
@@ -272,7 +272,7 @@ def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
     series, models = steps_run[STEPS], foretold(run)
     halved, alone = halving(series), by_products(steps_run)
     flat = trend(column(series, "length"), column(series, "kv_cache"), "s", "{} tokens")
-    add = "nothing hides the arithmetic: the two costs add" if fit(steps_run).kind == "sum" else ""
+    add = "nothing overlaps: the two costs add" if fit(steps_run).kind == "sum" else ""
     few = "passes of few tokens run below the ceiling" if _few_are_slow(steps_run) else ""
     bounds = _bounds_halve(run)
     later = _later(series, bounds, halved.ratio if halved.kind == "at" else None)
@@ -341,7 +341,7 @@ def _gain_predictions(steps_run: Any, throughput_run: Any) -> list[Prediction]:
     found = []
     for kind in NAMES:
         why = (
-            "nothing hides the arithmetic: the two costs add"
+            "nothing overlaps: the two costs add"
             if kind == "larger" and cause.kind == "sum"
             else ""
         )

@@ -106,14 +106,15 @@ def promise(promised: float | None, got: float | None) -> str:
         return missing("the gain against the count of steps").sentence
     if got > 1.1 * promised:
         return (
-            f"That is {times(got)}, more than the {times(promised)} that the steps promise: a step of one of the two was "
+            f"That is {times(got)}, more than the {times(promised)} that the steps predict: a "
+            f"step of one of the two was "
             "faster, or the machine changed between them."
         )
     if got >= promised / 1.1:
-        return f"The steps promise {times(promised)}, and {times(got)} is about all of it."
+        return f"The steps predict {times(promised)}, and {times(got)} is about as much."
     if got <= 1:
-        return f"The steps promise {times(promised)}; the throughput gained nothing ({times(got)})."
-    return f"The steps promise at most {times(promised)}, and {times(got)} is less, as predicted."
+        return f"The steps predict {times(promised)}; the throughput gained nothing ({times(got)})."
+    return f"The steps predict at most {times(promised)}, and {times(got)} is less, as predicted."
 
 
 def _schedulers(series: Series | None, static: int, continuous: int) -> tuple[str, str]:
@@ -234,7 +235,7 @@ def equal(run: Any) -> dict[str, str]:
     if found.kind in ("missing", "undefined") or None in steps:
         return {"equal_finding": missing("the run with equal lengths").sentence}
     if found.direction and steps[0] == steps[1]:
-        said = f"{found.sentence} With the same {number(steps[0])} steps that is no scheduler's doing: "
+        said = f"{found.sentence} With the same {number(steps[0])} steps the scheduler cannot be the cause: "
         said += (
             "two timings of the same work differ by as much here."
             if found.kind == "little"
@@ -281,7 +282,8 @@ def budget(run: Any) -> dict[str, str]:
     ]
     return {
         "gap_finding": f"The longest gap between two tokens of a running sequence was {said[0]}: {_factor(gap, 'shorter', 'longer')}.",
-        "late_finding": f"The newcomer's own first token came after {said[1]}: {_factor(first, 'earlier', 'later')}.",
+        "late_finding": f"The first token of the new request came after {said[1]}: "
+        "{_factor(first, 'earlier', 'later')}.",
         "trade_finding": _trade(gap, first),
         "chunk_finding": _chunks(run),
     }
@@ -302,7 +304,9 @@ def _trade(gap: Finding, first: Finding) -> str:
     if gap.direction < 0 and first.direction > 0:
         return "The budget trades one for the other."
     if gap.direction < 0:
-        return "In this run the chunks cost the newcomer nothing that can be told from the repeats."
+        return (
+            "In this run the chunks did not delay the new request by more than the repeats differ."
+        )
     return "In this run the chunks made no gap shorter, so the prediction failed."
 
 
@@ -316,7 +320,8 @@ def _chunks(run: Any) -> str:
     gap, first = versus_prediction(tokens, shrunk, "×"), versus_prediction(1.0, delayed, "×")
     said = (
         f"In proportion to the tokens of a step, the longest gap would be {times(tokens)} shorter; it was {times(shrunk)}: "
-        f"{gap.verdict}. The newcomer would wait as long as before; it waited {times(delayed)} as long: {first.verdict}."
+        f"{gap.verdict}. The new request would wait as long as before; it waited "
+        f"{times(delayed)} as long: {first.verdict}."
     )
     cause = chunk_cause(run)
     if "failed" in (gap.kind, first.kind) and cause.kind == "products":

@@ -110,14 +110,14 @@ def _gain_verdict(series: Series | None) -> str:
     if versus_prediction(limit, gain, "×").kind == "cannot tell":
         return f"Whether the ratio of the steps was the limit, this run cannot tell ({both})."
     if got <= 1.1 * limit:
-        return f"The ratio of the steps was to be the limit, and it held ({both})."
+        return f"The ratio of the steps was predicted to be the limit, and it held ({both})."
     verdict = versus_prediction(limit, got, "×").verdict
-    return f"The ratio of the steps was to be the limit, and the gain goes beyond it ({both}): {verdict}."
+    return f"The ratio of the steps was predicted to be the limit, and the gain goes beyond it ({both}): {verdict}."
 
 
 def _broke(series: Series | None) -> str:
     """What became of the limit on the throughput, for the list of what broke."""
-    said = "The ratio of the steps was to limit the gain in throughput, because a step with more sequences does more"
+    said = "The ratio of the steps was predicted to limit the gain in throughput, because a step with more sequences does more"
     limit, gain = gain_limit({SAME_BYTES: series})
     got = value(gain).middle
     if limit is None or not got or got <= 0:
@@ -125,10 +125,8 @@ def _broke(series: Series | None) -> str:
     if versus_prediction(limit, gain, "×").kind == "cannot tell":
         return f"{said}. This run cannot tell whether it does."
     if got <= 1.1 * limit:
-        return f"{said}. In this run it does. On another machine it need not: more work is not always more time."
-    return (
-        f"{said}. The gain was {times(got)}, the limit {times(limit)}: more work was not more time."
-    )
+        return f"{said}. In this run it does. On another machine it need not: more work does not always take more time."
+    return f"{said}. The gain was {times(got)}, the limit {times(limit)}: more work did not take more time."
 
 
 def gain_cause(run: Any) -> str:
@@ -150,7 +148,7 @@ def gain_cause(run: Any) -> str:
             f"slots, and took {times(ratio)} as long."
         )
         if many > 1.1 * few and ratio < many / few / 1.1:
-            said += " So a further sequence costs a step less than its share; chapter 3 has the time of a step by batch."
+            said += " So one more sequence adds less to a step than an equal share of its time; chapter 3 has the time of a step by batch."
     prompts, together = _numbers(series, "prompt_seconds")
     if prompts:
         said += (
@@ -247,8 +245,8 @@ def realistic(tokens: int = 500, promise: int = 4096, memory: float = 80e9) -> d
     return {
         "realistic_finding": (
             f"For a 7B model in bfloat16 on an H100 with 80 GB (3.35 TB/s and 989 TFLOP/s by its data sheet), one token "
-            f"takes {quantity(each, 'B')} and {quantity(free, 'B')} are free beside the weights. With a promise of "
-            f"{promise:,} tokens these are {slots} slots, or {blocks:,} blocks of 16, which hold {fit} sequences of "
+            f"takes {quantity(each, 'B')} and {quantity(free, 'B')} are free beside the weights. With up to "
+            f"{promise:,} tokens per sequence these are {slots} slots, or {blocks:,} blocks of 16, which hold {fit} sequences of "
             f"{tokens} tokens, {times(fit / slots)} as many. A step of {batch} such sequences takes at least "
             f"{quantity(one, 's')} where each key and value is read once and {quantity(three, 's')} gathered, "
             f"{times(three / one)} as long: the keys and values are more bytes there than the weights."

@@ -103,7 +103,7 @@ def timeline(run: Any) -> dict[str, str]:
         }
     gap = f"User 1's tokens come {quantity(median, 's')} apart at the median and {quantity(most, 's')} at most"
     if most < 1.5 * median:
-        gap += ", so the other prompts did not hold them up"
+        gap += ", so the other prompts did not delay them"
     elif cell(series, "prompt_in_gap", 0):
         gap += f", {times(most / median)} as long: that step also computed another user's prompt"
     return {"long_finding": long, "gap_finding": f"{gap}."}
@@ -119,7 +119,7 @@ def leaving(run: Any) -> dict[str, str]:
         pool = missing("the pool around the moment of leaving").sentence
     else:
         taken = after - before + own
-        pool = f"The pool held {before} blocks, {own} of them filled by the leaver"
+        pool = f"The pool held {before} blocks, {own} of them filled by the client that left"
         pool += f"; {quantity(freed, 's')} after it hung up, the metrics showed {after}"
         pool += f". The others had taken {taken} more in the meantime." if taken > 0 else "."
     arrived = param(series, "leave_after")

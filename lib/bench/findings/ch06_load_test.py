@@ -74,7 +74,7 @@ def lessons(run: Any, open_run: Any = None) -> dict[str, str]:
     """The first two takeaways, by what was measured; `open_run`: the run of the overload, where another."""
     cause, good = closed.gain_cause(run), opened.goodput_gain(run if open_run is None else open_run)
     if cause.kind == "batching":
-        first = "The gain over a sequential server is the scheduler's."
+        first = "The gain over a sequential server comes from the scheduler."
     else:
         first = cause.sentence
     points = closed.fit(run)
@@ -86,7 +86,9 @@ def lessons(run: Any, open_run: Any = None) -> dict[str, str]:
     else:
         second = "The model of two measurements was not judged here."
     if good.direction > 0:
-        second += " Beyond the knee, a limit on the queue keeps goodput that a longer queue loses."
+        second += (
+            " Above the capacity, a limit on the queue keeps goodput that a longer queue loses."
+        )
     return {"gain_lesson": first, "model_lesson": second}
 
 
@@ -206,7 +208,7 @@ def _open(run: Any) -> list[Prediction]:
     refused = share_of("rejected_fraction")
     times_of = "" if share is None else f" at {number(share)} times the capacity"
     return [
-        Prediction("requests inside below the knee: Little's law", *opened.little(run), unit="requests"),
+        Prediction("requests inside below the capacity: Little's law", *opened.little(run), unit="requests"),
         Prediction("most requests completed per second: the capacity", opened.capacity(run), opened.best_rate(run),
                    _finite(opened.best_model(run), opened.best_rate(run)), "requests/s"),
         Prediction("the same: model of this test", opened.best_model(run), opened.best_rate(run), unit="requests/s"),
@@ -214,7 +216,7 @@ def _open(run: Any) -> list[Prediction]:
         Prediction(f"mean wait for the first token{times_of}: formula for a long test",
                    opened.long_test_wait(run), at("ttft_mean", PAGED, share)),
         Prediction("the same: model of this test", at("predicted_ttft", PAGED, share), at("ttft_mean", PAGED, share)),
-        Prediction("goodput without a limit, from the knee on", "falls", opened.goodput_trend(run), unit=""),
+        Prediction("goodput without a limit, from the capacity on", "falls", opened.goodput_trend(run), unit=""),
         Prediction("goodput with a limit: model of this test", at("predicted_goodput", LIMITED, limited),
                    at("goodput", LIMITED, limited), unit="requests/s"),
         Prediction("share refused: formula for a long test", None if limited is None else 100 * (1 - 1 / limited), refused,

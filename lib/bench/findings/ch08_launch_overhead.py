@@ -68,14 +68,15 @@ def model(run: Any) -> dict[str, str]:
         broke = missing("the step that the first model predicts").sentence
     else:
         broke = (
-            f"The first model, the bound and all starts, foretells {quantity(predicted, 's')} for a step at batch 1. It "
+            f"The first model, the bound and all starts, predicts {quantity(predicted, 's')} for "
+            f"a step at batch 1. It "
             f"takes {quantity(value(measured).middle, 's')}: {found.verdict}."
         )
         cause = slow_products(run)
         if found.kind == "failed" and found.direction > 0 and cause:
             broke += (
-                f" What the model lacked was not overhead: {cause}. A bound that is not reached is no prediction of the "
-                "time that reading takes."
+                f" The missing time is not overhead: {cause}. A bound that is not reached does "
+                f"not predict the time of reading."
             )
     corrected = []
     for row, where in ((0, "at batch 1"), (-1, f"at {last_batch(run[STEPS])}")):
@@ -144,8 +145,9 @@ def realistic(run: Any) -> dict[str, str]:
         )
         if slow > 2 * both and both > 1.1 * bytes_:
             small += (
-                " So here the bytes hide the host's work, and on the H100 of the next section they do not: the machine "
-                "decides whether overhead shows, not the model alone."
+                " So here the bytes take longer than the host's work, and on the H100 of the "
+                "next section they do not: whether overhead matters depends on the machine as "
+                "well as on the model."
             )
     return {
         "realistic_finding": said,

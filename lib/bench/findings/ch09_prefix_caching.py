@@ -84,7 +84,7 @@ def cost(run: Any) -> Finding:
         text = f"{said}, less than the {percent(spread)} by which the repeats of one engine differ, so this run cannot tell"
         return Finding(text, "cannot tell", 1 / gain)
     if extra < -COST_GOAL:
-        text = f"{said}: no cost shows, and the gain is not the cache's, which found nothing"
+        text = f"{said}: this run shows no cost, and the gain has another cause, since the cache found nothing"
         return Finding(text, "within", 1 / gain, -1)
     if extra <= COST_GOAL:
         return Finding(f"{said}, within the 1 % that was the goal", "within", 1 / gain)
@@ -104,7 +104,7 @@ def workloads(run: Any) -> dict[str, str]:
         best = f"The largest gain in time is on the workload “{name}”: {times(gains[name])}"
         best += "." if fewer is None else f", with {times(fewer)} fewer tokens."
         if fewer is not None and gains[name] < fewer / 1.1:
-            best += " The rest of the time is decoding, or what a step costs whatever its tokens."
+            best += " The rest of the time is decoding, or a step's fixed cost."
     hashing = value(cell(run["hashing"], "share", 0)).middle
     named = missing("the time of hashing").sentence
     if hashing is not None and hashing >= 0:
@@ -158,7 +158,7 @@ def leak(run: Any) -> dict[str, str]:
     open_ = compare(right, wrong, "the right guess", "a wrong one")
     closed = compare(salted, wrong, "the right guess", "a wrong one")
     seen = {-1: "the channel is open", 1: "which no cache explains"}.get(
-        open_.direction, "so the times of this run do not give the guess away"
+        open_.direction, "so the times of this run do not reveal the guess"
     )
     first = open_.sentence if open_.kind == "missing" else f"Without a salt {open_}: {seen}."
     apart = {-1: ": this difference has another cause than a hit, since nothing was found"}

@@ -150,7 +150,7 @@ def crossing(
         text = f"{a_name} is {word} {b_name} wherever they differ: they never cross"
         return Finding(text, "never", None, side)
     if len(changes) > 1:
-        text = f"{a_name} and {b_name} cross {len(changes)} times, so neither is above for good"
+        text = f"{a_name} and {b_name} cross {len(changes)} times, so neither stays above the other"
         return Finding(text, "varies")
     (x0, x1) = changes[0]
     word = "above" if side > 0 else "below"

@@ -83,8 +83,8 @@ def verdict_of(run: Any, kind: str) -> str:
     if want is None or found.kind == "missing":
         return ""
     if kind != "gather":
-        return f". The bytes say that they take the same time: {found.verdict}"
-    return f". The bytes say {times(want)}: {found.verdict}"
+        return f". The bytes predict the same time: {found.verdict}"
+    return f". The bytes predict {times(want)}: {found.verdict}"
 
 
 def layer(run: Any) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _half(run: Any) -> str:
     on_cpu = run.roofline is not None and run.roofline.device.startswith("cpu")
     if on_cpu and ratio and ratio < 1.8 and warm and warm > 0.45:
         said += (
-            " Arithmetic does not shrink with the bytes: two bytes are widened to four, and then there are as many "
+            " The arithmetic stays the same: two bytes are widened to four, and then there are as many "
             "multiplications as before. The next section shows how much of the time that is."
         )
     return said
@@ -227,7 +227,8 @@ def _warm(run: Any) -> str:
     said = f"Where the keys are in the processor's caches already, {listed} of its time with emptied caches."
     if min(shares.values()) > 0.45:
         said += (
-            " That part is arithmetic and overhead, and no bandwidth shortens it. The prediction had left it out: it "
+            " That part is arithmetic and overhead, and more bandwidth would not shorten it. The "
+            "prediction had left it out: it "
             "counted arithmetic at the rate of large matrix products. The small products, exponentials and table lookups "
             "of attention run at a lower one."
         )

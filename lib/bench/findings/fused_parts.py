@@ -58,7 +58,7 @@ def gather_parts(run: Any) -> dict[str, str]:
     verdict = versus_scaled(2.0, piece, part(run, NEW))
     said = copy.sentence
     if "missing" not in (verdict.kind, copy.kind):
-        said = f"{said} The bytes say 2 times: {verdict.verdict}."
+        said = f"{said} The bytes predict 2 times: {verdict.verdict}."
     mask = compare(part(run, MASKED), piece, "attention with a mask", "attention without one")
     fresh = compare(
         part(run, FRESH), part(run, KEPT), "a copy into fresh pages", "one into memory that is kept"
@@ -101,7 +101,9 @@ def _copy_bandwidth(run: Any) -> str:
     if copied > 1.1:
         said += " More than memory can deliver: some of the copy never leaves the processor's caches, or the ceiling was measured too low."
     if read < 0.5 * copied:
-        said += " Beside a slow read, the copy weighs less than its bytes."
+        said += (
+            " Next to a slow read, the copy takes a smaller share of the time than of the bytes."
+        )
     return said
 
 
@@ -164,13 +166,13 @@ def chunks(run: Any) -> dict[str, str]:
         if faster.direction < 0 and n > limit:
             early.append(number(n))
     if late and early:
-        said = f"The hand-over after {limit} queries is right for neither side: the kernel loses at {', '.join(late)} queries and wins at {', '.join(early)}."
+        said = f"The limit of {limit} queries is wrong in both directions: the kernel loses at {', '.join(late)} queries and wins at {', '.join(early)}."
     elif late:
-        said = f"The hand-over after {limit} queries comes too late: the kernel loses already at {', '.join(late)}."
+        said = f"The limit of {limit} queries is too high: the kernel loses already at {', '.join(late)}."
     elif early:
-        said = f"The hand-over after {limit} queries comes too early: the kernel would still win at {', '.join(early)}."
+        said = f"The limit of {limit} queries is too low: the kernel would still win at {', '.join(early)}."
     else:
-        said = f"The hand-over after {limit} queries is on the right side of every size that was measured."
+        said = f"The limit of {limit} queries is right for every size that was measured."
     return {"crossover_finding": found.sentence, "hand_over_finding": said}
 
 
@@ -191,10 +193,11 @@ def caches(run: Any) -> dict[str, str]:
         said += " Already the second is more than memory can deliver, so the ceiling was measured too low, and neither share says anything."
     elif warm > 1.05:
         said += (
-            " The first is more than memory can deliver, which is how such a number is recognised."
+            " The first is more than memory can deliver, which shows that these keys and values "
+            "did not come from memory."
         )
     else:
-        said += " Neither is more than memory can deliver, so here nothing would give the warm number away."
+        said += " Neither is more than memory can deliver, so here the mistake would not show in the warm number."
     ratios = [over(hot(run, "gather", last), hot(run, "fused", last)) for last in (False, True)]
     compared = missing("the gather with warm caches").sentence
     if None not in ratios:

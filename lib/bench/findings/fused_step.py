@@ -56,7 +56,7 @@ def step(run: Any) -> dict[str, str]:
         said[kind] = found.sentence
         if want is not None and verdict.kind != "missing":
             expected = "the same time" if kind == "fused" else times(want)
-            said[kind] = f"{found.sentence[:-1]}. The bytes say {expected}: {verdict.verdict}."
+            said[kind] = f"{found.sentence[:-1]}. The bytes predict {expected}: {verdict.verdict}."
     fused = said["fused"]
     return {
         "step_fused_finding": f"{at}, {fused[:1].lower()}{fused[1:]}",

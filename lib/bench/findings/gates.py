@@ -287,7 +287,7 @@ class Experiments:
             remark = f" {remark[:1].upper()}{remark[1:]}: compare its ratios with the record's, and not its times."
         if not closed:
             return (
-                "All experiments on this page ran under conditions in which they can show what they claim to show."
+                "All experiments on this page ran under conditions that allow their conclusions."
                 + remark
             )
         grouped: dict[str, list[str]] = {}

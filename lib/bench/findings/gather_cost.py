@@ -153,7 +153,8 @@ def _extras(by_batch: Series | None, by_context: Series | None) -> str:
             verdict = "the prediction failed"
         change = f"adds {quantity(got, 's')}" if got >= 0 else f"saves {quantity(-got, 's')}"
         said.append(
-            f"{change} at {_name(series, -1, axis)}, where it was to add {quantity(predicted, 's')} ({verdict})"
+            f"{change} at {_name(series, -1, axis)}, where the prediction was "
+            f"{quantity(predicted, 's')} ({verdict})"
         )
     return f"The gather {'; it '.join(said)}."
 
@@ -188,11 +189,11 @@ def _faults(by_batch: Series | None, by_context: Series | None) -> str:
             return missing("how much of the copies is fresh memory").sentence
         said.append((_name(series, -1, axis), min(1.0, faults * PAGE / copied)))
     if max(part for _, part in said) < 0.05:
-        return "The copies were written to memory that the process held already: hardly a page of it was fresh."
+        return "The copies were written to memory that the process held already: almost none of its pages was fresh."
     parts = " and ".join(f"{percent(part)} at {name}" for name, part in said)
     return (
-        f"Of the pages of the copies, {parts} were fresh from the operating system, which clears each page before it is "
-        "used: that is work which a count of the bytes leaves out."
+        f"Of the pages of the copies, {parts} were fresh from the operating system, which clears "
+        f"each page before it is used; a count of the bytes leaves out this work."
     )
 
 

@@ -41,7 +41,7 @@ def floor_cause(run: Any) -> Finding:
     if not fixed or not bound or fixed <= 0 or bound <= 0:
         return missing("what the fixed cost is made of")
     if fixed <= 1.25 * bound:
-        text = "that is the weights' way from memory, and little else"
+        text = "that is mostly the reading of the weights from memory"
         return Finding(text, "bytes")
     alone = value(cell(run["floor"], "products", 0)).middle
     if alone is not None and alone > 1.1 * fixed:
@@ -63,7 +63,7 @@ def floor_cause(run: Any) -> Finding:
         rate = counts.streamed_bytes(GPT2_CONFIG, "float32") / (part * fixed)
         ceiling = run.roofline and run.roofline.bandwidth
         of = f" of the {quantity(ceiling, 'B/s')} that the memory delivers" if ceiling else ""
-        text = f"{said}. They read the weights at {quantity(rate, 'B/s')}{of}: what costs is the slow reading, and not the starting"
+        text = f"{said}. They read the weights at {quantity(rate, 'B/s')}{of}: the time is spent on slow reading, and not on starting"
         return Finding(text, "products", part)
     if part <= 0.45:
         text = f"{said}; the larger part is spent in small operations and in starting each of them"

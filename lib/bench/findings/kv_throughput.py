@@ -187,9 +187,10 @@ def published_run(published: Any) -> dict[str, str]:
         ),
         "published_emerges_finding": (
             f"Its long passes ran at {percent(model.rate / peak)} of the card's arithmetic peak. By the model, a pass "
-            f"takes 10 % longer than the fixed cost from {token_count(model.emerges_at())} on. Up to there the arithmetic "
-            "is hidden: the GPU computes while it would otherwise wait for the next kernel to be started, and a cache "
-            "saves work that nothing waited for."
+            f"takes 10 % longer than the fixed cost from {token_count(model.emerges_at())} on. "
+            f"Up to there the arithmetic takes no additional time: the GPU computes while it "
+            f"would otherwise wait for the next kernel to be started, so a cache saves work but "
+            f"no time."
         ),
     }  # fmt: skip
 

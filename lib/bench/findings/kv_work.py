@@ -226,7 +226,7 @@ def realistic() -> dict[str, str]:
     crossover = ridge / (1 - ridge * ratio)
     return {
         "realistic_finding": (
-            f"By these two ceilings the curves part at {crossover:,.0f} tokens, and after "
+            f"By these two ceilings the curves separate at {crossover:,.0f} tokens, and after "
             f"{1 / ratio:,.0f} tokens, over all sequences, the cache is as large as the weights that a step reads."
         )
     }  # fmt: skip

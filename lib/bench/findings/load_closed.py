@@ -84,8 +84,8 @@ def foretold(run: Any) -> dict[str, str]:
     if batching is None or paging is None:
         return {"model_finding": f"{said} {missing('the predicted gain').sentence}"}
     return {
-        "model_finding": f"{said} For {number(levels[row])} users the model says: batching is worth {times(batching)}, "
-        f"and paging {times(paging)}."
+        "model_finding": f"{said} For {number(levels[row])} users the model says: batching gives "
+        "{times(batching)}, and paging {times(paging)}."
     }
 
 
@@ -169,14 +169,14 @@ def gain_cause(run: Any) -> Finding:
     more, faster = batching > 1.25, paging > 1.1
     if more and not faster:
         kept = "costs some of it" if paging < 1 / 1.1 else "changes little"
-        return Finding(f"the gain is the scheduler's, and paging {kept}", "batching")
+        return Finding(f"the gain comes from the scheduler, and paging {kept}", "batching")
     if more:
         text = (
             "both changes add to the gain, and the gain of paging is not one that the model knows"
         )
         return Finding(text, "both")
     if faster:
-        return Finding("the gain is that of paging, and not the scheduler's", "paging")
+        return Finding("the gain comes from paging, and not from the scheduler", "paging")
     return Finding("neither change makes the server faster here", "none")
 
 
@@ -188,7 +188,7 @@ def _gain(run: Any) -> str:
     whole = compare(rate(run, PAGED, row), rate(run, SEQUENTIAL, row), NAMES[PAGED], NAMES[SEQUENTIAL],
                     what="throughput", unit="tokens/s")  # fmt: skip
     return (
-        f"With {number(levels[row])} users, {whole}. Batching is worth {times(batching)} of that and paging "
+        f"With {number(levels[row])} users, {whole}. Batching alone gives {times(batching)} and paging "
         f"{times(paging)}: {gain_cause(run)}."
     )
 
@@ -334,6 +334,7 @@ def http(run: Any) -> dict[str, str]:
         return {"http_finding": f"{said}, but {found}."}
     if found.direction < 0:
         return {
-            "http_finding": f"{said}: {found}. A server cannot make the engine faster, so another cause lies in the pair."
+            "http_finding": f"{said}: {found}. A server cannot make the engine faster, so "
+            "something else differs between the two."
         }
     return {"http_finding": f"{said}: {found}."}

@@ -130,7 +130,7 @@ def _best(run: Any) -> str:
     if found.kind == "missing":
         return missing("the throughput beyond the knee").sentence
     blind = " Throughput alone does not show the overload." if found.kind == "flat" else ""
-    return f"Beyond the knee the throughput {found}.{blind}"
+    return f"Above the capacity the throughput {found}.{blind}"
 
 
 def little(run: Any) -> tuple[float | None, float | None]:
@@ -163,7 +163,7 @@ def twins(run: Any) -> Finding:
     """Whether the two copies of the paged server are equally fast, at the lowest rate that both had."""
     both = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)]
     if not both or both[0] >= 1:
-        return missing("the control of the two copies below the knee")
+        return missing("the control of the two copies below the capacity")
     limited, free = (opened(run, "tpot_p50", name, both[0]) for name in (LIMITED, PAGED))
     return compare(limited, free, NAMES[LIMITED], "its copy without one")
 
@@ -172,7 +172,9 @@ def twin(run: Any) -> dict[str, str]:
     """The control: the same program twice, where the limit has nothing to refuse."""
     found = twins(run)
     if found.kind in ("missing", "undefined"):
-        return {"twin_finding": missing("the control of the two copies below the knee").sentence}
+        return {
+            "twin_finding": missing("the control of the two copies below the capacity").sentence
+        }
     share = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)][0]
     said = f"At {number(share)} times the capacity, by the time of a token, {found}"
     if found.kind in ("about", "little"):
@@ -209,7 +211,7 @@ def goodput(run: Any) -> dict[str, str]:
         first = f"At {number(share)} times the capacity, {found}."
         alike = twins(run)
         if found.direction > 0 and alike.direction > 0:
-            first += " It is so although this server is the slower of the two."
+            first += " This server has more although it is the slower of the two."
         if found.direction <= 0 and found.kind not in ("missing", "cannot tell", "undefined"):
             first += " The prediction failed: the limit brought no goodput."
     return {
@@ -316,8 +318,8 @@ def stall(run: Any) -> dict[str, str]:
     )
     if due > 1.25 * max(sent, 0):
         return {
-            "stall_finding": f"{said}. The first clock misses the others: they waited in the generator. The users had the "
-            "second."
+            "stall_finding": f"{said}. The first clock misses the others: they waited in the "
+            "generator. Users experience the times of the second clock."
         }
     return {"stall_finding": f"{said}: this run does not show a difference between the two clocks."}
 

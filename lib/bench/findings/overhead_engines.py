@@ -64,7 +64,9 @@ def _compiled(run: Any) -> dict[str, str]:
     else:
         judged = f"At batch 1, {found[0]}; at {last_batch(series)}, {found[1]}."
         if all(f.direction >= 0 for f in found):
-            judged += " So here what the compiled loops save, guards and wrappers take back."
+            judged += (
+                " So here guards and wrappers cost as much as the compiled loops save, or more."
+            )
     seconds, before, after = (
         value(cell(run["compile"], name, 0)).middle for name in ("seconds", "before", "after")
     )
@@ -242,7 +244,7 @@ def busy(run: Any) -> dict[str, str]:
         f"{times(limited)}, and with sleep at once {times(passive)}."
     )
     if slow < 1.5 * limited:
-        said += " So this run does not show the collapse: its system gave the threads their cores."
+        said += " So this run does not show the slowdown: its system gave the threads their cores."
     names = (bounded, "sleep at once")
     cost = [
         compare(cell(series, "quiet", i), cell(series, "quiet", 0), name, "the default")

@@ -78,7 +78,7 @@ def _around(run: Any) -> str:
     found = versus_prediction(predicted, measured)
     if predicted is None or "missing" in found.kind:
         return missing("the time around the products").sentence
-    said = f"What lies around the products went from {quantity(around(run, PACKED), 's')} to "
+    said = f"The time around the products went from {quantity(around(run, PACKED), 's')} to "
     said += f"{quantity(measured, 's')}: {found.verdict}."
     parts = {part: middle(cell(run[PARTS], part, row_of(run, FUSED))) or 0.0 for part in AROUND}
     largest = max(parts, key=parts.get)

@@ -139,7 +139,7 @@ def by_kind(run: Any) -> dict[str, str]:
             if step > bound:
                 more = inside - bound > 0.5 * (step - bound)
                 suspect += (
-                    " So the suspect is not the number of operations but the kernel of the largest of them."
+                    " So the likely cause is the kernel of the largest operations, and not their number."
                     if more
                     else " So the larger part of the time above the bound lies around the products."
                 )
@@ -249,7 +249,7 @@ def kernels(run: Any) -> dict[str, str]:
         if one.direction < 0:
             packing += (
                 " It is the same arithmetic on the same bytes, so the difference lies in the way the kernel reads. "
-                "A profile books it as computing, and a count of operators does not see it."
+                "A profile counts it as computing, and a count of operators does not show it."
             )
         over = [
             versus_bound(cell(series, "bound float32", row), cell(series, "packed, float32", row))

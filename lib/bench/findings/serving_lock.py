@@ -75,7 +75,8 @@ def _cost(streamed: Measured, offline: Measured, bound: float | None) -> str:
     if share >= 0.98 * bound or value(streamed).overlaps(value(offline)):
         return "What the bound leaves out cannot be seen in this run."
     return (
-        f"The share is below the bound by {100 * (bound - share):.0f} percentage points, so something else costs too. The "
+        f"The share is below the bound by {100 * (bound - share):.0f} percentage points, so "
+        f"something else takes time too. The "
         "bound counts events. It does not count the parsing of requests, the passing of work between threads at each step, "
         "or the client, which uses cores of this machine."
     )

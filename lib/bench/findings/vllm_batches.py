@@ -150,7 +150,7 @@ def _lines(published: Reference, vllm: PublishedVllm) -> str:
         return f"{said}."
     below = max(b for b in batches if b < measured.ratio)
     inside = below <= foretold <= measured.ratio
-    return f"{said}: {'as the lines have it' if inside else 'the lines fail'}."
+    return f"{said}: {'as the lines predict' if inside else 'the lines fail'}."
 
 
 def _limit(vllm: PublishedVllm) -> str:
@@ -170,7 +170,7 @@ def _noise(vllm: PublishedVllm) -> str:
     shape = trend(vllm.batch, vllm.batch_tok_s, RATE, "batch {}")
     said = f"Over the whole sweep, vLLM's throughput {shape}."
     if shape.kind in ("varies", "peaks", "dips"):
-        said += " With one run per point, such a curve gives the size of an effect and not its decimals."
+        said += " With one run per point, such a curve shows an effect, but not its exact size."
     return said
 
 

@@ -39,6 +39,6 @@ const mine = new Set();
 const chat = new Chat(mine), burst = new Burst(), engine = new Engine(mine, askForKey);
 engine.listen();
 const model = await findModel();
-$("model").textContent = `${model.id}${model.weights === "random" ? ", random weights: its speed is real, its text is not" : ""}`;
+$("model").textContent = `${model.id}${model.weights === "random" ? ", random weights: the speed is real, the text has no meaning" : ""}`;
 chat.begin(model);
 burst.begin(model);
