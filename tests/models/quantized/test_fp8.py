@@ -283,6 +283,7 @@ def float8_head(tensors: dict[str, Tensor]) -> None:
         (compressed(kv_cache_scheme={"num_bits": 8}), None, "kv_cache_scheme must be one of"),
         (compressed(sparsity_config={"format": "sparse-24"}), None, "sparsity_config.format must be .*'sparse-24'"),
         (compressed(config_groups={}), None, "config_groups must be an object with at least one group"),
+        (compressed(config_groups={"FP8": ["Linear"]}), None, r"config_groups.FP8 must be an object, got \['Linear'\]"),
         (group("weights", num_bits=4), None, "config_groups.group_0.weights.num_bits must be .* got 4"),
         (group("weights", type="int"), None, "weights.type must be one of .* got 'int'"),
         (group("weights", strategy="block"), None, "weights.strategy must be one of .* got 'block'"),
