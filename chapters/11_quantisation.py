@@ -926,8 +926,8 @@ table(
 
 # %% [markdown]
 # **Prediction.** Rounding to multiples of $s$ has the root mean square error $s / \sqrt{12}$. In float8 $s$ is $1/8$ of the power
-# of two below the weight. If weights are spread evenly between two powers of two, the error is
-# $\sqrt{\tfrac{1}{64 \cdot 12} / \tfrac{7}{3}}$ = {glue:text}`float8_predicted` of them, whatever the scale is. In int8 the step is
+# of two below the weight. If weights are spread evenly between two powers of two, the relative error is
+# $\sqrt{\tfrac{1}{64 \cdot 12} / \tfrac{7}{3}}$ = {glue:text}`float8_predicted`, whatever the scale is. In int8 the step is
 # the same for all weights of a row. A weight that is 20 times the others' largest makes the step 20 times as large, and so the
 # error of the others. The next cell rounds the matrix of "Groups and outliers" in both formats, each with one scale per row.
 
@@ -982,11 +982,12 @@ show_source(FP8Weight, "forward")
 # the bound of the speed-up over bfloat16 is 2 for *every* number of rows, and $n^*$ stays the same. Weight-only formats gain
 # below $n^*$ only. The bound does not count the rounding of the activations, which takes several small operations per product
 # here. Without such hardware each code is converted to a wider float before it is multiplied, and nothing is gained at
-# large batches. `quantization="fp8"` therefore refuses older GPUs and names them. It runs on a CPU for tests, and this
-# page measures no time of it.
+# large batches. With an older GPU `quantization="fp8"` therefore raises an error that names the device. It runs on a CPU for
+# tests, and this page measures no time of it.
 #
 # What can be checked without such a GPU is the arithmetic. The layer has to compute {eq}`eq-11-float8`. Then the quality of the
-# whole model is compared again, over the same text. Embedding and head stay float32, as in most FP8 checkpoints.
+# whole model is compared again, over the same text. Embedding and head are not rounded, as in most FP8
+# checkpoints.
 
 # %%
 matrix = round_fp8(embedding[:256])

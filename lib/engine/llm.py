@@ -1,40 +1,37 @@
-"""The engine as its users see it, and the loop at its heart: schedule, build, run, sample, update.
+"""The engine as its users see it: requests in, outputs out.
 
-Introduced in chapter 1. Later chapters change the parts (`lib.engine.assemble`), not this loop.
+Introduced in chapter 1. Later chapters change the parts (`lib.engine.assemble`), not the loop around
+them (`lib.engine.step_loop`).
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from lib.core.batch import Batch
 from lib.core.device import pick_device, pick_dtype
 from lib.core.engine_options import EngineOptions
 from lib.core.errors import InvalidRequest
 from lib.core.outputs import Chunk, RequestOutput
-from lib.core.request import Request
 from lib.core.sampling_params import SamplingParams
 from lib.engine.assemble import assemble, load, output_rules, start_workers
-from lib.engine.completion_stream import Progress
 from lib.engine.new_requests import make_group
 from lib.engine.one_thread import OneThread
 from lib.engine.prompts import chat_token_ids
 from lib.engine.request_group import RequestGroup
-from lib.engine.step_results import Step, results_of, rows_to_sample
-from lib.engine.totals import Totals
+from lib.engine.step_loop import StepLoop
 from lib.models.weight_bytes import weight_bytes
 
 Prompt = str | Sequence[int]
 
 
-class LLM:
+class LLM(StepLoop):
     """A model and an engine around it. It serves one thread at a time: RuntimeError for a second one.
 
     Its arguments are the fields of `lib.core.engine_options.EngineOptions`, where each is documented.
@@ -66,9 +63,7 @@ class LLM:
         except BaseException:
             self.close()
             raise
-        self.runner, self.scheduler, self.manager = engine.runner, engine.scheduler, engine.manager
-        self.kv_cache, self.max_model_len = engine.kv_cache, engine.max_model_len
-        self.drafter = engine.drafter  # chapter 10: adds draft tokens to a step's work
+        super().__init__(engine, self.device, self.output_rules)
         self.draft_kv_cache_bytes = engine.draft_kv_cache_bytes
         self.compile_seconds = engine.compile_seconds  # 0 where nothing was compiled
         self.packed_linears = engine.packed_linears
@@ -76,16 +71,8 @@ class LLM:
         own = weight_bytes(self.model)
         self.weight_bytes_by_rank = [own, *(weights for weights, _ in elsewhere)]
         self.weight_bytes = sum(self.weight_bytes_by_rank)
-        self._groups: dict[str, RequestGroup] = {}  # unfinished, or finished and not yet handed out
-        self._progressed: dict[
-            str, None
-        ] = {}  # ids with something for `step` to hand out, in order
-        self._owned: set[str] = set()  # ids that generate or stream waits for
         self._one_thread = OneThread()
         self._ids = itertools.count()
-        self._totals = Totals()
-        self._sampler = engine.sampler
-        self._in_flight = engine.in_flight  # chapter 8: steps that are launched and not yet read
 
     # Requests in, outputs out. What `generate` and `stream` queue is theirs: `step` runs it and leaves its outputs alone.
 
@@ -259,87 +246,6 @@ class LLM:
         if self.drafter is not None:
             self.drafter.check_integrity(unfinished)
 
-    # The loop.
-
-    def _step(self) -> list[Request]:
-        """Schedule, build, run, sample, update. Returns the requests that have new tokens or have failed."""
-        if self._in_flight is None:
-            step = self._launch()
-        else:
-            step = self._in_flight.advance(self._launch, self._restart)
-        # None: a `step` that only hands out what `generate` computed on the way
-        return [] if step is None else self._complete(step)
-
-    def _launch(self) -> Step | None:
-        """Schedule, build, run, sample. None if there is nothing to compute."""
-        try:
-            scheduled = self.scheduler.schedule()
-            if self.drafter is not None:
-                scheduled = self.drafter.add_drafts(scheduled)
-        except BaseException:
-            self._restart()
-            raise
-        if not scheduled:
-            return None
-        room = self.runner.room(scheduled)
-        batch = Batch.build(scheduled, self.manager.block_size, self.device, room)
-        with self.output_rules.masks_meanwhile(scheduled):
-            logits = self.runner.run(batch)
-        return Step(scheduled, self._sampler.choose(logits, rows_to_sample(scheduled)))
-
-    def _complete(self, step: Step) -> list[Request]:
-        """Read a step's tokens and update. Returns the requests that have new tokens or have failed.
-
-        What can fail or be interrupted comes before the first change. The changes themselves can be
-        interrupted, too: those to tokens are then done again, and the schedule is made anew.
-        """
-        streams = [
-            None if s.discarded else self._groups[s.request.request_id].streams[s.request.index]
-            for s in step.scheduled
-        ]
-        progress = results_of(step.scheduled, step.chosen, streams)
-        totals = self._totals.after(step.num_tokens, progress)
-        try:
-            self._commit(progress, totals)
-            self.scheduler.update(step.scheduled)
-            requests = [p.stream.request for p in progress]
-            self._release([request for request in requests if request.finished])
-            if self._in_flight is not None:
-                self._in_flight.completed()
-        except BaseException:
-            self._commit(progress, totals)  # doing it twice changes nothing
-            self._restart()
-            raise
-        return requests
-
-    def _commit(self, progress: Iterable[Progress], totals: Totals) -> None:
-        for item in progress:
-            request = item.stream.request
-            if not item.finite and self.kv_cache is not None:
-                # A step that is in flight has written one token more.
-                written = item.position + item.num_drafts + 1
-                self.kv_cache.remove_non_finite(request.block_ids, written)
-            item.stream.commit(item)
-            has_news = item.token_ids or item.finish_reason is not None
-            if has_news and request.request_id not in self._owned:
-                self._progressed[request.request_id] = None
-        self._totals = totals
-
-    def _release(self, requests: list[Request]) -> None:
-        """Give back all that ended requests hold."""
-        self.scheduler.release(requests)
-        if self.drafter is not None:
-            for request in requests:
-                self.drafter.free(request)
-
-    def _restart(self) -> None:
-        """Bring everything into order after an interrupt: see `Scheduler.restart`."""
-        if self._in_flight is not None:
-            self._in_flight.reset()
-        self.scheduler.restart()
-        if self.drafter is not None:
-            self.drafter.reset()
-
     def _make_group(
         self,
         prompt: Prompt,
@@ -360,50 +266,6 @@ class LLM:
             cache_salt,
             self.output_rules.apply,
         )
-
-    def _queue(self, group: RequestGroup, owned: bool = False) -> str:
-        if group.request_id in self._groups:
-            raise InvalidRequest(
-                f"request_id must be new, got {group.request_id!r}, which is still being served",
-                param="request_id",
-            )
-        if owned:
-            self._owned.add(group.request_id)
-        self._groups[group.request_id] = group
-        for request in group.requests:
-            self.scheduler.add(request)
-        return group.request_id
-
-    def _end(self, groups: Sequence[RequestGroup]) -> None:
-        """Forget requests; those that are unfinished are aborted."""
-        try:
-            if self._in_flight is not None and not all(group.finished for group in groups):
-                self._settle()
-            self._forget(groups)
-        except BaseException:  # interrupted: the rest of it
-            self._forget(groups)
-            self._restart()
-            raise
-
-    def _settle(self) -> None:
-        """Read the step in flight: an ended request must not take part in one. It may have ended it."""
-        try:
-            while (step := self._in_flight.current) is not None:
-                self._complete(step)
-        except Exception:  # what cannot be read is computed again
-            self._restart()
-
-    def _forget(self, groups: Sequence[RequestGroup]) -> None:
-        unfinished = [r for group in groups for r in group.requests if not r.finished]
-        for request in unfinished:
-            request.finish("abort")
-            self._totals = self._totals.with_aborted()
-        for group in groups:
-            self._progressed.pop(group.request_id, None)
-            self._owned.discard(group.request_id)
-            if self._groups.get(group.request_id) is group:
-                del self._groups[group.request_id]
-        self._release(unfinished)
 
     def _chunks(self, group: RequestGroup) -> Iterator[Chunk]:
         with self._one_thread:

@@ -19,7 +19,7 @@ def load(options: EngineOptions, device: torch.device, dtype: torch.dtype) -> Lo
     if options.quantization is None:
         try:
             loaded = load_model(options.model, device, dtype)
-        except QuantizedCheckpoint as checkpoint:  # GPTQ or AWQ, as its config.json says
+        except QuantizedCheckpoint as checkpoint:  # as its config.json says
             from lib.models.quantized.load import load_prequantized
 
             return load_prequantized(checkpoint.folder, activations, device, dtype)

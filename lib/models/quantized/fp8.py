@@ -91,6 +91,7 @@ class FP8Weight(nn.Module):
         self.register_buffer("codes", codes.contiguous(), persistent=False)
         self.register_buffer("scale", F.pad(matrix.scale, (0, padding[3])), persistent=False)
         self.register_buffer("one", torch.ones(()), persistent=False)
+        self._by_row: bool | None = None  # known once the weight is where it stays
 
     @property
     def weight_bytes(self) -> int:
@@ -101,7 +102,9 @@ class FP8Weight(nn.Module):
         padding = self.codes.shape[1] - x.shape[1]
         if padding:
             codes = F.pad(codes.view(torch.uint8), (0, padding)).view(FP8)
-        if x.dtype == torch.bfloat16 and scales_by_row(x.device):
+        if self._by_row is None:
+            self._by_row = scales_by_row(x.device)
+        if self._by_row and x.dtype == torch.bfloat16:
             y = torch._scaled_mm(
                 codes, self.codes.T, scale_a=scale, scale_b=self.scale[None], out_dtype=x.dtype
             )

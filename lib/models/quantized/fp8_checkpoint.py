@@ -110,6 +110,11 @@ def _check_compressed_tensors(settings: dict[str, Any], folder: Path) -> None:
         )
     for name, group in groups.items():
         path = f"config_groups.{name}."
+        if not isinstance(group, dict):
+            raise ValueError(
+                f"{folder}/config.json: quantization_config.config_groups.{name} must be an object, "
+                f"got {group!r}"
+            )
         _choose(group, "output_activations", (None,), folder, path)
         for part, rules in (
             ("weights", {"strategy": ("channel", "tensor"), "dynamic": (False, None)}),

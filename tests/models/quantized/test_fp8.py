@@ -86,10 +86,10 @@ def test_the_product_is_that_of_the_rounded_factors(dtype, rows, inputs):
 
 def test_a_device_without_scales_by_row_computes_the_same():
     """Ada: the scales are applied to the float32 result of the codes' product."""
-    x, weight = torch.randn(3, 64).bfloat16(), FP8Weight(round_fp8(torch.randn(48, 64)))
-    by_row = weight(x)
+    x, matrix = torch.randn(3, 64).bfloat16(), round_fp8(torch.randn(48, 64))
+    by_row = FP8Weight(matrix)(x)
     with patch.object(fp8, "scales_by_row", lambda device: False):
-        after = weight(x)
+        after = FP8Weight(matrix)(x)
     assert by_row.dtype == torch.bfloat16 and after.dtype == torch.float32
     assert (by_row.float() - after).abs().max() <= 2**-8 * after.abs().max()
 
@@ -283,6 +283,7 @@ def float8_head(tensors: dict[str, Tensor]) -> None:
         (compressed(kv_cache_scheme={"num_bits": 8}), None, "kv_cache_scheme must be one of"),
         (compressed(sparsity_config={"format": "sparse-24"}), None, "sparsity_config.format must be .*'sparse-24'"),
         (compressed(config_groups={}), None, "config_groups must be an object with at least one group"),
+        (compressed(config_groups={"FP8": ["Linear"]}), None, r"config_groups.FP8 must be an object, got \['Linear'\]"),
         (group("weights", num_bits=4), None, "config_groups.group_0.weights.num_bits must be .* got 4"),
         (group("weights", type="int"), None, "weights.type must be one of .* got 'int'"),
         (group("weights", strategy="block"), None, "weights.strategy must be one of .* got 'block'"),
