@@ -12,10 +12,11 @@
 # | laptop, two cores | four minutes | 8 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same |
 #
-# **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/fused/`: on a CPU,
-# a layer in two calls, with a kernel for products of few rows. `models/compiled.py`: what lies between the matrix
-# products, compiled. `engine/cuda_graphs.py`: decode steps recorded once and replayed.
-# `engine/in_flight.py`: a step is launched before the last one's tokens are read. `core/openmp.py`: how threads wait.
+# **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/fused/` and
+# `engine/fused_step/`: on a CPU, all layers of a decode step in one call, with a kernel for products of few rows.
+# `models/compiled.py`: what lies between the matrix products, compiled. `engine/cuda_graphs.py`: decode steps recorded
+# once and replayed. `engine/in_flight.py`: a step is launched before the last one's tokens are read. `core/openmp.py`:
+# how threads wait.
 # `bench/measure/flame.py`: where a call's time goes, frame by frame.
 # `bench/peers/`: this engine against `transformers`.
 # :::
@@ -628,7 +629,7 @@ glue_all(words.kernels(by_kernel))
 # prediction: with another kernel, only the first term changes. *The packed step should take the time of the packed
 # products plus the time around the products in the plain step.* The table of predictions at the end judges it.
 #
-# ## Fewer calls: a layer in two calls
+# ## Fewer calls: all layers in one call
 #
 # {eq}`eq-08-corrected` has two terms to reduce: the products, as far as they are above their bound, and hundreds of
 # small calls around them. These calls move few bytes. Between two products of a layer, the activations of one token are
@@ -658,10 +659,13 @@ def calls_around(llm):
         llm.step()
     end(llm)
     total = sum(n for name, n in counter.calls.items() if name not in AS_ARRAY)
-    layers = config.num_layers  # each with a kernel for attention
-    if llm is fused:  # its kernels: two per layer, and one for the head
-        return total + layers + 2 * layers + 1
-    return total + layers - products
+    if type(llm.runner) is not ModelRunner:  # Numba's: all layers, and the head
+        return total + 2
+    layers = config.num_layers
+    per_layer = 1  # attention
+    if llm is fused:  # the norms, rotation, and activation
+        per_layer += 4
+    return total + per_layer * layers - products
 
 
 if FUSED:
@@ -681,22 +685,28 @@ if FUSED:
 
 # %% tags=["remove-input"]
 if FUSED:
-    from lib.models.fused import kernel, layers
+    from lib.engine.fused_step import kernel as step_kernel
+    from lib.engine.fused_step.runner import FusedStepRunner
+    from lib.models.fused import layers, tile_product
 
     show_source(packed_tiles)
-    show_source(kernel._product_share.py_func)
+    show_source(tile_product.product_share.py_func)
 
 # %% [markdown]
-# The operations between two such products are computed in the same call as the products. So a layer is one call before
-# attention and one after it. With more than `FEW_ROWS` rows (a constant for each dtype) oneDNN computes the products,
-# and each group of operations between them is one call: an addition and the norm that follows, for example.
+# What lies between two such products can then be computed in the same call as they are. With a paged cache and fused
+# attention this goes further: a step of few rows is one call for all layers, attention included. The function gets the
+# weights as a table of addresses, because Numba would unpack each array of its arguments at every call.
 
 # %% tags=["remove-input"]
 if FUSED:
-    show_source(kernel.few_rows_after_attention.py_func)
-    show_source(layers.LlamaBlock, "forward")
+    show_source(step_kernel.layers.py_func)
+    show_source(FusedStepRunner, "run")
 
 # %% [markdown]
+# With another cache or another attention a layer is two such calls, one before attention and one after it. With more than
+# `FEW_ROWS` rows (a constant for each dtype) oneDNN computes the products, and each group of operations between them is
+# one call: an addition and the norm that follows, for example.
+#
 # `linear="auto"`, the engine's default, fuses the layers of Llama and GPT-2 on a CPU, in float32 and bfloat16, where Numba is
 # installed and `compile` is off. Layers of other families get only the kernel for few rows.
 #

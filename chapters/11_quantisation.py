@@ -105,11 +105,10 @@ from lib.core.batch import Batch, Scheduled
 from lib.core.request import Request
 from lib.models.checkpoint import load_model
 from lib.models.packed import PackedLinear
-from lib.models.quantized import gguf_blocks, kernel
+from lib.models.quantized import gguf_blocks, tile_code, weight
 from lib.models.quantized.float_weights import RoundedWeights
 from lib.models.quantized.fp8 import FP8, FP8Weight, round_fp8, round_rows
 from lib.models.quantized.gguf_blocks import read_blocks
-from lib.models.quantized.kernel import HAS_VNNI
 from lib.models.quantized.layers import QuantizedHead, QuantizedLinear
 from lib.models.quantized.load import load_quantized
 from lib.models.quantized.matrix import QuantizedMatrix
@@ -241,7 +240,7 @@ def bytes_read(name):
 # on others. It does not count the instructions that unpack 4-bit codes, convert integers to floats, or round the input.
 
 # %%
-faster = 4 if HAS_VNNI else 1  # integer products per float32 product
+faster = 4 if tile_code.HAS_VNNI else 1  # integer products per float32 product
 formats = []
 for name in ENGINES:
     F = faster if "× int8" in name else 1
@@ -260,7 +259,7 @@ for name in ENGINES:
 
 # %% tags=["hide-input"]
 record.add("formats", unit="B", points=formats)
-print(f"{'with' if HAS_VNNI else 'without'} AVX-512 VNNI")
+print(f"{'with' if tile_code.HAS_VNNI else 'without'} AVX-512 VNNI")
 table(
     [
         [
@@ -474,7 +473,7 @@ show_source(QuantizedMatrix, "dequantize")
 # when they are loaded, into tiles of 16 output channels. A vector register of 512 bits has 16 lanes of 32 bits, one per channel.
 
 # %% tags=["remove-input"]
-show_source(QuantizedWeight, "forward")
+show_source(weight.multiply)
 
 # %% [markdown]
 # For a block of 32 inputs $x_k$ of one row, and one channel with codes $c_k$, scale $s$ and minimum $m$, the sum is
@@ -487,13 +486,14 @@ show_source(QuantizedWeight, "forward")
 # The scale is applied once per block, not once per weight. The sum of the inputs is the same for all channels and is computed
 # once. If $x$ is rounded as well, $x_k \approx s_x q_k$ with integers $q_k$ and a scale $s_x$ of the block. Then
 # $\sum c_k q_k$ is a sum of integers, which is exact, and is multiplied by $s\,s_x$. The VNNI instruction multiplies unsigned
-# bytes by signed ones, so 128 is added to each signed 8-bit code, and $128 \sum q_k$ is subtracted from the sum (`offset`).
+# bytes by signed ones, so 128 is added to each signed 8-bit code, and $128 \sum q_k$ is subtracted from the sum.
+# Codes of 4 bits have no sign. Where their format subtracts 8 from each, $-8s$ takes the place of the minimum.
 #
 # The method below generates this code. Numba compiles Python functions with the compiler LLVM, and the method (`b` is LLVM's
 # builder) writes the instructions of one block for LLVM directly:
 
 # %% tags=["remove-input"]
-show_source(kernel._Int8Tile, "multiply_block")
+show_source(tile_code.Int8Tile, "multiply_block")
 
 # %% [markdown]
 # The matrices of a GGUF file are stored as such blocks. A block of type Q4_1 is a scale, a minimum, and 16 bytes that hold two

@@ -12,8 +12,8 @@
 # | laptop, two cores | one minute | 2 GB | nothing |
 # | Colab or a data-centre GPU | the same; it runs on the CPU | 2 GB | nothing |
 #
-# **Adds to `lib/`.** `models/llama_variants.py`: Mistral, Qwen2, Qwen3, SmolLM3 and OLMo-2 by their differences from Llama.
-# `cache/sliding_window.py`: blocks behind a sliding window are given back. `bench/parity.py`: a checker that names the first
+# **Adds to `lib/`.** `models/llama_variants.py`: Mistral, Qwen2, Qwen3, SmolLM3, OLMo-2 and Gemma by their differences from
+# Llama. `models/moe.py`: mixtures of experts, Mixtral and two of Qwen's. `cache/sliding_window.py`: blocks behind a sliding window are given back. `bench/parity.py`: a checker that names the first
 # place where a port differs from transformers.
 # :::
 #
@@ -64,12 +64,31 @@ from transformers import AutoModelForCausalLM, logging
 
 from lib import LLM, SamplingParams
 from lib.bench import parity
-from lib.bench.family_table import family_table
+from lib.bench.family_table import (
+    DENSE,
+    LATER,
+    default_config,
+    family_table,
+)
+from lib.bench.findings import experts as words
+from lib.bench.measure.expert_counts import (
+    counting_experts,
+    expected_experts,
+    step_weight_bytes,
+)
 from lib.bench.notebook.exercise import check
-from lib.bench.notebook.figures import table
+from lib.bench.notebook.figures import (
+    bound,
+    figure,
+    lines,
+    log2_axis,
+    show,
+    table,
+)
 from lib.bench.notebook.glue import glue, show_source
 from lib.bench.peers.random_family import random_checkpoint
 from lib.bench.records.record import Record
+from lib.bench.scale import pick
 from lib.cache.block_manager import NULL_BLOCK
 from lib.cache.sliding_window import SlidingWindowBlockManager
 from lib.models.checkpoint import build_model
@@ -77,6 +96,7 @@ from lib.models.config import load_config
 from lib.models.families import Family
 from lib.models.llama import Llama, rotate
 from lib.models.llama_variants import LlamaVariant, VariantBlock, split_qkv
+from lib.models.moe import Experts, MixtureOfExperts
 from lib.models.weights import read_tensors
 
 logging.disable_progress_bar()
@@ -95,12 +115,14 @@ record = Record(
 # %% [markdown]
 # ## What differs between families
 #
-# The table is made from transformers' config classes. It shows each family's default values. A star marks what the engine
-# reads from a checkpoint's `config.json`, so that another value is possible.
+# The tables are made from transformers' config classes. They show each family's default values, by the name that its
+# `config.json` has for it in `model_type`. A star marks what the engine reads from a checkpoint's `config.json`, so that
+# another value is possible.
 
 # %% tags=["remove-input"]
-rows = family_table()
-table([list(row.values()) for row in rows], headers=list(rows[0]))
+for families in (DENSE, LATER):
+    rows = family_table(families)
+    table([list(row.values()) for row in rows], headers=list(rows[0]))
 
 # %% [markdown]
 # ## Step 1: the config
@@ -219,8 +241,12 @@ show_source(parity.compare_layers)
 # %% [markdown]
 # ## Step 4: the port
 #
-# With the norms before the rotation all stages agree. The code below serves all families of the table except Llama itself.
+# With the norms before the rotation all stages agree. The code below serves all families of the tables except Llama itself.
 # Each difference takes a few lines, which are skipped where the config does not ask for them.
+#
+# The last line of the report counts the stages that could not be compared. Here those are the norms of q and k: the port
+# reads their weights in `split_qkv` and does not call them as modules. What they compute is compared in the input of the
+# output projection.
 
 # %% tags=["remove-input"]
 show_source(split_qkv)
@@ -239,7 +265,8 @@ print(parity.report(stages).splitlines()[-1])
 # The oracle here is transformers' model in a loop without a cache.
 
 # %% tags=["hide-input"]
-GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+COUNT = pick(smoke=8, cpu=24, gpu=24)  # tokens
+GREEDY = SamplingParams(max_tokens=COUNT, temperature=0.0, ignore_eos=True)
 
 
 def greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
@@ -264,10 +291,12 @@ for family, changes in (
     ("smollm3", {"no_rope_layer_interval": 2}),
     ("olmo2", {}),
     ("mistral", {"sliding_window": 7}),
+    ("gemma3_text", {"sliding_window": 7}),
+    ("mixtral", {}),
 ):
     folder = home / f"engine-{family}"
     random_checkpoint(folder, family, **changes)
-    expected = greedy(folder, PROMPT, 24)
+    expected = greedy(folder, PROMPT, COUNT)
     for options in CACHES:
         engine = LLM(folder, device="cpu", max_num_seqs=4, **options)
         assert engine.generate([PROMPT], GREEDY)[0].token_ids == expected
@@ -336,6 +365,120 @@ glue("seen_before", f"{WINDOW - 1}")
 # prefix caching, blocks that are given back stay in the pool, cached, until others need the room. A prefix is found again if
 # the blocks of its last window are still there.
 #
+# ## A mixture of experts reads less, at a small batch
+#
+# In a *mixture of experts* a layer has many MLPs, its experts. A *router*, a product with one output per expert, chooses a
+# few of them for each token {cite:p}`shazeer2017moe`. Mixtral has 8 experts per layer and uses 2 of them per token
+# {cite:p}`jiang2024mixtral`. The parameters of a mixture grow with its experts, but the work per token does not.
+
+# %% tags=["remove-input"]
+show_source(MixtureOfExperts, "route", "forward")
+
+# %% [markdown]
+# The engine sorts the pairs of a token and an expert by their expert. Then each expert computes all of its tokens in one
+# product, and the weights of an expert that no token chose are not read. On a CPU this is a loop over experts. On CUDA one
+# kernel computes all groups, because a loop would have to wait for the counts in every layer.
+
+# %% tags=["remove-input"]
+show_source(Experts, "forward", "products")
+
+# %% [markdown]
+# A decode step of one request reads few experts. A step of many requests reads more of them, because other tokens choose
+# other experts. If each of $B$ tokens picked $k$ of $E$ experts at random, a layer would read
+#
+# $$E \left(1 - \left(1 - \frac{k}{E}\right)^{B}\right)$$
+#
+# of them. The cell below counts what the routers of a small Qwen3-MoE choose. Its weights are random. A trained router is
+# pushed towards an even use of its experts while it learns, but on one text it prefers some of them.
+
+# %% tags=["hide-input"]
+EXPERTS, CHOSEN = 32, 4
+batches = pick(
+    smoke=[1, 4, 16], cpu=[1, 2, 4, 8, 16, 32, 64], gpu=[1, 2, 4, 8, 16, 32, 64]
+)  # fmt: skip
+steps = pick(smoke=4, cpu=16, gpu=16)
+mixture = random_checkpoint(
+    home / "mixture", "qwen3_moe", num_experts=EXPERTS,
+    num_experts_per_tok=CHOSEN, moe_intermediate_size=20,
+)  # fmt: skip
+
+
+def experts_per_step(batch: int) -> float:
+    """Experts that a decode step reads per layer, a mean over steps."""
+    engine = LLM(
+        mixture, device="cpu", max_num_seqs=batch, num_blocks=8 * batch + 1
+    )
+    generator = torch.Generator().manual_seed(batch)
+    prompts = torch.randint(3, 61, (batch, 8), generator=generator).tolist()
+    params = SamplingParams(max_tokens=1 + steps, temperature=1.0, seed=0)
+    params = replace(params, ignore_eos=True)
+    with counting_experts(engine.model) as calls:
+        engine.generate(prompts, params)
+    decode = [count for tokens, count in calls if tokens == batch]
+    assert len(decode) == steps * engine.config.num_layers
+    return sum(decode) / len(decode)
+
+
+counted = [experts_per_step(batch) for batch in batches]
+expected = [expected_experts(EXPERTS, CHOSEN, batch) for batch in batches]
+assert counted[0] == CHOSEN
+assert counted == sorted(counted)
+experts = record.add(
+    "experts_per_step",
+    unit="experts",
+    params={"experts": EXPERTS, "experts_per_token": CHOSEN},
+    columns={"batch": batches, "counted": counted, "expected": expected},
+)
+glue("experts_finding", words.spread(experts))
+
+# %% tags=["hide-input"]
+fig, ax = figure()
+lines(ax, batches, {"counted": counted})
+bound(ax, batches, expected, "a random choice")
+log2_axis(ax)
+ax.set(
+    xlabel="requests in a decode step",
+    ylabel=f"experts read per layer, of {EXPERTS}",
+    ylim=(0, None),
+)
+show(fig, "experts_per_step")
+
+# %% [markdown]
+# {glue:text}`experts_finding`
+#
+# The table turns such counts into bytes, for the shape of Mixtral 8x7B with weights in bfloat16. Its experts are those of a
+# random choice.
+
+# %% tags=["hide-input"]
+mixtral = default_config("mixtral")
+total, chosen = mixtral.num_experts, mixtral.num_experts_per_tok
+sizes = {}
+for batch in (1, 2, 4, 8, 16, 64):
+    read = expected_experts(total, chosen, batch)
+    sizes[batch] = read, step_weight_bytes(mixtral, "bfloat16", read)
+whole = step_weight_bytes(mixtral, "bfloat16", total)
+table(
+    [
+        [n, f"{read:.1f}", f"{size / 1e9:.1f}", f"{size / n / 1e9:.2f}"]
+        for n, (read, size) in sizes.items()
+    ],
+    headers=[
+        "requests",
+        "experts per layer",
+        "GB per step",
+        "GB per token",
+    ],
+)
+assert sizes[64][1] > 0.999 * whole > 3 * sizes[1][1]
+glue("bytes_of_one", f"{sizes[1][1] / whole:.0%}")
+
+# %% [markdown]
+# One request reads {glue:text}`bytes_of_one` of the weights that a step of 64 requests reads. A decode step at a small batch
+# takes about as long as its weights take to read (chapter 1), so a mixture answers one request faster than a dense model with
+# as many parameters. At 64 requests nearly all experts are read, and the mixture has to stream as many bytes as such a dense
+# model. But each token is still multiplied with few of them. So a mixture needs a larger batch than a dense model before
+# arithmetic becomes the limit.
+#
 # ## How a parity test misleads
 #
 # - **Small weights.** With the usual initialisation, of standard deviation 0.02, and no norms of q and k, scores are almost 0:
@@ -345,6 +488,8 @@ glue("seen_before", f"{WINDOW - 1}")
 #   unnoticed. With as many K/V heads as query heads, so can a wrong repeat of K and V.
 # - **Short prompts.** A prompt that is shorter than the window does not test it, and Llama 3's RoPE scaling changes little at
 #   small positions.
+# - **A reference with the same gap.** transformers reads `attn_logit_softcapping` in the config of a Gemma 3 and does not use
+#   it. A checkpoint that sets this key is refused here, although a port that ignores it would pass every parity test.
 # - **Tokens only.** Greedy tokens can agree although the logits differ. Compare logits first.
 #
 # ## In production
@@ -352,7 +497,8 @@ glue("seen_before", f"{WINDOW - 1}")
 # vLLM has a registry of model classes, and it can run many other models with transformers' own code. Its KV cache manager
 # has a class for each kind of layer (`FullAttentionManager`, `SlidingWindowManager`) and groups layers of one kind. So a
 # model that mixes both kinds gives back the blocks of its layers with a window. This engine gives blocks back only where all
-# layers have a window.
+# layers have a window. For mixtures vLLM has a kernel of its own (`fused_moe`), and it can place experts on different GPUs
+# (*expert parallelism*). Here a mixture runs on one device.
 #
 # ## Exercises
 #
@@ -360,7 +506,7 @@ glue("seen_before", f"{WINDOW - 1}")
 # :label: ex-14-1
 #
 # In OLMo-2 the norms follow attention and MLP, and `config.post_norm` is true. Suppose that `VariantBlock.forward`
-# ignored `post_norm` and always ran its last two lines. Which stage would differ first?
+# ignored `post_norm` and always ran its last three lines. Which stage would differ first?
 # :::
 #
 # ```{solution} ex-14-1
@@ -420,7 +566,8 @@ check(14, visible)
 # 3. Compare the stages of both models in the order of computation. The error lies at or just before the first difference.
 #
 # **Sources.** Sliding windows: {cite:t}`jiang2023mistral`. Norms of q and k: {cite:t}`yang2025qwen3`. Norms after attention
-# and MLP: {cite:t}`walsh2024olmo2`.
+# and MLP: {cite:t}`walsh2024olmo2`. Gemma: {cite:t}`gemma2024`, {cite:t}`gemma2024two`, {cite:t}`gemma2025three`. Mixtures of
+# experts: {cite:t}`shazeer2017moe`, {cite:t}`jiang2024mixtral`.
 
 # %% tags=["remove-cell"]
 temporary.cleanup()

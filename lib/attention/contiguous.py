@@ -95,32 +95,36 @@ class ContiguousAttention:
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         self.cache.store(layer, k, v, batch.slot_mapping)
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
-            return self._full(layer, q, k, v, batch, window)
+            return self._full(layer, q, k, v, batch, window, softcap)
         plan = batch.derive(_plan, window)
         if not plan.chunks:
-            return self._rectangle(layer, q, plan)
+            return self._rectangle(layer, q, plan, softcap)
         out = torch.empty_like(q)
         if plan.last > plan.first:
-            out[plan.tokens] = self._rectangle(layer, q, plan)
+            out[plan.tokens] = self._rectangle(layer, q, plan, softcap)
         for row, start in plan.chunks:
             n, length, slot = batch.query_lens[row], batch.kv_lens[row], batch.block_ids[row][0]
             begin = 0 if window is None else max(0, length - n + 1 - window)
             keys, values = self.cache.read(layer, _view, slot, slot + 1, begin, length)
             whole = n == length and (window is None or n <= window)
             mask = None if n == 1 or whole else chunk_mask(n, length - begin, q, window)
-            out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
+            query = q[None, start : start + n]
+            out[start : start + n] = attend(query, keys, values, n, mask, softcap)[0]
         return out
 
-    def _rectangle(self, layer: int, q: Tensor, plan: ContiguousPlan) -> Tensor:
+    def _rectangle(
+        self, layer: int, q: Tensor, plan: ContiguousPlan, softcap: float | None
+    ) -> Tensor:
         """One query per sequence, in a single call: other slots and the tails of shorter sequences are masked."""
         keys, values = self.cache.read(layer, _view, plan.first, plan.last, plan.begin, plan.length)
         query = q if plan.in_order else q[plan.queries]
         mask = None if plan.mask is None else plan.mask.to(q.dtype)
-        out = attend(query[:, None], keys, values, 1, mask)[:, 0]
+        out = attend(query[:, None], keys, values, 1, mask, softcap)[:, 0]
         return out if plan.in_order else out[plan.places]

@@ -23,6 +23,7 @@ class FullAttention:
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         if batch.query_lens != batch.kv_lens:
             raise ValueError(
@@ -42,7 +43,7 @@ class FullAttention:
             mask = None  # where the window is no limit, causality hides all that is to be hidden
             if window is not None and rows[first] > window:
                 mask = batch.derive(_window_mask, rows[first], window, q.dtype)
-            out[start : start + tokens] = attend(q_, k_, v_, rows[first], mask).reshape(
+            out[start : start + tokens] = attend(q_, k_, v_, rows[first], mask, softcap).reshape(
                 tokens, *q.shape[1:]
             )
             first, start = last, start + tokens

@@ -62,6 +62,12 @@ def why_not_fused(
     return _why_triton_fails(device) if there else None
 
 
+def refuse_softcap(softcap: float | None) -> None:
+    """Raise ValueError unless `softcap` is None: the kernels compute plain scores."""
+    if softcap is not None:
+        raise ValueError(f"softcap must be None for attention 'fused', got {softcap!r}")
+
+
 def fused_attention(cache: KVCache, group: int = 1) -> Attention:
     """The attention that reads `cache` in place: CpuFusedAttention or CudaFusedAttention.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib.attention import numba_kernel
 from lib.attention.full import FullAttention
+from lib.attention.fused import refuse_softcap
 from lib.attention.gather import gather_chunk
 from lib.attention.sdpa import attend, chunk_mask
 from lib.attention.work_partition import WorkPartition, partition_work
@@ -22,7 +23,7 @@ from lib.core.batch import Batch
 
 # The kernel does one dot product at a time: right where memory is the limit, which a few queries share each time. With
 # many queries arithmetic is the limit, and a matrix product does it faster, even after a copy.
-_MOST_QUERIES = 8
+MOST_QUERIES = 8
 
 
 @dataclass
@@ -36,13 +37,14 @@ class CpuPlan:
     ]  # (row of the batch, its first token): more queries than the kernel is good at
 
 
-def _plan(batch: Batch, window: int | None) -> CpuPlan:
+def attention_plan(batch: Batch, window: int | None) -> CpuPlan:
+    """To be asked for by `batch.derive`."""
     threads = min(torch.get_num_threads(), numba.get_num_threads())
     shares = partition_work(
-        np.array(batch.query_lens), np.array(batch.kv_lens), _MOST_QUERIES, threads, window
+        np.array(batch.query_lens), np.array(batch.kv_lens), MOST_QUERIES, threads, window
     )
     starts = np.cumsum([0, *batch.query_lens]).tolist()
-    chunks = [(row, starts[row]) for row, n in enumerate(batch.query_lens) if n > _MOST_QUERIES]
+    chunks = [(row, starts[row]) for row, n in enumerate(batch.query_lens) if n > MOST_QUERIES]
     return CpuPlan(shares, batch.block_table.numpy(), chunks)
 
 
@@ -64,13 +66,15 @@ class CpuFusedAttention:
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
+        refuse_softcap(softcap)
         self._store(layer, k, v, batch.slot_mapping)
         if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:
             # All sequences begin in this step: their K and V are at hand.
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
             return self._full(layer, q, k, v, batch, window)
-        plan, out = batch.derive(_plan, window), torch.empty(q.shape, dtype=q.dtype)
+        plan, out = batch.derive(attention_plan, window), torch.empty(q.shape, dtype=q.dtype)
         if len(plan.shares.pieces):
             self._run(layer, array_of(q.contiguous()), plan, array_of(out), window)
         if plan.chunks:

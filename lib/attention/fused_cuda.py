@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from lib.attention import triton_decode, triton_kernel, triton_varlen
+from lib.attention.fused import refuse_softcap
 from lib.attention.triton_config import (
     PARTS,
     Gpu,
@@ -48,7 +49,9 @@ class CudaFusedAttention:
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
+        refuse_softcap(softcap)
         window = NO_WINDOW if window is None else window
         self._store(layer, k, v, batch)
         q, out = _flat_rows(q), torch.empty(q.shape, dtype=q.dtype, device=q.device)

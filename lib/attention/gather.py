@@ -76,29 +76,31 @@ class GatherAttention:
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         self.cache.store(layer, k, v, batch.slot_mapping)
         if (
             batch.query_lens == batch.kv_lens
         ):  # all sequences begin in this step: their K and V are at hand
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
-            return self._full(layer, q, k, v, batch, window)
+            return self._full(layer, q, k, v, batch, window, softcap)
         plan = batch.derive(_plan, window)
         if not plan.chunks:
-            return self._together(layer, q, plan)
+            return self._together(layer, q, plan, softcap)
         out = torch.empty_like(q)
         if len(plan.tokens):
-            out[plan.tokens] = self._together(layer, q[plan.tokens], plan)
+            out[plan.tokens] = self._together(layer, q[plan.tokens], plan, softcap)
         for row, start in plan.chunks:
             n = batch.query_lens[row]
             keys, values, mask = gather_chunk(self.cache, layer, batch, row, q, window)
-            out[start : start + n] = attend(q[None, start : start + n], keys, values, n, mask)[0]
+            query = q[None, start : start + n]
+            out[start : start + n] = attend(query, keys, values, n, mask, softcap)[0]
         return out
 
-    def _together(self, layer: int, q: Tensor, plan: _Plan) -> Tensor:
+    def _together(self, layer: int, q: Tensor, plan: _Plan, softcap: float | None) -> Tensor:
         """One query per sequence, q [R, Hq, D], in a single call."""
         keys, values = self.cache.read(layer, gather, plan.tables)
-        return attend(q[:, None], keys, values, 1, plan.mask.to(q.dtype))[:, 0]
+        return attend(q[:, None], keys, values, 1, plan.mask.to(q.dtype), softcap)[:, 0]
 
 
 def gather_chunk(

@@ -246,6 +246,22 @@ def merge_cuts(pieces, cuts, out, peak, norm, acc):
                 finish(out, pieces[p], norm[begun], acc[begun])
 
 
+@compiled
+def _attend_share(
+    q, keys, values, table, block_size, window, pieces, out, peak, norm, acc, scaled
+):  # fmt: skip
+    """Attends the pieces of one thread, and finishes those that are not cut."""
+    for p in range(len(pieces)):
+        piece = pieces[p]
+        state = piece[STATE]
+        _attend_piece(
+            q, keys, values, table, block_size, window, piece, peak[state], norm[state], acc[state],
+            scaled,
+        )  # fmt: skip
+        if piece[FIRST] == 0 and piece[LAST] == piece[TILES]:
+            finish(out, piece, norm[state], acc[state])
+
+
 @compiled(parallel=PRANGE)
 def attend(
     q,
@@ -272,22 +288,14 @@ def attend(
     [C + shares, QUERY_TILE, Hq], acc [.., D], scaled [shares, QUERY_TILE, Hq, D]. bfloat16
     (q, keys, values, out) comes as uint16.
     """
-    for share in prange(len(offsets) - 1):
-        for p in range(offsets[share], offsets[share + 1]):
-            state = pieces[p, STATE]
-            _attend_piece(
-                q,
-                keys,
-                values,
-                table,
-                block_size,
-                window,
-                pieces[p],
-                peak[state],
-                norm[state],
-                acc[state],
-                scaled[share],
+    if len(offsets) == 2:  # an empty parallel loop would wake the other threads all the same
+        _attend_share(
+            q, keys, values, table, block_size, window, pieces, out, peak, norm, acc, scaled[0]
+        )
+    else:
+        for share in prange(len(offsets) - 1):
+            own = pieces[offsets[share] : offsets[share + 1]]
+            _attend_share(
+                q, keys, values, table, block_size, window, own, out, peak, norm, acc, scaled[share]
             )
-            if pieces[p, FIRST] == 0 and pieces[p, LAST] == pieces[p, TILES]:
-                finish(out, pieces[p], norm[state], acc[state])
     merge_cuts(pieces, cuts, out, peak, norm, acc)

@@ -9,12 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_len: int,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """Scaled dot-product attention of equally shaped sequences, with grouped-query heads.
 
     q [B, query_len, Hq, D]; k, v [B, kv_len, Hkv, D] (any strides). `mask` is an additive float
     or boolean tensor that broadcasts to [B, 1, query_len, kv_len]; without one every key is seen,
-    or, where query_len == kv_len, the causal triangle. Returns [B, query_len, Hq, D].
+    or, where query_len == kv_len, the causal triangle. With `softcap`, a scaled score s becomes
+    softcap * tanh(s / softcap). Returns [B, query_len, Hq, D].
     """
     batch, _, heads, size = q.shape
     kv_heads, kv_len = k.shape[2], k.shape[1]
@@ -26,8 +34,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None 
             raise ValueError(
                 f"attend needs a mask when query_len ({query_len}) differs from kv_len ({kv_len})"
             )
-        out = _sdpa(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1)
-        return out.transpose(1, 2)
+        if softcap is None:
+            out = _sdpa(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=group > 1)
+            return out.transpose(1, 2)
+        mask = chunk_mask(query_len, kv_len, q)
     # The `group` query heads that share a K/V head become rows of one query, so that K and V are
     # read once for all.
     q = (
@@ -37,7 +47,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, query_len: int, mask: Tensor | None 
     )
     if mask is not None and query_len > 1 and group > 1:
         mask = mask.repeat(1, 1, group, 1)  # rows run over (group, query)
-    out = _sdpa(q, k, v, attn_mask=mask)
+    out = _sdpa(q, k, v, attn_mask=mask) if softcap is None else _capped(q, k, v, mask, softcap)
     out = out.view(batch, kv_heads, group, query_len, size).permute(0, 3, 1, 2, 4)
     return out.reshape(batch, query_len, heads, size)
 
@@ -56,6 +66,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, **options)
     finally:
         cuda.enable_cudnn_sdp(True)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
+    """Attention with capped scores, step by step: PyTorch's attention cannot cap them."""
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.where(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def chunk_mask(query_len: int, kv_len: int, like: Tensor, window: int | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lib.models.config import ModelConfig
@@ -15,11 +16,23 @@ DIFFERENCES = {
     "mlp_bias": "biases of the MLP",
     "qk_norm": "norms of q and k",
     "post_norm": "norms after attention and MLP",
+    "sandwich_norm": "norms before and after them",
+    "norm_offset": "norms multiply by 1 + weight",
+    "activation": "activation of the MLP",
+    "embedding_scale": "embedding times",
+    "attention_scale": "attention scores times",
+    "attention_softcap": "cap of attention scores",
+    "final_softcap": "cap of logits",
     "rope_layers": "layers without RoPE",
     "layer_windows": "sliding window, tokens",
     "rope_theta": "RoPE's theta",
+    "local_rope_theta": "RoPE's theta in layers with a window",
     "norm_eps": "epsilon of the norms",
     "tie_word_embeddings": "head tied to the embedding",
+    "num_experts": "experts per layer",
+    "num_experts_per_tok": "experts per token",
+    "norm_topk_prob": "shares of the chosen experts sum to 1",
+    "shared_expert_size": "features of a shared expert",
 }
 # The keys of config.json that set each, where they are not named like the field.
 _KEYS = {
@@ -29,7 +42,21 @@ _KEYS = {
     "rope_layers": ("no_rope_layers",),
     "layer_windows": ("sliding_window",),
     "norm_eps": ("rms_norm_eps",),
+    "attention_bias": ("attention_bias", "qkv_bias"),
+    "sandwich_norm": (),
+    "norm_offset": (),
+    "activation": (),
+    "embedding_scale": (),
+    "attention_scale": ("query_pre_attn_scalar",),
+    "attention_softcap": ("attn_logit_softcapping",),
+    "final_softcap": ("final_logit_softcapping",),
+    "local_rope_theta": ("rope_local_base_freq",),
+    "num_experts": ("num_experts", "num_local_experts"),
+    "shared_expert_size": ("shared_expert_intermediate_size",),
 }
+# The table's two halves: what one page can show, and each with Llama to compare with.
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
+LATER = ("llama", "gemma", "gemma2", "gemma3_text", "mixtral", "qwen2_moe", "qwen3_moe")
 
 
 def default_config(family: str) -> ModelConfig:
@@ -41,9 +68,11 @@ def default_config(family: str) -> ModelConfig:
     return ModelConfig(architecture=family, **llama_fields({**raw, "model_type": family}))
 
 
-def family_table() -> list[dict[str, str]]:
-    """One row for each difference: its default in each family, with "*" where a config.json can set it."""
-    families = [family for family in FAMILIES if family != "gpt2"]
+def family_table(families: Sequence[str] = (*DENSE, *LATER[1:])) -> list[dict[str, str]]:
+    """One row for each difference: its default in each family, with "*" where a config.json can set it.
+
+    Differences that none of `families` has are left out.
+    """
     configs = {family: default_config(family) for family in families}
     rows = []
     for name, title in DIFFERENCES.items():
@@ -52,7 +81,8 @@ def family_table() -> list[dict[str, str]]:
             keys = _KEYS.get(name, (name,))
             can_set = any(FAMILIES[family].effect(key) == "read" for key in keys)
             row[family] = _shown(name, configs[family]) + ("*" if can_set else "")
-        rows.append(row)
+        if len({row[family] for family in families}) > 1:
+            rows.append(row)
     return rows
 
 
@@ -64,6 +94,14 @@ def _shown(name: str, config: ModelConfig) -> str:
     if name == "layer_windows":
         windows = sorted({window for window in value if window is not None})
         return ", ".join(map(str, windows)) if windows else "none"
+    if name in ("attention_scale", "embedding_scale"):  # both are roots of whole numbers
+        scale = config.head_dim**-0.5 if value is None else value
+        root = round(scale**2 if scale > 1 else scale**-2)
+        return "1" if scale == 1 else f"√{root}" if scale > 1 else f"1/√{root}"
+    if name in ("num_experts", "num_experts_per_tok", "shared_expert_size") and value == 0:
+        return "none"
+    if isinstance(value, str) and name == "activation":
+        return value
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

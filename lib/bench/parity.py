@@ -31,8 +31,9 @@ class Stage:
         str  # transformers'; of several that the port computes as one, "q_proj + k_proj + v_proj"
     )
     end: str  # "input" or "output"
-    error: float
-    size: float
+    error: float = 0.0
+    size: float = 0.0
+    skipped: str = ""  # why it was not compared, if it was not
 
     def differs(self, tolerance: float = TOLERANCE) -> bool:
         # Written so that NaN differs.
@@ -44,14 +45,9 @@ def compare_layers(model: nn.Module, reference: nn.Module, token_ids: Sequence[i
     """Stages of one prompt in the port's order of computation.
 
     `model`: one of lib.models, in float32. `reference`: transformers' model with a head. A stage
-    whose shapes differ has an infinite error.
+    whose shapes differ has an infinite error. One that could not be compared says why.
     """
-    names = dict(model.checkpoint_names())
-    if "lm_head" not in names:  # tied: not a tensor of its own, but a module in both
-        names["lm_head"] = ("lm_head",)
-    for i in range(len(model.blocks)):
-        (inner,) = names[f"blocks.{i}.proj"]
-        names[f"blocks.{i}"] = (inner.rsplit(".", 2)[0],)
+    names = _stage_names(model)
     theirs = {
         part: reference.get_submodule(part if part == "lm_head" else _body(reference, part))
         for parts in names.values()
@@ -70,11 +66,21 @@ def compare_layers(model: nn.Module, reference: nn.Module, token_ids: Sequence[i
         parts = names[name]
         kept = [expected.tensors.get((part, end)) for part in parts]
         if any(x is None for x in kept):
+            reason = "transformers does not call this module"
+            stages.append(Stage(name, _shown(parts), end, skipped=reason))
             continue
+        if (name, end) == ("token_embedding", "output"):
+            tensor = tensor * getattr(model.config, "embedding_scale", 1)  # in their module
         # Modules of one input, such as q, k and v, have it once.
         other = kept[0] if end == "input" else torch.cat(kept, dim=-1)
         stages.append(_stage(name, parts, end, tensor, other))
-    return stages
+    called = {name for name, _ in seen.tensors}
+    reason = "the port does not call this module, it reads its weights"
+    return stages + [
+        Stage(name, _shown(parts), "output", skipped=reason)
+        for name, parts in names.items()
+        if name not in called
+    ]
 
 
 def first_difference(stages: Sequence[Stage], tolerance: float = TOLERANCE) -> Stage | None:
@@ -101,15 +107,25 @@ def compare_folder(folder: str, token_ids: Sequence[int] | None = None) -> list[
 
 def report(stages: Sequence[Stage], tolerance: float = TOLERANCE) -> str:
     """The stages up to the first difference, one line each, and what it means."""
+    compared = [stage for stage in stages if not stage.skipped]
     first = first_difference(stages, tolerance)
     shown = stages if first is None else stages[: stages.index(first) + 1]
-    width = max(len(stage.reference) for stage in shown)
+    width = max((len(stage.reference) for stage in shown), default=0)
     lines = [
-        f"{stage.reference:<{width}}  {stage.end:<6}  error {stage.error:.1e}  of {stage.size:.1e}"
+        f"{stage.reference:<{width}}  {stage.end:<6}  "
+        + (
+            f"not compared: {stage.skipped}"
+            if stage.skipped
+            else f"error {stage.error:.1e}  of {stage.size:.1e}"
+        )
         for stage in shown
     ]
+    if not compared:
+        return "\n".join([*lines, "no stage was compared"])
     if first is None:
-        return "\n".join([*lines, f"all {len(stages)} stages agree within {tolerance:g}"])
+        skipped = len(stages) - len(compared)
+        last = f"all {len(compared)} stages agree within {tolerance:g}"
+        return "\n".join([*lines, last + (f", {skipped} were not compared" if skipped else "")])
     where = (
         "its weights or the module itself"
         if first.end == "output"
@@ -121,14 +137,38 @@ def report(stages: Sequence[Stage], tolerance: float = TOLERANCE) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exits with 1 if a stage differs."""
+    """Exits with 1 if a stage differs, or if none could be compared."""
     parser = argparse.ArgumentParser(prog="python -m lib.bench.parity", description=__doc__)
     parser.add_argument("folder", help="a checkpoint folder: config.json and *.safetensors")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     options = parser.parse_args(arguments)
     stages = compare_folder(options.folder)
     print(report(stages, options.tolerance))
-    return int(first_difference(stages, options.tolerance) is not None)
+    differs = first_difference(stages, options.tolerance) is not None
+    return int(differs or all(stage.skipped for stage in stages))
+
+
+def _stage_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Modules of the port, and those of transformers that compute the same together.
+
+    They are those of the checkpoint, and beside them each layer and the head. A layer's experts are
+    one module in transformers, and Mixtral's have another name in its files.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for name, parts in model.checkpoint_names().items():
+        layer, is_expert, _ = name.partition(".experts.")
+        if is_expert:
+            name, parts = f"{layer}.experts", (f"{parts[0].partition('.experts.')[0]}.experts",)
+        names[name] = tuple(part.replace(".block_sparse_moe.", ".mlp.") for part in parts)
+    names["lm_head"] = ("lm_head",)  # also where it is tied, and has no tensor of its own
+    for i in range(len(model.blocks)):
+        (inner,) = names[f"blocks.{i}.proj"]
+        names[f"blocks.{i}"] = (inner.rsplit(".", 2)[0],)
+    return names
+
+
+def _shown(parts: Sequence[str]) -> str:
+    return " + ".join([parts[0], *(part.rpartition(".")[2] for part in parts[1:])])
 
 
 def _body(reference: nn.Module, name: str) -> str:
@@ -160,8 +200,7 @@ def _stage(name: str, parts: Sequence[str], end: str, ours: Tensor, theirs: Tens
     error = float("inf")
     if ours.shape == theirs.shape:
         error = (ours - theirs).abs().max().item()
-    shown = " + ".join([parts[0], *(part.rpartition(".")[2] for part in parts[1:])])
-    return Stage(name, shown, end, error, theirs.abs().max().item())
+    return Stage(name, _shown(parts), end, error, theirs.abs().max().item())
 
 
 if __name__ == "__main__":

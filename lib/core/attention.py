@@ -14,7 +14,8 @@ class Attention(Protocol):
 
     `layer`: which layer's K and V. `q` [T, Hq, D]; `k`, `v` [T, Hkv, D], this step's tokens only. Returns [T, Hq, D].
     Softmax scale is D ** -0.5. A query sees the keys of its own sequence at its own and earlier positions: all of them,
-    or the last `window` ones, its own included.
+    or the last `window` ones, its own included. With `softcap`, a scaled score s becomes softcap * tanh(s / softcap).
+    Raises ValueError for a `softcap` that an implementation does not have.
     """
 
     def __call__(
@@ -25,4 +26,5 @@ class Attention(Protocol):
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor: ...

@@ -17,6 +17,8 @@ PRANGE = {
     ),
     "prange": True,
 }
+# For `fastmath`, without `nnan` and `ninf`: a NaN or an infinity in a row has to reach that row's outputs.
+NAN_SAFE = {"contract", "reassoc", "nsz", "arcp"}
 
 
 class _ForgivingCache(FunctionCache):

@@ -42,6 +42,7 @@ from lib.engine.static_scheduler import StaticScheduler
 from lib.engine.structured.output_rules import OutputRules
 from lib.models.checkpoint import LoadedModel
 from lib.models.config import ModelConfig
+from lib.models.fused.choose import has_fused_layers
 
 if TYPE_CHECKING:
     from lib.engine.tensor_parallel.workers import Workers
@@ -176,10 +177,24 @@ def output_rules(tokenizer: Any, config: ModelConfig) -> OutputRules:
 
 def _runner(model: nn.Module, attention: Attention, workers: Workers | None) -> ModelRunner:
     if workers is None:
-        return ModelRunner(model, attention)
+        return _step_runner(model, attention) or ModelRunner(model, attention)
     from lib.engine.tensor_parallel.runner import ParallelRunner
 
     return ParallelRunner(model, attention, workers)
+
+
+def _step_runner(model: nn.Module, attention: Attention) -> ModelRunner | None:
+    """Runs all layers of a step of few rows in one call, where model and attention have the kernels for it."""
+    if not has_fused_layers(model):
+        return None
+    # Imported here: with it comes Numba.
+    from lib.engine.fused_step.runner import fused_step_runner
+
+    if (runner := fused_step_runner(model, attention)) is not None:
+        return runner
+    from lib.engine.fused_step.quantized import quantized_step_runner
+
+    return quantized_step_runner(model, attention)
 
 
 def _is_asynchronous(options: EngineOptions, device: torch.device) -> bool:

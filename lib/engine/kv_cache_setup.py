@@ -56,7 +56,7 @@ def make_cache(
     """
     shape = size.num_blocks, size.block_size
     kv_cache = allocate(config, *shape, dtype, device, options.kv_cache_dtype)
-    attention = cached_attention(options, kv_cache, config.num_heads)
+    attention = cached_attention(options, kv_cache, config)
     return kv_cache, _manager(config, options, *shape), attention
 
 

@@ -9,6 +9,7 @@ from lib.core.engine_options import EngineOptions
 from lib.models.checkpoint import LoadedModel, QuantizedCheckpoint, load_model
 from lib.models.compiled import compile_blocks
 from lib.models.fused.choose import fuse_layers
+from lib.models.moe import group_experts
 from lib.models.packed import pack_linears
 
 
@@ -39,6 +40,7 @@ def prepare(model: nn.Module, options: EngineOptions) -> tuple[int, int, float]:
 
     Every rank prepares its own part.
     """
+    group_experts(model)
     packed = pack_linears(model, options.linear)
     fused = 0 if options.compile else fuse_layers(model, options.linear)
     seconds = compile_blocks(model) if options.compile else 0.0

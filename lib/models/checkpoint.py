@@ -18,12 +18,11 @@ from lib.models.gpt2 import GPT2
 from lib.models.hub import HubUnreachable, download
 from lib.models.llama import Llama
 from lib.models.llama_variants import LlamaVariant
+from lib.models.moe import MoeLlama
 from lib.models.smollm2 import WHEEL, gguf_folder, smollm2_file, smollm2_folder
 from lib.models.tokenizer import load_tokenizer
 from lib.models.weights import read_tensors
 
-# Other architectures differ from Llama in details that the config names.
-_MODELS = {"gpt2": GPT2, "llama": Llama}
 _HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "gpt2": "openai-community/gpt2"}
 _RANDOM_SEED = 0
 
@@ -101,7 +100,13 @@ def load_model(
 def empty_model(config: ModelConfig) -> nn.Module:
     """The config's architecture with parameters on the meta device: shapes without memory."""
     with torch.device("meta"):
-        return _MODELS.get(config.architecture, LlamaVariant)(config)
+        return _model_class(config)(config)
+
+
+def _model_class(config: ModelConfig) -> type[nn.Module]:
+    # Other architectures differ from Llama in details that the config names.
+    models = {"gpt2": GPT2, "llama": Llama}
+    return models.get(config.architecture, MoeLlama if config.num_experts else LlamaVariant)
 
 
 def build_model(

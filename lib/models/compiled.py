@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lib.core.attention import Attention
 from lib.core.batch import Batch
-from lib.models import gpt2, llama, llama_variants
+from lib.models import gpt2, llama, llama_variants, moe
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -50,6 +50,11 @@ def split_rotate(
 def swiglu(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def geglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
 
 
 def add_layer_norm(
@@ -89,8 +94,8 @@ class LlamaBlock(llama.Block):
         self.ops.swiglu(tokens(2 * self.down.in_features))
 
 
-class VariantBlock(llama_variants.VariantBlock):
-    """`llama_variants.VariantBlock`: its split of q, k and v, and its SwiGLU, taken from `ops`."""
+class _CompiledSplit(llama_variants.VariantBlock):
+    """`llama_variants.VariantBlock` with its split of q, k and v taken from `ops`."""
 
     def __init__(self, block: llama_variants.VariantBlock, ops: SimpleNamespace) -> None:
         nn.Module.__init__(self)
@@ -102,13 +107,29 @@ class VariantBlock(llama_variants.VariantBlock):
     ) -> tuple[Tensor, Tensor, Tensor]:
         return super().split(qkv, cos, sin, function or self.ops.split_qkv)
 
-    def mlp(self, x: Tensor) -> Tensor:
-        return self.down(self.ops.swiglu(self.gate_up(x)))
-
     def warm_up(self, tokens: Callable[..., Tensor]) -> None:
         cos, sin = (tokens(1, self.head_dim // 2) for _ in range(2))
         self.split(tokens((self.num_heads + 2 * self.num_kv_heads) * self.head_dim), cos, sin)
-        self.ops.swiglu(tokens(2 * self.down.in_features))
+
+
+class VariantBlock(_CompiledSplit):
+    """The same, with its gated MLP taken from `ops` as well."""
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.down(self._gated(self.gate_up(x)))
+
+    def warm_up(self, tokens: Callable[..., Tensor]) -> None:
+        super().warm_up(tokens)
+        self._gated(tokens(2 * self.down.in_features))
+
+    @property
+    def _gated(self) -> Callable[[Tensor], Tensor]:
+        is_gelu = self.activation is llama_variants.gelu_tanh
+        return self.ops.geglu if is_gelu else self.ops.swiglu
+
+
+class MoeBlock(_CompiledSplit, moe.MoeBlock):
+    """`moe.MoeBlock`, whose experts are left as they are: their numbers of tokens change with every step."""
 
 
 class GPT2Block(gpt2.Block):
@@ -133,7 +154,8 @@ class GPT2Block(gpt2.Block):
 
 _FAMILIES: dict[type, tuple[type, tuple[Callable[..., Any], ...]]] = {
     llama.Block: (LlamaBlock, (rms_norm, add_rms_norm, split_rotate, swiglu)),
-    llama_variants.VariantBlock: (VariantBlock, (llama_variants.split_qkv, swiglu)),
+    llama_variants.VariantBlock: (VariantBlock, (llama_variants.split_qkv, swiglu, geglu)),
+    moe.MoeBlock: (MoeBlock, (llama_variants.split_qkv,)),
     gpt2.Block: (GPT2Block, (add_layer_norm,)),
 }
 
@@ -147,12 +169,12 @@ def compile_blocks(model: nn.Module) -> float:
     say) there is one warning, and the model stays as it is.
     """
     start = time.perf_counter()
-    family, functions = _FAMILIES[type(model.blocks[0])]
-    compiled = {f.__name__: torch.compile(_own(f)) for f in functions}
-    ops = SimpleNamespace(**compiled)
-    blocks = [family(block, ops) for block in model.blocks]
+    functions = {f for kind in {type(b) for b in model.blocks} for f in _FAMILIES[kind][1]}
+    ops = SimpleNamespace(**{f.__name__: torch.compile(_own(f)) for f in functions})
+    blocks = [_FAMILIES[type(block)][0](block, ops) for block in model.blocks]
     weight = next(model.parameters())
-    kinds = {getattr(block, "rotates", True): block for block in blocks}  # each its own version
+    # Each kind has its own version.
+    kinds = {(type(block), getattr(block, "rotates", True)): block for block in blocks}
 
     def tokens(n: int, *shape: int) -> Tensor:
         x = torch.zeros(n, *shape, dtype=weight.dtype, device=weight.device)

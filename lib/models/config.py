@@ -21,7 +21,7 @@ class ModelConfig:
 
     Sizes are counts (of tokens, features, layers or heads), `norm_eps` and `rope_theta` are pure numbers.
     `rope_scaling` is None or a dict as `lib.models.rope_config.read_rope` returns it. The fields
-    from `output_bias` to `layer_windows` are differences of later families from Llama, see
+    from `output_bias` to `moe_layers` are differences of later families from Llama, see
     `lib.models.llama_variants`.
     """
 
@@ -42,9 +42,25 @@ class ModelConfig:
     output_bias: bool | None = None  # of the attention's output; None: as attention_bias
     qk_norm: str | None = None  # RMSNorm of q and k over each "head", or the whole "projection"
     post_norm: bool = False  # norms follow attention and MLP instead of preceding them
+    sandwich_norm: bool = False  # norms precede attention and MLP, and others follow them
+    norm_offset: bool = False  # norms multiply by 1 + weight
+    activation: str = "silu"  # of the gated MLP: "silu" or "gelu_tanh"
+    embedding_scale: float = 1.0  # what the embedding's rows are multiplied by
+    attention_scale: float | None = None  # what scores are multiplied by; None: head_dim ** -0.5
+    # A score s becomes cap * tanh(s / cap): of attention, and of the logits. None: no cap.
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    local_rope_theta: float | None = None  # of layers with a window; None: as the others
     rope_layers: tuple[bool, ...] = ()  # whether each layer rotates q and k; empty: all do
     # Tokens that each layer's queries see, their own included; None: all. Empty: all, in all layers.
     layer_windows: tuple[int | None, ...] = ()
+    # A mixture of experts, see `lib.models.moe`. 0 experts: every layer has one MLP.
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False  # the chosen experts' shares are divided by their sum
+    shared_expert_size: int = 0  # features of an expert that every token passes; 0: none
+    moe_layers: tuple[bool, ...] = ()  # whether each layer is a mixture; empty: all are
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
@@ -74,6 +90,8 @@ class ModelConfig:
         check_rope(self.rope_scaling)
         _positive("rope_theta", self.rope_theta)
         _positive("norm_eps", self.norm_eps)
+        if self.local_rope_theta is not None:
+            _positive("rope_local_base_freq", self.local_rope_theta)
         for token_id in self.eos_token_ids:
             if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
                 raise ValueError(
@@ -85,6 +103,10 @@ class ModelConfig:
         """Tokens before which no layer looks back: the widest window. None if a layer sees all."""
         windows = self.layer_windows
         return None if not windows or None in windows else max(windows)
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return self.num_experts > 0 and (not self.moe_layers or self.moe_layers[layer])
 
     def kv_bytes_per_token(self, element_size: int) -> int:
         """Bytes of K and V that one token leaves behind over all layers, at `element_size` bytes an element."""

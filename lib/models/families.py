@@ -19,6 +19,10 @@ _LLAMA |= {"num_key_value_heads", "head_dim", "max_position_embeddings", "rms_no
 _LLAMA |= {"rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings"}
 _LLAMA |= {"partial_rotary_factor"}
 _WINDOW = {"use_sliding_window", "sliding_window", "layer_types"}
+_GEMMA2 = {"sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping"}
+_EXPERTS = {"num_experts", "num_local_experts", "num_experts_per_tok"}
+_QWEN_MOE = {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
+_QWEN_MOE |= {"decoder_sparse_step", "mlp_only_layers"}
 
 # Checked in every family that does not read them. Most belong to models that publish checkpoints under Llama's names
 # and compute something else: Granite's multipliers, Gemma's soft caps, Cohere's scale, the experts of a mixture.
@@ -77,6 +81,9 @@ NO_EFFECT = frozenset(
         "summary_proj_to_labels",
         "summary_first_dropout",
         "pad_token_id",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
     }
 )
 
@@ -115,6 +122,10 @@ class Family:
         for key, allowed in {**NEUTRAL, **self.neutral}.items():
             if key not in self.read and key in raw and raw[key] not in allowed:
                 raise ValueError(f"{key} must be one of {list(allowed)}, got {raw[key]!r}")
+
+
+# Gemma's first files say "gelu" and mean its tanh form, as transformers reads them.
+_TANH_GELU = ("gelu_pytorch_tanh", "gelu")
 
 
 def _causal_lm(name: str, *others: str) -> tuple[str, ...]:
@@ -162,5 +173,50 @@ FAMILIES: dict[str, Family] = {
         _causal_lm("Olmo2"),
         frozenset(_LLAMA | {"attention_bias"}),
         defaults={"rms_norm_eps": 1e-5},
+    ),
+    "gemma": Family(
+        _causal_lm("Gemma"),
+        frozenset(_LLAMA | {"attention_bias"}),
+        {"hidden_act": _TANH_GELU},
+        {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
+    ),
+    "gemma2": Family(
+        _causal_lm("Gemma2"),
+        frozenset(_LLAMA | _GEMMA2 | {"attention_bias", "attn_logit_softcapping"}),
+        {"hidden_act": _TANH_GELU, "hidden_activation": ("gelu_pytorch_tanh",)},
+        {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
+        | {"sliding_window": 4096, "query_pre_attn_scalar": 256}
+        | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
+    ),
+    "gemma3_text": Family(
+        _causal_lm("Gemma3", "Gemma3TextModel"),
+        frozenset(_LLAMA | _GEMMA2 | {"attention_bias"})
+        | {"rope_local_base_freq", "sliding_window_pattern"},
+        {"hidden_act": _TANH_GELU, "hidden_activation": ("gelu_pytorch_tanh",)},
+        {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
+        | {"sliding_window": 4096, "query_pre_attn_scalar": 256, "sliding_window_pattern": 6}
+        | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    ),
+    "mixtral": Family(
+        _causal_lm("Mixtral"),
+        frozenset(_LLAMA | _EXPERTS | {"sliding_window"}),
+        defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
+        | {"num_experts_per_tok": 2},
+    ),
+    "qwen2_moe": Family(
+        _causal_lm("Qwen2Moe"),
+        frozenset(_LLAMA | _WINDOW | _QWEN_MOE)
+        | {"max_window_layers", "qkv_bias", "shared_expert_intermediate_size"},
+        defaults={"num_key_value_heads": 16, "sliding_window": 4096, "qkv_bias": True}
+        | {"num_experts_per_tok": 4, "moe_intermediate_size": 1408}
+        | {"shared_expert_intermediate_size": 5632, "decoder_sparse_step": 1},
+    ),
+    "qwen3_moe": Family(
+        _causal_lm("Qwen3Moe"),
+        frozenset(_LLAMA | _EXPERTS | _QWEN_MOE)
+        | {"use_sliding_window", "sliding_window", "attention_bias"},
+        defaults={"num_key_value_heads": 4, "sliding_window": 4096}
+        | {"num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        | {"decoder_sparse_step": 1},
     ),
 }

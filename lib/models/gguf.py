@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.models.config import load_config
-from lib.models.gguf_names import ARCHITECTURES, hf_name, interleaved_heads
+from lib.models.gguf_families import family_keys, split_experts, without_offset
+from lib.models.gguf_names import ARCHITECTURES, MODEL_TYPES, hf_name, interleaved_heads
 from lib.models.gguf_tokenizer import save_tokenizer
 from lib.models.llama import rope_frequencies
 
@@ -53,7 +54,7 @@ def convert(gguf_file: Path, folder: Path, weights: bool = True) -> None:
 
 
 def read_gguf(gguf_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metadata, tensors by name) of a GGUF file; a tensor's `data` is mapped, not read.
+    """(metadata, tensors by name) of a GGUF file; a tensor's `data` is mapped, not read. Experts: see `split_experts`.
 
     Raises ValueError, with the file's name, for one that cannot be read.
     """
@@ -64,7 +65,10 @@ def read_gguf(gguf_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise ValueError(f"{gguf_file.name} is not a readable GGUF file: {error}") from None
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    return fields, {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if fields.get(f"{fields.get('general.architecture')}.expert_count"):
+        tensors = dict(split_experts(tensors))
+    return fields, tensors
 
 
 @contextmanager
@@ -90,12 +94,13 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
         for key, value in fields.items()
         if key.startswith(f"{architecture}.")
     }
-    if window := own.get("attention.sliding_window"):
+    window = own.get("attention.sliding_window")
+    if window and architecture not in ("gemma2", "gemma3"):
         raise ValueError(f"{architecture}.attention.sliding_window must be 0, got {window!r}")
     heads, width = own["attention.head_count"], own["embedding_length"]
     config = {
         "architectures": [ARCHITECTURES[architecture]],
-        "model_type": architecture,
+        "model_type": MODEL_TYPES.get(architecture, architecture),
         "dtype": "float32",
         "vocab_size": own.get("vocab_size") or len(fields["tokenizer.ggml.tokens"]),
         "hidden_size": width,
@@ -115,7 +120,11 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     head_dim = own.get("attention.key_length", width // heads if isinstance(heads, int) else None)
     if "attention.key_length" in own or architecture == "qwen3":  # whose default is another
         config["head_dim"] = head_dim
-    if "blk.0.attn_q.bias" in tensors and architecture != "qwen2":  # there it is no option
+    config |= family_keys(architecture, own, tensors, head_dim)
+    if architecture == "llama" and "num_local_experts" in config:
+        config |= {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+    # In Qwen2's families it is no option, or another key.
+    if "blk.0.attn_q.bias" in tensors and not architecture.startswith("qwen2"):
         config["attention_bias"] = True
     if "blk.0.ffn_up.bias" in tensors:
         config["mlp_bias"] = True
@@ -160,7 +169,7 @@ def _check(folder: Path, tensors: dict[str, Any]) -> None:
 def _convert_tensor(item: Any, config: dict[str, Any]) -> tuple[str, Tensor]:
     """(Hugging Face name, float32 tensor) of a tensor such as blk.3.attn_q.weight."""
     target = hf_name(item.name, config["model_type"])
-    tensor = dequantized(item)
+    tensor = without_offset(dequantized(item), target, config["model_type"])
     if (heads := interleaved_heads(target, config["model_type"])) is not None:
         tensor = _unpermute(tensor, config[heads])
     return target, tensor

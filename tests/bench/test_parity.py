@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lib.bench import parity
-from lib.bench.family_table import DIFFERENCES, family_table
+from lib.bench.family_table import DENSE, DIFFERENCES, LATER, family_table
 from lib.models.checkpoint import load_model
 from lib.models.families import FAMILIES
 from tests.families import VARIANTS, hf_variant
@@ -28,14 +28,21 @@ def checkpoint(name: str, folder):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", *VARIANTS])
 def test_a_right_port_has_no_difference(tmp_path, name):
-    stages = parity.compare_folder(checkpoint(name, tmp_path), PROMPT)
-    assert parity.first_difference(stages) is None
+    everything = parity.compare_folder(checkpoint(name, tmp_path), PROMPT)
+    assert parity.first_difference(everything) is None
+    stages = [stage for stage in everything if not stage.skipped]
     config = load_model(tmp_path).config
     # Each layer's two norms, its four products and itself, each with input and output.
     assert len(stages) >= 14 * config.num_layers
     assert {stage.end for stage in stages} == {"input", "output"}
     assert all(stage.size > 0.1 for stage in stages)
-    assert f"all {len(stages)} stages agree" in parity.report(stages)
+    assert f"all {len(stages)} stages agree" in parity.report(everything)
+    # The weights of q's and k's norms are all that is read without a call.
+    assert len(everything) - len(stages) == (2 * config.num_layers if config.qk_norm else 0)
+    compared = {stage.module for stage in stages}
+    for layer in range(config.num_layers):
+        assert (f"blocks.{layer}.moe.experts" in compared) == config.is_moe(layer)
+        assert (f"blocks.{layer}.moe.router" in compared) == config.is_moe(layer)
 
 
 def broken(tmp_path, name: str, spoil) -> tuple[str, str]:
@@ -98,6 +105,42 @@ def broken(tmp_path, name: str, spoil) -> tuple[str, str]:
             ("h.1.mlp.c_proj", "output"),
         ),
         ("llama", lambda m: m.token_embedding.weight[5].mul_(2), ("embed_tokens", "output")),
+        ("gemma", lambda m: m.embedding_scale.mul_(2), ("layers.0", "input")),
+        (
+            "gemma2",
+            lambda m: setattr(m.blocks[1], "softcap", None),
+            ("layers.1.self_attn.o_proj", "input"),
+        ),
+        (
+            "gemma3",
+            lambda m: setattr(m.blocks[0], "query_scale", 1.0),
+            ("layers.0.self_attn.o_proj", "input"),
+        ),
+        (
+            "gemma3",
+            lambda m: m.local_cos_table.copy_(m.cos_table),
+            ("layers.0.self_attn.o_proj", "input"),
+        ),
+        (
+            "mixtral",
+            lambda m: m.blocks[1].moe.router.weight.mul_(2),
+            ("layers.1.mlp.gate", "output"),
+        ),
+        (
+            "mixtral",
+            lambda m: m.blocks[1].moe.experts[2].down.weight.mul_(2),
+            ("layers.1.mlp.experts", "output"),
+        ),
+        (
+            "mixtral",
+            lambda m: setattr(m.blocks[0].moe, "normalizes", False),
+            ("layers.0.mlp.experts", "output"),
+        ),
+        (
+            "qwen2_moe",
+            lambda m: m.blocks[0].moe.shared_gate.weight.zero_(),
+            ("layers.0.mlp.shared_expert_gate", "output"),
+        ),
         ("llama", lambda m: m.lm_head.weight.mul_(2), ("lm_head", "output")),
     ],
 )
@@ -113,6 +156,39 @@ def test_the_command_exits_with_1_for_a_difference(tmp_path, capsys):
     assert "first difference: " in capsys.readouterr().out
 
 
+def test_a_stage_that_was_not_compared_is_said(tmp_path):
+    """A layer of transformers that computes its norms without calling their modules, as a fused kernel would."""
+    model = load_model(checkpoint("qwen2", tmp_path)).model
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    layer = reference.model.layers[1]
+    layer.forward = _without_calling(type(layer.input_layernorm), layer.forward)
+    stages = parity.compare_layers(model, reference, PROMPT)
+    skipped = [(s.reference, s.end) for s in stages if s.skipped]
+    norms = ("layers.1.input_layernorm", "layers.1.post_attention_layernorm")
+    assert skipped == [(norm, end) for norm in norms for end in ("input", "output")]
+    said = parity.report(stages)
+    assert "not compared: transformers does not call this module" in said
+    assert said.endswith(f"all {len(stages) - 4} stages agree within 0.0001, 4 were not compared")
+
+
+def _without_calling(kind, forward):
+    def run(*args, **kwargs):
+        called, kind.__call__ = kind.__call__, kind.forward
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            kind.__call__ = called
+
+    return run
+
+
+def test_without_stages_the_report_says_so():
+    assert parity.report([]) == "no stage was compared"
+    stage = parity.Stage("a", "b", "output", skipped="of a reason")
+    assert parity.report([stage]).endswith("not compared: of a reason\nno stage was compared")
+    assert not stage.differs()
+
+
 def test_a_nan_is_a_difference():
     stage = parity.Stage("a", "b", "output", float("nan"), 1.0)
     assert stage.differs()
@@ -121,6 +197,8 @@ def test_a_nan_is_a_difference():
 def test_the_table_has_every_family_and_difference():
     rows = family_table()
     assert [row[""] for row in rows] == list(DIFFERENCES.values())
+    assert {*DENSE, *LATER} == {*FAMILIES} - {"gpt2"}
+    assert {row[""] for row in family_table(DENSE)} < {row[""] for row in rows}
     assert set(rows[0]) == {"", *FAMILIES} - {"gpt2"}
     by_title = {row[""]: row for row in rows}
     assert by_title["biases of q, k and v"]["qwen2"] == "yes"
@@ -130,6 +208,15 @@ def test_the_table_has_every_family_and_difference():
     assert by_title["sliding window, tokens"]["mistral"] == "4096*"
     assert by_title["sliding window, tokens"]["qwen2"] == "none*"
     assert by_title["layers without RoPE"]["smollm3"] == "9 of 36*"
+    assert by_title["embedding times"]["gemma"] == "√3072"
+    assert by_title["attention scores times"]["gemma2"] == "1/√256*"
+    assert by_title["cap of attention scores"]["gemma2"] == "50*"
+    assert by_title["cap of attention scores"]["gemma3_text"] == "none"
+    assert by_title["activation of the MLP"]["gemma3_text"] == "gelu_tanh"
+    assert by_title["sliding window, tokens"]["gemma3_text"] == "4096*"
+    assert by_title["experts per layer"]["mixtral"] == "8*"
+    assert by_title["experts per token"]["qwen3_moe"] == "8*"
+    assert by_title["features of a shared expert"]["qwen2_moe"] == "5632*"
     for row in rows:  # a difference that no family has would not be one
         assert len(set(row.values()) - {row[""]}) > 1, row
 

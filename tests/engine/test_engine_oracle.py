@@ -282,7 +282,7 @@ def test_holes_between_the_slots(llama, monkeypatch):
     monkeypatch.setattr(
         ContiguousAttention,
         "_rectangle",
-        lambda self, *a: (rectangles.append(a[-1].last - a[-1].first), whole(self, *a))[1],
+        lambda self, *a: (rectangles.append(a[2].last - a[2].first), whole(self, *a))[1],
     )
     engine = llama.engine(kv_cache="contiguous", max_num_seqs=8)
     work = [(prompt_of(5 + i, i), 14 if i in (0, 7) else 2 + i % 3) for i in range(8)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from pydoc_data import topics
 
 import pytest
@@ -18,6 +19,7 @@ from lib.cache.int8_kv_cache import int8_kv_bytes_per_token
 from lib.core.engine_options import EngineOptions
 from lib.serving.server_options import parse
 from tests.engine.test_engine_properties import common, run
+from tests.families import hf_variant
 from tests.helpers import drain, gpt2_checkpoint, llama_checkpoint, prompt_of
 from tests.int8_oracle import Int8Tiny
 
@@ -31,7 +33,14 @@ def int8(tmp_path_factory) -> dict[str, Int8Tiny]:
     return {
         "llama": Int8Tiny(llama_checkpoint(folder / "llama", seed=1)),
         "gpt2": Int8Tiny(gpt2_checkpoint(folder / "gpt2", seed=2)),
+        "mistral": Int8Tiny(windowed(folder / "mistral", "mistral")),
+        "gemma3": Int8Tiny(windowed(folder / "gemma3", "gemma3")),
     }
+
+
+def windowed(folder: Path, name: str) -> Path:
+    hf_variant(name, seed=1).save_pretrained(folder)
+    return folder
 
 
 def check(tiny: Int8Tiny, engine: LLM, least: float = 0.8) -> None:
@@ -88,6 +97,30 @@ def test_the_same_tokens_as_without_a_cache(int8, name, options):
         assert engine.stats()["draft_tokens"] > engine.stats()["accepted_tokens"]
 
 
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_cache": "contiguous", "max_num_batched_tokens": 7},
+        {"attention": "gather", "block_size": 4, "max_num_batched_tokens": 20},
+        {"attention": "fused", "block_size": 4, "num_blocks": 100},
+        {"attention": "fused", "block_size": 4, "enable_prefix_caching": False},
+        {
+            "attention": "fused",
+            "speculative_config": {**FIXED, "method": "ngram", "prompt_lookup_min": 1},
+            "max_num_batched_tokens": 20,
+        },
+    ],
+    ids=lambda options: " ".join(str(x) for x in options.values()),
+)
+def test_windows_over_a_rounded_cache(int8, name, options):
+    """Mistral's layers all have a window, which frees blocks; one of Gemma 3's sees all tokens."""
+    engine = int8[name].engine(**options)
+    check(int8[name], engine, least=0.7)
+    if options.get("kv_cache") != "contiguous":
+        assert (engine.manager.window is not None) == (name == "mistral")
+
+
 def test_a_draft_model_has_a_cache_of_the_same_kind(int8):
     config = {**FIXED, "method": "draft_model", "model": str(int8["llama"].folder)}
     engine = int8["llama"].engine(attention="fused", speculative_config=config)
@@ -119,7 +152,7 @@ def _clear(tiny, work) -> bool:
 
 @settings(max_examples=25)
 @given(
-    **common,
+    **{**common, "name": st.sampled_from(["llama", "gpt2", "mistral"])},
     block_size=st.sampled_from([1, 2, 4, 16]),
     spare=st.integers(0, 6),
     attention=st.sampled_from(["gather", "fused"]),

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import SamplingParams
+from lib.attention.fused_cpu import CpuFusedAttention
+from lib.attention.gather import GatherAttention
 from lib.cache.block_manager import NULL_BLOCK
 from lib.cache.sliding_window import SlidingWindowPrefixCache
+from lib.core.batch import Batch
 from lib.core.request import Request
 from tests.engine.test_engine_properties import SPECULATION, jobs, run
 from tests.families import VARIANTS, WINDOW, hf_variant
@@ -25,8 +28,11 @@ CACHES = [
     dict(kv_cache="paged", attention="fused", enable_prefix_caching=False),
     dict(kv_cache="paged", attention="fused", enable_prefix_caching=True),
 ]
-# Biases and tied heads are no concern of a cache.
+# Biases and tied heads are no concern of a cache, and one model for each kind of attention is enough.
 NAMES = [name for name in VARIANTS if not name.endswith(("tied", "biases", "list"))]
+for _name in ("gemma", "gemma2-no-caps", "gemma3-all-windows", "mixtral", "qwen2_moe"):
+    NAMES.remove(_name)
+NAMES.remove("qwen3_moe-windows")
 GREEDY = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
 
 
@@ -45,6 +51,10 @@ def tinies(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cache_gives_the_oracle_s_tokens(tinies, name, options):
     tiny = tinies(name)
+    if tiny.model.config.attention_softcap is not None and options.get("attention") == "fused":
+        with pytest.raises(ValueError, match="plain scores: attn_logit_softcapping must be None"):
+            tiny.engine(**options)
+        return
     engine = tiny.engine(**options, max_num_batched_tokens=16)
     prompts = [prompt_of(n, 1) for n in (1, 5, 23, 40)]
     prompts.append([*prompts[2], 9, 8])  # shares a prefix
@@ -59,7 +69,9 @@ def test_every_cache_gives_the_oracle_s_tokens(tinies, name, options):
 @settings(max_examples=25)
 @given(
     work=jobs,
-    name=st.sampled_from(["mistral", "qwen2-windows", "qwen3-layer-types", "olmo2"]),
+    name=st.sampled_from(
+        ["mistral", "qwen2-windows", "qwen3-layer-types", "olmo2", "gemma3", "mixtral-windows"]
+    ),
     attention=st.sampled_from(["gather", "fused"]),
     budget=st.sampled_from([1, 3, 8, 40]),
     block_size=st.sampled_from([1, 2, 4, 16]),
@@ -94,6 +106,33 @@ def test_random_traffic_on_windows(
         block_size=block_size,
         num_blocks=-(-longest // block_size) + 1 + spare,
     )
+
+
+@pytest.mark.parametrize("method", ["early_exit", "draft_model"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "mixtral-windows"])
+def test_drafts_of_a_model_with_windows(tinies, name, method):
+    """The drafts' own passes keep to the windows as well, and blocks behind them are given back."""
+    tiny = tinies(name)
+    own = {"draft_layers": 1} if method == "early_exit" else {"model": str(tiny.folder)}
+    engine = tiny.engine(
+        speculative_config={
+            "method": method,
+            "num_speculative_tokens": 3,
+            "adaptive": False,
+            **own,
+        },
+        attention="fused",
+        block_size=2,
+        max_num_batched_tokens=16,
+    )
+    prompts = [prompt_of(n, 1) for n in (1, 5, 23)]
+    for prompt, output in zip(prompts, engine.generate(prompts, GREEDY)):
+        assert output.token_ids == tiny.greedy(prompt, 20)
+    stats = engine.stats()
+    assert stats["draft_tokens"] > 0
+    if method == "draft_model":  # a model accepts all of its own drafts
+        assert stats["accepted_tokens"] == stats["draft_tokens"]
+    check_empty(engine)
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -192,8 +231,11 @@ def test_a_short_prefix_is_found_without_a_whole_window():
     assert len(found) == 3 and NULL_BLOCK not in found
 
 
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("name", ["mistral", "smollm3", "olmo2"])
+@pytest.mark.parametrize(
+    "name, compile",
+    [("mistral", False), *((n, True) for n in ("mistral", "smollm3", "olmo2"))]
+    + [("gemma2-no-caps", True), ("qwen2_moe-some-windows", True)],
+)
 def test_compiled_layers_give_the_same_tokens(tinies, name, compile):
     tiny = tinies(name)
     engine = tiny.engine(compile=compile)
@@ -209,6 +251,17 @@ def test_a_sliding_window_in_every_dtype_of_the_cache(tinies):
         engine = tiny.engine(attention=attention, dtype="bfloat16")
         output = engine.generate([prompt_of(30, 1)], GREEDY)[0]
         assert len(output.token_ids) == 20 and engine.dtype == torch.bfloat16
+
+
+def test_capped_scores_are_gathered_with_one_line(tinies):
+    """The fused kernels do not cap scores."""
+    with pytest.warns(UserWarning, match="falls back to 'gather'.*attn_logit_softcapping") as said:
+        engine = tinies("gemma2").engine(attention="auto")
+    assert len(said) == 1 and isinstance(engine.runner.attention, GatherAttention)
+    # An attention with fused kernels refuses a cap that reaches it all the same.
+    fused = CpuFusedAttention(engine.kv_cache)
+    with pytest.raises(ValueError, match="softcap must be None for attention 'fused', got 2.0"):
+        engine.model(Batch.of_prompts([[5, 9, 11]]), fused)
 
 
 def test_fused_layers_are_refused_for_families_that_have_none(tinies):

@@ -318,7 +318,7 @@ def test_a_broken_config_is_named(folder, text, message):
     [
         (
             dict(model_type="mamba"),
-            r"model_type must be one of \['gpt2', 'llama', .*\], got 'mamba'",
+            r"model_type must be one of \['gemma', .*'llama', .*\], got 'mamba'",
         ),
         (dict(model_type=...), "model_type must be one of .* got None"),
         (dict(hidden_act="gelu"), r"hidden_act must be one of \['silu'\], got 'gelu'"),

@@ -14,10 +14,17 @@ from lib.models.checkpoint import load_model
 from lib.models.config import load_config
 from lib.models.families import FAMILIES, NEUTRAL, NO_EFFECT
 from lib.models.llama import rope_frequencies
+from lib.models.moe_config import MOE_FAMILIES
 from tests.families import BASE, VARIANTS, config_class, hf_variant
 
 LLAMAS = [family for family in FAMILIES if family != "gpt2"]
 SIZES = {key: value for key, value in BASE.items() if not key.endswith("_token_id")}
+# Fields of later families, and transformers' name of each; None and 0 mean the same here.
+SAME = {
+    "num_experts": "num_experts",
+    "num_experts_per_tok": "num_experts_per_tok",
+    "shared_expert_size": "shared_expert_intermediate_size",
+}
 GPT2_SIZES = dict(vocab_size=61, n_embd=48, n_head=3, n_layer=2, n_positions=64)
 
 
@@ -69,19 +76,30 @@ def test_missing_keys_mean_what_they_mean_in_transformers(tmp_path, family, writ
         changes = {"num_key_value_heads": ..., "num_attention_heads": 32, "hidden_size": 320}
     if written == "nulls":
         changes |= {"sliding_window": None, "rope_scaling": None, "layer_types": None}
-        if family != "mistral":  # there transformers' class wants a number
+        # There transformers' class wants a number.
+        if family not in ("mistral", "gemma", "gemma2", "gemma3_text", *MOE_FAMILIES):
             changes["num_key_value_heads"] = None
+        if family in ("gemma2", "gemma3_text"):  # whose layers slide, so that it needs a window
+            del changes["sliding_window"]
     folder = write(tmp_path, family, **changes)
     ours, theirs = load_config(folder), config_class(family).from_pretrained(folder)
     assert ours.num_kv_heads == theirs.num_key_value_heads
     heads = theirs.num_attention_heads
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // heads)
     assert ours.norm_eps == theirs.rms_norm_eps
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    rope = theirs.rope_parameters
+    if family == "gemma3_text":
+        assert ours.local_rope_theta == rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    assert ours.rope_theta == rope["rope_theta"]
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     assert ours.output_bias == getattr(theirs, "attention_bias", False)
     assert ours.mlp_bias == getattr(theirs, "mlp_bias", False)
-    assert ours.sliding_window == (theirs.sliding_window if family == "mistral" else None)
+    windows = family in ("mistral", "mixtral") or (family == "gemma3_text" and ours.num_layers < 6)
+    assert ours.sliding_window == (theirs.sliding_window if windows else None)
+    for ours_too, key in SAME.items():
+        assert getattr(ours, ours_too) == (getattr(theirs, key, None) or 0)
+    assert ours.attention_bias == getattr(theirs, "qkv_bias", ours.attention_bias)
     rope = getattr(theirs, "no_rope_layers", [1] * theirs.num_hidden_layers)
     assert list(ours.rope_layers or [True] * ours.num_layers) == [bool(x) for x in rope]
 
@@ -110,6 +128,8 @@ def test_parameters_are_counted_exactly(tmp_path, name):
 @pytest.mark.parametrize("key", ["final_logit_softcapping", "num_experts", "attention_chunk_size"])
 def test_a_key_of_another_family_is_refused_unless_neutral(tmp_path, family, key):
     load_config(write(tmp_path, family, **{key: None}))
+    if FAMILIES[family].effect(key) == "read":
+        return
     with pytest.raises(ValueError, match=f"{key} must be one of .* got 8"):
         load_config(write(tmp_path, family, **{key: 8}))
 
@@ -149,7 +169,33 @@ def test_a_key_of_another_family_is_refused_unless_neutral(tmp_path, family, key
         ("olmo2", {"clip_qkv": 8.0}, "clip_qkv must be one of"),
         ("olmo2", {"architectures": ["OlmoForCausalLM"]}, "architectures must be of"),
         ("qwen3", {"architectures": ["Qwen2ForCausalLM"]}, "architectures must be of"),
-        ("gemma2", {}, "model_type must be one of"),
+        ("gemma", {"hidden_act": "silu"}, "hidden_act must be one of"),
+        ("gemma", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be one of"),
+        ("gemma2", {"hidden_activation": "silu"}, "hidden_activation must be one of"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a number > 0"),
+        ("gemma2", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar must be a number > 0"),
+        ("gemma2", {"attn_logit_softcapping": "x"}, "attn_logit_softcapping must be a number > 0"),
+        ("gemma2", {"final_logit_softcapping": 0}, "final_logit_softcapping must be a number > 0"),
+        ("gemma2", {"sliding_window": None}, "'sliding_attention', but sliding_window is not set"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention must be"),
+        # transformers reads the key and does not use it.
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be one of"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern must be a positive"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e6}}, "rope_parameters must be an obj"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            r"rope_parameters\['sliding_attention'\] must be an object of rope_theta and rope_type",
+        ),
+        ("gemma3_text", {"rope_local_base_freq": 0}, "rope_local_base_freq must be a number > 0"),
+        ("gemma3", {}, "model_type must be one of"),
+        ("mixtral", {"num_local_experts": 0}, "num_local_experts must be a positive integer"),
+        ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok must be <= .*, 8, got 9"),
+        ("qwen3_moe", {"num_experts": 4, "num_local_experts": 8}, "must be equal, got"),
+        ("qwen2_moe", {"num_local_experts": 4}, "num_local_experts must be one of"),
+        ("qwen2_moe", {"norm_topk_prob": 1}, "norm_topk_prob must be true or false, got 1"),
+        ("qwen2_moe", {"mlp_only_layers": 1}, "mlp_only_layers must be a list of layers, got 1"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step must be a positive"),
         (["llama"], {}, "model_type must be one of"),
         (None, {}, "model_type must be one of"),
     ],

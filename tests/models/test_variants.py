@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from lib.attention.full import FullAttention
 from lib.core.batch import Batch
-from lib.models.checkpoint import load_model
+from lib.models.checkpoint import build_model, load_model
 from tests.families import VARIANTS, WINDOW, hf_family, hf_variant
 from tests.models.test_models import LLAMA3, TOLERANCE, difference
 
+# One of each kind of model.
+SOME = ["mistral", "qwen2", "qwen3", "smollm3", "olmo2", "gemma", "qwen2_moe"]
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -29,7 +33,7 @@ def test_a_family_equals_transformers(tmp_path, name):
     assert difference(hf_variant(name, seed=3), tmp_path, lengths=(1, 7, 3, 20, 20, 8)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "smollm3", "olmo2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", *SOME, "gemma2"])
 @pytest.mark.parametrize(
     "rope",
     [
@@ -90,6 +94,13 @@ def test_random_shapes_equal_transformers(
         ("qwen3", "q_norm", None),
         ("olmo2", "q_norm", None),
         ("olmo2", "post_norm", False),
+        ("gemma", "activation", F.silu),
+        ("gemma2", "softcap", None),
+        ("gemma2", "query_scale", 1.0),
+        ("gemma2", "attention_post_norm", torch.nn.Identity()),
+        ("gemma2", "mlp_post_norm", torch.nn.Identity()),
+        ("gemma3", "window", 1000),
+        ("gemma3", "q_norm", None),
     ],
 )
 def test_each_difference_changes_the_logits(tmp_path, name, attribute, plain):
@@ -104,6 +115,29 @@ def test_each_difference_changes_the_logits(tmp_path, name, attribute, plain):
             if attribute == "q_norm":
                 block.k_norm = None
         assert (exact - model(batch, FullAttention())).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "name, field, plain",
+    [
+        ("gemma", "embedding_scale", 1.0),
+        ("gemma2", "final_softcap", None),
+        ("gemma3", "local_rope_theta", None),
+        ("mixtral", "norm_topk_prob", False),
+        ("qwen3_moe-windows", "norm_topk_prob", False),
+        ("qwen2_moe", "norm_topk_prob", True),
+    ],
+)
+def test_each_field_changes_the_logits(tmp_path, name, field, plain):
+    """The same for what is no part of one layer."""
+    hf_variant(name, seed=3).save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    changed = build_model(replace(loaded.config, **{field: plain}))
+    changed.load_state_dict(loaded.model.state_dict())
+    batch = Batch.of_prompts([[5, 9, 11, 30, 7, 8, 4, 3, 22, 17, 6, 12]])
+    with torch.inference_mode():
+        exact, other = (model(batch, FullAttention()) for model in (loaded.model, changed))
+    assert (exact - other).abs().max() > 0.1
 
 
 def test_a_window_hides_what_lies_behind_it(tmp_path):
@@ -121,7 +155,7 @@ def test_a_window_hides_what_lies_behind_it(tmp_path):
             assert same == (position < len(prompt) - WINDOW), position
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "smollm3", "olmo2"])
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files_load_as_transformers_loads_them(tmp_path, name, dtype):
     hf_variant(name, seed=6).to(dtype).save_pretrained(tmp_path)
@@ -134,7 +168,7 @@ def test_half_precision_files_load_as_transformers_loads_them(tmp_path, name, dt
     assert (ours - theirs).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "smollm3", "olmo2"])
+@pytest.mark.parametrize("name", SOME)
 def test_shards_and_one_file_are_the_same(tmp_path, name):
     hf = hf_variant(name, seed=6)
     hf.save_pretrained(tmp_path / "one")

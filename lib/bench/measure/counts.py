@@ -23,15 +23,46 @@ def dtype_bytes(dtype: torch.dtype | str) -> int:
     return torch.empty(0, dtype=dtype).element_size()
 
 
-def layer_matmul_weights(config: Any) -> int:
-    """Elements of one layer's weight matrices: q, k, v, output, and the MLP's two (GPT-2) or three (SwiGLU)."""
+def layer_matmul_weights(config: Any, layer: int = 0) -> int:
+    """Elements of the weight matrices that a token meets in a layer: q, k, v, output, and the MLP's.
+
+    Those are two in GPT-2, three in a gated MLP. In a mixture of experts: the router and the chosen
+    experts' (`lib.models.moe`).
+    """
     d, q, kv = (
         config.hidden_size,
         config.num_heads * config.head_dim,
         config.num_kv_heads * config.head_dim,
     )
+    attention = d * (q + 2 * kv) + q * d
+    if _is_moe(config, layer):
+        chosen = config.num_experts_per_tok * expert_weights(config)
+        shared = 3 * d * config.shared_expert_size + (d if config.shared_expert_size else 0)
+        return attention + d * config.num_experts + chosen + shared
     matrices = 2 if config.architecture == "gpt2" else 3
-    return d * (q + 2 * kv) + q * d + matrices * d * config.intermediate_size
+    return attention + matrices * d * config.intermediate_size
+
+
+def expert_weights(config: Any) -> int:
+    """Elements of the three matrices of one expert of a mixture."""
+    return 3 * config.hidden_size * config.moe_intermediate_size
+
+
+def idle_weights(config: Any) -> int:
+    """Elements of the experts that a token does not meet, over all layers; 0 without a mixture."""
+    layers = sum(_is_moe(config, layer) for layer in range(config.num_layers))
+    if not layers:
+        return 0
+    return layers * (config.num_experts - config.num_experts_per_tok) * expert_weights(config)
+
+
+def _is_moe(config: Any, layer: int) -> bool:
+    return getattr(config, "num_experts", 0) > 0 and config.is_moe(layer)
+
+
+def _matmul_weights(config: Any) -> int:
+    """`layer_matmul_weights` of all layers."""
+    return sum(layer_matmul_weights(config, layer) for layer in range(config.num_layers))
 
 
 def _layer_vectors(config: Any) -> int:
@@ -46,7 +77,8 @@ def _layer_vectors(config: Any) -> int:
     attention += d if getattr(config, "output_bias", config.attention_bias) else 0
     norms = {None: 0, "head": 2 * config.head_dim, "projection": q + kv}
     attention += norms[getattr(config, "qk_norm", None)]
-    return 2 * d + attention + (2 * f + d if config.mlp_bias else 0)
+    around = 4 * d if getattr(config, "sandwich_norm", False) else 2 * d
+    return around + attention + (2 * f + d if config.mlp_bias else 0)
 
 
 def parameters(config: Any) -> int:
@@ -60,7 +92,9 @@ def parameters(config: Any) -> int:
     head = 0 if config.tie_word_embeddings else vocabulary * d
     return (
         embeddings
-        + config.num_layers * (layer_matmul_weights(config) + _layer_vectors(config))
+        + _matmul_weights(config)
+        + idle_weights(config)
+        + config.num_layers * _layer_vectors(config)
         + final_norm
         + head
     )
@@ -75,13 +109,14 @@ def streamed_bytes(config: Any, dtype: torch.dtype | str) -> int:
     """Weight bytes that one step must read whatever its batch: everything but the embedding tables.
 
     A lookup reads one row of a table, not the table; a tied table is read whole after all, as the output head.
+    Of a mixture of experts, those of one token.
     """
     tables = (
         config.max_position_embeddings * config.hidden_size if config.architecture == "gpt2" else 0
     )
     if not config.tie_word_embeddings:
         tables += config.vocab_size * config.hidden_size
-    return (parameters(config) - tables) * dtype_bytes(dtype)
+    return (parameters(config) - idle_weights(config) - tables) * dtype_bytes(dtype)
 
 
 def kv_bytes_per_token(config: Any, dtype: torch.dtype | str) -> int:
@@ -103,11 +138,10 @@ def flops(config: Any, query_len: int, kv_len: int, logits: int = 1, causal: boo
     2·weights per token for the layers, 4·pairs·heads·head_dim for q·kᵀ and weights·v, 2·d·V for each of the `logits`
     positions. `causal=False` counts the full rectangle, as a kernel that masks afterwards computes it.
     """
-    linear = 2 * query_len * layer_matmul_weights(config)
+    linear = 2 * query_len * _matmul_weights(config)
     attention = 4 * attention_pairs(query_len, kv_len, causal) * config.num_heads * config.head_dim
     return (
-        config.num_layers * (linear + attention)
-        + logits * 2 * config.hidden_size * config.vocab_size
+        linear + config.num_layers * attention + logits * 2 * config.hidden_size * config.vocab_size
     )
 
 

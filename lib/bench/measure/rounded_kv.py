@@ -26,8 +26,9 @@ class RoundedKVAttention:
         v: Tensor,
         batch: Batch,
         window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
-        return self._full(layer, q, _rounded(k), _rounded(v), batch, window)
+        return self._full(layer, q, _rounded(k), _rounded(v), batch, window, softcap)
 
 
 def _rounded(x: Tensor) -> Tensor:

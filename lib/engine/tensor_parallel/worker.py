@@ -94,7 +94,7 @@ class _Worker:
             self.kv_cache = allocate(
                 config, num_blocks, block_size, self.dtype, self.device, self.options.kv_cache_dtype
             )
-            self.runner.attention = cached_attention(self.options, self.kv_cache, config.num_heads)
+            self.runner.attention = cached_attention(self.options, self.kv_cache, config)
         elif message.command == Command.CLEAN:
             self.kv_cache.remove_non_finite(message.payload.tolist(), message.numbers[1])
         elif message.command == Command.SIZES:

@@ -47,3 +47,8 @@ def fuse_layers(model: nn.Module, linear: str) -> int:
             f"{model.config.architecture}"
         )
     return fused
+
+
+def has_fused_layers(model: nn.Module) -> bool:
+    """Whether `fuse_layers` has replaced all blocks of `model`."""
+    return all(getattr(block, "has_fused_kernels", False) for block in model.blocks)

@@ -55,6 +55,8 @@ class FewRowsLinear(nn.Module):
 class LlamaBlock(compiled.LlamaBlock):
     """`llama.Block` with fused kernels. Shares the weights of the given block."""
 
+    has_fused_kernels = True
+
     def __init__(self, block: llama.Block, buffers: _Buffers) -> None:
         super().__init__(block, _OPS)
         self._few = _FewRows.of(
@@ -87,6 +89,8 @@ class LlamaBlock(compiled.LlamaBlock):
 
 class GPT2Block(compiled.GPT2Block):
     """`gpt2.Block` with fused kernels. Shares the weights of the given block."""
+
+    has_fused_kernels = True
 
     def __init__(self, block: gpt2.Block, buffers: _Buffers) -> None:
         super().__init__(block, _OPS)

@@ -87,8 +87,8 @@ class Shard:
 def shard_of(config: ModelConfig, rank: int, size: int) -> Shard:
     """The part of rank `rank` of `size`.
 
-    Raises ValueError if a rank would have no query head, and for norms over all heads of q and k
-    (OLMo-2), which would need a sum over the ranks of their own.
+    Raises ValueError if a rank would have no query head, for norms over all heads of q and k
+    (OLMo-2), which would need a sum over the ranks of their own, and for a mixture of experts.
     Where numbers do not divide evenly, lower ranks hold more: rank 0 never holds less than another.
     """
     for name in ("num_heads", "intermediate_size", "vocab_size"):
@@ -100,6 +100,11 @@ def shard_of(config: ModelConfig, rank: int, size: int) -> Shard:
         raise ValueError(
             "tensor_parallel_size must be 1 for a model that norms q and k over all heads "
             f"({config.architecture}), got {size}"
+        )
+    if size > 1 and config.num_experts:
+        raise ValueError(
+            f"tensor_parallel_size must be 1 for a mixture of experts ({config.architecture}), "
+            f"got {size}"
         )
     group = config.num_heads // config.num_kv_heads
     if config.num_kv_heads >= size:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lib.models.config import ModelConfig
 from lib.models.gguf import dequantized, naming, read_gguf
+from lib.models.gguf_families import without_offset
 from lib.models.gguf_names import hf_name, interleaved_heads
 from lib.models.quantized.matrix import QuantizedMatrix
 
@@ -62,7 +63,7 @@ class GGUFWeights:
         """A norm or a bias as float32."""
         heads = interleaved_heads(name, self.architecture)
         with naming(self.file):
-            values = dequantized(self.items[name])
+            values = without_offset(dequantized(self.items[name]), name, self.architecture)
         return values if heads is None else values[_order(len(values), self.heads[heads])]
 
 

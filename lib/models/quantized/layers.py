@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lib.models.quantized.fp8 import FP8Matrix, FP8Weight, join
 from lib.models.quantized.matrix import QuantizedMatrix, stack
-from lib.models.quantized.weight import QuantizedWeight
+from lib.models.quantized.tile_code import LANES
+from lib.models.quantized.weight import QuantizedWeight, multiply
 
 
 class QuantizedLinear(nn.Module):
@@ -43,11 +44,18 @@ class QuantizedLinear(nn.Module):
         self.parts = nn.ModuleList(modules)
         self.out_features = sum(part.out_features for part in modules)
         self.in_features = in_features  # a part may be padded to whole blocks
+        # Whether one call can multiply with all parts: none is float, and each begins at a whole tile.
+        self.in_tiles = all(isinstance(part, QuantizedWeight) for part in modules) and all(
+            part.out_features % LANES == 0 for part in modules[:-1]
+        )
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs = [part(x) for part in self.parts]
-        y = outputs[0] if len(outputs) == 1 else torch.cat([o.float() for o in outputs], dim=1)
+        if x.device.type == "cpu" and self.in_tiles:
+            y = multiply(self.parts, x)
+        else:
+            outputs = [part(x) for part in self.parts]
+            y = outputs[0] if len(outputs) == 1 else torch.cat([o.float() for o in outputs], dim=1)
         y = y.to(x.dtype)
         return y if self.bias is None else y + self.bias
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import numba
 import numpy as np
 import torch
@@ -9,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.models.quantized import kernel
-from lib.models.quantized.kernel import BLOCK, LANES
+from lib.models.quantized.kernel import COLUMN, WORDS
 from lib.models.quantized.matrix import QuantizedMatrix
+from lib.models.quantized.tile_code import BLOCK, LANES
 
 ACTIVATIONS = ("float32", "int8")
 
@@ -45,8 +49,7 @@ class QuantizedWeight(nn.Module):
             ("minimum", minimum),
         ):
             self.register_buffer(name, value, persistent=False)
-        self._views: list[np.ndarray | None] | None = None
-        self._multiply = kernel.multiply_int8 if activations == "int8" else kernel.multiply_float
+        self._row: np.ndarray | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -54,27 +57,28 @@ class QuantizedWeight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cuda":
-            from lib.models.quantized.triton_product import multiply  # needs Triton
+            from lib.models.quantized.triton_product import multiply as on_gpu  # needs Triton
 
             kind = (self.bits, self.zero, self.blocks_per_group, self.out_features)
-            return multiply(x.contiguous(), self.words, self.scale, self.minimum, *kind)
-        x = F.pad(x.float(), (0, self.in_features - x.shape[1])).contiguous()
-        out = np.empty((x.shape[0], self.scale.shape[0] * LANES), np.float32)
-        threads = min(torch.get_num_threads(), numba.get_num_threads(), self.scale.shape[0])
-        self._multiply(*self.arrays, self.blocks_per_group, x.numpy(), out, threads)
-        return torch.from_numpy(out)[:, : self.out_features]
+            return on_gpu(x.contiguous(), self.words, self.scale, self.minimum, *kind)
+        return multiply([self], x)
 
-    @property
-    def arrays(self) -> list[np.ndarray | None]:
-        """words, scale, minimum for the CPU's kernel, float16 as uint16 of the same bits."""
-        if self._views is None:
-            self._views = [
-                None
-                if v is None
-                else (v.view(torch.uint16) if v.dtype == torch.float16 else v).numpy()
-                for v in (self.words, self.scale, self.minimum)
+    def row(self, column: int = 0) -> np.ndarray:
+        """This weight as the CPU's kernels take it: [FIELDS] int64, with `column`, that of its first output.
+
+        The addresses in it are valid as long as this module keeps its buffers, on the device that they are on.
+        """
+        if self._row is None or self._row[WORDS] != self.words.data_ptr():
+            half = self.scale.dtype == torch.float16
+            addresses = [
+                0 if b is None else b.data_ptr() for b in (self.words, self.scale, self.minimum)
             ]
-        return self._views
+            tiles, groups = self.scale.shape[:2]
+            sizes = (self.bits, tiles, groups, self.blocks_per_group, 0)
+            self._row = np.array([*addresses, half, *sizes], np.int64)
+        row = self._row.copy()
+        row[COLUMN] = column
+        return row
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows `ids` [T] of W, dequantised: float32 [T, K]. Used by embeddings."""
@@ -93,6 +97,25 @@ class QuantizedWeight(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.out_features}, {self.in_features}, bits={self.bits}"
+
+
+def weight_rows(parts: Sequence[QuantizedWeight]) -> np.ndarray:
+    """The rows of a matrix's parts, one below the other: [P, FIELDS]. All but the last need whole tiles."""
+    starts = accumulate((part.out_features for part in parts), initial=0)
+    return np.stack([part.row(column) for part, column in zip(parts, starts)])
+
+
+def multiply(parts: Sequence[QuantizedWeight], x: Tensor) -> Tensor:
+    """x [T, in] W^T on a CPU, float32 [T, out], where W is `parts` one below the other."""
+    inputs, outputs = parts[0].in_features, sum(part.out_features for part in parts)
+    x = x.float()
+    if x.shape[1] < inputs:
+        x = F.pad(x, (0, inputs - x.shape[1]))
+    out = torch.empty(x.shape[0], -(-outputs // LANES) * LANES)
+    threads = min(torch.get_num_threads(), numba.get_num_threads())
+    function = kernel.multiply_int8 if parts[0].activations == "int8" else kernel.multiply_float
+    function(weight_rows(parts), x.contiguous().numpy(), out.numpy(), threads)
+    return out[:, :outputs]
 
 
 def _tiles(rows: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.models.quantized import kernel
+from lib.models.quantized import tile_code
 from lib.models.quantized.layers import QuantizedEmbedding, QuantizedLinear
 from lib.models.quantized.matrix import QuantizedMatrix, stack
 from lib.models.quantized.rounding import round_blocks4, round_blocks8, round_channels
@@ -43,7 +43,7 @@ def rounded(x: Tensor) -> Tensor:
     """x as float64 after rounding to 8 bits per block of 32: what "int8" activations are."""
     blocks = x.view(len(x), -1, 32)
     largest = blocks.abs().amax(-1, keepdim=True)
-    codes = (blocks * torch.where(largest > 0, 127 / largest, 0.0) + 0.5).floor()
+    codes = (blocks * torch.where(largest > 0, 127 / largest, 0.0)).round()
     return (codes.double() * (largest.double() / 127)).view(x.shape)
 
 
@@ -103,24 +103,26 @@ def test_the_written_out_sums_are_the_instruction_s(vnni, monkeypatch):
     import numpy as np
     from numba import njit
 
-    if vnni and not kernel.HAS_VNNI:
+    if vnni and not tile_code.HAS_VNNI:
         pytest.skip("no AVX-512 VNNI here")
-    monkeypatch.setattr(kernel, "HAS_VNNI", vnni)
-    product = kernel._tile_product(kernel._Int8Tile, 2)
+    monkeypatch.setattr(tile_code, "HAS_VNNI", vnni)
+    product = tile_code.tile_product(tile_code.Int8Tile, (2,))
     matrix = matrix_of("Q8_0", 16, 64)
     weight = QuantizedWeight(matrix, "int8")
     x = torch.randint(-127, 128, (2, 64), dtype=torch.int8)
-    scales, sums = np.ones((2, 2), np.float32), x.view(2, 2, 32).sum(-1).int().numpy()
+    blocks = x.view(2, 2, 32).transpose(0, 1).contiguous()  # the rows of a block side by side
+    sums = blocks.sum(-1)
+    inputs = blocks.numpy(), np.ones((2, 2), np.float32), sums.int().numpy(), sums.float().numpy()
     out = np.zeros((2, 16), np.float32)
 
     @njit
-    def run(words, scale, x, xs, xsum, out):
+    def run(words, scale, codes, scales, sums, totals, out):
         product(
-            words, scale, None, 0, 2, 1, x.ctypes.data, xs.ctypes.data, xsum.ctypes.data,
-            out.ctypes.data, 16,
+            2, 8, words.ctypes.data, scale.ctypes.data, 0, 1, 0, 2, 1, codes.ctypes.data,
+            scales.ctypes.data, sums.ctypes.data, totals.ctypes.data, out.ctypes.data, 16,
         )  # fmt: skip
 
-    run(*weight.arrays[:2], x.numpy(), scales, sums, out)
+    run(weight.words.numpy(), weight.scale.view(torch.uint16).numpy(), *inputs, out)
     (assembly,) = run.inspect_asm().values()
     assert ("vpdpbusd" in assembly) == vnni
     expected = x.double() @ matrix.dequantize().T.double()

@@ -1,0 +1,24 @@
+"""The sentence about the experts that a step reads. Introduced in chapter 14."""
+
+from __future__ import annotations
+
+from lib.bench.records.series import Series
+
+
+def spread(series: Series) -> str:
+    """How far counted experts are from those that a random choice would reach, and where all are read.
+
+    series: columns `batch`, `counted` and `expected`, with `params["experts"]`.
+    """
+    worst = min(
+        counted / expected for counted, expected in zip(series["counted"], series["expected"])
+    )
+    most, batch = series["counted"][-1], series["batch"][-1]
+    total = series.params["experts"]
+    text = f"A step of {batch} requests reads {most:.1f} of {total} experts per layer. "
+    if worst >= 0.9:
+        return text + "The counts are within 10 % of those of a random choice, or above them."
+    return text + (
+        "The tokens of a batch prefer the same experts: at one batch size, a step reads only "
+        f"{worst:.0%} of the experts that a random choice would reach."
+    )

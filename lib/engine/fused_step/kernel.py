@@ -1,0 +1,126 @@
+"""All layers of a step of few rows as one compiled function.
+
+Between the products of one layer, and between two layers, nothing returns to Python: no call to dispatch, no tensor to
+make, no argument to unpack. The parts are the ones that the layers' own kernels use.
+Introduced in chapter 8.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from lib.attention import numba_kernel, step_kernel
+from lib.attention.step_kernel import store_and_attend
+from lib.core.numba_cache import NAN_SAFE, compiled
+from lib.models.fused import bfloat16, row_functions, tile_product
+from lib.models.fused import weights as products_of
+from lib.models.fused.bfloat16 import widen
+from lib.models.fused.row_functions import add, gelu, norm, split_rotate_row, swiglu
+from lib.models.fused.weights import DOWN, PROJ, QKV, WIDE, multiply
+
+# Files whose functions are compiled into those here.
+INLINED = (numba_kernel, step_kernel, bfloat16, row_functions, tile_product, products_of)
+_PART = {"fastmath": NAN_SAFE, "error_model": "numpy"}
+
+
+class SmallWeights(NamedTuple):
+    """Norms and biases of L layers, float32. No bias: 0 columns."""
+
+    norms: np.ndarray  # [L, 2, d]
+    norm_biases: np.ndarray  # [L, 2, d]
+    qkv_bias: np.ndarray  # [L, (Hq + 2 Hkv) D]
+    proj_bias: np.ndarray  # [L, d]
+    wide_bias: np.ndarray  # [L, width], twice as many where gated
+    down_bias: np.ndarray  # [L, d]
+    eps: float
+    width: int  # inputs of the last product
+    gated: bool  # SwiGLU, else GELU
+
+
+class Angles(NamedTuple):
+    """Rotation of q and k; 0 columns: none."""
+
+    cos: np.ndarray  # [positions, D / 2] float32
+    sin: np.ndarray
+    positions: np.ndarray  # [T] int64
+
+
+@njit(**_PART)
+def _normed(x, inputs, small, layer, which):
+    """The norms of x [T, d], with zeros up to `inputs` columns."""
+    out = np.zeros((x.shape[0], inputs), np.float32)
+    for t in range(x.shape[0]):
+        norm(x[t], small.norms[layer, which], small.norm_biases[layer, which], small.eps, out[t])
+    return out
+
+
+@njit(**_PART)
+def _split(sums, bias, angles, q, k, v):
+    """sums [T, at least (Hq + 2 Hkv) D] to q, k, v, rotated."""
+    for t in range(q.shape[0]):
+        for i in range(len(bias)):
+            sums[t, i] += bias[i]
+        at = angles.positions[t]
+        split_rotate_row(sums[t], angles.cos[at], angles.sin[at], q[t], k[t], v[t])
+
+
+@njit(**_PART)
+def _activated(hidden, inputs, small, layer):
+    """act(hidden + bias), with zeros up to `inputs` columns."""
+    bias, width = small.wide_bias[layer], small.width
+    out = np.zeros((hidden.shape[0], inputs), np.float32)
+    for t in range(hidden.shape[0]):
+        for i in range(len(bias)):
+            hidden[t, i] += bias[i]
+        if small.gated:
+            swiglu(hidden[t], out[t, :width])
+        else:
+            gelu(hidden[t], out[t, :width])
+    return out
+
+
+@njit(**_PART)
+def _widened(y, inputs):
+    """y [T, Hq, D] as float32 [T, inputs], with zeros at the end."""
+    rows, heads, size = y.shape
+    out = np.zeros((rows, inputs), np.float32)
+    for t in range(rows):
+        for h in range(heads):
+            for d in range(size):
+                out[t, h * size + d] = widen(y[t, h, d])
+    return out
+
+
+@njit(**_PART)
+def layers(x, weights, small, angles, cache, plan, scratch, q, k, v, y, threads):
+    """See `run_layers`."""
+    inputs = weights.inputs
+    for layer in range(small.norms.shape[0]):
+        normed = _normed(x, inputs[QKV], small, layer, 0)
+        _split(
+            multiply(weights, layer, QKV, normed, threads), small.qkv_bias[layer], angles, q, k, v
+        )
+        store_and_attend(cache, layer, q, k, v, plan, scratch, y)
+        sums = multiply(weights, layer, PROJ, _widened(y, inputs[PROJ]), threads)
+        for t in range(x.shape[0]):
+            add(x[t], sums[t], small.proj_bias[layer], x[t])
+        normed = _normed(x, inputs[WIDE], small, layer, 1)
+        hidden = multiply(weights, layer, WIDE, normed, threads)
+        acted = _activated(hidden, inputs[DOWN], small, layer)
+        sums = multiply(weights, layer, DOWN, acted, threads)
+        for t in range(x.shape[0]):
+            add(x[t], sums[t], small.down_bias[layer], x[t])
+
+
+@compiled(fastmath=NAN_SAFE, inlined=INLINED)
+def run_layers(x, weights, small, angles, cache, plan, scratch, q, k, v, y, threads):
+    """Run x [T, d] float32, the embeddings, through all layers, in place; K and V go to the cache.
+
+    weights: a table such as `lib.models.fused.weights.TileWeights`; small: SmallWeights; angles:
+    Angles; cache, plan, scratch: see `lib.attention.step_kernel`. q, y [T, Hq, D] and k, v
+    [T, Hkv, D]: memory, of the type that attention computes with.
+    """
+    layers(x, weights, small, angles, cache, plan, scratch, q, k, v, y, threads)
