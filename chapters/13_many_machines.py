@@ -158,9 +158,7 @@ record = Record(
 )
 
 # %% tags=["hide-input"]
-JOBS, PROMPT, ANSWER = pick(
-    smoke=(4, 20, 4), cpu=(12, 48, 12), gpu=(64, 48, 24)
-)
+JOBS, PROMPT, ANSWER = pick(smoke=(4, 20, 4), cpu=(8, 48, 12), gpu=(64, 48, 24))
 ROUNDS = pick(smoke=1, cpu=2, gpu=5)
 jobs = random_prompts([PROMPT] * JOBS, vocabulary, seed=0)
 setups = {
@@ -612,7 +610,7 @@ GROUPS, SHARED, OWN, NEW = pick(
 LENGTHS = pick(
     smoke=[4], cpu=[4, 8, 20, 32, 40, 64], gpu=[4, 8, 20, 32, 40, 64]
 )
-TRACE = pick(smoke=8, cpu=24, gpu=60)
+TRACE = pick(smoke=8, cpu=20, gpu=60)
 TURNS = pick(smoke=1, cpu=2, gpu=5)
 POLICIES = ("round_robin", "power_of_two", "longest_prefix")
 IMBALANCE = 16
@@ -871,7 +869,7 @@ killed = run_trace(
     make_router("round_robin"),
     prompts,
     [0.0] * TRACE,
-    2 * NEW,
+    NEW,
     watch=kill_when_it_answers,
 )
 outcomes = {
