@@ -60,6 +60,7 @@ else:
 # %% tags=["hide-input"]
 import atexit
 import gc
+import math
 import signal
 import tempfile
 import threading
@@ -76,12 +77,15 @@ from lib import LLM, SamplingParams
 from lib.bench.findings import ch06_load_test as words
 from lib.bench.findings import load_rows
 from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.values import column
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
+from lib.bench.measure.free_bytes import free_bytes
 from lib.bench.measure.machine import default_device
 from lib.bench.measure.roofline import machine_roofline
+from lib.bench.measure.sweep_memory import servers_bytes
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.measure.timing import Rates, Timing
 from lib.bench.notebook import toy
@@ -315,21 +319,29 @@ table(
 #
 # Servers that are compared take turns with the same requests, and the one that goes first changes from round to round. The
 # number of requests is fixed, and not the number of seconds: on a slow machine a test takes longer, and still fills the queue.
+# {glue:text}`users_fit_finding`
 
 # %% tags=["hide-input"]
-LEVELS = pick(
-    smoke=[1, 4], cpu=[1, 4, 8, 16], gpu=[1, 4, 8, 16, 32, 64, 128]
-)  # users
+LENGTH = pick(
+    smoke=128, cpu=128, gpu=256
+)  # the longest sequence that a server takes
+# Users. Three servers and the engine without one have room for all of them;
+# the sequential server is counted as if it had, too.
+room = fitting(
+    "number of users",
+    pick(smoke=[1, 4], cpu=[1, 4, 8, 16], gpu=[1, 4, 8, 16, 32, 64, 128]),
+    lambda n: servers_bytes(CONFIG, "float32", n, LENGTH, 5),
+    free_bytes(device) if device.type == "cuda" else math.inf,
+)
+LEVELS = room.sizes
 TURNS = pick(smoke=1, cpu=2, gpu=3)  # rounds of what is compared
 SEQS = LEVELS[-1]  # sequences in a step: all users find a place
 LIMIT = SEQS + SEQS // 4  # of the fourth server: running or waiting
 ANSWER = pick(smoke=4, cpu=16, gpu=50)  # tokens of each answer
-COMPARE_AT = pick(
-    smoke=4, cpu=16, gpu=64
+COMPARE_AT = min(
+    SEQS, pick(smoke=4, cpu=16, gpu=64)
 )  # users at which the gain is taken apart
-LENGTH = pick(
-    smoke=128, cpu=128, gpu=256
-)  # the longest sequence that a server takes
+glue("users_fit_finding", room.sentence)
 VOCABULARY = pick(smoke=1000, cpu=50257, gpu=50257)
 
 shared = [
@@ -1322,7 +1334,11 @@ for name, colour in zip((PAGED, LIMITED), COLOURS):
     )
 most = max(drawn["waiting"])
 fig.legend(loc="outside upper left", ncols=2)
-ax.set(xlabel="time (s)", ylabel="waiting", ylim=(0, 1.1 * max(most, 4)))
+ax.set(
+    xlabel="time (s)",
+    ylabel="requests waiting",
+    ylim=(0, 1.1 * max(most, 4)),
+)
 caution(ax, note)
 show(fig, "06_queue")
 

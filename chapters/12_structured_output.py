@@ -182,6 +182,7 @@ llm = LLM(
     max_model_len=256,
     max_num_seqs=BATCHES[-1],
     num_blocks=pick(smoke=129, cpu=513, gpu=2049),
+    async_scheduling=False,  # each step is timed alone
 )
 device, config, tokenizer = llm.device, llm.config, llm.tokenizer
 record = Record(

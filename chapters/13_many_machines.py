@@ -296,7 +296,7 @@ _ = record.add(
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-amdahl", "caption": "How much faster one decode step of a model of the shape of Llama 2 7B could be on several H100s, by the formula, from data sheets, with an assumed latency per message and an assumed undivided share. Nothing here was measured."}}
 fig, ax = figure()
 lines(ax, x=DEVICES, y=speedups, label="computed")
-ax.set(xlabel="devices", ylabel="times faster", ylim=(0, None))
+ax.set(xlabel="devices", ylabel="speed-up (×)", ylim=(0, None))
 show(fig, "13_amdahl")
 
 # %% tags=["remove-cell"]
@@ -392,7 +392,9 @@ show_source(PrefixIndex, "longest", "add")
 # [Ray Serve](https://docs.ray.io/en/latest/serve/index.html). Ray Serve starts the replicas, checks their health, replaces
 # those that have ended, and changes their number. This book adds the policy and the front. The front sends a request to
 # another replica if the first one ends before the answer has begun. If all replicas and the router's queue are full, clients
-# get the status 503 with a `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
+# get the status 503 with a `Retry-After`. With `--max-replicas`, the number of replicas follows the load. The file
+# `lib/serving/fleet/serve.yaml` starts the same fleet with Ray Serve's own command, `serve run`. Ray is an extra,
+# `make setup-fleet` or `pip install -e '.[fleet]'`. This page needs only the policies, and runs without it.
 #
 # ## Build: a fleet as events
 #
@@ -481,7 +483,11 @@ fig, ax = figure()
 lines(ax, x=LOADS, y=waits, label="simulated")
 for ys in closed.values():
     bound(ax, LOADS, ys, "closed form")
-ax.set(xlabel="load of each server", ylabel="mean wait", ylim=(0, None))
+ax.set(
+    xlabel="load of each server",
+    ylabel="mean wait (service times)",
+    ylim=(0, None),
+)
 percent_axis(ax, "x")
 show(fig, "13_erlang")
 
@@ -516,6 +522,10 @@ for policy in ("round_robin", "longest_prefix"):
 # from the step of one process with one thread, a formula like {eq}`eq-13-amdahl` gives the least time that we expect of a
 # step in two processes, with all work divided ($p = 1$). It uses the larger part instead of exactly one half, and adds the few
 # messages per step that {eq}`eq-13-amdahl` leaves out: those of the embedding, of the logits and of the batch itself.
+#
+# It works with each of the caches, also in 8 bits, with prefix caching, quantised weights, fused kernels, structured outputs
+# and n-gram drafts. Drafts by a model, float8 weights, CUDA graphs and asynchronous scheduling are refused with an error that
+# names the option.
 
 # %% tags=["hide-input"]
 link = measure_all_reduce(repeats=pick(smoke=5, cpu=30, gpu=50))
@@ -1105,7 +1115,9 @@ for name, some in (("fixed", days[:split]), ("follows", days[split:])):
         else {"fixed": [None] * len(some), name: [d["attained"] for d in some]},
         label="simulated",
     )
-ax.set(xlabel="replica-hours", ylabel="within the limits", ylim=(0, 1.02))
+ax.set(
+    xlabel="replica-hours", ylabel="requests within the limits", ylim=(0, 1.02)
+)
 percent_axis(ax)
 show(fig, "13_day")
 
@@ -1268,7 +1280,7 @@ lines(
     label="simulated",
 )
 ax.axvspan(AT, AT + BACK, color="#797979", alpha=0.15, linewidth=0)
-ax.set(xlabel="seconds", ylabel="TTFT, p99 (s)")
+ax.set(xlabel="time (s)", ylabel="TTFT, p99 (s)")
 log10_axis(ax, "y")
 show(fig, "13_rack")
 

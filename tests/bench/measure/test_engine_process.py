@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
+
 import pytest
 
 from lib import LLM, SamplingParams
@@ -98,6 +100,35 @@ def test_a_killed_replica_fails_what_had_begun_and_nothing_else(engines):
     with pytest.raises(RuntimeError, match="no engine process is left"):
         engines[1].kill()
         run_trace(engines, RoundRobin(), prompts[:2], [0.0, 0.0], max_tokens=2)
+
+
+class Scripted:
+    """An engine in this process. One that answers does so at once; `takes`: requests that another one still takes."""
+
+    def __init__(self, answers, takes=0):
+        self.connection, self.own = Pipe()
+        self.answers, self.takes = answers, takes
+        if not answers:
+            self.own.close()
+
+    def add(self, index, prompt, max_tokens):
+        if self.answers:
+            self.own.send([("first", index, 0, 0.0), ("done", index, [7], 0.0)])
+        elif self.takes == 0:
+            raise BrokenPipeError
+        self.takes -= 1
+
+    def receive(self):
+        if not self.answers:
+            raise EOFError
+        return self.connection.recv()
+
+
+def test_two_engines_that_end_at_the_same_time_lose_no_request():
+    """The second one is found dead when a request of the first one is sent to it, before its own end is read."""
+    engines = Scripted(False, takes=2), Scripted(False, takes=1), Scripted(True)
+    trace = run_trace(engines, RoundRobin(), [[1], [2], [3], [4]], [0.0] * 4, 1)
+    assert [(r.outcome, r.replica) for r in trace] == [("completed", 2)] * 4
 
 
 def test_an_engine_that_cannot_start_says_so(tmp_path):
