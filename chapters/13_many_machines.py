@@ -1295,8 +1295,10 @@ glue("back", BACK, ".0f")
 #
 # ## What broke, and how this benchmark could mislead
 #
-# - **The first prediction of the two replicas.** {glue:text}`line_finding` {glue:text}`amplified_finding`
-#   {glue:text}`own_steps_finding`
+# - **The first prediction of the two replicas.** An earlier version of this experiment had only the straight line, and it
+#   sent requests at a rate just below what the replicas can serve. There the median TTFT changes several times as much as
+#   the time of a step. Its prediction missed the goal by far. With the load of this page: {glue:text}`line_finding`
+#   {glue:text}`amplified_finding` {glue:text}`own_steps_finding`
 # - **Two processes on one machine are not two machines.** They share memory bandwidth and the last-level cache. So the
 #   calibration runs while both work. While one replica is idle, the steps of the other can be faster than the calibration
 #   says.
