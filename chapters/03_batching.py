@@ -1109,9 +1109,9 @@ show_source(Scheduler, "schedule", "_continue_running", "_admit")
 # %% [markdown]
 # The method has no prompt phase and no decode phase. A request has tokens, and some of them are computed. `_fit` says
 # how many are missing. For a new request that is its whole prompt, for a running one a single token, and the flat batch
-# takes both in the same step. (`_make_room` is for a cache that can run out of memory during an answer, as in chapter
-# 4; a slot of fixed length cannot.) A rectangle could not do this: the prompt of a new request and seven single tokens
-# make a rectangle that is mostly padding.
+# takes both in the same step. A rectangle could not do this: the prompt of a new request and seven single tokens make a
+# rectangle that is mostly padding. (`_make_room` is for a cache that can run out of memory during an answer, as in
+# chapter 4.)
 #
 # **The example, as flat batches.** Take A and B of {ref}`sec-toy`. A is there from the start, and B arrives while the
 # first step runs. Each has a slot of twelve tokens ({numref}`fig-contiguous-slots`), and a step computes at most four
@@ -1844,12 +1844,12 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 #
 # - **A doubling that was free on paper.** {glue:text}`first_doubling_finding` A bound counts bytes and operations, and
 #   assumes that every product reaches the machine's rates. Which routine computes a product depends on its rows. A
-#   system profiler (`perf record`) on the two-core AMD CPU of the recorded runs, with GPT-2's shapes, shows three in
-#   PyTorch's matrix library, MKL: for one row a product of a matrix and a vector; for two and three rows a routine for
-#   small products; from four rows on the general product. That one first copies the weights into the order in which its
-#   kernel reads them, at every call, and at four rows the copy takes more time than the multiplication.
-#   {glue:text}`packed_finding` The corrected prediction is the time of the products themselves, with as many rows as
-#   the step has; the table below has it under the first one.
+#   system profiler (`perf record`) on the two-core AMD CPU of the recorded runs, with GPT-2's shapes, shows three
+#   routines in PyTorch's matrix library, MKL. For one row it is a product of a matrix and a vector, for two and three
+#   rows a routine for small products, and from four rows on the general product. That one first copies the weights into
+#   the order in which its kernel reads them, at every call, and at four rows the copy takes more time than the
+#   multiplication. {glue:text}`packed_finding` The corrected prediction is the time of the products themselves, with as
+#   many rows as the step has; the table below has it under the first one.
 # - **A gain larger than its bound.** {glue:text}`gain_cause_finding` A slow run at batch 1 makes the gain large.
 # - **Chunks that were to cost nothing.** {glue:text}`chunk_finding`
 # - **A check that cannot fail.** The first version of this chapter compared tokens for SmolLM2 alone. Without the shift

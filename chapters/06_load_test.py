@@ -607,8 +607,8 @@ show_source(send)
 # By the clock that starts when a request is sent, only those in the places can be slow. By the clock that starts when
 # it is due, all that are due while the server stands still have to wait, and those that follow wait until the queue is
 # empty. Call a request slow if it takes longer than half of the stall. At half of the capacity the queue shrinks as
-# fast as it grew, so the slow ones are those that are due during the stall, and those that were in flight when it
-# began, on average half of the places: {glue:text}`due_in_stall`, against at most {glue:text}`places`.
+# fast as it grew. So the slow ones are those that are due during the stall, and those that were in flight when it
+# began, which are half of the places on average: {glue:text}`due_in_stall`, against at most {glue:text}`places`.
 
 # %%
 DUE = pick(smoke=6, cpu=12, gpu=24)  # requests that fall due during the stall
@@ -1470,8 +1470,8 @@ glue_all(words.early_twin(words.early_run(read_records("06"))))
 # clock when it is sent, after it has waited for a place under the cap. With a cap that binds, look at the queueing time
 # that newer versions report beside it, or set no cap. MLPerf {cite:p}`reddi2020mlperf` judges a server by the rate that
 # it sustains with its 99th percentile within limits: a form of goodput. vLLM's own queue of waiting requests has no
-# limit by default, so in production the limit sits in the gateway, with priorities and retries; a client that retries
-# at once turns a refusal into more load, so the answer carries `Retry-After`.
+# limit by default, so in production the gateway has the limit, with priorities and retries. A client that retries at
+# once turns a refusal into more load. So the answer carries `Retry-After`.
 #
 # (sec-load-tools)=
 # ## Appendix: what two other tools say

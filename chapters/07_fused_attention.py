@@ -1708,12 +1708,12 @@ table(
 # ### Where the gather's time goes
 #
 # The prediction of 3 adds up a read, a write and a read. Here they are timed separately, at batch
-# {glue:text}`parts_batch` and {glue:text}`parts_context` tokens. The copy comes in three kinds, because a copy needs a
-# place: memory that is kept for it, new tensors as the gather makes them, and pages fresh from the operating system,
-# which have to be zeroed and entered into the process's own page table first. Attention over one piece is timed twice:
-# over a cache as chapter 2 laid it out, where the heads of a token lie side by side, and over the same memory read as
-# if each head had its keys in one row. PyTorch gives each of its threads one sequence and head at a time, so in the
-# first layout a thread has to skip the other heads' rows.
+# {glue:text}`parts_batch` and {glue:text}`parts_context` tokens. The copy is timed with three places to write to:
+# memory that is kept for it, new tensors as the gather makes them, and fresh pages. The operating system has to clear
+# fresh pages and enter them into the process's page table first. Attention over one piece is timed twice: over a cache
+# as chapter 2 laid it out, where the heads of a token lie side by side, and over the same memory read as if each head
+# had its keys in one row. PyTorch gives each of its threads one sequence and head at a time, so in the first layout a
+# thread has to skip the other heads' rows.
 
 # %% tags=["hide-input"]
 with torch.inference_mode():

@@ -868,9 +868,9 @@ record.add(
 # %% [markdown]
 # {glue:text}`compile_seconds_finding` {glue:text}`compile_count_finding` (It counts operators inside other operators
 # too. The dispatch mode from above cannot be used here: PyTorch runs compiled functions eagerly while one is active.)
-# Fewer operators do not always save time, because calling a compiled function costs time too: before it runs, guards
-# check that its arguments are of the kinds for which it was compiled, and a wrapper allocates the results.
-# {numref}`fig-08-steps` shows the total.
+# Fewer operators do not always save time, because calling a compiled function costs time too. Guards first check that
+# its arguments are of the kinds for which it was compiled, and a wrapper allocates the results. {numref}`fig-08-steps`
+# shows the total.
 #
 # ## One launch for a whole step: CUDA graphs
 #

@@ -296,7 +296,7 @@ def budget(run: Any) -> dict[str, str]:
     return {
         "gap_finding": f"The longest gap between two tokens of a running sequence was {said[0]}: {_factor(gap, 'shorter', 'longer')}.",
         "late_finding": f"The first token of the new request came after {said[1]}: "
-        "{_factor(first, 'earlier', 'later')}.",
+        f"{_factor(first, 'earlier', 'later')}.",
         "trade_finding": _trade(gap, first),
         "chunk_finding": _chunks(run),
     }
