@@ -129,9 +129,11 @@ def test_what_became_of_the_first_prediction(line, verb, off):
 
 def test_a_queue_is_said_to_enlarge_an_error_only_where_it_does():
     text = said()["amplified_finding"]
-    assert "20 % longer to 30 % longer" in text and "enlarges" in text
+    assert "20 % to 30 % longer" in text and "enlarges" in text
     less = said(policies={"slower_ttft": [0.49, 0.5, 0.24]})["amplified_finding"]
     assert "enlarges" not in less
+    shorter = said(policies={"slower_ttft": [0.405, 0.5, 0.24]})["amplified_finding"]
+    assert "0.90 times to 1 times as long" in shorter
 
 
 def test_choices_of_another_replica_are_said_where_there_were_any():

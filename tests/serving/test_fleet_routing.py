@@ -33,6 +33,17 @@ def test_least_loaded_takes_the_least_and_turns_among_equals():
     assert {router.choose([], NAMES, IDLE) for _ in range(3)} == set(NAMES)
 
 
+def test_least_loaded_is_a_plain_search_from_the_next_turn():
+    """Against a plain search, in the order that begins after the last turn."""
+    router, rng = LeastLoaded(), random.Random(0)
+    for turn in range(1, 200):
+        replicas = list(range(rng.randint(1, 9)))
+        load = {replica: rng.randint(0, 3) for replica in replicas}
+        order = [(turn + i) % len(replicas) for i in range(len(replicas))]
+        expected = next(r for r in order if load[r] == min(load.values()))
+        assert router.choose((), replicas, load) == expected
+
+
 def test_power_of_two_never_takes_the_most_loaded_and_takes_every_other():
     router, load = PowerOfTwo(), {"a": 5, "b": 0, "c": 1}
     chosen = Counter(router.choose([], NAMES, load) for _ in range(3000))

@@ -101,7 +101,7 @@ def first_prediction(run: Any) -> dict[str, str]:
     if None not in (line, measured):
         verb = "misses" if line > SIMULATOR_GOAL else "reaches"
         said = (
-            f"The simulator with the straight line of one step differs from the measured median TTFT by "
+            "With a straight line for the time of a step, the simulated median TTFT differs from the measured one by "
             f"{percent(line)} at most, and {verb} the goal. With the measured times of steps the difference is "
             f"{percent(measured)} at most."
         )
@@ -146,11 +146,10 @@ def _amplified(series: Series | None) -> str:
     if not known:
         return missing("the effect of slower steps").sentence
     low, high = min(known), max(known)
-    changes = [
-        f"{percent(abs(ratio - 1))} {'longer' if ratio >= 1 else 'shorter'}"
-        for ratio in (low, high)
-    ]
-    between = changes[0] if changes[0] == changes[1] else f"{changes[0]} to {changes[1]}"
+    if low >= 1:
+        between = f"{percent(low - 1)} to {percent(high - 1)} longer"
+    else:
+        between = f"{times(low)} to {times(high)} as long"
     said = f"If each step takes 10 % longer, the simulated median TTFT is {between}, by the policy."
     if low > 1.1:
         said += " A queue enlarges an error in the time of a step, because each request also waits for those before it."

@@ -40,9 +40,11 @@ class PrefixIndex:
         """
         matched, holders = 0, []
         for count, name in enumerate(names, 1):
-            found = [r for r in self._holders.get(name, ()) if r in among]
-            if holders:  # a replica can have evicted the name before
-                found = [r for r in found if r in holders]
+            having = self._holders.get(name, {})
+            if holders:  # not all that have this name: a replica can have evicted the one before
+                found = [r for r in holders if r in having]
+            else:
+                found = [r for r in having if r in among]
             if not found:
                 break
             matched, holders = count, found

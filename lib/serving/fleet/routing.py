@@ -61,12 +61,8 @@ class LeastLoaded(RoundRobin):
     def choose(self, names, replicas, load):
         self._count += 1
         start = self._count % len(replicas)
-        least, chosen = None, None
-        for i in range(len(replicas)):
-            replica = replicas[(start + i) % len(replicas)]
-            if least is None or load[replica] < least:
-                least, chosen = load[replica], replica
-        return chosen
+        # min returns the first of equals.
+        return min([*replicas[start:], *replicas[:start]], key=load.__getitem__)
 
 
 class PowerOfTwo:

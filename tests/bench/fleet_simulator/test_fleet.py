@@ -202,5 +202,7 @@ def test_a_million_requests_have_one_outcome_each():
     requests = shared_prefix_requests(
         poisson_times(2000.0, 500.0), groups=5000, shared=512, own=64, answer=100
     )
-    report = simulate(requests, ReplicaOptions(StepCost(0.012, 2e-4, 3e-5), cache_tokens=50_000), 500)  # fmt: skip
+    options = ReplicaOptions(StepCost(0.012, 2e-4, 3e-5), cache_tokens=50_000)
+    report = simulate(requests, options, 500, "longest_prefix")
     assert len(requests) > 990_000 and report.outcomes == {COMPLETED: len(requests)}
+    assert report.hit_rate > 0.5
