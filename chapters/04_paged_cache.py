@@ -605,7 +605,7 @@ lines(
         )
     },
 )
-left.set(xlabel="batch", ylabel="memory (MiB)")
+left.set(xlabel="batch (sequences)", ylabel="memory (MiB)")
 log2_axis(left, "x")
 log10_axis(left, "y")
 lines(

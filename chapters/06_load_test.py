@@ -1322,7 +1322,11 @@ for name, colour in zip((PAGED, LIMITED), COLOURS):
     )
 most = max(drawn["waiting"])
 fig.legend(loc="outside upper left", ncols=2)
-ax.set(xlabel="time (s)", ylabel="waiting", ylim=(0, 1.1 * max(most, 4)))
+ax.set(
+    xlabel="time (s)",
+    ylabel="requests waiting",
+    ylim=(0, 1.1 * max(most, 4)),
+)
 caution(ax, note)
 show(fig, "06_queue")
 

@@ -59,6 +59,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 from lib import LLM, SamplingParams
 from lib.bench.findings import ch13_many_machines as words
@@ -79,7 +80,7 @@ from lib.bench.fleet_simulator.requests import (
     shared_prefix_requests,
     varying_times,
 )
-from lib.bench.fleet_simulator.step_cost import StepCost, fit
+from lib.bench.fleet_simulator.step_cost import StepCost, fit, interpolate
 from lib.bench.measure import counts
 from lib.bench.measure.all_reduce import ParallelStep, measure_all_reduce
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
@@ -297,7 +298,7 @@ _ = record.add(
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-amdahl", "caption": "How much faster one decode step of a model of the shape of Llama 2 7B could be on several H100s, by the formula, from data sheets, with an assumed latency per message and an assumed undivided share. Nothing here was measured."}}
 fig, ax = figure()
 lines(ax, x=DEVICES, y=speedups, label="computed")
-ax.set(xlabel="devices", ylabel="times faster", ylim=(0, None))
+ax.set(xlabel="devices", ylabel="speed-up (×)", ylim=(0, None))
 show(fig, "13_amdahl")
 
 # %% tags=["remove-cell"]
@@ -393,16 +394,18 @@ show_source(PrefixIndex, "longest", "add")
 # [Ray Serve](https://docs.ray.io/en/latest/serve/index.html). Ray Serve starts the replicas, checks their health, replaces
 # those that have ended, and changes their number. This book adds the policy and the front. The front sends a request to
 # another replica if the first one ends before the answer has begun. If all replicas and the router's queue are full, clients
-# get the status 503 with a `Retry-After`. Ray is an extra, `pip install -e .[fleet]`. This page needs only the policies.
+# get the status 503 with a `Retry-After`. With `--max-replicas`, the number of replicas follows the load. The file
+# `lib/serving/fleet/serve.yaml` starts the same fleet with Ray Serve's own command, `serve run`. Ray is an extra,
+# `make setup-fleet` or `pip install -e '.[fleet]'`. This page needs only the policies, and runs without it.
 #
 # ## Build: a fleet as events
 #
 # For questions that need a thousand machines, there is a simulator. A simulated replica computes no tokens, it only counts
-# them. A step with $n$ decoding sequences and $p$ prompt tokens takes
+# them. The simplest model of a step is a straight line. With $n$ decoding sequences and $p$ prompt tokens a step takes
 #
 # ```{math}
 # :label: eq-13-step
-# t(n, p) \;=\; t_0 + t_n\, n + t_p\, p,
+# t(n, p) \;=\; t_0 + t_n\, n + t_p\, p
 # ```
 #
 # seconds: $t_0$ for the step itself, $t_n$ per decoding sequence and $t_p$ per prompt token. This is chapter 6's line with a
@@ -413,9 +416,15 @@ show_source(PrefixIndex, "longest", "add")
 show_source(Replica, "add", "advance")
 
 # %% [markdown]
-# It assumes that the three coefficients are constants, although attention takes longer as answers grow; that there is memory
-# for all sequences of a step; that routing and the network take no time; and that a client that was refused does not try
-# again. The tests compare it with a plain loop that takes one step at a time, and with chapter 6's model: all times must
+# Its assumptions are:
+#
+# - The time of a step depends on $n$ and $p$ only. In fact attention takes longer as the sequences grow.
+# - There is memory for all sequences of a step, so nothing is preempted.
+# - The choice of a replica, the network, and the way of a token to the client take no time.
+# - All replicas are equal, and the time of a step does not depend on what other replicas do.
+# - A client whose request was refused or has failed does not try again.
+#
+# The tests compare the simulator with a plain loop that takes one step at a time, and with chapter 6's model: all times must
 # be the same.
 #
 # ## Check: the closed forms and the tokens
@@ -476,7 +485,11 @@ fig, ax = figure()
 lines(ax, x=LOADS, y=waits, label="simulated")
 for ys in closed.values():
     bound(ax, LOADS, ys, "closed form")
-ax.set(xlabel="load of each server", ylabel="mean wait", ylim=(0, None))
+ax.set(
+    xlabel="load of each server",
+    ylabel="mean wait (service times)",
+    ylim=(0, None),
+)
 percent_axis(ax, "x")
 show(fig, "13_erlang")
 
@@ -511,6 +524,10 @@ for policy in ("round_robin", "longest_prefix"):
 # from the step of one process with one thread, a formula like {eq}`eq-13-amdahl` gives the least time that we expect of a
 # step in two processes, with all work divided ($p = 1$). It uses the larger part instead of exactly one half, and adds the few
 # messages per step that {eq}`eq-13-amdahl` leaves out: those of the embedding, of the logits and of the batch itself.
+#
+# It works with each of the caches, also in 8 bits, with prefix caching, quantised weights, fused kernels, structured outputs
+# and n-gram drafts. Drafts by a model, float8 weights, CUDA graphs and asynchronous scheduling are refused with an error that
+# names the option.
 
 # %% tags=["hide-input"]
 link = measure_all_reduce(repeats=pick(smoke=5, cpu=30, gpu=50))
@@ -584,94 +601,159 @@ glue_all(words.one_model(experiments.pick(gate, record)))
 #
 # ## Measure: two replicas behind the router
 #
-# First we measure the three coefficients of {eq}`eq-13-step`. Both replicas work at the same time, because they share the
-# machine's memory bandwidth. Prompts of two lengths give $t_p$, and decode steps with different numbers of sequences give
-# $t_n$.
-
-
-# %% tags=["hide-input"]
-def calibrate():
-    """(steps as `fit` takes them): (decoding, prompt tokens, seconds)."""
-    steps = []
-    for length in pick(smoke=(16, 64), cpu=(32, 256), gpu=(32, 256)):
-        for seed in range(pick(smoke=1, cpu=2, gpu=5)):
-            pair = random_prompts([length] * 2, vocabulary, 100 + seed + length)
-            done = run_trace(
-                replicas, make_router("round_robin"), pair, [0.0] * 2, 1
-            )
-            steps += [(0, length, r.ttft) for r in done]
-    for seats in sorted({1, SEATS // 2, SEATS}):
-        short = random_prompts([8] * 2 * seats, vocabulary, 200 + seats)
-        tokens = pick(smoke=4, cpu=10, gpu=20)
-        done = run_trace(
-            replicas,
-            make_router("round_robin"),
-            short,
-            [0.0] * len(short),
-            tokens,
-        )
-        pace = percentile([(r.last - r.first) / (tokens - 1) for r in done], 50)
-        steps += [(seats, 0, pace)] * 2
-    return steps
-
-
-steps = calibrate()
-cost = fit(steps)
-_ = record.add(
-    "step_cost",
-    unit="s",
-    points=[
-        {
-            "of": name,
-            "seconds": value,
-        }
-        for name, value in (
-            ("a step", cost.shared),
-            ("a sequence", cost.per_sequence),
-            ("a prompt token", cost.per_prompt_token),
-        )
-    ],
-)
-table(
-    [
-        ["each step, t₀", f"{1e3 * cost.shared:.2f}"],
-        ["each decoding sequence, tₙ", f"{1e3 * cost.per_sequence:.3f}"],
-        ["each prompt token, tₚ", f"{1e3 * cost.per_prompt_token:.3f}"],
-    ],
-    headers=["", "ms"],
-)
-
-# %% [markdown]
 # The trace has a few long beginnings, each followed by many different questions, in random order and at random times. Its
-# rate is 60 % of what two replicas could serve one request at a time if every beginning were cached (`BUSY`). The simulator
-# gets the same arrivals, the same policies and the three coefficients, and predicts before the trace is measured. There are
-# two goals: the longest prefix should find at least 0.9 times what one replica with the whole trace would find, and the
-# simulated median TTFT should be within 20 % of the measured one.
+# requests arrive at the rate at which two replicas could serve them one at a time if every beginning were cached. Not
+# every one is, so queues form. At a low load the median TTFT would be the time of one step, and would not test
+# the simulated queues. There are two goals: longest prefix should find at least 90 % of what one replica with the
+# whole trace would find, and the simulated median TTFT should be within 20 % of the measured one. The policy for prefixes
+# has a `max_imbalance` of {glue:text}`imbalance` here. At a smaller limit the trace would reach it, and a few milliseconds
+# would decide whether a beginning is computed at both replicas.
+#
+# The simulator needs the times of steps. They come from a *calibration*: requests that are not those of the trace, but lead
+# to steps of the same kinds. These are whole prompts, questions of several lengths after a beginning that is in the cache,
+# and decode steps. Each engine process notes when a step begins and ends, and how many tokens it computes. Both
+# replicas work at the same time, because they share the machine's memory bandwidth. All policies run once in each turn, and
+# a calibration runs before the first turn and after each one, so that both see the machine in the same state.
 
 # %% tags=["hide-input"]
 GROUPS, SHARED, OWN, NEW = pick(
-    smoke=(3, 48, 8, 3), cpu=(4, 240, 20, 6), gpu=(6, 240, 20, 6)
+    smoke=(3, 48, 8, 3), cpu=(6, 240, 20, 6), gpu=(6, 240, 20, 6)
+)
+LENGTHS = pick(
+    smoke=[4], cpu=[4, 8, 20, 32, 40, 64], gpu=[4, 8, 20, 32, 40, 64]
 )
 TRACE = pick(smoke=8, cpu=24, gpu=60)
+TURNS = pick(smoke=1, cpu=2, gpu=5)
 POLICIES = ("round_robin", "power_of_two", "longest_prefix")
-BUSY = 0.6
-service = cost.service(OWN, NEW, 1)
-rate = BUSY * 2 / service
+IMBALANCE = 16
 rng = random.Random(5)
 texts = random_prompts([SHARED] * GROUPS, vocabulary, seed=6)
 questions = random_prompts([OWN] * TRACE, vocabulary, seed=7)
 chosen = [rng.randrange(GROUPS) for _ in range(TRACE)]
 prompts = [texts[g] + own for g, own in zip(chosen, questions)]
-arrivals = arrival_times("poisson", TRACE, rate=rate, seed=1)
 one_replica_hits = (TRACE - len(set(chosen))) * SHARED / sum(map(len, prompts))
 
 
 def router(policy):
-    more = {"min_match": 2} if policy == "longest_prefix" else {}
+    limits = {"min_match": 2, "max_imbalance": IMBALANCE}
+    more = limits if policy == "longest_prefix" else {}
     return make_router(policy, seed=2, **more)
 
 
-def foresee(policy):
+def new_steps():
+    """(sequences, prompt tokens, seconds) of each step since the last call."""
+    return [
+        (step.sequences, step.prompt_tokens, step.seconds)
+        for engine in replicas
+        for step in engine.steps()
+    ]
+
+
+def burst(prompts, tokens):
+    """Sends all prompts to each replica at once."""
+    each = [prompt for prompt in prompts for _ in replicas]
+    turns = make_router("round_robin")
+    run_trace(replicas, turns, each, [0.0] * len(each), tokens)
+
+
+def calibrate():
+    for engine in replicas:
+        engine.reset()
+    new_steps()
+    (whole,) = random_prompts([SHARED + OWN], vocabulary, seed=9)
+    burst([whole], NEW)
+    lengths = LENGTHS + [OWN] * SEATS
+    asked = [
+        whole[:SHARED] + own
+        for own in random_prompts(lengths, vocabulary, seed=10)
+    ]
+    for prompt in asked[:-SEATS]:
+        burst([prompt], 1)
+    burst(asked[-SEATS:], NEW)
+    return new_steps()
+
+
+steps = calibrate()
+first_times = interpolate(steps)
+service = first_times(0, OWN) + (NEW - 1) * first_times(1)
+arrivals = arrival_times("poisson", TRACE, rate=2 / service, seed=1)
+seen = {policy: [] for policy in POLICIES}
+trace_steps = {policy: [] for policy in POLICIES}
+for _ in sweep(range(TURNS), "turns"):
+    for policy in POLICIES:
+        for engine in replicas:
+            engine.reset()
+        seen[policy].append(
+            run_trace(replicas, router(policy), prompts, arrivals, NEW)
+        )
+        trace_steps[policy] += new_steps()
+    steps += calibrate()
+assert all(
+    r.outcome == "completed"
+    for runs in seen.values()
+    for run in runs
+    for r in run
+)
+
+# %% [markdown]
+# The simulator predicts the trace twice. The first prediction takes {eq}`eq-13-step`, with coefficients that are fitted to
+# decode steps and to prompts of two lengths. The second one takes the measured times of the calibration by the number of
+# tokens in the step, $n + p$, with straight lines between neighbouring numbers ({numref}`fig-13-steps`). Both get the
+# trace's arrival times and the same policies, and nothing that was measured in the trace.
+
+# %% tags=["hide-input"]
+SHORT = pick(smoke=4, cpu=32, gpu=32)
+by_tokens = interpolate(steps)
+line = fit([step for step in steps if step[1] in (0, SHORT, SHARED + OWN)])
+
+
+def of_tokens(n):
+    """The calibration's steps of n tokens."""
+    return [step for step in steps if step[0] + step[1] == n]
+
+
+_ = record.add(
+    "step_cost",
+    unit="s",
+    points=[
+        {"of": name, "seconds": value}
+        for name, value in (
+            ("a step", line.shared),
+            ("a sequence", line.per_sequence),
+            ("a prompt token", line.per_prompt_token),
+        )
+    ],
+)
+step_times = [
+    {
+        "tokens": n,
+        "seconds": Timing(tuple(step[2] for step in of_tokens(n))),
+        "line": median(line(step[0], step[1]) for step in of_tokens(n)),
+    }
+    for n in by_tokens.tokens
+]
+_ = record.add("step_times", unit="s", points=step_times)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-steps", "caption": "Time of a step by the number of its tokens while both replicas work, medians. Dotted: the fitted straight line, which is curved here because the axes are logarithmic."}}
+fig, ax = figure()
+lines(ax, x=by_tokens.tokens, y={"measured": by_tokens.seconds})
+fitted = [point["line"] for point in step_times]
+bound(ax, by_tokens.tokens, fitted, "straight line")
+ax.set(xlabel="tokens of the step", ylabel="seconds")
+log10_axis(ax, "x")
+log10_axis(ax, "y")
+show(fig, "13_steps")
+
+# %% tags=["remove-cell"]
+glue_all(words.steps(Shown(record)))
+
+# %% [markdown]
+# {glue:text}`steps_finding` The engine computes the layers with one kernel for up to 32 tokens and with another one for more
+# (chapter 8), so one straight line does not describe both.
+
+
+# %% tags=["hide-input"]
+def foresee(policy, cost):
     """The simulator's answer for the trace."""
     requests = [
         SimulatedRequest(
@@ -685,28 +767,30 @@ def foresee(policy):
     return simulate(requests, options, 2, router(policy))
 
 
-foreseen = {policy: foresee(policy) for policy in POLICIES}
+with_line = {policy: foresee(policy, line) for policy in POLICIES}
+foreseen = {policy: foresee(policy, by_tokens) for policy in POLICIES}
+# For the section on what broke: slower steps, and the trace's own steps.
+slower = {policy: foresee(policy, by_tokens.times(1.1)) for policy in POLICIES}
+with_own = {p: foresee(p, interpolate(trace_steps[p])) for p in POLICIES}
 
-# %% tags=["hide-input"]
-TURNS = pick(smoke=1, cpu=2, gpu=5)
-seen = {policy: [] for policy in POLICIES}
-for _ in sweep(range(TURNS), "turns"):
-    for policy in POLICIES:
-        for engine in replicas:
-            engine.reset()
-        seen[policy].append(
-            run_trace(replicas, router(policy), prompts, arrivals, NEW)
-        )
-assert all(
-    r.outcome == "completed"
-    for runs in seen.values()
-    for run in runs
-    for r in run
-)
+
+def time_over(cost):
+    """Time of the trace's steps over the time that `cost` gives them."""
+    found = [step for policy in POLICIES for step in trace_steps[policy]]
+    return sum(s for *_, s in found) / sum(cost(n, p) for n, p, _ in found)
 
 
 def hit_rate(run):
     return sum(r.cached for r in run) / sum(len(r.prompt) for r in run)
+
+
+def agreement(policy):
+    """Share of the requests that went where the simulator sends them."""
+    expected = [request.replica for request in foreseen[policy].requests]
+    same = [
+        r.replica == e for run in seen[policy] for r, e in zip(run, expected)
+    ]
+    return sum(same) / len(same)
 
 
 def medians(runs):
@@ -721,6 +805,8 @@ record.add(
         "beginnings": GROUPS,
         "shared": SHARED,
         "one_replica": one_replica_hits,
+        "steps_over_line": time_over(line),
+        "steps_over_measured": time_over(by_tokens),
     },
     points=[
         {
@@ -729,6 +815,10 @@ record.add(
             "predicted_hit_rate": foreseen[policy].hit_rate,
             "ttft": medians(seen[policy]),
             "predicted_ttft": foreseen[policy].ttft(50),
+            "line_ttft": with_line[policy].ttft(50),
+            "own_steps_ttft": with_own[policy].ttft(50),
+            "slower_ttft": slower[policy].ttft(50),
+            "same_replica": agreement(policy),
         }
         for policy in POLICIES
     ],
@@ -739,6 +829,7 @@ table(
             policy.replace("_", " "),
             f"{foreseen[policy].hit_rate:.0%}",
             ", ".join(f"{hit_rate(run):.0%}" for run in seen[policy]),
+            f"{1e3 * with_line[policy].ttft(50):,.0f}",
             f"{1e3 * foreseen[policy].ttft(50):,.0f}",
             f"{1e3 * medians(seen[policy]).median:,.0f}",
         ]
@@ -748,8 +839,9 @@ table(
         "policy",
         "hit rate, simulated",
         "measured, each turn",
-        "median TTFT, simulated (ms)",
-        "measured (ms)",
+        "median TTFT (ms) with the straight line",
+        "with measured steps",
+        "measured",
     ],
 )
 
@@ -758,7 +850,9 @@ gate = experiments.gate("two replicas behind a router")
 gate.repeats([medians(seen[policy]) for policy in POLICIES], spread=0.5)
 routed_shown = experiments.pick(gate, record)
 glue_all(words.policies(routed_shown))
+glue_all(words.first_prediction(routed_shown))
 glue("trace_requests", TRACE)
+glue("imbalance", IMBALANCE)
 glue("beginnings", GROUPS)
 glue("beginning_tokens", SHARED)
 glue("one_replica_rate", 100 * one_replica_hits, ".0f")
@@ -1023,7 +1117,9 @@ for name, some in (("fixed", days[:split]), ("follows", days[split:])):
         else {"fixed": [None] * len(some), name: [d["attained"] for d in some]},
         label="simulated",
     )
-ax.set(xlabel="replica-hours", ylabel="within the limits", ylim=(0, 1.02))
+ax.set(
+    xlabel="replica-hours", ylabel="requests within the limits", ylim=(0, 1.02)
+)
 percent_axis(ax)
 show(fig, "13_day")
 
@@ -1186,7 +1282,7 @@ lines(
     label="simulated",
 )
 ax.axvspan(AT, AT + BACK, color="#797979", alpha=0.15, linewidth=0)
-ax.set(xlabel="seconds", ylabel="TTFT, p99 (s)")
+ax.set(xlabel="time (s)", ylabel="TTFT, p99 (s)")
 log10_axis(ax, "y")
 show(fig, "13_rack")
 
@@ -1201,8 +1297,11 @@ glue("back", BACK, ".0f")
 #
 # ## What broke, and how this benchmark could mislead
 #
+# - **The first prediction of the two replicas.** {glue:text}`line_finding` {glue:text}`amplified_finding`
+#   {glue:text}`own_steps_finding`
 # - **Two processes on one machine are not two machines.** They share memory bandwidth and the last-level cache. So the
-#   calibration above runs while both work. Coefficients measured with one process alone could be too small for two.
+#   calibration runs while both work. While one replica is idle, the steps of the other can be faster than the calibration
+#   says.
 # - **A low load hides the policy.** At a low load few requests wait, whichever replica they go to. Policies differ where
 #   the load is high or where caches matter.
 # - **Old loads.** Between two reports, the policy “least loaded” sends all requests to the replicas that had the fewest at

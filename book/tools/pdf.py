@@ -48,7 +48,7 @@ def prefix(page: str) -> str:
 
 
 def articles(started: Any, html: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Title, article and solutions of each page, as pdf_page.js leaves them."""
+    """id, title, article and solutions of each page, as pdf_page.js leaves them."""
     paths = {name: (html / f"{name}.html").resolve() for name in names}
     missing = [str(path) for path in paths.values() if not path.exists()]
     if missing:
@@ -79,13 +79,12 @@ def local_without_mathjax(route: Any) -> None:
 
 def whole_book(head: str, found: list[dict[str, Any]], facts: list[str]) -> str:
     """The HTML of the whole book. head: style sheets and scripts. facts: lines below the title."""
-    title, *chapters = (escape(page["title"].rstrip("#")) for page in found)
+    title, *others = (escape(page["title"]) for page in found)
     lines = "".join(f"<p>{escape(fact)}</p>" for fact in facts)
-    ids = [re.search(r'<article[^>]* id="([^"]+)"', page["article"])[1] for page in found]
-    items = [*zip(ids[1:], chapters), ("solutions", "Solutions")]
+    items = [*zip((page["id"] for page in found[1:]), others), ("solutions", "Solutions")]
     contents = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in items)
     solutions = "".join(
-        f"<h2>{escape(page['title'].rstrip('#'))}</h2>{''.join(page['solutions'])}"
+        f"<h2>{escape(page['title'])}</h2>{''.join(page['solutions'])}"
         for page in found
         if page["solutions"]
     )
@@ -116,12 +115,13 @@ def head_of(path: Path) -> str:
 
 
 def facts() -> list[str]:
+    """The lines below the title: where the book is, and what executed it."""
     machine = describe_machine()
     return [
         "An LLM inference engine, built one measured step at a time.",
         f"Pages for the screen, with animations and calculators: {pages_url(repository_url())}",
         f"Source: {repository_url()}",
-        f"Executed on {machine['Hardware']}." if "Hardware" in machine else "",
+        f"Executed on {machine['Hardware']}.",
         "Code that the pages fold away is left out here; it stands in the files of the chapters.",
     ]
 
@@ -131,7 +131,7 @@ def make(html: Path, out: Path, names: list[str]) -> None:
     html = html.resolve()
     with browser() as started:
         found = articles(started, html, names)
-        text = whole_book(head_of(html / f"{names[0]}.html"), found, list(filter(None, facts())))
+        text = whole_book(head_of(html / f"{names[0]}.html"), found, facts())
         out.parent.mkdir(parents=True, exist_ok=True)
         source = out.with_suffix(".html").resolve()
         source.write_text(text, encoding="utf-8")

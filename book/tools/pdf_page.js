@@ -55,5 +55,5 @@ then: they are typeset once, in the whole book. */
   article.id = prefix;
   solutions.forEach(rename);
   const title = article.querySelector("h1")?.textContent.trim() || "";
-  return { title, article: article.outerHTML, solutions: solutions.map((el) => el.outerHTML) };
+  return { id: prefix, title, article: article.outerHTML, solutions: solutions.map((el) => el.outerHTML) };
 }

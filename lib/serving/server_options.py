@@ -91,7 +91,13 @@ def _check(name: str, value: Any, rules: Any) -> None:
         raise ValueError(f"{name} must be one of {list(rules['choices'])}, got {value!r}")
     if "at_least" in rules:
         low, high = rules["at_least"], rules.get("at_most")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # Not a number (NaN) fails the first comparison, infinity the second.
-        if not value >= low or value == float("inf") or (high is not None and value > high):
+        if (
+            not is_number
+            or not value >= low
+            or value == float("inf")
+            or (high is not None and value > high)
+        ):
             limits = f">= {low}" if high is None else f">= {low} and <= {high}"
             raise ValueError(f"{name} must be {limits}, got {value!r}")

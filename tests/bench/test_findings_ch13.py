@@ -7,10 +7,11 @@ import re
 import pytest
 
 from lib.bench.findings import ch13_many_machines as ch13
+from lib.bench.findings import fleet_processes
 from lib.bench.records.files import Run
 from tests.bench.test_findings_chapters import perturbed
 
-SETUPS = [ch13.ONE, ch13.THREADS, ch13.PROCESSES]
+SETUPS = [fleet_processes.ONE, fleet_processes.THREADS, fleet_processes.PROCESSES]
 NVLINK, NETWORK = "NVLink, 2 µs", "between machines, 10 µs"
 
 
@@ -25,7 +26,9 @@ def record(**replaced):
               "one queue, closed form": [1 / 3, 4.263]}  # fmt: skip
     policies = {"policy": ["round_robin", "power_of_two", "longest_prefix"],
                 "hit_rate": [0.6, 0.58, 0.72], "predicted_hit_rate": [0.6, 0.6, 0.72],
-                "ttft": [0.5, 0.5, 0.25], "predicted_ttft": [0.45, 0.5, 0.24]}  # fmt: skip
+                "ttft": [0.5, 0.5, 0.25], "predicted_ttft": [0.45, 0.5, 0.24],
+                "line_ttft": [0.3, 0.3, 0.15], "own_steps_ttft": [0.49, 0.5, 0.25],
+                "slower_ttft": [0.54, 0.65, 0.3], "same_replica": [1.0, 1.0, 0.75]}  # fmt: skip
     thousand = {"policy": ["round_robin", "power_of_two", "least_loaded", "power_of_two", "longest_prefix"],
                 "load_age": [0.0, 0.0, 0.5, 0.5, 0.0], "hit_rate": [0.1, 0.1, 0.1, 0.1, 0.6],
                 "ttft50": [0.03, 0.03, 0.2, 0.03, 0.01], "ttft99": [0.1, 0.1, 2.0, 0.12, 0.08]}  # fmt: skip
@@ -38,7 +41,10 @@ def record(**replaced):
             of=["step of one process", "step of two, predicted", "step of two"],
             seconds=[0.040, 0.025, 0.030],
         ),
-        "policies": series({"one_replica": 0.75}, **policies),
+        "step_times": series(tokens=[1, 40, 260], seconds=[0.04, 0.2, 0.8], line=[0.04, 0.15, 0.75]),
+        "policies": series(
+            {"one_replica": 0.75, "steps_over_line": 1.14, "steps_over_measured": 1.01}, **policies
+        ),
         "killed": series(
             outcome=["completed at the first try", "completed at the other replica", "failed after the first token"],
             count=[14, 6, 4],
@@ -95,13 +101,44 @@ def test_the_gain_of_the_shorter_queue_is_said_only_where_there_is_one():
 @pytest.mark.parametrize("rate, verb", [(0.72, "reaches"), (0.6, "does not reach")])
 def test_the_goal_of_affinity(rate, verb):
     text = said(policies={"hit_rate": [0.6, 0.58, rate]})["hits_finding"]
-    assert f"longest prefix {verb} 0.9 times" in text
+    assert f"{verb} the goal of 90 %" in text
 
 
 @pytest.mark.parametrize("predicted, verb", [(0.24, ", within"), (0.5, "not within")])
 def test_the_goal_of_the_simulator(predicted, verb):
     text = said(policies={"predicted_ttft": [0.5, 0.5, predicted]})["simulator_finding"]
     assert f"{verb} the 20 %" in text
+
+
+def test_the_worst_step_of_the_straight_line_is_named():
+    assert "at 40 tokens: such a step takes 1.3 times as long" in said()["steps_finding"]
+    below = said(step_times={"seconds": [0.02, 0.15, 0.75]})["steps_finding"]
+    assert "at 1 token: such a step takes 0.50 times as long" in below
+
+
+@pytest.mark.parametrize(
+    "line, verb, off",
+    [([0.3, 0.3, 0.15], "misses", "40 %"), ([0.45, 0.5, 0.25], "reaches", "10 %")],
+)
+def test_what_became_of_the_first_prediction(line, verb, off):
+    text = said(policies={"line_ttft": line})["line_finding"]
+    assert f"by {off} at most, and {verb} the goal" in text
+    assert "the difference is 10 % at most" in text
+    assert "took 14 % more time than the line says, and 1 % more time than the calib" in text
+
+
+def test_a_queue_is_said_to_enlarge_an_error_only_where_it_does():
+    text = said()["amplified_finding"]
+    assert "20 % longer to 30 % longer" in text and "enlarges" in text
+    less = said(policies={"slower_ttft": [0.49, 0.5, 0.24]})["amplified_finding"]
+    assert "enlarges" not in less
+
+
+def test_choices_of_another_replica_are_said_where_there_were_any():
+    text = said()["own_steps_finding"]
+    assert "2 % is left" in text and "with longest prefix, 75 % of the requests went" in text
+    same = said(policies={"same_replica": [1.0, 1.0, 1.0]})["own_steps_finding"]
+    assert "replica" not in same
 
 
 def test_the_cheapest_plan_that_serves_is_chosen():

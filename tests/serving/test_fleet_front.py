@@ -196,6 +196,27 @@ def test_a_full_fleet_says_when_to_come_again():
     assert error["code"] == "overloaded" and error["message"].startswith("all replicas are full")
 
 
+def test_a_request_that_no_replica_begins_ends_with_504_and_is_given_up():
+    given_up = []
+
+    async def waits(request):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            given_up.append(request.path)
+            raise
+        yield
+
+    status, _, body = ask(waits, timeout=0.05)
+    assert status == 504 and given_up == ["/v1/completions"]
+    assert json.loads(body)["error"]["code"] == "timeout"
+    assert ask(app_of(PlainTextResponse("fine")), timeout=60)[0::2] == (200, b"fine")
+
+
+def test_a_timeout_of_the_application_is_its_own_error():
+    assert ask(failing(error=TimeoutError("inside")), timeout=60)[0] == 500
+
+
 def test_a_body_that_is_too_large_goes_to_no_replica():
     replicas = Replicas()
     assert ask(replicas, body=b"x" * 1001)[0] == 413 and replicas.calls == 0
@@ -291,6 +312,8 @@ def test_the_options_are_flags_and_names_of_a_file():
             {"policy": "round_robin", "min_match": 3},
             "min_match must be 2 unless policy is 'longest_prefix'",
         ),
+        ({"drain_timeout": "30"}, "drain_timeout must be >= 0, got '30'"),
+        ({"port": True}, "port must be >= 0 and <= 65535, got True"),
         ({"block_sise": 3}, "block_sise: no such option"),
         ({"block_size": 0}, "block_size"),
     ],

@@ -5,88 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import threading
 import time
-from importlib.util import find_spec
 
 import httpx
-import psutil
 import pytest
 
 from lib import SamplingParams
-from lib.loadtest.client import Target
-from lib.loadtest.requests import LoadRequest
-from lib.loadtest.run import closed_loop
+from tests.fleet_ray import ENGINE, hits, load, needs_ray, prompts_of, replicas
 
-pytestmark = [
-    pytest.mark.skipif(
-        find_spec("ray") is None, reason="ray is not installed: pip install -e .[fleet]"
-    ),
-    pytest.mark.slow,
-    pytest.mark.timeout(1500),
-]
-
-ENGINE = {"attention": "gather", "num_blocks": 200, "max_model_len": 256, "max_num_seqs": 4, "device": "cpu", "dtype": "float32"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def fleet(llama):
-    """(url, deploy): deploy(replicas, **options) makes it so, and returns when they answer."""
-    import ray
-    from ray import serve
-
-    from lib.serving.fleet.deployment import application
-    from lib.serving.fleet.options import from_mapping
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ray.init(num_cpus=4, include_dashboard=False, configure_logging=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    url = f"http://127.0.0.1:{port}"
-
-    def deploy(replicas, **more):
-        options = {**ENGINE, "model": str(llama.folder), "served_model_name": "tiny"}
-        options |= {"replicas": replicas, "drain_timeout": 60.0, **more}
-        serve.run(application(*from_mapping(options)))
-
-    try:
-        deploy(2)
-        yield url, deploy
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
-def replicas():
-    """Processes of the engine's replicas."""
-    named = lambda p: " ".join(p.info["cmdline"] or []).startswith("ray::ServeReplica")  # noqa: E731
-    found = [p for p in psutil.process_iter(["cmdline"]) if named(p)]
-    return [p for p in found if ":Engine" in " ".join(p.info["cmdline"])]
-
-
-def prompts_of(groups, each, shared=64, own=8):
-    return [
-        [1 + (group + 3 * i) % 50 for i in range(shared)] + [51 + (k + i) % 9 for i in range(own)]
-        for k in range(each)
-        for group in range(groups)
-    ]
-
-
-def load(url, prompts, max_tokens=6, concurrency=6):
-    target = Target(url, model="tiny", stall_timeout=240)
-    return closed_loop(target, [LoadRequest(p, max_tokens) for p in prompts], concurrency).traces
-
-
-def hits(url):
-    """{replica: (hits, queries)} from /metrics."""
-    text, found = httpx.get(url + "/metrics", timeout=120).text, {}
-    for kind in ("hits", "queries"):
-        pattern = rf'^vllm:prefix_cache_{kind}_total\{{replica="([^"]+)".*\}} (\S+)$'
-        for name, value in re.findall(pattern, text, re.M):
-            found.setdefault(name, []).append(float(value))
-    return found
+pytest_plugins = ["tests.fleet_ray"]
+pytestmark = needs_ray
 
 
 def test_answers_are_those_of_one_engine_and_prefixes_are_found(fleet, llama):
@@ -117,19 +46,28 @@ def test_errors_of_a_replica_come_through(fleet):
     assert httpx.get(url + "/nothing", timeout=120).status_code == 404
 
 
-def test_a_client_that_goes_frees_its_sequence(fleet):
+def aborted(url):
+    """Sequences that were aborted, in all replicas."""
+    text = httpx.get(url + "/metrics", timeout=120).text
+    pattern = r'^vllm:request_success_total\{.*finished_reason="abort".*\} (\S+)$'
+    return sum(map(float, re.findall(pattern, text, re.M)))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_ends_its_sequences(fleet, stream):
     url, _ = fleet
-    body = {"prompt": [5] * 20, "max_tokens": 230, "stream": True, "ignore_eos": True}
-    with httpx.stream("POST", url + "/v1/completions", json=body, timeout=120) as stream:
-        next(stream.iter_lines())
+    before = aborted(url)
+    body = {"prompt": [5] * 20, "max_tokens": 230, "stream": stream, "ignore_eos": True, "n": 4}
+    try:
+        with httpx.stream("POST", url + "/v1/completions", json=body, timeout=0.2) as answer:
+            assert stream
+            next(answer.iter_lines())
+    except httpx.ReadTimeout:  # before the whole answer, or the first event
+        pass
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        text = httpx.get(url + "/metrics", timeout=120).text
-        running = re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", text, re.M)
-        if running and all(float(n) == 0 for n in running):
-            return
+    while aborted(url) < before + 4:
+        assert time.monotonic() < deadline, "the sequences were not aborted"
         time.sleep(0.2)
-    pytest.fail("the sequence still runs")
 
 
 def test_a_replica_that_is_taken_away_finishes_its_requests(fleet):

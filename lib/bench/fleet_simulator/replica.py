@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
 from lib.bench.fleet_simulator.requests import SimulatedRequest
-from lib.bench.fleet_simulator.step_cost import StepCost
+from lib.bench.fleet_simulator.step_cost import Cost
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ReplicaOptions:
     refuses more; None is no limit. There is always memory for `max_num_seqs` sequences: nothing is preempted.
     """
 
-    cost: StepCost
+    cost: Cost
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     cache_tokens: int = 0

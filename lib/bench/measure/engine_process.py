@@ -13,9 +13,29 @@ import time
 from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from lib.bench.paths import repository
+
+
+class EngineStep(NamedTuple):
+    """One step of an engine. Times in seconds of time.monotonic.
+
+    sequences: those that decode, one token each. prompt_tokens: computed for all prompts of the step together.
+    """
+
+    start: float
+    end: float
+    sequences: int
+    prompt_tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    @property
+    def num_tokens(self) -> int:
+        return self.sequences + self.prompt_tokens
 
 
 class EngineProcess:
@@ -65,6 +85,14 @@ class EngineProcess:
         self.connection.send(("reset",))
         self.connection.recv()
 
+    def steps(self) -> list[EngineStep]:
+        """The steps since the last call, in order. Call it only while nothing runs.
+
+        Raises EOFError where the process has ended.
+        """
+        self.connection.send(("steps",))
+        return [EngineStep(*step) for step in self.connection.recv()]
+
     def receive(self) -> list[tuple]:
         """The messages that are there. Raises EOFError where the process has ended and all were read."""
         found = []
@@ -108,17 +136,26 @@ def _serve(connection: Connection) -> None:
     connection.send(("ready",))
     ids: dict[str, int] = {}
     begun: set[str] = set()
+    steps: list[tuple] = []  # the fields of an EngineStep: its class is another one in the parent
     while True:
         while connection.poll(0 if llm.has_unfinished() else None):
             message = connection.recv()
             if message[0] == "reset":
                 llm.reset_prefix_cache()
                 connection.send(("reset",))
+            elif message[0] == "steps":
+                connection.send(steps)
+                steps = []
             else:
                 _, number, prompt, max_tokens = message
                 ids[llm.add_request(prompt, params(max_tokens))] = number
-        for output in llm.step():
-            now, name = time.monotonic(), output.request_id
+        start, before = time.monotonic(), llm.stats()["tokens_computed"]
+        outputs = llm.step()
+        now, tokens = time.monotonic(), llm.stats()["tokens_computed"] - before
+        sequences = sum(output.request_id in begun for output in outputs)
+        steps.append((start, now, sequences, tokens - sequences))
+        for output in outputs:
+            name = output.request_id
             if name not in begun:
                 begun.add(name)
                 connection.send(("first", ids[name], output.num_cached_tokens, now))

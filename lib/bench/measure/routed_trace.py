@@ -103,6 +103,8 @@ class _Trace:
         self.open.add(index)
 
     def read(self, number: int) -> None:
+        if number not in self.engines:  # lost while another one's requests were sent to it
+            return
         try:
             messages = self.engines[number].receive()
         except EOFError:

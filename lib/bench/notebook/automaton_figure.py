@@ -111,7 +111,7 @@ def _arrow(ax: Axes, at: dict, state: int, after: int, text: str) -> None:
     # Labels keep clear of other arrows: those of long arrows outside, of short ones inside, where arrows that begin or
     # end in one state are apart.
     long, rises = length > 1.5 * COLUMN, np.sign(to_y - y)
-    away = (rises if long else -rises or 1) * 0.15 - bend * length / 2
+    away = (rises if long else -rises or 1) * (0.18 if rises else 0.14) - bend * length / 2
     along = start + (0.42 if long else 0.62) * (end - start)
     middle = along + np.array([-unit[1], unit[0]]) * away
     ax.text(*middle, text, ha="center", va="center", fontsize=9)

@@ -138,14 +138,14 @@ def bound(
     text: str,
     colour: str = TEXT,
 ) -> None:
-    """A predicted limit, dotted: a number (`x` None) with its name on it, or a curve over `x`, named in the legend.
+    """A predicted limit, dotted: a number (`x` None), named right of the panel, or a curve over `x`, in the legend.
 
     colour: of the series that it belongs to, where each series has a curve of its own.
     """
     if x is None:
         ax.axhline(y, color=colour, linestyle=_BOUND, linewidth=1.6, zorder=1)
-        ax.annotate(text, (0, y), xycoords=ax.get_yaxis_transform(), xytext=(4, 3), textcoords="offset points",
-                    fontsize=8.5, va="bottom")  # fmt: skip
+        ax.annotate(text, (1, y), xycoords=ax.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
+                    fontsize=8.5, va="center", annotation_clip=False)  # fmt: skip
         return
     (drawn,) = ax.plot(x, y, color=colour, linestyle=_BOUND, linewidth=1.6, zorder=1, label="_")
     _tag(drawn, text, _BOUND)

@@ -77,18 +77,12 @@ class Engine:
 class FrontDeployment:
     """The process that clients reach. There is only one, so that its router sees every request."""
 
-    def __init__(
-        self,
-        engine: DeploymentHandle,
-        tries: int,
-        max_body_bytes: int,
-        block_size: int,
-        log_level: str,
-    ) -> None:
+    def __init__(self, engine: DeploymentHandle, log_level: str, **options: Any) -> None:
+        """options: those of `Front`, without `send`."""
         configure(log_level)
         self._engine = engine.options(method_name="handle", stream=True)
         self._replicas = engine
-        self._front = Front(self._send, tries, max_body_bytes, block_size)
+        self._front = Front(self._send, **options)
 
     async def __call__(self, request: Request) -> Response:
         if request.url.path == "/metrics":
@@ -106,10 +100,7 @@ class FrontDeployment:
             raise FleetBusy("no replica is running") from error
         except RayTaskError:
             raise  # an error of the application: another replica would raise it too
-        except (
-            RayActorError,
-            ObjectLostError,
-        ) as error:  # it, or its machine with what it has sent
+        except (RayActorError, ObjectLostError) as error:  # ObjectLostError: its machine has ended
             raise ReplicaLost(str(error)) from error
         except (asyncio.CancelledError, GeneratorExit):  # the client has gone
             messages.cancel()
@@ -177,9 +168,14 @@ def application(fleet: FleetOptions, server: ServerOptions) -> serve.Application
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=server.drain_timeout,
     )
-    block_size = server.llm.get("block_size", EngineOptions.block_size)
-    own = (fleet.tries, server.max_body_bytes, block_size, server.log_level)
-    return front.bind(engine.bind(server), *own)
+    return front.bind(
+        engine.bind(server),
+        server.log_level,
+        tries=fleet.tries,
+        max_body_bytes=server.max_body_bytes,
+        block_size=server.llm.get("block_size", EngineOptions.block_size),
+        timeout=server.request_timeout or None,
+    )
 
 
 class _Stopped(Exception):

@@ -93,3 +93,5 @@ async def call_app(app: ASGIApp, request: ForwardedRequest) -> AsyncIterator[dic
             await asyncio.wait({task}, timeout=1.0)  # it sees the disconnect
             task.cancel()
             await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # read, so that asyncio does not report it: the caller has gone, or got it above

@@ -5,6 +5,7 @@ It does not depend on Ray: `send` is the function that reaches a replica. Introd
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -36,11 +37,19 @@ class Front:
 
     `send` raises `ReplicaLost`, `FleetBusy`, or an error of the application, which another replica would raise too. A
     request whose replica is lost is sent again, up to `tries` times, while the client has seen nothing of its answer. After
-    that the client gets an error: in a stream of events as an event, with [DONE] after it.
+    that the client gets an error: in a stream of events as an event, with [DONE] after it. timeout: seconds until an answer
+    must have begun, also where no replica runs; None is no limit.
     """
 
-    def __init__(self, send: Send, tries: int, max_body_bytes: int, block_size: int = 16) -> None:
-        self._send, self._tries = send, tries
+    def __init__(
+        self,
+        send: Send,
+        tries: int,
+        max_body_bytes: int,
+        block_size: int = 16,
+        timeout: float | None = None,
+    ) -> None:
+        self._send, self._tries, self._timeout = send, tries, timeout
         self._max_body, self._block_size = max_body_bytes, block_size
 
     async def answer(self, request: Request) -> Response:
@@ -55,6 +64,14 @@ class Front:
             body,
             names_of(body, self._block_size),
         )
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._answer_of_a_replica(forwarded)
+        except TimeoutError:
+            error = f"no answer began within {self._timeout:g} s, the limit of this server"
+            return ApiError(504, error, code="timeout").response()
+
+    async def _answer_of_a_replica(self, forwarded: ForwardedRequest) -> Response:
         for _ in range(self._tries):
             messages = self._send(forwarded)
             try:

@@ -10,7 +10,7 @@ import pytest
 from lib.bench.fleet_simulator.fleet import simulate
 from lib.bench.fleet_simulator.replica import ReplicaOptions
 from lib.bench.fleet_simulator.requests import COMPLETED, REJECTED, SimulatedRequest
-from lib.bench.fleet_simulator.step_cost import StepCost, fit
+from lib.bench.fleet_simulator.step_cost import InterpolatedCost, StepCost, fit, interpolate
 from lib.loadtest.queue_model import StepLine, serve
 
 COST = StepCost(shared=0.01, per_sequence=0.001, per_prompt_token=0.0001)
@@ -136,11 +136,44 @@ def test_fit_finds_the_cost_again_and_none_is_negative():
     assert falling.per_sequence == 0 and falling.shared == pytest.approx(0.0105, rel=0.06)
 
 
+def test_measured_steps_are_joined_by_lines():
+    measured = [(1, 0, 0.03), (0, 10, 0.05), (4, 6, 0.07), (2, 8, 0.06), (0, 30, 0.10)]
+    cost = interpolate(measured)
+    assert cost.tokens == (1, 10, 30)  # decoding and prompt tokens count together
+    assert cost(1) == 0.03 and cost(3, 7) == 0.06 and cost(0, 30) == 0.10
+    assert cost(2, 18) == cost(0, 20) == pytest.approx(0.08)
+    assert cost(0, 60) == pytest.approx(0.20)
+    assert InterpolatedCost((4, 8), (1.0, 2.0))(1) == 1.0
+    assert cost.times(2.0)(0, 20) == pytest.approx(0.16)
+
+
+def test_a_jump_in_the_time_of_steps_is_predicted_where_a_line_fails():
+    """A kernel for up to 32 tokens and another beyond: a replica whose steps are so, predicted by both costs."""
+
+    def jumps(sequences, prompt_tokens=0):
+        n = sequences + prompt_tokens
+        return 0.03 + 0.003 * n + (0.07 if n > 32 else 0.0)
+
+    def median_ttft(cost):
+        requests = [SimulatedRequest(0.2 * i, 40, 6) for i in range(60)]
+        return simulate(requests, ReplicaOptions(cost, max_num_seqs=4), 1).ttft(50)
+
+    steps = [(n, 0, jumps(n)) for n in (1, 2, 4)] + [(0, p, jumps(0, p)) for p in (8, 32, 33, 64, 256)]  # fmt: skip
+    actual = median_ttft(jumps)
+    assert median_ttft(interpolate(steps)) == pytest.approx(actual, rel=0.02)
+    assert median_ttft(fit(steps)) < 0.8 * actual
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda: StepCost(-1.0), "all must be >= 0"),
         (lambda: StepCost(0.0, 0.0, 1.0), "shared or per_sequence > 0"),
+        (lambda: interpolate([]), "one time for each entry"),
+        (lambda: InterpolatedCost((1, 2), (0.1,)), "one time for each entry"),
+        (lambda: InterpolatedCost((2, 1), (0.1, 0.1)), r"ascend from >= 1, got \(2, 1\)"),
+        (lambda: InterpolatedCost((0, 1), (0.1, 0.1)), r"ascend from >= 1, got \(0, 1\)"),
+        (lambda: InterpolatedCost((1, 2), (0.1, 0.0)), "seconds must be > 0, got 0.0"),
         (lambda: fit([(1, 0, 0.1)]), "at least 3 entries, got 1"),
         (lambda: fit([(1, 0, 0.0)] * 3), "must take > 0 s, got 0.0"),
         (lambda: ReplicaOptions(COST, max_num_seqs=0), "max_num_seqs must be >= 1, got 0"),

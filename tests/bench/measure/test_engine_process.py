@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
+
 import pytest
 
 from lib import LLM, SamplingParams
@@ -60,6 +62,21 @@ def test_the_replicas_answer_as_one_engine_and_share_prefixes_by_affinity(engine
     assert again.cached == 0
 
 
+def test_the_steps_of_a_process_are_those_of_its_requests(engines):
+    engine, prompts = engines[0], prompts_of(groups=1, each=3)
+    engine.steps()
+    trace = run_trace([engine], RoundRobin(), prompts, [0.0, 1.5, 1.5], max_tokens=4)
+    steps = engine.steps()
+    assert engine.steps() == []
+    computed = sum(len(p) for p in prompts) - sum(r.cached for r in trace)
+    assert sum(step.prompt_tokens for step in steps) == computed
+    assert sum(step.sequences for step in steps) == 3 * len(
+        prompts
+    )  # the first token is the prompt's
+    assert all(step.num_tokens > 0 and step.seconds > 0 for step in steps)
+    assert all(a.end <= b.start for a, b in zip(steps, steps[1:]))
+
+
 def begun_at(trace, replica):
     return sum(r.replica == replica and r.begun for r in trace)
 
@@ -83,6 +100,35 @@ def test_a_killed_replica_fails_what_had_begun_and_nothing_else(engines):
     with pytest.raises(RuntimeError, match="no engine process is left"):
         engines[1].kill()
         run_trace(engines, RoundRobin(), prompts[:2], [0.0, 0.0], max_tokens=2)
+
+
+class Scripted:
+    """An engine in this process. One that answers does so at once; `takes`: requests that another one still takes."""
+
+    def __init__(self, answers, takes=0):
+        self.connection, self.own = Pipe()
+        self.answers, self.takes = answers, takes
+        if not answers:
+            self.own.close()
+
+    def add(self, index, prompt, max_tokens):
+        if self.answers:
+            self.own.send([("first", index, 0, 0.0), ("done", index, [7], 0.0)])
+        elif self.takes == 0:
+            raise BrokenPipeError
+        self.takes -= 1
+
+    def receive(self):
+        if not self.answers:
+            raise EOFError
+        return self.connection.recv()
+
+
+def test_two_engines_that_end_at_the_same_time_lose_no_request():
+    """The second one is found dead when a request of the first one is sent to it, before its own end is read."""
+    engines = Scripted(False, takes=2), Scripted(False, takes=1), Scripted(True)
+    trace = run_trace(engines, RoundRobin(), [[1], [2], [3], [4]], [0.0] * 4, 1)
+    assert [(r.outcome, r.replica) for r in trace] == [("completed", 2)] * 4
 
 
 def test_an_engine_that_cannot_start_says_so(tmp_path):
