@@ -593,7 +593,7 @@ from lib.attention.work_partition import partition_work  # noqa: E402
 show_excerpt(numba_kernel._attend_piece.py_func, "top = peak[i, g]", "+= total")
 glue("key_tile", numba_kernel.KEY_TILE)
 glue("query_tile", numba_kernel.QUERY_TILE)
-glue("most_queries", fused_cpu._MOST_QUERIES)
+glue("most_queries", fused_cpu.MOST_QUERIES)
 
 # %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole kernel"}
 show_source(numba_kernel._attend_piece.py_func)
@@ -1862,7 +1862,7 @@ with torch.inference_mode():
             ]
 
         def forced(batch=batch, attention=both["fused"], q=q, k=k, v=v):
-            with patch.object(fused_cpu, "_MOST_QUERIES", 10**6):
+            with patch.object(fused_cpu, "MOST_QUERIES", 10**6):
                 batch._derived.clear()  # the plan is made anew
                 for layer in layers:
                     attention(layer, q, k, v, batch)
@@ -1884,7 +1884,7 @@ chunks = record.add(
     params={
         "context": CONTEXT,
         "per": "layer",
-        "most_queries": fused_cpu._MOST_QUERIES,
+        "most_queries": fused_cpu.MOST_QUERIES,
     },
     points=points,
 )
@@ -2382,7 +2382,7 @@ glue_all(words.broke(warm))
 # :::{exercise} Where to hand over
 # :label: ex-07-4
 #
-# Set `_MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the table of chunks with half and with
+# Set `MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the table of chunks with half and with
 # four times the context. Does the best value depend on the context?
 # :::
 #

@@ -74,7 +74,7 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
 from lib.bench.findings import ch08_launch_overhead as words
-from lib.bench.findings import overhead_host
+from lib.bench.findings import overhead_fused, overhead_host
 from lib.bench.findings.gates import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.vocabulary import capital
@@ -730,9 +730,9 @@ if FUSED:
     assert fused.stats()["weight_bytes"] == packed.stats()["weight_bytes"]
 
 # %% [markdown]
-# Now the step in parts. Attention and the whole model are timed inside the step, and the products alone right after it. The
-# rest of the model is the difference, so an error in the time of the products appears there with the opposite sign. The two
-# engines take turns.
+# Now the step in parts. The whole model is timed inside the step, and the products alone right after it. Attention is timed
+# inside the step where it is a call of its own, and alone where it is not. The rest of the model is the difference, so an
+# error in the time of the products appears there with the opposite sign. The two engines take turns.
 
 # %% tags=["hide-input"]
 pieces = []
@@ -751,6 +751,9 @@ for batch in pick(smoke=[1], cpu=[1, 4], gpu=[1, 4]) if FUSED else []:
             "batch": batch,
             **parts,
             "calls": calls[name],
+            "kernel": overhead_fused.TILES
+            if step_parts.is_one_call(pair[name], batch)
+            else overhead_fused.ONEDNN,
             "weight_bytes": counts.streamed_bytes(config, "float32"),
         }
         for name, parts in found.items()

@@ -476,6 +476,9 @@ show_source(QuantizedMatrix, "dequantize")
 show_source(weight.multiply)
 
 # %% [markdown]
+# `multiply` computes one product. A decode step on a CPU is one call of the function for all layers from chapter 8, which
+# gets quantised weights as a table of such rows of addresses (`step_weights`).
+#
 # For a block of 32 inputs $x_k$ of one row, and one channel with codes $c_k$, scale $s$ and minimum $m$, the sum is
 #
 # ```{math}

@@ -20,6 +20,7 @@ from lib.attention.sdpa import attend, chunk_mask
 from lib.attention.work_partition import WorkPartition, partition_work
 from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch
+from lib.core.numba_cache import start_threads
 
 # The kernel does one dot product at a time: right where memory is the limit, which a few queries share each time. With
 # many queries arithmetic is the limit, and a matrix product does it faster, even after a copy.
@@ -52,6 +53,7 @@ class CpuFusedAttention:
     """Store this step's K and V, then attend to the cache's blocks where they lie; see `lib.core.attention.Attention`."""
 
     def __init__(self, cache: KVCache) -> None:
+        start_threads()
         self.cache = cache
         self._full = FullAttention()
         self._keys, self._values = (

@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from types import ModuleType
 
+import numba
+import torch
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
@@ -50,6 +52,16 @@ class _ForgivingCache(FunctionCache):
     def save_overload(self, signature, data):
         with contextlib.suppress(Exception):  # a full disk costs the next process its time, no more
             super().save_overload(signature, data)
+
+
+def start_threads() -> None:
+    """Start Numba's threads; may be repeated. PyTorch keeps its number of threads.
+
+    Numba sets OpenMP's number of threads when it starts, and PyTorch's is the same one.
+    """
+    threads = torch.get_num_threads()
+    numba.get_num_threads()  # starts them
+    torch.set_num_threads(threads)
 
 
 def compiled(function=None, *, inlined=(), **options):

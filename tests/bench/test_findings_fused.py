@@ -62,6 +62,13 @@ def test_products_over_the_bandwidth():
     assert "measured too low" in faster
 
 
+def test_products_by_onednn_in_both_steps_are_not_compared():
+    said = found.fused(run(kernel=[found.ONEDNN] * 2))["fused_products_finding"]
+    assert "oneDNN computes the products of both steps" in said and "times" not in said
+    said = found.fused(run(kernel=[found.ONEDNN, found.TILES]))["fused_products_finding"]
+    assert "1.6 times as fast" in said
+
+
 def test_the_whole_step_by_batch():
     assert (
         "At batch 1, the fused step is 1.7 times as fast"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_quantised_weights(tmp_path, monkeypatch, quantization, activations):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_a_step(tiny, monkeypatch, threads):
     monkeypatch.setattr("lib.models.fused.ops.most_threads", lambda: threads)
-    monkeypatch.setattr("lib.models.fused.weights._WORTH_THREADS", 0)
+    monkeypatch.setattr("lib.models.fused.weights.WORTH_THREADS", 0)
     engine = engine_of(tiny["llama"].folder)
     outputs = engine.generate(
         [prompt_of(4, 1), prompt_of(7, 2)],
@@ -159,26 +160,37 @@ def test_steps_that_go_layer_by_layer(tiny):
 
 
 _NEXT_PROCESS = """
-import sys
+import json, sys
+import torch
 from lib import LLM, SamplingParams
-engine = LLM(sys.argv[1], device="cpu", linear="fused", attention="fused", num_blocks=65)
-(output,) = engine.generate([[5, 6, 7]], SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))
-print(output.token_ids)
+torch.set_num_threads(1)
+engine = LLM(sys.argv[1], device="cpu", num_blocks=65, **json.loads(sys.argv[2]))
+params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+print(type(engine.runner).__name__, engine.generate([[5, 6, 7]], params)[0].token_ids)
+print(torch.get_num_threads(), "thread")
 """
 
 
-def test_compiled_code_from_the_disk_holds_no_address_of_the_process_that_compiled_it(tiny):
-    engine_of(tiny["llama"].folder)
+@pytest.mark.parametrize(
+    "options",
+    [{"linear": "fused"}, {"quantization": "int8", "quantized_activations": "int8"}],
+    ids=["float", "int8"],
+)
+def test_compiled_code_on_disk_holds_no_address_of_the_process_that_compiled_it(tmp_path, options):
+    llama_checkpoint(tmp_path, seed=1, **SIZES)
+    options |= {"attention": "fused"}
+    engine = LLM(str(tmp_path), device="cpu", num_blocks=65, **options)
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    (output,) = engine.generate([[5, 6, 7]], params)
     root = Path(__file__).resolve().parents[2]
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", _NEXT_PROCESS, str(tiny["llama"].folder)],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for _ in range(2)
-    }
-    assert said == {f"{tiny['llama'].greedy([5, 6, 7], 6)}\n"}
+    said = subprocess.run(
+        [sys.executable, "-c", _NEXT_PROCESS, str(tmp_path), json.dumps(options)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    tokens, threads = said.splitlines()
+    assert tokens == f"{type(engine.runner).__name__} {output.token_ids}"
+    assert threads == "1 thread"  # Numba has more, and sets OpenMP's number when it starts

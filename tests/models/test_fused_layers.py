@@ -153,7 +153,7 @@ def test_threads_divide_a_product_in_half_tiles(dtype, shares):
 def test_layers_on_several_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(ops, "most_threads", lambda: 3)
     monkeypatch.setattr(ops, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr("lib.models.fused.layers._WORTH_THREADS", 0)
+    monkeypatch.setattr("lib.models.fused.layers.WORTH_THREADS", 0)
     plain, fused = both(tmp_path, "llama", torch.float32)
     for rows in (2, FEW_ROWS[torch.float32] + 1):
         batch = Batch.of_prompts([prompt_of(rows, seed=rows)], CPU)

@@ -28,10 +28,10 @@ def step_parts(
     """Seconds of each of PARTS, and of "step", by engine; the engines take turns, step by step.
 
     llms: engines whose next steps compute `rows` tokens each. The products are timed alone, right after the step that
-    they belong to, because in fused layers they are inside of other calls. What the model takes beside them and beside
-    attention is the rest of the model, 0 where that is negative.
+    they belong to, because in fused layers they are inside of other calls; so is the attention of a step that is one
+    call. What the model takes beside them and beside attention is the rest of the model, 0 where that is negative.
     """
-    products = {name: product_calls(llm.model, rows) for name, llm in llms.items()}
+    products = {name: _products(llm, rows) for name, llm in llms.items()}
     found = {name: {part: [] for part in (*PARTS, "step")} for name in llms}
     for turn in range(warmup + repeats):
         for name, llm in llms.items():
@@ -43,6 +43,19 @@ def step_parts(
         name: {part: Timing(tuple(values)) for part, values in parts.items()}
         for name, parts in found.items()
     }
+
+
+def _products(llm: LLM, rows: int) -> list[Callable[[], Any]]:
+    if not is_one_call(llm, rows):
+        return product_calls(llm.model, rows)
+    from lib.bench.measure.fused_step_parts import products_alone
+
+    return [products_alone(llm.runner, rows), product_calls(llm.model.lm_head, rows)[0]]
+
+
+def is_one_call(llm: LLM, rows: int) -> bool:
+    """Whether a step with `rows` tokens runs all layers in one compiled call."""
+    return rows <= getattr(llm.runner, "most_rows", 0)
 
 
 def product_calls(model: nn.Module, rows: int) -> list[Callable[[], Any]]:
@@ -69,11 +82,12 @@ def _product(module: nn.Module, rows: int, fused: bool) -> Callable[[], Any]:
     x = torch.randn(rows, module.in_features).to(dtype)
     if fused and module.tiles is not None:
         from lib.models.fused import kernel, layers, ops
+        from lib.models.fused.weights import WORTH_THREADS
 
         if rows <= layers.FEW_ROWS[dtype]:
             out = torch.empty(rows, module.out_features, dtype=dtype)
             bias = ops.floats(torch.empty(0) if module.bias is None else module.bias)
-            threads = ops.threads(module.tiles.size)
+            threads = ops.most_threads() if module.tiles.size >= WORTH_THREADS else 1
             return partial(
                 kernel.few_rows_product, ops.array(x), module.tiles, bias, ops.array(out), threads
             )
@@ -82,34 +96,41 @@ def _product(module: nn.Module, rows: int, fused: bool) -> Callable[[], Any]:
 
 @torch.inference_mode()
 def _one_step(llm: LLM, products: list[Callable[[], Any]]) -> dict[str, float]:
-    clock = time.perf_counter
     with _clocked(llm) as inside:
-        start = clock()
-        llm.step()
-        step = clock() - start
-    start = clock()
-    for product in products:
-        product()
-    alone = clock() - start
-    rest = max(0.0, inside["model"] - inside["attention"] - alone)
+        step = _seconds([llm.step])
+    alone = _seconds(products)
+    attention = inside["attention"]
+    if is_one_call(llm, len(inside["batch"].slot_mapping)):
+        from lib.bench.measure.fused_step_parts import attention_alone
+
+        attention = _seconds([attention_alone(llm.runner, inside["batch"])])
     return {
         "products": alone,
-        "attention": inside["attention"],
-        "rest of the model": rest,
+        "attention": attention,
+        "rest of the model": max(0.0, inside["model"] - attention - alone),
         "around the model": step - inside["model"],
         "step": step,
     }
 
 
+def _seconds(calls: list[Callable[[], Any]]) -> float:
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    return time.perf_counter() - start
+
+
 @contextmanager
-def _clocked(llm: LLM) -> Iterator[dict[str, float]]:
-    """Seconds spent in the model and, of these, in attention, while the block runs."""
+def _clocked(llm: LLM) -> Iterator[dict[str, Any]]:
+    """Seconds spent in the model and, of these, in attention, while the block runs; and the last batch."""
     spent = {"model": 0.0, "attention": 0.0}
     runner = llm.runner
     run, attention = runner.run, runner.attention
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
+            if name == "model":
+                spent["batch"] = args[0]
             start = time.perf_counter()
             try:
                 return function(*args)

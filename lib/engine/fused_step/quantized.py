@@ -1,4 +1,4 @@
-"""The step in one compiled call for quantised weights, and for a cache of 8 bits. Introduced in chapter 11."""
+"""All layers of a step in one compiled call, for quantised weights. Introduced in chapter 11."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ class FusedStepRunner(ModelRunner):
         self._small = small_weights(model)
         self._is_llama = isinstance(model, llama.Llama)
         self._final_norm = model.norm if self._is_llama else model.ln_f
+        self._kind = ops.array(attention.cache.k[:0]).dtype
         first = model.blocks[0]
         self._heads, self._size = first.num_heads, first.head_dim
         self._kv_heads = getattr(first, "num_kv_heads", first.num_heads)
@@ -51,9 +52,8 @@ class FusedStepRunner(ModelRunner):
             self._tables = model.cos_table.numpy(), model.sin_table.numpy()
         else:
             self._tables = (np.empty((model.config.max_position_embeddings, 0), np.float32),) * 2
-        self.run(
-            _one_token(attention.cache.block_size)
-        )  # Numba compiles here, not in the first step
+        # Numba compiles here, not in the first step.
+        self.run(_one_token(attention.cache.block_size))
 
     def fits(self, batch: Batch) -> bool:
         rows = batch.input_ids.shape[0]
@@ -68,35 +68,32 @@ class FusedStepRunner(ModelRunner):
         if not self._is_llama:
             x = x + model.position_embedding(batch.positions)
         stream = x.float()
-        self.run_layers(stream.numpy(), batch, x.dtype)
+        self.run_layers(stream.numpy(), batch)
         out = stream[batch.logits_indices].to(x.dtype)
         return model.lm_head(self._final_norm(out))
 
-    def run_layers(self, x: np.ndarray, batch: Batch, dtype: torch.dtype) -> None:
-        """x [T, d] float32: the embeddings, and afterwards what the last layer gives."""
-        plan = batch.derive(attention_plan, None)
-        shares, rows = plan.shares, len(x)
-        kind = np.uint16 if dtype == torch.bfloat16 else np.float32
+    def run_layers(self, x: np.ndarray, batch: Batch) -> None:
+        """x [T, d] float32: the embeddings, and afterwards the output of the last layer."""
+        angles = Angles(*self._tables, batch.positions.numpy())
+        work = self.attention_work(batch)
+        threads = ops.most_threads()
+        self._run(x, self.weights, self._small, angles, self.cache, *work, threads)
+
+    def attention_work(self, batch: Batch) -> tuple:
+        """Plan, scratch, and memory for q, k, v and y: the arguments of `run_layers` of these names."""
+        plan, rows, kind = batch.derive(attention_plan, None), len(batch.slot_mapping), self._kind
         q, y = np.empty((2, rows, self._heads, self._size), kind)
         k, v = np.empty((2, rows, self._kv_heads, self._size), kind)
-        self._run(
-            x,
-            self.weights,
-            self._small,
-            Angles(*self._tables, batch.positions.numpy()),
-            self.cache,
-            AttentionPlan(
-                batch.slot_mapping.numpy(),
-                plan.table,
-                batch.block_size,
-                shares.pieces,
-                shares.offsets,
-                shares.cuts,
-            ),
-            _scratch(plan, self._heads, self._size),
-            *(q, k, v, y),
-            ops.most_threads(),
+        shares = plan.shares
+        attended = AttentionPlan(
+            batch.slot_mapping.numpy(),
+            plan.table,
+            batch.block_size,
+            shares.pieces,
+            shares.offsets,
+            shares.cuts,
         )
+        return attended, _scratch(plan, self._heads, self._size), q, k, v, y
 
 
 def fused_step_runner(model: nn.Module, attention: Attention) -> FusedStepRunner | None:

@@ -106,51 +106,88 @@ def few_rows_after_attention(
             out[t, i] = narrow(stream[t, i], out[t, i])
 
 
-# Any number of rows: what lies between the products. Threads divide the rows.
+# Any number of rows: what lies between the products. Threads divide the rows. With one thread there is no parallel
+# loop, since an empty one would wake the other threads all the same.
+
+
+@compiled(**_OPTIONS)
+def _rms_norm_rows(x, weight, eps, out, first, last):
+    wide, none = np.empty(x.shape[1], np.float32), np.empty(0, np.float32)
+    for t in range(first, last):
+        for i in range(len(wide)):
+            wide[i] = widen(x[t, i])
+        norm(wide, weight, none, eps, wide)
+        for i in range(len(wide)):
+            out[t, i] = narrow(wide[i], out[t, i])
 
 
 @compiled(parallel=PRANGE, **_OPTIONS)
 def rms_norm(x, weight, eps, out, threads):
     """Norm of each row of x [T, d]."""
-    rows, d = x.shape
-    for share in prange(threads):
-        wide, none = np.empty(d, np.float32), np.empty(0, np.float32)
-        for t in range(rows * share // threads, rows * (share + 1) // threads):
-            for i in range(d):
-                wide[i] = widen(x[t, i])
-            norm(wide, weight, none, eps, wide)
-            for i in range(d):
-                out[t, i] = narrow(wide[i], out[t, i])
+    rows = x.shape[0]
+    if threads == 1:
+        _rms_norm_rows(x, weight, eps, out, 0, rows)
+    else:
+        for share in prange(threads):
+            first, last = rows * share // threads, rows * (share + 1) // threads
+            _rms_norm_rows(x, weight, eps, out, first, last)
+
+
+@compiled(**_OPTIONS)
+def _add_norm_rows(x, y, weight, bias, eps, total, out, first, last):
+    wide = np.empty(x.shape[1], np.float32)
+    for t in range(first, last):
+        for i in range(len(wide)):
+            total[t, i] = narrow(widen(x[t, i]) + widen(y[t, i]), total[t, i])
+            wide[i] = widen(total[t, i])
+        norm(wide, weight, bias, eps, wide)
+        for i in range(len(wide)):
+            out[t, i] = narrow(wide[i], out[t, i])
 
 
 @compiled(parallel=PRANGE, **_OPTIONS)
 def add_norm(x, y, weight, bias, eps, total, out, threads):
     """total = x + y, out = the norm of it: all [T, d]. LayerNorm where there is a bias, else RMSNorm."""
-    rows, d = x.shape
-    for share in prange(threads):
-        wide = np.empty(d, np.float32)
-        for t in range(rows * share // threads, rows * (share + 1) // threads):
-            for i in range(d):
-                total[t, i] = narrow(widen(x[t, i]) + widen(y[t, i]), total[t, i])
-                wide[i] = widen(total[t, i])
-            norm(wide, weight, bias, eps, wide)
-            for i in range(d):
-                out[t, i] = narrow(wide[i], out[t, i])
+    rows = x.shape[0]
+    if threads == 1:
+        _add_norm_rows(x, y, weight, bias, eps, total, out, 0, rows)
+    else:
+        for share in prange(threads):
+            first, last = rows * share // threads, rows * (share + 1) // threads
+            _add_norm_rows(x, y, weight, bias, eps, total, out, first, last)
+
+
+@compiled(**_OPTIONS)
+def _split_rotate_rows(qkv, cos, sin, q, k, v, first, last):
+    for t in range(first, last):
+        split_rotate_row(qkv[t], cos[t], sin[t], q[t], k[t], v[t])
 
 
 @compiled(parallel=PRANGE, **_OPTIONS)
 def split_rotate(qkv, cos, sin, q, k, v, threads):
     """qkv [T, (Hq + 2 Hkv) D] to rotated q [T, Hq, D] and k [T, Hkv, D], and v [T, Hkv, D]."""
     rows = qkv.shape[0]
-    for share in prange(threads):
-        for t in range(rows * share // threads, rows * (share + 1) // threads):
-            split_rotate_row(qkv[t], cos[t], sin[t], q[t], k[t], v[t])
+    if threads == 1:
+        _split_rotate_rows(qkv, cos, sin, q, k, v, 0, rows)
+    else:
+        for share in prange(threads):
+            first, last = rows * share // threads, rows * (share + 1) // threads
+            _split_rotate_rows(qkv, cos, sin, q, k, v, first, last)
+
+
+@compiled(**_OPTIONS)
+def _swiglu_rows(gate_up, out, first, last):
+    for t in range(first, last):
+        swiglu_row(gate_up[t], out[t])
 
 
 @compiled(parallel=PRANGE, **_OPTIONS)
 def swiglu(gate_up, out, threads):
     """out [T, n] = silu(gate) * up, where gate_up [T, 2 n] has gate before up."""
     rows = gate_up.shape[0]
-    for share in prange(threads):
-        for t in range(rows * share // threads, rows * (share + 1) // threads):
-            swiglu_row(gate_up[t], out[t])
+    if threads == 1:
+        _swiglu_rows(gate_up, out, 0, rows)
+    else:
+        for share in prange(threads):
+            first, last = rows * share // threads, rows * (share + 1) // threads
+            _swiglu_rows(gate_up, out, first, last)

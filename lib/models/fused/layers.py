@@ -2,7 +2,8 @@
 
 Up to FEW_ROWS rows a layer is two calls, one before attention and one after it, products included; they read the
 packed weights in place. With more rows, or where a weight is not in packed tiles, PyTorch and oneDNN compute the
-products, and only what lies between them is fused.
+products, and only what lies between them is fused. `lib.engine.fused_step` computes all of these layers in one call
+where it can.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from lib.core.attention import Attention
 from lib.core.batch import Batch
+from lib.core.numba_cache import start_threads
 from lib.models import compiled, gpt2, llama
 from lib.models.fused import kernel, ops
+from lib.models.fused.weights import WORTH_THREADS
 from lib.models.packed import PackedLinear
 
 # Most rows for which the kernel that reads packed weights is faster than oneDNN's: measured in turns, in whole steps
@@ -31,7 +34,6 @@ _OPS = SimpleNamespace(
     }
 )
 _NOTHING = np.empty(0, np.float32)
-_WORTH_THREADS = 2**15  # weights of the smallest product that is divided among threads
 
 
 class FewRowsLinear(nn.Module):
@@ -149,7 +151,7 @@ class _FewRows:
             gated,
         )
         self.width = down.out_features
-        self.worth_threads = qkv.tiles.size >= _WORTH_THREADS
+        self.worth_threads = qkv.tiles.size >= WORTH_THREADS
 
     @classmethod
     def of(cls, norm_1, qkv, proj, norm_2, wide, down, **shape) -> _FewRows | None:
@@ -194,6 +196,7 @@ def fuse_blocks(model: nn.Module) -> int:
     Other packed layers, such as the head and those in blocks of other families, get the kernel
     for few rows. One call of each kernel makes Numba compile it here, not in the first step.
     """
+    start_threads()
     fused = [block for block in model.blocks if type(block) in _FAMILIES]
     if fused:
         first = fused[0]

@@ -48,8 +48,8 @@ def _sigmoid(x):
     exp(-x) = 2 ** (i + f) = 2 ** i * p(f): i becomes the exponent's bits, p is a minimax polynomial on [0, 1).
     """
     y = min(max(-x * _LOG2E, np.float32(-126)), np.float32(126))
-    i = math.floor(y)
-    f = y - np.float32(i)
+    i = np.floor(y)
+    f = y - i
     p = np.float32(1.8775767e-3)
     p = p * f + np.float32(8.9893397e-3)
     p = p * f + np.float32(5.5826318e-2)

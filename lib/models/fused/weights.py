@@ -17,7 +17,7 @@ from lib.models.fused.tile_product import TILE, multiply_tiles
 from lib.models.packed import PackedLinear
 
 QKV, PROJ, WIDE, DOWN = range(4)  # a layer's products; WIDE: gate and up, or GPT-2's fc_in
-_WORTH_THREADS = 2**15  # weights of the smallest product that is divided among threads
+WORTH_THREADS = 2**15  # weights of the smallest product that is divided among threads
 
 
 class TileWeights(NamedTuple):
@@ -27,6 +27,7 @@ class TileWeights(NamedTuple):
     addresses: np.ndarray  # [L, 4] int64
     inputs: np.ndarray  # [4] int64: a row's inputs, filled up as in the tiles
     outputs: np.ndarray  # [4] int64, filled up to whole tiles
+    divided: np.ndarray  # [4] bool: whether a product is large enough for several threads
 
 
 def tile_weights(layers: Sequence[Sequence[Any]]) -> TileWeights | None:
@@ -42,6 +43,7 @@ def tile_weights(layers: Sequence[Sequence[Any]]) -> TileWeights | None:
         np.array([[w.ctypes.data for w in layer] for layer in tiles], np.int64),
         np.array([w.size // (len(w) * TILE) for w in first], np.int64),
         np.array([len(w) * TILE for w in first], np.int64),
+        np.array([w.size >= WORTH_THREADS for w in first]),
     )
 
 
@@ -61,8 +63,7 @@ def _multiply_tiles(weights, layer, which, x, threads):
 
     def compute(weights, layer, which, x, threads):
         out = np.empty((x.shape[0], weights.outputs[which]), np.float32)
-        worth = weights.inputs[which] * weights.outputs[which] >= _WORTH_THREADS
-        used = threads if worth else 1
+        used = threads if weights.divided[which] else 1
         multiply_tiles(weights.like, weights.addresses[layer, which], x, out, used)
         return out
 

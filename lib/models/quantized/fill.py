@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lib.core.numba_cache import start_threads
 from lib.models.quantized.fp8 import FP8Matrix
 from lib.models.quantized.layers import QuantizedEmbedding, QuantizedHead, QuantizedLinear
 from lib.models.quantized.matrix import QuantizedMatrix
@@ -36,6 +37,7 @@ def fill(model: nn.Module, weights: Weights, activations: str, dtype: torch.dtyp
     The weights of at most one module exist as floats at a time, so that loading takes little more
     memory than the quantised model. Norms, biases and positions become parameters of `dtype`.
     """
+    start_threads()
     for path, names in model.checkpoint_names().items():
         module = model.get_submodule(path)
         if type(module) is nn.Linear:
