@@ -291,7 +291,7 @@ for family, changes in (
     ("smollm3", {"no_rope_layer_interval": 2}),
     ("olmo2", {}),
     ("mistral", {"sliding_window": 7}),
-    ("gemma3_text", {"sliding_window": 7}),
+    ("gemma3_text", {"sliding_window": 7, "tie_word_embeddings": False}),
     ("mixtral", {}),
 ):
     folder = home / f"engine-{family}"

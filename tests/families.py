@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -83,7 +84,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": (
         "gemma2",
         {"head_dim": 10, "sliding_window": WINDOW, "query_pre_attn_scalar": 17}
-        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 8.0},
+        | {
+            "tie_word_embeddings": False,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 8.0,
+        },
     ),
     "gemma2-no-caps": (
         "gemma2",
@@ -93,6 +98,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "gemma3_text",
         {"head_dim": 10, "sliding_window": WINDOW, "query_pre_attn_scalar": 17}
+        | {"tie_word_embeddings": False}
         | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
     "gemma3-all-windows": (
@@ -140,7 +146,11 @@ def hf_family(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     config = config_class(family)(**{**BASE, **changes})
     # A loop over experts: the other implementations need sizes that are multiples of 4.
     config._experts_implementation = "eager"
-    return spread(model(config), seed)
+    hf = spread(model(config), seed)
+    if family.startswith("gemma"):  # which multiplies it by this, so that attention would not count
+        with torch.no_grad():
+            hf.model.embed_tokens.weight /= config.hidden_size**0.5
+    return hf
 
 
 def hf_variant(name: str, seed: int = 0, **changes: Any) -> nn.Module:

@@ -1,7 +1,7 @@
 """Keys of config.json that only Gemma's families have. Introduced in chapter 1.
 
-Gemma Team 2024 (Gemma), Gemma Team 2024 (Gemma 2: soft caps, norms before and after, alternating windows),
-Gemma Team 2025 (Gemma 3: norms of q and k, layers with a window rotate by frequencies of their own).
+Mesnard et al. 2024 (Gemma), Riviere et al. 2024 (Gemma 2: soft caps, norms before and after, alternating windows),
+Kamath et al. 2025 (Gemma 3: norms of q and k, layers with a window rotate by frequencies of their own).
 """
 
 from __future__ import annotations

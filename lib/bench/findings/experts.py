@@ -6,9 +6,10 @@ from lib.bench.records.series import Series
 
 
 def spread(series: Series) -> str:
-    """How far counted experts are from those that a random choice would reach, and where all are read.
+    """The experts that a step of the largest batch reads, and how far counts are from a random choice.
 
-    series: columns `batch`, `counted` and `expected`, with `params["experts"]`.
+    series: columns `batch`, `counted` and `expected`, with `params["experts"]`. Counts can lie above
+    the expectation by chance only.
     """
     worst = min(
         counted / expected for counted, expected in zip(series["counted"], series["expected"])
@@ -17,7 +18,7 @@ def spread(series: Series) -> str:
     total = series.params["experts"]
     text = f"A step of {batch} requests reads {most:.1f} of {total} experts per layer. "
     if worst >= 0.9:
-        return text + "The counts are within 10 % of those of a random choice, or above them."
+        return text + "The counts are at least 90 % of those of a random choice."
     return text + (
         "The tokens of a batch prefer the same experts: at one batch size, a step reads only "
         f"{worst:.0%} of the experts that a random choice would reach."

@@ -38,6 +38,8 @@ def random_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) 
         noise = torch.randn(weight.shape, generator=generator)
         if weight.dim() == 1:
             weight.copy_(0.3 * noise if name.endswith("bias") else 1 + 0.2 * noise)
+        elif "embed" in name and family.startswith("gemma"):  # multiplied by the root of the width
+            weight.copy_(noise / weight.shape[1] ** 0.5)
         elif "embed" in name or "lm_head" in name:
             weight.copy_(noise)
         else:

@@ -170,7 +170,7 @@ def test_blocks_of_a_gguf_file_are_divided():
     assert sum(parts) == total + norms and max(parts) < 0.54 * total
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text"])
 def test_families_that_differ_from_llama(tmp_path, name):
     hf_family(name, seed=3).save_pretrained(tmp_path)
     batch = batch_of(5, 20)
