@@ -27,8 +27,8 @@
 # per second. Counts and rates together give a bound, the least time that the counted work can take at those rates. Then
 # we measure the time and compare it with the bound.
 #
-# The program that measures also chooses words such as *about* (within 10 %), *a little* (within 25 %) and *as
-# predicted* (within 10 %) from its numbers, and every verdict in the table of predictions at the end of a chapter.
+# A program writes each sentence that depends on a measurement, and every verdict in the table of predictions at the end
+# of a chapter. Its words have fixed meanings: *about* and *as predicted* mean within 10 %, *a little* within 25 %.
 #
 # {glue:text}`experiments_shown`
 

@@ -346,6 +346,7 @@ llm = LLM(
     num_blocks=16,
     max_num_seqs=8,
     enable_prefix_caching=False,  # chapter 9's: a freed block is free, no more
+    async_scheduling=False,  # chapter 8's: it allocates a step ahead
 )
 device, tokenizer = llm.device, llm.tokenizer
 
@@ -761,6 +762,7 @@ options = {
     "linear": "plain",
     "max_model_len": PROMISE,
     "kv_cache_memory_bytes": budget,
+    "async_scheduling": False,  # chapter 8's: a step that is timed ends alone
 }
 try:
     LLM("smollm2", kv_cache="contiguous", max_num_seqs=REQUESTS, **options)

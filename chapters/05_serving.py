@@ -1646,9 +1646,10 @@ table(
 )
 
 # %% [markdown]
-# For people, the same process serves a page at `/`: a chat, and beside it the running and the waiting sequences, the
-# throughput, TTFT and inter-token latency of the last minute, and the block pool of chapter 4 as squares, with a colour
-# for each sequence. A button sends a burst. One then sees the batch fill, the queue grow, and blocks appear, fill and go.
+# For people, the same process serves a page at `/`. It has a chat, the running and the waiting sequences, and the
+# throughput, TTFT and inter-token latency of the last minute. The block pool of chapter 4 is drawn as squares, with a
+# colour for each sequence. A button sends a burst. One then sees the batch fill, the queue grow, and blocks appear,
+# fill and go.
 #
 # With the server's defaults a burst would hardly wait, and the pool would have thousands of blocks. `make demo` starts it
 # with `--max-num-seqs 6 --num-blocks 193`. Here it was photographed with SmolLM2 on two CPU cores:

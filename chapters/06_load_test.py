@@ -60,6 +60,7 @@ else:
 # %% tags=["hide-input"]
 import atexit
 import gc
+import math
 import signal
 import tempfile
 import threading
@@ -76,12 +77,15 @@ from lib import LLM, SamplingParams
 from lib.bench.findings import ch06_load_test as words
 from lib.bench.findings import load_rows
 from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.values import column
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
+from lib.bench.measure.free_bytes import free_bytes
 from lib.bench.measure.machine import default_device
 from lib.bench.measure.roofline import machine_roofline
+from lib.bench.measure.sweep_memory import servers_bytes
 from lib.bench.measure.system_load import LoadMonitor
 from lib.bench.measure.timing import Rates, Timing
 from lib.bench.notebook import toy
@@ -315,21 +319,29 @@ table(
 #
 # Servers that are compared take turns with the same requests, and the one that goes first changes from round to round. The
 # number of requests is fixed, and not the number of seconds: on a slow machine a test takes longer, and still fills the queue.
+# {glue:text}`users_fit_finding`
 
 # %% tags=["hide-input"]
-LEVELS = pick(
-    smoke=[1, 4], cpu=[1, 4, 8, 16], gpu=[1, 4, 8, 16, 32, 64, 128]
-)  # users
+LENGTH = pick(
+    smoke=128, cpu=128, gpu=256
+)  # the longest sequence that a server takes
+# Users. Three servers and the engine without one have room for all of them;
+# the sequential server is counted as if it had, too.
+room = fitting(
+    "number of users",
+    pick(smoke=[1, 4], cpu=[1, 4, 8, 16], gpu=[1, 4, 8, 16, 32, 64, 128]),
+    lambda n: servers_bytes(CONFIG, "float32", n, LENGTH, 5),
+    free_bytes(device) if device.type == "cuda" else math.inf,
+)
+LEVELS = room.sizes
 TURNS = pick(smoke=1, cpu=2, gpu=3)  # rounds of what is compared
 SEQS = LEVELS[-1]  # sequences in a step: all users find a place
 LIMIT = SEQS + SEQS // 4  # of the fourth server: running or waiting
 ANSWER = pick(smoke=4, cpu=16, gpu=50)  # tokens of each answer
-COMPARE_AT = pick(
-    smoke=4, cpu=16, gpu=64
+COMPARE_AT = min(
+    SEQS, pick(smoke=4, cpu=16, gpu=64)
 )  # users at which the gain is taken apart
-LENGTH = pick(
-    smoke=128, cpu=128, gpu=256
-)  # the longest sequence that a server takes
+glue("users_fit_finding", room.sentence)
 VOCABULARY = pick(smoke=1000, cpu=50257, gpu=50257)
 
 shared = [
@@ -595,8 +607,8 @@ show_source(send)
 # By the clock that starts when a request is sent, only those in the places can be slow. By the clock that starts when
 # it is due, all that are due while the server stands still have to wait, and those that follow wait until the queue is
 # empty. Call a request slow if it takes longer than half of the stall. At half of the capacity the queue shrinks as
-# fast as it grew, so the slow ones are those that are due during the stall, and those that were in flight when it
-# began, on average half of the places: {glue:text}`due_in_stall`, against at most {glue:text}`places`.
+# fast as it grew. So the slow ones are those that are due during the stall, and those that were in flight when it
+# began, which are half of the places on average: {glue:text}`due_in_stall`, against at most {glue:text}`places`.
 
 # %%
 DUE = pick(smoke=6, cpu=12, gpu=24)  # requests that fall due during the stall
@@ -1458,8 +1470,8 @@ glue_all(words.early_twin(words.early_run(read_records("06"))))
 # clock when it is sent, after it has waited for a place under the cap. With a cap that binds, look at the queueing time
 # that newer versions report beside it, or set no cap. MLPerf {cite:p}`reddi2020mlperf` judges a server by the rate that
 # it sustains with its 99th percentile within limits: a form of goodput. vLLM's own queue of waiting requests has no
-# limit by default, so in production the limit sits in the gateway, with priorities and retries; a client that retries
-# at once turns a refusal into more load, so the answer carries `Retry-After`.
+# limit by default, so in production the gateway has the limit, with priorities and retries. A client that retries at
+# once turns a refusal into more load. So the answer carries `Retry-After`.
 #
 # (sec-load-tools)=
 # ## Appendix: what two other tools say

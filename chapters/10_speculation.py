@@ -295,9 +295,9 @@ table(
 #
 # ### The same arithmetic for a 7B model
 #
-# For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35 TB/s of its data sheet (not
-# measured), {eq}`eq-10-general` gives the following with four drafts, an acceptance rate of 0.7, and $t(n)$ by the bound
-# of chapter 1. The sequences are one, or as many as fit into 80 GB beside the weights.
+# The table applies {eq}`eq-10-general` to a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989
+# TFLOP/s and 3.35 TB/s of its data sheet (not measured). There are four drafts, the acceptance rate is 0.7, and $t(n)$
+# is the bound of chapter 1. The step has one sequence, or as many as fit into 80 GB beside the weights.
 
 # %% tags=["remove-input"]
 table(

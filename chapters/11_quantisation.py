@@ -1167,9 +1167,8 @@ print(f"the largest difference of two outputs is {apart:.1e}")
 #
 # The loss of quality: the next cell takes the KL divergence and the share of equal greedy tokens again, over the same
 # text. The weights are float32 in both cases. The model runs without a cache, and `RoundedKVAttention` rounds keys and
-# values as the cache does. An engine with an int8 cache computes the same, up to errors of float arithmetic, however it
-# divides the work into steps: already the step that computes a prompt attends to the rounded keys and values, and not
-# to those before rounding.
+# values as the cache does. An engine with an int8 cache computes the same, up to errors of float arithmetic, for every
+# division of the work into steps: also the step that computes a prompt attends to the rounded keys and values.
 
 # %%
 found = compare(model, model, text_ids, attention=RoundedKVAttention())

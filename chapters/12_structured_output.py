@@ -182,6 +182,7 @@ llm = LLM(
     max_model_len=256,
     max_num_seqs=BATCHES[-1],
     num_blocks=pick(smoke=129, cpu=513, gpu=2049),
+    async_scheduling=False,  # each step is timed alone
 )
 device, config, tokenizer = llm.device, llm.config, llm.tokenizer
 record = Record(
@@ -1074,11 +1075,12 @@ record.headline("total variation distance of masked answers", exact.distance)
 # %% [markdown]
 # {glue:text}`bias_finding` {glue:text}`drawn_finding`
 #
-# For the exact shares the model was run for {glue:text}`nodes` beginnings of answers. Of the model's own answers, a share of
-# {glue:text}`valid_answers` is exactly one of the three, so drawing until one is valid would take {glue:text}`tries` answers
-# on average. It helps if the prompt and the form agree, because a mask that removes little can change little. In practice
-# that means to show the model the schema or an example, to allow the whitespace and the order of fields that it writes
-# without a mask, and to give it room in the form for text that it would write first, such as a field for its reasons.
+# For the exact shares the model was run for {glue:text}`nodes` beginnings of answers. Of the model's own answers, a
+# share of {glue:text}`valid_answers` is exactly one of the three, so drawing until one is valid would take
+# {glue:text}`tries` answers on average. It helps if the prompt and the form agree, because a mask that removes little
+# can change little. In practice three things help: the prompt shows the schema or an example; the form allows the
+# whitespace and the order of fields that the model writes without a mask; and the form has room for text that the model
+# would write first, such as a field for its reasons.
 #
 # ## What broke, and how this benchmark could mislead
 #

@@ -32,10 +32,11 @@ torch.set_num_threads(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "aot_sweep" not in (config.option.markexpr or ""):
-        sweep = [item for item in items if item.get_closest_marker("aot_sweep")]
-        config.hook.pytest_deselected(items=sweep)
-        items[:] = [item for item in items if not item.get_closest_marker("aot_sweep")]
+    for marker in ("aot_sweep", "fake_device"):  # many minutes each
+        if marker not in (config.option.markexpr or ""):
+            sweep = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=sweep)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
     if torch.cuda.is_available():
         return
     for item in items:

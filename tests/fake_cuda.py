@@ -8,8 +8,8 @@ memory holds garbage. Recorded graphs run the recorded operations again over the
 
 from __future__ import annotations
 
+import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,10 +20,13 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("cuda:0")
+_ROOT = f"{Path(__file__).parents[1]}/"
+_BOOK = (f"{_ROOT}lib/", f"{_ROOT}chapters/")
 _COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")
 _INDEXING = ("aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_")
 _WAITS = (
@@ -140,6 +143,14 @@ class FakeCuda(TorchDispatchMode):
         self.variants.add((name, *kinds, *sorted(constants.items())))
         if any(isinstance(x, Tensor) and not isinstance(x, CudaTensor) for x in args):
             raise RuntimeError(f"triton kernel {name} got a CPU tensor: {_line()}")
+
+    def compute(self, function: Callable[..., Tensor], *args: Any) -> CudaTensor:
+        """What a kernel writes, by a function of CPU tensors; recorded as the kernel would be."""
+        inner = tuple(x.held if isinstance(x, CudaTensor) else x for x in args)
+        with torch._C._DisableTorchDispatch():
+            out = function(*inner)
+        self._record(function, inner, {}, out)
+        return CudaTensor(out)
 
     # Operations.
 
@@ -288,12 +299,13 @@ def _kind(argument: Any, any_value: bool) -> Any:
 
 
 def _line() -> str:
-    """The innermost line of lib/ on the stack."""
-    root = Path(__file__).parents[1]
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path.is_relative_to(root / "lib") or path.is_relative_to(root / "chapters"):
-            return f"{path.relative_to(root)}:{frame.lineno}"
+    """The innermost line of lib/ or of a chapter on the stack."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(_BOOK):
+            return f"{path.removeprefix(_ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back
     return "tests"
 
 
@@ -351,7 +363,13 @@ def fake_cuda(
     def stream(stream: Any) -> Iterator[None]:
         yield
 
-    def launch(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    compile_or_run = JITFunction.run
+
+    def launch(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if tensors and not any(isinstance(x, CudaTensor) for x in tensors):
+            # Compiled ahead of time for another GPU; what is no such thing has no driver and fails.
+            return compile_or_run(self, *args, grid=grid, warmup=warmup, **kwargs)
         device.launch(self, args, kwargs)
 
     properties = SimpleNamespace(
@@ -389,6 +407,7 @@ def fake_cuda(
         "current_stream": lambda d=None: SimpleNamespace(wait_stream=lambda other: None),
     }
     make, move = torch.tensor, Tensor.to
+    _device_constructors()  # kept from the first call on: it must name the real torch.tensor
 
     def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with_index = lambda x: (  # noqa: E731

@@ -28,7 +28,7 @@ PART_BYTES = 55_000_000
 # Only the chapters as scripts and the GPU tests run there: no notebook and no book. torch and triton must fit its driver.
 NOT_NEEDED = {
     "torch", "triton", "jupyter-book", "jupytext", "ipykernel", "sphinx-mathjax-offline", "nbmake",
-    "schemathesis", "playwright", "ruff",
+    "schemathesis", "playwright", "ruff", "sphinx-exercise",
 }  # fmt: skip
 # pip takes a wheel only if one of these is its platform tag, to the letter.
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 34, 31, 28, 27, 24, 17, 12, 5)] + [

@@ -104,6 +104,11 @@ class LLM:
         with self._one_thread:
             return self._queue(self._make_group(prompt, params, request_id, cache_salt))
 
+    @property
+    def async_scheduling(self) -> bool:
+        """Whether `step` launches the next step before it reads this one (chapter 8)."""
+        return self._in_flight is not None
+
     def has_unfinished(self) -> bool:
         """Whether `step` has anything left to do or to hand out."""
         return self.scheduler.has_unfinished or bool(self._progressed)

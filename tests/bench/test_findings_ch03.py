@@ -222,3 +222,13 @@ def test_two_timings_of_the_same_steps_do_not_differ_by_a_factor(data, rates, sa
     assert ch03.render(Run(data))["equal_finding"].endswith(
         f"{said} here." if "as" in said else f"{said}."
     )
+
+
+def test_answers_that_could_not_be_compared():
+    def said(same):
+        return ch03.same_answers(same, 12)["same_answers_finding"]
+
+    assert said(12) == "In this run all 12 answers are the same to the last token."
+    assert said(11).startswith("In this run 11 of 12 answers are the same to the last token.")
+    assert said(0).startswith("In this run 0 of 12")
+    assert said(None).startswith("transformers' generate did not run here")

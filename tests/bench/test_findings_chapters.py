@@ -229,7 +229,7 @@ def columns_8(data, name):
 
 def test_chapter_8_blames_the_kernel_only_where_its_products_are_slow():
     data = chapter_8()
-    assert "What the model lacked was not overhead" in ch08.render(Run(data))["broke_finding"]
+    assert "The missing time is not overhead" in ch08.render(Run(data))["broke_finding"]
     assert "kernel of the largest" in ch08.render(Run(data))["suspect_finding"]
     data = chapter_8()
     columns_8(data, "products")["F.linear, float32"][0] = 0.016
@@ -336,4 +336,4 @@ def test_chapter_8_draws_compiling_as_a_gain_only_where_it_is_one():
     for factor, gain in ((0.5, True), (1.0, False), (1.4, False)):
         found["packed and compiled"] = [factor * v for v in found["packed where faster"]]
         said = ch08.render(Run(data))["compile_finding"]
-        assert ("take back" in said) != gain and ("2 times as fast" in said) == gain
+        assert ("guards and wrappers cost" in said) != gain and ("2 times as fast" in said) == gain

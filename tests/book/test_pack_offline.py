@@ -3,10 +3,12 @@
 import importlib.util
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from lib.bench.paths import repository
 
@@ -49,6 +51,16 @@ def test_what_is_needed_follows_dependencies_and_leaves_out_what_is_there(tool):
     assert {"fastapi", "starlette"} <= fewer and not fewer & {"numpy", "pydantic", "pydantic-core"}
     with pytest.raises(RuntimeError, match="no-such-package is not installed here"):
         tool.needed("no-such-package", set())
+
+
+def test_the_requirements_of_now(tool):
+    """What lib and the tests import is packed, and nothing that builds the book."""
+    pins = tool.needed((repository() / "requirements.txt").read_text(), set())
+    names = {pin.split("==")[0] for pin in pins}
+    project = tomllib.loads((repository() / "pyproject.toml").read_text())["project"]
+    imported = {Requirement(text).name for text in project["dependencies"]} - {"torch", "triton"}
+    assert imported | {"llguidance", "pytest", "hypothesis", "pytest-timeout"} <= names
+    assert not {name for name in names if "sphinx" in name or "jupyter" in name}
 
 
 def test_names_from_the_outputs_of_pip(tool):

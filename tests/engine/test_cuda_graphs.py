@@ -245,7 +245,9 @@ def test_on_a_gpu_the_same_tokens_as_the_oracle(tiny, name, compiled):
 def test_on_a_gpu_replayed_logits_equal_eager_ones(llama, dtype, tolerance):
     """Logits are of size 10. A padded batch may be another kernel's, so equal means: up to rounding in the dtype."""
     eager, graph = (
-        llama.engine(device="cuda", dtype=dtype, attention="fused", cuda_graphs=c)
+        llama.engine(
+            device="cuda", dtype=dtype, attention="fused", cuda_graphs=c, async_scheduling=False
+        )
         for c in (False, True)
     )
     tokens = [prompt_of(60, seed) for seed in range(7)]

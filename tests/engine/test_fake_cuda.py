@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from lib import SamplingParams
-from lib.attention import choose, sdpa
-from lib.attention.sdpa import attend
+from lib.attention import sdpa
 from lib.serving.warmup import warm_up
+from tests.engine import gpu_checks
 from tests.fake_cuda import fake_cuda
+from tests.fake_kernels import computed_kernels
 from tests.helpers import check_empty, drain, prompt_of
 
 WORK = [(1, 9), (17, 12), (5, 1), (33, 8), (16, 14), (2, 2), (40, 10)]
@@ -41,29 +42,10 @@ SAMPLING = {
 }
 
 
-class StandIn:
-    """What the Triton kernels compute, in operators: reads nothing but device tensors, as they do."""
-
-    def __init__(self, cache, group=1):
-        self.cache = cache
-
-    def __call__(self, layer, q, k, v, batch):
-        self.cache.store(layer, k, v, batch.slot_mapping)
-        tokens = torch.arange(len(q), device=q.device, dtype=torch.int32)
-        row = torch.searchsorted(batch.query_start_loc[1:], tokens, right=True)
-        tables = batch.block_table.index_select(0, row).flatten()
-        keys, values = (
-            x[layer].index_select(0, tables).view(len(q), -1, *x.shape[3:])
-            for x in (self.cache.k, self.cache.v)
-        )
-        seen = torch.arange(keys.shape[1], device=q.device) <= batch.positions[:, None]
-        return attend(q[:, None], keys, values, 1, seen[:, None, None])[:, 0]
-
-
 @pytest.fixture
 def cuda():
     """The fake device; fused attention is a stand-in that computes what the kernels compute."""
-    with fake_cuda() as device, patch.object(choose, "fused_attention", StandIn):
+    with fake_cuda() as device, computed_kernels(device):
         yield device
 
 
@@ -228,3 +210,48 @@ def test_the_fake_device_refuses_what_a_real_one_refuses():
         event.synchronize()
         assert late.tolist() == [5, 5, 5]
         assert sum(cuda.h2d.values()) == 0 and sum(cuda.syncs.values()) == 3
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("options, happened", gpu_checks.ENGINES.values(), ids=gpu_checks.ENGINES)
+def test_every_engine_of_chapters_8_to_10_gives_the_oracles_tokens(
+    tiny, cuda, name, options, happened
+):
+    gpu_checks.check_tokens(tiny[name], options, happened)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention": "gather"}, gpu_checks.GRAPHS], ids=["gather", "graphs"]
+)
+def test_a_request_ended_by_a_stop_token_has_one_superfluous_row(llama, cuda, options):
+    gpu_checks.check_stop_token(llama, options)
+
+
+def test_drafts_of_a_model_that_is_the_same(llama, cuda):
+    gpu_checks.check_draft_model(llama)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attention": "gather"}, {"attention": "fused"}, gpu_checks.GRAPHS],
+    ids=["gather", "fused", "graphs"],
+)
+def test_sliding_windows(tmp_path, cuda, options):
+    gpu_checks.check_windows(tmp_path, options)
+
+
+def test_a_cache_of_8_bits(tmp_path, cuda):
+    gpu_checks.check_int8_cache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention": "gather"}, gpu_checks.GRAPHS], ids=["gather", "graphs"]
+)
+def test_masks_of_structured_output(tmp_path, cuda, options):
+    gpu_checks.check_structured(tmp_path, options)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("options", [{}, gpu_checks.GRAPHS], ids=["eager", "graphs"])
+def test_quantised_weights(tmp_path, cuda, quantization, options):
+    gpu_checks.check_quantized(tmp_path, quantization, options)

@@ -11,6 +11,7 @@ import torch
 from lib import SamplingParams
 from lib.serving.server_process import ServerProcess
 from lib.serving.warmup import warm_up
+from tests.engine import gpu_checks
 from tests.helpers import Tiny, check_books, check_empty, drain, prompt_of
 
 pytestmark = pytest.mark.gpu
@@ -172,3 +173,46 @@ def test_a_server_with_cuda_graphs_answers_many_at_once_as_the_oracle(llama):
         with ThreadPoolExecutor(len(work)) as pool:
             answers = list(pool.map(lambda one: ask(*one), work))
     assert answers == [llama.greedy(prompt, n) for prompt, n in work]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("options, happened", gpu_checks.ENGINES.values(), ids=gpu_checks.ENGINES)
+def test_every_engine_of_chapters_8_to_10_gives_the_oracles_tokens(tiny, name, options, happened):
+    gpu_checks.check_tokens(tiny[name], options, happened)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention": "gather"}, gpu_checks.GRAPHS], ids=["gather", "graphs"]
+)
+def test_a_request_ended_by_a_stop_token_has_one_superfluous_row(llama, options):
+    gpu_checks.check_stop_token(llama, options)
+
+
+def test_drafts_of_a_model_that_is_the_same(llama):
+    gpu_checks.check_draft_model(llama)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attention": "gather"}, {"attention": "fused"}, gpu_checks.GRAPHS],
+    ids=["gather", "fused", "graphs"],
+)
+def test_sliding_windows(tmp_path, options):
+    gpu_checks.check_windows(tmp_path, options)
+
+
+def test_a_cache_of_8_bits(tmp_path):
+    gpu_checks.check_int8_cache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention": "gather"}, gpu_checks.GRAPHS], ids=["gather", "graphs"]
+)
+def test_masks_of_structured_output(tmp_path, options):
+    gpu_checks.check_structured(tmp_path, options)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("options", [{}, gpu_checks.GRAPHS], ids=["eager", "graphs"])
+def test_quantised_weights(tmp_path, quantization, options):
+    gpu_checks.check_quantized(tmp_path, quantization, options)

@@ -220,6 +220,19 @@ def variable(run: Any) -> dict[str, str]:
     }
 
 
+def same_answers(same: int | None, requests: int) -> dict[str, str]:
+    """How many of this run's answers are transformers' to the last token; `same` is None where it did not run."""
+    said = "transformers' generate did not run here, so that its answers could not be compared."
+    if same is not None:
+        said = (
+            f"In this run {same} of {requests} answers are the same to the last token. The two add up their sums in "
+            "different orders, which can decide between two tokens with almost the same logit."
+        )
+        if same == requests:
+            said = f"In this run all {requests} answers are the same to the last token."
+    return {"same_answers_finding": said}
+
+
 def equal(run: Any) -> dict[str, str]:
     """Both schedulers on answers of one length."""
     series = run[EQUAL]
@@ -283,7 +296,7 @@ def budget(run: Any) -> dict[str, str]:
     return {
         "gap_finding": f"The longest gap between two tokens of a running sequence was {said[0]}: {_factor(gap, 'shorter', 'longer')}.",
         "late_finding": f"The first token of the new request came after {said[1]}: "
-        "{_factor(first, 'earlier', 'later')}.",
+        f"{_factor(first, 'earlier', 'later')}.",
         "trade_finding": _trade(gap, first),
         "chunk_finding": _chunks(run),
     }
@@ -464,6 +477,7 @@ def render(run: Any) -> dict[str, str]:
         | vllm_batches.sentences(published, published_vllm())
         | chat(run)
         | variable(run)
+        | same_answers(None, 48)
         | equal(run)
         | published_equal(published)
         | budget(run)

@@ -217,11 +217,11 @@ def published() -> dict[str, str]:
     pool = sweeps()["by_batch"]["num_blocks"]
     return {
         "audit_finding": (
-            f"The published ratio of {headline} at batch 256 can be counted to the last digit ({found.ratio[0]:.2f}), and "
-            "mixes three choices: a slot for the longest sequence, a reset that for a moment holds its keys twice, and a "
-            f"pool of {pool:,} blocks that was fixed in advance. Without the reset it would be {found.ratio[1]:.1f}, and "
-            f"with a fitting pool too {found.ratio[2]:.1f}; that paging takes less memory only from batch "
-            f"{found.crossing[0]} on follows from the size of that pool. On equal bytes the same tables show "
+            f"The published ratio of {headline} at batch 256 can be counted exactly ({found.ratio[0]:.2f}). It mixes three "
+            "choices: a slot for the longest sequence, a reset that for a moment holds its keys twice, and a pool of "
+            f"{pool:,} blocks that was fixed in advance. Without the reset it would be {found.ratio[1]:.1f}, and with a "
+            f"fitting pool as well {found.ratio[2]:.1f}. Because of the size of that pool, paging takes less memory only "
+            f"from batch {found.crossing[0]} on. On equal bytes the same tables show "
             f"{ran['served'] // ran['equal_slots']} times as many sequences: {ran['served']:,} of 50 tokens in the bytes "
             f"of {ran['equal_slots']} slots."
         )

@@ -141,7 +141,7 @@ def realistic(run: Any) -> dict[str, str]:
         slow = weights / own
         small = (
             f"At the bandwidth of the machine that made these numbers, {quantity(own, 'B/s')}, one step of a 7B model "
-            f"in bfloat16 would read for {quantity(slow, 's')}, {times(slow / python)} the time that Python would take there."
+            f"in bfloat16 would spend {quantity(slow, 's')} on reading, {times(slow / python)} the time that Python would take there."
         )
         if slow > 2 * both and both > 1.1 * bytes_:
             small += (

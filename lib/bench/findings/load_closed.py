@@ -85,7 +85,7 @@ def foretold(run: Any) -> dict[str, str]:
         return {"model_finding": f"{said} {missing('the predicted gain').sentence}"}
     return {
         "model_finding": f"{said} For {number(levels[row])} users the model says: batching gives "
-        "{times(batching)}, and paging {times(paging)}."
+        f"{times(batching)}, and paging {times(paging)}."
     }
 
 

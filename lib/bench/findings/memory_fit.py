@@ -1,6 +1,6 @@
 """The part of a sweep that fits into the memory of the device, and the sentence about the rest.
 
-Introduced in chapter 4.
+Introduced in chapter 3.
 """
 
 from collections.abc import Callable, Sequence

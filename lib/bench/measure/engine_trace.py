@@ -76,8 +76,9 @@ def trace(llm: Any, workload: Workload, arrivals: Sequence[int] | None = None) -
     """Runs `workload` on an idle engine and records every step.
 
     `arrivals`: the step before which each request is added, in ascending order; all at once without it. The rows are
-    handed out as a contiguous cache hands out slots: the lowest free one first. Raises ValueError for a busy engine, and
-    for one with a prefix cache, whose requests hold tokens that no step of theirs computed.
+    handed out as a contiguous cache hands out slots: the lowest free one first. Raises ValueError for a busy engine, for
+    one with a prefix cache, whose requests hold tokens that no step of theirs computed, and for one with asynchronous
+    scheduling, whose steps have no end of their own.
     """
     arrivals = [0] * len(workload) if arrivals is None else list(arrivals)
     if len(arrivals) != len(workload) or arrivals != sorted(arrivals):
@@ -88,6 +89,8 @@ def trace(llm: Any, workload: Workload, arrivals: Sequence[int] | None = None) -
         raise ValueError("llm must have no unfinished requests")
     if llm.options.kv_cache == "paged" and llm.options.enable_prefix_caching:
         raise ValueError("llm must have enable_prefix_caching False, got True")
+    if llm.async_scheduling:
+        raise ValueError("llm must have async_scheduling False, got True")
     names = [f"{workload.name}/{i}" for i in range(len(workload))]
     index, params = {name: i for i, name in enumerate(names)}, workload.params
     steps: list[Step] = []

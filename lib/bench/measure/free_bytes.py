@@ -1,4 +1,4 @@
-"""Memory that a measurement can still take on its device. Introduced in chapter 4."""
+"""Memory that a measurement can still take on its device. Introduced in chapter 3."""
 
 import torch
 

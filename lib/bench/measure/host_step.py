@@ -23,8 +23,10 @@ def host_clock(llm: Any) -> Iterator[list[float]]:
     The list is empty before a step, and holds five times of `time.perf_counter()` after it: of the
     schedule, the batch (with its copy to the device), the sampler's launch, the update (with reading
     the tokens), in this order; `host_parts` adds the ends of the step. llm: an engine without
-    asynchronous scheduling and without speculative decoding.
+    asynchronous scheduling (ValueError otherwise) and without speculative decoding.
     """
+    if llm.async_scheduling:
+        raise ValueError("llm must have async_scheduling False, got True")
     ends: list[float] = []
     replaced = [(llm.scheduler, "schedule"), (llm.runner, "run"), (llm._sampler, "choose")]
     replaced.append((llm, "_complete"))

@@ -3,6 +3,7 @@
 import pytest
 
 from lib.bench.measure.engine_trace import Trace, continuous_steps, static_steps, trace
+from lib.bench.measure.host_step import host_parts
 from lib.bench.workloads import (
     Workload,
     equal_length,
@@ -96,3 +97,12 @@ def test_step_counts_by_hand():
     assert static_steps([5, 1, 1, 4], 2) == 5 + 4
     assert continuous_steps([5, 1, 1, 4], 2) == 6
     assert Trace(2, [], []).slot_steps == 0
+
+
+def test_an_engine_whose_steps_overlap_is_refused(llama):
+    llm = engine(llama, async_scheduling=True)
+    assert llm.async_scheduling and not engine(llama).async_scheduling
+    with pytest.raises(ValueError, match="llm must have async_scheduling False, got True"):
+        trace(llm, equal_length(61, n=2))
+    with pytest.raises(ValueError, match="llm must have async_scheduling False, got True"):
+        host_parts(llm, 1)
