@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,9 @@ def environment(folder: Path, interpreter: str) -> Path:
     colab = Path(place) / "google" / "colab"
     colab.mkdir(parents=True, exist_ok=True)
     (colab / "__init__.py").touch()
-    (folder / "content").mkdir(exist_ok=True)
+    # The environment is kept for the next trial, the repository is cloned anew.
+    shutil.rmtree(folder / "content", ignore_errors=True)
+    (folder / "content").mkdir()
     return python
 
 
@@ -99,7 +102,7 @@ def run(command: list[str], cwd: Path) -> str:
 
 
 def try_chapter(python: Path, path: Path, folder: Path) -> bool:
-    """Run one chapter; prints what came of it."""
+    """Run one chapter of the clone; prints what came of it."""
     script = folder / "content" / path.name
     script.write_text(moved(path.read_text(), folder))
     began = time.monotonic()
@@ -136,7 +139,8 @@ def main() -> int:
         run([str(python), str(cell)], folder)
         for line in changed(python, folder) or [f"all {len(VERSIONS)} versions were kept"]:
             print(line, flush=True)
-        results = [try_chapter(python, path, folder) for path in chapters]
+        clone = next((folder / "content").glob("*/chapters"))
+        results = [try_chapter(python, clone / path.name, folder) for path in chapters]
     return 0 if all(results) else 1
 
 

@@ -49,7 +49,15 @@ def test_in_the_pool_no_block_has_two_owners_and_a_request_gives_way_and_comes_b
         assert len(set(blocks)) == len(blocks) and 0 not in blocks
     (given_way,) = (i for i, step in enumerate(steps) if step.preempted)
     assert steps[given_way].preempted == ["C"] and "C" in steps[given_way + 1].held
+    assert given_way + 1 == 4, "the caption names the step"
     assert any("D" in step.waiting for step in steps)
+
+
+def test_the_captions_say_what_the_runs_are():
+    answers = [a.answer for a in batching.REQUESTS]
+    assert (len(answers), batching.SLOTS, min(answers), max(answers)) == (8, 3, 2, 8)
+    assert {a.prompt for a in batching.REQUESTS} == {1}
+    assert (len(paged_blocks.REQUESTS), paged_blocks.BLOCKS, paged_blocks.BLOCK) == (4, 7, 4)
 
 
 def test_a_replayed_step_has_the_smallest_recorded_graph_that_fits():
