@@ -24,8 +24,16 @@ class StandIn:
         self.cache = cache
 
     def __call__(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: Batch, window: int | None = None
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: Batch,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
+        fused.refuse_softcap(softcap)
         self.cache.store(layer, k, v, batch.slot_mapping)
         tokens = torch.arange(len(q), device=q.device, dtype=torch.int32)
         row = torch.searchsorted(batch.query_start_loc[1:], tokens, right=True)
