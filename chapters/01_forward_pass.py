@@ -1003,7 +1003,7 @@ glue("predictions_tally", tally(foretold))
 #
 # ```{solution} ex-01-2
 # :class: dropdown
-# Yes, and that is the lesson: the first words of its answers are the same words, since nearby tokens are turned by almost
+# Yes: the first words of its answers are the same words, since nearby tokens are turned by almost
 # the right angles. Text that looks fine is a poor test. The logits after five tokens differ by more than a hundred times what
 # rounding explains. The comparison with `transformers` in this chapter fails, and so do `test_llama_equals_transformers` and
 # others in `tests/models/test_models.py`. A test does this exercise, too: `tests/models/test_smollm2.py`.

@@ -1978,8 +1978,9 @@ check(3, rectangle_tokens)
 # ````{solution} ex-03-4
 # :class: dropdown
 # The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
-# The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers is
-# kind to static batching: an idle slot here costs a place that another request could use, and there arithmetic as well.
+# The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers
+# favours static batching: here an idle slot costs only a place that another request could use. In a rectangle it also costs
+# arithmetic.
 #
 # ```python
 # def rectangle_tokens(prompts, answers, slots):

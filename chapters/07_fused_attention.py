@@ -2361,7 +2361,7 @@ glue_all(words.broke(warm))
 # `pytest -x tests/attention/test_fused_cpu.py` fails at once in both cases, in the comparison with the gather: any sequence whose
 # peak grows after its first tile is wrong. Sequences of up to one tile, {glue:text}`key_tile` keys, stay right. Most
 # cases of `tests/attention/test_fused_engine.py` fail too, but they only say that a token differs. And not all of them do: with a
-# wrong norm each head's output keeps its direction and has the wrong length, and an argmax can forgive that.
+# wrong norm each head's output keeps its direction and has the wrong length. The largest logit often stays the largest.
 # ```
 #
 # :::{exercise} A state is a value

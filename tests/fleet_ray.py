@@ -18,7 +18,7 @@ from lib.loadtest.run import closed_loop
 
 needs_ray = [
     pytest.mark.skipif(
-        find_spec("ray") is None, reason="ray is not installed: pip install -e .[fleet]"
+        find_spec("ray") is None, reason="ray is not installed: pip install -e '.[fleet]'"
     ),
     pytest.mark.slow,
     pytest.mark.timeout(1500),

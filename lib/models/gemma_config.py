@@ -12,6 +12,7 @@ from lib.models.config_values import positive
 from lib.models.rope_config import read_rope
 
 _KINDS = ("full_attention", "sliding_attention")
+_NO_COMMON_ROPE = (("rope_theta", None), ("rope_type", "default"))
 
 
 def gemma_fields(raw: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +47,10 @@ def _two_ropes(raw: dict[str, Any]) -> dict[str, Any]:
     `rope_scaling` and `rope_local_base_freq`.
     """
     given = raw.get("rope_parameters") or {}
+    if isinstance(
+        given, dict
+    ):  # transformers 5.15 also writes what one RoPE for all layers would be
+        given = {k: v for k, v in given.items() if (k, v) not in _NO_COMMON_ROPE}
     if not isinstance(given, dict) or not set(given) <= set(_KINDS):
         raise ValueError(
             f"rope_parameters must be an object with keys of {list(_KINDS)}, got {given!r}"

@@ -104,6 +104,18 @@ def test_missing_keys_mean_what_they_mean_in_transformers(tmp_path, family, writ
     assert list(ours.rope_layers or [True] * ours.num_layers) == [bool(x) for x in rope]
 
 
+def test_gemma3_reads_the_ropes_that_transformers_5_15_writes(tmp_path):
+    """That version adds the keys of one RoPE for all layers, with their neutral values."""
+    ropes = {
+        "full_attention": {"rope_type": "default", "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+    }
+    neutral = {"rope_theta": None, "rope_type": "default"}
+    config = load_config(write(tmp_path, "gemma3_text", rope_parameters={**ropes, **neutral}))
+    assert (config.rope_theta, config.local_rope_theta) == (2e6, 3e4)
+    assert config.rope_scaling is None
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_windows_and_layers_equal_transformers(tmp_path, name):
     hf = hf_variant(name)

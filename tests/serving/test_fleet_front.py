@@ -359,7 +359,7 @@ def test_without_ray_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fleet", "--replicas", "2"])
     monkeypatch.setattr(fleet_command, "find_spec", lambda name: None)
     assert fleet_command.main() == 1
-    assert "pip install -e .[fleet]" in capsys.readouterr().err
+    assert "pip install -e '.[fleet]'" in capsys.readouterr().err
 
 
 def test_the_config_file_has_valid_options_and_names_what_exists():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    find_spec("ray") is None, reason="ray is not installed: pip install -e .[fleet]"
+    find_spec("ray") is None, reason="ray is not installed: pip install -e '.[fleet]'"
 )
 
 NAMES = [b"1", b"2", b"3"]

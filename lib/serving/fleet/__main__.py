@@ -14,7 +14,7 @@ def main() -> int:
     if find_spec("ray") is None:
         print(
             "python -m lib.serving.fleet needs Ray Serve, which is not installed: "
-            "pip install -e .[fleet]",
+            "pip install -e '.[fleet]'",
             file=sys.stderr,
         )
         return 1
