@@ -95,7 +95,7 @@ def test_steps_that_neither_model_describes(data):
 
 def test_the_recorded_fixed_cost_is_a_slow_reading(data):
     cause = kv_floor.floor_cause(Run(data))
-    assert cause.kind == "products" and "not the starting" in cause.text
+    assert cause.kind == "products" and "not on starting" in cause.text
     assert "On this machine that is wrong." in ch02.render(Run(data))["broke_cause_finding"]
 
 
