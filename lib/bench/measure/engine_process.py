@@ -13,9 +13,12 @@ import time
 from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lib.bench.paths import repository
+
+if TYPE_CHECKING:
+    from lib.engine.llm import LLM
 
 
 class EngineStep(NamedTuple):
@@ -123,12 +126,21 @@ def _serve(connection: Connection) -> None:
     """Takes requests and steps until the parent has gone."""
     import torch  # the parent of this module may be a process without PyTorch
 
-    from lib.core.sampling_params import SamplingParams
     from lib.engine.llm import LLM
 
     threads, options = connection.recv()
     torch.set_num_threads(threads)
     llm = LLM(**options)
+    try:
+        _answer(connection, llm)
+    finally:
+        llm.close()  # other ranks end before this process, which reaps them: their CPU time is ours
+
+
+def _answer(connection: Connection, llm: LLM) -> None:
+    """Steps the engine and answers; ends with EOFError or OSError when the parent has gone."""
+    from lib.core.sampling_params import SamplingParams
+
     params = lambda n: SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True)  # noqa: E731
     warm_up = [1] * 8
     llm.generate([warm_up], params(2))
@@ -168,4 +180,6 @@ if __name__ == "__main__":
     try:
         _serve(Connection(int(sys.argv[1])))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the parent has gone; nothing here needs an orderly end, which takes seconds
+        os._exit(
+            0
+        )  # the parent has gone; nothing else here needs an orderly end, which takes seconds

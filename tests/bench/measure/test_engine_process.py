@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from multiprocessing import Pipe
 
+import psutil
 import pytest
 
 from lib import LLM, SamplingParams
@@ -129,6 +130,17 @@ def test_two_engines_that_end_at_the_same_time_lose_no_request():
     engines = Scripted(False, takes=2), Scripted(False, takes=1), Scripted(True)
     trace = run_trace(engines, RoundRobin(), [[1], [2], [3], [4]], [0.0] * 4, 1)
     assert [(r.outcome, r.replica) for r in trace] == [("completed", 2)] * 4
+
+
+def test_the_other_ranks_of_an_engine_have_ended_when_it_is_closed(llama):
+    """Otherwise they are not reaped, and their CPU time looks like that of another program."""
+    options = {"model": str(llama.folder), "device": "cpu", **OPTIONS, "tensor_parallel_size": 2}
+    with EngineProcess(1, **options) as engine:
+        engine.ready()
+        ranks = psutil.Process(engine.process.pid).children(recursive=True)
+        assert ranks
+    assert engine.process.returncode == 0
+    assert not [rank for rank in ranks if rank.is_running()]
 
 
 def test_an_engine_that_cannot_start_says_so(tmp_path):
