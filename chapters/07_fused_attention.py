@@ -619,7 +619,7 @@ show_source(numba_kernel._attend_piece.py_func)
 #
 # Two details are necessary. `exp` is a polynomial in the kernel itself, because a call of the mathematics library for
 # every score would prevent the compiler from computing several at once. And bfloat16 arrives as 16-bit integers, since
-# NumPy has no such type: `_widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are
+# NumPy has no such type: `widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are
 # float32.
 #
 # ### Equal shares

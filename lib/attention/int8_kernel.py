@@ -29,11 +29,16 @@ from lib.attention.numba_kernel import (
     finish,
     merge_cuts,
     prefetch,
-    widen,
 )
+from lib.core import bfloat16
+from lib.core.bfloat16 import widen
 from lib.core.numba_cache import PRANGE, compiled
 
-_INLINED = numba_kernel, int8_vectors  # a change of these files compiles the functions here again
+_INLINED = (
+    bfloat16,
+    numba_kernel,
+    int8_vectors,
+)  # a change of these files compiles the functions here again
 
 
 @compiled(inlined=_INLINED)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lib.attention import numba_kernel
-from lib.attention.numba_kernel import widen
 from lib.cache.int8_kv_cache import LARGEST
+from lib.core import bfloat16
+from lib.core.bfloat16 import widen
 from lib.core.numba_cache import compiled
 
 _INVERSE = np.float32(1 / LARGEST)
@@ -20,7 +20,7 @@ _MAGNITUDE, _INFINITY = np.int32(0x7FFFFFFF), np.int32(0x7F800000)  # masks of a
 # A float32 near 1.5 * 2 ** 23 has no bits for fractions: adding it rounds to the nearest integer,
 # ties to even.
 _ROUND, _ROUND_BITS = np.float32(1.5 * 2**23), np.int32(0x4B400000)
-_EXACT = {"inlined": (numba_kernel,), "fastmath": False}  # a reordered sum would not round
+_EXACT = {"inlined": (bfloat16,), "fastmath": False}  # a reordered sum would not round
 
 
 @compiled(**_EXACT)

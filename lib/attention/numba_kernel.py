@@ -5,7 +5,6 @@ of exp(score - peak) and the running sum `acc` of exp(score - peak) * V, and res
 sequence is read once, a tile of keys at a time, and no score outlives its tile. Two such states of different tiles merge
 into one (flash-decoding, Dao et al. 2023), so threads can share a sequence.
 
-All of it is in this file because Numba keeps compiled code as long as the file it came from is unchanged.
 Introduced in chapter 7.
 """
 
@@ -18,6 +17,8 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
+from lib.core import bfloat16
+from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import PRANGE, compiled
 
 QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
@@ -27,36 +28,8 @@ KEY_TILE = (
 NO_WINDOW = 2**31  # longer than any sequence
 # A piece of work; see lib.attention.work_partition.
 ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE, BEGIN = range(9)
+_INLINED = (bfloat16,)  # a change of that file compiles the functions here again
 _LOG2E = np.float32(math.log2(math.e))
-
-
-@intrinsic
-def widen(typingctx, x):
-    """float32 as it is; uint16 as a float32's upper half, which is what bfloat16 is. LLVM vectorises both."""
-
-    def generate(context, builder, signature, args):
-        if signature.args[0] == types.float32:
-            return args[0]
-        return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _I32(16)), ir.FloatType())
-
-    return types.float32(x), generate
-
-
-@intrinsic
-def _narrow(typingctx, x, like):
-    """float32 x as like's type: itself, or the nearest bfloat16's bits, ties to even."""
-
-    def generate(context, builder, signature, args):
-        if signature.return_type == types.float32:
-            return args[0]
-        bits = builder.bitcast(args[0], _I32)
-        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-        return builder.trunc(
-            builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16)),
-            ir.IntType(16),
-        )
-
-    return like(types.float32, like), generate
 
 
 @intrinsic
@@ -77,13 +50,13 @@ def _prefetch_line(typingctx, address):
 _I32 = ir.IntType(32)
 
 
-@compiled
+@compiled(inlined=_INLINED)
 def prefetch(address, num_bytes):
     for line in range(0, num_bytes, 64):
         _prefetch_line(address + line)
 
 
-@compiled
+@compiled(inlined=_INLINED)
 def exp(x, n, bits):
     """exp of x[:n] <= 0, in place, to 2e-7 relative. libm's, one at a time, would cost as much as the dot product before it.
 
@@ -105,7 +78,7 @@ def exp(x, n, bits):
         x[t] *= powers[t]
 
 
-@compiled
+@compiled(inlined=_INLINED)
 def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm, acc, scaled):
     """Attend the piece's queries to its key tiles; leave the state in peak, norm [QUERY_TILE, Hq]
     and acc [.., D].
@@ -200,7 +173,7 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
                             )
 
 
-@compiled
+@compiled(inlined=_INLINED)
 def finish(out, piece, norm, acc):
     """acc / norm, the weighted mean of V, to the rows of the piece's queries."""
     for i in range(piece[QUERIES]):
@@ -208,10 +181,10 @@ def finish(out, piece, norm, acc):
             inverse = np.float32(1) / norm[i, g]
             for d in range(acc.shape[2]):
                 at = piece[TOKEN] + i, g, d
-                out[at] = _narrow(acc[i, g, d] * inverse, out[at])
+                out[at] = narrow(acc[i, g, d] * inverse, out[at])
 
 
-@compiled
+@compiled(inlined=_INLINED)
 def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
     """Add the second state to the first: both become relative to the larger peak."""
     for i in range(queries):
@@ -224,7 +197,7 @@ def _merge(queries, peak, norm, acc, peak2, norm2, acc2):
                 acc[i, g, d] = acc[i, g, d] * a + acc2[i, g, d] * b
 
 
-@compiled
+@compiled(inlined=_INLINED)
 def merge_cuts(pieces, cuts, out, peak, norm, acc):
     """Merge the states of each sequence that is cut, and finish its rows of out."""
     begun = 0
@@ -246,7 +219,7 @@ def merge_cuts(pieces, cuts, out, peak, norm, acc):
                 finish(out, pieces[p], norm[begun], acc[begun])
 
 
-@compiled
+@compiled(inlined=_INLINED)
 def _attend_share(
     q, keys, values, table, block_size, window, pieces, out, peak, norm, acc, scaled
 ):  # fmt: skip
@@ -262,7 +235,7 @@ def _attend_share(
             finish(out, piece, norm[state], acc[state])
 
 
-@compiled(parallel=PRANGE)
+@compiled(parallel=PRANGE, inlined=_INLINED)
 def attend(
     q,
     keys,

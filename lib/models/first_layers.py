@@ -27,7 +27,10 @@ def first_layers(model: nn.Module, num_layers: int) -> nn.Module:
 
 
 def bytes_per_pass(model: nn.Module) -> int:
-    """Bytes of weights that one pass reads whatever its number of tokens: blocks and head."""
+    """Bytes of weights that one pass reads whatever its number of tokens: blocks and head.
+
+    Of a mixture of experts all are counted: more than few tokens read.
+    """
     parts = (model.blocks, model.lm_head)
     parameters = sum(x.nbytes for part in parts for x in part.parameters())
     # A weight in another form, such as a packed one, is no parameter: its layer says how large it is.

@@ -47,9 +47,8 @@ def _two_ropes(raw: dict[str, Any]) -> dict[str, Any]:
     `rope_scaling` and `rope_local_base_freq`.
     """
     given = raw.get("rope_parameters") or {}
-    if isinstance(
-        given, dict
-    ):  # transformers 5.15 also writes what one RoPE for all layers would be
+    if isinstance(given, dict):
+        # transformers 5.15 also writes what one RoPE for all layers would be.
         given = {k: v for k, v in given.items() if (k, v) not in _NO_COMMON_ROPE}
     if not isinstance(given, dict) or not set(given) <= set(_KINDS):
         raise ValueError(

@@ -148,6 +148,7 @@ def _answer(connection: Connection, llm: LLM) -> None:
     connection.send(("ready",))
     ids: dict[str, int] = {}
     begun: set[str] = set()
+    computed = llm.stats()["tokens_computed"]
     steps: list[tuple] = []  # the fields of an EngineStep: its class is another one in the parent
     while True:
         while connection.poll(0 if llm.has_unfinished() else None):
@@ -161,11 +162,11 @@ def _answer(connection: Connection, llm: LLM) -> None:
             else:
                 _, number, prompt, max_tokens = message
                 ids[llm.add_request(prompt, params(max_tokens))] = number
-        start, before = time.monotonic(), llm.stats()["tokens_computed"]
+        start = time.monotonic()
         outputs = llm.step()
-        now, tokens = time.monotonic(), llm.stats()["tokens_computed"] - before
+        now, before, computed = time.monotonic(), computed, llm.stats()["tokens_computed"]
         sequences = sum(output.request_id in begun for output in outputs)
-        steps.append((start, now, sequences, tokens - sequences))
+        steps.append((start, now, sequences, computed - before - sequences))
         for output in outputs:
             name = output.request_id
             if name not in begun:
@@ -180,6 +181,5 @@ if __name__ == "__main__":
     try:
         _serve(Connection(int(sys.argv[1])))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(
-            0
-        )  # the parent has gone; nothing else here needs an orderly end, which takes seconds
+        # The parent has gone. Nothing else here needs an orderly end, which takes seconds.
+        os._exit(0)

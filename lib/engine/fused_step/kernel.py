@@ -14,10 +14,11 @@ from numba import njit
 
 from lib.attention import numba_kernel, step_kernel
 from lib.attention.step_kernel import store_and_attend
+from lib.core import bfloat16
+from lib.core.bfloat16 import widen
 from lib.core.numba_cache import NAN_SAFE, compiled
-from lib.models.fused import bfloat16, row_functions, tile_product
+from lib.models.fused import row_functions, tile_product
 from lib.models.fused import weights as products_of
-from lib.models.fused.bfloat16 import widen
 from lib.models.fused.row_functions import add, gelu, norm, split_rotate_row, swiglu
 from lib.models.fused.weights import DOWN, PROJ, QKV, WIDE, multiply
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from lib.core import bfloat16
+from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import NAN_SAFE, PRANGE, compiled
-from lib.models.fused import bfloat16, row_functions, tile_product
-from lib.models.fused.bfloat16 import narrow, widen
+from lib.models.fused import row_functions, tile_product
 from lib.models.fused.row_functions import add, gelu, norm, split_rotate_row
 from lib.models.fused.row_functions import swiglu as swiglu_row
 from lib.models.fused.tile_product import TILE, multiply_tiles

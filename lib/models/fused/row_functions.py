@@ -12,9 +12,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from lib.core import bfloat16
+from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import NAN_SAFE, compiled
-from lib.models.fused import bfloat16
-from lib.models.fused.bfloat16 import narrow, widen
 
 _OPTIONS = {"fastmath": NAN_SAFE, "inlined": (bfloat16,)}
 _I32, _F32 = ir.IntType(32), ir.FloatType()
