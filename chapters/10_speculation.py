@@ -284,8 +284,10 @@ table(
 #
 # ```{math}
 # :label: eq-10-general
-# \text{tokens per step} = 1 + \sum_{i=1}^{k} \prod_{j \le i} \alpha_j, \qquad
-# \text{speed-up} = \text{tokens per step} \cdot \frac{t(B)}{t(B (1 + k))}.
+# \begin{aligned}
+# \text{tokens per step} &= 1 + \sum_{i=1}^{k} \prod_{j \le i} \alpha_j, \\
+# \text{speed-up} &= \text{tokens per step} \cdot \frac{t(B)}{t(B (1 + k))}.
+# \end{aligned}
 # ```
 #
 # The tokens per step are those of one sequence. As long as reading the weights limits a step of $B(1 + k)$ rows, the
@@ -609,7 +611,7 @@ show_source(AdaptiveLength, "limits", "_best")
 # 4. So after a rejection (then $\beta > 0$) the token is $x$ with probability $\max(p(x) - q(x), 0) / \beta$.
 # 5. The token is a replacement $x$ with probability
 #    $\beta \cdot \max(p(x) - q(x), 0) / \beta$, which is $\max(p(x) - q(x), 0)$.
-# 6. Both cases together: $\min(p(x), q(x)) + \max(p(x) - q(x), 0)$, which is $p(x)$.
+# 6. Both cases together: $\min(p(x), q(x))$ plus $\max(p(x) - q(x), 0)$, which is $p(x)$.
 # 7. The next position starts from tokens that have the right distribution. By induction, the whole text has it.
 # 8. A draft that was not sampled has $q = 1$ for one token. Accepting it with probability $p(x)$, and otherwise drawing
 #    another token in proportion to $p$, is the same as drawing from $p$ and comparing. $\square$

@@ -318,8 +318,10 @@ glue_all(realistic_step.quantisation())
 #
 # ```{math}
 # :label: eq-11-forms
-# \text{symmetric: } w \approx s\,c, \quad s = \frac{\max |w|}{2^{b-1} - 1}; \qquad
-# \text{asymmetric: } w \approx s\,c + m, \quad m = \min w,\; s = \frac{\max w - \min w}{2^b - 1}.
+# \begin{aligned}
+# \text{symmetric: } & w \approx s\,c, & s &= \frac{\max |w|}{2^{b-1} - 1}; \\
+# \text{asymmetric: } & w \approx s\,c + m, & s &= \frac{\max w - \min w}{2^b - 1}, \quad m = \min w.
+# \end{aligned}
 # ```
 #
 # Here are four weights in 4 bits. The symmetric form has the codes −7 to 7, and its scale is 1.2 / 7. No weight is below

@@ -66,7 +66,8 @@ from lib import LLM, SamplingParams
 from lib.bench import parity
 from lib.bench.family_table import (
     DENSE,
-    LATER,
+    GEMMA,
+    MIXTURES,
     default_config,
     family_table,
 )
@@ -120,7 +121,7 @@ record = Record(
 # another value is possible.
 
 # %% tags=["remove-input"]
-for families in (DENSE, LATER):
+for families in (DENSE, GEMMA, MIXTURES):
     rows = family_table(families)
     table([list(row.values()) for row in rows], headers=list(rows[0]))
 

@@ -54,9 +54,10 @@ _KEYS = {
     "num_experts": ("num_experts", "num_local_experts"),
     "shared_expert_size": ("shared_expert_intermediate_size",),
 }
-# The table's two halves: what one page can show, and each with Llama to compare with.
+# The table's parts, as wide as a page: each begins with Llama, to compare with.
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
-LATER = ("llama", "gemma", "gemma2", "gemma3_text", "mixtral", "qwen2_moe", "qwen3_moe")
+GEMMA = ("llama", "gemma", "gemma2", "gemma3_text")
+MIXTURES = ("llama", "mixtral", "qwen2_moe", "qwen3_moe")
 
 
 def default_config(family: str) -> ModelConfig:
@@ -68,7 +69,9 @@ def default_config(family: str) -> ModelConfig:
     return ModelConfig(architecture=family, **llama_fields({**raw, "model_type": family}))
 
 
-def family_table(families: Sequence[str] = (*DENSE, *LATER[1:])) -> list[dict[str, str]]:
+def family_table(
+    families: Sequence[str] = (*DENSE, *GEMMA[1:], *MIXTURES[1:]),
+) -> list[dict[str, str]]:
     """One row for each difference: its default in each family, with "*" where a config.json can set it.
 
     Differences that none of `families` has are left out.
