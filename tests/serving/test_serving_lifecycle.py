@@ -33,7 +33,7 @@ LONG = {"prompt": "x", "max_tokens": 250, "ignore_eos": True}
 
 def test_loading_then_draining(checkpoint) -> None:
     """503 while loading; after SIGTERM running requests finish, new ones get 503, and the process ends with 0."""
-    process = start(checkpoint, "--drain-timeout", "60")
+    process = start(checkpoint, "--drain-timeout", "60", module="tests.serving_failing")
     process.start()
     with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=process.url, timeout=60) as client:
         health = client.get("/health")
@@ -41,11 +41,14 @@ def test_loading_then_draining(checkpoint) -> None:
         refused = client.post("/v1/completions", json={"prompt": "x"})
         assert refused.status_code == 503 and "Retry-After" in refused.headers
         process.wait_ready()
-        whole = pool.submit(client.post, "/v1/completions", json=LONG)
+        # Their first step takes seconds, so that the signal finds both running however fast the engine is.
+        slow = {**LONG, "prompt": [STALL, STALL]}
+        whole = pool.submit(client.post, "/v1/completions", json=slow)
         streamed = pool.submit(
-            lambda: sse(client.post("/v1/completions", json={**LONG, "stream": True}))
+            lambda: sse(client.post("/v1/completions", json={**slow, "stream": True}))
         )
         wait_until(lambda: not idle(client))
+        time.sleep(0.5)  # the other one arrives: the engine takes it after the first one's step
         events = httpx.stream("GET", process.url + "/engine/events", timeout=60)
         with events as watched:  # a page that is open must not hold the process
             next(watched.iter_lines())
