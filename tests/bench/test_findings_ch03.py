@@ -51,12 +51,14 @@ def with_products(data, products, step=None):
 def test_the_turning_point_is_the_first_batch_bound_by_arithmetic(bandwidth, rate, length):
     roofline = Roofline("cpu", bandwidth, {"float32": rate})
     found = turning_point(GPT2_CONFIG, roofline, length, "float32")
-    bound = [
-        b
-        for b in range(1, 3000)
-        if (times := step_times(GPT2_CONFIG, roofline, b, length, "float32"))[1] >= times[0]
-    ]
-    assert (found if found is not None and found < 3000 else None) == (bound[0] if bound else None)
+
+    def by_arithmetic(batch):
+        times = step_times(GPT2_CONFIG, roofline, batch, length, "float32")
+        return times[1] >= times[0]
+
+    around = (1, 2, 5, 50, 500, 3000) if found is None else (found - 1, found, found + 1, 2 * found)
+    for batch in filter(None, around):
+        assert by_arithmetic(batch) == (found is not None and batch >= found)
 
 
 def test_the_7b_model_runs_out_of_memory_before_it_is_bound_by_arithmetic():

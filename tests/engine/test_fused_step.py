@@ -98,7 +98,11 @@ def test_logits_and_the_cache_are_those_of_single_layers(tmp_path, name, dtype):
 )
 @torch.inference_mode()
 def test_quantised_weights(tmp_path, monkeypatch, quantization, activations):
-    """Logits and answers are those of the same layers one by one."""
+    """Logits and answers are those of the same layers one by one.
+
+    Sums of another order differ by 1e-7. Where an activation lies halfway between two codes, that decides between
+    them, and one code changes a row's logits by a hundredth. So few rows may differ, and by no more than that.
+    """
     llama_checkpoint(tmp_path, seed=1, **SIZES)
     engine, plain = (
         LLM(
@@ -112,11 +116,16 @@ def test_quantised_weights(tmp_path, monkeypatch, quantization, activations):
         for attention in ("fused", "gather")
     )
     assert type(engine.runner) is FusedStepRunner and type(plain.runner) is ModelRunner
-    for work in ([(1, 0)], [(1, 31), (5, 7), (1, 20), (8, 0)]):
-        batch, _ = batch_of(work, engine.manager.block_size)
-        fill(engine.kv_cache, batch, seed=1, unused=0.0)
-        got, expected = engine.runner.run(batch), ModelRunner.run(engine.runner, batch)
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    equal = []  # by row
+    for seed in range(4):
+        for work in ([(1, 0)], [(1, 31), (5, 7), (1, 20), (8, 0)]):
+            batch, _ = batch_of(work, engine.manager.block_size)
+            fill(engine.kv_cache, batch, seed=seed, unused=0.0)
+            got, expected = engine.runner.run(batch), ModelRunner.run(engine.runner, batch)
+            off = (got - expected).abs().amax(1) / expected.abs().amax(1)
+            assert off.max() < 0.02
+            equal += (off < 1e-5).tolist()
+    assert sum(equal) >= (0.8 if activations == "int8" else 1.0) * len(equal)
     calls, prompts = one_call_per_step(engine, monkeypatch), [prompt_of(4, 1), prompt_of(19, 2)]
     outputs, others = (
         llm.generate(prompts, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))
