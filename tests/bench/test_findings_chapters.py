@@ -58,29 +58,35 @@ def numeric(series):
     ]
 
 
+def with_own(data, name):
+    """A copy of a record that shares everything but one of its series: copying all of it would take most of the time."""
+    measurements = dict(data["measurements"])
+    measurements[name] = copy.deepcopy(measurements[name])
+    return {**data, "measurements": measurements}
+
+
 def perturbed(data):
     """(what was done, copy) for copies of a record: extreme factors, noise, rows, columns and series that are missing."""
     yield "as recorded", copy.deepcopy(data)
     for name, series in data["measurements"].items():
-        gone = copy.deepcopy(data)
-        del gone["measurements"][name]
-        yield f"without {name}", gone
+        rest = {other: s for other, s in data["measurements"].items() if other != name}
+        yield f"without {name}", {**data, "measurements": rest}
         for column in numeric(series):
-            for factor in (0.0, 0.3, 0.9, 1.1, 5.0, -1.0):
-                for row in (None, 0, -1 % len(series["columns"][column])):
-                    changed = copy.deepcopy(data)
+            for row in (None, 0, -1 % len(series["columns"][column])):
+                for factor in (0.0, 0.3, 0.9, 1.1, 5.0, -1.0) if row is None else (0.0, 0.3, 5.0):
+                    changed = with_own(data, name)
                     scaled(changed, name, column, factor, row)
                     yield f"{name}.{column}[{row}] times {factor}", changed
-            nothing = copy.deepcopy(data)
+            nothing = with_own(data, name)
             found = nothing["measurements"][name]
             found["columns"][column] = [None] * len(found["columns"][column])
             found["samples"].pop(column, None)
             yield f"{name}.{column} not measured", nothing
-            absent = copy.deepcopy(data)
+            absent = with_own(data, name)
             del absent["measurements"][name]["columns"][column]
             absent["measurements"][name]["samples"].pop(column, None)
             yield f"{name} without the column {column}", absent
-            noisy = copy.deepcopy(data)
+            noisy = with_own(data, name)
             values = noisy["measurements"][name]["columns"][column]
             noisy["measurements"][name]["samples"][column] = [
                 [] if v is None else [0.4 * v, v, 2.5 * v] for v in values
