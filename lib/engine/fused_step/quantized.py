@@ -9,12 +9,12 @@ from lib.core.attention import Attention
 from lib.core.numba_cache import NAN_SAFE, compiled
 from lib.engine.fused_step.kernel import INLINED, layers
 from lib.engine.fused_step.runner import FusedStepRunner, float_cache, products
-from lib.models.quantized import kernel, step_weights, tile_code
+from lib.models.quantized import kernel, round_code, step_weights, tile_code
 
 _MOST_ROWS = 128  # more sequences at once than these kernels were measured with
 
 
-@compiled(fastmath=NAN_SAFE, inlined=(*INLINED, kernel, step_weights, tile_code))
+@compiled(fastmath=NAN_SAFE, inlined=(*INLINED, kernel, round_code, step_weights, tile_code))
 def run_quantized_layers(x, weights, small, angles, cache, plan, scratch, q, k, v, y, threads):
     """As `lib.engine.fused_step.kernel.run_layers`; weights: a table of `lib.models.quantized.step_weights`."""
     layers(x, weights, small, angles, cache, plan, scratch, q, k, v, y, threads)

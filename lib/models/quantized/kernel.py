@@ -11,18 +11,14 @@ import numpy as np
 from numba import prange
 
 from lib.core.numba_cache import NAN_SAFE, PRANGE, compiled
-from lib.models.quantized import tile_code
+from lib.models.quantized import round_code, tile_code
+from lib.models.quantized.round_code import round_block
 from lib.models.quantized.tile_code import BLOCK, LANES, FloatTile, Int8Tile, tile_product
 
 WORDS, SCALE, MINIMUM, HALF, BITS, TILES, GROUPS, PER_GROUP, COLUMN = range(9)  # of a weight's row
 FIELDS = 9
 INT8_ROWS, FLOAT_ROWS, FEW_ROWS = 16, 8, 4  # input rows per unpacking of the weights
-_OPTIONS = {"fastmath": NAN_SAFE, "inlined": (tile_code,)}
-# A block without larger inputs counts as zeros: 127 / max|x| would be infinite.
-_TINY = np.float32(1e-36)
-_MAGNITUDE, _INFINITY = np.int32(0x7FFFFFFF), np.int32(0x7F800000)  # masks of a float32's bits
-# A float32 near 1.5 * 2 ** 23 has no bits for fractions: adding it rounds to the nearest integer, ties to even.
-_ROUND, _ROUND_BITS = np.float32(1.5 * 2**23), np.int32(0x4B400000)
+_OPTIONS = {"fastmath": NAN_SAFE, "inlined": (round_code, tile_code)}
 _WORTH_THREADS = 2**15  # elements to round
 
 _int8_tile = tile_product(Int8Tile, (INT8_ROWS, FEW_ROWS, 1))
@@ -41,7 +37,7 @@ def _group_of(t, rows, many):
     return t, 1
 
 
-@compiled(fastmath=False, inlined=(tile_code,))  # a reordered sum would not round
+@compiled(fastmath=False, inlined=(round_code, tile_code))
 def _round_rows(x, first, last, codes, scales, sums, totals):
     """Rows first .. last - 1 of x [T, K] to int8, in blocks of 32 with the scale max|x| / 127.
 
@@ -49,37 +45,18 @@ def _round_rows(x, first, last, codes, scales, sums, totals):
     (first row of the group) * K / 32 + b * (rows of the group) + (r - first row). scales, sums of
     the codes, and totals = scale * sum [T K / 32] have the same places.
     """
-    rows, blocks = x.shape[0], x.shape[1] // BLOCK
-    row = np.empty(BLOCK, np.float32)
-    bits = row.view(np.int32)
-    scale_of = np.empty(1, np.float32)
-    scale_bits = scale_of.view(np.int32)
+    rows, blocks = np.int64(x.shape[0]), np.int64(x.shape[1] // BLOCK)
     for t in range(first, last):
         start, size = _group_of(t, rows, INT8_ROWS)
         for block in range(blocks):
             place = start * blocks + block * size + (t - start)
-            peak = np.int32(0)
-            for i in range(BLOCK):
-                row[i] = x[t, block * BLOCK + i]
-            for i in range(BLOCK):  # magnitudes as integers keep their order; NaN is the largest
-                peak = max(peak, bits[i] & _MAGNITUDE)
-            scale_bits[0] = peak
-            largest = scale_of[0]
-            finite = peak < _INFINITY
-            inverse = np.float32(0)
-            if finite and largest > _TINY:
-                inverse = np.float32(127) / largest
-            for i in range(BLOCK):
-                value = row[i] * inverse if finite else np.float32(0)
-                row[i] = value + _ROUND
-            count = np.int32(0)
-            for i in range(BLOCK):
-                code = bits[i] - _ROUND_BITS
-                codes[place, i] = code
-                count += code
-            scale = largest * np.float32(1 / 127) if finite else np.float32(np.nan)
-            scales[place], sums[place] = scale, count
-            totals[place] = scale * np.float32(count)
+            round_block(
+                np.int64(x.ctypes.data + (t * blocks + block) * BLOCK * 4),
+                np.int64(codes.ctypes.data + place * BLOCK),
+                np.int64(scales.ctypes.data + place * 4),
+                np.int64(sums.ctypes.data + place * 4),
+                np.int64(totals.ctypes.data + place * 4),
+            )
 
 
 @compiled(parallel=PRANGE, **_OPTIONS)
