@@ -572,13 +572,13 @@ show_source(fused_attention)
 # for each tile of 32 keys of this piece:
 #     look up the slots of this tile's keys, and of the next tile's
 #     for each query of the piece:
-#         for every 4 keys:                        # scores
+#         for every 8 keys:                        # scores
 #             for each K/V head:
 #                 ask for these keys' values ahead of time
-#                 for each query head of its group: 4 dot products
+#                 for each query head of its group: 8 dot products
 #         for each query head:                     # running softmax
 #             new peak; exponentials; shrink norm and acc if the peak grew
-#         for every 4 keys:                        # weighted values
+#         for every 8 keys:                        # weighted values
 #             for each K/V head:
 #                 ask for the next tile's keys ahead of time
 #                 for each query head of its group: acc += weights times values
@@ -590,10 +590,13 @@ show_source(fused_attention)
 from lib.attention import fused_cpu, numba_kernel  # noqa: E402
 from lib.attention.work_partition import partition_work  # noqa: E402
 
-show_excerpt(numba_kernel._attend_piece.py_func, "top = peak[i, g]", "+= total")
+show_excerpt(
+    numba_kernel._attend_piece.py_func, "scores_of = ", "norm[i, g] += total"
+)
 glue("key_tile", numba_kernel.KEY_TILE)
 glue("query_tile", numba_kernel.QUERY_TILE)
 glue("most_queries", fused_cpu.MOST_QUERIES)
+glue("short_keys", fused_cpu.SHORT)
 
 # %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole kernel"}
 show_source(numba_kernel._attend_piece.py_func)
@@ -608,19 +611,24 @@ show_source(numba_kernel._attend_piece.py_func)
 #   outside would jump over the other heads' numbers and come back for them later. With heads inside, memory is read in
 #   the order in which it lies. And the queries that share a K/V head use it while it is in registers or the first
 #   cache.
-# - **Four keys at a time.** One dot product is a chain of additions, each of which waits for the one before. Four
-#   independent chains use the arithmetic units better. Beyond the last visible key the last key is repeated, and its
-#   weight set to zero.
+# - **Eight keys at a time.** One dot product is a chain of additions, each of which waits for the one before. Eight
+#   independent chains use the arithmetic units better. Each ends as 16 partial sums in a vector register; the sums of
+#   all eight are added together, in a third of the instructions that eight sums one by one would take. Beyond the last
+#   visible key the last key is repeated, and its weight set to zero.
 # - **Prefetch.** Processors load memory ahead as long as the addresses are consecutive. At the end of a block they are
 #   not, but the table says which come next. While the kernel multiplies keys it requests the values, and while it adds
 #   values it requests the next tile's keys.
 # - **A tile of queries.** Up to {glue:text}`query_tile` queries of one sequence share a reading of its keys. A decode
 #   step has one. A short chunk, or a speculative draft to be verified, has a few.
 #
+# The three innermost steps, the dot products, the softmax of a tile and the weighted values, are `dot_rows`,
+# `softmax_scores` and `add_rows` of `lib/attention/row_code.py`. Numba compiles loops of Python, and such a loop leaves
+# it to the compiler which instructions a dot product becomes. These three are written as LLVM IR, the language between
+# Numba and the machine, in which a vector of 16 numbers and the order of its lanes can be said.
+#
 # Two details are necessary. `exp` is a polynomial in the kernel itself, because a call of the mathematics library for
-# every score would prevent the compiler from computing several at once. And bfloat16 arrives as 16-bit integers, since
-# NumPy has no such type: `widen` shifts them into the upper half of a float32, which is what bfloat16 is. All sums are
-# float32.
+# every score would prevent computing several at once. And bfloat16 arrives as 16-bit integers, since NumPy has no such
+# type: they are shifted into the upper half of a float32, which is what bfloat16 is. All sums are float32.
 #
 # ### Equal shares
 #
@@ -677,7 +685,8 @@ table(
 # arithmetic becomes the limit. A matrix product keeps tiles of *both* operands in registers, which our dot products do
 # not. So chunks of more than {glue:text}`most_queries` queries are handed to PyTorch's attention, after a gather where
 # the cache is needed. The copy is then made once per chunk instead of once per token. A measurement below checks this
-# number.
+# number. Sequences of at most {glue:text}`short_keys` keys stay with the kernel, however long their chunk is: it skips
+# the half of the scores that the causal mask hides, which PyTorch computes.
 
 # %% tags=["remove-input"]
 show_excerpt(
@@ -1001,8 +1010,7 @@ for where, dtype, block_size in (
 # ## Check: the same tokens
 #
 # First the whole engine. The oracle is chapter 1's loop without a cache. Around the same weights we build paged engines
-# with several block sizes and with step budgets that cut the prompts into chunks which cross block ends. Budgets above
-# {glue:text}`most_queries` also use PyTorch's attention for long chunks.
+# with several block sizes and with step budgets that cut the prompts into chunks which cross block ends.
 
 
 # %% tags=["hide-input"]
@@ -1843,7 +1851,9 @@ glue("parts_context", taken_apart["gather_parts"].params["context"])
 # computes all chunk sizes itself, and we compare, with {glue:text}`chunk_context` tokens already in the cache.
 
 # %% tags=["hide-input"]
-CHUNKS = pick(smoke=[1, 8], cpu=[1, 4, 8, 16, 64], gpu=[1, 4, 16, 64, 256])
+CHUNKS = pick(
+    smoke=[1, 8], cpu=[1, 8, 16, 32, 64, 128], gpu=[1, 4, 16, 64, 256]
+)
 points = []
 with torch.inference_mode():
     for n in CHUNKS:
@@ -2382,7 +2392,7 @@ glue_all(words.broke(warm))
 # :::{exercise} Where to hand over
 # :label: ex-07-4
 #
-# Set `MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 64, and repeat the table of chunks with half and with
+# Set `MOST_QUERIES` in `lib/attention/fused_cpu.py` to 0 and to 128, and repeat the table of chunks with half and with
 # four times the context. Does the best value depend on the context?
 # :::
 #

@@ -22,9 +22,11 @@ from lib.cache.kv_cache import KVCache
 from lib.core.batch import Batch
 from lib.core.numba_cache import start_threads
 
-# The kernel does one dot product at a time: right where memory is the limit, which a few queries share each time. With
-# many queries arithmetic is the limit, and a matrix product does it faster, even after a copy.
-MOST_QUERIES = 8
+# The kernel multiplies one query with eight keys at a time: right where memory is the limit, which a few queries share
+# each time. With many queries arithmetic is the limit, and a matrix product does it faster, even after a copy; but of a
+# short sequence PyTorch's attention computes the half that the mask hides as well. Measured on an AMD EPYC, see chapter 7.
+MOST_QUERIES = 32
+SHORT = 256  # keys of a sequence up to which the kernel is faster for any number of queries
 
 
 @dataclass
@@ -38,14 +40,19 @@ class CpuPlan:
     ]  # (row of the batch, its first token): more queries than the kernel is good at
 
 
+def most_queries(kv_lens: np.ndarray) -> np.ndarray:
+    """Of sequences with so many keys: the most queries for which the kernel is faster."""
+    return np.where(kv_lens <= SHORT, kv_lens, MOST_QUERIES)
+
+
 def attention_plan(batch: Batch, window: int | None) -> CpuPlan:
     """To be asked for by `batch.derive`."""
     threads = min(torch.get_num_threads(), numba.get_num_threads())
-    shares = partition_work(
-        np.array(batch.query_lens), np.array(batch.kv_lens), MOST_QUERIES, threads, window
-    )
+    queries, keys = np.array(batch.query_lens), np.array(batch.kv_lens)
+    most = most_queries(keys)
+    shares = partition_work(queries, keys, most, threads, window)
     starts = np.cumsum([0, *batch.query_lens]).tolist()
-    chunks = [(row, starts[row]) for row, n in enumerate(batch.query_lens) if n > MOST_QUERIES]
+    chunks = [(row, starts[row]) for row in np.flatnonzero(queries > most).tolist()]
     return CpuPlan(shares, batch.block_table.numpy(), chunks)
 
 
@@ -72,11 +79,12 @@ class CpuFusedAttention:
     ) -> Tensor:
         refuse_softcap(softcap)
         self._store(layer, k, v, batch.slot_mapping)
-        if batch.query_lens == batch.kv_lens and max(batch.query_lens) > 1:
-            # All sequences begin in this step: their K and V are at hand.
+        plan = batch.derive(attention_plan, window)
+        if not len(plan.shares.pieces) and batch.query_lens == batch.kv_lens:
+            # All sequences begin in this step, and none is short: their K and V are at hand.
             k, v = self.cache.as_stored(layer, k, v, batch.slot_mapping)
             return self._full(layer, q, k, v, batch, window)
-        plan, out = batch.derive(attention_plan, window), torch.empty(q.shape, dtype=q.dtype)
+        out = torch.empty(q.shape, dtype=q.dtype)
         if len(plan.shares.pieces):
             self._run(layer, array_of(q.contiguous()), plan, array_of(out), window)
         if plan.chunks:

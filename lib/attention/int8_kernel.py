@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numba import prange
 
-from lib.attention import int8_vectors, numba_kernel
+from lib.attention import int8_vectors, numba_kernel, row_code
 from lib.attention.int8_vectors import LANES, add_values, dot
 from lib.attention.numba_kernel import (
     BEGIN,
@@ -25,11 +25,12 @@ from lib.attention.numba_kernel import (
     STATE,
     TILES,
     TOKEN,
-    exp,
+    find_slots,
     finish,
     merge_cuts,
     prefetch,
 )
+from lib.attention.row_code import softmax_scores
 from lib.core import bfloat16
 from lib.core.bfloat16 import widen
 from lib.core.numba_cache import PRANGE, compiled
@@ -38,21 +39,8 @@ _INLINED = (
     bfloat16,
     numba_kernel,
     int8_vectors,
+    row_code,
 )  # a change of these files compiles the functions here again
-
-
-@compiled(inlined=_INLINED)
-def _find_slots(slots, table_row, block_size, start, last):
-    """slots[t] = slot of position min(start + t, last), for a tile of keys."""
-    position = min(start, last)
-    block, offset = position // block_size, position % block_size
-    for t in range(KEY_TILE):
-        slots[t] = np.int64(table_row[block]) * block_size + offset
-        if position < last:
-            position += 1
-            offset += 1
-            if offset == block_size:
-                block, offset = block + 1, 0
 
 
 @compiled(inlined=_INLINED)
@@ -88,19 +76,16 @@ def _attend_piece(
                 scaled[i, g, d] = widen(q[token + i, g, d]) * scale
     row_bytes, keys_at, values_at = kv_heads * size, keys.ctypes.data, values.ctypes.data
     scores = np.empty((heads, KEY_TILE), np.float32)
-    bits = np.empty(KEY_TILE, np.int32)
     slots, next_slots = np.empty((2, KEY_TILE), np.int64)
     offsets = np.empty(KEY_TILE, np.int64)  # of this tile's rows, in bytes
     of_keys = np.empty((kv_heads, KEY_TILE), np.float32)  # scales of this tile
     of_values = np.empty((kv_heads, KEY_TILE), np.float32)
-    _find_slots(
-        next_slots, table[row], block_size, piece[BEGIN] + piece[FIRST] * KEY_TILE, seen - 1
-    )
+    find_slots(next_slots, table[row], block_size, piece[BEGIN] + piece[FIRST] * KEY_TILE, seen - 1)
     for tile in range(piece[FIRST], piece[LAST]):
         start = piece[BEGIN] + tile * KEY_TILE
         # Beyond the end, slots repeat the last key: keys are read in fours; those have no weight.
         slots, next_slots = next_slots, slots
-        _find_slots(next_slots, table[row], block_size, start + KEY_TILE, seen - 1)
+        find_slots(next_slots, table[row], block_size, start + KEY_TILE, seen - 1)
         for t in range(KEY_TILE):
             offsets[t] = slots[t] * row_bytes
             prefetch(values_at + offsets[t], row_bytes)
@@ -126,20 +111,11 @@ def _attend_piece(
                 for t in range(count if whole < size else 0):
                     for d in range(whole, size):
                         scores[g, t] += scaled[i, g, d] * np.float32(keys[slots[t], h, d])
-                top = peak[i, g]
-                for t in range(hidden, count):
+                for t in range(count):
                     scores[g, t] *= of_keys[h, t]
-                    top = max(top, scores[g, t])
-                for t in range(hidden):
-                    scores[g, t] = top
+                scores_at = np.int64(scores.ctypes.data + 4 * g * KEY_TILE)
+                top, total = softmax_scores(scores_at, hidden, count, peak[i, g])
                 for t in range(count):
-                    scores[g, t] -= top
-                exp(scores[g], count, bits)
-                for t in range(hidden):
-                    scores[g, t] = np.float32(0)
-                total = np.float32(0)
-                for t in range(count):
-                    total += scores[g, t]
                     scores[g, t] *= of_values[h, t]
                 if top > peak[i, g]:
                     shrink = np.float32(math.exp(peak[i, g] - top))

@@ -17,19 +17,19 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
+from lib.attention import row_code
+from lib.attention.row_code import LANES, ROWS, SCORES, add_rows, dot_rows, softmax_scores
 from lib.core import bfloat16
 from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import PRANGE, compiled
 
 QUERY_TILE = 8  # queries of a sequence that share one reading of its K and V
-KEY_TILE = (
-    32  # keys between two rescalings: their K rows and scores stay in the first two cache levels
-)
+# Keys between two rescalings: their K rows and scores stay in the first two cache levels.
+KEY_TILE = SCORES
 NO_WINDOW = 2**31  # longer than any sequence
 # A piece of work; see lib.attention.work_partition.
 ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE, BEGIN = range(9)
-_INLINED = (bfloat16,)  # a change of that file compiles the functions here again
-_LOG2E = np.float32(math.log2(math.e))
+_INLINED = (bfloat16, row_code)  # a change of that file compiles the functions here again
 
 
 @intrinsic
@@ -57,25 +57,17 @@ def prefetch(address, num_bytes):
 
 
 @compiled(inlined=_INLINED)
-def exp(x, n, bits):
-    """exp of x[:n] <= 0, in place, to 2e-7 relative. libm's, one at a time, would cost as much as the dot product before it.
-
-    2 ** (i + f) = 2 ** i * p(f): i becomes the exponent's bits, p is a minimax polynomial on [0, 1).
-    """
-    powers = bits.view(np.float32)
-    for t in range(n):
-        y = max(x[t] * _LOG2E, np.float32(-126))
-        i = math.floor(y)
-        f = y - np.float32(i)
-        bits[t] = (np.int32(i) + np.int32(127)) << np.int32(23)
-        p = np.float32(1.8775767e-3)
-        p = p * f + np.float32(8.9893397e-3)
-        p = p * f + np.float32(5.5826318e-2)
-        p = p * f + np.float32(2.4015361e-1)
-        p = p * f + np.float32(6.9315308e-1)
-        x[t] = p * f + np.float32(9.9999994e-1)
-    for t in range(n):
-        x[t] *= powers[t]
+def find_slots(slots, table_row, block_size, start, last):
+    """slots[t] = slot of position min(start + t, last), for one tile of keys or more."""
+    position = min(start, last)
+    block, offset = position // block_size, position % block_size
+    for t in range(len(slots)):
+        slots[t] = np.int64(table_row[block]) * block_size + offset
+        if position < last:
+            position += 1
+            offset += 1
+            if offset == block_size:
+                block, offset = block + 1, 0
 
 
 @compiled(inlined=_INLINED)
@@ -98,16 +90,17 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
                 acc[i, g, d] = np.float32(0)
                 scaled[i, g, d] = widen(q[token + i, g, d]) * scale
     head_bytes, keys_at, values_at = size * keys.itemsize, keys.ctypes.data, values.ctypes.data
+    chunks = size // LANES
     scores = np.empty((heads, KEY_TILE), np.float32)
-    bits = np.empty(KEY_TILE, np.int32)
+    scores_at, scaled_at = scores.ctypes.data, scaled.ctypes.data
     slots = np.empty(2 * KEY_TILE, np.int64)  # of this tile and the next
+    offsets = np.empty(2 * KEY_TILE, np.int64)  # of their first heads, in bytes
     for tile in range(piece[FIRST], piece[LAST]):
         start = piece[BEGIN] + tile * KEY_TILE
+        # Beyond the end the last key again: to be read with seven others, and weigh 0.
+        find_slots(slots, table[row], block_size, start, seen - 1)
         for t in range(2 * KEY_TILE):
-            # Beyond the end the last key again: to be read four by four, and weigh 0.
-            position = min(start + t, seen - 1)
-            block = np.int64(table[row, position // block_size])
-            slots[t] = block * block_size + position % block_size
+            offsets[t] = slots[t] * kv_heads * head_bytes
         for i in range(queries):
             end = seen - (queries - 1 - i) - start
             count = min(KEY_TILE, end)  # of this tile's keys, i sees those from `hidden` on
@@ -115,37 +108,25 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
             if hidden >= count:
                 count = 0
             # Tokens outside, heads inside: memory is read in the order it lies in.
-            for t in range(0, count, 4):
-                s0, s1, s2, s3 = slots[t], slots[t + 1], slots[t + 2], slots[t + 3]
+            for t in range(0, count, ROWS):
+                offsets_at = np.int64(offsets.ctypes.data + 8 * t)
                 for h in range(kv_heads):
                     # These keys' values are next: blocks lie too far apart for the CPU to guess.
-                    for u in range(t, t + 4 if i == 0 else t):
-                        prefetch(values_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
+                    for u in range(t, t + ROWS if i == 0 else t):
+                        prefetch(values_at + offsets[u] + h * head_bytes, head_bytes)
                     # The group's queries share what was loaded.
                     for g in range(h * group, (h + 1) * group):
-                        a = b = c = e = np.float32(0)
-                        for d in range(size):
-                            x = scaled[i, g, d]
-                            a += x * widen(keys[s0, h, d])
-                            b += x * widen(keys[s1, h, d])
-                            c += x * widen(keys[s2, h, d])
-                            e += x * widen(keys[s3, h, d])
-                        scores[g, t], scores[g, t + 1] = a, b
-                        scores[g, t + 2], scores[g, t + 3] = c, e
+                        x_at = np.int64(scaled_at + 4 * (i * heads + g) * size)
+                        to = np.int64(scores_at + 4 * (g * KEY_TILE + t))
+                        dot_rows(
+                            keys, x_at, np.int64(keys_at + h * head_bytes), offsets_at, chunks, to
+                        )
+                        for d in range(chunks * LANES, size):
+                            for u in range(t, t + ROWS):
+                                scores[g, u] += scaled[i, g, d] * widen(keys[slots[u], h, d])
             for g in range(heads if count > 0 else 0):
-                top = peak[i, g]
-                for t in range(hidden, count):
-                    top = max(top, scores[g, t])
-                for t in range(hidden):
-                    scores[g, t] = top
-                for t in range(count):
-                    scores[g, t] -= top
-                exp(scores[g], count, bits)
-                for t in range(hidden):
-                    scores[g, t] = np.float32(0)
-                total = np.float32(0)
-                for t in range(count):
-                    total += scores[g, t]
+                scores_of = np.int64(scores_at + 4 * g * KEY_TILE)
+                top, total = softmax_scores(scores_of, hidden, count, peak[i, g])
                 if top > peak[i, g]:
                     shrink = np.float32(math.exp(peak[i, g] - top))
                     peak[i, g] = top
@@ -153,24 +134,22 @@ def _attend_piece(q, keys, values, table, block_size, window, piece, peak, norm,
                     for d in range(size):
                         acc[i, g, d] *= shrink
                 norm[i, g] += total
-                for t in range(count, KEY_TILE):
-                    scores[g, t] = np.float32(0)
-            for t in range(0, count, 4):
-                s0, s1, s2, s3 = slots[t], slots[t + 1], slots[t + 2], slots[t + 3]
+            for t in range(0, count, ROWS):
+                offsets_at = np.int64(offsets.ctypes.data + 8 * t)
                 for h in range(kv_heads):
                     # And then come the next tile's keys.
-                    for u in range(KEY_TILE + t, KEY_TILE + t + 4 if i == 0 else t):
-                        prefetch(keys_at + (slots[u] * kv_heads + h) * head_bytes, head_bytes)
+                    for u in range(KEY_TILE + t, KEY_TILE + t + ROWS if i == 0 else t):
+                        prefetch(keys_at + offsets[u] + h * head_bytes, head_bytes)
                     for g in range(h * group, (h + 1) * group):
-                        a, b = scores[g, t], scores[g, t + 1]
-                        c, e = scores[g, t + 2], scores[g, t + 3]
-                        for d in range(size):
-                            acc[i, g, d] += (
-                                a * widen(values[s0, h, d])
-                                + b * widen(values[s1, h, d])
-                                + c * widen(values[s2, h, d])
-                                + e * widen(values[s3, h, d])
-                            )
+                        weights_at = np.int64(scores_at + 4 * (g * KEY_TILE + t))
+                        to = np.int64(acc.ctypes.data + 4 * (i * heads + g) * size)
+                        add_rows(
+                            values, weights_at, np.int64(values_at + h * head_bytes), offsets_at,
+                            chunks, to,
+                        )  # fmt: skip
+                        for d in range(chunks * LANES, size):
+                            for u in range(t, t + ROWS):
+                                acc[i, g, d] += scores[g, u] * widen(values[slots[u], h, d])
 
 
 @compiled(inlined=_INLINED)

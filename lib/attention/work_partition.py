@@ -34,11 +34,12 @@ class WorkPartition:
 def partition_work(
     query_lens: np.ndarray,
     seq_lens: np.ndarray,
-    longest: int,
+    longest: int | np.ndarray,
     threads: int,
     window: int | None = None,
 ) -> WorkPartition:
-    """WorkPartition for at most `threads` threads. query_lens, seq_lens [B]; rows with more than `longest` queries are left out.
+    """WorkPartition for at most `threads` threads. query_lens, seq_lens [B]; rows with more than `longest`
+    (a number, or one for each row) queries are left out.
 
     `window`: keys that a query sees, its own included; tiles that no query of a unit sees are left out.
     """
@@ -71,7 +72,7 @@ def partition_work(
 
 
 def _units(
-    query_lens: np.ndarray, seq_lens: np.ndarray, longest: int, window: int | None
+    query_lens: np.ndarray, seq_lens: np.ndarray, longest: int | np.ndarray, window: int | None
 ) -> np.ndarray:
     """Up to QUERY_TILE neighbouring queries of one sequence each: rows of `pieces` that cover all key tiles."""
     starts = np.cumsum(query_lens) - query_lens

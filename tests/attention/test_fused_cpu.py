@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.attention.fused import fused_attention, why_not_fused
-from lib.attention.fused_cpu import CpuFusedAttention
+from lib.attention.fused_cpu import CpuFusedAttention, attention_plan
 from lib.attention.gather import GatherAttention
 from lib.attention.work_partition import partition_work
 from tests.fused_cases import MIXED, batch_of, cache_of, compare, fill, in_float64
@@ -37,6 +37,25 @@ def test_windows_of_any_length(window, block_size):
     check(MIXED, block_size=block_size, window=window)
     check([(1, 400), (3, 90), (8, 31)], block_size=block_size, window=window)
     check([(1, 10_000)], block_size=block_size, window=window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", [4, 8, 20, 48, 64, 128])
+def test_heads_of_any_size(size, dtype):
+    """The vector code multiplies 16 numbers at a time; what is left over is added one by one."""
+    check(MIXED, size=size, dtype=dtype)
+    check([(1, 0), (1, 7), (1, 8), (3, 30), (31, 1)], size=size, dtype=dtype, window=9)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_chunks_on_both_sides_of_the_hand_over(window):
+    """Short sequences and short chunks go to the kernel, others to PyTorch; in a batch of both, each gets its own."""
+    long, short = [(33, 224), (300, 0), (40, 1000)], [(32, 500), (256, 0), (100, 156), (1, 9)]
+    for work in (long, short, [*long, *short], [(300, 0)], [(300, 0), (9, 0)]):
+        batch, _ = batch_of(work, 16)
+        handed = {row for row, _ in attention_plan(batch, window).chunks}
+        assert handed == {row for row, one in enumerate(work) if one in long}
+        check(work, window=window)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 40, 400])
@@ -185,12 +204,13 @@ def test_where_nothing_can_be_kept_on_disk_the_kernel_still_compiles(monkeypatch
 
 
 FIRST_CALL = """
-from lib.attention.numba_kernel import exp
+from lib.attention.numba_kernel import find_slots
 import numpy as np
-x = np.zeros(3, np.float32)
-exp(x, 3, np.empty(3, np.int32))
-assert abs(x - 1).max() < 1e-6
-print("hits", sum(exp.stats.cache_hits.values()), "misses", sum(exp.stats.cache_misses.values()))
+slots = np.empty(3, np.int64)
+find_slots(slots, np.array([5, 7], np.int32), 4, 3, 4)
+assert slots.tolist() == [23, 28, 28]
+stats = find_slots.stats
+print("hits", sum(stats.cache_hits.values()), "misses", sum(stats.cache_misses.values()))
 """
 
 
@@ -211,7 +231,7 @@ def test_a_compiled_file_that_is_cut_short_is_made_again(tmp_path, suffix, lengt
         return done.stdout.strip()
 
     assert call() == "hits 0 misses 1"
-    (file,) = tmp_path.rglob(f"*.exp-*{suffix}")
+    (file,) = tmp_path.rglob(f"*.find_slots-*{suffix}")
     content = file.read_bytes()
     file.write_bytes(content[: int(length * len(content)) if length == 0.5 else length])
     assert call() == "hits 0 misses 1"

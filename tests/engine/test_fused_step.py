@@ -19,6 +19,7 @@ from tests.helpers import drain, gpt2_checkpoint, llama_checkpoint, prompt_of
 from tests.models.quantized.files import SIZES
 
 pytest.importorskip("numba")
+from lib.attention.fused_cpu import MOST_QUERIES, SHORT  # noqa: E402
 from lib.engine.fused_step.runner import FusedStepRunner  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def one_call_per_step(engine, monkeypatch):
 )
 def test_the_same_tokens(tiny, monkeypatch, name, options):
     """Prompts in chunks, decoding, preemption: steps change between one call and layer by layer."""
-    engine = engine_of(tiny[name].folder, max_num_batched_tokens=12, **options)
+    engine = engine_of(tiny[name].folder, max_num_batched_tokens=36, **options)
     calls = one_call_per_step(engine, monkeypatch)
     ids = [
         engine.add_request(
@@ -156,9 +157,13 @@ def test_steps_that_go_layer_by_layer(tiny):
         ([(1, 5)] * rows, True),
         ([(1, 5)] * (rows + 1), False),
         ([(8, 0), (1, 9)], True),
-        ([(9, 0)], False),
+        ([(rows + 1, 0)], False),
     ):
         assert engine.runner.fits(batch_of(work, 16)[0]) == fits
+    engine.runner.most_rows = 2 * MOST_QUERIES
+    assert engine.runner.fits(batch_of([(MOST_QUERIES, SHORT), (1, 9)], 16)[0])
+    assert engine.runner.fits(batch_of([(MOST_QUERIES + 1, 0)], 16)[0])
+    assert not engine.runner.fits(batch_of([(MOST_QUERIES + 1, SHORT)], 16)[0])
     for other in (
         {"kv_cache": "contiguous", "max_model_len": 64},
         {"attention": "gather"},

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from lib.attention import numba_kernel, step_kernel
+from lib.attention import numba_kernel, row_code, step_kernel
 from lib.attention.step_kernel import store_and_attend
 from lib.core import bfloat16
 from lib.core.bfloat16 import widen
@@ -23,7 +23,7 @@ from lib.models.fused.row_functions import add, gelu, norm, split_rotate_row, sw
 from lib.models.fused.weights import DOWN, PROJ, QKV, WIDE, multiply
 
 # Files whose functions are compiled into those here.
-INLINED = (numba_kernel, step_kernel, bfloat16, row_functions, tile_product, products_of)
+INLINED = (numba_kernel, row_code, step_kernel, bfloat16, row_functions, tile_product, products_of)
 _PART = {"fastmath": NAN_SAFE, "error_model": "numpy"}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.attention import numba_kernel
-from lib.attention.fused_cpu import MOST_QUERIES, CpuFusedAttention, CpuPlan, attention_plan
+from lib.attention.fused_cpu import CpuFusedAttention, CpuPlan, attention_plan
 from lib.attention.step_kernel import AttentionPlan, AttentionScratch, FloatCache
 from lib.core.attention import Attention
 from lib.core.batch import Batch, Scheduled
@@ -25,8 +25,8 @@ from lib.models.fused.weights import tile_weights
 class FusedStepRunner(ModelRunner):
     """A ModelRunner whose steps of few rows run all layers in one compiled call.
 
-    Other steps run layer by layer: those of more than `most_rows` tokens, and those with more than
-    MOST_QUERIES tokens of one sequence.
+    Other steps run layer by layer: those of more than `most_rows` tokens, and those with a chunk
+    that PyTorch attends (`lib.attention.fused_cpu.most_queries`).
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class FusedStepRunner(ModelRunner):
         self.run(_one_token(attention.cache.block_size))
 
     def fits(self, batch: Batch) -> bool:
-        rows = batch.input_ids.shape[0]
-        return rows <= self.most_rows and max(batch.query_lens) <= MOST_QUERIES
+        few = batch.input_ids.shape[0] <= self.most_rows
+        return few and not batch.derive(attention_plan, None).chunks
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
