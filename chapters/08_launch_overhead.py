@@ -1592,6 +1592,8 @@ record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
 #
 # {glue:text}`peer_finding` {glue:text}`peer_batch_finding`
 #
+# {glue:text}`peer_limit_finding`
+#
 # `python -m lib.bench.peers.compare` repeats the comparison at several batch sizes and with varying lengths.
 #
 # ## A busy machine: threads that wait by spinning

@@ -36,6 +36,7 @@ from lib.bench.findings.overhead_step import (
     slow_products,
     starting,
 )
+from lib.bench.findings.peer_limit import peer_limit
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, cell, number, quantity, times, value
 from lib.bench.findings.vocabulary import capital, missing, versus_prediction
@@ -234,5 +235,5 @@ def _honest(prediction: Prediction) -> Prediction:
 
 def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
-    parts = (bound_and_count, by_kind, kernels, fused, model, steps, modules, prefill, whole_way, busy, realistic, beside_vllm)  # fmt: skip
+    parts = (bound_and_count, by_kind, kernels, fused, model, steps, modules, prefill, whole_way, peer_limit, busy, realistic, beside_vllm)  # fmt: skip
     return {name: said for part in parts for name, said in part(run).items()}

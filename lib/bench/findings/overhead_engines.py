@@ -223,6 +223,10 @@ def _peer(values: dict[str, Measured], where: str) -> str:
         said += f"; {fast}"
         if fast.direction > 0 and plain.kind == "about":
             said += ", and all of that is the packing"
+    layers = values.get("fused layers")
+    fused = compare(layers, theirs, NAMES["fused layers"], "transformers", **how)
+    if fused.kind not in ("missing", "undefined") and fused.direction > 0:
+        said += f"; {fused}"
     few = min(value(v).count for v in (values.get("paged, fused"), theirs))
     return said + (", by one run of each." if few < 2 else ".")
 
