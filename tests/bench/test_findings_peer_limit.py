@@ -45,4 +45,4 @@ def test_a_rate_beyond_the_limit_blames_the_ceiling(data):
 @pytest.mark.parametrize("name", ["waterfall", "prefill", "step_by_batch"])
 def test_without_a_measurement_nothing_is_claimed(data, name):
     del data["measurements"][name]
-    assert "no engine" not in peer_limit(Run(data))["peer_limit_finding"]
+    assert "engine that" not in peer_limit(Run(data))["peer_limit_finding"]

@@ -39,9 +39,16 @@ def peer_limit(run: Any) -> dict[str, str]:
         return {"peer_limit_finding": missing("the limit at the largest batch").sentence}
     said = (
         f"{capital(last_batch(run['waterfall']))} is a matter of arithmetic: if every step took its bound, this work would "
-        f"run at {quantity(most, 'tokens/s')}. So no engine that computes in this precision can reach more than "
-        f"{times(most / theirs)} transformers' rate here; ours reaches {times(max(ours) / theirs)}."
+        f"run at {quantity(most, 'tokens/s')}, {times(most / theirs)} transformers' rate. "
     )
+    best = f"{quantity(max(ours), 'tokens/s')}, {times(max(ours) / theirs)}"
     if max(ours) > most:
-        said += " That is more than the bound allows, so a ceiling was measured too low."
+        said += (
+            f"Ours reached {best}. So a ceiling was measured too low, and no engine that computes in this precision can "
+            "be much faster here."
+        )
+    else:
+        said += (
+            f"No engine that computes in this precision can be faster here; ours reached {best}."
+        )
     return {"peer_limit_finding": said}
