@@ -53,18 +53,8 @@ class Workers:
         self.group = Group(self.ranks.store, 0, self.size, device, self.ranks.host)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank-0")
         self._thread.submit(self._prepare_thread).result()
-        torch.set_num_threads(total)  # see _keep_share
-
-    def _keep_share(self) -> bool:
-        """Give rank 0's thread its number of threads back, if a library has changed it. True if so.
-
-        PyTorch's number is for the calling thread and for threads yet to come. The latter are not
-        meant, so the caller then sets its own number again.
-        """
-        if torch.get_num_threads() == self.threads:
-            return False
-        self._prepare_thread()
-        return True
+        # The call in the thread is for that thread, and for threads yet to come: not for those.
+        torch.set_num_threads(total)
 
     def _prepare_thread(self) -> None:
         # First Numba: when it starts its threads, it overwrites PyTorch's number in the calling one.
@@ -145,13 +135,12 @@ class Workers:
         if self._dead is not None:
             raise EngineDeadError(self._dead)
 
-        def guarded() -> tuple[_T, bool]:
+        def guarded() -> _T:
             if self._failure is not None:  # of a command whose caller was interrupted
                 raise self._failure
             try:
-                changed = self._keep_share()
                 self.group.connect()
-                return work(), changed
+                return work()
             except BaseException as error:
                 self._failure = error
                 raise
@@ -167,10 +156,7 @@ class Workers:
             lost = isinstance(error, PeerLost)
             reason = self.ranks.why_ended(_PATIENCE) if lost else None
             raise self._die(reason or f"rank 0 failed: {error!r}") from error
-        result, changed = future.result()
-        if changed:
-            torch.set_num_threads(torch.get_num_threads())
-        return result
+        return future.result()
 
     def _die(self, reason: str) -> EngineDeadError:
         """A rank that has failed halfway cannot go on with the others: all end."""
