@@ -1581,6 +1581,7 @@ show(fig, "08_waterfall")
 
 # %% tags=["remove-cell"]
 glue_all(words.whole_way(way))
+glue_all(words.peer_limit(way))
 whole = rate(ROWS, final[ROWS]) / rate(1, "no cache")
 peers = rate(1, final[1]) / rate(1, "transformers")
 record.headline("batch 1 over transformers' generate", peers, "×")
