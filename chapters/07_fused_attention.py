@@ -613,8 +613,8 @@ show_source(numba_kernel._attend_piece.py_func)
 #   cache.
 # - **Eight keys at a time.** One dot product is a chain of additions, each of which waits for the one before. Eight
 #   independent chains use the arithmetic units better. Each ends as 16 partial sums in a vector register; the sums of
-#   all eight are added together, in a third of the instructions that eight sums one by one would take. Beyond the last
-#   visible key the last key is repeated, and its weight set to zero.
+#   all eight are added together, in fewer than half of the instructions that eight sums one by one would take. Beyond
+#   the last visible key the last key is repeated, and its weight set to zero.
 # - **Prefetch.** Processors load memory ahead as long as the addresses are consecutive. At the end of a block they are
 #   not, but the table says which come next. While the kernel multiplies keys it requests the values, and while it adds
 #   values it requests the next tile's keys.
@@ -2233,11 +2233,10 @@ with np.errstate(invalid="ignore"):
 # `triton_decode.merge` keeps the larger peak at $-10^{30}$ or above, and the CPU kernel begins with that number. This
 # is common: a row of a captured CUDA graph that only fills up the batch has no keys at all.
 #
-# **Loops that are not vectors.** The first kernel was plain loops. Numba did use vector instructions for them, yet one
-# query head and a tile of {glue:text}`key_tile` keys took 270 to 530 ns on the AMD EPYC of the recorded run, with all
-# keys in the caches; at 64 numbers per head the multiplications alone need about 90. The rest was adding up the lanes
-# of each dot product one by one, a softmax in six loops, and two integer divisions for each slot. The generated vector
-# code needs 180 to 280 ns.
+# **Loops that are not vectors.** The first kernel was plain loops. Numba did use vector instructions for them, but the
+# multiplications were the smaller part of the time, even with all keys in the caches. The rest was adding up the lanes
+# of each dot product one by one, a softmax in six loops, and two integer divisions for each slot. That is why the three
+# innermost steps are generated vector code now, and the slots of a tile are counted up from its first one.
 #
 # **Hot and cold.** A benchmark that calls one layer again and again finds its keys in the processor's cache from the
 # second call on. No real step reads a layer twice. {glue:text}`hot_finding` {glue:text}`hot_ratio_finding`

@@ -1258,9 +1258,8 @@ if FOUR == "gguf":
 # %% [markdown]
 # One mistake changed no number, only the time. The loop that rounds activations to 8 bits looks cheap: a maximum, a
 # multiplication and a sum over 32 numbers. Numba compiled it to scalar code, which a profile by layer showed only as a
-# product that was slow where it had many inputs and few outputs. On the AMD EPYC of the recorded run the loop took 1.7 ns
-# for each number, a fifth of the time of a prompt's products. As vector code (`lib/models/quantized/round_code.py`) it
-# takes 0.3 ns.
+# product that was slow where it had many inputs and few outputs. It is vector code now
+# (`lib/models/quantized/round_code.py`).
 #
 # The benchmark can mislead, too:
 #

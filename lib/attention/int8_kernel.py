@@ -28,19 +28,14 @@ from lib.attention.numba_kernel import (
     find_slots,
     finish,
     merge_cuts,
-    prefetch,
 )
-from lib.attention.row_code import softmax_scores
+from lib.attention.row_code import prefetch, softmax_scores
 from lib.core import bfloat16
 from lib.core.bfloat16 import widen
 from lib.core.numba_cache import PRANGE, compiled
 
-_INLINED = (
-    bfloat16,
-    numba_kernel,
-    int8_vectors,
-    row_code,
-)  # a change of these files compiles the functions here again
+# A change of these files compiles the functions here again.
+_INLINED = (bfloat16, numba_kernel, int8_vectors, row_code)
 
 
 @compiled(inlined=_INLINED)

@@ -13,12 +13,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from llvmlite import ir
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import prange
 
 from lib.attention import row_code
-from lib.attention.row_code import LANES, ROWS, SCORES, add_rows, dot_rows, softmax_scores
+from lib.attention.row_code import LANES, ROWS, SCORES, add_rows, dot_rows, prefetch, softmax_scores
 from lib.core import bfloat16
 from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import PRANGE, compiled
@@ -29,31 +27,7 @@ KEY_TILE = SCORES
 NO_WINDOW = 2**31  # longer than any sequence
 # A piece of work; see lib.attention.work_partition.
 ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE, BEGIN = range(9)
-_INLINED = (bfloat16, row_code)  # a change of that file compiles the functions here again
-
-
-@intrinsic
-def _prefetch_line(typingctx, address):
-    """Start loading the cache line at `address` into the second level, and do not wait."""
-
-    def generate(context, builder, signature, args):
-        pointer = ir.IntType(8).as_pointer()
-        prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        )
-        builder.call(prefetch, [builder.inttoptr(args[0], pointer), _I32(0), _I32(2), _I32(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), generate
-
-
-_I32 = ir.IntType(32)
-
-
-@compiled(inlined=_INLINED)
-def prefetch(address, num_bytes):
-    for line in range(0, num_bytes, 64):
-        _prefetch_line(address + line)
+_INLINED = (bfloat16, row_code)  # a change of those files compiles the functions here again
 
 
 @compiled(inlined=_INLINED)

@@ -15,6 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from lib.core.numba_cache import compiled
+
 ROWS, LANES, SCORES = 8, 16, 32
 _FMA = ("contract",)
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -80,6 +82,28 @@ class _Rows:
         )
         even, odd = [*range(4), *range(8, 12)], [*range(4, 8), *range(12, 16)]
         return self.added(both, both, even, odd)
+
+
+@intrinsic
+def _prefetch_line(typingctx, address):
+    """Start loading the cache line at `address` into the second level, and do not wait."""
+
+    def generate(context, builder, signature, args):
+        pointer = ir.IntType(8).as_pointer()
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        )
+        builder.call(prefetch, [builder.inttoptr(args[0], pointer), _I32(0), _I32(2), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+@compiled
+def prefetch(address, num_bytes):
+    """Ask for the memory from `address` on, without waiting."""
+    for line in range(0, num_bytes, 64):
+        _prefetch_line(address + line)
 
 
 @intrinsic

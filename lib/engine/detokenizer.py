@@ -18,7 +18,7 @@ _MAX_CONTEXT = 8  # tokens of the prompt among which one with text is looked for
 
 class TextState(
     NamedTuple
-):  # several are made for each token: a frozen dataclass takes four times as long
+):  # several are made for each token, and a frozen dataclass is slow to make
     """How far a detokenizer is. `Detokenizer.after` makes the next one, `Detokenizer.commit` takes it."""
 
     num_tokens: int = 0  # read so far

@@ -1,7 +1,6 @@
 """The vector code that rounds a block of 32 numbers to 8 bits, generated as LLVM IR.
 
-IR, because Numba's loops over the block are compiled to scalar code: 1.8 ns per number on the AMD EPYC of the
-records, a fifth of a prompt's products. Introduced in chapter 11.
+IR, because Numba compiles loops over the block to scalar code. Introduced in chapter 11.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ _I8, _I32, _F32 = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _VI8, _VI32, _VF32 = (ir.VectorType(element, BLOCK) for element in (_I8, _I32, _F32))
 # A block without larger inputs counts as zeros: 127 / max|x| would be infinite.
 _TINY = 1e-36
-_MAGNITUDE, _INFINITY = (
-    0x7FFFFFFF,
-    0x7F800000,
-)  # bits of a float32 without its sign; those of infinity
+# Bits of a float32 without its sign; those of infinity.
+_MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000
 # A float32 near 1.5 * 2 ** 23 has no bits for fractions: adding it rounds to the nearest integer, ties to even.
 _ROUND, _ROUND_BITS = 1.5 * 2**23, 0x4B400000
 
@@ -50,10 +47,8 @@ def round_block(typingctx, x, codes, scale, count, total):
             b.store(value, b.inttoptr(address, value.type.as_pointer())).align = 1
 
         def reduced(operation, vector):
-            name, kind = (
-                f"llvm.vector.reduce.{operation}.v{BLOCK}i32",
-                ir.FunctionType(_I32, [_VI32]),
-            )
+            name = f"llvm.vector.reduce.{operation}.v{BLOCK}i32"
+            kind = ir.FunctionType(_I32, [_VI32])
             return b.call(cgutils.get_or_insert_function(b.module, kind, name), [vector])
 
         values = b.load(b.inttoptr(x, _VF32.as_pointer()))
