@@ -62,7 +62,7 @@ class CudaTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        # PyTorch's own indexing asks for a device guard that a CPU build has not.
+        # PyTorch's own indexing, as contiguous() below, asks for a device guard that a CPU build has not.
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             return _DEVICES[-1].indexing(func, args)
         if func is torch.Tensor.tolist:
@@ -71,6 +71,9 @@ class CudaTensor(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func is torch.Tensor.copy_:
                 return _copy(*args, **(kwargs or {}))
+            if func is torch.Tensor.contiguous and len(args) == 1 and not kwargs:
+                whole = args[0].is_contiguous()
+                return args[0] if whole else args[0].clone(memory_format=torch.contiguous_format)
             return func(*args, **(kwargs or {}))
 
     @classmethod

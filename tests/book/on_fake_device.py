@@ -20,14 +20,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.profiler import ProfilerActivity
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lib.bench.measure import profiler
 from lib.bench.peers import hf, hf_model
 from tests.fake_cuda import CudaTensor, fake_cuda
 from tests.fake_kernels import computed_kernels
 
 GIB = 2**30
 _transformers_model, _run = hf_model.transformers_model, subprocess.run
+_profile = profiler.torch_profile
 
 
 def on_the_cpu(llm: Any) -> Any:
@@ -62,6 +65,11 @@ def run_beside(command: Any, *args: Any, **kwargs: Any) -> Any:
     return _run(command, *args, **kwargs)
 
 
+def profile_on_the_cpu(activities: Any, record_shapes: bool) -> Any:
+    """The operators that compute for the fake device, which has no kernels to show."""
+    return _profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+
+
 def refuse(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("this run leaves transformers out")
 
@@ -82,6 +90,8 @@ def main() -> None:
         stack.enter_context(computed_kernels(device))
         stack.enter_context(patch.object(hf_model, "transformers_model", on_the_cpu))
         stack.enter_context(patch.object(subprocess, "run", run_beside))
+        stack.enter_context(patch.object(profiler, "torch_profile", profile_on_the_cpu))
+        stack.enter_context(patch.object(profiler, "_cuda_rows", profiler._cpu_rows))
         if options.without_peers:
             for owner, name in ((hf, "hf_generate"), (hf, "hf_generate_batch")):
                 stack.enter_context(patch.object(owner, name, refuse))

@@ -4,12 +4,16 @@ Introduced in chapter 1.
 """
 
 import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from lib.bench.script_options import in_notebook
+
+# The space between a number and its unit, where no line may break.
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[%×]|[µmn]?s|min|h|[kMGT]?i?B(?:/s)?|tok/s)(?!\w))")
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], kind: str = "") -> None:
@@ -33,7 +37,7 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], kind: str = "")
 
     def line(tag: str, row: Sequence[str]) -> str:
         return "<tr>" + "".join(
-            f'<{tag} style="text-align:{a}">{html.escape(cell)}</{tag}>' for a, cell in zip(align, row)
+            f'<{tag} style="text-align:{a}">{_as_html(cell)}</{tag}>' for a, cell in zip(align, row)
         ) + "</tr>"  # fmt: skip
 
     body = "".join(line("td", row) for row in cells)
@@ -43,6 +47,10 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], kind: str = "")
             f'<table class="{f"dataframe {kind}".strip()}"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'
         )
     )
+
+
+def _as_html(cell: str) -> str:
+    return html.escape(_BEFORE_UNIT.sub("\u00a0", cell))
 
 
 def _is_number(cell: str) -> bool:
