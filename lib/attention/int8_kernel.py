@@ -30,12 +30,12 @@ from lib.attention.numba_kernel import (
     merge_cuts,
 )
 from lib.attention.row_code import prefetch, softmax_scores
-from lib.core import bfloat16
+from lib.core import bfloat16, vector_code
 from lib.core.bfloat16 import widen
 from lib.core.numba_cache import PRANGE, compiled
 
 # A change of these files compiles the functions here again.
-_INLINED = (bfloat16, numba_kernel, int8_vectors, row_code)
+_INLINED = (bfloat16, numba_kernel, int8_vectors, row_code, vector_code)
 
 
 @compiled(inlined=_INLINED)

@@ -15,11 +15,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lib.core.numba_cache import compiled
+from lib.core.vector_code import F32, I8, I32, I64, VectorCode, filled
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # floats of a vector register
 KEYS = 4  # keys of one call of _dot
-_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_CODES, _INTS, _FLOATS = (ir.VectorType(kind, LANES) for kind in (_I8, _I32, _F32))
+_CODES, _INTS, _FLOATS = (ir.VectorType(kind, LANES) for kind in (I8, I32, F32))
 _FAST = ("contract", "reassoc", "nsz")  # without nnan and ninf: NaN and infinity must be kept
 
 
@@ -29,7 +29,7 @@ def _bytes_of(context, b, kind, array):
     With addresses as integers, LLVM could not tell which arrays are read and written.
     """
     data = context.make_array(kind)(context, b, array).data
-    return b.bitcast(data, _I8.as_pointer())
+    return b.bitcast(data, I8.as_pointer())
 
 
 def _at(b, base, offset, kind):
@@ -51,24 +51,13 @@ def _widened_codes(b, base, offset):
     return b.sitofp(b.sext(_load(b, base, offset, _CODES), _INTS), _FLOATS)
 
 
-def _splat(b, value):
-    empty = ir.Constant(_FLOATS, ir.Undefined)
-    return b.shuffle_vector(
-        b.insert_element(empty, value, _I32(0)), empty, ir.Constant(_INTS, [0] * LANES)
-    )
-
-
 def _fma(b, total, x, y):
     b.store(b.fadd(b.load(total), b.fmul(x, y, flags=_FAST), flags=_FAST), total)
 
 
-def _shuffle(b, x, y, lanes):
-    kind = ir.VectorType(_I32, len(lanes))
-    return b.shuffle_vector(x, y, ir.Constant(kind, lanes))
-
-
 def _sums(b, vectors):
     """<4 x float>: the sums of four vectors, by adding pairs of lanes of two vectors at a time."""
+    shuffled = VectorCode(b).shuffled
     width, quads = LANES, range(0, LANES, 4)
 
     def pairs(x, y, first, second):
@@ -76,7 +65,7 @@ def _sums(b, vectors):
             [lane for q in quads for k in part for lane in (q + k if k < 4 else q + k - 4 + width,)]
             for part in (first, second)
         )
-        return b.fadd(_shuffle(b, x, y, low), _shuffle(b, x, y, high), flags=_FAST)
+        return b.fadd(shuffled(x, y, low), shuffled(x, y, high), flags=_FAST)
 
     # Lanes 0-3 of a quad are x's, 4-7 are y's: unpack, then exchange halves.
     ab, cd = (pairs(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in (vectors[:2], vectors[2:]))
@@ -84,7 +73,7 @@ def _sums(b, vectors):
     while width > 4:
         width //= 2
         low, high = list(range(width)), list(range(width, 2 * width))
-        total = b.fadd(_shuffle(b, total, total, low), _shuffle(b, total, total, high), flags=_FAST)
+        total = b.fadd(shuffled(total, total, low), shuffled(total, total, high), flags=_FAST)
     return total
 
 
@@ -108,13 +97,13 @@ def _dot_of(group):
             sums = [[cgutils.alloca_once(b, _FLOATS) for _ in range(KEYS)] for _ in range(group)]
             for row in sums:
                 for total in row:
-                    b.store(ir.Constant(_FLOATS, [0.0] * LANES), total)
-            starts = [_load(b, offsets, b.add(at, _I64(8 * k)), _I64) for k in range(KEYS)]
+                    b.store(filled(_FLOATS, 0.0), total)
+            starts = [_load(b, offsets, b.add(at, I64(8 * k)), I64) for k in range(KEYS)]
             starts = [b.add(first, start) for start in starts]
-            heads = [b.add(q_at, b.mul(q_stride, _I64(g))) for g in range(group)]
+            heads = [b.add(q_at, b.mul(q_stride, I64(g))) for g in range(group)]
             with cgutils.for_range(b, chunks) as chunk:
-                element = b.mul(chunk.index, _I64(LANES))
-                wide = b.mul(element, _I64(4))
+                element = b.mul(chunk.index, I64(LANES))
+                wide = b.mul(element, I64(4))
                 x = [_load(b, q, b.add(head, wide), _FLOATS) for head in heads]
                 for k in range(KEYS):
                     key = _widened_codes(b, keys, b.add(starts[k], element))
@@ -122,7 +111,7 @@ def _dot_of(group):
                         _fma(b, sums[g][k], x[g], key)
             for g in range(group):
                 result = _sums(b, [b.load(total) for total in sums[g]])
-                _store(b, result, out, b.add(out_at, b.mul(out_stride, _I64(g))))
+                _store(b, result, out, b.add(out_at, b.mul(out_stride, I64(g))))
             return context.get_dummy_value()
 
         integers = types.intp
@@ -153,7 +142,7 @@ def _add_values_of(group, columns):
             sums = [[cgutils.alloca_once(b, _FLOATS) for _ in range(columns)] for _ in range(group)]
             places = [
                 [
-                    b.add(b.add(acc_at, b.mul(acc_stride, _I64(g))), _I64(4 * LANES * c))
+                    b.add(b.add(acc_at, b.mul(acc_stride, I64(g))), I64(4 * LANES * c))
                     for c in range(columns)
                 ]
                 for g in range(group)
@@ -161,13 +150,16 @@ def _add_values_of(group, columns):
             for g in range(group):
                 for c in range(columns):
                     b.store(_load(b, acc, places[g][c], _FLOATS), sums[g][c])
-            rows = [b.add(w_at, b.mul(w_stride, _I64(g))) for g in range(group)]
+            rows = [b.add(w_at, b.mul(w_stride, I64(g))) for g in range(group)]
             with cgutils.for_range(b, count) as key:
-                start = b.add(first, _load(b, offsets, b.mul(key.index, _I64(8)), _I64))
-                place = b.mul(key.index, _I64(4))
-                x = [_splat(b, _load(b, weights, b.add(row, place), _F32)) for row in rows]
+                start = b.add(first, _load(b, offsets, b.mul(key.index, I64(8)), I64))
+                place = b.mul(key.index, I64(4))
+                x = [
+                    VectorCode(b).splat(_load(b, weights, b.add(row, place), F32), _FLOATS)
+                    for row in rows
+                ]
                 for c in range(columns):
-                    value = _widened_codes(b, values, b.add(start, _I64(LANES * c)))
+                    value = _widened_codes(b, values, b.add(start, I64(LANES * c)))
                     for g in range(group):
                         _fma(b, sums[g][c], x[g], value)
             for g in range(group):

@@ -17,7 +17,7 @@ from numba import prange
 
 from lib.attention import row_code
 from lib.attention.row_code import LANES, ROWS, SCORES, add_rows, dot_rows, prefetch, softmax_scores
-from lib.core import bfloat16
+from lib.core import bfloat16, vector_code
 from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import PRANGE, compiled
 
@@ -27,7 +27,11 @@ KEY_TILE = SCORES
 NO_WINDOW = 2**31  # longer than any sequence
 # A piece of work; see lib.attention.work_partition.
 ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE, BEGIN = range(9)
-_INLINED = (bfloat16, row_code)  # a change of those files compiles the functions here again
+_INLINED = (
+    bfloat16,
+    row_code,
+    vector_code,
+)  # a change of those files compiles the functions here again
 
 
 @compiled(inlined=_INLINED)

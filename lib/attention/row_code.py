@@ -16,51 +16,31 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lib.core.numba_cache import compiled
+from lib.core.vector_code import F32, I8, I16, I32, I64, POWERS_OF_TWO, VectorCode, filled
 
 ROWS, LANES, SCORES = 8, 16, 32
-_FMA = ("contract",)
-_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_VI16, _VI32, _VF32 = (ir.VectorType(element, LANES) for element in (_I16, _I32, _F32))
-_MI32, _MF32 = ir.VectorType(_I32, SCORES), ir.VectorType(_F32, SCORES)
-_ZERO = ir.Constant(_VF32, [0.0] * LANES)
-# 2 ** f on [0, 1): a minimax polynomial, highest power first.
-POWERS = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1)
+_VI16, _VI32, _VF32 = (ir.VectorType(element, LANES) for element in (I16, I32, F32))
+_MI32, _MF32 = ir.VectorType(I32, SCORES), ir.VectorType(F32, SCORES)
+_ZERO = filled(_VF32, 0.0)
 
 
-class _Rows:
-    """Generates loads of 16 numbers from each of 8 rows, which begin at base + offsets[0..7]."""
+class _Rows(VectorCode):
+    """Loads 16 numbers from each of 8 rows, which begin at base + offsets[0..7]."""
 
-    def __init__(self, builder: ir.IRBuilder, like: types.Array, base, offsets) -> None:
-        self.b, self.is_bfloat16 = builder, like.dtype == types.uint16
+    def __init__(self, b: ir.IRBuilder, like: types.Array, base, offsets) -> None:
+        super().__init__(b)
+        self.is_bfloat16 = like.dtype == types.uint16
         self.starts = [
-            builder.add(base, self.load(builder.add(offsets, _I64(8 * row)), _I64))
-            for row in range(ROWS)
+            b.add(base, self.load(b.add(offsets, I64(8 * row)), I64)) for row in range(ROWS)
         ]
-
-    def load(self, address, kind):
-        value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
-        value.align = 8 if kind is _I64 else 4
-        return value
-
-    def store(self, value, address):
-        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = 4
 
     def floats(self, row, chunk):
         """Numbers 16 * chunk .. 16 * chunk + 15 of a row."""
-        b = self.b
         if not self.is_bfloat16:
-            return self.load(b.add(self.starts[row], b.mul(chunk, _I64(4 * LANES))), _VF32)
-        address = b.add(self.starts[row], b.mul(chunk, _I64(2 * LANES)))
-        bits = b.load(b.inttoptr(address, _VI16.as_pointer()))
-        bits.align = 2
-        upper = b.shl(b.zext(bits, _VI32), ir.Constant(_VI32, [16] * LANES))
-        return b.bitcast(upper, _VF32)
-
-    def fma(self, a, x, y):
-        return self.b.fadd(self.b.fmul(a, x, flags=_FMA), y, flags=_FMA)
-
-    def shuffled(self, a, c, order):
-        return self.b.shuffle_vector(a, c, ir.Constant(ir.VectorType(_I32, len(order)), order))
+            return self.load(self.at(self.starts[row], (chunk, 4 * LANES)), _VF32)
+        bits = self.load(self.at(self.starts[row], (chunk, 2 * LANES)), _VI16)
+        upper = self.b.shl(self.b.zext(bits, _VI32), filled(_VI32, 16))
+        return self.b.bitcast(upper, _VF32)
 
     def added(self, a, c, low, high):
         return self.b.fadd(self.shuffled(a, c, low), self.shuffled(a, c, high))
@@ -89,11 +69,11 @@ def _prefetch_line(typingctx, address):
     """Start loading the cache line at `address` into the second level, and do not wait."""
 
     def generate(context, builder, signature, args):
-        pointer = ir.IntType(8).as_pointer()
+        pointer = I8.as_pointer()
         prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         )
-        builder.call(prefetch, [builder.inttoptr(args[0], pointer), _I32(0), _I32(2), _I32(1)])
+        builder.call(prefetch, [builder.inttoptr(args[0], pointer), I32(0), I32(2), I32(1)])
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
@@ -121,7 +101,7 @@ def dot_rows(typingctx, like, x, base, offsets, chunks, out):
         for total in sums:
             b.store(_ZERO, total)
         with cgutils.for_range(b, chunks) as loop:
-            inputs = rows.load(b.add(x, b.mul(loop.index, _I64(4 * LANES))), _VF32)
+            inputs = rows.load(rows.at(x, (loop.index, 4 * LANES)), _VF32)
             for r, total in enumerate(sums):
                 b.store(rows.fma(inputs, rows.floats(r, loop.index), b.load(total)), total)
         rows.store(rows.totals([b.load(total) for total in sums]), out)
@@ -140,13 +120,11 @@ def add_rows(typingctx, like, weights, base, offsets, chunks, out):
     def generate(context, b, signature, args):
         weights, base, offsets, chunks, out = args[1:]
         rows = _Rows(b, like, base, offsets)
-        factors = []
-        for r in range(ROWS):
-            one = rows.load(b.add(weights, _I64(4 * r)), _F32)
-            lane = b.insert_element(ir.Constant(_VF32, ir.Undefined), one, _I32(0))
-            factors.append(rows.shuffled(lane, lane, [0] * LANES))
+        factors = [
+            rows.splat(rows.load(b.add(weights, I64(4 * r)), F32), _VF32) for r in range(ROWS)
+        ]
         with cgutils.for_range(b, chunks) as loop:
-            to = b.add(out, b.mul(loop.index, _I64(4 * LANES)))
+            to = rows.at(out, (loop.index, 4 * LANES))
             # Two sums, whose instructions can overlap.
             sums = [rows.load(to, _VF32), _ZERO]
             for r, factor in enumerate(factors):
@@ -167,45 +145,29 @@ def softmax_scores(typingctx, scores, hidden, count, peak):
 
     def generate(context, b, signature, args):
         scores, hidden, count, peak = args
-
-        def everywhere(value):
-            return ir.Constant(_MF32, [value] * SCORES)
-
-        def splat(value, kind):
-            lane = b.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
-            return b.shuffle_vector(lane, lane, ir.Constant(_MI32, [0] * SCORES))
-
-        def of_vectors(name, kind, *vectors):
-            function = ir.FunctionType(kind, [v.type for v in vectors])
-            return cgutils.get_or_insert_function(b.module, function, f"llvm.{name}")
-
-        pointer = b.inttoptr(scores, _MF32.as_pointer())
-        values = b.load(pointer)
-        values.align = 4
+        code = VectorCode(b)
+        values = code.load(scores, _MF32)
         lanes = ir.Constant(_MI32, list(range(SCORES)))
-        first, end = (splat(b.trunc(x, _I32), _MI32) for x in (hidden, count))
+        first, end = (code.splat(b.trunc(x, I32), _MI32) for x in (hidden, count))
         seen = b.and_(b.icmp_signed(">=", lanes, first), b.icmp_signed("<", lanes, end))
-        values = b.select(seen, values, splat(peak, _MF32))
+        values = b.select(seen, values, code.splat(peak, _MF32))
         # The flags allow a tree of maxima or sums instead of a chain.
-        largest = of_vectors("vector.reduce.fmax.v32f32", _F32, values)
-        top = b.call(largest, [values], fastmath=("nnan", "nsz"))
+        top = code.llvm("vector.reduce.fmax.v32f32", F32, values, flags=("nnan", "nsz"))
         top = b.select(b.fcmp_ordered(">", top, peak), top, peak)
-        exponents = b.fmul(b.fsub(values, splat(top, _MF32)), everywhere(math.log2(math.e)))
-        least = everywhere(-126.0)
+        exponents = b.fmul(b.fsub(values, code.splat(top, _MF32)), filled(_MF32, math.log2(math.e)))
+        least = filled(_MF32, -126.0)
         exponents = b.select(b.fcmp_ordered("<", exponents, least), least, exponents)  # NaN stays
-        whole = b.call(of_vectors("floor.v32f32", _MF32, exponents), [exponents])
+        whole = code.llvm("floor.v32f32", _MF32, exponents)
         fraction = b.fsub(exponents, whole)
-        power = everywhere(POWERS[0])
-        for coefficient in POWERS[1:]:
-            product = b.fmul(power, fraction, flags=_FMA)
-            power = b.fadd(product, everywhere(coefficient), flags=_FMA)
-        bits = b.add(b.fptosi(whole, _MI32), ir.Constant(_MI32, [127] * SCORES))
-        bits = b.shl(bits, ir.Constant(_MI32, [23] * SCORES))
-        found = b.select(seen, b.fmul(power, b.bitcast(bits, _MF32)), everywhere(0.0))
-        b.store(found, pointer).align = 4
-        function = ir.FunctionType(_F32, [_F32, _MF32])
-        added = cgutils.get_or_insert_function(b.module, function, "llvm.vector.reduce.fadd.v32f32")
-        total = b.call(added, [ir.Constant(_F32, 0.0), found], fastmath=("reassoc",))
+        power = filled(_MF32, POWERS_OF_TWO[0])
+        for coefficient in POWERS_OF_TWO[1:]:
+            power = code.fma(power, fraction, filled(_MF32, coefficient))
+        bits = b.add(b.fptosi(whole, _MI32), filled(_MI32, 127))
+        bits = b.shl(bits, filled(_MI32, 23))
+        found = b.select(seen, b.fmul(power, b.bitcast(bits, _MF32)), filled(_MF32, 0.0))
+        code.store(found, scores)
+        zero, sum_of = F32(0.0), "vector.reduce.fadd.v32f32"
+        total = code.llvm(sum_of, F32, zero, found, flags=("reassoc",))
         return context.make_tuple(b, signature.return_type, (top, total))
 
     pair = types.UniTuple(types.float32, 2)

@@ -14,7 +14,7 @@ from numba import njit, prange
 
 from lib.attention import numba_kernel, row_code, step_kernel
 from lib.attention.step_kernel import store_and_attend
-from lib.core import bfloat16
+from lib.core import bfloat16, vector_code
 from lib.core.bfloat16 import widen
 from lib.core.numba_cache import NAN_SAFE, PRANGE, compiled
 from lib.models.fused import row_functions, tile_product
@@ -23,7 +23,9 @@ from lib.models.fused.row_functions import add, gelu, norm, split_rotate_row, sw
 from lib.models.fused.weights import DOWN, PROJ, QKV, WIDE, multiply
 
 # Files whose functions are compiled into those here.
-INLINED = (numba_kernel, row_code, step_kernel, bfloat16, row_functions, tile_product, products_of)
+INLINED = (
+    numba_kernel, row_code, step_kernel, bfloat16, row_functions, tile_product, products_of, vector_code
+)  # fmt: skip
 _PART = {"fastmath": NAN_SAFE, "error_model": "numpy"}
 _WORTH_THREADS = 2**15  # elements; waking a thread for half of fewer does not pay
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from lib.core import bfloat16
+from lib.core import bfloat16, vector_code
 from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import NAN_SAFE, PRANGE, compiled
 from lib.models.fused import row_functions, tile_product
@@ -17,7 +17,7 @@ from lib.models.fused.row_functions import add, gelu, norm, split_rotate_row
 from lib.models.fused.row_functions import swiglu as swiglu_row
 from lib.models.fused.tile_product import TILE, multiply_tiles
 
-_OPTIONS = {"fastmath": NAN_SAFE, "inlined": (bfloat16, row_functions, tile_product)}
+_OPTIONS = {"fastmath": NAN_SAFE, "inlined": (bfloat16, row_functions, tile_product, vector_code)}
 
 
 @compiled(**_OPTIONS)

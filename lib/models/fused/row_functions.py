@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from lib.core import bfloat16
+from lib.core import bfloat16, vector_code
 from lib.core.bfloat16 import narrow, widen
 from lib.core.numba_cache import NAN_SAFE, compiled
+from lib.core.vector_code import F32, I32, POWERS_OF_TWO
 
-_OPTIONS = {"fastmath": NAN_SAFE, "inlined": (bfloat16,)}
-_I32, _F32 = ir.IntType(32), ir.FloatType()
+_OPTIONS = {"fastmath": NAN_SAFE, "inlined": (bfloat16, vector_code)}
+_P = tuple(np.float32(coefficient) for coefficient in POWERS_OF_TWO)
 _LOG2E = np.float32(math.log2(math.e))
 _GELU_SLOPE = np.float32(2 * math.sqrt(2 / math.pi))
 
@@ -50,12 +50,8 @@ def _sigmoid(x):
     y = min(max(-x * _LOG2E, np.float32(-126)), np.float32(126))
     i = np.floor(y)
     f = y - i
-    p = np.float32(1.8775767e-3)
-    p = p * f + np.float32(8.9893397e-3)
-    p = p * f + np.float32(5.5826318e-2)
-    p = p * f + np.float32(2.4015361e-1)
-    p = p * f + np.float32(6.9315308e-1)
-    p = p * f + np.float32(9.9999994e-1)
+    p = ((_P[0] * f + _P[1]) * f + _P[2]) * f + _P[3]
+    p = (p * f + _P[4]) * f + _P[5]
     return np.float32(1) / (np.float32(1) + p * _power_of_two(np.int32(i)))
 
 
@@ -64,8 +60,8 @@ def _power_of_two(typingctx, exponent):
     """2 ** exponent as float32, for -126 <= exponent <= 127."""
 
     def generate(context, builder, signature, args):
-        biased = builder.add(args[0], _I32(127))
-        return builder.bitcast(builder.shl(biased, _I32(23)), _F32)
+        biased = builder.add(args[0], I32(127))
+        return builder.bitcast(builder.shl(biased, I32(23)), F32)
 
     return types.float32(types.int32), generate
 

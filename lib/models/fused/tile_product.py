@@ -18,15 +18,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lib.core.numba_cache import NAN_SAFE, PRANGE, compiled
+from lib.core.vector_code import F32, I32, I64, VectorCode, filled
 
 TILE, HALF_TILE = 64, 32  # outputs; threads divide a product in half tiles
-_FMA = ("contract",)
-_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 def _tile_product(rows: int, outputs: int):
     """Intrinsic that multiplies `rows` rows of inputs with the weights of `outputs` outputs of one tile."""
-    floats, integers = ir.VectorType(_F32, outputs), ir.VectorType(_I32, outputs)
+    floats, integers = ir.VectorType(F32, outputs), ir.VectorType(I32, outputs)
 
     @intrinsic
     def product(typingctx, like, weights, x, x_stride, inputs, out, out_stride):
@@ -35,47 +34,29 @@ def _tile_product(rows: int, outputs: int):
 
         def generate(context, b, signature, args):
             weights_at, x, x_stride, inputs, out, out_stride = args[1:]
-
-            def at(address, index, size):
-                return b.add(address, b.mul(index, _I64(size)))
-
-            def pointer(address, kind):
-                return b.inttoptr(address, kind.as_pointer())
-
-            def load(address, kind):
-                value = b.load(pointer(address, kind))
-                value.align = 4
-                return value
-
-            def splat(value):
-                undefined = ir.Constant(floats, ir.Undefined)
-                lanes = b.insert_element(undefined, value, _I32(0))
-                return b.shuffle_vector(lanes, undefined, ir.Constant(integers, [0] * outputs))
-
+            code = VectorCode(b)
             sums = [cgutils.alloca_once(b, floats) for _ in range(rows)]
             for total in sums:
-                b.store(ir.Constant(floats, [0.0] * outputs), total)
+                b.store(filled(floats, 0.0), total)
             per_step = 2 if pairs else 1
-            steps = b.udiv(inputs, _I64(per_step))
+            steps = b.udiv(inputs, I64(per_step))
             with cgutils.for_range(b, steps) as loop:
                 # A pair of bfloat16 is as large as a float32.
-                here = at(weights_at, loop.index, 4 * TILE)
+                here = code.at(weights_at, (loop.index, 4 * TILE))
                 if pairs:
-                    word = load(here, integers)
-                    even = b.shl(word, ir.Constant(integers, [16] * outputs))
-                    odd = b.and_(word, ir.Constant(integers, [-(2**16)] * outputs))
+                    word = code.load(here, integers)
+                    even = b.shl(word, filled(integers, 16))
+                    odd = b.and_(word, filled(integers, -(2**16)))
                     weights = [b.bitcast(even, floats), b.bitcast(odd, floats)]
                 else:
-                    weights = [load(here, floats)]
+                    weights = [code.load(here, floats)]
                 for row, total in enumerate(sums):
-                    inputs_at = at(at(x, b.mul(_I64(row), x_stride), 4), loop.index, 4 * per_step)
+                    first = code.at(x, (b.mul(I64(row), x_stride), 4), (loop.index, 4 * per_step))
                     for j, weight in enumerate(weights):
-                        one = splat(load(at(inputs_at, _I64(j), 4), _F32))
-                        value = b.fmul(weight, one, flags=_FMA)
-                        b.store(b.fadd(value, b.load(total), flags=_FMA), total)
+                        one = code.splat(code.load(b.add(first, I64(4 * j)), F32), floats)
+                        b.store(code.fma(weight, one, b.load(total)), total)
             for row, total in enumerate(sums):
-                to = at(out, b.mul(_I64(row), out_stride), 4)
-                b.store(b.load(total), pointer(to, floats)).align = 4
+                code.store(b.load(total), code.at(out, (out_stride, 4 * row)))
             return context.get_dummy_value()
 
         return types.void(like, *[types.int64] * 6), generate

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from lib.core import vector_code
 from lib.core.numba_cache import NAN_SAFE, PRANGE, compiled
 from lib.models.quantized import round_code, tile_code
 from lib.models.quantized.round_code import round_block
@@ -18,7 +19,8 @@ from lib.models.quantized.tile_code import BLOCK, LANES, FloatTile, Int8Tile, ti
 WORDS, SCALE, MINIMUM, HALF, BITS, TILES, GROUPS, PER_GROUP, COLUMN = range(9)  # of a weight's row
 FIELDS = 9
 INT8_ROWS, FLOAT_ROWS, FEW_ROWS = 16, 8, 4  # input rows per unpacking of the weights
-_OPTIONS = {"fastmath": NAN_SAFE, "inlined": (round_code, tile_code)}
+_INLINED = (round_code, tile_code, vector_code)
+_OPTIONS = {"fastmath": NAN_SAFE, "inlined": _INLINED}
 _WORTH_THREADS = 2**15  # elements to round
 
 _int8_tile = tile_product(Int8Tile, (INT8_ROWS, FEW_ROWS, 1))
@@ -37,7 +39,7 @@ def _group_of(t, rows, many):
     return t, 1
 
 
-@compiled(fastmath=False, inlined=(round_code, tile_code))
+@compiled(fastmath=False, inlined=_INLINED)
 def _round_rows(x, first, last, codes, scales, sums, totals):
     """Rows first .. last - 1 of x [T, K] to int8, in blocks of 32 with the scale max|x| / 127.
 

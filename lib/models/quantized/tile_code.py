@@ -18,20 +18,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from lib.core.vector_code import F16, F32, I32, I64, VectorCode, filled
+
 LANES = 16  # output channels of a tile
 BLOCK = 32  # inputs of a block, as in GGUF files; inputs rounded to int8 have one scale per block
 HAS_VNNI = bool(llvm.get_host_cpu_features().get("avx512vnni"))
-_FMA = ("contract",)
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
-_F16, _F32 = ir.HalfType(), ir.FloatType()
-_VI32, _VF16, _VF32 = (ir.VectorType(element, LANES) for element in (_I32, _F16, _F32))
+_VI32, _VF16, _VF32 = (ir.VectorType(element, LANES) for element in (I32, F16, F32))
 
 
-def _constant(kind: ir.VectorType, value: int | float) -> ir.Constant:
-    return ir.Constant(kind, [value] * LANES)
-
-
-class _Tile:
+class _Tile(VectorCode):
     """Generates the IR of one tile's product with `rows` input rows.
 
     w = scale * (code - offset) + minimum, where codes are unsigned. The offset is 128 for 8 bits,
@@ -39,38 +34,20 @@ class _Tile:
     Subclasses implement `multiply_block`, for inputs as int8 and as float32.
     """
 
-    def __init__(self, builder: ir.IRBuilder, rows: int, bits: int, arguments: list) -> None:
+    def __init__(self, b: ir.IRBuilder, rows: int, bits: int, arguments: list) -> None:
         """arguments: see `tile_product`."""
-        self.b, self.rows, self.bits = builder, rows, bits
+        super().__init__(b)
+        self.rows, self.bits = rows, bits
         self.words, self.scale, self.minimum, self.half, self.tile, *rest = arguments
         self.groups, self.per_group, self.x, self.xs, self.xsum, self.xtotal, *rest = rest
         self.out, self.ld = rest
-        self.blocks = builder.mul(self.groups, self.per_group)
-
-    def at(self, base, *terms):
-        """Address: base + the sum of index * size over `terms`, sizes in bytes."""
-        for index, size in terms:
-            base = self.b.add(base, self.b.mul(index, _I64(size)))
-        return base
-
-    def load(self, address, kind):
-        value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
-        value.align = 1
-        return value
-
-    def splat(self, value, kind):
-        undefined = ir.Constant(kind, ir.Undefined)
-        vector = self.b.insert_element(undefined, value, _I32(0))
-        return self.b.shuffle_vector(vector, undefined, _constant(_VI32, 0))
-
-    def fma(self, a, x, y):
-        return self.b.fadd(self.b.fmul(a, x, flags=_FMA), y, flags=_FMA)
+        self.blocks = b.mul(self.groups, self.per_group)
 
     def group_value(self, base, group):
         """The 16 channels' scales or minima of a group, as float32; in memory float16 where `half`."""
         b, value = self.b, cgutils.alloca_once(self.b, _VF32)
         place = b.add(b.mul(self.tile, self.groups), group)
-        with b.if_else(b.icmp_signed("!=", self.half, _I64(0))) as (halves, floats):
+        with b.if_else(b.icmp_signed("!=", self.half, I64(0))) as (halves, floats):
             with halves:
                 loaded = self.load(self.at(base, (place, 2 * LANES)), _VF16)
                 b.store(b.fpext(loaded, _VF32), value)
@@ -81,8 +58,8 @@ class _Tile:
     def group_low(self, group, scale):
         """What each input of a group adds per channel, whatever its code."""
         b, low = self.b, cgutils.alloca_once(self.b, _VF32)
-        b.store(b.fmul(scale, _constant(_VF32, -8.0 if self.bits == 4 else 0.0)), low)
-        with b.if_then(b.icmp_signed("!=", self.minimum, _I64(0))):
+        b.store(b.fmul(scale, filled(_VF32, -8.0 if self.bits == 4 else 0.0)), low)
+        with b.if_then(b.icmp_signed("!=", self.minimum, I64(0))):
             b.store(self.group_value(self.minimum, group), low)
         return b.load(low)
 
@@ -91,9 +68,9 @@ class _Tile:
         size = LANES * BLOCK * self.bits // 8
         first = self.b.mul(self.tile, self.blocks)
         base = self.at(self.words, (first, size), (block, size))
-        words = [self.load(self.at(base, (_I64(i), 64)), _VI32) for i in range(self.bits)]
+        words = [self.load(self.at(base, (I64(i), 64)), _VI32) for i in range(self.bits)]
         if self.bits == 8:  # flip the top bit of each byte: + 128
-            words = [self.b.xor(word, _constant(_VI32, -0x7F7F7F80)) for word in words]
+            words = [self.b.xor(word, filled(_VI32, -0x7F7F7F80)) for word in words]
         return words
 
     def build(self) -> None:
@@ -101,7 +78,7 @@ class _Tile:
         b = self.b
         sums = [cgutils.alloca_once(b, _VF32) for _ in range(self.rows)]
         for total in sums:
-            b.store(_constant(_VF32, 0.0), total)
+            b.store(filled(_VF32, 0.0), total)
         with cgutils.for_range(b, self.groups) as group:
             scale = self.group_value(self.scale, group.index)
             low = self.group_low(group.index, scale)
@@ -109,15 +86,14 @@ class _Tile:
                 block = b.add(b.mul(group.index, self.per_group), inner.index)
                 self.multiply_block(block, scale, low, sums)
         for r, total in enumerate(sums):
-            address = self.at(self.out, (self.ld, 4 * r))
-            b.store(b.load(total), b.inttoptr(address, _VF32.as_pointer())).align = 4
+            self.store(b.load(total), self.at(self.out, (self.ld, 4 * r)))
 
     def place(self, r, block):
         """Index of row r's block: a call's rows are side by side in each block."""
-        return self.b.add(self.b.mul(block, _I64(self.rows)), _I64(r))
+        return self.b.add(self.b.mul(block, I64(self.rows)), I64(r))
 
     def add_low(self, value, low, place):
-        x_total = self.load(self.at(self.xtotal, (place, 4)), _F32)
+        x_total = self.load(self.at(self.xtotal, (place, 4)), F32)
         return self.fma(low, self.splat(x_total, _VF32), value)
 
     def multiply_block(self, block, scale, low, sums):
@@ -130,7 +106,7 @@ class Int8Tile(_Tile):
     def multiply_block(self, block, scale, low, sums):
         b, words = self.b, self.block_words(block)
         if self.bits == 4:  # inputs 0-15 are the low halves of the bytes, 16-31 the high ones
-            mask, four = _constant(_VI32, 0x0F0F0F0F), _constant(_VI32, 4)
+            mask, four = filled(_VI32, 0x0F0F0F0F), filled(_VI32, 4)
             words = [b.and_(w, mask) for w in words] + [
                 b.and_(b.lshr(w, four), mask) for w in words
             ]
@@ -138,15 +114,15 @@ class Int8Tile(_Tile):
         for r, total in enumerate(sums):
             place = self.place(r, block)
             x = self.at(self.x, (place, BLOCK))
-            parts = [_constant(_VI32, 0)] * chains
+            parts = [filled(_VI32, 0)] * chains
             if self.bits == 8:
-                x_sum = self.load(self.at(self.xsum, (place, 4)), _I32)
-                parts[0] = self.splat(b.mul(x_sum, _I32(-128)), _VI32)
+                x_sum = self.load(self.at(self.xsum, (place, 4)), I32)
+                parts[0] = self.splat(b.mul(x_sum, I32(-128)), _VI32)
             for i, word in enumerate(words):
-                four_inputs = self.splat(self.load(self.at(x, (_I64(i), 4)), _I32), _VI32)
+                four_inputs = self.splat(self.load(self.at(x, (I64(i), 4)), I32), _VI32)
                 parts[i % chains] = self.dot4(parts[i % chains], word, four_inputs)
             dot = b.sitofp(parts[0] if chains == 1 else b.add(*parts), _VF32)
-            x_scale = self.splat(self.load(self.at(self.xs, (place, 4)), _F32), _VF32)
+            x_scale = self.splat(self.load(self.at(self.xs, (place, 4)), F32), _VF32)
             value = self.fma(dot, b.fmul(scale, x_scale), b.load(total))
             b.store(self.add_low(value, low, place), total)
 
@@ -154,13 +130,11 @@ class Int8Tile(_Tile):
         """total + four products of word's unsigned bytes and x's signed ones, per channel."""
         b = self.b
         if HAS_VNNI:
-            kind = ir.FunctionType(_VI32, [_VI32] * 3)
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            return b.call(cgutils.get_or_insert_function(b.module, kind, name), [total, word, x])
+            return self.llvm("x86.avx512.vpdpbusd.512", _VI32, total, word, x)
         for j in range(4):
-            code = b.and_(b.lshr(word, _constant(_VI32, 8 * j)), _constant(_VI32, 255))
-            signed = b.shl(x, _constant(_VI32, 24 - 8 * j))
-            signed = b.ashr(signed, _constant(_VI32, 24))
+            code = b.and_(b.lshr(word, filled(_VI32, 8 * j)), filled(_VI32, 255))
+            signed = b.shl(x, filled(_VI32, 24 - 8 * j))
+            signed = b.ashr(signed, filled(_VI32, 24))
             total = b.add(total, b.mul(code, signed))
         return total
 
@@ -170,23 +144,23 @@ class FloatTile(_Tile):
 
     def place(self, r, block):
         """Index of row r's block: rows lie one after the other."""
-        return self.b.add(self.b.mul(self.blocks, _I64(r)), block)
+        return self.b.add(self.b.mul(self.blocks, I64(r)), block)
 
     def multiply_block(self, block, scale, low, sums):
         b, words = self.b, self.block_words(block)
         chains = 4 if self.rows == 1 else 1
-        parts = [[_constant(_VF32, 0.0)] * chains for _ in sums]
+        parts = [[filled(_VF32, 0.0)] * chains for _ in sums]
         for i in range(8):
             for j in range(4):
                 shift = 8 * j + (4 * (i // 4) if self.bits == 4 else 0)
-                code = b.lshr(words[i % self.bits], _constant(_VI32, shift))
-                code = b.and_(code, _constant(_VI32, 2**self.bits - 1))
+                code = b.lshr(words[i % self.bits], filled(_VI32, shift))
+                code = b.and_(code, filled(_VI32, 2**self.bits - 1))
                 if self.bits == 8:
-                    code = b.sub(code, _constant(_VI32, 128))
+                    code = b.sub(code, filled(_VI32, 128))
                 code = b.sitofp(code, _VF32)
                 for r, row in enumerate(parts):
                     address = self.at(self.x, (self.place(r, block), 4 * BLOCK))
-                    x = self.load(self.at(address, (_I64(4 * i + j), 4)), _F32)
+                    x = self.load(self.at(address, (I64(4 * i + j), 4)), F32)
                     row[j % chains] = self.fma(code, self.splat(x, _VF32), row[j % chains])
         for r, (total, row) in enumerate(zip(sums, parts, strict=True)):
             while len(row) > 1:
@@ -214,7 +188,7 @@ def tile_product(kind: type[_Tile], row_counts: tuple[int, ...]):
             for num_rows in row_counts:
                 for num_bits in (4, 8):
                     found = (
-                        b.icmp_signed("==", value, _I64(wanted))
+                        b.icmp_signed("==", value, I64(wanted))
                         for value, wanted in zip(args, (num_rows, num_bits))
                     )
                     with b.if_then(b.and_(*found)):
