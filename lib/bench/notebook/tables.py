@@ -35,22 +35,31 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], kind: str = "")
         return
     from IPython.display import HTML, display
 
-    def line(tag: str, row: Sequence[str]) -> str:
-        return "<tr>" + "".join(
-            f'<{tag} style="text-align:{a}">{_as_html(cell)}</{tag}>' for a, cell in zip(align, row)
-        ) + "</tr>"  # fmt: skip
+    display(HTML(_as_html(cells, headers, align, kind)))
 
-    body = "".join(line("td", row) for row in cells)
-    # The class is the one that Jupyter and the book's theme style, in light and dark.
-    display(
-        HTML(
-            f'<table class="{f"dataframe {kind}".strip()}"><thead>{line("th", headers)}</thead><tbody>{body}</tbody></table>'
-        )
+
+def _as_html(
+    cells: Sequence[Sequence[str]], headers: Sequence[str], align: Sequence[str], kind: str
+) -> str:
+    # A phone shows a row of some tables as a list: the style sheet then puts its header before a cell.
+    head = "".join(
+        f'<th style="text-align:{a}">{_escaped(name)}</th>' for a, name in zip(align, headers)
     )
+    rows = [
+        "".join(
+            f'<td style="text-align:{a}" data-header="{html.escape(name)}">{_escaped(cell)}</td>'
+            for a, name, cell in zip(align, headers, row)
+        )
+        for row in cells
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    # The class is the one that Jupyter and the book's theme style, in light and dark.
+    kinds = f"dataframe {kind}".strip()
+    return f'<table class="{kinds}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _as_html(cell: str) -> str:
-    return html.escape(_BEFORE_UNIT.sub("\u00a0", cell))
+def _escaped(text: str) -> str:
+    return html.escape(_BEFORE_UNIT.sub("\u00a0", text))
 
 
 def _is_number(cell: str) -> bool:

@@ -20,7 +20,10 @@ def test_table_as_text_and_as_html(capsys, monkeypatch):
     monkeypatch.setattr(tables, "in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", shown.append)
     table([["<b>", 1]], ["a", "b"])
-    assert "&lt;b&gt;" in shown[0].data and 'text-align:right">1<' in shown[0].data
+    assert (
+        "&lt;b&gt;" in shown[0].data
+        and 'style="text-align:right" data-header="b">1<' in shown[0].data
+    )
     table([["at most 2 ×, 16 % of 3 ms"], ["5 sequences, 3 steps"]], ["number and unit"])
     assert "at most 2\u00a0×, 16\u00a0% of 3\u00a0ms" in shown[1].data
     assert "5 sequences, 3 steps" in shown[1].data
