@@ -21,7 +21,7 @@ from lib.bench.findings.values import number, times
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import Run, read_records
 
-WIDTH, ROW, LEFT, RIGHT = 760, 34, 232, 118
+WIDTH, ROW, RIGHT, FONT = 480, 44, 96, 13  # a phone's column shows the text at 9 px or more
 MODELS = {"smollm2": "SmolLM2", "gpt2": "GPT-2"}
 TEXT, MUTED, BEFORE, GAIN, LOSS = "#1f2430", "#5b6472", "#e3edfb", "#2f6fb5", "#b8641b"
 
@@ -41,27 +41,26 @@ def chosen_runs(folder: Path | None = None) -> dict[int, Run]:
 
 
 def waterfall(bars: Sequence[Stage]) -> str:
-    """An SVG: one bar per stage. The light part is what the stage before had; the dark part is gained, orange is lost."""
-    most, height = max(bar.tok_s for bar in bars), ROW * len(bars) + 8
-    room, parts = WIDTH - LEFT - RIGHT, []
+    """An SVG: one bar per stage. The pale part is what the stage before had; the strong part is gained, orange is lost."""
+    most, height = max(bar.tok_s for bar in bars), ROW * len(bars)
+    parts = []
     for i, bar in enumerate(bars):
         before = bars[i - 1].tok_s if i else 0.0
-        low, high = sorted((before, bar.tok_s))
-        x = [LEFT + room * rate / most for rate in (low, high)]
-        y = ROW * i + 4
+        low, high = ((WIDTH - RIGHT) * rate / most for rate in sorted((before, bar.tok_s)))
+        y = ROW * i
         label = f"{bar.chapter}  {bar.name}"
         factor = f" ({number(bar.tok_s / before)}×)" if before else ""
         colour = GAIN if bar.tok_s >= before else LOSS
         parts += [
-            f'<text x="8" y="{y + 19}" fill="{TEXT}">{escape(label)}</text>',
-            f'<rect x="{LEFT}" y="{y}" width="{x[0] - LEFT:.1f}" height="{ROW - 8}" fill="{BEFORE}"/>',
-            f'<rect x="{x[0]:.1f}" y="{y}" width="{max(1.5, x[1] - x[0]):.1f}" height="{ROW - 8}" fill="{colour}"/>',
-            f'<text x="{x[1] + 7:.1f}" y="{y + 19}" fill="{TEXT}">{number(bar.tok_s)}'
+            f'<text x="0" y="{y + 13}" fill="{TEXT}">{escape(label)}</text>',
+            f'<rect x="0" y="{y + 19}" width="{low:.1f}" height="18" fill="{BEFORE}"/>',
+            f'<rect x="{low:.1f}" y="{y + 19}" width="{max(1.5, high - low):.1f}" height="18" fill="{colour}"/>',
+            f'<text x="{high + 6:.1f}" y="{y + 33}" fill="{TEXT}">{number(bar.tok_s)}'
             f'<tspan fill="{MUTED}">{escape(factor)}</tspan></text>',
         ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'font-size="14" font-family="sans-serif">{"".join(parts)}</svg>'
+        f'font-size="{FONT}" font-family="sans-serif">{"".join(parts)}</svg>'
     )
 
 
@@ -72,8 +71,8 @@ def caption(run: Run, bars: Sequence[Stage]) -> str:
     alone = sum(bar.sequences == bars[0].sequences for bar in bars)
     return (
         f"Output tokens per second by chapter: {MODELS.get(run.model, run.model)} in {run.dtype}, {lengths}, one run on {run.label}, {run.date}. "
-        f"The first {'two bars are' if alone == 2 else 'bar is'} one sequence, the others {bars[-1].sequences}. The dark "
-        "part of a bar is what its chapter adds, and orange what it costs. The last bar is "
+        f"The first {'two bars are' if alone == 2 else 'bar is'} one sequence, the others {bars[-1].sequences}. The "
+        "strong colour is what a bar adds to the one before, and orange what it costs. The last bar is "
         f"{times(bars[-1].tok_s / bars[0].tok_s)} the first. Chapters 5 and 6 serve this engine, and the gains of "
         "chapters 9 to 12 depend on the requests: see below."
     )
@@ -96,7 +95,9 @@ class MeasuredGains(SphinxDirective):
         result: list[nodes.Node] = []
         if bars:
             said = whole_way(runs[8])["whole_way_finding"]
-            drawing = inline(waterfall(bars), "waterfall", alt=said)
+            drawing = inline(
+                waterfall(bars), "waterfall", alt=said, width=f"100%; max-width: {WIDTH + 80}px"
+            )
             figure = nodes.figure("", nodes.raw("", f'<div class="diagram">{drawing}</div>', format="html"))  # fmt: skip
             figure += nodes.caption("", caption(runs[8], bars))
             figure["ids"], figure["names"] = ["fig-waterfall"], ["fig-waterfall"]

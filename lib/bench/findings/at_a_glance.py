@@ -24,7 +24,8 @@ class Stage:
     tok_s: float
 
 
-# Stage of chapter 8's last measurement, and the chapter that builds it. The first two run one sequence.
+# The chapter that builds a stage, its name in the figure and in chapter 8's last measurement; the first two run one
+# sequence. Those of _BY_DEVICE are measured on a CPU or on a GPU only.
 _STAGES = (
     (1, "no cache", "no cache", "first"),
     (2, "KV cache", "contiguous cache", "first"),
@@ -32,18 +33,24 @@ _STAGES = (
     (4, "paged cache, gathered", "paged, gather", "last"),
     (7, "paged cache, fused attention", "paged, fused", "last"),
     (8, "packed weights", "packed", "last"),
+    (8, "fused layers", "fused layers", "last"),
+    (8, "CUDA graphs", "graphs", "last"),
 )
+_BY_DEVICE = ("packed", "fused layers", "graphs")
 
 
 def stages(run: Any) -> list[Stage]:
     """Throughput by chapter, of a run of chapter 8; empty where a stage was not measured."""
     found, batch = rates(run), last_batch(run["waterfall"])
     sequences = {"first": "one sequence", "last": batch}
-    known = [
-        Stage(chapter, name, sequences[which], value(found[which].get(stage)).middle)
-        for chapter, name, stage, which in _STAGES
-    ]
-    return known if all(stage.tok_s for stage in known) else []
+    known = []
+    for chapter, name, stage, which in _STAGES:
+        rate = value(found[which].get(stage)).middle
+        if rate:
+            known.append(Stage(chapter, name, sequences[which], rate))
+        elif stage not in _BY_DEVICE:
+            return []
+    return known
 
 
 def sentence(chapter: int, run: Any) -> str | None:
