@@ -78,7 +78,8 @@ class Prediction:
                 want = f"{self.sense} {quantity(known, self.unit)}".strip()
             got = quantity(value(self.measured).middle, self.unit)
         ratio = "–" if self.ratio is None else times(self.ratio).removesuffix(" times")
-        return [self.claim, want, got, ratio, self.verdict, str(self.why)]
+        why = str(self.why)
+        return [self.claim, want, got, ratio, self.verdict, why[:1].upper() + why[1:]]
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> None:
