@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.bench.findings.values import Measured, quantity, times, value
-from lib.bench.findings.vocabulary import MISSING, Finding, versus_prediction
+from lib.bench.findings.vocabulary import MISSING, Finding, capital, versus_prediction
 from lib.bench.notebook.tables import table
 
 HEADERS = ("prediction", "predicted", "measured", "measured / predicted", "verdict", "why")
@@ -78,8 +78,7 @@ class Prediction:
                 want = f"{self.sense} {quantity(known, self.unit)}".strip()
             got = quantity(value(self.measured).middle, self.unit)
         ratio = "–" if self.ratio is None else times(self.ratio).removesuffix(" times")
-        why = str(self.why)
-        return [self.claim, want, got, ratio, self.verdict, why[:1].upper() + why[1:]]
+        return [self.claim, want, got, ratio, self.verdict, capital(str(self.why))]
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> None:
