@@ -106,4 +106,4 @@ def test_a_config_file_serves_the_same(llama, tmp_path):
         wait_ready(process, url, tmp_path / "log")
         assert answer_of(url) == llama.greedy([5, 6, 7], 6)
         process.send_signal(signal.SIGINT)
-        process.wait(120)
+        process.wait(300)  # a busy machine takes minutes

@@ -70,13 +70,22 @@ def load(url, prompts, max_tokens=6, concurrency=6):
     return closed_loop(target, [LoadRequest(p, max_tokens) for p in prompts], concurrency).traces
 
 
+def counted(servers):
+    """(prompt tokens found in prefix caches, prompt tokens looked up) of all servers together, by one look at each."""
+    texts = [httpx.get(server.url + "/metrics").text for server in servers]
+    patterns = [
+        rf"^vllm:prefix_cache_{kind}_total(?:\{{.*\}})? (\S+)$" for kind in ("hits", "queries")
+    ]
+    return [sum(float(re.search(p, text, re.M)[1]) for text in texts) for p in patterns]
+
+
 def hits(servers):
-    """(prompt tokens found in prefix caches, prompt tokens looked up) of all servers together."""
-    found = []
-    for kind in ("hits", "queries"):
-        pattern = rf"^vllm:prefix_cache_{kind}_total(?:\{{.*\}})? (\S+)$"
-        texts = [httpx.get(server.url + "/metrics").text for server in servers]
-        found.append(sum(float(re.search(pattern, text, re.M)[1]) for text in texts))
+    """`counted`, once it no longer changes: a server counts a step a moment after it has sent the answers."""
+    found, deadline = None, time.monotonic() + 60
+    while (now := counted(servers)) != found:
+        assert time.monotonic() < deadline
+        found = now
+        time.sleep(0.5)
     return found
 
 
