@@ -71,7 +71,7 @@ from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
 from lib.bench.findings import ch01_forward_pass as words
 from lib.bench.findings import realistic_prompt, vllm_single
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory

@@ -74,8 +74,9 @@ from lib.bench.findings import (
     kv_work,
     vllm_single,
 )
-from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import column, quantity, value
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory

@@ -73,7 +73,7 @@ from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
 from lib.bench.findings import batch_sweep, vllm_batches
 from lib.bench.findings import ch03_batching as words
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts

@@ -72,10 +72,11 @@ from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention, gather
 from lib.bench.findings import ch04_paged_cache as words
 from lib.bench.findings import gather_cost
-from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.published_memory import audit, sweeps
+from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.free_bytes import free_bytes
 from lib.bench.measure.memory import page_faults, peak_memory

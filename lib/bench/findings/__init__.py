@@ -7,7 +7,9 @@ that takes the measured values and returns words; the parts are imported by name
     vocabulary    compare, versus_prediction, versus_bound, share; each returns a Finding (text, kind, ratio, direction)
     curves        trend, scaling, threshold, crossing, ordering
     predictions   Prediction, predictions_table, tally
-    gates         Experiments, Gate, Shown
+    gates         Gate: the checks of one experiment
+    experiments   Experiments: the gates of one chapter
+    shown         Shown: the run that a page draws and quotes
     chNN_*        one module per chapter: the sentences of that chapter, tested without running it
 
 Bind a sentence. Write it in the chapter's module as a function of a run, and branch on `kind`, never on a number that
