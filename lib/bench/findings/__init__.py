@@ -13,9 +13,9 @@ that takes the measured values and returns words; the parts are imported by name
     chNN_*        one module per chapter: its predictions and all its sentences, tested without running it
 
 Bind a sentence. Write it in the chapter's module, or in one for its topic (`kv_by_length`, `schedulers`), as a function
-of a run, and branch on `kind`, never on a number that the sentence does not print. A run answers `run["series"]` with a Series or None, so that the same function reads this
-run and a recorded one. Collect all of them in `render(run)`, which tests/bench/test_findings_chapters.py calls with
-every recorded run and with perturbed copies:
+of a run, and branch on `kind`, never on a number that the sentence does not print. A run answers `run["series"]` with a
+Series or None, so that the same function reads this run and a recorded one. Collect all of them in `render(run)`, which
+tests/bench/test_findings_chapters.py calls with every recorded run and with perturbed copies:
 
     def speed(run):                                          # lib/bench/findings/ch02_kv_cache.py
         series = run["latency"]
