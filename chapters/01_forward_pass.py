@@ -70,8 +70,14 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
 from lib.bench.findings import ch01_forward_pass as words
-from lib.bench.findings import realistic_prompt, vllm_single
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings import (
+    forward_latency,
+    forward_profile,
+    forward_throughput,
+    realistic_prompt,
+    vllm_single,
+)
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory
@@ -754,7 +760,7 @@ caution(ax, by_prompt.note)
 show(fig, "01_latency_by_prompt")
 
 # %% tags=["remove-input"]
-glue_all(words.latency(by_prompt))
+glue_all(forward_latency.latency(by_prompt))
 glue_all(vllm_single.by_prompt(published, vllm))
 record.headline(
     "speed over transformers, no cache, batch 1, shortest prompt",
@@ -893,8 +899,8 @@ caution(ax, by_length.note)
 show(fig, "01_ceilings")
 
 # %% tags=["remove-input"]
-glue_all(words.throughput(by_length))
-glue_all(words.published_curve(published["no_cache_sweep"]))
+glue_all(forward_throughput.throughput(by_length))
+glue_all(forward_throughput.published_curve(published["no_cache_sweep"]))
 glue_all(vllm_single.by_generated(vllm))
 record.headline(
     "tokens a second without a cache, longest answer",
@@ -942,7 +948,7 @@ table(
 # %% tags=["remove-input"]
 gate = experiments.gate("profile of one pass")
 gate.machine(roofline, experiments.roofline)
-glue_all(words.profile(experiments.pick(gate, record)))
+glue_all(forward_profile.profile(experiments.pick(gate, record)))
 
 # %% [markdown]
 # {glue:text}`profile_finding` Chapter 2 takes the same profile of the same model with a cache.

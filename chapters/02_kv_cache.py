@@ -68,14 +68,18 @@ from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.bench.findings import ch02_kv_cache as words
 from lib.bench.findings import (
+    kv_answer,
+    kv_assumptions,
+    kv_by_length,
     kv_floor,
     kv_steps,
     kv_throughput,
     kv_work,
     vllm_single,
 )
-from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import column, quantity, value
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory
@@ -671,7 +675,7 @@ for turns in (
     gate.repeats([list(map(sum, turns))])
 gate.machine(roofline, experiments.roofline)
 by_answer = shown(gate, "answer_by_step")
-glue_all(words.answer(by_answer))
+glue_all(kv_answer.answer(by_answer))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-answer", "caption": "Time of each step of SmolLM2's answer, without and with a cache: the middle of two turns. The first step computes the prompt in both cases."}}
 drawn = by_answer["answer_by_step"]
@@ -750,7 +754,7 @@ gate = experiments.gate("time of a step by length")
 gate.repeats([t[name] for t in timings for name in ("no_cache", "kv_cache")])
 gate.machine(roofline, experiments.roofline)
 by_step = experiments.pick(gate, record)
-glue_all(words.steps(by_step))
+glue_all(kv_by_length.steps(by_step))
 step_without, step_with = (
     [t[name] for t in timings] for name in ("no_cache", "kv_cache")
 )
@@ -1580,7 +1584,7 @@ glue("agree", agree)
 # ## The predictions and what became of them
 
 # %% tags=["remove-cell"]
-glue_all(words.broke(by_step, by_length))
+glue_all(kv_assumptions.broke(by_step, by_length))
 glue_all(kv_work.same(by_step, by_prompt))
 
 # %% tags=["remove-input"]

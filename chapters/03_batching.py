@@ -71,9 +71,9 @@ import torch
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
-from lib.bench.findings import batch_sweep, vllm_batches
+from lib.bench.findings import batch_steps, vllm_batches
 from lib.bench.findings import ch03_batching as words
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts
@@ -905,7 +905,7 @@ lines(
     },
     label=by_batch.label,
 )
-spread(right, sizes, batch_sweep.step_ms(ours))
+spread(right, sizes, batch_steps.step_ms(ours))
 bound(
     right,
     sizes,

@@ -71,11 +71,12 @@ from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention, gather
 from lib.bench.findings import ch04_paged_cache as words
-from lib.bench.findings import gather_cost
-from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings import gather_cost, gather_rows, paged_gain
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.published_memory import audit, sweeps
+from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.free_bytes import free_bytes
 from lib.bench.measure.memory import page_faults, peak_memory
@@ -993,7 +994,7 @@ if same_bytes.note:
 c, p = served_rows.rows()
 assert c["peak_running"] <= SLOTS < p["peak_running"]
 assert p["steps"] < c["steps"]
-glue_all(words.same_bytes(same_bytes))
+glue_all(paged_gain.same_bytes(same_bytes))
 record.headline(
     "sequences at once on the same bytes, paged over contiguous",
     p["peak_running"] / c["peak_running"],
@@ -1306,7 +1307,7 @@ for ax, name, x in zip(
     lines(
         ax,
         x=series[x],
-        y=gather_cost.curves(series),
+        y=gather_rows.curves(series),
         label=gathered.label,
         recorded=recorded_lines(
             read_records("04", others_only=True),
@@ -1315,7 +1316,7 @@ for ax, name, x in zip(
             y={"gathered": "whole_step", "attention alone": "attention_alone"},
         ),
     )
-    spread(ax, series[x], gather_cost.turns(series))
+    spread(ax, series[x], gather_rows.turns(series))
     caution(ax, gathered.note)
     ax.axhline(1, color=TEXT, linewidth=1)
     log2_axis(ax, "x")

@@ -81,7 +81,7 @@ from fastapi.responses import StreamingResponse
 
 from lib import LLM, SamplingParams
 from lib.bench.findings import ch05_serving as words
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.serving_rows import waves
 from lib.bench.findings.values import quantity

@@ -76,9 +76,10 @@ import httpx
 from lib import LLM, SamplingParams
 from lib.bench.findings import ch06_load_test as words
 from lib.bench.findings import load_rows
-from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import column
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B

@@ -88,7 +88,7 @@ from lib.attention.sdpa import attend, chunk_mask, length_mask
 from lib.attention.triton_config import Gpu, decode_tiles, num_splits
 from lib.bench.findings import ch07_fused_attention as words
 from lib.bench.findings import kernel_limits
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import attention_cost, counts

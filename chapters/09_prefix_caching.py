@@ -70,8 +70,9 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.findings import ch09_prefix_caching as words
 from lib.bench.findings import realistic_prompt
-from lib.bench.findings.gates import Experiments, Shown
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.timing import Timing, measure, measure_in_turns
 from lib.bench.notebook.exercise import check

@@ -74,7 +74,7 @@ from lib.bench.findings import ch11_quantisation as words
 from lib.bench.findings import float8 as float8_words
 from lib.bench.findings import other_engines as engine_words
 from lib.bench.findings import realistic_step
-from lib.bench.findings.gates import Experiments
+from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure.product_bound import product_times, turning_rows
 from lib.bench.measure.quality import compare, log_probs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lib.bench.findings import batch_sweep
+from lib.bench.findings import batch_causes, batch_counts, schedulers
 from lib.bench.findings import ch03_batching as ch03
 from lib.bench.measure.batch_model import step_times, turning_point
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
@@ -63,7 +63,7 @@ def test_the_turning_point_is_the_first_batch_bound_by_arithmetic(bandwidth, rat
 
 def test_the_7b_model_runs_out_of_memory_before_it_is_bound_by_arithmetic():
     assert turning_point(LLAMA_7B, H100, 1000, "bfloat16") is None
-    most = batch_sweep.room(1000)
+    most = batch_counts.room(1000)
     said = ch03.realistic()["realistic_finding"]
     assert f"{most} such sequences fit" in said and "no batch is bound by arithmetic" in said
     assert [row[0] for row in ch03.realistic_rows()] == ["1", "8", "64", str(most)]
@@ -94,7 +94,7 @@ def test_the_first_doubling_is_free_only_where_it_was(data, second, verdict):
 @pytest.mark.parametrize("second, kind", [(75.0, "products"), (45.0, "around")])
 def test_the_products_explain_the_first_doubling_only_where_they_grow(data, second, kind):
     run = with_products(data, [44.0, second, 70, 80, 100, 150, 240])
-    assert batch_sweep.first_cause(run[SWEEP]).kind == kind
+    assert batch_causes.first_cause(run[SWEEP]).kind == kind
     why = ch03.predictions(run)[1].why
     assert ("time is theirs" in why) == (kind == "products")
 
@@ -108,7 +108,7 @@ def test_without_the_products_the_doubling_is_explained_by_chapter_8(data):
     dear = copy.deepcopy(packed.data)
     dear["measurements"]["products"]["columns"]["packed, float32"][1] *= 3
     dear["measurements"]["products"]["samples"] = {}
-    assert "is free" not in batch_sweep.laid_out(Run(dear)).text and series is not None
+    assert "is free" not in batch_causes.laid_out(Run(dear)).text and series is not None
 
 
 @pytest.mark.parametrize("factor_first, kind", [(1.0, "late"), (0.3, "products"), (0.62, "about")])
@@ -119,15 +119,15 @@ def test_the_gain_is_explained_by_the_slower_end(data, factor_first, kind):
     with_rates(data, rates)
     first_step = 1e3 / rates[0]
     run = with_products(data, [0.9 * first_step, 70, 70, 80, 100, 150, 240])
-    assert batch_sweep.gain_cause(run).kind == kind
+    assert batch_causes.gain_cause(run).kind == kind
 
 
 def test_overhead_is_blamed_only_where_the_products_are_a_small_part(data):
     run = with_products(data, [10.0, 11.0, 12, 20, 50, 100, 200])
-    cause = batch_sweep.gain_cause(run)
+    cause = batch_causes.gain_cause(run)
     assert cause.kind == "around" and "shares as it shares the weights" in cause.text
     run = with_products(data, [200.0, 11.0, 12, 20, 50, 100, 200])
-    assert batch_sweep.gain_cause(run).kind == "cannot tell"
+    assert batch_causes.gain_cause(run).kind == "cannot tell"
 
 
 def test_the_corrected_prediction_stands_under_the_first(data):
@@ -149,7 +149,7 @@ def test_the_corrected_prediction_stands_under_the_first(data):
     ],
 )
 def test_a_gain_against_the_count_of_steps(got, words):
-    assert words in ch03.promise(1.866, got)
+    assert words in schedulers.promise(1.866, got)
 
 
 def test_continuous_batching_that_is_slower_fails_its_prediction(data):

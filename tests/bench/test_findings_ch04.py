@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lib.bench.findings import ch04_paged_cache as ch04
-from lib.bench.findings import gather_cost
+from lib.bench.findings import gather_causes, gather_rows, paged_gain
 from lib.bench.records.files import Run
 
 # The record for which these tests were written: a new recording says other things.
@@ -69,7 +69,7 @@ def with_steps(data, few, many, alone, crowd, prompts=(5.0, 5.0)):
     columns(data, "same_bytes").update(
         decode_sequences=[few, many], decode_step=[alone, crowd], prompt_seconds=list(prompts)
     )
-    return ch04.gain_cause(Run(data))
+    return paged_gain.gain_cause(Run(data))
 
 
 def test_the_cause_of_the_gain_is_what_the_steps_show(data):
@@ -104,13 +104,13 @@ def test_overheads_are_compared_and_not_ratios(data):
 
 
 def test_a_slow_step_explains_a_small_overhead_only_where_it_is_slow(data):
-    assert gather_cost.dilution(Run(data)["decode_by_context"]).kind == "slow"
+    assert gather_causes.dilution(Run(data)["decode_by_context"]).kind == "slow"
     assert "slow for other reasons" in ch04.render(Run(data))["broke_finding"]
     found = columns(data, "decode_by_context")
     found["bound_contiguous"][-1] = found["contiguous"][-1]
     found["bound_paged"][-1] = 2 * found["contiguous"][-1]
     run = Run(data)
-    assert gather_cost.dilution(run["decode_by_context"]).kind == "about"
+    assert gather_causes.dilution(run["decode_by_context"]).kind == "about"
     assert prediction(run, "part that the gather adds").why == "no cause was measured"
 
 
@@ -172,14 +172,14 @@ def test_the_realistic_setting_is_the_same_arithmetic():
 
 def test_the_figure_has_the_ratio_of_each_turn(data):
     series = Run(data)["decode_by_batch"]
-    curves, turns = gather_cost.curves(series), gather_cost.turns(series)
+    curves, turns = gather_rows.curves(series), gather_rows.turns(series)
     assert len(turns) == len(series["batch"]) == len(curves["gathered"]) and len(turns[0]) == 5
     assert min(turns[-1]) < curves["measured slots + extra bytes"][-1] < max(turns[-1])
 
 
 def test_one_odd_turn_is_no_verdict(data):
     """At batch 16 of the quiet record one turn of five reaches the predicted ratio."""
-    predicted, measured = gather_cost.overhead(Run(data)["decode_by_batch"], -1)
+    predicted, measured = gather_rows.overhead(Run(data)["decode_by_batch"], -1)
     assert min(measured) < 0 < predicted < max(measured)
 
 

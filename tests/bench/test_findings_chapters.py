@@ -12,6 +12,7 @@ import pytest
 import lib.bench.findings
 from lib.bench.findings import ch01_forward_pass as ch01
 from lib.bench.findings import ch08_launch_overhead as ch08
+from lib.bench.findings import forward_latency, forward_throughput
 from lib.bench.findings.predictions import Prediction
 from lib.bench.paths import measurements_dir, repository
 from lib.bench.records.files import Run, reference
@@ -157,27 +158,27 @@ def test_chapter_1_fails_its_first_prediction_where_it_failed(data):
 )
 def test_chapter_1_blames_what_the_products_show(data, products, kind):
     run = with_products(data, products, 560)
-    assert ch01.gap(run).kind == kind
+    assert forward_latency.gap(run).kind == kind
     cause = ch01.predictions(run)[0].why
-    assert (ch01.FEW_ROWS in cause) == (kind == "products")
+    assert (forward_latency.FEW_ROWS in cause) == (kind == "products")
     assert ("no cause was measured" in cause) == (kind == "cannot tell")
 
 
 def test_chapter_1_blames_few_rows_only_where_more_rows_are_better(data):
-    assert "with few rows or with many" in ch01.gap(with_products(data, 110, 900)).text
+    assert "with few rows or with many" in forward_latency.gap(with_products(data, 110, 900)).text
     data["measurements"][LATENCY]["columns"].pop("products")
     assert (
-        ch01.FEW_ROWS in ch01.gap(Run(data)).text
+        forward_latency.FEW_ROWS in forward_latency.gap(Run(data)).text
     )  # by the profile, and 2.2 against 1.3 times the bound
     data["measurements"][LATENCY]["columns"]["no_cache"][-1] = 1100
-    assert "with few rows or with many" in ch01.gap(Run(data)).text
+    assert "with few rows or with many" in forward_latency.gap(Run(data)).text
 
 
 def test_chapter_1_gives_no_cause_without_a_gap(data):
     series = data["measurements"][LATENCY]["columns"]
     series["no_cache"] = [1.05 * b for b in series["bound"]]
     run = Run(data)
-    assert ch01.gap(run).kind == "small"
+    assert forward_latency.gap(run).kind == "small"
     assert ch01.predictions(run)[0].verdict == "as predicted" and ch01.predictions(run)[0].why == ""
 
 
@@ -217,9 +218,9 @@ def test_chapter_1_reports_no_peak_of_zero(data):
 
 def test_chapter_1_explains_the_published_curve_only_if_it_peaks():
     sweep = reference()["no_cache_sweep"]
-    assert "peak of 169 tokens/s" in ch01.published_curve(sweep)["published_finding"]
+    assert "peak of 169 tokens/s" in forward_throughput.published_curve(sweep)["published_finding"]
     falling = {"new_tokens": [10, 100], "tok_s": [9, 3]}
-    assert "launch" not in ch01.published_curve(falling)["published_finding"]
+    assert "launch" not in forward_throughput.published_curve(falling)["published_finding"]
 
 
 def chapter_8():

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from lib.bench.findings import gates, machine_rates
+from lib.bench.findings import experiments as experiments_module
+from lib.bench.findings import machine_rates
 from lib.bench.findings.curves import trend
-from lib.bench.findings.gates import Experiments, Gate
+from lib.bench.findings.experiments import Experiments
+from lib.bench.findings.gates import Gate
 from lib.bench.findings.predictions import HEADERS, Prediction, predictions_table, tally
 from lib.bench.findings.vocabulary import MISSING
 from lib.bench.measure import system_load
@@ -159,7 +161,9 @@ class Loads:
 def recorded(tmp_path, monkeypatch):
     """A folder with chapter 1's record under this machine's own name, at cpu scale."""
     monkeypatch.setenv("BOOK_SCALE", "cpu")
-    monkeypatch.setattr(gates, "LoadMonitor", Loads())  # whatever else this machine does now
+    monkeypatch.setattr(
+        experiments_module, "LoadMonitor", Loads()
+    )  # whatever else this machine does now
     data = json.loads((Path(__file__).with_name("frozen") / "01_forward_pass.json").read_text())
     data["fingerprint"]["hardware"] = hardware("cpu")
     folder = tmp_path / hardware("cpu")["slug"]
@@ -196,7 +200,7 @@ def test_the_recorded_run_of_this_hardware_takes_the_place(recorded):
 
 
 def test_each_gate_gets_the_load_since_the_gate_before_it(recorded, monkeypatch):
-    monkeypatch.setattr(gates, "LoadMonitor", Loads(0.01, 0.4, None, 0.02))
+    monkeypatch.setattr(experiments_module, "LoadMonitor", Loads(0.01, 0.4, None, 0.02))
     experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
     found = [experiments.gate(name) for name in "abcd"]
     # The third follows the second at once: too short for a load of its own, it shares that one.
@@ -208,7 +212,7 @@ def test_each_gate_gets_the_load_since_the_gate_before_it(recorded, monkeypatch)
 
 def test_beside_a_busy_program_of_others_a_gate_closes(recorded, monkeypatch):
     """With the real monitor: a program that is not this process's child uses a core."""
-    monkeypatch.setattr(gates, "LoadMonitor", system_load.LoadMonitor)
+    monkeypatch.setattr(experiments_module, "LoadMonitor", system_load.LoadMonitor)
     before, after = {"busy": 10.0}, {"busy": 11.5}
     snapshots = iter([before, after, after])
     monkeypatch.setattr(
@@ -221,8 +225,10 @@ def test_beside_a_busy_program_of_others_a_gate_closes(recorded, monkeypatch):
 
 
 def test_on_a_gpu_the_load_is_noted_and_closes_nothing(recorded, monkeypatch):
-    monkeypatch.setattr(gates, "LoadMonitor", Loads(0.9, 0.9))
-    monkeypatch.setattr(gates, "hardware", lambda device: {"slug": "gpu", "kind": "cuda"})
+    monkeypatch.setattr(experiments_module, "LoadMonitor", Loads(0.9, 0.9))
+    monkeypatch.setattr(
+        experiments_module, "hardware", lambda device: {"slug": "gpu", "kind": "cuda"}
+    )
     gate = Experiments("01_forward_pass", "cpu", folder=recorded).gate("latency")
     assert gate.ok and gate.load["others_mean"] == pytest.approx(1.8)
 

@@ -7,13 +7,15 @@ that takes the measured values and returns words; the parts are imported by name
     vocabulary    compare, versus_prediction, versus_bound, share; each returns a Finding (text, kind, ratio, direction)
     curves        trend, scaling, threshold, crossing, ordering
     predictions   Prediction, predictions_table, tally
-    gates         Experiments, Gate, Shown
-    chNN_*        one module per chapter: the sentences of that chapter, tested without running it
+    gates         Gate: the checks of one experiment
+    experiments   Experiments: the gates of one chapter
+    shown         Shown: the run that a page draws and quotes
+    chNN_*        one module per chapter: its predictions and all its sentences, tested without running it
 
-Bind a sentence. Write it in the chapter's module as a function of a run, and branch on `kind`, never on a number that
-the sentence does not print. A run answers `run["series"]` with a Series or None, so that the same function reads this
-run and a recorded one. Collect all of them in `render(run)`, which tests/bench/test_findings_chapters.py calls with
-every recorded run and with perturbed copies:
+Bind a sentence. Write it in the chapter's module, or in one for its topic (`kv_by_length`, `schedulers`), as a function
+of a run, and branch on `kind`, never on a number that the sentence does not print. A run answers `run["series"]` with a
+Series or None, so that the same function reads this run and a recorded one. Collect all of them in `render(run)`, which
+tests/bench/test_findings_chapters.py calls with every recorded run and with perturbed copies:
 
     def speed(run):                                          # lib/bench/findings/ch02_kv_cache.py
         series = run["latency"]

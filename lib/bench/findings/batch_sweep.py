@@ -1,162 +1,36 @@
 """The sentences of chapter 3 about one batch of equal sequences: the sweep over the batch size.
 
-Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None where it has none.
-`packed` is the recorded run of chapter 8, whose products with weights laid out once explain what the first doubling costs.
+Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None
+where it has none. `packed` is the recorded run of chapter 8; see `batch_causes`.
 
 Introduced in chapter 3.
 """
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.bench.findings.curves import growth, ordering, trend
-from lib.bench.findings.values import (
-    Measured,
-    cell,
-    column,
-    ends,
-    number,
-    percent,
-    quantity,
-    times,
-    value,
+from lib.bench.findings.batch_causes import first_cause, first_doubling, gain_cause, laid_out
+from lib.bench.findings.batch_steps import (
+    SWEEP,
+    at_row,
+    batches,
+    doubling,
+    gain,
+    over_bound,
+    ratio,
+    step_ms,
 )
-from lib.bench.findings.vocabulary import (
-    Finding,
-    compare,
-    missing,
-    share,
-    size_of,
-    versus_bound,
-    versus_prediction,
-)
-from lib.bench.measure import counts
-from lib.bench.measure.batch_model import step_times, turning_point
-from lib.bench.measure.data_sheets import H100, LLAMA_7B
+from lib.bench.findings.curves import ordering, trend
+from lib.bench.findings.values import Measured, cell, column, ends, number, percent, times, value
+from lib.bench.findings.vocabulary import compare, missing, size_of, versus_bound, versus_prediction
 from lib.bench.records.series import Series
-from lib.models.checkpoint import GPT2_CONFIG
 
-SWEEP, PEERS = "batch_sweep_float32", "batch_sweep_transformers"
+PEERS = "batch_sweep_transformers"
 RATE = "tokens/s"
 WAYS = {
     "generate": "tok_s",
     "generate with a static cache": "static_cache_tok_s",
     "generate_batch": "generate_batch_tok_s",
 }
-
-
-def batches(series: Series | None) -> list[int]:
-    return [] if series is None else list(series["batch"])
-
-
-def step_ms(series: Series | None, name: str = "tok_s") -> list[Measured]:
-    """Milliseconds of a step at each batch, from a column of rates, with the spread of its repeats."""
-    found: list[Measured] = []
-    for batch, rates in zip(batches(series), column(series, name)):
-        samples = rates if isinstance(rates, list) else [rates]
-        found.append([1e3 * batch / rate for rate in samples if rate and rate > 0] or None)
-    return found
-
-
-def _row(measured: Sequence[Measured], row: int) -> Measured:
-    return measured[row] if -len(measured) <= row < len(measured) else None
-
-
-def ratio(measured: Sequence[Measured], row: int = -1) -> float | None:
-    """The value at `row` over the first one; None where one of them is missing."""
-    return growth(_row(measured, 0), _row(measured, row))
-
-
-def gain(series: Series | None, name: str) -> float | None:
-    """How many times a column grows from the smallest batch to the largest."""
-    return growth(*ends(series, name))
-
-
-def doubling(series: Series | None, measured: Sequence[Measured]) -> float | None:
-    """The batch at which a step takes twice as long as the first, read off between two measured ones; None: not reached."""
-    found = [(b, v.middle) for b, m in zip(batches(series), measured) if (v := value(m)).known]
-    for (a, low), (b, high) in zip(found, found[1:]):
-        if high >= 2 * found[0][1] > low > 0:
-            part = math.log(2 * found[0][1] / low) / math.log(high / low)
-            return a * (b / a) ** part
-    return None
-
-
-# The prediction, by counts.
-
-
-def turning(points: Mapping[tuple[str, int], int | None]) -> dict[str, str]:
-    """Where decoding turns from bandwidth to arithmetic: {(dtype, tokens of a sequence): batch, or None for none}."""
-    said = []
-    for length in dict.fromkeys(length for _, length in points):
-        found = {dtype: batch for (dtype, n), batch in points.items() if n == length}
-        reached = [f"at batch {b:,} in {dtype}" for dtype, b in found.items() if b is not None]
-        never = [dtype for dtype, b in found.items() if b is None]
-        if never and not reached:
-            among = " or ".join(never)
-            where = f"no batch is large enough, in {among}"
-            said.append(f"with sequences of {number(length)} tokens {where}")
-            continue
-        if never:
-            reached.append(f"at no batch in {' or '.join(never)}")
-        said.append(f"with sequences of {number(length)} tokens it turns {' and '.join(reached)}")
-    text = "; ".join(said)
-    return {"turning_finding": f"{text[:1].upper()}{text[1:]}."}
-
-
-def realistic_rows(length: int = 1000) -> list[list[str]]:
-    """One decode step of a 7B model in bfloat16 on an H100, by its data sheet: batch, read, caches, time, throughput."""
-    weights = counts.streamed_bytes(LLAMA_7B, "bfloat16")
-    rows = []
-    for batch in (1, 8, 64, room(length)):
-        read = counts.step_bytes(LLAMA_7B, "bfloat16", [length] * batch)
-        moving, computing = step_times(LLAMA_7B, H100, batch, length, "bfloat16")
-        step = max(moving, computing)
-        rows.append(
-            [
-                f"{batch:,}",
-                f"{read / 1e9:.1f}",
-                percent(1 - weights / read),
-                f"{1e3 * moving:.2f}",
-                f"{1e3 * computing:.2f}",
-                f"{batch / step:,.0f}",
-            ]
-        )
-    return rows
-
-
-def room(length: int, memory: float = 80e9) -> int:
-    """Sequences whose caches fit beside the 7B model's weights: 80 GB on the H100's data sheet."""
-    free = memory - counts.weight_bytes(LLAMA_7B, "bfloat16")
-    return int(free // (length * counts.kv_bytes_per_token(LLAMA_7B, "bfloat16")))
-
-
-def realistic(length: int = 1000) -> dict[str, str]:
-    """The same arithmetic for a 7B model in bfloat16 on an H100."""
-    batch = turning_point(LLAMA_7B, H100, length, "bfloat16")
-    most = room(length)
-    each = counts.decode_flops(LLAMA_7B, length)
-    own = each / (length * counts.kv_bytes_per_token(LLAMA_7B, "bfloat16"))
-    one, all_ = (max(step_times(LLAMA_7B, H100, b, length, "bfloat16")) for b in (1, most))
-    ends_at = (
-        f"no batch is bound by arithmetic: a sequence needs {number(round(own))} operations per "
-        f"byte of its own cache, and the machine could do {number(round(H100.ridge('bfloat16')))}"
-        if batch is None
-        else f"arithmetic takes over at batch {batch:,}"
-    )
-    return {
-        "realistic_finding": (
-            f"With sequences of {number(length)} tokens {ends_at}. Memory is the limit first: "
-            f"{most} such sequences fit beside "
-            f"the weights. A step with all of them takes {times(all_ / one)} as long as a step "
-            f"with one, so batching gives {times(most * one / all_)} the throughput there, and "
-            f"not {most} times."
-        )
-    }
-
-
-# The measured sweep.
 
 
 def sweep(run: Any, packed: Any = None) -> dict[str, str]:
@@ -191,127 +65,6 @@ def _gain(series: Series | None) -> str:
         f"From batch {first} to batch {last}, throughput {shape}. The largest batch has {times(got)} the throughput of "
         f"the smallest, where the bound grows {times(expected)}: {found.verdict}."
     )
-
-
-def over_bound(series: Series | None, row: int) -> float | None:
-    """Time of a step over its bound."""
-    return growth(_row(step_ms(series, "bound_tok_s"), row), _row(step_ms(series), row))
-
-
-def gain_cause(run: Any, packed: Any = None) -> Finding:
-    """Why the batch gains more, or less, than the bounds allow.
-
-    kind: "products" or "around" (what the first step spends its time on), "late" (the largest batch is the slow one),
-    "about" (nothing to explain), "cannot tell" (the first step's time was not split), "missing".
-    """
-    series = run[SWEEP]
-    first, last = over_bound(series, 0), over_bound(series, -1)
-    if first is None or last is None:
-        return missing("the time of a step over its bound")
-    small, large = batches(series)[0], batches(series)[-1]
-    if size_of(first / last) == "about":
-        return Finding("the first step and the last are equally far above their bounds", "about")
-    if first < last:
-        return Finding(
-            f"a step of {large} is further above its bound than a step of {small} ({times(last)} against {times(first)}), "
-            "and a gain is what the last has over the first",
-            "late",
-        )
-    said = (
-        f"a step of {small} is further above its bound than a step of {large} ({times(first)} against {times(last)}), and "
-        "a gain is measured from the first"
-    )
-    found = _first_step(run, packed)
-    if found.kind == "missing":
-        return Finding(
-            f"{said}; what that first step spends its time on was not measured here", "cannot tell"
-        )
-    return Finding(f"{said}. {found.sentence.removesuffix('.')}", found.kind, found.ratio)
-
-
-def _first_step(run: Any, packed: Any) -> Finding:
-    """What a step of one sequence spends its time on: by this chapter's products, else by chapter 8's profile."""
-    series = run[SWEEP]
-    alone, step = _row(column(series, "products"), 0), _row(step_ms(series), 0)
-    part = growth(step, alone)
-    where = "of that first step"
-    if part is None:
-        kinds = packed["time_by_kind"] if packed is not None else None
-        part = value(cell(kinds, "matrix products", 0)).middle
-        where = "of a step of one sequence, in chapter 8's recorded run with SmolLM2,"
-    if part is None or part <= 0:
-        return missing("the first step's share of products")
-    if part > 1.1:
-        return Finding(
-            "the products alone took longer than the step, so this run cannot say why",
-            "cannot tell",
-        )
-    part = min(1.0, part)
-    if part < 0.55:
-        said = f"{percent(1 - part)} {where} is spent around the products, on work that a batch shares as it shares the weights"
-        return Finding(said, "around", part)
-    row, roofline = value(_row(column(series, "products_step"), 0)).middle, run.roofline
-    rate = ""
-    if row and row > 0 and roofline is not None:
-        read = counts.streamed_bytes(GPT2_CONFIG, "float32") / (row / 1e3)
-        rate = f": with one row they read the weights at {quantity(read, 'B/s')} of {quantity(roofline.bandwidth, 'B/s')}"
-    return Finding(f"{share(part)} {where} is in the products{rate}", "products", part)
-
-
-def first_doubling(series: Series | None) -> str:
-    """The first doubling of the batch, which the bound says is free."""
-    ours, bound = step_ms(series), step_ms(series, "bound_tok_s")
-    got, expected = ratio(ours, 1), ratio(bound, 1)
-    if got is None or expected is None:
-        return missing("the first doubling").sentence
-    small, large = batches(series)[:2]
-    verdict = versus_prediction(expected, got, "×").verdict
-    both = (
-        f"{quantity(value(ours[1]).middle, 'ms')} against {quantity(value(ours[0]).middle, 'ms')}"
-    )
-    return (
-        f"A step of {large} sequences takes {times(got)} as long as a step of {small} ({both}), where its bound takes "
-        f"{times(expected)}: {verdict}."
-    )
-
-
-def first_cause(series: Series | None) -> Finding:
-    """Whether the products alone explain the first doubling. kind: "products", "around", "about" (no extra time)."""
-    got, alone = ratio(step_ms(series), 1), ratio(column(series, "products"), 1)
-    if got is None or alone is None:
-        return missing("the time of the products alone")
-    large = batches(series)[1]
-    said = f"the matrix products of these steps, timed alone, take {times(alone)} as long with {large} sequences"
-    if got <= 1.1:
-        return Finding(said, "about", alone)
-    steps, products = (
-        [value(m).middle for m in (_row(c, 0), _row(c, 1))]
-        for c in (step_ms(series), column(series, "products"))
-    )
-    part = (products[1] - products[0]) / (steps[1] - steps[0])
-    if part >= 0.55:
-        return Finding(f"{said}: the step's extra time is theirs", "products", part)
-    return Finding(f"{said}, which explains only a part of the step's extra time", "around", part)
-
-
-def laid_out(packed: Any) -> Finding:
-    """The same doubling with weights laid out once, from chapter 8's recorded run.
-
-    kind: "free" where it costs nothing there and something with PyTorch's own products, else "other".
-    """
-    series = packed["products"] if packed is not None else None
-    plain, once = (column(series, f"{name}, float32") for name in ("F.linear", "packed"))
-    before, after = ratio(plain, 1), ratio(once, 1)
-    if before is None or after is None:
-        return missing("a product whose weights are laid out once")
-    small, large = batches(series)[:2]
-    said = (
-        f"in chapter 8's recorded run of {packed.date}, with SmolLM2, PyTorch's own products with {large} rows take "
-        f"{times(before)} as long as those with {small}; with weights that are laid out once, {times(after)}"
-    )
-    if after <= 1.1 < before:
-        return Finding(f"{said}, and there the larger batch takes no more time", "free", after)
-    return Finding(said, "other", after)
 
 
 def doublings(series: Series | None) -> str:
@@ -359,7 +112,7 @@ def _twice(series: Series | None, ours: list[Measured], bound: list[Measured]) -
 
 
 def _over(series: Series | None, ours: list[Measured], bound: list[Measured]) -> str:
-    first, last = (versus_bound(_row(bound, row), _row(ours, row), "ms") for row in (0, -1))
+    first, last = (versus_bound(at_row(bound, row), at_row(ours, row), "ms") for row in (0, -1))
     if "missing" in (first.kind, last.kind):
         return missing("the time of a step over its bound").sentence
     sizes = batches(series)
@@ -397,7 +150,7 @@ def _precision(run: Any) -> str:
     for dtype in ("tf32", "bfloat16", "float16"):
         other = run[f"batch_sweep_{dtype}"]
         for row, batch in ((-1, "largest"), (0, "smallest")):
-            pair = [_row(column(s, "tok_s"), row) for s in (other, ours)]
+            pair = [at_row(column(s, "tok_s"), row) for s in (other, ours)]
             if all(value(m).known for m in pair):
                 found = compare(*pair, dtype, "float32", what="throughput", unit=RATE)
                 said.append(f"at the {batch} batch, {found}")
@@ -430,21 +183,3 @@ def _utilisation(series: Series | None) -> dict[str, str]:
             "engine, and what the allocator keeps for later are in it."
         )
     return {"utilisation_finding": text, "driver_finding": counted}
-
-
-def published_memory(sweep: Mapping[str, Sequence[float]], per_token: float) -> dict[str, str]:
-    """How steeply the published memory grows, against a reservation of 1,024 tokens for each sequence."""
-    (b0, b1), (m0, m1) = ((sweep[c][0], sweep[c][-1]) for c in ("batch", "peak_mb"))
-    slope, reserved = (m1 - m0) / (b1 - b0), 1024 * per_token / 1e6
-    both = f"the published memory grows by {number(slope)} MB for each further sequence, and this reservation by {number(reserved)} MB"
-    kind = "about as steeply as the reservation" if size_of(slope / reserved) == "about" else (
-        "more steeply than the reservation" if slope > reserved else "less steeply than the reservation"
-    )  # fmt: skip
-    return {"published_memory_finding": f"By the first and the last batch, {both}: {kind}."}
-
-
-def published_gain(sweep: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """The published gain between the smallest and the largest batch."""
-    grown = sweep["tok_s"][-1] / sweep["tok_s"][0]
-    said = f"The published run gained {times(grown)} from batch {sweep['batch'][0]} to batch {sweep['batch'][-1]}."
-    return {"published_gain_finding": said}

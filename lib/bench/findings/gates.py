@@ -7,65 +7,19 @@ Introduced in chapter 1.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from lib.bench.findings import machine_rates
+from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import Measured, percent, value
-from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
-from lib.bench.measure.system_load import MEAN_SHARE, SHORTEST, LoadMonitor
-from lib.bench.paths import measurements_dir
-from lib.bench.records.ceilings import with_runs
-from lib.bench.records.files import Run, read_records
+from lib.bench.measure.system_load import MEAN_SHARE
+from lib.bench.records.files import Run
 from lib.bench.records.record import Record
-from lib.bench.records.series import Series
-from lib.bench.scale import scale
-from lib.bench.script_options import options
 
 REPEATS, SPREAD = 2, 0.25  # least repeats, and their range over their median at most
 # Cores that other processes may use on a machine of a few cores, on average and at once.
 OTHERS_MEAN, OTHERS_MAX = 0.25, 1.0
 _LOADED = "while it ran"  # ends every reason that is about other load
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The run that a page draws and quotes: `shown["series"]` is its Series, or None where it has none.
-
-    label: its name in a figure's legend. note: what the page says where it is not this run, or where it is one that
-    failed its gate and has no recorded run to take its place; empty otherwise. reason: the part of the note that says
-    what was wrong with this run.
-    """
-
-    run: Record | Run
-    label: str = "this run"
-    note: str = ""
-    reason: str = ""
-    # Series that were asked for and are not there.
-    absent: set[str] = field(default_factory=set, compare=False)
-
-    def __getitem__(self, name: str) -> Series | None:
-        found = self.run.series.get(name) if isinstance(self.run, Record) else self.run[name]
-        if found is None:
-            self.absent.add(name)
-        return found
-
-    def to_draw(self, name: str, this_run: Record) -> tuple[Series, str]:
-        """A series and the note for its figure: this run's series where the recorded run has none of that name."""
-        if (found := self[name]) is not None:
-            return found, self.note
-        return this_run[name], f"{self.reason}; the recorded run has no such curve"
-
-    @property
-    def recorded(self) -> bool:
-        return isinstance(self.run, Run)
-
-    @property
-    def roofline(self) -> Roofline | None:
-        return self.run.roofline
 
 
 @dataclass
@@ -202,129 +156,3 @@ class Gate:
 def closed_in(run: Run, experiment: str) -> list[str]:
     """Why a recorded run could not show an experiment; empty where it could, and for records without gates."""
     return next((g["reasons"] for g in run.gates if g["experiment"] == experiment), [])
-
-
-class Experiments:
-    """The gates of one chapter, and the recorded run that stands in where one of them fails.
-
-    At smoke scale every gate is closed: those sizes test the code and show nothing. Without a recorded run of this
-    hardware a closed gate leaves this run on the page, with its note.
-
-    A gate gets the load that other programs made since the gate before it, or since this object was made: create it
-    before the first measurement, and each gate right after its own. On a GPU the load is noted and closes nothing:
-    the times are the device's, and a container's host has cores that this process cannot use.
-    """
-
-    def __init__(
-        self,
-        chapter: str,
-        device: torch.device | str | None = None,
-        folder: Path | str | None = None,
-    ):
-        described = hardware(device)
-        slug, self._on_cpu = described["slug"], described["kind"] == "cpu"
-        runs = [run for run in read_records(chapter, folder=folder) if run.slug == slug]
-        # A run that is being recorded shows itself: an older record must not take its place.
-        recording = options().record is not None
-        self.recorded: Run | None = runs[0] if runs and not recording else None
-        self._records = (measurements_dir() if folder is None else Path(folder)) / slug
-        self.gates: list[Gate] = []
-        self._monitor = LoadMonitor(interval=None).start()
-        self._load: dict[str, float] = {}
-
-    @property
-    def roofline(self) -> Roofline | None:
-        """The ceilings of the recorded run, with those of all known runs of this machine, for `Gate.machine`."""
-        if self.recorded is None or self.recorded.roofline is None:
-            return None
-        return with_runs(self.recorded.roofline, self._records, torch.get_num_threads())
-
-    def gate(self, experiment: str) -> Gate:
-        """A new gate; `experiment` names it on the page, e.g. "time by prompt length"."""
-        gate = Gate(experiment)
-        gate.decided = not gate.check(scale() != "smoke", "it is a test run at the smallest sizes")
-        load = self._load_until_now()
-        if self._on_cpu:
-            gate.quiet(load)
-        gate.load = load
-        self.gates.append(gate)
-        return gate
-
-    def _load_until_now(self) -> dict[str, float]:
-        """What others used since the last gate, in cores. Gates that follow each other at once share one load."""
-        load = self._monitor.stop()
-        self._monitor = LoadMonitor(interval=None).start()
-        if load is not None and load.seconds >= SHORTEST:
-            self._load = {
-                "others_mean": load.others_mean * load.cores,
-                "steal": load.steal * load.cores,
-                "cores": load.cores,
-                "seconds": load.seconds,
-            }
-        return self._load
-
-    def pick(self, gate: Gate, this_run: Record | Run) -> Shown:
-        """See `Gate.pick`. A record that is picked from keeps all gates of this chapter."""
-        if isinstance(this_run, Record):
-            this_run.gates = self.to_json
-        return gate.pick(this_run, self.recorded)
-
-    def pick_for_all(self, gates: Iterable[Gate], this_run: Record | Run) -> Shown:
-        """One run for sentences that need several experiments: this one where all of their gates are open."""
-        gates = list(gates)
-        both = Gate("", list(dict.fromkeys(r for gate in gates for r in gate.reasons)))
-        shown = self.pick(both, this_run)
-        for gate in gates:
-            if not gate.ok and gate.shown is None:
-                gate.shown = shown
-        return shown
-
-    def summary(self) -> str:
-        """For the head of the page: which experiments this copy could not show, and what stands in their place."""
-        closed = [gate for gate in self.gates if not gate.ok]
-        remark = next((gate.remark for gate in self.gates if gate.ok and gate.remark), "")
-        if remark:
-            remark = f" {remark[:1].upper()}{remark[1:]}: compare its ratios with the record's, and not its times."
-        if not closed:
-            return (
-                "All experiments on this page ran under conditions that allow their conclusions."
-                + remark
-            )
-        grouped: dict[str, list[str]] = {}
-        for gate in closed:
-            grouped.setdefault("; ".join(gate.reasons), []).append(gate.experiment)
-        said = "; ".join(f"{_listed(names)} ({reasons})" for reasons, names in grouped.items())
-        count = len(closed)
-        return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {self._instead(closed)}{remark}"
-
-    def _instead(self, closed: list[Gate]) -> str:
-        """What stands in the place of the experiments that could not be shown."""
-        if self.recorded is None:
-            return "There is no recorded run of this hardware; read their numbers with care."
-        run = f"the recorded run of {self.recorded.date} on the same hardware"
-        there = [gate.experiment for gate in closed if gate.stood_in]
-        missing = [gate.experiment for gate in closed if not gate.stood_in]
-        if not missing:
-            return f"Their figures and sentences come from {run}."
-        if not there:
-            return f"Nothing of {run} takes their place; read their numbers with care."
-        return (
-            f"The figures and sentences of {_listed(there)} come from {run}. It does not have all that takes the place of "
-            f"{_listed(missing)}; read the numbers there with care."
-        )
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """The gates as plain data, for a record."""
-        return [
-            {
-                "experiment": gate.experiment,
-                "ok": gate.ok,
-                "reasons": gate.reasons,
-                "load": dict(gate.load or {}),
-            }
-            for gate in self.gates
-        ]
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -14,6 +14,7 @@ from lib.bench.records.series import Series
 from lib.models.checkpoint import GPT2_CONFIG
 
 STEPS = "step_by_length"
+STAGES = ("the step with the cache", "the step without")
 NAMES = {
     "sum": "the fixed cost plus the arithmetic",
     "larger": "the larger of fixed cost and arithmetic",

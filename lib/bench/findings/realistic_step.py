@@ -5,7 +5,7 @@ All times are the larger of bytes over bandwidth and operations over rate, so th
 Introduced in chapter 10.
 """
 
-from lib.bench.findings.batch_sweep import room
+from lib.bench.findings.batch_counts import room
 from lib.bench.findings.values import percent, quantity, times
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B

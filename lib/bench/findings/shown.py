@@ -1,0 +1,48 @@
+"""The run that a page draws and quotes: this one, or the recorded one of the same hardware.
+
+Introduced in chapter 1.
+"""
+
+from dataclasses import dataclass, field
+
+from lib.bench.measure.roofline import Roofline
+from lib.bench.records.files import Run
+from lib.bench.records.record import Record
+from lib.bench.records.series import Series
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The run that a page draws and quotes: `shown["series"]` is its Series, or None where it has none.
+
+    label: its name in a figure's legend. note: what the page says where it is not this run, or where it is one that
+    failed its gate and has no recorded run to take its place; empty otherwise. reason: the part of the note that says
+    what was wrong with this run.
+    """
+
+    run: Record | Run
+    label: str = "this run"
+    note: str = ""
+    reason: str = ""
+    # Series that were asked for and are not there.
+    absent: set[str] = field(default_factory=set, compare=False)
+
+    def __getitem__(self, name: str) -> Series | None:
+        found = self.run.series.get(name) if isinstance(self.run, Record) else self.run[name]
+        if found is None:
+            self.absent.add(name)
+        return found
+
+    def to_draw(self, name: str, this_run: Record) -> tuple[Series, str]:
+        """A series and the note for its figure: this run's series where the recorded run has none of that name."""
+        if (found := self[name]) is not None:
+            return found, self.note
+        return this_run[name], f"{self.reason}; the recorded run has no such curve"
+
+    @property
+    def recorded(self) -> bool:
+        return isinstance(self.run, Run)
+
+    @property
+    def roofline(self) -> Roofline | None:
+        return self.run.roofline
