@@ -515,7 +515,7 @@ record.add(
 )
 gate = experiments.gate("steps against their bound")
 gate.machine(roofline, experiments.roofline)
-glue_all(words.closed.line_bound(experiments.pick(gate, record)))
+glue_all(words.line_bound(experiments.pick(gate, record)))
 
 # %% [markdown]
 # {glue:text}`model_finding` {glue:text}`bound_finding`
@@ -706,7 +706,7 @@ show(fig, "06_stall")
 # %% tags=["remove-input"]
 glue("places", places)
 glue("due_in_stall", DUE + places // 2)
-glue_all(words.opened.stall(stall_run))
+glue_all(words.stall(stall_run))
 
 # %% [markdown]
 # {glue:text}`stall_finding` From here on, all times start when a request is due.
@@ -913,8 +913,8 @@ caution(ax, closed_run.note)
 show(fig, "06_tradeoff")
 
 # %% tags=["remove-input"]
-glue_all(words.closed.latencies(closed_run))
-glue_all(words.closed.queue(closed_run))
+glue_all(words.latencies(closed_run))
+glue_all(words.queue(closed_run))
 
 # %% [markdown]
 # {glue:text}`answer_finding` {glue:text}`first_token_finding` {glue:text}`waited_finding` {glue:text}`pace_finding`
@@ -998,10 +998,10 @@ table(
 )
 
 # %% tags=["remove-input"]
-glue_all(words.closed.prompts(length_run))
-glue_all(words.closed.foretold(Shown(record)))
-glue_all(words.closed.throughput(closed_run))
-batching, paging = words.closed.factors(Shown(record))
+glue_all(words.prompts(length_run))
+glue_all(words.foretold(Shown(record)))
+glue_all(words.throughput(closed_run))
+batching, paging = words.factors(Shown(record))
 record.headline(
     f"paged over sequential, {COMPARE_AT} users", batching * paging, "×"
 )
@@ -1068,7 +1068,7 @@ record.headline("throughput over HTTP / offline", http["share"][0])
 gate = experiments.gate("the cost of HTTP")
 gate.repeats([offline, online])
 gate.quiet(load)
-glue_all(words.closed.http(experiments.pick(gate, record)))
+glue_all(words.http(experiments.pick(gate, record)))
 
 # %% [markdown]
 # {glue:text}`http_finding` The server's event loop, the load generator and the engine share the same cores.
@@ -1218,7 +1218,7 @@ gate.check(
     "the limit was never reached",
 )
 gate.check(
-    words.opened.twins(this_run).kind in ("about", "little"),
+    words.twins(this_run).kind in ("about", "little"),
     "the two copies of one server are not equally fast below the knee",
 )
 kept_up(gate, open_rows)
@@ -1252,8 +1252,8 @@ caution(ax, open_run.note)
 show(fig, "06_hockey_stick")
 
 # %% tags=["remove-input"]
-glue_all(words.opened.knee(open_run))
-glue_all(words.opened.law(open_run))
+glue_all(words.knee(open_run))
+glue_all(words.law(open_run))
 slo = open_run["open_loop"].params["slo"]
 glue("slo_ttft", slo["ttft"], ".2f")
 glue("slo_tpot", 1e3 * slo["tpot"], ".0f")
@@ -1261,7 +1261,7 @@ glue("limit", open_run["open_loop"].params["limit"])
 glue("seats", open_run["closed_loop"].params["max_num_seqs"])
 record.headline(
     "requests/s reached / predicted capacity",
-    load_rows.middle(words.opened.best_rate(this_run)) / capacity,
+    load_rows.middle(words.best_rate(this_run)) / capacity,
 )
 
 # %% [markdown]
@@ -1344,8 +1344,8 @@ caution(ax, note)
 show(fig, "06_queue")
 
 # %% tags=["remove-input"]
-glue_all(words.opened.twin(open_run))
-glue_all(words.opened.goodput(open_run))
+glue_all(words.twin(open_run))
+glue_all(words.goodput(open_run))
 kept = [
     load_rows.value(
         load_rows.opened(this_run, "goodput", name, max(SHARES))
@@ -1410,7 +1410,7 @@ drawn = pattern_run["patterns"]
 fig, ax = figure(height=2.8)
 bars(
     ax,
-    [words.opened.CALLED[kind] for kind in drawn["pattern"]],
+    [words.CALLED[kind] for kind in drawn["pattern"]],
     {
         "median": drawn["ttft_p50"],
         "95th percentile": drawn["ttft_p95"],
@@ -1421,7 +1421,7 @@ caution(ax, pattern_run.note)
 show(fig, "06_patterns")
 
 # %% tags=["remove-input"]
-glue_all(words.opened.patterns(pattern_run))
+glue_all(words.patterns(pattern_run))
 
 # %% [markdown]
 # {glue:text}`patterns_finding`

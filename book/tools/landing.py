@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.tools.diagrams import inline
 from lib.bench.findings.at_a_glance import Stage, sentence, stages
-from lib.bench.findings.overhead_engines import whole_way
+from lib.bench.findings.overhead_whole_way import whole_way
 from lib.bench.findings.values import number, times
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import Run, read_records

@@ -10,56 +10,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from lib.core.outputs import RequestOutput
 from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
+from lib.serving.call import Call
 from lib.serving.engine_thread import Abort, Add, EngineThread, Turn
-from lib.serving.errors import ApiError, invalid_request
+from lib.serving.errors import ApiError, engine_error, invalid_request
 from lib.serving.logs import log
 from lib.serving.observer import InFlightRequest, Observer
-from lib.serving.output_collector import OutputCollector, Update
-
-_T = TypeVar("_T")
+from lib.serving.output_collector import Update
 
 # A step that takes longer than this hangs: the slowest one, a full batch of a large model on a CPU, takes seconds, and
 # what is compiled on first use was compiled by the warm-up.
 HUNG_STEP_SECONDS = 60.0
-
-
-@dataclass
-class Call:
-    """One admitted HTTP request, from `AsyncLLM.open` to `AsyncLLM.close`. Plain data: it calls nothing.
-
-    `reserved`: sequences it may still hand to the engine. `outputs`: the finished ones, by prompt.
-    """
-
-    id: str
-    stream: bool
-    reserved: int
-    timeout: float | None  # seconds
-    deadline: float | None  # in the event loop's time
-    log_fields: dict[str, Any]
-    cache_salt: str | None = None
-    arrival: float = field(default_factory=time.monotonic)
-    request_ids: list[str] = field(default_factory=list)
-    outputs: dict[int, RequestOutput] = field(default_factory=dict)
-    collector: OutputCollector = field(default_factory=OutputCollector)
-
-    async def in_time(self, work: Awaitable[_T]) -> _T:
-        """Await a part of the call's work. Raises ApiError 504 once the call's time is up."""
-        try:
-            async with asyncio.timeout_at(self.deadline):
-                return await work
-        except TimeoutError:
-            raise ApiError(
-                504,
-                f"the request took longer than {self.timeout:g} s, the limit of this server",
-                code="timeout",
-            ) from None
 
 
 class AsyncLLM:
@@ -219,7 +185,7 @@ class AsyncLLM:
                     call.collector.fail(invalid_request(error))
                 else:
                     self.observer.failed(request)
-                    call.collector.fail(_engine_error())
+                    call.collector.fail(engine_error())
         self.observer.turned(turn)
 
     def _deliver(self, output: RequestOutput, now: float) -> None:
@@ -229,7 +195,7 @@ class AsyncLLM:
             self._forget(output.request_id)
         if any(chunk.finish_reason == "error" for chunk in output.chunks):
             errors = (getattr(completion, "error", None) for completion in output.completions)
-            call.collector.fail(_engine_error(next(filter(None, errors), None)))
+            call.collector.fail(engine_error(next(filter(None, errors), None)))
         elif call.stream or output.finished:
             call.collector.put(
                 Update(
@@ -269,11 +235,3 @@ class AsyncLLM:
         self.in_flight -= num_sequences
         if self.in_flight == 0:
             self._idle.set()
-
-
-def _engine_error(text: str | None = None) -> ApiError:
-    return ApiError(
-        500,
-        text or "the engine failed while it worked on this request; try again",
-        code="engine_error",
-    )

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from lib.core.outputs import Chunk, Completion
 from lib.core.sampling_params import SamplingParams
-from lib.serving.async_llm import Call
+from lib.serving.call import Call
 from lib.serving.chat_protocol import ChatRequest, NamedTool
 from lib.serving.completions import ERRORS
 from lib.serving.logprobs import chat_logprobs, prompt_logprobs, token_names

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from lib.core.outputs import Chunk, Completion
 from lib.core.sampling_params import SamplingParams
-from lib.serving.async_llm import Call
+from lib.serving.call import Call
 from lib.serving.errors import ApiError
 from lib.serving.logprobs import Row, completion_logprobs, prompt_logprobs, token_names
 from lib.serving.output_collector import Update

@@ -59,6 +59,15 @@ def invalid_request(error: ValueError) -> ApiError:
     )
 
 
+def engine_error(text: str | None = None) -> ApiError:
+    """A 500 for a request on which the engine failed; `text`: what the engine says about it."""
+    return ApiError(
+        500,
+        text or "the engine failed while it worked on this request; try again",
+        code="engine_error",
+    )
+
+
 def install(app: FastAPI) -> None:
     """Have every error of `app` answered in this shape, the router's own and the unforeseen included."""
 

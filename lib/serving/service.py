@@ -24,7 +24,8 @@ from starlette.responses import JSONResponse, Response
 
 from lib.core.sampling_params import SamplingParams
 from lib.engine.llm import LLM
-from lib.serving.async_llm import AsyncLLM, Call
+from lib.serving.async_llm import AsyncLLM
+from lib.serving.call import Call
 from lib.serving.errors import ApiError, invalid_request, refuse
 from lib.serving.observer import Observer
 from lib.serving.output_collector import Update

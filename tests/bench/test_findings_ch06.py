@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.bench.findings import ch06_load_test as ch06
-from lib.bench.findings import load_open
+from lib.bench.findings import load_patterns
 from lib.bench.findings.load_rows import CONTIGUOUS, LIMITED, PAGED, SEQUENTIAL
 from lib.bench.records.files import Run
 
@@ -131,7 +131,7 @@ def test_a_limit_that_brings_nothing_is_a_failed_prediction(data):
 def test_steady_is_the_easiest_only_where_it_was(data, steady, easiest):
     put(data, "patterns", "ttft_p95", steady, pattern="steady")
     assert ("measures the easiest case" in said(data, "patterns_finding")) == easiest
-    assert load_open.steady_is_easiest(Run(data)) == easiest
+    assert load_patterns.steady_is_easiest(Run(data)) == easiest
     verdict = ch06.predictions(Run(data))[-1].verdict
     assert verdict == ("as predicted" if easiest else "the prediction failed")
 
@@ -178,6 +178,6 @@ def test_a_step_has_a_bound_and_its_parts_have_none(data, each, full):
         "unit": "s", "params": {"max_num_seqs": 16}, "seed": 0, "samples": {},
         "columns": {"server": [PAGED], "shared": [0.0163], "each": [each], "shared_bound": [0.0063], "each_bound": [0.0012 if each > 0.0005 else 0.0015]},
     }  # fmt: skip
-    said = ch06.closed.line_bound(Run(data))["bound_finding"]
+    said = ch06.line_bound(Run(data))["bound_finding"]
     one, _, many = said.partition(", and one of 16 is ")
     assert "times the bound" in one and "ceiling" not in one and full in many

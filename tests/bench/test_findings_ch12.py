@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib.bench.findings import ch12_structured_output as ch12
-from lib.bench.findings import schema_suite
+from lib.bench.findings import mask_answers, mask_cost, schema_suite
 from lib.bench.records.files import Run
 
 
@@ -47,7 +47,7 @@ def test_answers_that_were_asked_for_are_counted_together():
 def test_masked_answers(stopped, valid, said, share):
     found = answers(stopped, valid)
     assert said in ch12.asking(found)["masked_finding"]
-    assert ch12.valid_share(found) == pytest.approx(share)
+    assert mask_answers.valid_share(found) == pytest.approx(share)
     verdict = ch12.predictions(found)[0].verdict
     assert verdict == ("as predicted" if share == 1.0 else "the prediction failed")
 
@@ -91,7 +91,7 @@ def test_the_goal_is_judged_at_its_batch_alone():
 
 @pytest.mark.parametrize("beside, word", [(0.15, "as fast as"), (0.3, "about the same"), (0.6, "as long as")])  # fmt: skip
 def test_masks_beside_the_model_get_credit_only_where_the_step_is_shorter(beside, word):
-    said = ch12.hidden(step((0.1,), new=(beside,)), "new states").text
+    said = mask_cost.hidden(step((0.1,), new=(beside,)), "new states").text
     assert word in said
 
 

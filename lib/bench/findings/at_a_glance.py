@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lib.bench.findings.overhead_engines import rates
-from lib.bench.findings.overhead_step import last_batch
+from lib.bench.findings.overhead_rows import last_batch
+from lib.bench.findings.overhead_whole_way import rates
 from lib.bench.findings.serving_rows import named
 from lib.bench.findings.values import cell, number, percent, value
 from lib.bench.findings.vocabulary import Finding, compare, missing

@@ -8,8 +8,8 @@ Introduced in chapter 7.
 from dataclasses import replace
 from typing import Any
 
-from lib.bench.findings import fused_layer, fused_parts, fused_step
-from lib.bench.findings.fused_layer import broke, layer, second_model_rows, warm_caches
+from lib.bench.findings import fused_layer, fused_parts, fused_rows, fused_step, fused_warm
+from lib.bench.findings.fused_layer import broke, layer
 from lib.bench.findings.fused_parts import (
     caches,
     chunks,
@@ -20,6 +20,7 @@ from lib.bench.findings.fused_parts import (
     shuffled,
 )
 from lib.bench.findings.fused_step import realistic, realistic_rows, service, step
+from lib.bench.findings.fused_warm import second_model_rows, warm_caches
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import percent, times
 from lib.bench.measure.roofline import Roofline
@@ -51,25 +52,25 @@ def bound_by(intensity: float, roofline: Roofline) -> dict[str, str]:
 def predictions(run: Any, parts: Any = None, steps: Any = None) -> list[Prediction]:
     """The chapter's predictions, for the table at its end; parts, steps: the runs of those experiments, where others."""
     parts, steps = (run if other is None else other for other in (parts, steps))
-    warm = fused_layer.warm_share(run, "contiguous")
-    fused_warm = fused_layer.warm_share(run, "fused")
+    warm = fused_warm.warm_share(run, "contiguous")
+    warm_kernel = fused_warm.warm_share(run, "fused")
     slow = _left(warm, "the contiguous read")
     found = [
         Prediction(
             "attention of a layer: gather over contiguous, by bytes",
-            fused_layer.foretold(run, "gather"), fused_layer.measured(run, "gather"), slow, "×",
+            fused_layer.foretold(run, "gather"), fused_rows.measured(run, "gather"), slow, "×",
         ),
         Prediction(
             "attention of a layer: fused over contiguous, by bytes",
-            1.0, fused_layer.measured(run, "fused"), slow, "×",
+            1.0, fused_rows.measured(run, "fused"), slow, "×",
         ),
         Prediction(
             "the same for the gather, by warm caches plus bytes",
-            fused_layer.added_ratio(run, "gather"), fused_layer.measured(run, "gather"), "", "×",
+            fused_warm.added_ratio(run, "gather"), fused_rows.measured(run, "gather"), "", "×",
         ),
         Prediction(
             "the same for fused, by warm caches plus bytes",
-            fused_layer.added_ratio(run, "fused"), fused_layer.measured(run, "fused"), _overlap(run), "×",
+            fused_warm.added_ratio(run, "fused"), fused_rows.measured(run, "fused"), _overlap(run), "×",
         ),
         Prediction(
             "copy of the gather over attention in one piece, by bytes",
@@ -77,8 +78,8 @@ def predictions(run: Any, parts: Any = None, steps: Any = None) -> list[Predicti
         ),
         Prediction(
             "fused kernel: float32 over half precision, by bytes",
-            2.0, fused_layer.over(fused_layer.largest(run, "fused"), fused_layer.largest(run, "fused_half")),
-            _left(fused_warm, "the fused kernel"), "×",
+            2.0, fused_rows.over(fused_rows.largest(run, "fused"), fused_rows.largest(run, "fused_half")),
+            _left(warm_kernel, "the fused kernel"), "×",
         ),
         Prediction(
             "whole step: gather over contiguous, by bytes",
@@ -104,15 +105,15 @@ def _left(warm: float | None, name: str) -> str:
 
 
 def _overlap(run: Any) -> str:
-    measured, added = fused_layer.largest(run, "fused"), fused_layer.added(run, "fused")
-    ratio = fused_layer.over(measured, added)
+    measured, added = fused_rows.largest(run, "fused"), fused_warm.added(run, "fused")
+    ratio = fused_rows.over(measured, added)
     if ratio is None or ratio >= 0.9:
         return ""
     return f"the kernel takes {times(ratio)} the sum, so it computes while keys arrive"
 
 
 def _faster_kernel(run: Any, steps: Any) -> str:
-    ratio, whole = fused_layer.measured(run, "fused"), fused_step.measured_ratio(steps, "fused")
+    ratio, whole = fused_rows.measured(run, "fused"), fused_step.measured_ratio(steps, "fused")
     if ratio is None or whole is None or (ratio < 1) != (whole < 1):
         return ""
     return f"attention alone: {times(ratio)}"

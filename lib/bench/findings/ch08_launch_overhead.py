@@ -10,32 +10,15 @@ from typing import Any
 
 from lib.bench.findings import vllm_batches
 from lib.bench.findings.curves import growth
-from lib.bench.findings.overhead_engines import (
-    SAME_ARITHMETIC,
-    busy,
-    busy_ratio,
-    modules,
-    prefill,
-    prompt_ratio,
-    steps,
-    whole_way,
-)
+from lib.bench.findings.overhead_busy import busy, busy_ratio
+from lib.bench.findings.overhead_engines import modules, steps
 from lib.bench.findings.overhead_fused import fused, fused_prediction
-from lib.bench.findings.overhead_step import (
-    LAUNCHES,
-    STEPS,
-    bound_and_count,
-    by_kind,
-    kernels,
-    last_batch,
-    middle,
-    more_calls,
-    packed_prediction,
-    python_seconds,
-    share_trend,
-    slow_products,
-    starting,
-)
+from lib.bench.findings.overhead_kernels import kernels, packed_prediction, slow_products
+from lib.bench.findings.overhead_profile import by_kind, more_calls, python_seconds, share_trend
+from lib.bench.findings.overhead_prompt import SAME_ARITHMETIC, prefill, prompt_ratio
+from lib.bench.findings.overhead_rows import LAUNCHES, STEPS, last_batch, middle
+from lib.bench.findings.overhead_step import bound_and_count, starting
+from lib.bench.findings.overhead_whole_way import whole_way
 from lib.bench.findings.peer_limit import peer_limit
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, cell, number, quantity, times, value

@@ -1,47 +1,25 @@
-"""One layer's decode attention in three ways: by batch, by context, and by a model that adds warm caches and bytes.
+"""One layer's decode attention in three ways: by batch, by context, and against its bytes.
 
 Introduced in chapter 7.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-from lib.bench.findings.values import (
-    Measured,
-    cell,
-    number,
-    percent,
-    times,
-    value,
+from lib.bench.findings.fused_rows import (
+    BATCH,
+    CONTEXT,
+    KINDS,
+    enumerated,
+    judged,
+    largest,
+    measured,
+    over,
+    positive,
+    versus_scaled,
 )
-from lib.bench.findings.vocabulary import (
-    Finding,
-    compare,
-    missing,
-    versus_prediction,
-)
-
-BATCH, CONTEXT, HOT = "attention_by_batch", "attention_by_context", "hot_and_cold"
-KINDS = {"contiguous": "the contiguous read", "gather": "the gather", "fused": "the fused kernel"}
-TRANSFERS = {"contiguous": 1, "gather": 3, "fused": 1}  # times that each key and value moves
-WARM = "one layer again and again"
-
-
-def positive(measured: Measured) -> float | None:
-    """The middle of a measured value, where it is above zero."""
-    found = value(measured).middle
-    return found if found is not None and found > 0 else None
-
-
-def over(a: Measured, b: Measured) -> float | None:
-    """a over b by their middles; None where one is missing or not above zero."""
-    x, y = positive(a), positive(b)
-    return x / y if x and y else None
-
-
-def largest(run: Any, column: str) -> Measured:
-    """The value at the largest batch."""
-    return cell(run[BATCH], column, -1)
+from lib.bench.findings.fused_warm import warm_share
+from lib.bench.findings.values import cell, number, percent, times
+from lib.bench.findings.vocabulary import compare, missing
 
 
 def foretold(run: Any, kind: str) -> float | None:
@@ -51,29 +29,12 @@ def foretold(run: Any, kind: str) -> float | None:
     return over(largest(run, "bound_gather"), largest(run, "bound"))
 
 
-def measured(run: Any, kind: str) -> float | None:
-    """Time over the contiguous read's at the largest batch."""
-    return over(largest(run, kind), largest(run, "contiguous"))
-
-
-def judged(run: Any, kind: str, predicted: float | None) -> Finding:
-    """The verdict on a predicted ratio to the contiguous read."""
-    return versus_prediction(predicted, measured(run, kind), "×")
-
-
 def where(run: Any) -> str:
     """The largest batch and its context: "At batch 64 and 512 tokens"."""
     batch, context = positive(largest(run, "batch")), positive(largest(run, "context"))
     if batch is None or context is None:
         return "At the largest batch"
     return f"At batch {number(batch)} and {number(context)} tokens"
-
-
-def versus_scaled(factor: float | None, base: Measured, got: Measured) -> Finding:
-    """The verdict on "`got` is `factor` times `base`", by all repeats of both."""
-    samples = base if isinstance(base, list) else [base]
-    known = [factor * s for s in samples if s is not None and factor is not None]
-    return versus_prediction(known or None, got)
 
 
 def verdict_of(run: Any, kind: str) -> str:
@@ -104,18 +65,13 @@ def layer(run: Any) -> dict[str, str]:
     }
 
 
-def warm_caches(run: Any) -> dict[str, str]:
-    """What is left of the time in warm caches, and the model that adds it to the bytes."""
-    return {"warm_finding": _warm(run), "second_model_finding": _second_model(run)}
-
-
 def broke(run: Any) -> dict[str, str]:
     """What became of "bytes are time"."""
     found = {kind: judged(run, kind, foretold(run, kind)) for kind in ("gather", "fused")}
     kinds = {verdict.kind for verdict in found.values()}
     if "missing" in kinds:
         return {"broke_finding": missing("what became of it").sentence}
-    said = _and([f"{KINDS[kind]} took {times(measured(run, kind))}" for kind in found])
+    said = enumerated([f"{KINDS[kind]} took {times(measured(run, kind))}" for kind in found])
     said = f"Measured over the contiguous read, {said}"
     if kinds == {"about"}:
         return {"broke_finding": f"{said}, as predicted in this run."}
@@ -133,15 +89,11 @@ def _bandwidth(run: Any) -> str:
     if not known:
         return missing("the bandwidth that attention achieves").sentence
     first, *others = (f"{KINDS[kind]} {{}}{percent(s)}" for kind, s in known.items())
-    listed = _and([first.format("uses "), *(other.format("") for other in others)])
+    listed = enumerated([first.format("uses "), *(other.format("") for other in others)])
     said = f"With each byte counted once, {listed} of the machine's bandwidth."
     if max(known.values()) > 1.1:
         said += " More than all of it is possible only where the ceiling was measured too low."
     return said
-
-
-def _and(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _ranges(run: Any) -> str:
@@ -178,95 +130,6 @@ def _half(run: Any) -> str:
         said += (
             " The arithmetic stays the same: two bytes are widened to four, and then there are as many "
             "multiplications as before. The next section shows how much of the time that is."
-        )
-    return said
-
-
-# The model that adds: what is left in warm caches, plus the bytes.
-
-
-def _protocol_row(run: Any, last: bool) -> int | None:
-    series = run[HOT]
-    if series is None or "protocol" not in series:
-        return None
-    return len(series["protocol"]) - 1 if last else 0
-
-
-def hot(run: Any, kind: str, last: bool = True) -> Measured:
-    """Seconds of a layer with warm caches (`last`), or with caches emptied before."""
-    row = _protocol_row(run, last)
-    return None if row is None else cell(run[HOT], kind, row)
-
-
-def warm_share(run: Any, kind: str) -> float | None:
-    """What is left of the time where the keys are in the processor's caches."""
-    return over(hot(run, kind), hot(run, kind, last=False))
-
-
-def added(run: Any, kind: str) -> float | None:
-    """Seconds by the second model at the largest batch: the warm time in proportion to the keys, plus the bytes."""
-    series, warm, moved = run[HOT], positive(hot(run, kind)), positive(largest(run, "kv_bytes"))
-    batch, context = positive(largest(run, "batch")), positive(largest(run, "context"))
-    if None in (warm, moved, batch, context) or run.roofline is None:
-        return None
-    there = series.params["batch"] * series.params["context"]
-    return warm * batch * context / there + TRANSFERS[kind] * moved / run.roofline.bandwidth
-
-
-def added_ratio(run: Any, kind: str) -> float | None:
-    """Time over the contiguous read's, by the second model."""
-    return over(added(run, kind), added(run, "contiguous"))
-
-
-def _warm(run: Any) -> str:
-    shares = {kind: warm_share(run, kind) for kind in KINDS}
-    if None in shares.values():
-        return missing("the time with warm caches").sentence
-    first, *others = (f"{KINDS[kind]} {{}}{percent(s)}" for kind, s in shares.items())
-    listed = _and([first.format("still takes "), *(other.format("") for other in others)])
-    said = f"Where the keys are in the processor's caches already, {listed} of its time with emptied caches."
-    if min(shares.values()) > 0.45:
-        said += (
-            " That part is arithmetic and overhead, and more bandwidth would not shorten it. The "
-            "prediction had left it out: it "
-            "counted arithmetic at the rate of large matrix products. The small products, exponentials and table lookups "
-            "of attention run at a lower one."
-        )
-    elif max(shares.values()) < 0.45:
-        said += " So most of the time is spent on memory, as the prediction assumed."
-    return said
-
-
-def second_model_rows(run: Any) -> list[list[str]]:
-    """Kind, time by bytes, warm time in proportion, their sum, measured, measured over the sum."""
-    rows = []
-    for kind in KINDS:
-        total, got = added(run, kind), positive(largest(run, kind))
-        moved = positive(largest(run, "kv_bytes"))
-        if total is None or moved is None:
-            return []
-        by_bytes = TRANSFERS[kind] * moved / run.roofline.bandwidth
-        ratio = "–" if got is None else f"{got / total:.2f}"
-        cells = [1e6 * by_bytes, 1e6 * (total - by_bytes), 1e6 * total, got and 1e6 * got]
-        rows.append([kind, *("–" if c is None else f"{c:,.0f}" for c in cells), ratio])
-    return rows
-
-
-def _second_model(run: Any) -> str:
-    found = {kind: (added_ratio(run, kind), judged(run, kind, added_ratio(run, kind))) for kind in ("gather", "fused")}  # fmt: skip
-    if any(want is None or verdict.kind == "missing" for want, verdict in found.values()):
-        return missing("the second model").sentence
-    gather, fused = (
-        f"{times(want)} ({verdict.verdict}: measured {times(measured(run, kind))})"
-        for kind, (want, verdict) in found.items()
-    )
-    said = f"By this model the gather takes {gather} and the fused kernel {fused} as long as the contiguous read."
-    late = over(largest(run, "contiguous"), added(run, "contiguous"))
-    early = over(largest(run, "fused"), added(run, "fused"))
-    if late and early and early < 0.9 and late > 1.1:
-        said += (
-            " The sum is too high for the fused kernel, so it computes while keys arrive; and too low for the contiguous "
-            "read, which takes longer than both one after the other."
         )
     return said
 

@@ -6,7 +6,8 @@ Introduced in chapter 7.
 from typing import Any
 
 from lib.bench.findings.curves import crossing, trend
-from lib.bench.findings.fused_layer import BATCH, HOT, hot, over, positive, versus_scaled
+from lib.bench.findings.fused_rows import BATCH, HOT, over, positive, versus_scaled
+from lib.bench.findings.fused_warm import hot
 from lib.bench.findings.values import (
     Measured,
     cell,

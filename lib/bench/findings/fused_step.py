@@ -5,7 +5,7 @@ Introduced in chapter 7.
 
 from typing import Any
 
-from lib.bench.findings.fused_layer import BATCH, TRANSFERS, over, positive
+from lib.bench.findings.fused_rows import BATCH, TRANSFERS, over, positive
 from lib.bench.findings.values import Measured, cell, number, percent, quantity, times
 from lib.bench.findings.vocabulary import (
     Finding,

@@ -5,7 +5,7 @@ Each function takes a run and returns sentences of chapter 8. Introduced in chap
 
 from typing import Any
 
-from lib.bench.findings.overhead_step import middle
+from lib.bench.findings.overhead_rows import middle
 from lib.bench.findings.values import Measured, cell, number, percent, quantity, value
 from lib.bench.findings.vocabulary import capital, compare, missing, versus_prediction
 

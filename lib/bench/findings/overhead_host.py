@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lib.bench.findings.overhead_step import last_batch, middle
+from lib.bench.findings.overhead_rows import last_batch, middle
 from lib.bench.findings.values import cell, number, percent, quantity, times, value
 from lib.bench.findings.vocabulary import capital, missing
 from lib.bench.measure.host_step import PARTS

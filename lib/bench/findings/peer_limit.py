@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lib.bench.findings.overhead_engines import rates
-from lib.bench.findings.overhead_step import STEPS, last_batch, middle
+from lib.bench.findings.overhead_rows import STEPS, last_batch, middle
+from lib.bench.findings.overhead_whole_way import rates
 from lib.bench.findings.values import cell, quantity, times
 from lib.bench.findings.vocabulary import capital, missing
 

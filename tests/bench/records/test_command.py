@@ -9,7 +9,7 @@ import pytest
 
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.system_load import Load
-from lib.bench.records import command
+from lib.bench.records import chapter_process, command
 from lib.bench.records.command import find_chapters, main, parse_budget
 from lib.bench.records.preflight import why_busy
 from lib.bench.records.source_digest import source_digest
@@ -44,9 +44,9 @@ time.sleep(600)
 @pytest.fixture
 def chapters(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "describe_in_a_process", lambda: "device")
-    monkeypatch.setattr(command, "hub_answers", lambda: False)
+    monkeypatch.setattr(chapter_process, "hub_answers", lambda: False)
     monkeypatch.setattr(command, "why_busy", lambda: "")
-    monkeypatch.setattr(command, "LOAD_BEFORE", 0.05)
+    monkeypatch.setattr(chapter_process, "LOAD_BEFORE", 0.05)
     folder, log = tmp_path / "chapters", tmp_path / "log"
     folder.mkdir()
 
@@ -195,8 +195,8 @@ def during(monkeypatch):
     """Sets the load that the command sees while a chapter runs."""
 
     def see(load):
-        monkeypatch.setattr(command.LoadMonitor, "start", lambda self: self)
-        monkeypatch.setattr(command.LoadMonitor, "stop", lambda self: load)
+        monkeypatch.setattr(chapter_process.LoadMonitor, "start", lambda self: self)
+        monkeypatch.setattr(chapter_process.LoadMonitor, "stop", lambda self: load)
 
     return see
 
