@@ -69,16 +69,16 @@ import torch
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
-from lib.bench.findings import ch01_forward_pass as words
-from lib.bench.findings import (
+from lib.bench.findings import vllm_single
+from lib.bench.findings.experiments import Experiments
+from lib.bench.findings.forward_pass import ch01_forward_pass as words
+from lib.bench.findings.forward_pass import (
     forward_latency,
     forward_profile,
     forward_throughput,
-    realistic_prompt,
-    vllm_single,
 )
-from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.realistic import realistic_prompt
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory
 from lib.bench.measure.profiler import profile

@@ -66,8 +66,10 @@ import torch.nn.functional as F
 from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
-from lib.bench.findings import ch02_kv_cache as words
-from lib.bench.findings import (
+from lib.bench.findings import vllm_single
+from lib.bench.findings.experiments import Experiments
+from lib.bench.findings.kv_cache import ch02_kv_cache as words
+from lib.bench.findings.kv_cache import (
     kv_answer,
     kv_assumptions,
     kv_by_length,
@@ -75,9 +77,7 @@ from lib.bench.findings import (
     kv_steps,
     kv_throughput,
     kv_work,
-    vllm_single,
 )
-from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import column, quantity, value

@@ -71,10 +71,11 @@ import torch
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.sdpa import attend
-from lib.bench.findings import batch_steps, vllm_batches
-from lib.bench.findings import ch03_batching as words
+from lib.bench.findings import vllm_batches
+from lib.bench.findings.batching import batch_steps
+from lib.bench.findings.batching import ch03_batching as words
+from lib.bench.findings.batching.memory_fit import fitting
 from lib.bench.findings.experiments import Experiments
-from lib.bench.findings.memory_fit import fitting
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import counts
 from lib.bench.measure.batch_model import step_times, stored, turning_point

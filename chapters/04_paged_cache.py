@@ -70,12 +70,12 @@ from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention, gather
-from lib.bench.findings import ch04_paged_cache as words
-from lib.bench.findings import gather_cost, gather_rows, paged_gain
+from lib.bench.findings.batching.memory_fit import fitting
 from lib.bench.findings.experiments import Experiments
-from lib.bench.findings.memory_fit import fitting
+from lib.bench.findings.paged_cache import ch04_paged_cache as words
+from lib.bench.findings.paged_cache import gather_cost, gather_rows, paged_gain
+from lib.bench.findings.paged_cache.published_memory import audit, sweeps
 from lib.bench.findings.predictions import predictions_table, tally
-from lib.bench.findings.published_memory import audit, sweeps
 from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.free_bytes import free_bytes

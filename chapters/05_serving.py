@@ -80,10 +80,10 @@ import openai
 from fastapi.responses import StreamingResponse
 
 from lib import LLM, SamplingParams
-from lib.bench.findings import ch05_serving as words
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
-from lib.bench.findings.serving_rows import waves
+from lib.bench.findings.serving import ch05_serving as words
+from lib.bench.findings.serving.serving_rows import waves
 from lib.bench.findings.values import quantity
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens

@@ -74,10 +74,10 @@ from statistics import linear_regression, median
 import httpx
 
 from lib import LLM, SamplingParams
-from lib.bench.findings import ch06_load_test as words
-from lib.bench.findings import load_rows
+from lib.bench.findings.batching.memory_fit import fitting
 from lib.bench.findings.experiments import Experiments
-from lib.bench.findings.memory_fit import fitting
+from lib.bench.findings.load_test import ch06_load_test as words
+from lib.bench.findings.load_test import load_rows
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import column

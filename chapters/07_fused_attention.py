@@ -86,10 +86,10 @@ from lib.attention.fused import fused_attention, why_not_fused
 from lib.attention.gather import GatherAttention, gather
 from lib.attention.sdpa import attend, chunk_mask, length_mask
 from lib.attention.triton_config import Gpu, decode_tiles, num_splits
-from lib.bench.findings import ch07_fused_attention as words
-from lib.bench.findings import kernel_limits
+from lib.bench.findings.batching.memory_fit import fitting
 from lib.bench.findings.experiments import Experiments
-from lib.bench.findings.memory_fit import fitting
+from lib.bench.findings.fused_attention import ch07_fused_attention as words
+from lib.bench.findings.fused_attention import kernel_limits
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.measure import attention_cost, counts
 from lib.bench.measure.free_bytes import free_bytes

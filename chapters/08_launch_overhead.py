@@ -73,9 +73,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
-from lib.bench.findings import ch08_launch_overhead as words
-from lib.bench.findings import overhead_fused, overhead_host
 from lib.bench.findings.experiments import Experiments
+from lib.bench.findings.launch_overhead import ch08_launch_overhead as words
+from lib.bench.findings.launch_overhead import overhead_fused, overhead_host
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.vocabulary import capital
 from lib.bench.measure import busy_machine, counts, flame, step_parts

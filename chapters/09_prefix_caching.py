@@ -68,10 +68,10 @@ import torch
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
-from lib.bench.findings import ch09_prefix_caching as words
-from lib.bench.findings import realistic_prompt
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.prefix_caching import ch09_prefix_caching as words
+from lib.bench.findings.realistic import realistic_prompt
 from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.timing import Timing, measure, measure_in_turns

@@ -70,11 +70,11 @@ import torch
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.bench.copying_tasks import TASKS, copying
-from lib.bench.findings import ch10_speculation as words
-from lib.bench.findings import realistic_step
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.realistic import realistic_step
 from lib.bench.findings.shown import Shown
+from lib.bench.findings.speculation import ch10_speculation as words
 from lib.bench.measure.draft_replay import decode_rate, replay
 from lib.bench.measure.speculation_model import (
     best_k,

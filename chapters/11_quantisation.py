@@ -70,12 +70,12 @@ from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
 from lib.attention.fused import fused_attention
 from lib.attention.int8_fused_cpu import Int8CpuFusedAttention
-from lib.bench.findings import ch11_quantisation as words
-from lib.bench.findings import float8 as float8_words
-from lib.bench.findings import other_engines as engine_words
-from lib.bench.findings import realistic_step
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.quantisation import ch11_quantisation as words
+from lib.bench.findings.quantisation import float8 as float8_words
+from lib.bench.findings.quantisation import other_engines as engine_words
+from lib.bench.findings.realistic import realistic_step
 from lib.bench.measure.product_bound import product_times, turning_rows
 from lib.bench.measure.quality import compare, log_probs
 from lib.bench.measure.roofline import machine_roofline

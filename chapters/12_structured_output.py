@@ -72,11 +72,12 @@ from safetensors.torch import save_file
 
 from lib import LLM, SamplingParams
 from lib.attention.full import FullAttention
-from lib.bench.findings import ch12_structured_output as words
-from lib.bench.findings import realistic_step, schema_suite
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.realistic import realistic_step
 from lib.bench.findings.shown import Shown
+from lib.bench.findings.structured_output import ch12_structured_output as words
+from lib.bench.findings.structured_output import schema_suite
 from lib.bench.findings.values import quantity
 from lib.bench.measure import counts
 from lib.bench.measure.constrained_distribution import exact_shares

@@ -62,8 +62,8 @@ from pathlib import Path
 from statistics import median
 
 from lib import LLM, SamplingParams
-from lib.bench.findings import ch13_many_machines as words
 from lib.bench.findings.experiments import Experiments
+from lib.bench.findings.many_machines import ch13_many_machines as words
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.shown import Shown
 from lib.bench.fleet_simulator.events import (

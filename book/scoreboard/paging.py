@@ -1,6 +1,6 @@
 """What the published claims about the paged cache mean: counted where they are of memory, else from chapters 4 and 7.
 
-A count needs no GPU and no record: `lib.bench.findings.published_memory` derives every published entry, and what these
+A count needs no GPU and no record: `lib.bench.findings.paged_cache.published_memory` derives every published entry, and what these
 rules count is what the published engine must have measured. What this book's engine takes is measured beside it.
 
 Introduced in chapter 6.
@@ -28,7 +28,7 @@ from book.scoreboard.outcomes import (
     on_card,
     times,
 )
-from lib.bench.findings import published_memory as memory
+from lib.bench.findings.paged_cache import published_memory as memory
 from lib.bench.records.files import Reference
 
 

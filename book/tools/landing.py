@@ -15,8 +15,8 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 from book.tools.diagrams import inline
-from lib.bench.findings.at_a_glance import Stage, sentence, stages
-from lib.bench.findings.overhead_whole_way import whole_way
+from lib.bench.findings.first_page.at_a_glance import Stage, sentence, stages
+from lib.bench.findings.launch_overhead.overhead_whole_way import whole_way
 from lib.bench.findings.values import number, times
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import Run, read_records

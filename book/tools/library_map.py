@@ -9,7 +9,8 @@ import ast
 import html
 import re
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from book.tools.diagrams import PALETTE, dark_rules
@@ -20,6 +21,7 @@ WIDTH, BOX, HEIGHT, GAP = 960, 400, 66, 34  # of the drawing and its boxes
 # Puts the engine together from parts that build on it: its imports of the engine's subfolders are no arrows.
 COMPOSITION_ROOT = "lib.engine.assemble"
 BESIDE = ("bench", "loadtest")  # the right column; the engine's own packages stand in the left one
+ONE_BOX = "bench.findings"  # with its packages, one per chapter
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,36 @@ def packages(root: Path) -> list[Package]:
                     continue
                 imports.add(".".join(folder.relative_to(lib).parts))
         found[name] = Package(name, doc, tuple(files), frozenset(imports & set(folders) - {name}))
+    return in_order(found.values())
+
+
+def in_order(found: Iterable[Package]) -> list[Package]:
+    """Each package before those that it imports; the engine's first. ValueError where packages import each other."""
+    by_name = {package.name: package for package in found}
     depth: dict[str, int] = {}
 
     def depth_of(name: str, above: tuple[str, ...] = ()) -> int:
         if name in above:
             raise ValueError(f"packages import each other: {' → '.join([*above, name])}")
         if name not in depth:
-            below = (depth_of(other, (*above, name)) for other in found[name].imports)
+            below = (depth_of(other, (*above, name)) for other in by_name[name].imports)
             depth[name] = 1 + max(below, default=0)
         return depth[name]
 
-    return sorted(found.values(), key=lambda p: (is_beside(p), -depth_of(p.name), p.name))
+    return sorted(by_name.values(), key=lambda p: (is_beside(p), -depth_of(p.name), p.name))
+
+
+def drawn(found: list[Package]) -> list[Package]:
+    """The packages of the drawing: those inside ONE_BOX are a part of it."""
+
+    def box(name: str) -> str:
+        return ONE_BOX if name.startswith(f"{ONE_BOX}.") else name
+
+    merged: dict[str, frozenset[str]] = {}
+    for package in found:
+        imports = {box(other) for other in package.imports} - {box(package.name)}
+        merged[box(package.name)] = merged.get(box(package.name), frozenset()) | imports
+    return in_order(replace(p, imports=merged[p.name]) for p in found if p.name in merged)
 
 
 def is_beside(package: Package) -> bool:

@@ -135,7 +135,7 @@ def generated() -> Iterator[tuple[Path, str]]:
     found = library_map.packages(ROOT)
     contributing = ROOT / "CONTRIBUTING.md"
     yield contributing, with_url(with_library(contributing.read_text(), found))
-    yield diagrams.IMAGES / "library.svg", library_map.svg(found)
+    yield diagrams.IMAGES / "library.svg", library_map.svg(library_map.drawn(found))
     yield diagrams.CSS, diagrams.css()
     for script in sorted((ROOT / "chapters").glob("[0-9]*.py")):
         source = with_setup_cell(script.read_text())

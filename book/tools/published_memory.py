@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lib.bench.findings.published_memory import (
+from lib.bench.findings.paged_cache.published_memory import (
     BASE,
     LOGIT_ROWS,
     SLOPE,

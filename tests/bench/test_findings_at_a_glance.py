@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.bench.findings.at_a_glance import sentence, stages
+from lib.bench.findings.first_page.at_a_glance import sentence, stages
 from lib.bench.records.files import Run, read_records
 
 CHAPTERS = range(1, 15)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.bench.findings import ch02_kv_cache as ch02
-from lib.bench.findings import kv_floor, kv_steps, kv_throughput, kv_work
+from lib.bench.findings.kv_cache import ch02_kv_cache as ch02
+from lib.bench.findings.kv_cache import kv_floor, kv_steps, kv_throughput, kv_work
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.measure.step_model import StepModel, first_length, rate_between

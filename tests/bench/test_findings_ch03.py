@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lib.bench.findings import batch_causes, batch_counts, schedulers
-from lib.bench.findings import ch03_batching as ch03
+from lib.bench.findings.batching import batch_causes, batch_counts, schedulers
+from lib.bench.findings.batching import ch03_batching as ch03
 from lib.bench.measure.batch_model import step_times, turning_point
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.measure.roofline import Roofline

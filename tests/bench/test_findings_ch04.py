@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.bench.findings import ch04_paged_cache as ch04
-from lib.bench.findings import gather_causes, gather_rows, paged_gain
+from lib.bench.findings.paged_cache import ch04_paged_cache as ch04
+from lib.bench.findings.paged_cache import gather_causes, gather_rows, paged_gain
 from lib.bench.records.files import Run
 
 # The record for which these tests were written: a new recording says other things.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.bench.findings import ch05_serving as ch05
-from lib.bench.findings import serving_lock, serving_queue, serving_rows
+from lib.bench.findings.serving import ch05_serving as ch05
+from lib.bench.findings.serving import serving_lock, serving_queue, serving_rows
 from lib.bench.records.files import Run
 
 FROZEN = Path(__file__).with_name("frozen") / "05_serving.json"

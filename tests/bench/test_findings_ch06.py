@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.bench.findings import ch06_load_test as ch06
-from lib.bench.findings import load_patterns
-from lib.bench.findings.load_rows import CONTIGUOUS, LIMITED, PAGED, SEQUENTIAL
+from lib.bench.findings.load_test import ch06_load_test as ch06
+from lib.bench.findings.load_test import load_patterns
+from lib.bench.findings.load_test.load_rows import CONTIGUOUS, LIMITED, PAGED, SEQUENTIAL
 from lib.bench.records.files import Run
 
 

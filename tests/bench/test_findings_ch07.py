@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.bench.findings import ch07_fused_attention as ch07
+from lib.bench.findings.fused_attention import ch07_fused_attention as ch07
 from lib.bench.findings.gates import Gate
 from lib.bench.measure import attention_cost, counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.bench.findings import ch09_prefix_caching as ch09
+from lib.bench.findings.prefix_caching import ch09_prefix_caching as ch09
 from lib.bench.records.files import Run
 
 

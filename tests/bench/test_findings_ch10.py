@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.bench.findings import ch10_speculation as ch10
+from lib.bench.findings.speculation import ch10_speculation as ch10
 from lib.bench.records.files import Run
 from tests.bench.test_findings_chapters import check_verdict, perturbed
 

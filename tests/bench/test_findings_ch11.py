@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.bench.findings import ch11_quantisation as ch11
+from lib.bench.findings.quantisation import ch11_quantisation as ch11
 from lib.bench.records.files import Run
 from tests.bench.test_findings_ch10 import run
 from tests.bench.test_findings_chapters import check_verdict, perturbed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lib.bench.findings import ch12_structured_output as ch12
-from lib.bench.findings import mask_answers, mask_cost, schema_suite
+from lib.bench.findings.structured_output import ch12_structured_output as ch12
+from lib.bench.findings.structured_output import mask_answers, mask_cost, schema_suite
 from lib.bench.records.files import Run
 
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from lib.bench.findings import ch13_many_machines as ch13
-from lib.bench.findings import fleet_processes
+from lib.bench.findings.many_machines import ch13_many_machines as ch13
+from lib.bench.findings.many_machines import fleet_processes
 from lib.bench.records.files import Run
 from tests.bench.test_findings_chapters import perturbed
 

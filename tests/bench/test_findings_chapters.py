@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import lib.bench.findings
-from lib.bench.findings import ch01_forward_pass as ch01
-from lib.bench.findings import ch08_launch_overhead as ch08
-from lib.bench.findings import forward_latency, forward_throughput
+from lib.bench.findings.forward_pass import ch01_forward_pass as ch01
+from lib.bench.findings.forward_pass import forward_latency, forward_throughput
+from lib.bench.findings.launch_overhead import ch08_launch_overhead as ch08
 from lib.bench.findings.predictions import Prediction
 from lib.bench.paths import measurements_dir, repository
 from lib.bench.records.files import Run, reference
@@ -21,9 +21,9 @@ from lib.bench.records.files import Run, reference
 FROZEN = Path(__file__).with_name("frozen")
 
 MODULES = [
-    importlib.import_module(f"lib.bench.findings.{info.name}")
-    for info in pkgutil.iter_modules(lib.bench.findings.__path__)
-    if re.match(r"ch\d\d_", info.name)
+    importlib.import_module(info.name)
+    for info in pkgutil.walk_packages(lib.bench.findings.__path__, "lib.bench.findings.")
+    if re.search(r"\.ch\d\d_", info.name)
 ]
 FILES = {
     module.__name__.rpartition(".ch")[2]: sorted(

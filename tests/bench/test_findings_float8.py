@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib.bench.findings import float8
+from lib.bench.findings.quantisation import float8
 from lib.bench.records.files import Run
 from lib.models.quantized.fp8 import round_fp8
 from tests.bench.test_findings_ch10 import run

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.bench.findings import overhead_fused as found
+from lib.bench.findings.launch_overhead import overhead_fused as found
 from lib.bench.records.series import Series
 
 

@@ -348,7 +348,7 @@ VERDICTS = ["as predicted", "a little above", "a little below", "the prediction 
 def test_predictions_get_verdicts():
     assert [p.verdict for p in PREDICTIONS] == VERDICTS
     row = PREDICTIONS[3].row()
-    assert row == ["time", "1.20 ms", "3.10 ms", "2.6", "the prediction failed", "a slow product"]
+    assert row == ["time", "1.20 ms", "3.10 ms", "2.6", "the prediction failed", "A slow product"]
     assert PREDICTIONS[6].row()[1:4] == ["at least 4 ×", "9 ×", "2.2"]
     assert PREDICTIONS[9].row()[1:3] == ["falls", "rises from 2 to 3"]
     said = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.bench.findings.memory_fit import fitting
+from lib.bench.findings.batching.memory_fit import fitting
 
 GB = 1e9
 

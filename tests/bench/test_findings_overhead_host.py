@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib import SamplingParams
-from lib.bench.findings import overhead_host as words
+from lib.bench.findings.launch_overhead import overhead_host as words
 from lib.bench.measure.host_step import PARTS, host_parts
 from lib.bench.records.files import Run
 from tests.helpers import check_empty, drain, prompt_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.bench.findings.peer_limit import limit, peer_limit
+from lib.bench.findings.launch_overhead.peer_limit import limit, peer_limit
 from lib.bench.records.files import Run
 
 FROZEN = Path(__file__).with_name("frozen")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.bench.findings import realistic_prompt
+from lib.bench.findings.realistic import realistic_prompt
 
 
 def ms(cell):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lib.bench.findings import realistic_step
+from lib.bench.findings.realistic import realistic_step
 
 WEIGHTS, BANDWIDTH, RATE = 13.2e9, 3.35e12, 989e12
 CACHE = 524288  # bytes per token: 2 · 32 layers · 4,096 numbers · 2 bytes

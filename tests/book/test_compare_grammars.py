@@ -5,7 +5,7 @@ import json
 import pytest
 
 from book.tools import compare_grammars, grammar_trial
-from lib.bench.findings import schema_suite
+from lib.bench.findings.structured_output import schema_suite
 
 
 @pytest.fixture

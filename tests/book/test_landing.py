@@ -5,7 +5,7 @@ import re
 
 from book.tools.diagrams import check_colours
 from book.tools.landing import GAIN, LOSS, caption, chosen_runs, sentences, waterfall
-from lib.bench.findings.at_a_glance import Stage, stages
+from lib.bench.findings.first_page.at_a_glance import Stage, stages
 
 
 def record(folder, slug, kind, chapters):

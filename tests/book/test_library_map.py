@@ -82,3 +82,10 @@ def test_the_places_that_the_page_names_exist():
     text = (ROOT / "book" / "library.md").read_text()
     paths = re.findall(r"`(lib/\S+\.py)`", text)
     assert paths and all((ROOT / path).is_file() for path in paths)
+
+
+def test_the_drawing_has_one_box_for_all_findings():
+    found = library_map.drawn(library_map.packages(ROOT))
+    (box,) = (package for package in found if package.name.startswith("bench.findings"))
+    assert box.name == library_map.ONE_BOX and "bench.records" in box.imports
+    assert not any(name.startswith("bench.findings.") for p in found for name in p.imports)

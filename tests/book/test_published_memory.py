@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from book.tools import published_memory as page
-from lib.bench.findings import published_memory as counted
+from lib.bench.findings.paged_cache import published_memory as counted
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "book/published_memory.md").read_text()

@@ -10,14 +10,16 @@ that takes the measured values and returns words; the parts are imported by name
     gates         Gate: the checks of one experiment
     experiments   Experiments: the gates of one chapter
     shown         Shown: the run that a page draws and quotes
-    chNN_*        one module per chapter: its predictions and all its sentences, tested without running it
+
+Beside them, one package per chapter. Its module chNN_* has the chapter's predictions and collects all its sentences,
+which are tested without running the chapter.
 
 Bind a sentence. Write it in the chapter's module, or in one for its topic (`kv_by_length`, `schedulers`), as a function
 of a run, and branch on `kind`, never on a number that the sentence does not print. A run answers `run["series"]` with a
 Series or None, so that the same function reads this run and a recorded one. Collect all of them in `render(run)`, which
 tests/bench/test_findings_chapters.py calls with every recorded run and with perturbed copies:
 
-    def speed(run):                                          # lib/bench/findings/ch02_kv_cache.py
+    def speed(run):                                          # lib/bench/findings/kv_cache/ch02_kv_cache.py
         series = run["latency"]
         found = compare(cell(series, "cache", -1), cell(series, "no_cache", -1), "the cache", "the plain loop")
         why = " Each step reads what the last one kept." if found.direction < 0 else ""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.bench.findings.memory_fit import fitting
+from lib.bench.findings.batching.memory_fit import fitting
 from lib.bench.measure import counts
 from lib.bench.measure.free_bytes import free_bytes
 from lib.bench.measure.sweep_memory import (

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.bench.findings import other_engines as words
+from lib.bench.findings.quantisation import other_engines as words
 from lib.bench.measure.timing import Timing
 from lib.bench.peers import other_engines
 from lib.bench.peers.other_engines import OtherEngine, compare, equal_start, main

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib.bench.findings import kernel_limits
+from lib.bench.findings.fused_attention import kernel_limits
 from lib.bench.measure.kernel_resources import MULTIPROCESSORS, KernelResources, why_not_compiled
 from lib.bench.records.kernel_table import kernel_rows, table_path
 

@@ -1,0 +1,173 @@
+"""The predictions of chapter 2 against what was measured, and all its sentences together.
+
+Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None
+where it has none.
+
+Introduced in chapter 2.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from lib.bench.findings import vllm_single
+from lib.bench.findings.curves import growth, trend
+from lib.bench.findings.kv_cache import kv_floor, kv_throughput, kv_work
+from lib.bench.findings.kv_cache.kv_answer import answer
+from lib.bench.findings.kv_cache.kv_assumptions import broke
+from lib.bench.findings.kv_cache.kv_by_length import bounds_halve, steps
+from lib.bench.findings.kv_cache.kv_steps import (
+    NAMES,
+    STEPS,
+    by_products,
+    fit,
+    foretold,
+    halving,
+    token_count,
+)
+from lib.bench.findings.kv_cache.kv_throughput import THROUGHPUT, gains, predicted_gains
+from lib.bench.findings.kv_cache.kv_work import LATENCY, largest_family
+from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.values import Measured, column, ends, number, value
+from lib.bench.findings.vocabulary import Finding
+from lib.bench.measure.step_model import rate_between
+from lib.bench.records.files import reference
+from lib.bench.records.published_vllm import published_vllm
+from lib.bench.records.series import Series
+from lib.models.checkpoint import GPT2_CONFIG
+
+
+def predictions(run: Any, steps_run: Any = None, throughput_run: Any = None, latency_run: Any = None,
+                profile_run: Any = None) -> list[Prediction]:  # fmt: skip
+    """The chapter's predictions. `run`: that of the fixed cost; the others where an experiment shows another run."""
+    steps_run, throughput_run, latency_run, profile_run = (
+        run if other is None else other
+        for other in (steps_run, throughput_run, latency_run, profile_run)
+    )
+    found = [*_step_predictions(run, steps_run), *_gain_predictions(steps_run, throughput_run)]
+    series = latency_run[LATENCY]
+    found.append(Prediction(
+        "gain of the cache after the longest prompt, from the bounds",
+        _over(ends(series, "bound_no_cache")[1], ends(series, "bound_kv_cache")[1]),
+        _over(ends(series, "no_cache")[1], ends(series, "kv_cache")[1]), "", "×",
+    ))  # fmt: skip
+    kind = largest_family(profile_run)
+    found.append(Prediction("largest part of a step with a cache", "gemv", kind,
+                            "one row meets every matrix", ""))  # fmt: skip
+    return [_without_excuse(prediction) for prediction in found]
+
+
+def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
+    series, models = steps_run[STEPS], foretold(run)
+    halved, alone = halving(series), by_products(steps_run)
+    flat = trend(column(series, "length"), column(series, "kv_cache"), "s", "{} tokens")
+    add = "nothing overlaps: the two costs add" if fit(steps_run).kind == "sum" else ""
+    few = "passes of few tokens run below the ceiling" if _few_are_slow(steps_run) else ""
+    bounds = bounds_halve(run)
+    later = _later(series, bounds, halved.ratio if halved.kind == "at" else None)
+    foreseen = [
+        ("length at which the cache halves a step, from the bounds alone", bounds, later),
+        *(
+            (f"the same, from {NAMES[kind]}", models[kind].factor_at(2) if models else None, why)
+            for kind, why in (("sum", few), ("larger", add))
+        ),
+        (
+            "the same, from the products timed alone",
+            alone.ratio if alone.kind == "at" else None,
+            "",
+        ),
+    ]
+    weights = "the weights are most of what it reads"
+    return [
+        Prediction("time of a step with a cache, as the sequence grows", "flat", flat, weights, ""),
+        *(_of_length(claim, length, halved, why, series) for claim, length, why in foreseen),
+    ]
+
+
+def _of_length(
+    claim: str, length: float | None, halved: Finding, why: str, series: Series | None
+) -> Prediction:
+    """A predicted length against the measured one, which may lie before the first length or beyond the last."""
+    if halved.kind in ("at", "missing") or not length:
+        return Prediction(
+            claim, length, halved.ratio if halved.kind == "at" else None, why, "tokens"
+        )
+    first, last = series["length"][0], series["length"][-1]
+    wrong = length <= last if halved.kind == "never" else length > first
+    found = Finding(halved.text, halved.kind if wrong else "cannot tell")
+    return Prediction(claim, token_count(length), found, why, "tokens")
+
+
+def _later(series: Series | None, foreseen: float | None, at: float | None) -> str:
+    """Why a step is halved later than its bounds say, where its two stages differ in their distance from them."""
+    over = [
+        growth(ends(series, f"bound_{stage}")[1], ends(series, stage)[1])
+        for stage in ("no_cache", "kv_cache")
+    ]
+    if None in (foreseen, at, *over) or at <= foreseen or over[1] <= 1.1 * over[0]:
+        return ""
+    return "the step with a cache lies further above its bound than the step without"
+
+
+def _few_are_slow(run: Any) -> bool:
+    """Whether a pass of few tokens gains less from each operation than the longest one, by the steps themselves."""
+    series = run[STEPS]
+    rows = [
+        (n, value(t).middle) for n, t in zip(column(series, "length"), column(series, "no_cache"))
+    ]
+    known = [(n, t) for n, t in rows if t is not None]
+    if len(known) < 3:
+        return False
+    (one, first), (last, longest) = known[0], known[-1]
+    few = next(((n, t) for n, t in known if n >= 32), known[-1])
+    rates = [rate_between(GPT2_CONFIG, one, first, n, t) for n, t in (few, (last, longest))]
+    return None not in rates and rates[0] < rates[1] / 1.05
+
+
+def _gain_predictions(steps_run: Any, throughput_run: Any) -> list[Prediction]:
+    generated, measured = column(throughput_run[THROUGHPUT], "generated"), gains(throughput_run)
+    cause = fit(steps_run)
+    found = []
+    for kind in NAMES:
+        why = (
+            "nothing overlaps: the two costs add"
+            if kind == "larger" and cause.kind == "sum"
+            else ""
+        )
+        foreseen = predicted_gains(throughput_run, steps_run, kind)
+        for i in dict.fromkeys((len(generated) // 2, len(generated) - 1)):
+            claim = (
+                f"gain of the cache over {number(generated[i])} tokens, from {NAMES[kind]}"
+                if generated
+                else "gain of the cache"
+            )
+            row = (foreseen[i], measured[i]) if generated else (None, None)
+            found.append(Prediction(claim, *row, why, "×"))
+    return found  # fmt: skip
+
+
+def _over(a: Measured, b: Measured) -> float | None:
+    x, y = value(a).middle, value(b).middle
+    return x / y if x and y and x > 0 and y > 0 else None
+
+
+def _without_excuse(prediction: Prediction) -> Prediction:
+    """A cause of a deviation stands beside a deviation only, and a reason for a success beside a success only."""
+    failed = prediction.verdict == "the prediction failed"
+    if isinstance(prediction.predicted, str):
+        fits = prediction.verdict == "as predicted"
+    else:
+        fits = failed or prediction.verdict.startswith("a little")
+    why = prediction.why if fits else ""
+    return replace(prediction, why=why or ("no cause was measured" if failed else ""))
+
+
+def render(run: Any) -> dict[str, str]:
+    """Every sentence of the chapter, by the name under which the chapter glues it."""
+    published = reference()
+    return (
+        answer(run) | kv_floor.floor(run) | steps(run) | kv_throughput.throughput(run)
+        | kv_throughput.published_run(published) | kv_throughput.pays(run, published)
+        | vllm_single.with_caches(published, published_vllm()) | kv_work.latency(run)
+        | kv_work.profile(run) | kv_work.published_profile(published) | kv_work.utilisation(run)
+        | kv_work.intensity(run) | kv_work.same(run) | broke(run) | kv_work.realistic()
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""A prompt on every engine: which limit it meets, and what packing and compiling change.
+
+Each function takes a run; most return sentences of chapter 8.
+
+Introduced in chapter 8.
+"""
+
+from typing import Any
+
+from lib.bench.findings.launch_overhead.overhead_rows import COMPILED, NAMES, PACKED, middle, named
+from lib.bench.findings.launch_overhead.overhead_step import starting
+from lib.bench.findings.values import Measured, cell
+from lib.bench.findings.vocabulary import (
+    capital,
+    compare,
+    missing,
+    share,
+    versus_bound,
+    versus_prediction,
+)
+
+SAME_ARITHMETIC = "packing is another kernel for the same products, which a prompt has too"
+
+
+def prefill(run: Any) -> dict[str, str]:
+    """A prompt on every engine: which limit it meets, and whether packing or compiling changes it."""
+    series = run["prefill"]
+    if series is None:
+        return {"prompt_finding": missing("the prompt").sentence}
+    plain = cell(series, "plain", 0)
+    flops, bytes_ = (middle(cell(series, name, 0)) for name in ("flops", "bytes"))
+    length, every = series.params.get("prompt"), starting(run)
+    said = missing("the prompt over its bound").sentence
+    if flops and bytes_ and middle(plain):
+        limit = "operations" if flops > bytes_ else "bytes"
+        over = versus_bound(max(flops, bytes_), plain)
+        said = f"For a prompt of {length} tokens the {limit} decide, and the plain engine's time is {over}."
+        if every:
+            said += f" The starts are {share(every, plain)} of its time."
+    packed, top = named(series, PACKED), named(series, COMPILED)
+    changed = compare(cell(series, packed, 0), plain, NAMES[packed], NAMES["plain"])
+    if changed.kind != "missing":
+        verdict = versus_prediction(1.0, prompt_ratio(run), "×").verdict
+        said += f" No difference was predicted; {changed}: {verdict}."
+        if changed.direction < 0:
+            said += f" {capital(SAME_ARITHMETIC)}: it removes no overhead."
+    compiled = compare(
+        cell(series, top, 0),
+        cell(series, packed if packed in series else "plain", 0),
+        NAMES[top],
+        NAMES[packed if packed in series else "plain"],
+    )
+    if compiled.kind != "missing":
+        said += f" {compiled.sentence}"
+    return {"prompt_finding": said}
+
+
+def prompt_ratio(run: Any) -> Measured:
+    """Time of a prompt on the packed engine over the median of the plain one, sample by sample."""
+    series = run["prefill"]
+    plain = middle(cell(series, "plain", 0))
+    packed = cell(series, named(series, PACKED), 0)
+    if not plain or packed is None:
+        return None
+    return [s / plain for s in packed] if isinstance(packed, list) else packed / plain

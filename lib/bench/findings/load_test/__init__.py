@@ -1,0 +1,4 @@
+"""The sentences of chapter 6 that depend on what was measured.
+
+Introduced in chapter 6.
+"""

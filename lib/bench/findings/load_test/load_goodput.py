@@ -1,0 +1,114 @@
+"""Overload with a limit on the queue and without: goodput, refusals, the control of two copies.
+
+Each function takes a run; most return sentences of chapter 6.
+
+Introduced in chapter 6.
+"""
+
+from typing import Any
+
+from lib.bench.findings.curves import trend
+from lib.bench.findings.load_test.load_knee import worst
+from lib.bench.findings.load_test.load_rows import LIMITED, NAMES, PAGED, middle, opened, shares
+from lib.bench.findings.values import column, number, percent, quantity, value
+from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
+
+
+def twins(run: Any) -> Finding:
+    """Whether the two copies of the paged server are equally fast, at the lowest rate that both had."""
+    both = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)]
+    if not both or both[0] >= 1:
+        return missing("the control of the two copies below the capacity")
+    limited, free = (opened(run, "tpot_p50", name, both[0]) for name in (LIMITED, PAGED))
+    return compare(limited, free, NAMES[LIMITED], "its copy without one")
+
+
+def twin(run: Any) -> dict[str, str]:
+    """The control: the same program twice, where the limit has nothing to refuse."""
+    found = twins(run)
+    if found.kind in ("missing", "undefined"):
+        return {
+            "twin_finding": missing("the control of the two copies below the capacity").sentence
+        }
+    share = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)][0]
+    said = f"At {number(share)} times the capacity, by the time of a token, {found}"
+    if found.kind in ("about", "little"):
+        return {"twin_finding": f"{said}. The two can be compared."}
+    if found.kind == "cannot tell":
+        return {"twin_finding": f"{said}."}
+    return {
+        "twin_finding": f"{said}. The two run the same program, so this difference is no effect of the limit, and what "
+        "follows compares two servers that are not alike."
+    }
+
+
+def goodput_gain(run: Any) -> Finding:
+    """Goodput in overload, with a limit against without."""
+    share = worst(run, LIMITED)
+    if share is None:
+        return missing("goodput in overload")
+    limited, free = (opened(run, "goodput", name, share) for name in (LIMITED, PAGED))
+    if middle(limited) and value(free).middle == 0:
+        kept = quantity(middle(limited), "requests/s")
+        text = f"{NAMES[LIMITED]} keeps a goodput of {kept}, and the one without has none"
+        return Finding(text, "several", None, 1)
+    return compare(
+        limited, free, NAMES[LIMITED], "the one without", what="goodput", unit="requests/s"
+    )
+
+
+def goodput(run: Any) -> dict[str, str]:
+    """The sentences under the figure of what became of each request."""
+    share, found = worst(run, LIMITED), goodput_gain(run)
+    if share is None or found.kind == "missing":
+        first = missing("goodput in overload").sentence
+    else:
+        first = f"At {number(share)} times the capacity, {found}."
+        alike = twins(run)
+        if found.direction > 0 and alike.direction > 0:
+            first += " This server has more although it is the slower of the two."
+        if found.direction <= 0 and found.kind not in ("missing", "cannot tell", "undefined"):
+            first += " The prediction failed: the limit brought no goodput."
+    return {
+        "goodput_finding": first,
+        "refused_finding": _refused(run, share),
+        "outcomes_finding": _outcomes(run),
+    }
+
+
+def _refused(run: Any, share: float | None) -> str:
+    refused = None if share is None else opened(run, "rejected_fraction", LIMITED, share)
+    n, count = (
+        None if share is None else value(opened(run, name, LIMITED, share)).middle
+        for name in ("requests", "rejected")
+    )
+    got = value(refused).middle
+    if got is None or got < 0 or n is None or count is None:
+        return missing("the share that was refused").sentence
+    formula = versus_prediction(1 - 1 / share, refused)
+    said = (
+        f"Of {number(n)} requests it refused {number(count)}, {percent(got)}. In a long test the share is "
+        f"{percent(1 - 1 / share)}: {formula.verdict}"
+    )
+    predicted = value(opened(run, "predicted_rejected", LIMITED, share)).middle
+    if predicted is not None:
+        model = versus_prediction(predicted, refused)
+        said += f". The model of this test, which begins with an empty server, says {percent(predicted)}: {model.verdict}"
+    return f"{said}."
+
+
+def _outcomes(run: Any) -> str:
+    series = run["open_loop"]
+    lost_by = [column(series, name) for name in ("failed", "timeout", "unsent")]
+    if series is None or not all(lost_by):
+        return missing("the outcome of each request").sentence
+    lost = sum(value(x).middle or 0 for found in lost_by for x in found)
+    if lost:
+        return f"{number(abs(lost))} requests failed or were never sent, so the rates above leave something out."
+    return "No request failed on either server."
+
+
+def goodput_trend(run: Any) -> Finding:
+    """Goodput without a limit from just below the knee on."""
+    near = [s for s in shares(run, PAGED) if s > 0.8]
+    return trend(near, [opened(run, "goodput", PAGED, s) for s in near], "requests/s")

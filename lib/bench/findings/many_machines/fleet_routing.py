@@ -1,0 +1,156 @@
+"""The sentences of chapter 13 on two replicas behind a router, and on the simulator's prediction of them.
+
+Introduced in chapter 13.
+"""
+
+from typing import Any
+
+from lib.bench.findings.many_machines.fleet_rows import cell_of, number_of, over
+from lib.bench.findings.values import cell, number, percent, times, value
+from lib.bench.findings.vocabulary import compare, missing
+from lib.bench.records.series import Series
+
+SIMULATOR_GOAL, HIT_GOAL = 0.20, 0.9
+POLICIES = ("round_robin", "power_of_two", "longest_prefix")
+
+
+def steps(run: Any) -> dict[str, str]:
+    """The sentence under the figure of the calibration: how far a straight line is from the measured steps."""
+    series = run["step_times"]
+    rows = range(len(series["tokens"]) if series is not None and "tokens" in series else 0)
+    off = []
+    for row in rows:
+        ratio = over(number_of(series, row, "seconds"), number_of(series, row, "line"))
+        tokens = value(cell(series, "tokens", row)).middle
+        if ratio is not None and tokens is not None:
+            off.append((max(ratio, 1 / ratio), ratio, tokens))
+    if not off:
+        return {"steps_finding": missing("the times of steps").sentence}
+    _, ratio, tokens = max(off)
+    count = f"{number(tokens)} token{'s' * (tokens != 1)}"
+    return {
+        "steps_finding": f"The straight line is farthest from the measured times at {count}: such a step takes "
+        f"{times(ratio)} as long as the line says."
+    }
+
+
+def affinity(run: Any) -> float | None:
+    """Hit rate of the longest prefix's policy over that of one replica with the whole trace."""
+    series = run["policies"]
+    alone = (series.params or {}).get("one_replica") if series is not None else None
+    return over(number_of(series, "longest_prefix", "hit_rate"), alone)
+
+
+def policies(run: Any) -> dict[str, str]:
+    """The sentences under the table of the routers."""
+    series = run["policies"]
+    rates = {name: number_of(series, name, "hit_rate") for name in POLICIES}
+    hits = missing("the hit rate of the policies").sentence
+    if None not in rates.values():
+        said = ", ".join(
+            f"{percent(rate)} with {name.replace('_', ' ')}" for name, rate in rates.items()
+        )
+        hits = f"Two replicas find {said}."
+        reached = affinity(run)
+        if reached is not None:
+            verb = "reaches" if reached >= HIT_GOAL - 1e-9 else "does not reach"
+            hits += (
+                f" Longest prefix has {percent(reached)} of the rate of one replica with the whole trace, and "
+                f"{verb} the goal of {percent(HIT_GOAL)}."
+            )
+    found = compare(
+        cell_of(series, "longest_prefix", "ttft"), cell_of(series, "round_robin", "ttft"),
+        "the median first token with longest prefix", "that with round robin",
+    )  # fmt: skip
+    worst = simulator_error(run)
+    if worst is None:
+        simulated = missing("the simulator beside the replicas").sentence
+    else:
+        within = "within" if worst <= SIMULATOR_GOAL else "not within"
+        simulated = (
+            f"The simulator's median TTFT differs from the measured one by {percent(worst)} at most, "
+            f"{within} the {percent(SIMULATOR_GOAL)} that was the goal."
+        )
+    return {
+        "hits_finding": hits,
+        "ttft_finding": found.sentence,
+        "simulator_finding": simulated,
+    }
+
+
+def simulator_error(run: Any, column: str = "predicted_ttft") -> float | None:
+    """Largest |predicted / measured - 1| of the median TTFT over the policies. column: which prediction."""
+    series = run["policies"]
+    rows = len(series["policy"]) if series is not None and "policy" in series else 0
+    ratios = [over(number_of(series, r, column), number_of(series, r, "ttft")) for r in range(rows)]
+    errors = [abs(ratio - 1) for ratio in ratios if ratio is not None]
+    return max(errors, default=None)
+
+
+def first_prediction(run: Any) -> dict[str, str]:
+    """What became of the prediction with a straight line, and what is left with the trace's own steps."""
+    series = run["policies"]
+    line, measured, own = (
+        simulator_error(run, column) for column in ("line_ttft", "predicted_ttft", "own_steps_ttft")
+    )
+    params = (series.params or {}) if series is not None else {}
+    by_line, by_steps = (
+        value(params.get(name)).middle for name in ("steps_over_line", "steps_over_measured")
+    )
+    said = missing("the prediction with a straight line").sentence
+    if None not in (line, measured):
+        verb = "misses" if line > SIMULATOR_GOAL else "reaches"
+        said = (
+            "With a straight line for the time of a step, the simulated median TTFT differs from the measured one by "
+            f"{percent(line)} at most, and {verb} the goal. With the measured times of steps the difference is "
+            f"{percent(measured)} at most."
+        )
+        if by_line and by_steps and min(by_line, by_steps) > 0:
+            said += (
+                f" The trace's steps together took {_longer(by_line)} than the line says, and "
+                f"{_longer(by_steps)} than the calibration's steps say."
+            )
+    left = missing("the prediction with the trace's own steps").sentence
+    if own is not None:
+        left = (
+            f"If the simulator gets the times of the trace's own steps, afterwards, {percent(own)} is left at most: "
+            "that part does not come from the times of the calibration."
+        )
+        shares = [number_of(series, name, "same_replica") for name in POLICIES]
+        if None not in shares and min(shares) < 1:
+            left += (
+                f" The router's choices can add to it: with {POLICIES[shares.index(min(shares))].replace('_', ' ')}, "
+                f"{percent(min(shares))} of the requests went to the replica that the simulator chose. A step that ends a "
+                "little earlier or later changes the loads that the router sees."
+            )
+    return {
+        "line_finding": said,
+        "amplified_finding": _amplified(series),
+        "own_steps_finding": left,
+    }
+
+
+def _longer(ratio: float) -> str:
+    """ "14 % more time", "3 % less time"."""
+    return f"{percent(abs(ratio - 1))} {'more' if ratio >= 1 else 'less'} time"
+
+
+def _amplified(series: Series | None) -> str:
+    """How the simulated median TTFT grows if each step takes 10 % longer."""
+    rows = range(len(series["policy"]) if series is not None and "policy" in series else 0)
+    ratios = [
+        over(number_of(series, row, "slower_ttft"), number_of(series, row, "predicted_ttft"))
+        for row in rows
+    ]
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
+        return missing("the effect of slower steps").sentence
+    low, high = min(known), max(known)
+    if low >= 1:
+        between = f"{percent(low - 1)} to {percent(high - 1)} longer"
+    else:
+        between = f"{times(low)} to {times(high)} as long"
+    said = f"If each step takes 10 % longer, the simulated median TTFT is {between}, by the policy."
+    if low > 1.1:
+        said += " A queue enlarges an error in the time of a step, because each request also waits for those before it."
+    return said

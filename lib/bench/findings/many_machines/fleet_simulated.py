@@ -1,0 +1,120 @@
+"""The sentences of chapter 13 on simulated fleets: a thousand replicas, a day, prompts apart, a lost rack.
+
+Introduced in chapter 13.
+"""
+
+from typing import Any
+
+from lib.bench.findings.many_machines.fleet_rows import number_of
+from lib.bench.findings.values import cell, number, percent, quantity, value
+from lib.bench.findings.vocabulary import missing
+
+
+def thousand(run: Any) -> dict[str, str]:
+    """The sentences under the table of the large fleet."""
+    series = run["thousand_replicas"]
+    rows = len(series["policy"]) if series is not None and "policy" in series else 0
+    by = {}
+    for row in range(rows):
+        age = value(cell(series, "load_age", row)).middle
+        by[series["policy"][row], bool(age)] = row
+    get = lambda name, old, column: (  # noqa: E731
+        number_of(series, by[name, old], column) if (name, old) in by else None
+    )
+    rates = [get(name, False, "hit_rate") for name in ("power_of_two", "longest_prefix")]
+    waits = [get(name, False, "ttft50") for name in ("power_of_two", "longest_prefix")]
+    said = missing("the policies in a large fleet").sentence
+    if None not in (*rates, *waits):
+        said = (
+            f"With longest prefix, {percent(rates[1])} of the prompt tokens are found in a cache and the median TTFT "
+            f"is {quantity(waits[1], 's')}; with power of two, it is {percent(rates[0])} and {quantity(waits[0], 's')}."
+        )
+    least, two = (get(name, True, "ttft99") for name in ("least_loaded", "power_of_two"))
+    stale = missing("the cost of old loads").sentence
+    if None not in (least, two):
+        stale = (
+            "With loads that are up to half a second old, the 99th percentile of TTFT is "
+            f"{quantity(least, 's')} with least loaded and {quantity(two, 's')} with power of two."
+        )
+    return {"thousand_finding": said, "stale_finding": stale}
+
+
+def day(run: Any) -> dict[str, str]:
+    """The cheapest plan of the day that serves 99 % of the requests within the limits."""
+    series = run["day"]
+    rows = range(len(series["plan"]) if series is not None and "plan" in series else 0)
+    found = [
+        (hours, good, series["plan"][row])
+        for row in rows
+        if (hours := number_of(series, row, "replica_hours"))
+        and (good := number_of(series, row, "attained"))
+    ]
+    if not found:
+        return {"day_finding": missing("the cost of a day").sentence}
+    good = [entry for entry in found if entry[1] >= 0.99]
+    if not good:
+        hours, share, plan = max(found, key=lambda entry: entry[1])
+        return {
+            "day_finding": f"No plan serves 99 % of the requests within the limits. The best one, “{plan}”, serves "
+            f"{100 * share:.1f} % for {number(hours)} replica-hours."
+        }
+    hours, share, plan = min(good)
+    dearest = max(found)
+    return {
+        "day_finding": f"The cheapest plan that serves 99 % of the requests within the limits is “{plan}”: "
+        f"{100 * share:.1f} % for {number(hours)} replica-hours, where the most expensive plan takes {number(dearest[0])}."
+    }
+
+
+def apart(run: Any) -> dict[str, str]:
+    """Prompts and answers apart, against all together, for the division whose two latencies are best together."""
+    series = run["prompts_apart"]
+    column = "prefill_replicas"
+    rows = range(len(series[column]) if series is not None and column in series else 0)
+    split = {}
+    for row in rows:
+        replicas = value(cell(series, column, row)).middle
+        both = number_of(series, row, "ttft99"), number_of(series, row, "tpot99")
+        if replicas is not None and replicas >= 0 and None not in both:
+            split[replicas] = both
+    together = split.pop(0, None)
+    if together is None or not split:
+        return {"apart_finding": missing("prompts and answers apart").sentence}
+    # The smallest value of the larger ratio, of TTFT or TPOT, to the fleet without a division.
+    best = min(split, key=lambda n: max(split[n][0] / together[0], split[n][1] / together[1]))
+    ttft, tpot = split[best]
+    whole = f"{quantity(together[0], 's')} and {quantity(together[1], 's')}"
+    if ttft < together[0] and tpot < together[1]:
+        verdict = f"Both are smaller than without a division ({whole})."
+    else:
+        verdict = f"Without a division they are {whole}, so no division here improves both."
+    return {
+        "apart_finding": f"The best division for both latencies has {number(best)} replicas for prompts. Its 99th "
+        f"percentiles are {quantity(ttft, 's')} of TTFT and {quantity(tpot, 's')} of TPOT. {verdict}"
+    }
+
+
+def rack(run: Any) -> dict[str, str]:
+    """What a lost rack costs: failed requests, and waiting by how full the fleet was."""
+    series = run["rack_lost"]
+    rows = range(len(series["load"]) if series is not None and "load" in series else 0)
+    names = ("failed", "moved", "requests")
+    counted = [[value(cell(series, name, row)).middle for name in names] for row in rows]
+    said = missing("what a lost rack costs").sentence
+    if counted and all(None not in some and min(some) >= 0 for some in counted):
+        failed, moved, total = counted[-1]
+        said = (
+            f"In the fuller fleet, {number(failed)} of {number(total)} requests fail: those that were running in the "
+            f"rack. The others there were still waiting and are sent to another replica: {number(moved)}."
+        )
+    parts = []
+    for row in rows:
+        before, during = (number_of(series, row, name) for name in ("before", "during"))
+        if before and during:
+            parts.append(
+                f"in the {series['load'][row]} fleet from {quantity(before, 's')} to {quantity(during, 's')}"
+            )
+    load = missing("the waiting while a rack is away").sentence
+    if parts:
+        load = f"While the rack is away, the 99th percentile of TTFT changes {' and '.join(parts)}."
+    return {"rack_finding": said, "rack_load_finding": load}

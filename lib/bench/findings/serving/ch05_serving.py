@@ -1,0 +1,203 @@
+"""The sentences of chapter 5 that depend on what was measured; those on bursts, HTTP and the lock have modules of their own.
+
+Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a Series, or None where it has none.
+
+Introduced in chapter 5.
+"""
+
+from typing import Any
+
+from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.serving.serving_lock import (
+    convoy,
+    core_loss,
+    http,
+    lock,
+    neighbours,
+    realistic,
+    realistic_events,
+)
+from lib.bench.findings.serving.serving_queue import HALF, exercises, expected, queue, worst
+from lib.bench.findings.serving.serving_rows import at_most, named, over, param, positive, scaled
+from lib.bench.findings.values import Measured, cell, quantity, times, value
+from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
+
+__all__ = ["exercises", "http", "leaving", "lock", "loop", "of_http", "of_leaving", "of_lock", "of_loop", "of_queue",
+           "predictions", "queue", "realistic", "realistic_events", "render", "timeline"]  # fmt: skip
+
+LOOP, LOCKED, THREAD = "the loop computes", "threads and a lock", "an engine thread"
+HEALTH, WASTED = "health_under_load", "tokens_after_leaving"
+MOST_WASTED = 2  # tokens: an abort takes effect between two steps
+
+
+def alone(run: Any) -> Measured:
+    """Seconds of one answer, offline."""
+    return named(run["offline"], "one answer", "seconds")
+
+
+def one_step(run: Any) -> float | None:
+    """Seconds of one token of one answer."""
+    answer = param(run["offline"], "answer")
+    return scaled(alone(run), 1 / answer if answer else None)
+
+
+def one_by_one(run: Any) -> float | None:
+    """Seconds of all users' answers, one after the other."""
+    return scaled(alone(run), param(run["offline"], "users"))
+
+
+def _judged(run: Any, subject: str, predicted: float | None, measured: Measured) -> str:
+    got = positive(measured)
+    if got is None:
+        return missing(subject).sentence
+    said = f"{subject[:1].upper()}{subject[1:]} took {quantity(got, 's')}"
+    if predicted is None:
+        return f"{said}; its prediction was not measured here."
+    verdict = versus_prediction(predicted, measured).verdict
+    return f"{said} (predicted: {quantity(predicted, 's')}): {verdict}."
+
+
+def loop(run: Any) -> dict[str, str]:
+    """Under the table of the three servers."""
+    series = run[HEALTH]
+    health = {n: named(series, n, "health_worst") for n in (LOOP, LOCKED, THREAD)}
+    answers = {n: named(series, n, "all_answers") for n in (LOOP, LOCKED, THREAD)}
+    deaf = compare(health[LOCKED], health[LOOP], "the worst probe with a lock and threads",
+                   "the worst probe of the loop that computes")  # fmt: skip
+    gain = compare(
+        answers[THREAD], answers[LOCKED], "the server with an engine thread", "the one with a lock"
+    )
+    why = ""
+    if gain.direction < 0:
+        why = " Behind the lock the scheduler never has two requests at once, so it has nothing to batch."
+    return {
+        "blocking_finding": _judged(run, "the worst probe of the server that computes on its loop",
+                                    one_by_one(run), health[LOOP]),
+        "locked_finding": deaf.sentence,
+        "locked_all_finding": _judged(run, "all answers together", one_by_one(run), answers[LOCKED]),
+        "threaded_finding": at_most("the worst probe of the server with an engine thread", one_step(run), health[THREAD],
+                                    "one step").sentence,
+        "batching_finding": gain.sentence + why,
+    }  # fmt: skip
+
+
+def timeline(run: Any) -> dict[str, str]:
+    """Under the figure of four users."""
+    series = run["timeline"]
+    prompts = series["prompt"] if series is not None and "prompt" in series else []
+    longest = max(range(len(prompts)), key=lambda i: prompts[i] or 0) if prompts else 0
+    lengths = [prompts[i] if prompts else None for i in (longest, 0)]
+    first = compare(
+        cell(series, "ttft", longest), cell(series, "ttft", 0),
+        f"the prompt with {lengths[0]} tokens", f"the first prompt ({lengths[1]} tokens)",
+    )  # fmt: skip
+    if None in lengths or first.kind in ("missing", "undefined"):
+        long = missing("the first token of the long prompt").sentence
+    else:
+        long = f"Up to its first token, {first}."
+    median, most = (positive(cell(series, f"gap_{name}", 0)) for name in ("median", "max"))
+    if median is None or most is None:
+        return {
+            "long_finding": long,
+            "gap_finding": missing("the pace of user 1's tokens").sentence,
+        }
+    gap = f"User 1's tokens come {quantity(median, 's')} apart at the median and {quantity(most, 's')} at most"
+    if most < 1.5 * median:
+        gap += ", so the other prompts did not delay them"
+    elif cell(series, "prompt_in_gap", 0):
+        gap += f", {times(most / median)} as long: that step also computed another user's prompt"
+    return {"long_finding": long, "gap_finding": f"{gap}."}
+
+
+def leaving(run: Any) -> dict[str, str]:
+    """Under the figure of the client that leaves."""
+    series = run[WASTED]
+    before, after, own, freed = (
+        param(series, n) for n in ("used_before", "used_after", "long_blocks", "freed_s")
+    )
+    if None in (before, after, own, freed) or before < own:
+        pool = missing("the pool around the moment of leaving").sentence
+    else:
+        taken = after - before + own
+        pool = f"The pool held {before} blocks, {own} of them filled by the client that left"
+        pool += f"; {quantity(freed, 's')} after it hung up, the metrics showed {after}"
+        pool += f". The others had taken {taken} more in the meantime." if taken > 0 else "."
+    arrived = param(series, "leave_after")
+    wasted, asked = (value(named(series, THREAD, n)).middle for n in ("for_nobody", "asked_for"))
+    if None in (arrived, wasted, asked):
+        text = missing("the tokens after leaving").sentence
+    else:
+        judged = "as predicted" if 0 <= wasted <= MOST_WASTED else "the prediction failed"
+        text = f"{arrived} tokens arrived, {wasted:,.0f} more were computed and not read, of {asked:,.0f} asked for: {judged}."
+    return {"pool_finding": pool, "wasted_finding": text}
+
+
+def of_loop(run: Any) -> list[Prediction]:
+    """The first two predictions of the chapter."""
+    health = run[HEALTH]
+    return [
+        Prediction("worst /health of the loop that computes", one_by_one(run), named(health, LOOP, "health_worst")),
+        Prediction("worst /health of the engine thread, one step", one_step(run), named(health, THREAD, "health_worst"),
+                   sense="at most"),
+        Prediction("all answers behind a lock, one after the other", one_by_one(run), named(health, LOCKED, "all_answers")),
+        Prediction("all answers of the engine thread, from one offline batch", named(run["offline"], HALF, "seconds"),
+                   named(health, THREAD, "all_answers")),
+    ]  # fmt: skip
+
+
+def of_leaving(run: Any) -> list[Prediction]:
+    """The third."""
+    few = f"at most {MOST_WASTED}"
+    wasted = value(named(run[WASTED], THREAD, "for_nobody")).middle
+    found = missing("the tokens after leaving")
+    if wasted is not None:
+        found = Finding(f"{wasted:,.0f}", few if 0 <= wasted <= MOST_WASTED else "more")
+    return [Prediction("tokens computed after the client has left", few, found)]
+
+
+def of_queue(run: Any) -> list[Prediction]:
+    """The fourth."""
+    return [
+        Prediction(f"last answer of a burst {how} a limit, from batches", expected(run, requests), worst(run["burst"], name))
+        for how, requests, name in (("without", "requests", "no end"), ("with", "limit", "bounded"))
+    ]  # fmt: skip
+
+
+def of_http(run: Any) -> list[Prediction]:
+    """The share of the throughput that is left over HTTP."""
+    series = run["throughput"]
+    rates = [named(series, name, "throughput") for name in ("streamed", "offline")]
+    claim = "share of throughput streamed, without overlap"
+    return [
+        Prediction(
+            claim, named(series, "streamed", "bound"), over(*rates), unit="", sense="at least"
+        )
+    ]
+
+
+def of_lock(run: Any) -> list[Prediction]:
+    """A step beside a busy process, and beside a busy thread."""
+    nobody, process, thread = neighbours(run)
+    pair = positive(thread), positive(nobody)
+    more = None if None in pair else max(1e-9, pair[0] - pair[1])
+    return [
+        Prediction("a step beside a busy process over one alone, from the cores", core_loss(run), over(process, nobody),
+                   unit="×", sense="at most"),
+        Prediction("time that a busy thread adds to a step, an interval per operator", convoy(run["step_beside"]), more,
+                   sense="at most"),
+    ]  # fmt: skip
+
+
+def predictions(run: Any) -> list[Prediction]:
+    """All predictions of the chapter from one run; the chapter may take each part from another."""
+    parts = (of_loop, of_leaving, of_queue, of_http, of_lock)
+    return [prediction for part in parts for prediction in part(run)]
+
+
+def render(run: Any) -> dict[str, str]:
+    """Every sentence of the chapter, by the name under which the chapter glues it."""
+    parts = (loop, timeline, leaving, queue, exercises, http, lock, realistic_events)
+    found = realistic()
+    for part in parts:
+        found |= part(run)
+    return found

@@ -1,0 +1,96 @@
+"""What a mask costs: its time by vocabulary, and a step with masks against one without.
+
+Each function takes a run; most return sentences of chapter 12.
+
+Introduced in chapter 12.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from lib.bench.findings.structured_output.mask_rows import number_at, row_of
+from lib.bench.findings.values import cell, percent, quantity, times, value
+from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
+
+STEP_GOAL, GOAL_BATCH = 0.05, 16  # masks may add this share to a step of this batch
+KINDS = {
+    "few states": "an automaton of few states",
+    "new states": "an automaton that counts",
+    "schema": "a JSON schema",
+}
+
+
+def walk(run: Any) -> dict[str, str]:
+    """The sentences under the figure of a mask's time by vocabulary."""
+    series = run["mask_time_by_vocabulary"]
+    first, single = cell(series, "walk", -1), cell(series, "one_by_one", -1)
+    found = compare(first, single, "walking the tree", "reading the tokens one by one")
+    verdict = versus_prediction(cell(series, "predicted", -1), first, "s")
+    again = value(cell(series, "again", -1)).middle
+    middle = value(first).middle
+    kept = missing("the time of a mask that was kept").sentence
+    if again is not None and middle is not None and again > 0 and middle > 0:
+        kept = f"A mask that was kept is found in {quantity(again, 's')}"
+        kept += f"; computing it takes {times(middle / again)} as long." if middle > again else "."
+    return {
+        "walk_finding": f"{found.sentence} Time for the largest vocabulary: {verdict}.",
+        "kept_finding": kept,
+    }
+
+
+def cost(run: Any, kind: str) -> Finding:
+    """What a mask of this kind adds to a step of GOAL_BATCH sequences, as a share of the step without.
+
+    kind of the finding: "within", "above", "cannot tell" (the samples differ by more than the cost) or "missing".
+    """
+    series = run["step_by_batch"]
+    row = row_of(series, "batch", GOAL_BATCH)
+    free, bound = (value(None if row is None else cell(series, c, row)) for c in ("free", kind))
+    name = KINDS[kind]
+    if not (free.known and bound.known and free.middle > 0 and bound.middle > 0):
+        return missing(f"the step with {name} at batch {GOAL_BATCH}")
+    ratio = bound.middle / free.middle
+    spread = max(v.spread or 0.0 for v in (free, bound))
+    both = f"{quantity(bound.middle, 's')} against {quantity(free.middle, 's')}"
+    more = "longer" if ratio >= 1 else "less"
+    said = f"with {name}, a step of {GOAL_BATCH} sequences takes {100 * abs(ratio - 1):.1f} % {more} ({both})"
+    if spread > STEP_GOAL and abs(ratio - 1) <= spread:
+        text = f"{said}, less than the {percent(spread)} by which the steps of one kind differ, so this run cannot tell"
+        return Finding(text, "cannot tell", ratio)
+    if ratio - 1 <= STEP_GOAL:
+        return Finding(f"{said}, within the goal of 5 %", "within", ratio)
+    return Finding(f"{said}, more than the goal of 5 %", "above", ratio, 1)
+
+
+def over_free(run: Any, kind: str) -> list[float] | None:
+    """Every sample of a step with masks over the median step without, at GOAL_BATCH."""
+    series = run["step_by_batch"]
+    row = row_of(series, "batch", GOAL_BATCH)
+    free, found = number_at(series, "free", row), None if row is None else cell(series, kind, row)
+    if not free or free < 0 or found is None:
+        return None
+    return [s / free for s in (found if isinstance(found, list) else [found])]
+
+
+def hidden(run: Any, kind: str) -> Finding:
+    """Whether computing the masks while the model runs makes the step shorter than computing them afterwards."""
+    series = run["step_by_batch"]
+    row = row_of(series, "batch", GOAL_BATCH)
+    name = KINDS[kind]
+    if row is None:
+        return missing(f"the overlap with {name}")
+    beside, after = (cell(series, column, row) for column in (kind, f"{kind}, in turn"))
+    found = compare(beside, after, "the step with masks beside the model", "the one with masks after it")  # fmt: skip
+    if found.kind == "missing":
+        return missing(f"the overlap with {name}")
+    return replace(found, text=f"with {name}, {found.text}")
+
+
+def steps(run: Any) -> dict[str, str]:
+    """The sentences under the figure of steps by batch."""
+    return {
+        "few_finding": cost(run, "few states").sentence,
+        "new_finding": cost(run, "new states").sentence,
+        "schema_finding": cost(run, "schema").sentence,
+        "hidden_finding": " ".join(hidden(run, k).sentence for k in ("new states", "schema")),
+    }
