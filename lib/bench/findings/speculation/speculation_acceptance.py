@@ -38,10 +38,12 @@ def acceptance(run: Any) -> dict[str, str]:
     text = missing("the tokens per step").sentence
     if copying:
         best, least = max(copying, key=copying.get), min(copying, key=copying.get)
+        low, high = number(copying[least]), number(copying[best])
         text = (
-            f"On the copying tasks a step gives between {number(copying[least])} tokens ({least}) "
-            f"and {number(copying[best])} ({best})."
+            f"On the copying tasks a step gives between {low} tokens ({least}) and {high} ({best})."
         )
+        if low == high:
+            text = f"On each of the copying tasks a step gives {low} tokens."
         others = [f"{number(tokens[n])} on {n}" for n in ("chat", "random text") if n in tokens]
         if others:
             text += f" It gives {' and '.join(others)}."

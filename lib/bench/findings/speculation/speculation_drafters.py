@@ -86,6 +86,6 @@ def draft_model(run: Any) -> dict[str, str]:
     found = over(cell_of(series, "draft model", "tok_s"), cell_of(series, "no drafts", "tok_s"))
     accepted = value(cell_of(series, "draft model", "acceptance")).middle
     if found is None or accepted is None:
-        return {"draft_model_finding": missing("a draft model").sentence}
+        return {"draft_model_finding": missing("a pair of models of two sizes").sentence}
     text = f"With the small model as its draft the large one has {times(found)} the throughput"
     return {"draft_model_finding": f"{text}; {percent(accepted)} of the drafts are accepted."}
