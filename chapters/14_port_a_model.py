@@ -432,7 +432,7 @@ experts = record.add(
 )
 glue("experts_finding", words.spread(experts))
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-14-experts", "caption": "Experts that a decode step reads per layer, by the number of its requests: counted in a small Qwen3-MoE with random weights. Dotted: the formula for a random choice."}}
 fig, ax = figure()
 lines(ax, batches, {"counted": counted})
 bound(ax, batches, expected, "a random choice")
@@ -445,7 +445,7 @@ ax.set(
 show(fig, "experts_per_step")
 
 # %% [markdown]
-# {glue:text}`experts_finding`
+# {numref}`fig-14-experts` has the counts. {glue:text}`experts_finding`
 #
 # The table turns such counts into bytes, for the shape of Mixtral 8x7B with weights in bfloat16. Its experts are those of a
 # random choice.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lib.bench.findings.values import percent
 from lib.bench.records.series import Series
 
 
@@ -21,5 +22,5 @@ def spread(series: Series) -> str:
         return text + "The counts are at least 90 % of those of a random choice."
     return text + (
         "The tokens of a batch prefer the same experts: at one batch size, a step reads only "
-        f"{worst:.0%} of the experts that a random choice would reach."
+        f"{percent(worst)} of the experts that a random choice would reach."
     )

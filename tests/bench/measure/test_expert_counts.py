@@ -50,7 +50,7 @@ def test_the_bytes_of_mixtral():
 
 
 @pytest.mark.parametrize(
-    "counted, said", [([2.0, 7.9], "at least 90 %"), ([2.0, 6.0], "only 76% of the experts")]
+    "counted, said", [([2.0, 7.9], "at least 90 %"), ([2.0, 6.0], "only 76 % of the experts")]
 )
 def test_the_sentence_follows_the_counts(counted, said):
     columns = {"batch": [1, 32], "counted": counted, "expected": [2.0, 7.9]}
