@@ -626,7 +626,7 @@ record = Record(
     seed=0,
     roofline=roofline,
 )
-experiments = Experiments("01_forward_pass", device)
+experiments = Experiments("01_forward_pass", device, own_tables=True)
 
 
 def random_prompt(length):

@@ -145,7 +145,7 @@ record = Record(
     device=device,
     seed=0,
 )
-experiments = Experiments("09_prefix_caching", device)
+experiments = Experiments("09_prefix_caching", device, own_tables=True)
 
 
 def greedy(max_tokens):

@@ -163,7 +163,7 @@ record = Record(
     device=device,
     seed=0,
 )
-experiments = Experiments("10_speculation", device)
+experiments = Experiments("10_speculation", device, own_tables=True)
 
 
 def greedy(max_tokens):

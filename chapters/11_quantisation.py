@@ -182,7 +182,7 @@ record = Record(
     seed=0,
     roofline=roofline,
 )
-experiments = Experiments("11_quantisation", CPU)
+experiments = Experiments("11_quantisation", CPU, own_tables=True)
 
 
 def products_of(model):

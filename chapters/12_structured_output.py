@@ -195,7 +195,7 @@ record = Record(
     device=device,
     seed=0,
 )
-experiments = Experiments("12_structured_output", device)
+experiments = Experiments("12_structured_output", device, own_tables=True)
 LIBRARY = importlib.util.find_spec("llguidance") is not None
 
 SCHEMA = {

@@ -140,7 +140,7 @@ OPTIONS = {
     "num_blocks": 513,
     "attention": pick(smoke="gather", cpu="auto", gpu="auto"),
 }
-experiments = Experiments("13_many_machines", DEVICE)
+experiments = Experiments("13_many_machines", DEVICE, own_tables=True)
 stack = ExitStack()
 replicas = [stack.enter_context(EngineProcess(1, **OPTIONS)) for _ in "ab"]
 wide = stack.enter_context(EngineProcess(2, **OPTIONS))

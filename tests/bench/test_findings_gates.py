@@ -256,8 +256,8 @@ def test_a_record_without_gates_is_read(recorded):
 
 
 def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
-    def summary(*asked):
-        experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+    def summary(*asked, **options):
+        experiments = Experiments("01_forward_pass", "cpu", folder=recorded, **options)
         for name, series in asked:
             gate = experiments.gate(name)
             gate.check(False, "the clock stood still")
@@ -266,13 +266,18 @@ def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
         return experiments.summary()
 
     there, missing = ("latency", "latency_by_prompt"), ("stalls", "no_such_series")
-    assert summary(there).endswith("Their figures and sentences come from the recorded run of 2026-11-24 on the same hardware.")  # fmt: skip
+    assert summary(there).endswith("Its figures and sentences come from the recorded run of 2026-11-24 on the same hardware.")  # fmt: skip
+    assert "Their figures and sentences come from" in summary(there, there)
     for asked in ([missing], [("never shown", None)]):
         said = summary(*asked)
         assert "Nothing of the recorded run" in said and "come from" not in said
     said = summary(there, missing)
     assert "The figures and sentences of latency come from the recorded run" in said
     assert "takes the place of stalls" in said
+    own = summary(there, own_tables=True)
+    assert own.endswith(
+        "on the same hardware. The tables of the measurements show this copy's run."
+    )
 
 
 def test_a_figure_has_a_series_also_where_the_recorded_run_has_none(recorded):

@@ -31,6 +31,8 @@ class Experiments:
     A gate gets the load that other programs made since the gate before it, or since this object was made: create it
     before the first measurement, and each gate right after its own. On a GPU the load is noted and closes nothing:
     the times are the device's, and a container's host has cores that this process cannot use.
+
+    own_tables: the chapter's tables show what was measured just now, whatever the figures show; the page says so.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class Experiments:
         chapter: str,
         device: torch.device | str | None = None,
         folder: Path | str | None = None,
+        own_tables: bool = False,
     ):
+        self._own_tables = own_tables
         described = hardware(device)
         slug, self._on_cpu = described["slug"], described["kind"] == "cpu"
         runs = [run for run in read_records(chapter, folder=folder) if run.slug == slug]
@@ -122,12 +126,14 @@ class Experiments:
         run = f"the recorded run of {self.recorded.date} on the same hardware"
         there = [gate.experiment for gate in closed if gate.stood_in]
         missing = [gate.experiment for gate in closed if not gate.stood_in]
+        tables = ". The tables of the measurements show this copy's run" if self._own_tables else ""
         if not missing:
-            return f"Their figures and sentences come from {run}."
+            whose = "Its" if len(closed) == 1 else "Their"
+            return f"{whose} figures and sentences come from {run}{tables}."
         if not there:
             return f"Nothing of {run} takes their place; read their numbers with care."
         return (
-            f"The figures and sentences of {_listed(there)} come from {run}. It does not have all that takes the place of "
+            f"The figures and sentences of {_listed(there)} come from {run}{tables}. That run does not have all that takes the place of "
             f"{_listed(missing)}; read the numbers there with care."
         )
 
