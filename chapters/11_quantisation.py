@@ -439,7 +439,7 @@ table(
     ],
 )
 eight = error(round_channels(embedding).dequantize()[:, :inputs], embedding)
-glue("eight_error", f"{eight:.2%}")
+glue("eight_error", f"{100 * eight:.2f} %")
 
 # %% [markdown]
 # The error is the root mean square of the differences, divided by that of the weights. In 8 bits with one scale per row the
@@ -956,7 +956,7 @@ table(
     ],
     headers=["format", "error", "error of the others, one outlier per row"],
 )
-glue("float8_predicted", f"{float8_words.PREDICTED:.1%}")
+glue("float8_predicted", f"{100 * float8_words.PREDICTED:.1f} %")
 glue_all(float8_words.error(record))
 
 # %% [markdown]

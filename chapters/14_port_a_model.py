@@ -471,7 +471,7 @@ table(
     ],
 )
 assert sizes[64][1] > 0.999 * whole > 3 * sizes[1][1]
-glue("bytes_of_one", f"{sizes[1][1] / whole:.0%}")
+glue("bytes_of_one", f"{100 * sizes[1][1] / whole:.0f} %")
 
 # %% [markdown]
 # One request reads {glue:text}`bytes_of_one` of the weights that a step of 64 requests reads. A decode step at a small batch
