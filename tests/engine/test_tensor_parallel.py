@@ -285,6 +285,31 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+WAITS_FOR_EVER = """
+import os, signal, sys, threading
+from lib import LLM, SamplingParams
+from lib.core.errors import EngineDeadError
+llm = LLM(sys.argv[1], device="cpu", attention="gather", num_blocks=33, tensor_parallel_size=2)
+os.kill(llm.workers.ranks.processes[1].pid, signal.SIGKILL)
+llm.workers.group.broadcast = lambda x: threading.Event().wait()
+try:
+    llm.generate([[5, 6, 7]], SamplingParams(max_tokens=6))
+except EngineDeadError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_though_gloo_does_not_notice_that_a_rank_is_gone(folders, tmp_path):
+    """Now and then a broadcast to a process that has just been killed never returns."""
+    script = tmp_path / "script.py"
+    script.write_text(WAITS_FOR_EVER)
+    command = [sys.executable, str(script), str(folders["gpt2"])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rank 1" in done.stdout and "was killed by SIGKILL" in done.stdout
+
+
 @pytest.mark.slow
 def test_the_ranks_end_with_a_process_that_is_killed(folders, tmp_path):
     script = tmp_path / "script.py"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import TypeVar
 
 import numba
@@ -15,6 +15,7 @@ from lib.cache.allocate import kv_bytes_per_token
 from lib.core.batch import Batch
 from lib.core.engine_options import EngineOptions
 from lib.core.errors import EngineDeadError
+from lib.engine.tensor_parallel.command_thread import CommandThread
 from lib.engine.tensor_parallel.group import Group, PeerLost
 from lib.engine.tensor_parallel.messages import Command, Message, of_batch, send
 from lib.engine.tensor_parallel.rank_device import check_devices
@@ -51,7 +52,7 @@ class Workers:
             self.ranks = SpawnedRanks(options, device, self.size, self.threads)
         self._end = weakref.finalize(self, self.ranks.end)  # at exit, too
         self.group = Group(self.ranks.store, 0, self.size, device, self.ranks.host)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank-0")
+        self._thread = CommandThread("rank-0")
         self._thread.submit(self._prepare_thread).result()
         # The call in the thread is for that thread, and for threads yet to come: not for those.
         torch.set_num_threads(total)
@@ -129,7 +130,7 @@ class Workers:
                 stopping = self._thread.submit(lambda: send(self.group, Message(Command.STOP)))
                 wait([stopping], timeout=_PATIENCE)
         self._end()
-        self._thread.shutdown(wait=False)
+        self._thread.stop()
 
     def _call(self, work: Callable[[], _T]) -> _T:
         if self._dead is not None:
@@ -148,7 +149,7 @@ class Workers:
         future = self._thread.submit(guarded)
         while not wait([future], timeout=_POLL).done:
             if (reason := self.ranks.why_ended()) is not None:
-                wait([future], timeout=_PATIENCE)  # gloo notices by itself, NCCL does not
+                wait([future], timeout=_PATIENCE)  # gloo mostly notices by itself, NCCL does not
                 if not future.done():
                     self.group.abort()
                     raise self._die(reason)
@@ -162,5 +163,5 @@ class Workers:
         """A rank that has failed halfway cannot go on with the others: all end."""
         self._dead = f"tensor parallelism has ended, because {reason}"
         self._end()
-        self._thread.shutdown(wait=False)
+        self._thread.stop()
         return EngineDeadError(self._dead)
