@@ -261,13 +261,17 @@ def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
         for name, series in asked:
             gate = experiments.gate(name)
             gate.check(False, "the clock stood still")
+            record = this_run()
+            record.add("stalls", unit="s", columns={"user": [1], "wait": [STEADY]})
             if series is not None:
-                assert experiments.pick(gate, this_run())[series] is not Ellipsis
+                assert experiments.pick(gate, record)[series] is not Ellipsis
         return experiments.summary()
 
-    there, missing = ("latency", "latency_by_prompt"), ("stalls", "no_such_series")
+    there, missing = ("latency", "latency_by_prompt"), ("stalls", "stalls")
+    nowhere = ("tf32", "no_such_series")  # not measured on this hardware at all
     assert summary(there).endswith("Its figures and sentences come from the recorded run of 2026-11-24 on the same hardware.")  # fmt: skip
     assert "Their figures and sentences come from" in summary(there, there)
+    assert "Their figures and sentences come from" in summary(there, nowhere)
     for asked in ([missing], [("never shown", None)]):
         said = summary(*asked)
         assert "Nothing of the recorded run" in said and "come from" not in said

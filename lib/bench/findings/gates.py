@@ -38,7 +38,7 @@ class Gate:
 
     @property
     def stood_in(self) -> bool:
-        """Whether a recorded run took the place of this one, and had all that was asked of it."""
+        """Whether a recorded run took the place of this one, and had all that was asked of it and was measured."""
         return self.shown is not None and self.shown.recorded and not self.shown.absent
 
     @property
@@ -149,7 +149,7 @@ class Gate:
             if also := closed_in(recorded, self.experiment):
                 note += f", which could not show it either: {'; '.join(also)}"
             label = f"recorded run of {recorded.date}"
-            self.shown = Shown(recorded, label, note, reason=self.note)
+            self.shown = Shown(recorded, label, note, reason=self.note, instead_of=this_run)
         return self.shown
 
 

@@ -24,12 +24,13 @@ class Shown:
     label: str = "this run"
     note: str = ""
     reason: str = ""
-    # Series that were asked for and are not there.
+    # The run whose place this one takes, and the series that only that one has, of those that were asked for.
+    instead_of: Record | Run | None = None
     absent: set[str] = field(default_factory=set, compare=False)
 
     def __getitem__(self, name: str) -> Series | None:
-        found = self.run.series.get(name) if isinstance(self.run, Record) else self.run[name]
-        if found is None:
+        found = _series(self.run, name)
+        if found is None and self.instead_of and _series(self.instead_of, name) is not None:
             self.absent.add(name)
         return found
 
@@ -46,3 +47,7 @@ class Shown:
     @property
     def roofline(self) -> Roofline | None:
         return self.run.roofline
+
+
+def _series(run: Record | Run, name: str) -> Series | None:
+    return run.series.get(name) if isinstance(run, Record) else run[name]
