@@ -80,7 +80,7 @@ from lib.bench.findings.load_test import ch06_load_test as words
 from lib.bench.findings.load_test import load_rows
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.shown import Shown
-from lib.bench.findings.values import column
+from lib.bench.findings.values import column, positive
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.measure.free_bytes import free_bytes
@@ -1206,7 +1206,7 @@ record.add(
 open_rows = [summarize(run, SLO) for *_, run, _ in flat]
 this_run = Shown(record)
 gate = experiments.gate("overload")
-waited = load_rows.middle(
+waited = positive(
     load_rows.opened(this_run, "waiting_peak", PAGED, max(SHARES))
 )
 gate.queue_formed(waited or 0, SEQS // 2)
@@ -1233,7 +1233,7 @@ def at_shares(column, server=PAGED):
     found = (
         load_rows.opened(open_run, column, server, x) for x in drawn_shares
     )
-    return [load_rows.middle(x) for x in found]
+    return [positive(x) for x in found]
 
 
 fig, ax = figure()
@@ -1261,7 +1261,7 @@ glue("limit", open_run["open_loop"].params["limit"])
 glue("seats", open_run["closed_loop"].params["max_num_seqs"])
 record.headline(
     "requests/s reached / predicted capacity",
-    load_rows.middle(words.best_rate(this_run)) / capacity,
+    positive(words.best_rate(this_run)) / capacity,
 )
 
 # %% [markdown]

@@ -27,11 +27,8 @@ KEY_TILE = SCORES
 NO_WINDOW = 2**31  # longer than any sequence
 # A piece of work; see lib.attention.work_partition.
 ROW, TOKEN, QUERIES, SEEN, FIRST, LAST, TILES, STATE, BEGIN = range(9)
-_INLINED = (
-    bfloat16,
-    row_code,
-    vector_code,
-)  # a change of those files compiles the functions here again
+# A change of these files compiles the functions here again.
+_INLINED = (bfloat16, row_code, vector_code)
 
 
 @compiled(inlined=_INLINED)

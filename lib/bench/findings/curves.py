@@ -7,7 +7,7 @@ Introduced in chapter 1.
 
 from collections.abc import Mapping, Sequence
 
-from lib.bench.findings.values import Measured, Value, number, quantity, times, value
+from lib.bench.findings.values import Measured, Value, number, over, quantity, times, value
 from lib.bench.findings.vocabulary import ABOUT, Finding, missing, size_of
 
 _ROUNDING = 1e-9
@@ -193,5 +193,4 @@ def _tied(a: Value, b: Value) -> bool:
 
 def growth(first: Measured, last: Measured) -> float | None:
     """last over first, by their middles; None where one is missing or not above zero."""
-    a, b = value(first).middle, value(last).middle
-    return b / a if a and b and a > 0 and b > 0 else None
+    return over(last, first)

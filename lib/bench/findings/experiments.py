@@ -11,6 +11,7 @@ import torch
 
 from lib.bench.findings.gates import Gate
 from lib.bench.findings.shown import Shown
+from lib.bench.findings.values import listed
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
 from lib.bench.measure.system_load import SHORTEST, LoadMonitor
@@ -115,7 +116,7 @@ class Experiments:
         grouped: dict[str, list[str]] = {}
         for gate in closed:
             grouped.setdefault("; ".join(gate.reasons), []).append(gate.experiment)
-        said = "; ".join(f"{_listed(names)} ({reasons})" for reasons, names in grouped.items())
+        said = "; ".join(f"{listed(names)} ({reasons})" for reasons, names in grouped.items())
         count = len(closed)
         return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {self._instead(closed)}{remark}"
 
@@ -133,8 +134,8 @@ class Experiments:
         if not there:
             return f"Nothing of {run} takes their place; read their numbers with care."
         return (
-            f"The figures and sentences of {_listed(there)} come from {run}{tables}. That run does not have all that takes the place of "
-            f"{_listed(missing)}; read the numbers there with care."
+            f"The figures and sentences of {listed(there)} come from {run}{tables}. That run does not have all that takes the place of "
+            f"{listed(missing)}; read the numbers there with care."
         )
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -148,7 +149,3 @@ class Experiments:
             }
             for gate in self.gates
         ]
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

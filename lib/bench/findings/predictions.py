@@ -4,7 +4,7 @@ Introduced in chapter 1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lib.bench.findings.values import Measured, quantity, times, value
 from lib.bench.findings.vocabulary import MISSING, Finding, capital, versus_prediction
@@ -79,6 +79,22 @@ class Prediction:
             got = quantity(value(self.measured).middle, self.unit)
         ratio = "–" if self.ratio is None else times(self.ratio).removesuffix(" times")
         return [self.claim, want, got, ratio, self.verdict, capital(str(self.why))]
+
+
+def with_causes(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The same; a cause of a deviation stands beside a deviation only, the reason for a shape beside a right one only.
+
+    A prediction that failed without a cause says so.
+    """
+    found = []
+    for prediction in predictions:
+        failed = prediction.verdict == _VERDICTS["failed"]
+        fits = failed or prediction.verdict.startswith("a little")
+        if isinstance(prediction.predicted, str):
+            fits = prediction.verdict == _VERDICTS["about"]
+        why = prediction.why if fits else ""
+        found.append(replace(prediction, why=why or ("no cause was measured" if failed else "")))
+    return found
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> None:

@@ -97,6 +97,29 @@ def ends(series: Series | None, name: str) -> tuple[Measured, Measured]:
     return (found[0], found[-1]) if found else (None, None)
 
 
+def cell_of(series: Series | None, name: str, column: str) -> Measured:
+    """The cell of `column` in the row whose first column is `name`; None where there is none."""
+    names = next(iter(series.columns.values()), []) if series is not None else []
+    return cell(series, column, names.index(name)) if name in names else None
+
+
+def positive(measured: Measured) -> float | None:
+    """The middle of a measured value; None where it is missing or not above zero."""
+    middle = value(measured).middle
+    return middle if middle is not None and middle > 0 else None
+
+
+def over(a: Measured, b: Measured) -> float | None:
+    """a over b by their middles; None where one is missing or not above zero."""
+    x, y = positive(a), positive(b)
+    return x / y if x and y else None
+
+
+def listed(parts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
 def number(x: float) -> str:
     """Three significant digits, thousands with commas: 0.0123, 1.23, 12.3, 1,234; whole numbers as they are."""
     if abs(x - round(x)) <= 1e-9 * abs(x):

@@ -183,3 +183,10 @@ def share(part: Measured, whole: Measured = 1.0) -> Finding:
             return Finding(f"{word} ({percent(fraction)})", word, fraction)
     word = "a small part" if fraction else "nothing"
     return Finding(f"{word} ({percent(fraction)})", word, fraction)
+
+
+def goal_sentence(reached: float | None, goal: str, is_met: bool) -> str:
+    """Whether a run reaches a goal, as a sentence after another one; empty where it was not measured."""
+    if reached is None:
+        return ""
+    return f" The goal was {goal}; this run {'reaches' if is_met else 'does not reach'} it."

@@ -9,8 +9,7 @@ from typing import Any
 
 from lib.bench.findings.launch_overhead.overhead_rows import last_batch
 from lib.bench.findings.launch_overhead.overhead_whole_way import rates
-from lib.bench.findings.serving.serving_rows import named
-from lib.bench.findings.values import cell, number, percent, value
+from lib.bench.findings.values import cell, cell_of, number, percent, value
 from lib.bench.findings.vocabulary import Finding, compare, missing
 
 
@@ -104,7 +103,7 @@ def _continuous(run: Any) -> Finding:
     series = run["variable_lengths"]
     slots = "an unknown number of" if series is None else series.params.get("slots", "the same")
     names = [f"{kind}, {slots} slots" for kind in ("continuous", "static")]
-    rate, static = (named(series, name, "tok_s") for name in names)
+    rate, static = (cell_of(series, name, "tok_s") for name in names)
     said = compare(
         rate, static, "continuous batching", "static batching", what="throughput", unit="tokens/s"
     )
@@ -113,7 +112,9 @@ def _continuous(run: Any) -> Finding:
 
 def _at_once(run: Any) -> Finding:
     series = run["same_bytes"]
-    paged, slots = (value(named(series, n, "peak_running")).middle for n in ("paged", "contiguous"))
+    paged, slots = (
+        value(cell_of(series, n, "peak_running")).middle for n in ("paged", "contiguous")
+    )
     if not paged or not slots:
         return missing("the number of sequences at once")
     text = f"on the same bytes of cache, at most {number(paged)} sequences ran at once with blocks and {number(slots)} with slots"
@@ -121,7 +122,7 @@ def _at_once(run: Any) -> Finding:
 
 
 def _over_http(run: Any) -> Finding:
-    share = value(named(run["throughput"], "streamed", "share")).middle
+    share = value(cell_of(run["throughput"], "streamed", "share")).middle
     if share is None:
         return missing("the throughput over HTTP")
     text = f"answers streamed over HTTP reach {percent(share)} of the throughput of the same engine without a server"
@@ -138,7 +139,7 @@ def _users(run: Any) -> Finding:
 
 def _fused(run: Any) -> Finding:
     series = run["same_bytes"]
-    rate, slots = (named(series, name, "tok_s") for name in ("fused", "contiguous"))
+    rate, slots = (cell_of(series, name, "tok_s") for name in ("fused", "contiguous"))
     names = "the paged cache with the fused kernel", "the contiguous one"
     said = compare(rate, slots, *names, what="throughput", unit="tokens/s")
     return _of("on the same bytes of cache, ", said)
@@ -161,7 +162,7 @@ def _prefix(run: Any) -> Finding:
 
 
 def _drafts(run: Any) -> Finding:
-    rate, bare = (named(run["methods"], name, "tok_s") for name in ("n-gram", "no drafts"))
+    rate, bare = (cell_of(run["methods"], name, "tok_s") for name in ("n-gram", "no drafts"))
     names = "the engine with drafts", "the one without"
     said = compare(rate, bare, *names, what="throughput", unit="tokens/s")
     return _of("where the answer repeats the prompt, at batch 1, ", said)
@@ -186,7 +187,7 @@ def _masks(run: Any) -> Finding:
 def _routers(run: Any) -> Finding:
     series = run["policies"]
     names = ("longest_prefix", "round_robin")
-    knows, in_turn = (value(named(series, name, "hit_rate")).middle for name in names)
+    knows, in_turn = (value(cell_of(series, name, "hit_rate")).middle for name in names)
     if knows is None or in_turn is None:
         return missing("the hit rate by router")
     text = (

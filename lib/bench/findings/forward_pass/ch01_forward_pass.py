@@ -6,7 +6,6 @@ where it has none.
 Introduced in chapter 1.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from lib.bench.findings import vllm_single
@@ -19,7 +18,7 @@ from lib.bench.findings.forward_pass.forward_throughput import (
     throughput,
     throughput_trend,
 )
-from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.realistic import realistic_prompt
 from lib.bench.findings.values import ends, times
 from lib.bench.records.files import reference
@@ -48,7 +47,7 @@ def predictions(run: Any, by_length: Any = None) -> list[Prediction]:
         "throughput, longest answer over shortest, from the bound",
         growth(*ends(rates, "bound")), growth(*ends(rates, "no_cache")), why, "×",
     )  # fmt: skip
-    return [_without_excuse(prediction) for prediction in (bound, corrected, shape, ratio)]
+    return with_causes((bound, corrected, shape, ratio))
 
 
 def _around(series: Series | None) -> str:
@@ -57,17 +56,6 @@ def _around(series: Series | None) -> str:
     if rest is None or rest <= 1.1:
         return ""
     return f"the longest pass takes {times(rest)} as long as its products: attention and small operations are the rest"
-
-
-def _without_excuse(prediction: Prediction) -> Prediction:
-    """A cause of a deviation stands beside a deviation only, and a reason for a success beside a success only."""
-    failed = prediction.verdict == "the prediction failed"
-    if isinstance(prediction.predicted, str):
-        fits = prediction.verdict == "as predicted"
-    else:
-        fits = failed or prediction.verdict.startswith("a little")
-    why = prediction.why if fits else ""
-    return replace(prediction, why=why or ("no cause was measured" if failed else ""))
 
 
 def render(run: Any) -> dict[str, str]:

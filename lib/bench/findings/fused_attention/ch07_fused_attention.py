@@ -5,7 +5,6 @@ Every function takes a run (a `Shown`, or a `Run` from disk): `run["name"]` is a
 Introduced in chapter 7.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from lib.bench.findings.fused_attention import (
@@ -27,7 +26,7 @@ from lib.bench.findings.fused_attention.fused_parts import (
 )
 from lib.bench.findings.fused_attention.fused_step import realistic, realistic_rows, service, step
 from lib.bench.findings.fused_attention.fused_warm import second_model_rows, warm_caches
-from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import percent, times
 from lib.bench.measure.roofline import Roofline
 from lib.bench.records.files import Run
@@ -100,7 +99,7 @@ def predictions(run: Any, parts: Any = None, steps: Any = None) -> list[Predicti
             fused_step.GOAL, fused_step.measured_ratio(steps, "fused"), "", "×", "at most",
         ),
     ]  # fmt: skip
-    return [_without_excuse(prediction) for prediction in found]
+    return with_causes(found)
 
 
 def _left(warm: float | None, name: str) -> str:
@@ -123,14 +122,6 @@ def _faster_kernel(run: Any, steps: Any) -> str:
     if ratio is None or whole is None or (ratio < 1) != (whole < 1):
         return ""
     return f"attention alone: {times(ratio)}"
-
-
-def _without_excuse(prediction: Prediction) -> Prediction:
-    """A cause of a deviation stands beside a deviation only."""
-    failed = prediction.verdict == "the prediction failed"
-    fits = failed or prediction.verdict.startswith("a little")
-    why = prediction.why if fits else ""
-    return replace(prediction, why=why or ("no cause was measured" if failed else ""))
 
 
 def render(run: Any) -> dict[str, str]:

@@ -9,16 +9,13 @@ from lib.bench.findings.fused_attention.fused_rows import (
     BATCH,
     CONTEXT,
     KINDS,
-    enumerated,
     judged,
     largest,
     measured,
-    over,
-    positive,
     versus_scaled,
 )
 from lib.bench.findings.fused_attention.fused_warm import warm_share
-from lib.bench.findings.values import cell, number, percent, times
+from lib.bench.findings.values import cell, listed, number, over, percent, positive, times
 from lib.bench.findings.vocabulary import compare, missing
 
 
@@ -71,7 +68,7 @@ def broke(run: Any) -> dict[str, str]:
     kinds = {verdict.kind for verdict in found.values()}
     if "missing" in kinds:
         return {"broke_finding": missing("what became of it").sentence}
-    said = enumerated([f"{KINDS[kind]} took {times(measured(run, kind))}" for kind in found])
+    said = listed([f"{KINDS[kind]} took {times(measured(run, kind))}" for kind in found])
     said = f"Measured over the contiguous read, {said}"
     if kinds == {"about"}:
         return {"broke_finding": f"{said}, as predicted in this run."}
@@ -89,8 +86,8 @@ def _bandwidth(run: Any) -> str:
     if not known:
         return missing("the bandwidth that attention achieves").sentence
     first, *others = (f"{KINDS[kind]} {{}}{percent(s)}" for kind, s in known.items())
-    listed = enumerated([first.format("uses "), *(other.format("") for other in others)])
-    said = f"With each byte counted once, {listed} of the machine's bandwidth."
+    parts = listed([first.format("uses "), *(other.format("") for other in others)])
+    said = f"With each byte counted once, {parts} of the machine's bandwidth."
     if max(known.values()) > 1.1:
         said += " More than all of it is possible only where the ceiling was measured too low."
     return said

@@ -6,14 +6,16 @@ Introduced in chapter 7.
 from typing import Any
 
 from lib.bench.findings.curves import crossing, trend
-from lib.bench.findings.fused_attention.fused_rows import BATCH, HOT, over, positive, versus_scaled
+from lib.bench.findings.fused_attention.fused_rows import BATCH, HOT, versus_scaled
 from lib.bench.findings.fused_attention.fused_warm import hot
 from lib.bench.findings.values import (
     Measured,
     cell,
     column,
     number,
+    over,
     percent,
+    positive,
     quantity,
     times,
     value,

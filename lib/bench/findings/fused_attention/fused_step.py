@@ -5,8 +5,17 @@ Introduced in chapter 7.
 
 from typing import Any
 
-from lib.bench.findings.fused_attention.fused_rows import BATCH, TRANSFERS, over, positive
-from lib.bench.findings.values import Measured, cell, number, percent, quantity, times
+from lib.bench.findings.fused_attention.fused_rows import BATCH, TRANSFERS
+from lib.bench.findings.values import (
+    Measured,
+    cell,
+    number,
+    over,
+    percent,
+    positive,
+    quantity,
+    times,
+)
 from lib.bench.findings.vocabulary import (
     Finding,
     compare,

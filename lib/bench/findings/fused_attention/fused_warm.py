@@ -9,14 +9,11 @@ from lib.bench.findings.fused_attention.fused_rows import (
     HOT,
     KINDS,
     TRANSFERS,
-    enumerated,
     judged,
     largest,
     measured,
-    over,
-    positive,
 )
-from lib.bench.findings.values import Measured, cell, percent, times
+from lib.bench.findings.values import Measured, cell, listed, over, percent, positive, times
 from lib.bench.findings.vocabulary import missing
 
 
@@ -63,8 +60,8 @@ def _warm(run: Any) -> str:
     if None in shares.values():
         return missing("the time with warm caches").sentence
     first, *others = (f"{KINDS[kind]} {{}}{percent(s)}" for kind, s in shares.items())
-    listed = enumerated([first.format("still takes "), *(other.format("") for other in others)])
-    said = f"Where the keys are in the processor's caches already, {listed} of its time with emptied caches."
+    parts = listed([first.format("still takes "), *(other.format("") for other in others)])
+    said = f"Where the keys are in the processor's caches already, {parts} of its time with emptied caches."
     if min(shares.values()) > 0.45:
         said += (
             " That part is arithmetic and overhead, and more bandwidth would not shorten it. The "

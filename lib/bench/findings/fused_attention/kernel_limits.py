@@ -6,6 +6,7 @@ Introduced in chapter 7.
 from collections.abc import Sequence
 from typing import Any
 
+from lib.bench.findings.values import listed
 from lib.bench.measure.data_sheets import H100
 from lib.bench.measure.kernel_resources import MULTIPROCESSORS, REGISTERS_PER_SM
 
@@ -52,10 +53,10 @@ def _limits(rows: Sequence[dict[str, Any]]) -> str:
     by: dict[str, list[str]] = {}
     for row in _decode(rows):
         by.setdefault(row["limited_by"], []).append(f"the {row['gpu']} ({row['programs_per_sm']})")
-    parts = [f"by {what} on {_listed(gpus)}" for what, gpus in by.items()]
+    parts = [f"by {what} on {listed(gpus)}" for what, gpus in by.items()]
     return (
         "The number of programs of `decode` in half precision that one multiprocessor holds is limited "
-        f"{_listed(parts)}."
+        f"{listed(parts)}."
     )
 
 
@@ -83,7 +84,3 @@ def _in_flight(rows: Sequence[dict[str, Any]]) -> str:
         f"On an H100 the programs of one multiprocessor together have {held / 1e3:,.0f} kB of shared memory, in which "
         f"tiles of keys and values arrive: {verdict} the {needed / 1e3:.0f} kB that Little's law asks for."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

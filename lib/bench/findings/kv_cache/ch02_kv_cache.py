@@ -6,7 +6,6 @@ where it has none.
 Introduced in chapter 2.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from lib.bench.findings import vllm_single
@@ -26,8 +25,8 @@ from lib.bench.findings.kv_cache.kv_steps import (
 )
 from lib.bench.findings.kv_cache.kv_throughput import THROUGHPUT, gains, predicted_gains
 from lib.bench.findings.kv_cache.kv_work import LATENCY, largest_family
-from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import Measured, column, ends, number, value
+from lib.bench.findings.predictions import Prediction, with_causes
+from lib.bench.findings.values import column, ends, number, over, value
 from lib.bench.findings.vocabulary import Finding
 from lib.bench.measure.step_model import rate_between
 from lib.bench.records.files import reference
@@ -47,13 +46,13 @@ def predictions(run: Any, steps_run: Any = None, throughput_run: Any = None, lat
     series = latency_run[LATENCY]
     found.append(Prediction(
         "gain of the cache after the longest prompt, from the bounds",
-        _over(ends(series, "bound_no_cache")[1], ends(series, "bound_kv_cache")[1]),
-        _over(ends(series, "no_cache")[1], ends(series, "kv_cache")[1]), "", "×",
+        over(ends(series, "bound_no_cache")[1], ends(series, "bound_kv_cache")[1]),
+        over(ends(series, "no_cache")[1], ends(series, "kv_cache")[1]), "", "×",
     ))  # fmt: skip
     kind = largest_family(profile_run)
     found.append(Prediction("largest part of a step with a cache", "gemv", kind,
                             "one row meets every matrix", ""))  # fmt: skip
-    return [_without_excuse(prediction) for prediction in found]
+    return with_causes(found)
 
 
 def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
@@ -143,22 +142,6 @@ def _gain_predictions(steps_run: Any, throughput_run: Any) -> list[Prediction]:
             row = (foreseen[i], measured[i]) if generated else (None, None)
             found.append(Prediction(claim, *row, why, "×"))
     return found  # fmt: skip
-
-
-def _over(a: Measured, b: Measured) -> float | None:
-    x, y = value(a).middle, value(b).middle
-    return x / y if x and y and x > 0 and y > 0 else None
-
-
-def _without_excuse(prediction: Prediction) -> Prediction:
-    """A cause of a deviation stands beside a deviation only, and a reason for a success beside a success only."""
-    failed = prediction.verdict == "the prediction failed"
-    if isinstance(prediction.predicted, str):
-        fits = prediction.verdict == "as predicted"
-    else:
-        fits = failed or prediction.verdict.startswith("a little")
-    why = prediction.why if fits else ""
-    return replace(prediction, why=why or ("no cause was measured" if failed else ""))
 
 
 def render(run: Any) -> dict[str, str]:

@@ -6,7 +6,7 @@ Introduced in chapter 2.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.bench.findings.values import Measured, cell, column, number, percent, value
+from lib.bench.findings.values import Measured, cell, column, number, percent, positive
 from lib.bench.findings.vocabulary import Finding, missing
 from lib.bench.measure import counts
 from lib.bench.measure.step_model import LONGEST, StepModel, rate_between
@@ -45,14 +45,9 @@ def fixed_cost(run: Any) -> Measured:
     return cell(series, "no_cache", 0) if series is not None and series["length"][0] == 1 else None
 
 
-def _positive(measured: Measured) -> float | None:
-    found = value(measured).middle
-    return found if found is not None and found > 0 else None
-
-
 def foretold(run: Any) -> dict[str, StepModel]:
     """Both models by the fixed cost and the machine's two ceilings; empty where one of them is not known."""
-    fixed, roofline = _positive(fixed_cost(run)), run.roofline
+    fixed, roofline = positive(fixed_cost(run)), run.roofline
     if fixed is None or roofline is None or "float32" not in roofline.flops:
         return {}
     rate, bandwidth = roofline.flops["float32"], roofline.bandwidth
@@ -67,7 +62,7 @@ def calibrated(run: Any) -> dict[str, StepModel]:
     if series is None or run.roofline is None or len(series["length"]) < 2:
         return {}
     fixed, longest = (
-        _positive(cell(series, name, row)) for name, row in (("kv_cache", 0), ("no_cache", -1))
+        positive(cell(series, name, row)) for name, row in (("kv_cache", 0), ("no_cache", -1))
     )
     if fixed is None or longest is None:
         return {}
@@ -84,7 +79,7 @@ def calibrated(run: Any) -> dict[str, StepModel]:
 
 def worst_miss(model: StepModel, lengths: Sequence[float], times: Sequence[Measured]) -> float:
     """Largest relative error of the model's steps without a cache, measured over predicted; 0.0 for no points."""
-    pairs = [(n, _positive(t)) for n, t in zip(lengths, times)]
+    pairs = [(n, positive(t)) for n, t in zip(lengths, times)]
     return max((abs(t / model.without(n) - 1) for n, t in pairs if t is not None), default=0.0)
 
 
@@ -92,7 +87,7 @@ def fit(run: Any) -> Finding:
     """Which model describes the steps between the two to which both were fitted: "sum", "larger", "neither" (kind)."""
     models, series = calibrated(run), run[STEPS]
     inner = column(series, "no_cache")[1:-1]
-    if not models or not [t for t in inner if _positive(t)]:
+    if not models or not [t for t in inner if positive(t)]:
         return missing("a step between the shortest and the longest")
     miss = {
         kind: worst_miss(model, series["length"][1:-1], inner) for kind, model in models.items()
@@ -119,7 +114,7 @@ def halving(series: Series | None, slow: str = "no_cache", fast: str = "kv_cache
     points = [
         (series["length"][i], a / b)
         for i in rows
-        if (a := _positive(cell(series, slow, i))) and (b := _positive(cell(series, fast, i)))
+        if (a := positive(cell(series, slow, i))) and (b := positive(cell(series, fast, i)))
     ]
     if not points:
         return missing("the length at which the cache halves a step")
@@ -136,8 +131,8 @@ def halving(series: Series | None, slow: str = "no_cache", fast: str = "kv_cache
 def by_products(run: Any) -> Finding:
     """The same where a step's products, timed alone, replace the arithmetic: products plus what surrounds them once."""
     series = run[STEPS]
-    fixed = _positive(cell(series, "kv_cache", 0))
-    alone = [_positive(p) for p in column(series, "products")]
+    fixed = positive(cell(series, "kv_cache", 0))
+    alone = [positive(p) for p in column(series, "products")]
     if fixed is None or not alone or None in alone:
         return missing("the length at which the cache halves a step, from the products")
     around = max(0.0, fixed - alone[0])

@@ -29,12 +29,12 @@ from lib.bench.findings.launch_overhead.overhead_prompt import (
     prefill,
     prompt_ratio,
 )
-from lib.bench.findings.launch_overhead.overhead_rows import LAUNCHES, STEPS, last_batch, middle
+from lib.bench.findings.launch_overhead.overhead_rows import LAUNCHES, STEPS, last_batch
 from lib.bench.findings.launch_overhead.overhead_step import bound_and_count, starting
 from lib.bench.findings.launch_overhead.overhead_whole_way import whole_way
 from lib.bench.findings.launch_overhead.peer_limit import peer_limit
 from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import Measured, cell, number, quantity, times, value
+from lib.bench.findings.values import Measured, cell, number, positive, quantity, times, value
 from lib.bench.findings.vocabulary import capital, missing, versus_prediction
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
@@ -53,7 +53,7 @@ __all__ = ["beside_vllm", "by_kind", "bound_and_count", "busy", "fused", "kernel
 def first_model(run: Any) -> tuple[float | None, Measured]:
     """(predicted, measured) seconds of the plain step at batch 1: the bound, and starting every operator."""
     series, every = run[LAUNCHES], starting(run)
-    bound = middle(cell(series, "bound", 0))
+    bound = positive(cell(series, "bound", 0))
     return (bound + every if bound and every else None), cell(series, "step", 0)
 
 
@@ -89,7 +89,7 @@ def model(run: Any) -> dict[str, str]:
 
 def host_seconds(run: Any) -> tuple[float, float] | None:
     """(launching, Python) seconds for a step of the 7B model: SmolLM2's per layer, with `LAUNCH` for each operator."""
-    computing, python = middle(cell(run[LAUNCHES], "computing", 0)), python_seconds(run)
+    computing, python = positive(cell(run[LAUNCHES], "computing", 0)), python_seconds(run)
     if not computing or not python:
         return None
     scale = LLAMA_7B.num_layers / SMOLLM2_LAYERS

@@ -8,8 +8,7 @@ Introduced in chapter 8.
 from typing import Any
 
 from lib.bench.findings.curves import growth
-from lib.bench.findings.launch_overhead.overhead_rows import middle
-from lib.bench.findings.values import cell, times
+from lib.bench.findings.values import cell, positive, times
 from lib.bench.findings.vocabulary import compare, missing
 
 
@@ -19,7 +18,7 @@ def busy(run: Any) -> dict[str, str]:
     if series is None or len(series["setting"]) != 3:
         return {"busy_finding": missing("the step beside a busy program").sentence}
     quiet, beside = (
-        [middle(cell(series, name, i)) for i in range(3)] for name in ("quiet", "busy")
+        [positive(cell(series, name, i)) for i in range(3)] for name in ("quiet", "busy")
     )
     if None in quiet or None in beside:
         return {"busy_finding": missing("the step beside a busy program").sentence}

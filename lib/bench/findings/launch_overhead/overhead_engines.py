@@ -14,10 +14,9 @@ from lib.bench.findings.launch_overhead.overhead_rows import (
     PACKED,
     STEPS,
     last_batch,
-    middle,
     named,
 )
-from lib.bench.findings.values import cell, number, percent, quantity, value
+from lib.bench.findings.values import cell, number, percent, positive, quantity, value
 from lib.bench.findings.vocabulary import capital, compare, missing, versus_bound
 from lib.bench.records.series import Series
 
@@ -33,7 +32,7 @@ def steps(run: Any) -> dict[str, str]:
     best = missing("the step by batch").sentence
     if all(ranked) and "not measured" not in "".join(ranked):
         best = f"By the time of a step, {ranked[0]}; {ranked[1]}."
-        first = min((middle(cell(series, n, 0)) or float("inf")) for n in engines)
+        first = min((positive(cell(series, n, 0)) or float("inf")) for n in engines)
         over = versus_bound(cell(series, "bound", 0), first)
         if over.kind != "missing":
             best += f" The time of the fastest step at batch 1 is {over}."
@@ -57,7 +56,7 @@ def _compiled(run: Any) -> dict[str, str]:
         value(cell(run["compile"], name, 0)).middle for name in ("seconds", "before", "after")
     )
     count = missing("the number of operators in a compiled step").sentence
-    if middle(before) and middle(after):
+    if positive(before) and positive(after):
         count = f"The profiler sees {number(after)} launches in a step with compiled functions and {number(before)} without."
     if seconds is None:
         took = missing("the time to compile").sentence
@@ -69,7 +68,7 @@ def _compiled(run: Any) -> dict[str, str]:
             "finds it."
         )
     load = missing("the time to compile").sentence
-    if middle(seconds):
+    if positive(seconds):
         load = f"Compiling took {quantity(seconds, 's')} at load, which no bar of the last figure contains."
     return {
         "compile_finding": judged,

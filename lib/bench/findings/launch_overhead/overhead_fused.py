@@ -5,8 +5,7 @@ Each function takes a run and returns sentences of chapter 8. Introduced in chap
 
 from typing import Any
 
-from lib.bench.findings.launch_overhead.overhead_rows import middle
-from lib.bench.findings.values import Measured, cell, number, percent, quantity, value
+from lib.bench.findings.values import Measured, cell, number, percent, positive, quantity, value
 from lib.bench.findings.vocabulary import capital, compare, missing, versus_prediction
 
 PARTS = "step_parts"
@@ -51,7 +50,7 @@ def bandwidth_share(run: Any, engine: str) -> float | None:
     row, ceiling = row_of(run, engine), run.roofline and run.roofline.bandwidth
     if row is None or not ceiling:
         return None
-    seconds, size = (middle(cell(run[PARTS], name, row)) for name in ("products", "weight_bytes"))
+    seconds, size = (positive(cell(run[PARTS], name, row)) for name in ("products", "weight_bytes"))
     return size / seconds / ceiling if seconds and size else None
 
 
@@ -84,7 +83,7 @@ def _around(run: Any) -> str:
         return missing("the time around the products").sentence
     said = f"The time around the products went from {quantity(around(run, PACKED), 's')} to "
     said += f"{quantity(measured, 's')}: {found.verdict}."
-    parts = {part: middle(cell(run[PARTS], part, row_of(run, FUSED))) or 0.0 for part in AROUND}
+    parts = {part: positive(cell(run[PARTS], part, row_of(run, FUSED))) or 0.0 for part in AROUND}
     largest = max(parts, key=parts.get)
     return f"{said} The largest part of what is left is {_NAMES[largest]} ({percent(parts[largest] / measured)})."
 
@@ -149,4 +148,4 @@ def _step(run: Any) -> str:
 
 def _count(run: Any, engine: str) -> float | None:
     row = row_of(run, engine)
-    return None if row is None else middle(cell(run[PARTS], "calls", row))
+    return None if row is None else positive(cell(run[PARTS], "calls", row))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lib.bench.findings.launch_overhead.overhead_rows import last_batch, middle
-from lib.bench.findings.values import cell, number, percent, quantity, times, value
+from lib.bench.findings.launch_overhead.overhead_rows import last_batch
+from lib.bench.findings.values import cell, number, percent, positive, quantity, times, value
 from lib.bench.findings.vocabulary import capital, missing
 from lib.bench.measure.host_step import PARTS
 
@@ -32,8 +32,8 @@ def floor(run: Any, row: int) -> Floor | None:
     One by one, only the sampler's launch runs beside the device: it does not need the logits.
     """
     series = run[HOST]
-    parts = {part: middle(cell(series, part, row)) for part in PARTS}
-    device = middle(cell(series, "device", row))
+    parts = {part: positive(cell(series, part, row)) for part in PARTS}
+    device = positive(cell(series, "device", row))
     if device is None or None in parts.values():
         return None
     host, launch = sum(parts.values()), parts["sample"]
@@ -68,7 +68,7 @@ def _gain(found: Floor) -> str:
 
 def _part(run: Any) -> str:
     """The host's largest part at the last batch."""
-    found = {part: middle(cell(run[HOST], part, -1)) for part in PARTS}
+    found = {part: positive(cell(run[HOST], part, -1)) for part in PARTS}
     largest = max(found, key=found.get)
     share = percent(found[largest] / sum(found.values()))
     return f"The largest part of the host's time is '{largest}' with {share}."

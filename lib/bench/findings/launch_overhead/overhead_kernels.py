@@ -12,10 +12,9 @@ from lib.bench.findings.launch_overhead.overhead_rows import (
     PRODUCTS,
     STEPS,
     last_batch,
-    middle,
     named,
 )
-from lib.bench.findings.values import Measured, cell, column, times
+from lib.bench.findings.values import Measured, cell, column, positive, times
 from lib.bench.findings.vocabulary import capital, compare, missing, versus_bound
 from lib.bench.records.series import Series
 
@@ -24,14 +23,14 @@ SLOW_KERNEL = "the general kernel reads the weights slower than the bandwidth al
 
 def around_products(run: Any, row: int) -> float | None:
     """Seconds of the plain step without its products, timed alone: row 0 is the first batch, -1 the last."""
-    step = middle(cell(run[STEPS], "plain", row))
-    alone = middle(cell(run[PRODUCTS], "F.linear, float32", row))
+    step = positive(cell(run[STEPS], "plain", row))
+    alone = positive(cell(run[PRODUCTS], "F.linear, float32", row))
     return step - alone if step and alone and step > alone else None
 
 
 def packed_prediction(run: Any, row: int) -> tuple[float | None, Measured]:
     """(predicted, measured) seconds of the packed step: packed products, and all else as in the plain step."""
-    rest, packed = around_products(run, row), middle(cell(run[PRODUCTS], "packed, float32", row))
+    rest, packed = around_products(run, row), positive(cell(run[PRODUCTS], "packed, float32", row))
     steps = run[STEPS]
     same = column(steps, "batch") and column(run[PRODUCTS], "batch")
     same = same and cell(steps, "batch", row) == cell(run[PRODUCTS], "batch", row)
@@ -87,7 +86,7 @@ def slow_products(run: Any) -> str:
     """The measured reason for a step above bound and starts: the products alone, over their bound; or nothing."""
     series = run[PRODUCTS]
     alone, bound = (
-        middle(cell(series, name, 0)) for name in ("F.linear, float32", "bound float32")
+        positive(cell(series, name, 0)) for name in ("F.linear, float32", "bound float32")
     )
     if not alone or not bound or alone <= 1.25 * bound:
         return ""

@@ -8,8 +8,8 @@ Introduced in chapter 8.
 from typing import Any
 
 from lib.bench.findings.curves import growth
-from lib.bench.findings.launch_overhead.overhead_rows import KINDS, LAUNCHES, STEPS, middle
-from lib.bench.findings.values import Measured, cell, number, percent, times, value
+from lib.bench.findings.launch_overhead.overhead_rows import KINDS, LAUNCHES, STEPS
+from lib.bench.findings.values import Measured, cell, number, percent, positive, times, value
 from lib.bench.findings.vocabulary import Finding, capital, missing, versus_bound
 
 
@@ -39,14 +39,14 @@ def python_calls(run: Any) -> tuple[Measured, Measured]:
 
 def python_seconds(run: Any) -> float | None:
     """Seconds of Python itself in a plain step at batch 1: its share of the profile times the unwatched step."""
-    shares, step = kinds(run, "first"), middle(cell(run[LAUNCHES], "step", 0))
+    shares, step = kinds(run, "first"), positive(cell(run[LAUNCHES], "step", 0))
     return shares["Python"] * step if shares and step else None
 
 
 def by_kind(run: Any) -> dict[str, str]:
     """What the profile shows: the largest part, the products against their bound, and what a larger batch changes."""
     few, series = kinds(run, "first"), run[LAUNCHES]
-    step, bound = (middle(cell(series, name, 0)) for name in ("step", "bound"))
+    step, bound = (positive(cell(series, name, 0)) for name in ("step", "bound"))
     if not few:
         gone = missing("the time by kind").sentence
         return {"kinds_finding": gone, "suspect_finding": gone, "calls_finding": gone}
@@ -115,7 +115,7 @@ def share_trend(run: Any) -> Finding:
 def around_growth(run: Any) -> float | None:
     """How many times the seconds of Python and the small operators grow from the first batch to the last."""
     first, last = around_shares(run)
-    steps = [middle(cell(run[STEPS], "plain", row)) for row in (0, -1)]
+    steps = [positive(cell(run[STEPS], "plain", row)) for row in (0, -1)]
     if not first or not last or None in steps:
         return None
     return growth(first * steps[0], last * steps[1])

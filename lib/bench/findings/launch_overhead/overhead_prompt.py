@@ -7,9 +7,9 @@ Introduced in chapter 8.
 
 from typing import Any
 
-from lib.bench.findings.launch_overhead.overhead_rows import COMPILED, NAMES, PACKED, middle, named
+from lib.bench.findings.launch_overhead.overhead_rows import COMPILED, NAMES, PACKED, named
 from lib.bench.findings.launch_overhead.overhead_step import starting
-from lib.bench.findings.values import Measured, cell
+from lib.bench.findings.values import Measured, cell, positive
 from lib.bench.findings.vocabulary import (
     capital,
     compare,
@@ -28,10 +28,10 @@ def prefill(run: Any) -> dict[str, str]:
     if series is None:
         return {"prompt_finding": missing("the prompt").sentence}
     plain = cell(series, "plain", 0)
-    flops, bytes_ = (middle(cell(series, name, 0)) for name in ("flops", "bytes"))
+    flops, bytes_ = (positive(cell(series, name, 0)) for name in ("flops", "bytes"))
     length, every = series.params.get("prompt"), starting(run)
     said = missing("the prompt over its bound").sentence
-    if flops and bytes_ and middle(plain):
+    if flops and bytes_ and positive(plain):
         limit = "operations" if flops > bytes_ else "bytes"
         over = versus_bound(max(flops, bytes_), plain)
         said = f"For a prompt of {length} tokens the {limit} decide, and the plain engine's time is {over}."
@@ -58,7 +58,7 @@ def prefill(run: Any) -> dict[str, str]:
 def prompt_ratio(run: Any) -> Measured:
     """Time of a prompt on the packed engine over the median of the plain one, sample by sample."""
     series = run["prefill"]
-    plain = middle(cell(series, "plain", 0))
+    plain = positive(cell(series, "plain", 0))
     packed = cell(series, named(series, PACKED), 0)
     if not plain or packed is None:
         return None

@@ -3,7 +3,7 @@
 Introduced in chapter 8.
 """
 
-from lib.bench.findings.values import Measured, cell, number, value
+from lib.bench.findings.values import cell, number, value
 from lib.bench.records.series import Series
 
 LAUNCHES, KINDS, PRODUCTS, STEPS = "launches", "time_by_kind", "products", "step_by_batch"
@@ -25,12 +25,6 @@ def named(series: Series | None, names: tuple[str, ...]) -> str:
     """The first of `names` that the series has as a column; the first of all where it has none."""
     found = [n for n in names if series is not None and n in series]
     return found[0] if found else names[0]
-
-
-def middle(measured: Measured) -> float | None:
-    """The measured value's middle where it is above zero, else None."""
-    found = value(measured).middle
-    return found if found and found > 0 else None
 
 
 def last_batch(series: Series | None) -> str:

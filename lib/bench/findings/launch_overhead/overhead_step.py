@@ -7,14 +7,14 @@ Introduced in chapter 8.
 
 from typing import Any
 
-from lib.bench.findings.launch_overhead.overhead_rows import LAUNCHES, STEPS, last_batch, middle
-from lib.bench.findings.values import cell, number, quantity
+from lib.bench.findings.launch_overhead.overhead_rows import LAUNCHES, STEPS, last_batch
+from lib.bench.findings.values import cell, number, positive, quantity
 from lib.bench.findings.vocabulary import missing, share, versus_bound
 
 
 def starting(run: Any) -> float | None:
     """Seconds for starting every operator of a step at batch 1, each counted and one of them timed."""
-    count, each = (middle(cell(run[LAUNCHES], name, 0)) for name in ("operators", "per_operator"))
+    count, each = (positive(cell(run[LAUNCHES], name, 0)) for name in ("operators", "per_operator"))
     return None if count is None or each is None else count * each
 
 
@@ -26,17 +26,17 @@ def bound_and_count(run: Any) -> dict[str, str]:
     said = f"For one sequence, the time of a decode step is {one}. At {last_batch(steps)} it is {many}."
     if "missing" in (one.kind, many.kind):
         said = missing("the decode step over its bound").sentence
-    count = middle(cell(series, "operators", 0))
+    count = positive(cell(series, "operators", 0))
     head = missing("the number of operators in a step").sentence
     if count:
         head = f"A decode step passes {number(count)} operators to PyTorch, and a program has to start each of them."
     every, step, bound = (
         starting(run),
-        *(middle(cell(series, name, 0)) for name in ("step", "bound")),
+        *(positive(cell(series, name, 0)) for name in ("step", "bound")),
     )
     foretold = missing("what starting should explain").sentence
     if every and step and bound:
-        each = quantity(middle(cell(series, "per_operator", 0)), "s")
+        each = quantity(positive(cell(series, "per_operator", 0)), "s")
         foretold = f"{number(count)} operators at {each} are {quantity(every, 's')}."
         if step > bound:
             foretold += (

@@ -7,14 +7,8 @@ Introduced in chapter 8.
 
 from typing import Any
 
-from lib.bench.findings.launch_overhead.overhead_rows import (
-    NAMES,
-    PACKED,
-    STEPS,
-    last_batch,
-    middle,
-)
-from lib.bench.findings.values import Measured, cell, percent, quantity, times, value
+from lib.bench.findings.launch_overhead.overhead_rows import NAMES, PACKED, STEPS, last_batch
+from lib.bench.findings.values import Measured, cell, percent, positive, quantity, times, value
 from lib.bench.findings.vocabulary import capital, compare, missing
 
 
@@ -38,7 +32,7 @@ def whole_way(run: Any) -> dict[str, str]:
     batch = last_batch(series)
     said, best = [], {}
     for key, where in (("first", "One sequence"), ("last", capital(batch))):
-        ours = {n: m for n, v in found[key].items() if n != "transformers" and (m := middle(v))}
+        ours = {n: m for n, v in found[key].items() if n != "transformers" and (m := positive(v))}
         bare = ours.get("no cache")
         if len(ours) < 2 or not bare:
             said.append(missing(f"the whole way of {where.lower()}").sentence)
@@ -54,13 +48,13 @@ def whole_way(run: Any) -> dict[str, str]:
             f"{where} goes from {quantity(bare, 'tokens/s')} without a cache to {quantity(ours[name], 'tokens/s')} with "
             f"{NAMES.get(name, name)}, {times(ours[name] / bare)} as many{also}."
         )
-    bound = middle(cell(run[STEPS], "bound", 0))
+    bound = positive(cell(run[STEPS], "bound", 0))
     if "first" in best and bound:
-        used = middle(found["first"][best["first"]]) * bound
+        used = positive(found["first"][best["first"]]) * bound
         said[0] += f" That is {percent(used)} of what the ceilings allow for a step at batch 1."
     whole = missing("the whole way").sentence
-    if "first" in found and "last" in best and middle(found["first"].get("no cache")):
-        ratio = middle(found["last"][best["last"]]) / middle(found["first"]["no cache"])
+    if "first" in found and "last" in best and positive(found["first"].get("no cache")):
+        ratio = positive(found["last"][best["last"]]) / positive(found["first"]["no cache"])
         whole = f"From one sequence without a cache to {batch} here, the machine gives {times(ratio)} as many tokens."
     return {
         "one_sequence_finding": said[0],

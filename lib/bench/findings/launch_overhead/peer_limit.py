@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lib.bench.findings.launch_overhead.overhead_rows import STEPS, last_batch, middle
+from lib.bench.findings.launch_overhead.overhead_rows import STEPS, last_batch
 from lib.bench.findings.launch_overhead.overhead_whole_way import rates
-from lib.bench.findings.values import cell, quantity, times
+from lib.bench.findings.values import cell, positive, quantity, times
 from lib.bench.findings.vocabulary import capital, missing
 
 
@@ -21,7 +21,7 @@ def limit(run: Any) -> float | None:
     way, prompt = run["waterfall"], run["prefill"]
     if way is None or prompt is None or not {"prompt", "new_tokens"} <= way.params.keys():
         return None
-    arithmetic, step = middle(cell(prompt, "flops", 0)), middle(cell(run[STEPS], "bound", -1))
+    arithmetic, step = positive(cell(prompt, "flops", 0)), positive(cell(run[STEPS], "bound", -1))
     length = prompt.params.get("prompt")
     if not arithmetic or not step or not length or min(arithmetic, step) < 0:
         return None
@@ -33,8 +33,8 @@ def limit(run: Any) -> float | None:
 def peer_limit(run: Any) -> dict[str, str]:
     """The sentence `peer_limit_finding`."""
     most, found = limit(run), rates(run)["last"]
-    theirs = middle(found.get("transformers"))
-    ours = [m for name, v in found.items() if name != "transformers" and (m := middle(v))]
+    theirs = positive(found.get("transformers"))
+    ours = [m for name, v in found.items() if name != "transformers" and (m := positive(v))]
     if not most or not theirs or theirs < 0 or not ours:
         return {"peer_limit_finding": missing("the limit at the largest batch").sentence}
     said = (

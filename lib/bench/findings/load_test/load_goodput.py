@@ -9,8 +9,8 @@ from typing import Any
 
 from lib.bench.findings.curves import trend
 from lib.bench.findings.load_test.load_knee import worst
-from lib.bench.findings.load_test.load_rows import LIMITED, NAMES, PAGED, middle, opened, shares
-from lib.bench.findings.values import column, number, percent, quantity, value
+from lib.bench.findings.load_test.load_rows import LIMITED, NAMES, PAGED, opened, shares
+from lib.bench.findings.values import column, number, percent, positive, quantity, value
 from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
 
 
@@ -48,8 +48,8 @@ def goodput_gain(run: Any) -> Finding:
     if share is None:
         return missing("goodput in overload")
     limited, free = (opened(run, "goodput", name, share) for name in (LIMITED, PAGED))
-    if middle(limited) and value(free).middle == 0:
-        kept = quantity(middle(limited), "requests/s")
+    if positive(limited) and value(free).middle == 0:
+        kept = quantity(positive(limited), "requests/s")
         text = f"{NAMES[LIMITED]} keeps a goodput of {kept}, and the one without has none"
         return Finding(text, "several", None, 1)
     return compare(

@@ -8,15 +8,15 @@ Introduced in chapter 6.
 from typing import Any
 
 from lib.bench.findings.curves import trend
-from lib.bench.findings.load_test.load_rows import PAGED, middle, opened, shares
-from lib.bench.findings.values import Measured, number, percent, quantity, value
+from lib.bench.findings.load_test.load_rows import PAGED, opened, shares
+from lib.bench.findings.values import Measured, number, percent, positive, quantity, value
 from lib.bench.findings.vocabulary import Finding, missing, versus_prediction
 
 
 def capacity(run: Any) -> float | None:
     """Predicted requests per second beyond which no steady state exists."""
     series = run["open_loop"]
-    return None if series is None else middle(series.params.get("capacity"))
+    return None if series is None else positive(series.params.get("capacity"))
 
 
 def worst(run: Any, server: str = PAGED) -> float | None:
@@ -28,14 +28,14 @@ def worst(run: Any, server: str = PAGED) -> float | None:
 def best_rate(run: Any) -> Measured:
     """Most requests per second that the server without a limit completed."""
     rates = [opened(run, "request_throughput", PAGED, s) for s in shares(run, PAGED)]
-    known = [r for r in rates if middle(r)]
-    return max(known, key=lambda r: middle(r), default=None)
+    known = [r for r in rates if positive(r)]
+    return max(known, key=lambda r: positive(r), default=None)
 
 
 def best_model(run: Any) -> Measured:
     """Most requests per second that the model of these tests completes."""
     rates = [opened(run, "predicted_request_throughput", PAGED, s) for s in shares(run, PAGED)]
-    return max((r for r in rates if middle(r)), key=lambda r: middle(r), default=None)
+    return max((r for r in rates if positive(r)), key=lambda r: positive(r), default=None)
 
 
 def long_test_wait(run: Any) -> float | None:
@@ -43,7 +43,7 @@ def long_test_wait(run: Any) -> float | None:
     share, series, top = worst(run), run["open_loop"], capacity(run)
     if share is None or top is None:
         return None
-    n = middle(opened(run, "requests", PAGED, share))
+    n = positive(opened(run, "requests", PAGED, share))
     seats, answer = _seats(run), series.params.get("answer")
     if n is None or not seats or not answer:
         return None
@@ -59,12 +59,12 @@ def knee(run: Any) -> dict[str, str]:
     """The sentences under the figure of TTFT by offered rate."""
     top, reached = capacity(run), best_rate(run)
     found = versus_prediction(top, reached, "requests/s")
-    if top is None or middle(reached) is None:
+    if top is None or positive(reached) is None:
         first = missing("the capacity").sentence
     else:
         first = (
             f"The predicted capacity is {quantity(top, 'requests/s')}. The most that the server completed is "
-            f"{quantity(middle(reached), 'requests/s')}, {percent(middle(reached) / top)} of it: {found.verdict}."
+            f"{quantity(positive(reached), 'requests/s')}, {percent(positive(reached) / top)} of it: {found.verdict}."
         )
     return {
         "capacity_finding": first,
@@ -75,8 +75,8 @@ def knee(run: Any) -> dict[str, str]:
 
 def _wait(run: Any) -> str:
     found, share = shares(run, PAGED), worst(run)
-    low = middle(opened(run, "ttft_mean", PAGED, found[0])) if found else None
-    high = None if share is None else middle(opened(run, "ttft_mean", PAGED, share))
+    low = positive(opened(run, "ttft_mean", PAGED, found[0])) if found else None
+    high = None if share is None else positive(opened(run, "ttft_mean", PAGED, share))
     if low is None or high is None:
         return missing("the wait for the first token in overload").sentence
     said = (
@@ -88,7 +88,7 @@ def _wait(run: Any) -> str:
     if formula.kind != "missing":
         said += f". The formula for a long test says {quantity(long_test_wait(run), 's')}: {formula.verdict}"
     if model.kind != "missing":
-        predicted = middle(opened(run, "predicted_ttft", PAGED, share))
+        predicted = positive(opened(run, "predicted_ttft", PAGED, share))
         said += f". The model of this test says {quantity(predicted, 's')}: {model.verdict}"
     return f"{said}."
 
@@ -114,7 +114,7 @@ def little(run: Any) -> tuple[float | None, float | None]:
     below = [s for s in shares(run, PAGED) if s < 1]
     if not below:
         return None, None
-    inside = middle(opened(run, "mean_in_flight", PAGED, below[-1]))
+    inside = positive(opened(run, "mean_in_flight", PAGED, below[-1]))
     running, waiting = (
         value(opened(run, f"{g}_mean", PAGED, below[-1])).middle for g in ("running", "waiting")
     )

@@ -13,11 +13,10 @@ from lib.bench.findings.load_test.load_rows import (
     SEQUENTIAL,
     labels,
     latency,
-    middle,
     peak_waiting,
     users,
 )
-from lib.bench.findings.values import number, quantity, times
+from lib.bench.findings.values import number, positive, quantity, times
 from lib.bench.findings.vocabulary import Finding, compare, missing, share
 
 
@@ -60,7 +59,7 @@ def pace(run: Any) -> Finding:
 
 def _pace(run: Any, levels: list[float]) -> str:
     found = pace(run)
-    alone, many = (middle(latency(run, PAGED, "tpot_p50", row)) for row in (0, -1))
+    alone, many = (positive(latency(run, PAGED, "tpot_p50", row)) for row in (0, -1))
     if alone is None or many is None or not levels:
         return missing("the pace of the paged server").sentence
     said = (

@@ -16,10 +16,9 @@ from lib.bench.findings.load_test.load_rows import (
     by_users,
     counted,
     labels,
-    middle,
     users,
 )
-from lib.bench.findings.values import Measured, cell, number, quantity, times
+from lib.bench.findings.values import Measured, cell, number, positive, quantity, times
 from lib.bench.findings.vocabulary import missing, versus_bound
 
 
@@ -28,7 +27,7 @@ def line(run: Any, server: str) -> tuple[float, float] | None:
     levels, predicted = users(run), by_users(run, f"{server}, predicted")
     if len(levels) < 2 or len(predicted) != len(levels) or levels[-1] <= levels[0]:
         return None
-    slow, fast = middle(predicted[0]), middle(predicted[-1])
+    slow, fast = positive(predicted[0]), positive(predicted[-1])
     if slow is None or fast is None:
         return None
     one, many = levels[0] / slow, levels[-1] / fast
@@ -51,7 +50,7 @@ def predicted_at(run: Any, server: str, row: int) -> Measured:
 
 def ratio(a: Measured, b: Measured) -> float | None:
     """a over b by their middles; None where one is missing or not above zero."""
-    x, y = middle(a), middle(b)
+    x, y = positive(a), positive(b)
     return x / y if x and y else None
 
 
@@ -86,7 +85,8 @@ def line_bound(run: Any) -> dict[str, str]:
     series = run["step_line"]
     row = labels(series, "server").index(PAGED) if PAGED in labels(series, "server") else 0
     shared, each, reading, work = (
-        middle(cell(series, name, row)) for name in ("shared", "each", "shared_bound", "each_bound")
+        positive(cell(series, name, row))
+        for name in ("shared", "each", "shared_bound", "each_bound")
     )
     if None in (shared, each, reading, work):
         return {"bound_finding": missing("a step over its bound").sentence}

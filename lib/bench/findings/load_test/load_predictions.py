@@ -3,7 +3,6 @@
 Introduced in chapter 6.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from lib.bench.findings.load_test.load_goodput import goodput_trend
@@ -28,13 +27,12 @@ from lib.bench.findings.load_test.load_rows import (
     by_users,
     counted,
     latency,
-    middle,
     opened,
     users,
 )
 from lib.bench.findings.load_test.load_throughput import factors, flat_trend
-from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import Measured, column, number, quantity, value
+from lib.bench.findings.predictions import Prediction, with_causes
+from lib.bench.findings.values import Measured, column, number, positive, quantity, value
 from lib.bench.findings.vocabulary import Finding, versus_prediction
 
 
@@ -49,7 +47,7 @@ def predictions(
         *_open(open_run),
         *_patterns(open_run if pattern_run is None else pattern_run),
     ]
-    return [_without_excuse(row) for row in rows]
+    return with_causes(rows)
 
 
 def _stall(run: Any) -> list[Prediction]:
@@ -68,7 +66,7 @@ def _closed(run: Any) -> list[Prediction]:
     levels, rows = users(run), []
     for name in COMPARED:
         got, want = by_users(run, name), by_users(run, f"{name}, predicted")
-        pairs = [(m, p, n) for m, p, n in zip(got, want, levels) if middle(m) and middle(p)]
+        pairs = [(m, p, n) for m, p, n in zip(got, want, levels) if positive(m) and positive(p)]
         found = max(pairs, key=_distance, default=(None, None, None))
         at = (
             f"the furthest point, {counted(found[2], 'user')}"
@@ -92,7 +90,7 @@ def _closed(run: Any) -> list[Prediction]:
             "median answer of the sequential server, most users: N/X, all of them always there",
             all_there, answered,
             "most of these requests belong to the first round, and the queue was shorter when they came"
-            if middle(answered) and all_there and middle(answered) < all_there else "",
+            if positive(answered) and all_there and positive(answered) < all_there else "",
         )
     )  # fmt: skip
     gain = long_prompt_gain(run)
@@ -113,7 +111,7 @@ def _prompts_shared(run: Any) -> str:
 
 
 def _distance(pair: tuple[Measured, Measured, float]) -> float:
-    ratio = middle(pair[0]) / middle(pair[1])
+    ratio = positive(pair[0]) / positive(pair[1])
     return max(ratio, 1 / ratio)
 
 
@@ -122,7 +120,7 @@ def _all_there(run: Any) -> float | None:
     predicted, levels = by_users(run, f"{SEQUENTIAL}, predicted"), users(run)
     series = run["throughput_by_users"]
     answer = None if series is None else series.params.get("answer")
-    rate = middle(predicted[-1]) if predicted else None
+    rate = positive(predicted[-1]) if predicted else None
     return levels[-1] * answer / rate if levels and answer and rate else None
 
 
@@ -168,11 +166,3 @@ def _patterns(run: Any) -> list[Prediction]:
     easiest = "steady" if steady_is_easiest(run) else order[0] if order else "missing"
     steady = Finding(words.text, easiest)
     return [Prediction("the easiest pattern of arrivals", "steady", steady, unit="")]
-
-
-def _without_excuse(row: Prediction) -> Prediction:
-    """A cause of a deviation stands beside a deviation only."""
-    off = row.verdict == "the prediction failed" or row.verdict.startswith("a little")
-    why = row.why if off else ""
-    failed = row.verdict == "the prediction failed"
-    return replace(row, why=why or ("no cause was measured" if failed else ""))

@@ -8,8 +8,8 @@ Introduced in chapter 6.
 from typing import Any
 
 from lib.bench.findings.curves import trend
-from lib.bench.findings.load_test.load_rows import CONTIGUOUS, NAMES, SEQUENTIAL, labels, middle
-from lib.bench.findings.values import cell, column, number, quantity
+from lib.bench.findings.load_test.load_rows import CONTIGUOUS, NAMES, SEQUENTIAL, labels
+from lib.bench.findings.values import cell, column, number, positive, quantity
 from lib.bench.findings.vocabulary import missing
 
 
@@ -41,7 +41,7 @@ def request_time(run: Any, server: str, row: int) -> float | None:
     """Seconds per request at full load: tokens of an answer over tokens per second."""
     series = run["gain_by_length"]
     answer = None if series is None else series.params.get("answer")
-    got = middle(cell(series, server, row))
+    got = positive(cell(series, server, row))
     return answer / got if answer and got else None
 
 
@@ -59,7 +59,7 @@ def prompt_cost(run: Any) -> tuple[float, float] | None:
 def long_prompt_gain(run: Any) -> tuple[float | None, float | None]:
     """Batching gain with the longest prompts: predicted, if both servers pay a prompt alike; and measured."""
     series, extra = run["gain_by_length"], prompt_cost(run)
-    measured = middle(cell(series, "batching", -1))
+    measured = positive(cell(series, "batching", -1))
     long, short = request_time(run, SEQUENTIAL, -1), request_time(run, CONTIGUOUS, 0)
     if extra is None or long is None or short is None:
         return None, measured

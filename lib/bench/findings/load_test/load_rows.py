@@ -45,12 +45,6 @@ def cells(series: Series | None, name: str, **where: Any) -> Measured:
     return [value(m).middle for m in known]
 
 
-def middle(measured: Measured) -> float | None:
-    """The median of a measured value that is above zero; None otherwise."""
-    found = value(measured).middle
-    return found if found is not None and found > 0 else None
-
-
 def shares(run: Any, server: str) -> list[float]:
     """The offered rates, as shares of the capacity, at which a server was measured; ascending."""
     series = run["open_loop"]

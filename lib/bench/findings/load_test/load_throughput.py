@@ -17,11 +17,10 @@ from lib.bench.findings.load_test.load_rows import (
     SEQUENTIAL,
     by_users,
     counted,
-    middle,
     rate,
     users,
 )
-from lib.bench.findings.values import cell, number, percent, times
+from lib.bench.findings.values import cell, number, percent, positive, times
 from lib.bench.findings.vocabulary import Finding, compare, missing
 
 FLAT = "the throughput of the sequential server"
@@ -35,7 +34,7 @@ def fit(run: Any) -> list[tuple[float, str, float]]:
         for level, measured, predicted in zip(
             users(run), by_users(run, name), by_users(run, f"{name}, predicted")
         )
-        if (got := middle(measured)) and (want := middle(predicted))
+        if (got := positive(measured)) and (want := positive(predicted))
     ]
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from lib.bench.findings.many_machines.fleet_laws import amdahl, queues
 from lib.bench.findings.many_machines.fleet_processes import killed, one_model, setups
 from lib.bench.findings.many_machines.fleet_routing import first_prediction, policies, steps
-from lib.bench.findings.many_machines.fleet_rows import cell_of, number_of, over
+from lib.bench.findings.many_machines.fleet_rows import number_of
 from lib.bench.findings.many_machines.fleet_simulated import apart, day, rack, thousand
 from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.values import cell_of, over
 
 __all__ = ["amdahl", "apart", "day", "first_prediction", "killed", "one_model", "policies", "predictions", "queues",
            "rack", "render", "setups", "steps", "thousand"]  # fmt: skip

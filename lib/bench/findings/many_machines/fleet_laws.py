@@ -5,8 +5,8 @@ Introduced in chapter 13.
 
 from typing import Any
 
-from lib.bench.findings.many_machines.fleet_rows import number_of, over
-from lib.bench.findings.values import cell, number, percent, times, value
+from lib.bench.findings.many_machines.fleet_rows import number_of
+from lib.bench.findings.values import cell, number, over, percent, times, value
 from lib.bench.findings.vocabulary import missing
 from lib.bench.records.series import Series
 

@@ -5,8 +5,8 @@ Introduced in chapter 13.
 
 from typing import Any
 
-from lib.bench.findings.many_machines.fleet_rows import cell_of, number_of
-from lib.bench.findings.values import number, quantity, times, value
+from lib.bench.findings.many_machines.fleet_rows import number_of
+from lib.bench.findings.values import cell_of, number, quantity, times, value
 from lib.bench.findings.vocabulary import compare, missing
 
 ONE, THREADS, PROCESSES = (

@@ -3,14 +3,8 @@
 Introduced in chapter 13.
 """
 
-from lib.bench.findings.values import Measured, cell, value
+from lib.bench.findings.values import cell, cell_of, value
 from lib.bench.records.series import Series
-
-
-def cell_of(series: Series | None, name: str, column: str) -> Measured:
-    """The cell of `column` in the row whose first column is `name`; None where there is none."""
-    names = next(iter(series.columns.values()), []) if series is not None else []
-    return cell(series, column, names.index(name)) if name in names else None
 
 
 def number_of(series: Series | None, row: int | str, column: str) -> float | None:
@@ -18,7 +12,3 @@ def number_of(series: Series | None, row: int | str, column: str) -> float | Non
     found = cell(series, column, row) if isinstance(row, int) else cell_of(series, row, column)
     middle = value(found).middle
     return middle if middle is not None and middle > 0 else None
-
-
-def over(a: float | None, b: float | None) -> float | None:
-    return a / b if a and b and a > 0 and b > 0 else None

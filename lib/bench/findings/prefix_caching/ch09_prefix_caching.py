@@ -9,10 +9,11 @@ from typing import Any
 
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.realistic import realistic_prompt
-from lib.bench.findings.values import Measured, cell, percent, times, value
+from lib.bench.findings.values import Measured, cell, over, percent, times, value
 from lib.bench.findings.vocabulary import (
     Finding,
     compare,
+    goal_sentence,
     missing,
     share,
     versus_prediction,
@@ -20,12 +21,6 @@ from lib.bench.findings.vocabulary import (
 from lib.bench.records.series import Series
 
 TTFT_GOAL, COST_GOAL, CHAT_GOAL = 8.0, 0.01, 1.5
-
-
-def _over(a: Measured, b: Measured) -> float | None:
-    """The ratio of two middles; None where one is missing or not above zero."""
-    x, y = value(a).middle, value(b).middle
-    return x / y if x and y and x > 0 and y > 0 else None
 
 
 def _row(series: Series | None, name: str) -> int | None:
@@ -42,13 +37,7 @@ def _cell(series: Series | None, name: str, column: str) -> Measured:
 def ttft_gain(run: Any, column: str = "ttft") -> float | None:
     """TTFT with nothing found over TTFT with the most found."""
     series = run["ttft_by_shared"]
-    return _over(cell(series, column, 0), cell(series, column, -1))
-
-
-def _goal(reached: float | None, goal: str, is_met: bool) -> str:
-    if reached is None:
-        return ""
-    return f" The goal was {goal}; this run {'reaches' if is_met else 'does not reach'} it."
+    return over(cell(series, column, 0), cell(series, column, -1))
 
 
 def ttft(run: Any) -> dict[str, str]:
@@ -59,12 +48,14 @@ def ttft(run: Any) -> dict[str, str]:
     )
     gain = ttft_gain(run)
     verdict = versus_prediction(ttft_gain(run, "predicted"), gain, "×")
-    met = _goal(gain, f"a factor of {TTFT_GOAL:.0f}", gain is not None and gain >= TTFT_GOAL)
+    met = goal_sentence(
+        gain, f"a factor of {TTFT_GOAL:.0f}", gain is not None and gain >= TTFT_GOAL
+    )
     return {"ttft_finding": f"{found.sentence} On the factor: {verdict}.{met}"}
 
 
 def _gain(series: Series | None, name: str) -> float | None:
-    return _over(_cell(series, name, "without"), _cell(series, name, "with"))
+    return over(_cell(series, name, "without"), _cell(series, name, "with"))
 
 
 def cost(run: Any) -> Finding:
@@ -100,7 +91,7 @@ def workloads(run: Any) -> dict[str, str]:
         best = missing("the gain on the three workloads").sentence
     else:
         name = max(gains, key=gains.get)
-        fewer = _over(_cell(series, name, "computed_without"), _cell(series, name, "computed_with"))
+        fewer = over(_cell(series, name, "computed_without"), _cell(series, name, "computed_with"))
         best = f"The largest gain in time is on the workload “{name}”: {times(gains[name])}"
         best += "." if fewer is None else f", with {times(fewer)} fewer tokens."
         if fewer is not None and gains[name] < fewer / 1.1:
@@ -135,7 +126,7 @@ def chat_lead(run: Any) -> float | None:
     ours = _cell(series, "ours", "tok_s")
     names = ("generate_batch", "generate_batch, sharing")
     rates = [r for n in names if (r := value(_cell(series, n, "tok_s")).middle) and r > 0]
-    return _over(ours, max(rates)) if rates else None
+    return over(ours, max(rates)) if rates else None
 
 
 def beside(run: Any) -> dict[str, str]:
@@ -144,7 +135,7 @@ def beside(run: Any) -> dict[str, str]:
     if lead is None:
         return {"beside_finding": missing("transformers on the chat trace").sentence}
     said = f"This engine has {times(lead)} the throughput of the better of the two."
-    met = _goal(lead, f"{CHAT_GOAL} times", lead >= CHAT_GOAL)
+    met = goal_sentence(lead, f"{CHAT_GOAL} times", lead >= CHAT_GOAL)
     return {"beside_finding": said + met}
 
 
@@ -196,7 +187,7 @@ def predictions(run: Any) -> list[Prediction]:
     """The chapter's predictions, for the table at its end."""
     series, pools = run["workloads"], run["hit_rate_by_pool"]
     rates = {
-        name: _over(_cell(series, "chat", name), _cell(series, "chat", "prompt_tokens"))
+        name: over(_cell(series, "chat", name), _cell(series, "chat", "prompt_tokens"))
         for name in ("ideal", "found")
     }
     return [

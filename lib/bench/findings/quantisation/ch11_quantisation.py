@@ -11,9 +11,9 @@ from typing import Any
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.realistic import realistic_step
 from lib.bench.findings.values import (
-    Measured,
     cell,
     number,
+    over,
     percent,
     quantity,
     times,
@@ -23,12 +23,6 @@ from lib.bench.findings.vocabulary import missing
 from lib.bench.records.series import Series
 
 FORMATS = ("float32", "int8", "4 bits", "int8 × int8", "4 bits × int8")
-
-
-def _over(a: Measured, b: Measured) -> float | None:
-    """The ratio of two medians; None if one is missing or not above zero."""
-    x, y = value(a).middle, value(b).middle
-    return x / y if x and y and x > 0 and y > 0 else None
 
 
 def _axis(series: Series | None, name: str) -> list[Any]:
@@ -50,13 +44,13 @@ def speed_up(run: Any, kind: str, row: int, bound: bool = False) -> float | None
     """
     end = " bound" if bound else ""
     series = run["products"]
-    return _over(cell(series, f"float32{end}", row), cell(series, f"{kind}{end}", row))
+    return over(cell(series, f"float32{end}", row), cell(series, f"{kind}{end}", row))
 
 
 def gain(run: Any, kind: str, row: int) -> float | None:
     """Tokens per second of an engine over float32's, at index `row` of the sweep of batches."""
     series = run["engine"]
-    return _over(cell(series, kind, row), cell(series, "float32", row))
+    return over(cell(series, kind, row), cell(series, "float32", row))
 
 
 def _list(items: list[str]) -> str:
@@ -154,7 +148,7 @@ def kv_speed_up(run: Any, bound: bool = False) -> float | None:
     """Time of attention with float32 K and V over that with int8; with `bound` the ratio of their bounds."""
     end = " bound" if bound else ""
     series = run["kv_attention"]
-    return _over(cell(series, f"float32{end}", 0), cell(series, f"int8{end}", 0))
+    return over(cell(series, f"float32{end}", 0), cell(series, f"int8{end}", 0))
 
 
 def kv_attention(run: Any) -> dict[str, str]:

@@ -18,8 +18,17 @@ from lib.bench.findings.serving.serving_lock import (
     realistic_events,
 )
 from lib.bench.findings.serving.serving_queue import HALF, exercises, expected, queue, worst
-from lib.bench.findings.serving.serving_rows import at_most, named, over, param, positive, scaled
-from lib.bench.findings.values import Measured, cell, quantity, times, value
+from lib.bench.findings.serving.serving_rows import at_most, param, scaled
+from lib.bench.findings.values import (
+    Measured,
+    cell,
+    cell_of,
+    over,
+    positive,
+    quantity,
+    times,
+    value,
+)
 from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
 
 __all__ = ["exercises", "http", "leaving", "lock", "loop", "of_http", "of_leaving", "of_lock", "of_loop", "of_queue",
@@ -32,7 +41,7 @@ MOST_WASTED = 2  # tokens: an abort takes effect between two steps
 
 def alone(run: Any) -> Measured:
     """Seconds of one answer, offline."""
-    return named(run["offline"], "one answer", "seconds")
+    return cell_of(run["offline"], "one answer", "seconds")
 
 
 def one_step(run: Any) -> float | None:
@@ -60,8 +69,8 @@ def _judged(run: Any, subject: str, predicted: float | None, measured: Measured)
 def loop(run: Any) -> dict[str, str]:
     """Under the table of the three servers."""
     series = run[HEALTH]
-    health = {n: named(series, n, "health_worst") for n in (LOOP, LOCKED, THREAD)}
-    answers = {n: named(series, n, "all_answers") for n in (LOOP, LOCKED, THREAD)}
+    health = {n: cell_of(series, n, "health_worst") for n in (LOOP, LOCKED, THREAD)}
+    answers = {n: cell_of(series, n, "all_answers") for n in (LOOP, LOCKED, THREAD)}
     deaf = compare(health[LOCKED], health[LOOP], "the worst probe with a lock and threads",
                    "the worst probe of the loop that computes")  # fmt: skip
     gain = compare(
@@ -123,7 +132,7 @@ def leaving(run: Any) -> dict[str, str]:
         pool += f"; {quantity(freed, 's')} after it hung up, the metrics showed {after}"
         pool += f". The others had taken {taken} more in the meantime." if taken > 0 else "."
     arrived = param(series, "leave_after")
-    wasted, asked = (value(named(series, THREAD, n)).middle for n in ("for_nobody", "asked_for"))
+    wasted, asked = (value(cell_of(series, THREAD, n)).middle for n in ("for_nobody", "asked_for"))
     if None in (arrived, wasted, asked):
         text = missing("the tokens after leaving").sentence
     else:
@@ -136,19 +145,19 @@ def of_loop(run: Any) -> list[Prediction]:
     """The first two predictions of the chapter."""
     health = run[HEALTH]
     return [
-        Prediction("worst /health of the loop that computes", one_by_one(run), named(health, LOOP, "health_worst")),
-        Prediction("worst /health of the engine thread, one step", one_step(run), named(health, THREAD, "health_worst"),
+        Prediction("worst /health of the loop that computes", one_by_one(run), cell_of(health, LOOP, "health_worst")),
+        Prediction("worst /health of the engine thread, one step", one_step(run), cell_of(health, THREAD, "health_worst"),
                    sense="at most"),
-        Prediction("all answers behind a lock, one after the other", one_by_one(run), named(health, LOCKED, "all_answers")),
-        Prediction("all answers of the engine thread, from one offline batch", named(run["offline"], HALF, "seconds"),
-                   named(health, THREAD, "all_answers")),
+        Prediction("all answers behind a lock, one after the other", one_by_one(run), cell_of(health, LOCKED, "all_answers")),
+        Prediction("all answers of the engine thread, from one offline batch", cell_of(run["offline"], HALF, "seconds"),
+                   cell_of(health, THREAD, "all_answers")),
     ]  # fmt: skip
 
 
 def of_leaving(run: Any) -> list[Prediction]:
     """The third."""
     few = f"at most {MOST_WASTED}"
-    wasted = value(named(run[WASTED], THREAD, "for_nobody")).middle
+    wasted = value(cell_of(run[WASTED], THREAD, "for_nobody")).middle
     found = missing("the tokens after leaving")
     if wasted is not None:
         found = Finding(f"{wasted:,.0f}", few if 0 <= wasted <= MOST_WASTED else "more")
@@ -166,11 +175,11 @@ def of_queue(run: Any) -> list[Prediction]:
 def of_http(run: Any) -> list[Prediction]:
     """The share of the throughput that is left over HTTP."""
     series = run["throughput"]
-    rates = [named(series, name, "throughput") for name in ("streamed", "offline")]
+    rates = [cell_of(series, name, "throughput") for name in ("streamed", "offline")]
     claim = "share of throughput streamed, without overlap"
     return [
         Prediction(
-            claim, named(series, "streamed", "bound"), over(*rates), unit="", sense="at least"
+            claim, cell_of(series, "streamed", "bound"), over(*rates), unit="", sense="at least"
         )
     ]
 

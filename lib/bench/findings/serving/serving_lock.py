@@ -5,8 +5,17 @@ Introduced in chapter 5.
 
 from typing import Any
 
-from lib.bench.findings.serving.serving_rows import named, over, param, positive, scaled, waves
-from lib.bench.findings.values import Measured, percent, quantity, times, value
+from lib.bench.findings.serving.serving_rows import param, scaled, waves
+from lib.bench.findings.values import (
+    Measured,
+    cell_of,
+    over,
+    percent,
+    positive,
+    quantity,
+    times,
+    value,
+)
 from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
@@ -19,16 +28,16 @@ SLOTS_7B, CONTEXT_7B, ANSWER_7B, USERS_7B, BURST_7B = 64, 1000, 100, 4, 256
 
 def busy_share(series: Series | None) -> float | None:
     """cX: the share of a core that events of one token each take at the offline throughput."""
-    return scaled(named(series, "offline", "throughput"), param(series, "event_seconds"))
+    return scaled(cell_of(series, "offline", "throughput"), param(series, "event_seconds"))
 
 
 def http(run: Any) -> dict[str, str]:
     """Under the figure of the throughput over HTTP."""
     series = run["throughput"]
     offline, whole, streamed = (
-        named(series, name, "throughput") for name in ("offline", "whole", "streamed")
+        cell_of(series, name, "throughput") for name in ("offline", "whole", "streamed")
     )
-    busy, bound = busy_share(series), positive(named(series, "streamed", "bound"))
+    busy, bound = busy_share(series), positive(cell_of(series, "streamed", "bound"))
     said = missing("the bound without overlap").sentence
     if busy is not None and bound is not None:
         rate = quantity(positive(offline), RATE)
@@ -92,7 +101,7 @@ def convoy(series: Series | None) -> float | None:
 def neighbours(run: Any) -> tuple[Measured, Measured, Measured]:
     """Seconds of a step alone, beside a busy process, and beside a busy thread."""
     series = run["step_beside"]
-    return tuple(named(series, n, "step") for n in ("nobody", "a busy process", "a busy thread"))
+    return tuple(cell_of(series, n, "step") for n in ("nobody", "a busy process", "a busy thread"))
 
 
 def core_loss(run: Any) -> float | None:

@@ -5,8 +5,8 @@ Introduced in chapter 5.
 
 from typing import Any
 
-from lib.bench.findings.serving.serving_rows import named, over, param, positive, scaled, waves
-from lib.bench.findings.values import Measured, percent, quantity, value
+from lib.bench.findings.serving.serving_rows import param, scaled, waves
+from lib.bench.findings.values import Measured, cell_of, over, percent, positive, quantity, value
 from lib.bench.findings.vocabulary import compare, missing, versus_prediction
 from lib.bench.records.series import Series
 
@@ -16,15 +16,15 @@ FULL, HALF = "a full batch", "a batch of users"
 
 def wave(run: Any) -> Measured:
     """Seconds of a full batch of answers, offline."""
-    return named(run["offline"], FULL, "seconds")
+    return cell_of(run["offline"], FULL, "seconds")
 
 
 def worst(series: Series | None, queue: str) -> Measured:
     """The last answer of a burst: of each burst where that was kept, else of all answers."""
-    kept = named(series, queue, "worst")
+    kept = cell_of(series, queue, "worst")
     if value(kept).known:
         return kept
-    answered = named(series, queue, "answered")
+    answered = cell_of(series, queue, "answered")
     return max(answered) if isinstance(answered, list) else None
 
 
@@ -63,7 +63,7 @@ def _last(run: Any, name: str, requests: str, how: str) -> str:
 def _refused(run: Any) -> str:
     series = run["burst"]
     count, answered = (
-        value(named(series, "bounded", name)).middle for name in ("num_refused", "num_answered")
+        value(cell_of(series, "bounded", name)).middle for name in ("num_refused", "num_answered")
     )
     if count is None or answered is None or count < 0 or answered < 0:
         return missing("the number of refusals").sentence
@@ -72,7 +72,7 @@ def _refused(run: Any) -> str:
     bursts = param(series, "rounds") or 1
     of = "one burst" if bursts == 1 else f"{bursts} bursts"
     said = f"In {of}, {answered:,.0f} requests were answered and {count:,.0f} refused"
-    seconds = positive(named(series, "bounded", "refused"))
+    seconds = positive(cell_of(series, "bounded", "refused"))
     if seconds is not None:
         said += f", after {quantity(seconds, 's')} at the median"
         part = over(seconds, wave(run))
@@ -115,8 +115,8 @@ def _half(run: Any) -> str:
     """Half the slots and the same limit: more batches, each faster or not."""
     offline, series = run["offline"], run["burst"]
     most, seats = param(series, "limit"), param(series, "max_num_seqs")
-    small = value(named(offline, HALF, "requests")).middle
-    now, then = positive(wave(run)), positive(named(offline, HALF, "seconds"))
+    small = value(cell_of(offline, HALF, "requests")).middle
+    now, then = positive(wave(run)), positive(cell_of(offline, HALF, "seconds"))
     if None in (most, seats, small, now, then) or 2 * small != seats:
         return "The time of a batch of half the size was not measured here."
     before, after = waves(most, seats), waves(most, small)

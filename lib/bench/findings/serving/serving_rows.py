@@ -5,32 +5,14 @@ Introduced in chapter 5.
 
 from typing import Any
 
-from lib.bench.findings.values import Measured, cell, quantity, value
+from lib.bench.findings.values import Measured, positive, quantity
 from lib.bench.findings.vocabulary import Finding, missing, versus_prediction
 from lib.bench.records.series import Series
-
-
-def named(series: Series | None, name: str, column: str) -> Measured:
-    """A cell of the row whose first column is `name`; None where there is none."""
-    names = next(iter(series.columns.values()), []) if series is not None else []
-    return cell(series, column, names.index(name)) if name in names else None
-
-
-def positive(measured: Measured) -> float | None:
-    """The middle of a measured value; None where it is missing or not above zero."""
-    middle = value(measured).middle
-    return middle if middle is not None and middle > 0 else None
 
 
 def param(series: Series | None, name: str) -> Any:
     """A parameter of a series; None where the series or the parameter is absent."""
     return None if series is None else series.params.get(name)
-
-
-def over(a: Measured, b: Measured) -> float | None:
-    """The ratio of two middles; None where one is missing or not above zero."""
-    x, y = positive(a), positive(b)
-    return x / y if x and y else None
 
 
 def scaled(measured: Measured, factor: float | None) -> float | None:

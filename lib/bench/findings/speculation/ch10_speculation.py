@@ -28,8 +28,7 @@ from lib.bench.findings.speculation.speculation_gain import (
     predicted_gains,
     random_text,
 )
-from lib.bench.findings.speculation.speculation_rows import cell_of
-from lib.bench.findings.values import number, value
+from lib.bench.findings.values import cell_of, number, value
 from lib.bench.findings.vocabulary import MISSING, Finding, missing
 
 __all__ = [

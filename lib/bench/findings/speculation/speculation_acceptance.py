@@ -7,8 +7,8 @@ Introduced in chapter 10.
 
 from typing import Any
 
-from lib.bench.findings.speculation.speculation_rows import known_cells, over
-from lib.bench.findings.values import cell, number, percent, times, value
+from lib.bench.findings.speculation.speculation_rows import known_cells
+from lib.bench.findings.values import cell, number, over, percent, times, value
 from lib.bench.findings.vocabulary import ABOUT, missing
 
 COPYING = ("editing", "quoting", "code", "JSON")

@@ -8,8 +8,8 @@ Introduced in chapter 10.
 from collections.abc import Sequence
 from typing import Any
 
-from lib.bench.findings.speculation.speculation_rows import cell_of, known_cells, over
-from lib.bench.findings.values import cell, percent, quantity, times, value
+from lib.bench.findings.speculation.speculation_rows import known_cells
+from lib.bench.findings.values import cell, cell_of, over, percent, quantity, times, value
 from lib.bench.findings.vocabulary import missing, share
 
 

@@ -8,9 +8,8 @@ Introduced in chapter 10.
 from collections.abc import Sequence
 from typing import Any
 
-from lib.bench.findings.speculation.speculation_rows import cell_of, over
-from lib.bench.findings.values import cell, percent, times, value
-from lib.bench.findings.vocabulary import compare, missing, versus_prediction
+from lib.bench.findings.values import cell, cell_of, over, percent, times, value
+from lib.bench.findings.vocabulary import compare, goal_sentence, missing, versus_prediction
 from lib.bench.measure.speculation_model import crossover
 
 COPYING_GOAL, RANDOM_GOAL = 2.0, 0.97
@@ -36,12 +35,6 @@ def predicted_gains(run: Any) -> list[float | None]:
     return [value(cell(series, "predicted", row)).middle for row in range(known)]
 
 
-def _goal(reached: float | None, goal: str, is_met: bool) -> str:
-    if reached is None:
-        return ""
-    return f" The goal was {goal}; this run {'reaches' if is_met else 'does not reach'} it."
-
-
 def batch_of_one(run: Any) -> dict[str, str]:
     """The speed-up at batch 1 on the copying tasks, its prediction and the goal."""
     series = run["rate_by_batch"]
@@ -51,7 +44,7 @@ def batch_of_one(run: Any) -> dict[str, str]:
     )  # fmt: skip
     reached = gain(run)
     verdict = versus_prediction(cell(series, "predicted", 0), reached, "×")
-    met = _goal(
+    met = goal_sentence(
         reached, f"{COPYING_GOAL:.0f} times", reached is not None and reached >= COPYING_GOAL
     )
     return {"gain_finding": f"{found.sentence} On the ratio: {verdict}.{met}"}
@@ -92,7 +85,7 @@ def crossing(run: Any) -> dict[str, str]:
     near = abs(predicted - measured) <= 1
     text = f"Predicted: drafts lose {place_in_words(predicted, batches)}. "
     text += f"Measured: {place_in_words(measured, batches)}."
-    text += _goal(1.0, "that the two are at most one point of the sweep apart", near)
+    text += goal_sentence(1.0, "that the two are at most one point of the sweep apart", near)
     return {"crossover_finding": text}
 
 
@@ -125,7 +118,7 @@ def random_text(run: Any) -> dict[str, str]:
         )
         text = f"On random text the engine that adapts has {percent(on)} of the throughput without "
         text += "drafts" + ("." if off is None else f"; without adaptation it is {percent(off)}.")
-        text += _goal(on, f"at least {percent(RANDOM_GOAL)}", on >= RANDOM_GOAL)
+        text += goal_sentence(on, f"at least {percent(RANDOM_GOAL)}", on >= RANDOM_GOAL)
         if spread > 1 - RANDOM_GOAL:
             text += (
                 f" The repeats differ by {percent(spread)}, more than the loss of "
