@@ -100,6 +100,7 @@ from lib.bench.notebook.figures import (
     table,
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.style import caution
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale
 from lib.bench.tiny_checkpoint import tiny_checkpoint
@@ -225,14 +226,11 @@ gate.check(
 gate.repeats(seconds.values())
 by_setup = experiments.pick(gate, record)
 glue_all(words.setups(by_setup))
-glue("jobs", JOBS)
-glue("job_prompt", PROMPT)
-glue("job_answer", ANSWER)
 
 # %% [markdown]
-# {glue:text}`jobs` requests of {glue:text}`job_prompt` tokens, {glue:text}`job_answer` new tokens each.
-# {glue:text}`setups_finding` Two threads divide each operation of a step and synchronise after it. That is tensor
-# parallelism on a small scale: each thread has half of the work, and each operation ends with a wait for the slower thread.
+# {glue:text}`setups_finding` Two threads divide the large operations of a step and synchronise after each. That is tensor
+# parallelism on a small scale: each thread has half of the work, and each of these operations ends with a wait for the slower
+# thread.
 # Two processes never wait for each other: a step is not divided, and two steps run at the same time. But each process has
 # its own copy of the weights, its own cache and its own queue, and the two share the memory bandwidth.
 #
@@ -242,17 +240,17 @@ glue("job_answer", ANSWER)
 #
 # With tensor parallelism on $N$ devices, each one holds $1/N$ of every matrix. Megatron's split needs two
 # {term}`all-reduces <all-reduce>` per layer {cite:p}`shoeybi2019megatron`: all devices add up their partial results, a
-# vector of $d$ values per token. Let a step on one device take $t_1$ seconds, of which the share $p$ can be divided, and let
+# vector of $d$ values per token. Let a step on one device take $t_1$ seconds, of which the share $f$ can be divided, and let
 # a message take $\alpha$ seconds plus $\beta$ seconds per byte. A common method is the *ring*: each device passes parts of
 # the vector to its neighbour, in $2(N-1)$ rounds, and sends $2(N-1)/N$ of the vector's bytes in total. Then
 #
 # ```{math}
 # :label: eq-13-amdahl
-# t_N \;=\; t_1\left((1-p) + \frac{p}{N}\right) + 2L\left(2(N-1)\,\alpha + \frac{2(N-1)}{N}\, d\, T\, b\, \beta\right),
+# t_N \;=\; t_1\left((1-f) + \frac{f}{N}\right) + 2L\left(2(N-1)\,\alpha + \frac{2(N-1)}{N}\, d\, T\, b\, \beta\right),
 # ```
 #
 # for $L$ layers, $T$ tokens in the step and $b$ bytes per value. The first term is Amdahl's law {cite:p}`amdahl1967`: the
-# share $1-p$ takes as long as before. The second term is the communication, and it grows with $N$. Below, the formula is
+# share $1-f$ takes as long as before. The second term is the communication, and it grows with $N$. Below, the formula is
 # computed for the shape of Llama 2 7B on H100s. From data sheets come 3.35 TB/s of memory bandwidth, and 450 GB/s per
 # direction between the cards of a machine (NVLink) or 50 GB/s between machines (InfiniBand). Two values are assumptions:
 # the latency per message, and that 5 % of a step on one device is not divided (`FIXED_SHARE`).
@@ -344,7 +342,7 @@ glue_all(words.amdahl(Shown(record)))
 # \text{misses} \;=\; \sum_g R\left(1 - \Big(1 - \frac{1}{R}\Big)^{n_g}\right).
 # ```
 #
-# The term in the large brackets is the probability that a given replica receives the beginning at all. For beginnings that
+# The term in the outer brackets is the probability that a given replica receives the beginning at all. For beginnings that
 # come often, the sum approaches $R\,G$: every cache holds the same texts, so that a hundred caches hold no more than one.
 # A router with *affinity*, which sends equal beginnings to the same replica, has $G$ misses again, and each cache holds
 # other texts. But if one beginning comes more often than one replica can serve, affinity makes a queue there while
@@ -372,15 +370,16 @@ glue_all(words.amdahl(Shown(record)))
 show_source(PowerOfTwo, "choose")
 
 # %% [markdown]
-# The policy for prefixes uses that replica in two ways. It is the fallback where no replica has enough of the prompt. And it
-# limits how uneven the load may get: the replica with the prefix may have at most `max_imbalance` more requests than it.
+# The policy for prefixes first asks the policy for balance for a replica, and uses this one in two ways. It is the fallback
+# where no replica has enough of the prompt. And it limits how uneven the load may get: the replica with the prefix may have
+# at most `max_imbalance` more requests than it.
 
 # %% tags=["remove-input"]
 show_source(LongestPrefix, "choose")
 
 # %% [markdown]
-# The router does not ask the replicas what they hold. It keeps an index of the blocks that it has sent to each replica. When
-# the part of a replica is full, its least recently used blocks are removed first:
+# The router does not ask the replicas what they hold. It keeps an index of the blocks that it has sent to each replica, up to
+# a number per replica. Beyond that number, the least recently used ones are removed first:
 
 # %% tags=["remove-input"]
 show_source(PrefixIndex, "longest", "add")
@@ -494,7 +493,7 @@ show(fig, "13_erlang")
 
 # %% tags=["remove-cell"]
 glue_all(words.queues(Shown(record)))
-glue("queue_requests", COUNT)
+glue("queue_requests", f"{COUNT:,}")
 
 # %% [markdown]
 # {glue:text}`erlang_finding` A mean over about {glue:text}`queue_requests` requests is noisy, because requests that arrive
@@ -521,12 +520,12 @@ for policy in ("round_robin", "longest_prefix"):
 # them is not divided evenly), and both work on the same step. On a CPU they add up their partial results with PyTorch's
 # gloo, on GPUs with NCCL. First we measure such an all-reduce on this machine, as a latency and a time per byte. From it and
 # from the step of one process with one thread, a formula like {eq}`eq-13-amdahl` gives the least time that we expect of a
-# step in two processes, with all work divided ($p = 1$). It uses the larger part instead of exactly one half, and adds the few
+# step in two processes, with all work divided ($f = 1$). It uses the larger part instead of exactly one half, and adds the few
 # messages per step that {eq}`eq-13-amdahl` leaves out: those of the embedding, of the logits and of the batch itself.
 #
-# It works with each of the caches, also in 8 bits, with prefix caching, quantised weights, fused kernels, structured outputs
-# and n-gram drafts. Drafts by a model, float8 weights, CUDA graphs and asynchronous scheduling are refused with an error that
-# names the option.
+# Tensor parallelism works with each of the caches, also in 8 bits, with prefix caching, quantised weights, fused kernels,
+# structured outputs and n-gram drafts. Drafts by a model, float8 weights, CUDA graphs and asynchronous scheduling are refused
+# with an error that names the option, and so are mixtures of experts and OLMo-2 (chapter 14).
 
 # %% tags=["hide-input"]
 link = measure_all_reduce(repeats=pick(smoke=5, cpu=30, gpu=50))
@@ -595,8 +594,7 @@ gate.repeats([alone_step, both_step], spread=0.5)
 glue_all(words.one_model(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`one_model_finding` {glue:text}`one_model_tokens` With $p = 1$ the formula leaves out the work that is not divided
-# and that each process does in full, such as the norms.
+# {glue:text}`one_model_finding` {glue:text}`one_model_tokens` {glue:text}`one_model_rest`
 #
 # ## Measure: two replicas behind the router
 #
@@ -605,10 +603,10 @@ glue_all(words.one_model(experiments.pick(gate, record)))
 # every one is, so queues form. At a low load the median TTFT would be the time of one step, and would not test
 # the simulated queues. There are two goals: longest prefix should find at least 90 % of what one replica with the
 # whole trace would find, and the simulated median TTFT should be within 20 % of the measured one. The policy for prefixes
-# has a `max_imbalance` of {glue:text}`imbalance` here. At a smaller limit the trace would reach it, and a few milliseconds
-# would decide whether a beginning is computed at both replicas.
-# The seed and the numbers of beginnings and requests were chosen with the simulator as well, so that small differences
-# in the time of a step move its medians little. The goal is easier to reach with such a trace than with any trace.
+# has a `max_imbalance` of {glue:text}`imbalance` here. At a much smaller limit the trace would reach it, and a few
+# milliseconds would decide whether a beginning is computed at both replicas. The seed and the numbers of beginnings and
+# requests were chosen with the simulator as well, so that an error in the time of a step changes the medians of this trace
+# less than those of others. So the goal is easier to reach with this trace than with one that was not chosen.
 #
 # The simulator needs the times of steps. They come from a *calibration*: requests that are not those of the trace, but lead
 # to steps of the same kinds. These are whole prompts, questions of several lengths after a beginning that is in the cache,
@@ -696,6 +694,16 @@ assert all(
     for r in run
 )
 
+
+def medians(runs):
+    return Timing(tuple(percentile([r.ttft for r in run], 50) for run in runs))
+
+
+# %% tags=["remove-cell"]
+gate = experiments.gate("two replicas behind a router")
+gate.repeats([medians(seen[policy]) for policy in POLICIES], spread=0.5)
+routed_shown = experiments.pick(gate, record)
+
 # %% [markdown]
 # The simulator predicts the trace twice. The first prediction takes {eq}`eq-13-step`, with coefficients that are fitted to
 # decode steps and to prompts of two lengths. The second one takes the measured times of the calibration by the number of
@@ -736,21 +744,23 @@ step_times = [
 _ = record.add("step_times", unit="s", points=step_times)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-steps", "caption": "Time of a step by the number of its tokens while both replicas work, medians. Dotted: the fitted straight line, which is curved here because the axes are logarithmic."}}
+drawn, note = routed_shown.to_draw("step_times", record)
 fig, ax = figure()
-lines(ax, x=by_tokens.tokens, y={"measured": by_tokens.seconds})
-fitted = [point["line"] for point in step_times]
-bound(ax, by_tokens.tokens, fitted, "straight line")
+measured_steps = {"measured": drawn["seconds"]}
+lines(ax, x=drawn["tokens"], y=measured_steps, label=routed_shown.label)
+bound(ax, drawn["tokens"], drawn["line"], "straight line")
 ax.set(xlabel="tokens of the step", ylabel="seconds")
 log10_axis(ax, "x")
 log10_axis(ax, "y")
+caution(ax, note)
 show(fig, "13_steps")
 
 # %% tags=["remove-cell"]
-glue_all(words.steps(Shown(record)))
+glue_all(words.steps(routed_shown))
 
 # %% [markdown]
 # {glue:text}`steps_finding` The engine computes the layers with one kernel for up to 32 tokens and with another one for more
-# (chapter 8), so one straight line does not describe both.
+# (chapter 8), so the times of steps need not lie on one straight line.
 
 
 # %% tags=["hide-input"]
@@ -792,10 +802,6 @@ def agreement(policy):
         r.replica == e for run in seen[policy] for r, e in zip(run, expected)
     ]
     return sum(same) / len(same)
-
-
-def medians(runs):
-    return Timing(tuple(percentile([r.ttft for r in run], 50) for run in runs))
 
 
 record.add(
@@ -847,21 +853,12 @@ table(
 )
 
 # %% tags=["remove-cell"]
-gate = experiments.gate("two replicas behind a router")
-gate.repeats([medians(seen[policy]) for policy in POLICIES], spread=0.5)
-routed_shown = experiments.pick(gate, record)
 glue_all(words.policies(routed_shown))
 glue_all(words.first_prediction(routed_shown))
-glue("trace_requests", TRACE)
 glue("imbalance", IMBALANCE)
-glue("beginnings", GROUPS)
-glue("beginning_tokens", SHARED)
-glue("one_replica_rate", 100 * one_replica_hits, ".0f")
 
 # %% [markdown]
-# The trace has {glue:text}`trace_requests` requests with {glue:text}`beginnings` beginnings of {glue:text}`beginning_tokens`
-# tokens. One replica with the whole trace would find {glue:text}`one_replica_rate` % of the prompt tokens in its cache: each
-# beginning except the first time that it comes. {glue:text}`hits_finding` {glue:text}`ttft_finding` {glue:text}`simulator_finding`
+# {glue:text}`trace_finding` {glue:text}`hits_finding` {glue:text}`ttft_finding` {glue:text}`simulator_finding`
 #
 # ### A replica is killed
 #
@@ -960,8 +957,9 @@ table(
 #
 # There are ten times as many beginnings of 1,500 tokens as replicas, and some come much more often than others (by
 # Zipf's law: the $k$-th one in proportion to $1/k^{0.8}$). The cache of one replica holds {glue:text}`held` of them,
-# and is empty at the start. The first table compares the policies. The second one has replicas that report their loads
-# only every half second, so the router sees loads that are up to half a second old.
+# and is empty at the start. In the table's rows with an age of 0 the router knows the load of every replica. In the rows
+# with an age of 0.5 s the replicas report their loads only every half second, so the router sees loads that are up to half a
+# second old.
 
 # %% tags=["hide-input"]
 FLEET, MANY = pick(smoke=(20, 500), cpu=(1_000, 40_000), gpu=(1_000, 1_000_000))
@@ -1037,18 +1035,20 @@ glue_all(words.thousand(Shown(record)))
 glue("fleet", f"{FLEET:,}")
 glue("held", OPTIONS_H100.cache_tokens // 1500)
 glue("many", f"{MANY:,}")
+glue("fleet_seconds", MANY / (PER_REPLICA * FLEET), ".1f")
 glue("simulated_rate", simulated_rate, ",.0f")
 
 # %% [markdown]
-# {glue:text}`many` requests went to {glue:text}`fleet` replicas, and the simulator processed {glue:text}`simulated_rate`
-# requests per second here. {glue:text}`thousand_finding` {glue:text}`stale_finding` A single router can add to the reported
+# {glue:text}`many` requests went to {glue:text}`fleet` replicas, within about {glue:text}`fleet_seconds` s. The hit rates
+# include the time in which the caches fill. The simulator processed {glue:text}`simulated_rate` requests per second here.
+# {glue:text}`thousand_finding` {glue:text}`stale_finding` A single router can add to the reported
 # loads what it has sent itself since the last report. Several routers in front of the same replicas cannot do this for each
 # other's requests.
 #
 # ### A day: cost against service
 #
-# The traffic of this day has its peak at 15:00 and two bursts, and the card is four times slower than the one above.
-# The simulation shows how many replicas are needed, and whether their number should be fixed or follow the load. The
+# A day's traffic has its peak at 15:00. This run simulates {glue:text}`day_hours` hours of it, from midnight on, with two
+# bursts, and a card that is four times slower than the one above. The simulation shows how many replicas are needed, and whether their number should be fixed or follow the load. The
 # cost is counted in replica-hours (one replica for one hour). The service is the share of all requests with a TTFT of
 # at most 0.5 s and a TPOT of at most 0.1 s. A fleet that follows the load looks at its number of requests every 30 s,
 # and aims at a given number per replica. A new replica takes 120 s to start, and is paid for from the beginning.
@@ -1126,6 +1126,7 @@ show(fig, "13_day")
 
 # %% tags=["remove-cell"]
 glue_all(words.day(Shown(record)))
+glue("day_hours", DAY / 3600, "g")
 
 # %% [markdown]
 # {glue:text}`day_finding` A fleet that follows the load is late by the start-up time of a replica, and by the time until it
@@ -1138,7 +1139,8 @@ glue_all(words.day(Shown(record)))
 # prompts on separate replicas, and then sends the keys and values to a replica that decodes
 # {cite:p}`zhong2024distserve`. This book does not build it, and only simulates it, with {glue:text}`apart_fleet` replicas,
 # prompts of 3,000 tokens, answers of 200, and a link of 50 GB/s for the keys and values. The first token comes from the
-# replica of the prompt, so the time of the transfer is part of the TPOT.
+# replica of the prompt, so the time of the transfer is part of the TPOT. The TPOT is a mean over an answer: it does not show
+# the single long gaps that prompts cause, which disaggregation is meant to remove as well.
 
 # %% tags=["hide-input"]
 APART, LONG = pick(smoke=(4, 60), cpu=(16, 3_000), gpu=(16, 50_000))
@@ -1208,9 +1210,10 @@ glue("apart_fleet", APART)
 #
 # ### A rack is lost
 #
-# {glue:text}`lost_replicas` of {glue:text}`rack` replicas are in one rack. The rack loses power, and its replicas are back
-# after {glue:text}`back` seconds, with empty caches. In the simulator, all requests that a lost replica has
-# taken from its queue fail, also those without a first token, which the front above would send again.
+# One rack holds {glue:text}`lost_replicas` of {glue:text}`rack` replicas. The rack loses power, and is back after
+# {glue:text}`back` seconds, with empty caches. In the simulator, all requests that a lost replica has taken from its queue
+# fail, also those without a first token, which the front above would send again. The fleet is simulated with 7 requests per
+# second and replica (“less loaded”) and with 13 (“more loaded”).
 
 # %% tags=["hide-input"]
 RACK, LOST = pick(smoke=(5, 1), cpu=(40, 8), gpu=(40, 8))
@@ -1238,7 +1241,7 @@ def rack(per_replica):
     )
 
 
-LEVELS = {"half full": 7.0, "nearly full": 13.0}  # requests/s per replica
+LEVELS = {"less loaded": 7.0, "more loaded": 13.0}  # requests/s per replica
 over_time, lost_rows = {}, []
 for name, per_replica in LEVELS.items():
     report = rack(per_replica)
@@ -1300,7 +1303,7 @@ glue("back", BACK, ".0f")
 #
 # - **The first prediction of the two replicas.** An earlier version of this experiment had only the straight line, and it
 #   sent requests at a rate just below what the replicas can serve. There the median TTFT changes several times as much as
-#   the time of a step. Its prediction missed the goal by far. With the load of this page: {glue:text}`line_finding`
+#   the time of a step. Its prediction missed the goal by far. The load of this page is another one. {glue:text}`line_finding`
 #   {glue:text}`amplified_finding` {glue:text}`own_steps_finding`
 # - **Two processes on one machine are not two machines.** They share memory bandwidth and the last-level cache. So the
 #   calibration runs while both work. While one replica is idle, the steps of the other can be faster than the calibration

@@ -22,12 +22,15 @@ def amdahl(run: Any) -> dict[str, str]:
         if known:
             best, at = max(known)
             where = "NVLink" if name.startswith("NVLink") else "a network between machines"
-            count = f"{number(at)} device{'s' if at != 1 else ''}"
-            parts.append(f"with {where} {times(best)} at {count}")
+            parts.append(
+                f"{times(best)} at {number(at)} devices with {where}"
+                if best > 1 and at > 1
+                else f"none with {where}"
+            )
     if not parts:
         return {"amdahl_finding": missing("the gain of tensor parallelism").sentence}
     gains = ", and ".join(parts)
-    return {"amdahl_finding": f"The largest speed-up in the figure is {gains}."}
+    return {"amdahl_finding": f"With communication, the largest speed-up in the figure is {gains}."}
 
 
 def queues(run: Any) -> dict[str, str]:
@@ -41,18 +44,22 @@ def queues(run: Any) -> dict[str, str]:
             f"The simulated waits differ from the closed forms by at most {percent(max(known))} "
             "at any load in the figure."
         )
-    names = ("one queue", "two queues, the shorter", "two queues, at random")
-    one, shorter, at_random = (number_of(series, -1, name) for name in names)
+    names = ("one queue", "two queues, the shorter", "two queues, at random", "two queues, in turn")
+    one, shorter, at_random, in_turn = (number_of(series, -1, name) for name in names)
     load = value(cell(series, "load", -1)).middle
     choice = missing("the wait by queue").sentence
     if None not in (one, shorter, at_random, load):
         choice = (
             f"At a load of {percent(load)}, requests wait {number(at_random)} service times with two queues "
-            f"chosen at random, {number(shorter)} with the shorter of the two, and {number(one)} with one queue."
+            f"chosen at random, {f'{number(in_turn)} with two queues in turn, ' if in_turn else ''}"
+            f"{number(shorter)} with the shorter of the two, and {number(one)} with one queue."
         )
         if one < shorter < at_random:
             gained = (at_random - shorter) / (at_random - one)
-            choice += f" So the choice of the shorter queue makes up for {percent(gained)} of the difference."
+            choice += (
+                f" So the choice of the shorter queue makes up for {percent(gained)} of the difference between "
+                "the random choice and one queue."
+            )
     return {"erlang_finding": said, "queues_finding": choice}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lib.bench.findings.many_machines.fleet_rows import number_of
 from lib.bench.findings.values import cell, cell_of, number, over, percent, times, value
-from lib.bench.findings.vocabulary import compare, missing
+from lib.bench.findings.vocabulary import compare, missing, size_of
 from lib.bench.records.series import Series
 
 SIMULATOR_GOAL, HIT_GOAL = 0.20, 0.9
@@ -26,7 +26,11 @@ def steps(run: Any) -> dict[str, str]:
             off.append((max(ratio, 1 / ratio), ratio, tokens))
     if not off:
         return {"steps_finding": missing("the times of steps").sentence}
-    _, ratio, tokens = max(off)
+    distance, ratio, tokens = max(off)
+    if size_of(distance) == "about":
+        return {
+            "steps_finding": f"The straight line is within {percent(distance - 1)} of the measured times."
+        }
     count = f"{number(tokens)} token{'s' * (tokens != 1)}"
     return {
         "steps_finding": f"The straight line is farthest from the measured times at {count}: such a step takes "
@@ -39,6 +43,20 @@ def affinity(run: Any) -> float | None:
     series = run["policies"]
     alone = (series.params or {}).get("one_replica") if series is not None else None
     return over(number_of(series, "longest_prefix", "hit_rate"), alone)
+
+
+def trace(series: Series | None) -> str:
+    """What the trace has, and what one replica with all of it would find."""
+    params = (series.params or {}) if series is not None else {}
+    names = ("requests", "beginnings", "shared", "one_replica")
+    requests, beginnings, shared, rate = (value(params.get(name)).middle for name in names)
+    if None in (requests, beginnings, shared, rate):
+        return missing("the hit rate of one replica").sentence
+    return (
+        f"The trace has {number(requests)} requests with {number(beginnings)} beginnings of {number(shared)} tokens. One "
+        f"replica with the whole trace would find {percent(rate)} of the prompt tokens in its cache: each beginning "
+        "except the first time that it comes."
+    )
 
 
 def policies(run: Any) -> dict[str, str]:
@@ -68,10 +86,11 @@ def policies(run: Any) -> dict[str, str]:
     else:
         within = "within" if worst <= SIMULATOR_GOAL else "not within"
         simulated = (
-            f"The simulator's median TTFT differs from the measured one by {percent(worst)} at most, "
+            f"The simulator's median TTFT differs from the measured one by {_off(worst)} at most, "
             f"{within} the {percent(SIMULATOR_GOAL)} that was the goal."
         )
     return {
+        "trace_finding": trace(series),
         "hits_finding": hits,
         "ttft_finding": found.sentence,
         "simulator_finding": simulated,
@@ -102,19 +121,19 @@ def first_prediction(run: Any) -> dict[str, str]:
         verb = "misses" if line > SIMULATOR_GOAL else "reaches"
         said = (
             "With a straight line for the time of a step, the simulated median TTFT differs from the measured one by "
-            f"{percent(line)} at most, and {verb} the goal. With the measured times of steps the difference is "
-            f"{percent(measured)} at most."
+            f"{_off(line)} at most, and {verb} the goal. With the measured times of steps the difference is "
+            f"{_off(measured)} at most."
         )
         if by_line and by_steps and min(by_line, by_steps) > 0:
             said += (
-                f" The trace's steps together took {_longer(by_line)} than the line says, and "
-                f"{_longer(by_steps)} than the calibration's steps say."
+                f" The trace's steps together took {_longer(by_line)} the line says, and "
+                f"{_longer(by_steps)} the calibration's steps say."
             )
     left = missing("the prediction with the trace's own steps").sentence
     if own is not None:
         left = (
-            f"If the simulator gets the times of the trace's own steps, afterwards, {percent(own)} is left at most: "
-            "that part does not come from the times of the calibration."
+            "If the simulator gets the times of the trace's own steps, afterwards, the difference is "
+            f"{percent(own)} at most: that part does not come from the times of the calibration."
         )
         shares = [number_of(series, name, "same_replica") for name in POLICIES]
         if None not in shares and min(shares) < 1:
@@ -130,9 +149,21 @@ def first_prediction(run: Any) -> dict[str, str]:
     }
 
 
+def _off(error: float) -> str:
+    """An error in percent, with one decimal where it would read as the goal and misses it."""
+    text = percent(error)
+    return (
+        f"{100 * error:.1f} %"
+        if error > SIMULATOR_GOAL and text == percent(SIMULATOR_GOAL)
+        else text
+    )
+
+
 def _longer(ratio: float) -> str:
-    """ "14 % more time", "3 % less time"."""
-    return f"{percent(abs(ratio - 1))} {'more' if ratio >= 1 else 'less'} time"
+    """ "14 % more time than", "3 % less time than", "the time that"."""
+    if ratio == 1:
+        return "the time that"
+    return f"{percent(abs(ratio - 1))} {'more' if ratio > 1 else 'less'} time than"
 
 
 def _amplified(series: Series | None) -> str:
@@ -146,11 +177,14 @@ def _amplified(series: Series | None) -> str:
     if not known:
         return missing("the effect of slower steps").sentence
     low, high = min(known), max(known)
-    if low >= 1:
-        between = f"{percent(low - 1)} to {percent(high - 1)} longer"
+    ends = [percent(low - 1), percent(high - 1)]
+    if low < 1:
+        between = f"{times(low)} to {times(high)} as long, depending on the policy"
+    elif ends[0] == ends[1]:
+        between = f"{ends[0]} longer with each policy"
     else:
-        between = f"{times(low)} to {times(high)} as long"
-    said = f"If each step takes 10 % longer, the simulated median TTFT is {between}, by the policy."
+        between = f"{ends[0]} to {ends[1]} longer, depending on the policy"
+    said = f"If each step takes 10 % longer, the simulated median TTFT is {between}."
     if low > 1.1:
         said += " A queue enlarges an error in the time of a step, because each request also waits for those before it."
     return said

@@ -56,14 +56,23 @@ def day(run: Any) -> dict[str, str]:
         hours, share, plan = max(found, key=lambda entry: entry[1])
         return {
             "day_finding": f"No plan serves 99 % of the requests within the limits. The best one, “{plan}”, serves "
-            f"{100 * share:.1f} % for {number(hours)} replica-hours."
+            f"{_share(share)} for {number(hours)} replica-hours."
         }
     hours, share, plan = min(good)
     dearest = max(found)
+    most = (
+        f", where the most expensive plan takes {number(dearest[0])}" if dearest[2] != plan else ""
+    )
     return {
         "day_finding": f"The cheapest plan that serves 99 % of the requests within the limits is “{plan}”: "
-        f"{100 * share:.1f} % for {number(hours)} replica-hours, where the most expensive plan takes {number(dearest[0])}."
+        f"{_share(share)} for {number(hours)} replica-hours{most}."
     }
+
+
+def _share(served: float) -> str:
+    """As the table has it, with two decimals; with three where two would read as the 99 % that are not reached."""
+    text = f"{100 * served:.2f} %"
+    return f"{100 * served:.3f} %" if served < 0.99 and text == "99.00 %" else text
 
 
 def apart(run: Any) -> dict[str, str]:
@@ -89,8 +98,9 @@ def apart(run: Any) -> dict[str, str]:
     else:
         verdict = f"Without a division they are {whole}, so no division here improves both."
     return {
-        "apart_finding": f"The best division for both latencies has {number(best)} replicas for prompts. Its 99th "
-        f"percentiles are {quantity(ttft, 's')} of TTFT and {quantity(tpot, 's')} of TPOT. {verdict}"
+        "apart_finding": "Each division is judged by the worse of its two ratios to the fleet without one, of TTFT and "
+        f"of TPOT. The best one has {number(best)} replica{'s' * (best != 1)} for prompts. Its 99th percentiles are "
+        f"{quantity(ttft, 's')} of TTFT and {quantity(tpot, 's')} of TPOT. {verdict}"
     }
 
 
@@ -103,10 +113,14 @@ def rack(run: Any) -> dict[str, str]:
     said = missing("what a lost rack costs").sentence
     if counted and all(None not in some and min(some) >= 0 for some in counted):
         failed, moved, total = counted[-1]
-        said = (
-            f"In the fuller fleet, {number(failed)} of {number(total)} requests fail: those that were running in the "
-            f"rack. The others there were still waiting and are sent to another replica: {number(moved)}."
-        )
+        fail = f"none of {number(total)} requests failed"
+        if failed:
+            fail = f"{number(failed)} of {number(total)} requests failed: those that were running in the rack"
+        waited = "No request was still waiting there."
+        if moved:
+            was = "request was" if moved == 1 else "requests were"
+            waited = f"{number(moved)} {was} still waiting there and went to another replica."
+        said = f"In the more loaded fleet, {fail}. {waited}"
     parts = []
     for row in rows:
         before, during = (number_of(series, row, name) for name in ("before", "during"))
@@ -116,5 +130,7 @@ def rack(run: Any) -> dict[str, str]:
             )
     load = missing("the waiting while a rack is away").sentence
     if parts:
-        load = f"While the rack is away, the 99th percentile of TTFT changes {' and '.join(parts)}."
+        load = (
+            f"While the rack was away, the 99th percentile of TTFT changed {' and '.join(parts)}."
+        )
     return {"rack_finding": said, "rack_load_finding": load}
