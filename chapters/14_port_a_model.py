@@ -12,9 +12,10 @@
 # | laptop, two cores | one minute | 2 GB | nothing |
 # | Colab or a data-centre GPU | the same; it runs on the CPU | 2 GB | nothing |
 #
-# **Adds to `lib/`.** `models/llama_variants.py`: Mistral, Qwen2, Qwen3, SmolLM3, OLMo-2 and Gemma by their differences from
-# Llama. `models/moe.py`: mixtures of experts, Mixtral and two of Qwen's. `cache/sliding_window.py`: blocks behind a sliding window are given back. `bench/parity.py`: a checker that names the first
-# place where a port differs from transformers.
+# **Adds to `lib/`.** `cache/sliding_window.py`: blocks behind a sliding window are given back. `bench/parity.py`: a checker
+# that names the first place where a port differs from transformers. It also shows two modules that chapter 1 loads:
+# `models/llama_variants.py` (Mistral, Qwen2, Qwen3, SmolLM3, OLMo-2 and Gemma by their differences from Llama) and
+# `models/moe.py` (mixtures of experts, Mixtral and two of Qwen's).
 # :::
 #
 # Many open models are Llamas with a few changes: one more norm, a bias, a window over attention. A *port* of such a
@@ -262,8 +263,8 @@ print(parity.report(stages).splitlines()[-1])
 # %% [markdown]
 # ## Step 5: the engine
 #
-# Now the whole engine must give the oracle's tokens, with each value of `kv_cache`, for Qwen3 and for the other families.
-# The oracle here is transformers' model in a loop without a cache.
+# Now the whole engine must give the oracle's tokens, with each value of `kv_cache`, for Qwen3 and for six other families;
+# the tests compare the logits of all. The oracle here is transformers' model in a loop without a cache.
 
 # %% tags=["hide-input"]
 COUNT = pick(smoke=8, cpu=24, gpu=24)  # tokens
@@ -361,7 +362,7 @@ glue("most_blocks", f"{most}")
 glue("seen_before", f"{WINDOW - 1}")
 
 # %% [markdown]
-# After a step, a request holds at most {glue:text}`most_blocks` blocks, however long its answer is: the next query sees
+# The last token of a row has no keys and values yet. After a step, a request holds at most {glue:text}`most_blocks` blocks, however long its answer is: the next query sees
 # {glue:text}`seen_before` tokens before its own, and the first and the last of them can lie anywhere in their blocks. With
 # prefix caching, blocks that are given back stay in the pool, cached, until others need the room. A prefix is found again if
 # the blocks of its last window are still there.

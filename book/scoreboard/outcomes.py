@@ -25,7 +25,12 @@ VERDICTS = (REPRODUCED, COUNTED, NOT_COMPARABLE, INCONCLUSIVE, REFUTED, MIXED, U
 TOLERANCE = LITTLE  # a timed figure is as published when it is within a quarter of it
 NOISE = ABOUT  # what differs by less has no direction, and a curve that stays within it is flat
 EXACT = 0.01  # a counted figure is as published when it is within a hundredth of it
-ANOTHER_ENGINE = "the direction holds on the same card, and the figure is another: the engine is"
+ANOTHER_ENGINE = (
+    "the direction holds on the same card, but the figure is another, and so is the engine"
+)
+WITHIN_NOISE = (
+    f"the two sides differ by at most {100 * NOISE:.0f} %, or by less than their repeats do"
+)
 
 Records = Mapping[
     str, Run
@@ -79,7 +84,7 @@ def figure(
     if way < 0:
         return REFUTED, ""
     if way == 0:
-        return INCONCLUSIVE, f"the difference is within the noise ({100 * NOISE:.0f} %)"
+        return INCONCLUSIVE, WITHIN_NOISE
     if ours is None or not card:
         return NOT_COMPARABLE, f"needs {needs}"
     if abs(ours / theirs - 1) <= TOLERANCE:

@@ -12,11 +12,11 @@ from book.scoreboard.outcomes import (
     COUNTED,
     EXACT,
     INCONCLUSIVE,
-    NOISE,
     NOT_COMPARABLE,
     REFUTED,
     REPRODUCED,
     TOLERANCE,
+    WITHIN_NOISE,
     Outcome,
     Records,
     card_name,
@@ -171,9 +171,7 @@ def slow_when_small(records: Records, published: Reference) -> Outcome | None:
         text += f"; fused {times(middle(fused[min(fused)]))} at batch {min(fused)}"
     way = direction(cost[min(cost)], 1)
     if way == 0:
-        return Outcome(
-            text, INCONCLUSIVE, f"the difference is within the noise ({100 * NOISE:.0f} %)"
-        )
+        return Outcome(text, INCONCLUSIVE, WITHIN_NOISE)
     return Outcome(text, REPRODUCED if way > 0 else REFUTED)
 
 

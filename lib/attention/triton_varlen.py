@@ -1,4 +1,4 @@
-"""Chunks of prompts, on CUDA: many queries a sequence, of different lengths, with all keys that the cache has of it.
+"""Chunks of prompts, on CUDA: many queries per sequence, of different lengths, with all keys that the cache has of it.
 
 FlashAttention (Dao et al. 2022; its second version's loop order, 2023) over a block table. Introduced in chapter 7.
 """

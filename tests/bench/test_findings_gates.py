@@ -367,6 +367,22 @@ def test_predictions_get_verdicts():
     assert tally([]) == "0 predictions: none"
 
 
+@pytest.mark.parametrize(
+    "measured, ratio, verdict",
+    [
+        (1.08, "1.08", "as predicted"),
+        (1.12, "1.12", "a little above"),
+        (0.92, "0.92", "as predicted"),
+        (1.0, "1", "as predicted"),
+        (0.3, "0.30", "the prediction failed"),
+        (5.0, "5", "the prediction failed"),
+        (None, "–", MISSING),
+    ],
+)
+def test_ratios_with_different_verdicts_are_different_numbers(measured, ratio, verdict):
+    assert Prediction("time", 1.0, measured).row()[3:5] == [ratio, verdict]
+
+
 def test_a_row_without_a_prediction_does_not_say_at_most_not_measured():
     for sense in ("", "at least", "at most"):
         row = Prediction("gain", None, 2.0, unit="×", sense=sense).row()

@@ -77,8 +77,15 @@ class Prediction:
             if known is not None:
                 want = f"{self.sense} {quantity(known, self.unit)}".strip()
             got = quantity(value(self.measured).middle, self.unit)
-        ratio = "–" if self.ratio is None else times(self.ratio).removesuffix(" times")
-        return [self.claim, want, got, ratio, self.verdict, capital(str(self.why))]
+        return [self.claim, want, got, _ratio(self.ratio), self.verdict, capital(str(self.why))]
+
+
+def _ratio(ratio: float | None) -> str:
+    """A ratio as the table shows it: two decimals near 1, where they decide between two verdicts."""
+    if ratio is None:
+        return "–"
+    close = 0.7 < ratio < 1.5 and abs(ratio - 1) > 1e-9
+    return f"{ratio:.2f}" if close else times(ratio).removesuffix(" times")
 
 
 def with_causes(predictions: Sequence[Prediction]) -> list[Prediction]:

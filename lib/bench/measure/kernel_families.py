@@ -1,5 +1,6 @@
-"""The family of a kernel by its name, as all profiles in the book show it: gemm, gemv, attention, softmax,
-normalisation, elementwise, copy, embedding, other.
+"""The family of a kernel by its name, as all profiles in the book show it.
+
+The families: gemm, gemv, attention, softmax, normalisation, elementwise, copy, embedding, other.
 
 Introduced in chapter 1.
 """
