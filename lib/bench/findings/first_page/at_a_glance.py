@@ -117,7 +117,8 @@ def _at_once(run: Any) -> Finding:
     )
     if not paged or not slots:
         return missing("the number of sequences at once")
-    text = f"on the same bytes of cache, at most {number(paged)} sequences ran at once with blocks and {number(slots)} with slots"
+    many = "sequence" if paged == 1 else "sequences"
+    text = f"on the same bytes of cache, at most {number(paged)} {many} ran at once with blocks and {number(slots)} with slots"
     return Finding(text, "number", paged / slots)
 
 
