@@ -39,8 +39,8 @@ def error(run: Any) -> dict[str, str]:
     said = [_growth(outlier[name] / plain[name], name) for name in ("int8", "float8")]
     return {
         "float8_error_finding": f"The matrix has an error of {100 * plain['int8']:.1f} % in int8 "
-        f"and of {100 * plain['float8']:.1f} % in float8: without outliers it has {which}. With one "
-        f"outlier in each row the error of the other weights is {' and '.join(said)}."
+        f"and of {100 * plain['float8']:.1f} % in float8: without outliers it has {which}. With "
+        f"one outlier in each row the error of the other weights is {' and '.join(said)}."
     }
 
 
