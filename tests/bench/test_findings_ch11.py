@@ -81,7 +81,10 @@ def test_products():
 @pytest.mark.parametrize(
     "ints, said",
     [
-        ([20.0, 31.0], "With 1 row this run cannot tell int8 from float32, because the repeats"),
+        (
+            [20.0, 31.0],
+            "With 1 row this run cannot tell int8 (1.18) from float32, because the repeats",
+        ),
         ([29.5, 30.5], "With 1 row the speed-up over float32 is 1.00 (int8)."),
         ([10.0, 10.1], "With 1 row the speed-up over float32 is 2.99 (int8)."),
         ([90.0, 91.0], "With 1 row the speed-up over float32 is 0.33 (int8)."),
@@ -213,6 +216,17 @@ def test_attention_that_is_not_faster_says_so(ints, said):
     samples = {"float32": [[2.0, 2.1]], "int8": [ints]}
     found = repeated("kv_attention", {"context": [2048]}, samples)
     assert said in ch11.kv_attention(found)["kv_attention_finding"]
+
+
+@pytest.mark.parametrize(
+    "ints, verdict",
+    [([0.5, 2.5], "this run cannot tell"), ([0.9, 2.5], "the prediction failed")],
+)
+def test_attention_within_the_noise_is_not_judged_in_the_table_either(ints, verdict):
+    samples = {"float32": [[2.0, 2.1]], "int8": [ints]}
+    axis = {"context": [2048], "float32 bound": [3.5], "int8 bound": [1.0]}
+    (found,) = ch11.predictions(repeated("kv_attention", axis, samples))
+    assert found.verdict == verdict
 
 
 def test_quality():

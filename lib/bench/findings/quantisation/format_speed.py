@@ -67,8 +67,9 @@ def products(run: Any) -> dict[str, str]:
         if parts:
             said.append(f"With {rows[row]} {noun} the speed-up over float32 is {listed(parts)}.")
         if close:
+            alike = listed([f"{k} ({speed_up(run, k, row):.2f})" for k in close])
             said.append(
-                f"With {rows[row]} {noun} this run cannot tell {listed(close)} from float32, "
+                f"With {rows[row]} {noun} this run cannot tell {alike} from float32, "
                 "because the repeats overlap."
             )
     return {"products_finding": " ".join(said) or missing("the time of the products").sentence}
