@@ -687,7 +687,7 @@ show(fig, "11_products")
 # ### The engine
 #
 # Now the tokens per second of whole engines, again in turns. Only decode steps are timed, after prompts of 16 tokens. A step
-# also has attention, norms and Python code. If these take as long as before, the engine gains less than the products do. The
+# also has attention, norms and Python code. If these take as long as before, the engine gains no more than the products do. The
 # prediction for "4 bits" at batch 1 uses this: the products take a share $f$ of float32's step and become $s$ times as fast, so
 # that the step becomes $1 / (1 - f + f / s)$ times as fast. Above, the products were called one by one, and the engine computes
 # a step in one call (chapter 8). Where they take longer alone than the whole step does, $f$ is 1.
