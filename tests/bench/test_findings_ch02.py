@@ -303,3 +303,17 @@ def test_gemv_is_the_vocabulary_matrix_only_where_there_was_one(data):
     found = columns(data, "profile")
     found["no_cache"][found["family"].index("gemv")] = 0.0
     assert "the vocabulary matrix" not in ch02.render(Run(data))["profile_finding"]
+
+
+def test_a_profile_that_was_not_taken_has_no_share_of_nothing(data):
+    found = columns(data, "profile")
+    found["kv_cache"] = [None] * len(found["family"])
+    assert "not measured here" in ch02.render(Run(data))["profile_finding"]
+
+
+def test_one_token_is_no_plural():
+    assert [kv_steps.token_count(n) for n in (1, 2, None)] == [
+        "1 token",
+        "2 tokens",
+        "more than 1,024 tokens",
+    ]

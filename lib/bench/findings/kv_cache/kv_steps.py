@@ -32,8 +32,10 @@ NAMES = {
 
 
 def token_count(length: float | None) -> str:
-    """A sequence length of a model, where it may have none: "49 tokens", "more than 1,024 tokens"."""
-    return f"{number(length)} tokens" if length else f"more than {number(LONGEST)} tokens"
+    """A sequence length of a model, where it may have none: "1 token", "49 tokens", "more than 1,024 tokens"."""
+    if not length:
+        return f"more than {number(LONGEST)} tokens"
+    return f"{number(length)} token{'s' * (length != 1)}"
 
 
 def overlaps(run: Any) -> bool:
@@ -134,8 +136,8 @@ def halving(series: Series | None, slow: str = "no_cache", fast: str = "kv_cache
                 return Finding("already at the shortest sequence", "before")
             before, low = points[i - 1]
             at = before * (length / before) ** ((2 - low) / (ratio - low))
-            return Finding(f"at {at:.0f} tokens", "at", round(at))
-    return Finding(f"at no length up to {points[-1][0]} tokens", "never")
+            return Finding(f"at {token_count(round(at))}", "at", round(at))
+    return Finding(f"at no length up to {token_count(points[-1][0])}", "never")
 
 
 def kept_growth(run: Any) -> tuple[float | None, Measured]:

@@ -114,7 +114,7 @@ def profile(run: Any) -> dict[str, str]:
         )
         if gemv.ratio:
             said += " Without a cache, gemv is the vocabulary matrix, which chapter 1 applies to one row only."
-        if not any(found.values()):
+        if not all(found.values()):
             said = missing("the profile").sentence
     before, after = (cell(spent, stage, 0) for stage in ("no_cache", "kv_cache"))
     saved = compare(
