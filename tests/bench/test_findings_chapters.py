@@ -249,13 +249,14 @@ def test_chapter_1_blames_what_surrounds_the_products_in_the_right_direction(
 
 
 @pytest.mark.parametrize(
-    "short, long, fits", [(0.9, 0.8, True), (1.2, 0.8, False), (0.9, 5, False)]
+    "short, long, fits", [(0.9, 0.8, True), (1.05, 0.8, True), (1.2, 0.8, False), (0.9, 5, False)]
 )
 def test_chapter_1_names_no_share_above_the_whole(data, short, long, fits):
     series = data["measurements"][LATENCY]["columns"]
     times = series["no_cache"]
     said = ch01.render(with_products(data, short * times[0], long * times[-1]))["products_finding"]
     assert ("does not say which part" in said) != fits and ("of its time" in said) == fits
+    assert ("all (105 %) of its time" in said) == (short == 1.05)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from lib.bench.findings.vocabulary import (
 from lib.bench.records.series import Series
 
 LATENCY = "token_time_by_prompt"
+ALL = 1.1  # products timed alone may take this many times as long as their pass: what two timings differ by
 FEW_ROWS = "with few rows a product does not reach the rate of the large square product that set the ceiling"
 
 
@@ -52,11 +53,11 @@ def gap(run: Any) -> Finding:
     if measured is None or bound is None or bound <= 0 or measured <= 0:
         return missing("the time above the bound")
     if measured <= 1.25 * bound:
-        text = "for the shortest prompt, there is little time above the bound to explain"
+        text = "for the shortest prompt, there is little or no time above the bound to explain"
         return Finding(text, "small")
     if products is None:
         return _gap_by_profile(series, run["profile"], measured, bound)
-    if products > 1.1 * measured:
+    if products > ALL * measured:
         text = "the products, timed alone, took longer than the whole pass, so this run cannot say where the gap lies"
         return Finding(text, "cannot tell")
     part = min(1.0, max(0.0, (products - bound) / (measured - bound)))
@@ -130,15 +131,16 @@ def _alone(products: tuple[Measured, Measured], ours: tuple[Measured, Measured])
     if not all(value(m).known for m in (*products, *ours)):
         return missing("the time of the matrix products alone").sentence
     parts = [share(p, t) for p, t in zip(products, ours)]
-    if {part.kind for part in parts} & {"failed", "undefined"}:
+    if any(part.kind == "undefined" or part.ratio > ALL for part in parts):
         took = [quantity(value(m).middle, "ms") for m in (*products, *ours)]
         return (
             f"The pass's matrix products, timed alone, took {took[0]} for the shortest prompt and {took[1]} for the "
             f"longest, where the whole passes took {took[2]} and {took[3]}: this run does not say which part they take."
         )
+    short, long = (f"all ({percent(p.ratio)})" if p.kind == "failed" else p for p in parts)
     return (
-        f"The pass's matrix products, timed alone, take {parts[0]} of its time for the shortest prompt and {parts[1]} "
-        "for the longest."
+        f"The pass's matrix products, timed alone, take {short} of its time for the shortest prompt and {long} for the "
+        "longest."
     )
 
 
