@@ -10,7 +10,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two to three minutes | 3 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
+# | laptop, two cores | two minutes | 3 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | three minutes, by estimate | 3 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `models/`: two model families and their checkpoints. `attention/full.py`: attention without a cache.
@@ -160,8 +160,9 @@ table(
 #
 # - **Attention** is the only part in which a token depends on others. Matrix products turn each hidden state into a
 #   **query**, a **key** and a **value** (Q, K, V). The query of a token is compared, by dot products, with its own key
-#   and the keys of all tokens before it. A softmax turns these scores into weights, and the result is the weighted
-#   average of the values. Several **heads** do this side by side, each with a part of the numbers.
+#   and the keys of all tokens before it; a **causal mask** hides the keys of later tokens. A softmax turns these scores
+#   into weights, and the result is the weighted average of the values. Several **heads** do this side by side, each
+#   with a part of the numbers.
 # - The **MLP** works on each token by itself: two or three matrix products with a simple function between them.
 #
 # After the last layer, one more matrix product turns the last token's hidden state into $V$ **logits**, one score for
@@ -219,11 +220,12 @@ print(tokenizer.decode(oracle))
 # A processor does two kinds of work. It moves bytes from memory, at most $\mathit{BW}$ bytes per second, and it
 # multiplies and adds, at most $F$ operations per second. Both limits belong to the machine; we call them its ceilings.
 # Programs do not reach the rates of a data sheet, so we measure: a matrix far larger than the processor's caches is
-# read, and large square matrices are multiplied, five rounds of each in turns. Every chapter uses the same measurement.
-# The ceiling is the median round. The spread is the range of the rounds over their median: it says how steady the
-# machine was for some seconds. From hour to hour a machine can vary more, above all a virtual machine, which shares its
-# memory with others. The last column has the range of the recorded runs of this hardware. A page whose ceilings lie
-# outside of that range shows the recorded run instead of its own.
+# read, and large square matrices are multiplied, five rounds of each in turns (one in a test run). Every chapter uses
+# the same measurement. The ceiling is the median round. The spread is the range of the rounds over their median: it
+# says how steady the machine was for some seconds. From hour to hour a machine can vary more, above all a virtual
+# machine, which shares its memory with others. The last column has the range of the recorded runs of this hardware.
+# Where a ceiling lies clearly outside of that range, or differs from that of the chapter's record by more than a factor
+# of two, a page shows the recorded run instead of its own.
 
 # %%
 roofline = machine_roofline(device, dtypes=("float32", "bfloat16"))
@@ -301,10 +303,13 @@ table(
 
 # %% [markdown]
 # For 512 tokens of GPT-2, $2PT$ is {glue:text}`rule_512` G, and the table has {glue:text}`count_512` G. The rule counts two
-# matrices that a pass does not multiply by all its tokens: a row of the embedding tables is looked up, and the product with
-# the vocabulary matrix is needed for the last token only. The exact count leaves them out, and adds the attention.
+# matrices that a pass does not multiply by all its tokens: of the position table, one row per token is looked up, and the
+# product with the vocabulary matrix is needed for the last token only. The exact count leaves them out, and adds the
+# attention. The bytes are counted exactly, too: without the position table, a pass of GPT-2 reads
+# {glue:text}`streamed_mb` MB of its weights.
 #
-# A machine can do both kinds of work at the same time, so the bound is the larger of the two times ({eq}`eq-bound`).
+# A machine can do both kinds of work at the same time, so the bound is the larger of the two times ({eq}`eq-bound` on the
+# page {ref}`notation`).
 # For few tokens the bytes decide: all weights have to come from memory, even for a single token. For many tokens the
 # operations decide. The two times are equal at a number of tokens that depends on the machine and on $b$, and not on
 # the model. It is called the **ridge**:
@@ -320,6 +325,7 @@ table(
 config = record_model.config
 glue("rule_512", 2 * counts.parameters(config) * 512 / 1e9, ".0f")
 glue("count_512", counts.flops(config, 512, 512) / 1e9, ".0f")
+glue("streamed_mb", counts.streamed_bytes(config, "float32") / 1e6, ".0f")
 ridge_tokens = 4 / 2 * roofline.ridge("float32")
 
 
@@ -335,7 +341,19 @@ def forward_bound(config, num_tokens):
     )
 
 
+def counted_ridge(config):
+    """First length whose operations, counted exactly, outlast the bytes."""
+    reading = counts.streamed_bytes(config, "float32") / roofline.bandwidth
+    computing = roofline.flops["float32"] * reading  # operations in that time
+    for n in range(1, 1025):
+        if counts.flops(config, n, n) > computing:
+            return n
+    return "more than 1,024"
+
+
 glue("ridge_tokens", ridge_tokens, ".0f")
+glue("ridge_gpt2", counted_ridge(config))
+glue("ridge_smollm2", counted_ridge(llm.config))
 glue(
     "bandwidth_ms",
     1e3 * counts.streamed_bytes(config, "float32") / roofline.bandwidth,
@@ -369,10 +387,11 @@ table(
 )
 
 # %% [markdown]
-# On this machine the ridge is at about {glue:text}`ridge_tokens` tokens. A pass over one token of GPT-2 cannot take
-# less than {glue:text}`bandwidth_ms` ms, the time to read its weights. A pass over 512 tokens cannot take less than
-# {glue:text}`bound_512_ms` ms. Our loop keeps nothing, so it computes such a pass over the whole sequence for every new
-# token.
+# On this machine the ridge is at {glue:text}`ridge_tokens` tokens by the formula. By the exact count for GPT-2 it is at
+# {glue:text}`ridge_gpt2` tokens, because the vocabulary matrix is multiplied by one row only. At the measured rates a
+# pass over one token of GPT-2 takes at least {glue:text}`bandwidth_ms` ms, the time to read its weights, and a pass over
+# 512 tokens at least {glue:text}`bound_512_ms` ms. Our loop keeps nothing, so it computes such a pass over the whole
+# sequence for every new token.
 #
 # **The same for a 7B model.** GPT-2 is small. For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the
 # 989 TFLOP/s and 3.35 TB/s of its data sheet (not measured), the same functions give:
@@ -471,7 +490,8 @@ show_source(llama.rotate)
 # values are kept, it saves two thirds of their memory.
 #
 # Attention itself is a call to PyTorch's `scaled_dot_product_attention`. It takes tensors of one shape, so sequences of equal
-# length share a call, and sequences of different lengths get a call each:
+# length share a call, and sequences of different lengths get a call each. `mask` and `softcap` are for later chapters;
+# here both are None:
 
 # %% tags=["remove-input"]
 show_source(attend)
@@ -574,7 +594,8 @@ for chunk in llm.stream(
 print("".join(chunk.text for chunk, _ in steps))
 
 # %% [markdown]
-# The first steps of this answer, with what each of them had to compute:
+# What the answer says may be wrong: the model is small, and its weights are rounded. Here the steps count. The first of
+# them, with what each had to compute:
 
 # %% tags=["hide-input"]
 table(
@@ -588,7 +609,7 @@ table(
 # %% tags=["remove-input"]
 computed = sum(len(chat_ids) + i for i in range(len(steps)))
 glue("answer_tokens", len(steps))
-glue("computed_tokens", computed)
+glue("computed_tokens", computed, ",")
 glue("computed_once", len(chat_ids) + len(steps) - 1)
 glue("computed_ratio", computed / (len(chat_ids) + len(steps) - 1), ".1f")
 
@@ -601,7 +622,8 @@ glue("computed_ratio", computed / (len(chat_ids) + len(steps) - 1), ".1f")
 # The rest of the book is a series of improvements over the numbers of this section. They are GPT-2's, in float32, one
 # sequence at a time, greedy, without a cache: the setting of the published measurements {cite:p}`achi9629engine`, which ran
 # on an A100. Beside ours runs `transformers` on the same weights, with its cache switched off. The two take turns, so that a
-# disturbance falls on both. Between them runs a third candidate: the matrix products of one forward pass and nothing else.
+# disturbance falls on both. A third candidate takes its turn with them: the matrix products of one forward pass and nothing
+# else.
 
 # %% tags=["hide-input"]
 if record_model.weights == "random":
@@ -914,7 +936,7 @@ record.headline(
 # ({numref}`fig-01-ceilings`). {glue:text}`peak_finding`
 #
 # {glue:text}`published_finding` Where starting the operations takes the time, more tokens add none. Chapter 8 returns
-# to that. {glue:text}`vllm_generated_finding` With a cache, a further token does not pay for those before it.
+# to that. {glue:text}`vllm_generated_finding` With a cache, a further token does not compute those before it again.
 #
 # A profiler shows what the time is spent on.
 
@@ -977,7 +999,7 @@ glue("predictions_tally", tally(foretold))
 #
 # ## In production
 #
-# Engines such as vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` keep the same two files per
+# Engines such as vLLM {cite}`kwon2023pagedattention` and SGLang {cite}`zheng2024sglang` have the same two parts per
 # model family: a class that reads like the paper, and a loader that maps checkpoint names to parameters, with the same
 # merged projections. What they add is breadth: quantised weights, tensor parallelism that splits each matrix over
 # several GPUs {cite}`shoeybi2019megatron`, mixtures of experts, and a kernel chosen for each shape and device. The
@@ -995,9 +1017,11 @@ glue("predictions_tally", tally(foretold))
 #
 # ```{solution} ex-01-1
 # :class: dropdown
-# Nearly the same number, {glue:text}`ridge_tokens`. In {eq}`eq-ridge-tokens` the number of parameters cancels: a larger model
-# has more bytes to read and more operations to do, in the same proportion. Only the dtype and the machine remain. In bfloat16
-# the bytes halve, and the arithmetic rate changes too; put both into the formula.
+# Nearly as many as for GPT-2. In {eq}`eq-ridge-tokens` the number of parameters cancels: a larger model has more bytes to read
+# and more operations to do, in the same proportion. Only the dtype and the machine remain, so the formula gives
+# {glue:text}`ridge_tokens` tokens for both. Counted exactly, the operations take longer than the bytes from
+# {glue:text}`ridge_smollm2` tokens on for SmolLM2 and from {glue:text}`ridge_gpt2` on for GPT-2, of which the vocabulary matrix is
+# a larger part. In bfloat16 the bytes halve, and the arithmetic rate changes too; put both into the formula.
 # ```
 #
 # :::{exercise} Break it and watch which test fails
@@ -1065,7 +1089,8 @@ check(1, computed_tokens)
 #
 # 1. A forward pass reads every weight once and does two operations with it for each token; few tokens are limited by
 #    bandwidth, many by arithmetic, and the ridge between them depends on the machine.
-# 2. Without a cache, each new token costs a pass over the whole sequence, and a long answer costs its length squared.
+# 2. Without a cache, each new token costs a pass over the whole sequence, and the work for an answer grows with the square
+#    of its length.
 # 3. Logits and tokens are compared with the reference first; times are measured only after that.
 #
 # **Sources.** Models: {cite:t}`radford2019gpt2`, {cite:t}`touvron2023llama`, {cite:t}`allal2025smollm2`. The four changes:

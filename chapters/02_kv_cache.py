@@ -19,8 +19,8 @@
 #
 # Chapter 1 ended with a loop that repeats its own work. To write a token it runs the model over all tokens so far, the
 # prompt and the answer, and it keeps nothing for the next token. This chapter keeps two vectors per token in each
-# layer, the key and the value. The store for them is called the **KV cache**. It changes the time of a **step**, the
-# work for one new token, and the kind of work in it.
+# layer, the key and the value. The store for them is called the **KV cache**. A **step** is the work for one new token.
+# The cache changes how long a step takes, and what kind of work it is.
 #
 # Both changes can be predicted. One published measurement of this change found a gain of a few per cent in one setting
 # and of more than two times in another. By the end of the chapter we can compute both numbers.
@@ -267,8 +267,8 @@ table(
 # %% [markdown]
 # ## Prediction: what a step costs
 #
-# The measurements below are GPT-2's, in float32, as in chapter 1. Both ceilings of this machine come first; they are those of
-# chapter 1, measured once for all chapters.
+# The measurements below are GPT-2's, in float32, as in chapter 1. Both ceilings of this machine come first, measured as in
+# chapter 1.
 
 # %%
 plain = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
@@ -403,10 +403,11 @@ glue("crossover_bound", by_counting or "more than 1,024")
 glue("halved_bound", halved_bound or "more than 1,024")
 
 # %% [markdown]
-# The formula gives {glue:text}`crossover_formula` tokens; exact counting gives {glue:text}`crossover_bound`. By these bounds the
-# cache halves the time of a step at {glue:text}`halved_bound` tokens.
+# The formula gives {glue:text}`crossover_formula` tokens; exact counting gives {glue:text}`crossover_bound`, because the
+# vocabulary matrix is multiplied by one row only. By these bounds the cache halves the time of a step at
+# {glue:text}`halved_bound` tokens.
 #
-# This prediction uses the two ceilings, which were measured on large products. A step also has a **fixed cost**: the
+# This prediction uses the two ceilings, which were measured on large matrices. A step also has a **fixed cost**: the
 # time of a pass over a single token with an empty cache. It contains the reading of all weights, and the time in which
 # Python starts each operation. To separate the two we time the pass and, in turns with it, its matrix products alone.
 
@@ -450,11 +451,9 @@ record.add(
         "bound": [bound_without(1)],
     },
 )
-gate = experiments.gate("fixed cost of a pass")
-gate.repeats(fixed.values())
-gate.machine(roofline, experiments.roofline)
-by_floor = experiments.pick(gate, record)
-glue_all(kv_floor.floor(by_floor))
+floor_gate = experiments.gate("fixed cost of a pass")
+floor_gate.repeats(fixed.values())
+floor_gate.machine(roofline, experiments.roofline)
 
 # %% [markdown]
 # {glue:text}`floor_finding`
@@ -485,7 +484,8 @@ show_source(StepModel, "without", "kept")
 #
 # ## Build: slots
 #
-# The storage is one tensor for K and one for V. `store` writes this step's rows to their slots.
+# The storage is one tensor for K and one for V. It is divided into **slots**, the places of one token each. `store` writes
+# this step's rows to their slots.
 
 # %% tags=["remove-input"]
 show_source(KVCache)
@@ -493,16 +493,17 @@ show_source(KVCache)
 # %% [markdown]
 # The simplest place for a sequence's rows is a contiguous stretch, as long as the longest sequence that is allowed
 # ({numref}`fig-contiguous-slots`). In the engine's terms it is one large {term}`block`, so the {term}`slot` of a token
-# is the block's number times its length, plus the token's position. Chapter 4 makes the blocks small and keeps the
-# formula.
+# is the block's number times its length, plus the token's position. The block of a sequence is in this chapter called
+# its slot, too: it has one, and `SlotManager` gives it out. Chapter 4 makes the blocks small and keeps the formula.
 #
 # ```{diagram} ../book/images/contiguous_slots.svg
 # :name: fig-contiguous-slots
 # :alt: Three stretches of twelve tokens, filled with five tokens of A and four of B; the third is free.
 # :width: 92%
 #
-# The contiguous cache with A and B of {ref}`sec-toy`, in a step that computes a token of each. A sequence reserves room for
-# `max_model_len` tokens when it starts, and fills it from the left.
+# The contiguous cache with A and B of {ref}`the small example <sec-toy>`, in a step that computes one token of each: A's fifth,
+# and the last of B's prompt, of which an earlier step computed three. A sequence reserves room for `max_model_len` tokens when
+# it starts, and fills it from the left.
 # ```
 
 # %% tags=["remove-input"]
@@ -513,7 +514,8 @@ show_source(SlotManager, "allocate", "free")
 # *view*: a slice of the storage that is never copied. There are three cases, and the lengths alone tell which one
 # applies ({numref}`fig-three-reads`). A sequence that begins in this step has its K and V at hand. Single tokens of
 # several sequences are read together as one rectangle, whose mask hides what lies beyond the end of the shorter ones.
-# And a chunk, a part of a prompt that has earlier parts, is read by itself under a mask of its own.
+# And a chunk, a part of a prompt that has earlier parts, is read by itself under a mask of its own. `window` and
+# `softcap` belong to chapter 14.
 #
 # ```{diagram} ../book/images/three_reads.svg
 # :name: fig-three-reads
@@ -531,7 +533,8 @@ show_source(ContiguousAttention, "__call__")
 # %% [markdown]
 # The loop around the model does not change at all. A request has a number of tokens that are computed. Without a cache
 # that number stays zero. With one, it grows after each step, and the next step computes only what is missing: first the
-# prompt, then one token at a time. This is the whole difference between the engine with a cache and the one without:
+# prompt, then one token at a time. This is the whole difference in the loop between the engine with a cache and the
+# one without. What the code says of drafts, discarded steps and `publish` belongs to chapters 8 to 10:
 
 # %% tags=["remove-input"]
 show_source(Scheduler, "update")
@@ -753,7 +756,13 @@ steps = record.add(
 gate = experiments.gate("time of a step by length")
 gate.repeats([t[name] for t in timings for name in ("no_cache", "kv_cache")])
 gate.machine(roofline, experiments.roofline)
-by_step = experiments.pick(gate, record)
+# The steps are compared with the fixed cost, so both are shown from one run.
+floor_was_open = floor_gate.ok
+compared = "that it is compared with cannot be shown"
+floor_gate.check(gate.ok, f"the time of a step {compared}")
+gate.check(floor_was_open, f"the fixed cost {compared}")
+by_floor, by_step = (experiments.pick(g, record) for g in (floor_gate, gate))
+glue_all(kv_floor.floor(by_floor))
 glue_all(kv_by_length.steps(by_step))
 step_without, step_with = (
     [t[name] for t in timings] for name in ("no_cache", "kv_cache")
@@ -808,7 +817,7 @@ show(fig, "02_step_by_length")
 #
 # {glue:text}`step_bound_finding` {glue:text}`step_products_finding`
 #
-# {eq}`eq-kv-floor` has two forms: the costs add, or the larger one counts. {glue:text}`fit_finding`
+# The model of {eq}`eq-kv-floor` has two forms: the costs add, or the larger one counts. {glue:text}`fit_finding`
 #
 # (sec-kv-throughput)=
 # ## Measure: throughput against generated length
@@ -952,8 +961,8 @@ record.headline(
 )
 
 # %% [markdown]
-# The published run did the same on an A100. Its two tables look contradictory at first: a gain of a few per cent in one
-# row, of more than two times in another. A fixed cost and a rate explain both. We take $t_0$ and $R$ of
+# The published run did the same on an A100. Its gains look contradictory at first: a few per cent for one length of the
+# answer, more than two times for another. A fixed cost and a rate explain both. We take $t_0$ and $R$ of
 # {eq}`eq-kv-floor` for the A100 from one published table, latency against prompt length, and use them to predict the
 # other, throughput against generated length. There the GPU computes and the CPU starts, so the larger of the two costs
 # counts. For this machine we take $t_0$ and $R$ from {numref}`fig-02-step`.
@@ -1065,8 +1074,8 @@ glue_all(vllm_single.with_caches(published, vllm))
 #
 # {glue:text}`published_floor_finding` {glue:text}`published_emerges_finding`
 #
-# vLLM {cite}`kwon2023pagedattention` ran on the same card. {glue:text}`vllm_cache_finding` {ref}`sec-vllm` in chapter 3
-# works out where that comes from.
+# vLLM {cite}`kwon2023pagedattention` ran on the same card. {glue:text}`vllm_cache_finding`
+# {ref}`A section of chapter 3 <sec-vllm>` works out where that comes from.
 #
 # {glue:text}`pays_finding` In general: where starting the operations takes longer than their arithmetic, a faster
 # processor moves the gain to longer sequences. A small gain then means that a step spends its time on starting
@@ -1297,8 +1306,7 @@ caution(ax, by_profile.note)
 show(fig, "02_profile")
 
 # %% [markdown]
-# {glue:text}`profile_finding` Without a cache, gemv is the vocabulary matrix, which chapter 1 applies to one row only.
-# {glue:text}`profile_saved_finding` {glue:text}`published_profile_finding`
+# {glue:text}`profile_finding` {glue:text}`profile_saved_finding` {glue:text}`published_profile_finding`
 #
 # ```{scoreboard} sec-kv-profile
 # ```
@@ -1363,7 +1371,8 @@ table(
 #
 # ## Memory: what the cache costs
 #
-# Memory is counted, not measured. {eq}`eq-kv-bytes` gives the bytes per token, and the tensors must agree to the byte.
+# Memory is counted, not measured. The bytes per token follow from {eq}`eq-kv-bytes` on the page {ref}`notation`, and the
+# tensors must agree to the byte.
 
 # %%
 rows = []
@@ -1486,7 +1495,8 @@ glue_all(kv_work.realistic())
 #
 # **Costs that were taken to overlap.** {glue:text}`broke_model_finding`
 #
-# Four mistakes in a cache produce no error message. Here we make each of them on purpose.
+# Four mistakes in a cache produce no error message. Here we make three of them on purpose, and check that the engine does
+# not make the other, the stale cache.
 #
 # **The triangle in the wrong corner.** With `is_causal=True` PyTorch aligns the triangle to the top left. One query against
 # five keys then sees the first key only:
@@ -1522,7 +1532,7 @@ except IndexError as error:
 
 # %% [markdown]
 # **A stale cache.** A slot is not wiped when a sequence leaves. Its rows stay, and the next owner writes over them from the left.
-# That is right only if no query ever looks beyond its own length. A long sequence followed by a short one shows it:
+# That is right only if no query ever looks beyond its own length. A long sequence followed by a short one checks it:
 
 # %%
 short_prompt = random_prompt(5)
@@ -1564,21 +1574,19 @@ agree = next(
     (i for i, (a, b) in enumerate(zip(shifted_ids, after_ids)) if a != b),
     len(after_ids),
 )
-glue("agree", agree)
+glue_all(kv_answer.shifted(agree, S_o))
 
 # %% [markdown]
-# Of {glue:text}`S_o` tokens, the first {glue:text}`agree` are the right ones. This model writes poor answers in any
-# case, so neither a reader of the text nor a benchmark of speed notices the mistake. The comparison with the oracle
-# does.
+# {glue:text}`shifted_finding`
 #
 # And the benchmark itself:
 #
-# - **One sequence** is the setting in which the cache's bytes matter least. At a batch of many long sequences more
+# - **One sequence** is the setting in which the cache's bytes matter least. In a batch of many long sequences more
 #   bytes of K and V are read than of weights.
 # - **The fixed cost** depends on Python, PyTorch and the kernels as well as on the machine. A program with another
 #   fixed cost finds another crossover with the same cache.
-# - **Few repeats.** The long runs without a cache are repeated as little as the gates allow, because they are long. The record
-#   keeps every sample.
+# - **Few repeats.** The long runs without a cache are repeated less than the short ones, because they take long. The
+#   record keeps every sample.
 # - **A timed stream** includes sampling and the loop. A timed step does not. {glue:text}`same_step_finding`
 #
 # ## The predictions and what became of them
@@ -1609,7 +1617,7 @@ glue("predictions_tally", tally(foretold))
 # Many recent model architectures make $M_\text{token}$ smaller. Multi-query attention keeps one head of K and V
 # {cite}`shazeer2019mqa`, grouped-query attention a few {cite}`ainslie2023gqa`. Multi-head latent attention keeps one
 # compressed vector, from which all heads' keys and values are computed when they are read {cite}`deepseek2024v2`.
-# Others store K and V in 8 bits, which vLLM offers as an option of its cache, or in two {cite}`liu2024kivi`. And since
+# Other engines store K and V in 8 bits, which vLLM offers as an option of its cache, or in two {cite}`liu2024kivi`. And since
 # prefill and decode are bound by different ceilings, some systems run them on different machines and send the cache
 # across {cite}`zhong2024distserve`.
 #
@@ -1623,23 +1631,18 @@ glue("predictions_tally", tally(foretold))
 # :::
 
 # %% tags=["remove-cell"]
-ridge_bf16 = roofline.ridge("bfloat16")
-glue("crossover_bf16", ridge_bf16 / (1 - ridge_bf16 * M_token / W), ".0f")
-glue("bf16_rate", roofline.flops["bfloat16"] / RATE, ".2f")
-gigabytes = 8e9
-glue("fit_gpt2", gigabytes / (1024 * M_token), ".0f")
-glue("fit_smol", gigabytes / (1024 * smol_token), ".0f")
-glue(
-    "fit_smol_full", gigabytes / (c.max_position_embeddings * smol_token), ".0f"
-)
+glue_all(kv_work.crossover(roofline))
+memory = 8 * 10**9
+glue("fit_gpt2", memory // (1024 * M_token))
+glue("fit_smol", memory // (1024 * smol_token))
+glue("fit_smol_full", memory // (c.max_position_embeddings * smol_token))
 glue("smol_longest", c.max_position_embeddings, ",")
 
 # %% [markdown]
 # ```{solution} ex-02-1
 # :class: dropdown
 # The formula contains $b F / \mathit{BW}$; the ratio $M_\text{token}/W$ does not depend on $b$. With $b$ halved and the same rate
-# it would move to half the length. The rate changes too: in bfloat16 this machine multiplies at {glue:text}`bf16_rate` times
-# its float32 rate, which puts the crossover at {glue:text}`crossover_bf16` tokens, against {glue:text}`crossover_formula`.
+# it would move to half the length. {glue:text}`bf16_crossover_finding`
 # ```
 #
 # :::{exercise} Break it and watch which test fails
@@ -1681,7 +1684,7 @@ check(2, slots_that_fit)
 # ````{solution} ex-02-3
 # :class: dropdown
 # {glue:text}`fit_gpt2` of GPT-2, {glue:text}`fit_smol` of SmolLM2. With slots of {glue:text}`smol_longest` tokens,
-# {glue:text}`fit_smol_full`. The model and the users are the same; only the promise has grown.
+# {glue:text}`fit_smol_full`. The model and the texts are the same; only the reserved length has grown.
 #
 # ```python
 # def slots_that_fit(config, memory, slot_tokens, element_size):
@@ -1701,8 +1704,8 @@ check(2, slots_that_fit)
 # :class: dropdown
 # SmolLM2. Under RoPE the score of two tokens depends on the difference of their positions, and a common shift cancels. GPT-2
 # adds a learned vector for each absolute position, so it computes something else. The mistake above shifts decoded tokens against
-# the prompt but not against each other, so most distances are right and the others are wrong by one: enough to change the
-# text, too little to make it look wrong.
+# the prompt but not against each other, so the distances among them are right and those to the prompt are wrong by one: enough
+# to change the text, too little to make it look wrong.
 # ```
 #
 # ## Takeaways
@@ -1716,8 +1719,7 @@ check(2, slots_that_fit)
 #
 # **Sources.** Attention and its incremental computation: {cite:t}`vaswani2017attention`, {cite:t}`shazeer2019mqa`. Prefill,
 # decode and their costs: {cite:t}`pope2023efficiently`. Sharing heads: {cite:t}`ainslie2023gqa`. Utilisation:
-# {cite:t}`chowdhery2022palm`. The bound: {cite:t}`williams2009roofline`. The published A100 figures: the project named in
-# `book/measurements/reference/seed_results.json`.
+# {cite:t}`chowdhery2022palm`. The bound: {cite:t}`williams2009roofline`. The published A100 figures: {cite:t}`achi9629engine`.
 
 # %% tags=["remove-cell"]
 glue("experiments_shown", experiments.summary())

@@ -237,22 +237,24 @@ def bytes_read(name):
 # To make $n^*$ larger again, the rate $F$ has to rise. If the input is rounded to 8 bits as well, the products are products of
 # small integers. CPUs with AVX-512 VNNI have an instruction that does four of these in the place of one float32 product. The
 # prediction for these engines therefore takes four times the measured float32 rate on such a CPU, and the float32 rate itself
-# on others. It does not count the instructions that unpack 4-bit codes, convert integers to floats, or round the input.
+# on others. No prediction counts the instructions that unpack codes, convert integers to floats, or round the input.
 
 # %%
 faster = 4 if tile_code.HAS_VNNI else 1  # integer products per float32 product
 formats = []
 for name in ENGINES:
-    F = faster if "× int8" in name else 1
+    times_float = faster if "× int8" in name else 1
     M = bytes_read(name)
     formats.append(
         {
             "format": name,
             "weight_bytes": M,
-            "turning_rows": turning_rows(roofline, M, WEIGHTS, F),
+            "turning_rows": turning_rows(roofline, M, WEIGHTS, times_float),
         }
         | {
-            f"bound {n}": max(product_times(roofline, M, WEIGHTS, n, F))
+            f"bound {n}": max(
+                product_times(roofline, M, WEIGHTS, n, times_float)
+            )
             for n in ROWS
         }
     )
@@ -265,9 +267,9 @@ table(
         [
             f["format"],
             f"{f['weight_bytes'] / 1e6:.1f}",
-            f"{8 * f['weight_bytes'] / WEIGHTS:.1f}",
+            f"{8 * f['weight_bytes'] / WEIGHTS:.2f}",
             f"{f['turning_rows']:.1f}",
-            *(f"{1e3 * f[f'bound {n}']:.2f}" for n in ROWS),
+            *(f"{1e3 * f[f'bound {n}']:.3g}" for n in ROWS),
         ]
         for f in formats
     ],
@@ -284,7 +286,7 @@ glue_all(words.bytes_of_formats(record) | words.turning(record))
 # %% [markdown]
 # {glue:text}`bytes_finding` {glue:text}`turning_finding`
 #
-# The bits per weight are more than 8 and 4. The scales, explained next, take space as well, and the file keeps the head in
+# The bits per weight are more than 8 and 4: the scales, explained next, take space as well, and the file keeps the head in
 # 8 bits. The head is the matrix that computes the logits.
 #
 # ### The same arithmetic for a 7B model
@@ -442,7 +444,8 @@ eight = error(round_channels(embedding).dequantize()[:, :inputs], embedding)
 glue("eight_error", f"{100 * eight:.2f} %")
 
 # %% [markdown]
-# The error is the root mean square of the differences, divided by that of the weights. In 8 bits with one scale per row the
+# The error is the root mean square of the differences, divided by that of the weights. Above 100 % the rounded weights are
+# further from the real ones than zeros would be. In 8 bits with one scale per row the
 # error of the same matrix is {glue:text}`eight_error`, because there are about 16 times as many codes. This is why "int8" works
 # without groups. Outliers are a larger problem in *activations*. In models of several billion parameters a few features, which
 # are elements of the input vector, are up to 20 times larger than the others {cite:p}`dettmers2022llmint8`. The method of that
@@ -562,9 +565,9 @@ table(rows, headers=["engine", "tokens up to the first difference"])
 
 # %% [markdown]
 # Second: does "4 bits", which uses the file's blocks (`quantization="gguf"`), compute what the float32 engine computes? Its
-# weights have the same values, and its sums are added in another order. So the log-probabilities may differ by rounding errors.
-# The most likely token has to be the same wherever it leads the second one by more than twice that bound. The text is part of Python's
-# language reference, which comes with every Python installation.
+# weights have the same values, and its sums are added in another order. So the log-probabilities may differ by rounding errors,
+# here by at most `BOUND`. The most likely token has to be the same wherever it leads the second one by more than twice that
+# bound. The text is part of Python's language reference, which comes with every Python installation.
 
 # %% tags=["hide-input"]
 TOKENS = pick(smoke=48, cpu=512, gpu=2048)
@@ -654,7 +657,8 @@ table(
     [
         [point["rows"]]
         + [
-            f"{1e3 * point[name].median:.2f} ({1e3 * point[f'{name} bound']:.2f})"
+            f"{1e3 * point[name].median:.3g}"
+            f" ({1e3 * point[f'{name} bound']:.3g})"
             for name in ENGINES
         ]
         for point in points
@@ -683,8 +687,10 @@ show(fig, "11_products")
 # ### The engine
 #
 # Now the tokens per second of whole engines, again in turns. Only decode steps are timed, after prompts of 16 tokens. A step
-# also has attention, norms and Python code. If these take as long as before, the engine gains less than the products do. The
-# prediction for "4 bits" at batch 1 uses this: the time of a step is float32's minus the time that the products save.
+# also has attention, norms and Python code. If these take as long as before, the engine gains no more than the products do. The
+# prediction for "4 bits" at batch 1 uses this: the products take a share $f$ of float32's step and become $s$ times as fast, so
+# that the step becomes $1 / (1 - f + f / s)$ times as fast. Above, the products were called one by one, and the engine computes
+# a step in one call (chapter 8). Where they take longer alone than the whole step does, $f$ is 1.
 
 
 # %% tags=["hide-input"]
@@ -704,10 +710,6 @@ def decode_seconds(engine, batch):
 
 
 ROUNDS = pick(smoke=2, cpu=3, gpu=5)
-products_saved = {
-    point["rows"]: point["float32"].median - point["4 bits"].median
-    for point in points
-}
 points = []
 for batch in sweep(BATCHES, "batch"):
     seconds = {name: [] for name in ENGINES}
@@ -720,11 +722,7 @@ for batch in sweep(BATCHES, "batch"):
         name: Rates(tuple(batch * STEPS / s for s in samples))
         for name, samples in seconds.items()
     }
-    point = {"batch": batch} | rates
-    step = batch / rates["float32"].median
-    saved = products_saved[batch]
-    point["predicted 4 bits"] = step / (step - saved) if step > saved else None
-    points.append(point)
+    points.append({"batch": batch} | rates)
 record.add("engine", unit="tokens/s", points=points, params={"steps": STEPS})
 engine_gate = experiments.gate("tokens per second by format")
 engine_gate.repeats(point[name] for point in points for name in ENGINES)
@@ -898,9 +896,10 @@ elif llm.tokenizer is not None:
 # ## Eight bits as a float: FP8
 #
 # **FP8** here means the format e4m3: a sign, 4 bits of exponent and 3 bits of mantissa {cite:p}`micikevicius2022fp8`. In
-# PyTorch it is `torch.float8_e4m3fn`. Between two powers of two it has 8 values at equal distances, and the next 8 are twice
-# as far apart. The distance grows with the value, so the *relative* rounding error stays about the same. The codes of int8 are
-# at equal distances everywhere. The table compares both over the range of float8, −448 to 448:
+# PyTorch it is `torch.float8_e4m3fn`. From one power of two to the next it has 8 values at equal distances, and the next 8 are
+# twice as far apart. The distance grows with the value, so the *relative* rounding error is at most 1/16. Only values below
+# $2^{-6}$ = 0.0156 have a fixed step of $2^{-9}$, so that their relative error grows towards zero, as in the first row. The codes
+# of int8 are at equal distances everywhere. The table compares both over the range of float8, −448 to 448:
 
 # %%
 codes = torch.arange(127, dtype=torch.uint8).view(FP8).float()  # all >= 0
@@ -962,9 +961,9 @@ glue_all(float8_words.error(record))
 # %% [markdown]
 # {glue:text}`float8_error_finding`
 #
-# So for weights without outliers int8 has the smaller error of the two. Float8 is useful for *activations*: their outliers need
-# no blocks with scales of their own. One scale per row of the input and one per output channel are enough. Both are constant
-# in the sum over the inputs, so the product of codes is computed first and scaled at the end:
+# Float8 is used for *activations* as well. By the prediction, their outliers do not raise the errors of the other elements, so
+# they need no blocks with scales of their own: the engine uses one scale per row of the input and one per output channel. Both
+# are constant in the sum over the inputs, so the product of codes is computed first and scaled at the end:
 #
 # ```{math}
 # :label: eq-11-float8
@@ -1021,8 +1020,7 @@ else:
     glue("float8_quality_finding", "Random weights: no quality is shown.")
 
 # %% [markdown]
-# {glue:text}`float8_quality_finding` Compare with the rows "int8 × int8" and "4 bits × int8" of the table above, in which the
-# activations are rounded in blocks of 32.
+# {glue:text}`float8_quality_finding`
 #
 # ## Keys and values in 8 bits
 #
@@ -1038,6 +1036,7 @@ else:
 
 # %%
 HEAD = llm.config.head_dim
+MIB = pick(smoke=1, cpu=64, gpu=64)  # memory of the cache
 per_head = {"float32": 4 * HEAD, "int8": HEAD + 4}
 heads = 2 * llm.config.num_layers * llm.config.num_kv_heads
 kv_formats = [
@@ -1051,7 +1050,7 @@ for point, dtype in zip(kv_formats, ("auto", "int8")):
         dtype="float32",
         kv_cache_dtype=dtype,
         max_model_len=256,
-        kv_cache_memory_bytes=64 * 2**20,
+        kv_cache_memory_bytes=MIB * 2**20,
     )
     cache = engine.kv_cache
     slots = cache.num_blocks * cache.block_size
@@ -1065,7 +1064,7 @@ table(
         [p["format"], f"{p['bytes_per_token']:,}", f"{p['blocks']:,}"]
         for p in kv_formats
     ],
-    headers=["K and V", "bytes per token", "blocks of 16 in 64 MiB"],
+    headers=["K and V", "bytes per token", f"blocks of 16 in {MIB} MiB"],
 )
 glue_all(words.kv_bytes(record))
 
@@ -1153,13 +1152,14 @@ record.add(
 kv_gate = experiments.gate("attention to K and V in 8 bits")
 kv_gate.repeats(point[name] for name in per_head)
 kv_gate.machine(roofline, experiments.roofline)
-glue_all(words.kv_attention(experiments.pick(kv_gate, record)))
+kv_shown = experiments.pick(kv_gate, record)
+glue_all(words.kv_attention(kv_shown))
 table(
     [
         [
             name,
-            f"{1e3 * point[name].median:.2f}",
-            f"{1e3 * point[f'{name} bound']:.2f}",
+            f"{1e3 * point[name].median:.3g}",
+            f"{1e3 * point[f'{name} bound']:.3g}",
         ]
         for name in per_head
     ],
@@ -1275,8 +1275,8 @@ if FOUR == "gguf":
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-both = experiments.pick_for_all([gate, engine_gate, kv_gate], record)
-foretold = words.predictions(both) + float8_words.predictions(record)
+foretold = words.predictions(products_shown, shown, kv_shown)
+foretold += float8_words.predictions(record)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 
@@ -1420,8 +1420,8 @@ check(11, quantize8)
 #
 # 1. Fewer bits per weight mean fewer bytes per step. This helps where reading the weights is the limit: at small batches.
 #    Fewer bits per key and value reduce the bytes that long contexts add to a step, and leave room for more sequences.
-# 2. At larger batches the operations are the limit. There a format helps only if it makes them cheaper, as integer products do,
-#    and these need rounded activations.
+# 2. With many more than $n^*$ rows the operations are the limit. There a format helps only if it makes them cheaper, as integer
+#    products do, and these need rounded activations.
 # 3. Compare formats by three numbers together: bytes, speed at a stated batch size, and the KL divergence from a reference
 #    whose own rounding is stated.
 #

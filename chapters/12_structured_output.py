@@ -288,7 +288,7 @@ def answers_table(rows):
             "",
             "answers",
             "ended",
-            "JSON as they are",
+            "JSON without other text",
             "JSON inside",
             "fields and types right",
         ],
@@ -336,19 +336,19 @@ glue_all(realistic_step.masks())
 
 # %% [markdown]
 # Masks add at least {glue:text}`moved_percent` % to the weights' bytes in a step of {glue:text}`goal_batch` sequences.
-# The code below moves more, because it expands each bit to a float32. *With masks that are known already, a step takes
-# at most 5 % longer.* The harder part is to find the masks: which of all tokens are allowed, for each sequence at each
-# step, in less time than the model needs.
+# The code below moves more, because it expands each bit to a float32. So the first prediction is that *with masks that are
+# known already, a step takes at most 5 % longer*. The harder part is to find the masks: which of all tokens are allowed,
+# for each sequence at each step, in less time than the model needs.
 #
-# Three more predictions follow from counting:
+# There are three more predictions:
 #
 # - All texts that end with the reason `stop` are valid.
 # - The time of a new mask follows from the number of look-ups in a table.
 # - For a question with few valid answers, the probability of each answer under masks can be computed exactly. The shares
 #   of the answers that are drawn agree with it.
 #
-# **The same for a 7B model.** For a model of the shape of Llama 2 7B in bfloat16 on an H100, with the 989 TFLOP/s and 3.35
-# TB/s of its data sheet (not measured): {glue:text}`realistic_finding`
+# **The same for a 7B model.** This is arithmetic for a model of the shape of Llama 2 7B in bfloat16 on an H100, with the
+# 989 TFLOP/s and 3.35 TB/s of its data sheet; nothing is measured. {glue:text}`realistic_finding`
 #
 # ## Build: a regular expression as an automaton
 #
@@ -924,7 +924,7 @@ gate = experiments.gate("steps with masks")
 gate.repeats([p[kind] for p in points for kind in KINDS], spread=0.5)
 by_batch = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with three kinds of them. Left: masks computed beside the model. Right: computed after it."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with several kinds of them. Left: masks computed beside the model. Right: computed after it. The curves free and few states are the same in both panels."}}
 drawn = by_batch["step_by_batch"]
 fig, panels = figure(2, height=3.4, sharey=True)
 for ax, suffix, title in zip(
@@ -1069,20 +1069,16 @@ table(
 
 # %% tags=["remove-cell"]
 glue_all(words.bias(Shown(record)))
-glue("nodes", exact.nodes)
-glue("valid_answers", exact.valid, ".1e")
-glue("tries", 1 / exact.valid, ",.0f")
+glue_all(words.tries(Shown(record)))
 record.headline("total variation distance of masked answers", exact.distance)
 
 # %% [markdown]
 # {glue:text}`bias_finding` {glue:text}`drawn_finding`
 #
-# For the exact shares the model was run for {glue:text}`nodes` beginnings of answers. Of the model's own answers, a
-# share of {glue:text}`valid_answers` is exactly one of the three, so drawing until one is valid would take
-# {glue:text}`tries` answers on average. It helps if the prompt and the form agree, because a mask that removes little
-# can change little. In practice three things help: the prompt shows the schema or an example; the form allows the
-# whitespace and the order of fields that the model writes without a mask; and the form has room for text that the model
-# would write first, such as a field for its reasons.
+# {glue:text}`tries_finding` It helps if the prompt and the form agree, because a mask that removes little can change
+# little. In practice three things help: the prompt shows the schema or an example; the form allows the whitespace and the
+# order of fields that the model writes without a mask; and the form has room for text that the model would write first,
+# such as a field for its reasons.
 #
 # ## What broke, and how this benchmark could mislead
 #
@@ -1274,9 +1270,7 @@ table(rows, headers=["the wrong line", "right line", "wrong line"])
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-foretold = words.predictions(
-    experiments.pick_for_all(experiments.gates, record)
-)
+foretold = words.predictions(Shown(record), by_vocabulary, by_batch)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 
@@ -1312,9 +1306,8 @@ record.add("forced", unit="tokens", points=[totals])
 glue_all(words.forced(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`forced_finding` The two counts differ because of the spellings. If the next text must be `"legs"`, the
-# model could still write it in several sequences of tokens, and the following tokens depend on which one. SGLang
-# tokenises the whole text again after a jump.
+# {glue:text}`forced_finding` If the next text must be `"legs"`, the model could still write it in several sequences of
+# tokens, and the following tokens depend on which one. SGLang tokenises the whole text again after a jump.
 #
 # **Token healing.** A similar problem occurs at the end of a prompt:
 

@@ -223,6 +223,67 @@ def test_chapter_1_explains_the_published_curve_only_if_it_peaks():
     assert "launch" not in forward_throughput.published_curve(falling)["published_finding"]
 
 
+def test_chapter_1_says_which_prompt_its_gap_is_of(data):
+    assert forward_latency.gap(with_products(data, 110, 560)).text.startswith("for the shortest")
+    series = data["measurements"][LATENCY]["columns"]
+    series["no_cache"] = [1.1 * b for b in series["bound"]]
+    assert forward_latency.gap(Run(data)).text.startswith(
+        "for the shortest prompt, there is little"
+    )
+
+
+@pytest.mark.parametrize(
+    "short, long, said",
+    [(0.95, 0.6, "grow more than"), (0.6, 0.95, "grow less than"), (0.9, 0.9, ""), (None, 0.9, "")],
+)
+def test_chapter_1_blames_what_surrounds_the_products_in_the_right_direction(
+    data, short, long, said
+):
+    series = data["measurements"][LATENCY]["columns"]
+    first, last = series["no_cache"][0], series["no_cache"][-1]
+    run = with_products(data, short and short * first, long * last)
+    found = ch01.predictions(run)[1]
+    assert said in found.why and ("grow" in found.why) == bool(said)
+    if said:
+        assert (found.ratio > 1) == (said == "grow more than")
+
+
+@pytest.mark.parametrize(
+    "short, long, fits", [(0.9, 0.8, True), (1.05, 0.8, True), (1.2, 0.8, False), (0.9, 5, False)]
+)
+def test_chapter_1_names_no_share_above_the_whole(data, short, long, fits):
+    series = data["measurements"][LATENCY]["columns"]
+    times = series["no_cache"]
+    said = ch01.render(with_products(data, short * times[0], long * times[-1]))["products_finding"]
+    assert ("does not say which part" in said) != fits and ("of its time" in said) == fits
+    assert ("all (105 %) of its time" in said) == (short == 1.05)
+
+
+@pytest.mark.parametrize(
+    "used, once, read, said",
+    [(0.3, 0.01, 0.1, "More than half of both ceilings is unused."),
+     (0.6, 0.01, 0.1, "Useful work takes less than half of either ceiling."),
+     (0.9, 0.7, 0.1, "of the ceiling.")],
+)  # fmt: skip
+def test_chapter_1_calls_no_ceiling_unused_that_repeated_work_used(data, used, once, read, said):
+    series = data["measurements"][THROUGHPUT]["columns"]
+    for name, share in (("arithmetic", used), ("mfu", once), ("mbu", read)):
+        series[name][-1] = share
+    assert ch01.render(Run(data))["alone_finding"].endswith(said)
+
+
+def test_chapter_1_names_the_vocabulary_matrix_only_where_products_had_one_row(data):
+    assert "among them the vocabulary matrix" in ch01.render(Run(data))["profile_finding"]
+    profile = data["measurements"]["profile"]["columns"]
+    profile["share"][profile["family"].index("gemv")] = 0.0
+    assert "vocabulary" not in ch01.render(Run(data))["profile_finding"]
+
+
+def test_chapter_1_gives_the_shares_of_one_experiment_as_no_cause_in_another(data):
+    ratio = ch01.predictions(with_products(data, 110, 560))[3]
+    assert ratio.verdict == "the prediction failed" and ratio.why == "no cause was measured"
+
+
 def chapter_8():
     return json.loads((FROZEN / "08_launch_overhead.json").read_text())
 

@@ -25,14 +25,50 @@ def complete(float8_error: float = 0.026, float8_outlier: float = 0.0264) -> Run
 
 def test_error_and_quality():
     assert float8.error(complete())["float8_error_finding"] == (
-        "The matrix has an error of 1.0 % in int8 and of 2.6 % in float8. With one outlier in each "
-        "row the error of the other weights is 21 times as large in int8 and 1.0 times as large in "
-        "float8."
+        "The matrix has an error of 1.0 % in int8 and of 2.6 % in float8: without outliers it has "
+        "the smaller error in int8. With one outlier in each row the error of the other weights is "
+        "21 times as large in int8 and about as large as without it in float8."
     )
     assert float8.quality(complete())["float8_quality_finding"] == (
         "With weights and activations in float8 the mean KL divergence is 0.035 nats, with 91 % "
         "equal greedy tokens."
     )
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (0.005, "the smaller error in float8"),
+        (0.0105, "about the same error in both formats"),
+        (0.03, "the smaller error in int8"),
+    ],
+)
+def test_the_format_with_the_smaller_error_is_the_measured_one(error, said):
+    assert said in float8.error(complete(error))["float8_error_finding"]
+
+
+@pytest.mark.parametrize(
+    "other, said",
+    [
+        (0.0081, "That is 4.3 times the divergence of int8 × int8 in the table above (0.0081"),
+        (0.034, "That is about the divergence of int8 × int8"),
+        (0.35, "That is 0.10 times the divergence of int8 × int8"),
+        (0.0, "equal greedy tokens."),
+        (None, "equal greedy tokens."),
+    ],
+)
+def test_the_divergence_stands_beside_that_of_int8(other, said):
+    found = complete()
+    names = {"format": ["int8", "int8 × int8"], "kl_divergence": [1e-3, other]}
+    found.data["measurements"] |= run(quality=names).data["measurements"]
+    text = float8.quality(found)["float8_quality_finding"]
+    assert said in text and ("table above" in text) == bool(other)
+
+
+@pytest.mark.parametrize("error, why", [(0.05, "Small weights"), (0.01, "no cause"), (0.0236, "")])
+def test_a_cause_of_a_larger_error_stands_beside_a_larger_error_only(error, why):
+    found = float8.predictions(complete(error, error))[0]
+    assert found.why.startswith(why) and bool(found.why) == bool(why)
 
 
 def test_the_predicted_error_is_that_of_weights_spread_evenly():

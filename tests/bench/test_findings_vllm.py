@@ -104,7 +104,7 @@ def test_the_table_has_every_batch_that_both_published():
 
 def test_one_sequence_beside_the_published_engine():
     text = single.by_prompt(PUBLISHED, VLLM)["vllm_prompt_finding"]
-    assert "grows 2.3 times" in text and VLLM.caveat in text
+    assert "grows 2.3 times" in text and VLLM.caveat_of_one_sequence in text
     assert "rises from 414" in single.by_generated(VLLM)["vllm_generated_finding"]
     assert "3.2 times: 549" in single.with_caches(PUBLISHED, VLLM)["vllm_cache_finding"]
     other = replace(VLLM, generated=(1,), generated_tok_s=(1.0,))

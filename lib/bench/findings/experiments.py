@@ -132,10 +132,10 @@ class Experiments:
             whose = "Its" if len(closed) == 1 else "Their"
             return f"{whose} figures and sentences come from {run}{tables}."
         if not there:
-            return f"Nothing of {run} takes their place; read their numbers with care."
+            return f"Of {run} nothing can take their place; read their numbers with care."
         return (
-            f"The figures and sentences of {listed(there)} come from {run}{tables}. That run does not have all that takes the place of "
-            f"{listed(missing)}; read the numbers there with care."
+            f"The figures and sentences of {listed(there)} come from {run}{tables}. For {listed(missing)}, that run lacks "
+            "measurements that the page needs; read the numbers there with care."
         )
 
     def to_json(self) -> list[dict[str, Any]]:

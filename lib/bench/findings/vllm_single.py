@@ -28,7 +28,7 @@ def by_prompt(published: Reference, vllm: PublishedVllm) -> dict[str, str]:
         f"From a prompt of {first} tokens to one of {last}, its time per token goes from {quantity(ends[0], 'ms')} to "
         f"{quantity(ends[1], 'ms')} ({times(grown)}), that of {ENGINE} without a cache grows {times(without)}."
     )
-    return {"vllm_prompt_finding": f"{said} {vllm.caveat}"}
+    return {"vllm_prompt_finding": f"{said} {vllm.caveat_of_one_sequence}"}
 
 
 def by_generated(vllm: PublishedVllm) -> dict[str, str]:
@@ -52,4 +52,4 @@ def with_caches(published: Reference, vllm: PublishedVllm) -> dict[str, str]:
         return {"vllm_cache_finding": missing("an answer of one length by both").sentence}
     found = compare(theirs[both[-1]], ours[both[-1]], "vLLM", ENGINE, what="throughput", unit=RATE)
     said = f"Over {both[-1]:,} tokens, with a cache in both, {found}."
-    return {"vllm_cache_finding": f"{said} {vllm.caveat}"}
+    return {"vllm_cache_finding": f"{said} {vllm.caveat_of_one_sequence}"}

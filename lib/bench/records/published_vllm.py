@@ -7,6 +7,7 @@ Introduced in chapter 1.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,12 @@ class PublishedVllm:
     @property
     def caveat(self) -> str:
         """What the source does not state, as one sentence."""
-        *first, last = self.not_stated
-        named = f"{', '.join(first)} and {last}" if first else last
-        return f"Of vLLM's runs, {named} are not stated, and each point is one run."
+        return _caveat(self.not_stated)
+
+    @property
+    def caveat_of_one_sequence(self) -> str:
+        """The same for a text that shows runs of one sequence only: what is open about the batch sweep is left out."""
+        return _caveat([name for name in self.not_stated if "batch" not in name])
 
     def step_seconds(self) -> list[float]:
         """Seconds of the batch sweep per generated token of a sequence. The time of the prompts is in it."""
@@ -72,6 +76,14 @@ class PublishedVllm:
         if batch not in self.batch:
             raise ValueError(f"batch={batch} was not published; published: {list(self.batch)}")
         return self.batch.index(batch)
+
+
+def _caveat(not_stated: Sequence[str]) -> str:
+    if not not_stated:
+        return "Each point of vLLM's runs is one run."
+    *first, last = not_stated
+    named = f"{', '.join(first)} and {last} are" if first else f"{last} is"
+    return f"Of vLLM's runs, {named} not stated, and each point is one run."
 
 
 def published_vllm(path: Path | str | None = None) -> PublishedVllm:

@@ -118,3 +118,23 @@ def test_goals_are_judged_by_the_ratio():
     )
     assert [row[1:] for row in found] == [[1, 1.0, "0.90", "no"], [4, 1.0, "2.00", "yes"]]
     assert words.goals(None, "llama.cpp", {1: 1.3}) == []
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, met",
+    [
+        ((70.0, 140.0), (80.0, 120.0), "cannot tell"),
+        ((130.0, 200.0), (80.0, 120.0), "yes"),
+        ((50.0, 79.0), (80.0, 120.0), "no"),
+        ((100.0, 104.0), (101.0, 103.0), "yes"),  # all repeats about the same
+    ],
+)
+def test_a_goal_within_the_spread_is_not_judged(ours, theirs, met):
+    (found,) = words.goals(series([ours], [theirs]), "OpenVINO GenAI", {1: 1.0})
+    assert found[-1] == met
+
+
+def test_a_goal_is_compared_at_the_wanted_ratio():
+    at_twice = series([(150.0, 260.0)], [(95.0, 105.0)])
+    assert words.goals(at_twice, "OpenVINO GenAI", {1: 2.0})[0][-1] == "cannot tell"
+    assert words.goals(at_twice, "OpenVINO GenAI", {1: 1.0})[0][-1] == "yes"

@@ -40,7 +40,15 @@ def test_the_caveat_names_all_that_is_not_stated(changed):
     for name in ("the version", "the dtype", "the prompt of the batch sweep"):
         assert name in caveat
     one = changed(lambda data: data["setup"].update(not_stated=["the dtype"]))
-    assert one.caveat.startswith("Of vLLM's runs, the dtype")
+    assert one.caveat.startswith("Of vLLM's runs, the dtype is not stated")
+    none = changed(lambda data: data["setup"].update(not_stated=[]))
+    assert none.caveat == "Each point of vLLM's runs is one run."
+
+
+def test_beside_one_sequence_the_batch_sweep_is_left_out():
+    vllm = published_vllm()
+    assert "the version and the dtype are not stated" in vllm.caveat_of_one_sequence
+    assert "batch" not in vllm.caveat_of_one_sequence
 
 
 def test_a_batch_that_was_not_published_is_an_error_with_those_that_were():

@@ -45,17 +45,25 @@ def predictions(run: Any, by_length: Any = None) -> list[Prediction]:
     )  # fmt: skip
     ratio = Prediction(
         "throughput, longest answer over shortest, from the bound",
-        growth(*ends(rates, "bound")), growth(*ends(rates, "no_cache")), why, "×",
+        growth(*ends(rates, "bound")), growth(*ends(rates, "no_cache")), "", "×",
     )  # fmt: skip
     return with_causes((bound, corrected, shape, ratio))
 
 
 def _around(series: Series | None) -> str:
-    """What the products alone leave out, where the longest pass took measurably longer than its products."""
-    rest = growth(ends(series, "products")[1], ends(series, "no_cache")[1])
-    if rest is None or rest <= 1.1:
+    """What the products alone leave out, where it is a larger or a smaller part of the longest pass than of the shortest."""
+    found = [growth(*pair) for pair in zip(ends(series, "products"), ends(series, "no_cache"))]
+    if None in found:
         return ""
-    return f"the longest pass takes {times(rest)} as long as its products: attention and small operations are the rest"
+    short, long = found
+    said = (
+        f"the longest pass takes {times(long)} as long as its products, the shortest {times(short)}"
+    )
+    if long > 1.1 * short:
+        return f"{said}: attention and small operations grow more than the products"
+    if short > 1.1 * long:
+        return f"{said}: attention and small operations grow less than the products"
+    return ""
 
 
 def render(run: Any) -> dict[str, str]:

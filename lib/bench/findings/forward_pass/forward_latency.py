@@ -10,7 +10,15 @@ from typing import Any
 
 from lib.bench.findings.curves import growth
 from lib.bench.findings.forward_pass.forward_profile import families
-from lib.bench.findings.values import Measured, column, ends, percent, times, value
+from lib.bench.findings.values import (
+    Measured,
+    column,
+    ends,
+    percent,
+    quantity,
+    times,
+    value,
+)
 from lib.bench.findings.vocabulary import (
     Finding,
     compare,
@@ -22,6 +30,7 @@ from lib.bench.findings.vocabulary import (
 from lib.bench.records.series import Series
 
 LATENCY = "token_time_by_prompt"
+ALL = 1.1  # products timed alone may take this many times as long as their pass: what two timings differ by
 FEW_ROWS = "with few rows a product does not reach the rate of the large square product that set the ceiling"
 
 
@@ -44,15 +53,17 @@ def gap(run: Any) -> Finding:
     if measured is None or bound is None or bound <= 0 or measured <= 0:
         return missing("the time above the bound")
     if measured <= 1.25 * bound:
-        return Finding("there is little time above the bound to explain", "small")
+        text = "for the shortest prompt, there is little or no time above the bound to explain"
+        return Finding(text, "small")
     if products is None:
         return _gap_by_profile(series, run["profile"], measured, bound)
-    if products > 1.1 * measured:
+    if products > ALL * measured:
         text = "the products, timed alone, took longer than the whole pass, so this run cannot say where the gap lies"
         return Finding(text, "cannot tell")
     part = min(1.0, max(0.0, (products - bound) / (measured - bound)))
     said = (
-        f"of the time above the bound, {percent(part)} is spent in the matrix products themselves"
+        f"for the shortest prompt, {percent(part)} of the time above the bound is spent in the matrix products "
+        "themselves"
     )
     if part >= 0.55:
         over = (growth(*pair) for pair in zip(ends(series, "bound"), ends(series, "products")))
@@ -106,19 +117,31 @@ def latency(run: Any) -> dict[str, str]:
     over = f"The measured time is {short} for the shortest prompt, and {long} for the longest."
     if "missing" in (short.kind, long.kind):
         over = missing("the time over its bound").sentence
-    alone = missing("the time of the matrix products alone").sentence
-    if value(products[0]).known and value(ours[0]).known:
-        alone = (
-            f"The pass's matrix products, timed alone, take {share(products[0], ours[0])} of its time for the shortest "
-            f"prompt and {share(products[1], ours[1])} for the longest."
-        )
     return {
         "growth_finding": first,
         "over_bound_finding": over,
-        "products_finding": f"{alone} {gap(run).sentence}",
+        "products_finding": f"{_alone(products, ours)} {gap(run).sentence}",
         "broke_finding": _broke(verdict, grown, expected, gap(run)),
         "transformers_finding": _against_transformers(ours, theirs),
     }
+
+
+def _alone(products: tuple[Measured, Measured], ours: tuple[Measured, Measured]) -> str:
+    """The part of a pass that its products take, timed alone, for the shortest and the longest prompt."""
+    if not all(value(m).known for m in (*products, *ours)):
+        return missing("the time of the matrix products alone").sentence
+    parts = [share(p, t) for p, t in zip(products, ours)]
+    if any(part.kind == "undefined" or part.ratio > ALL for part in parts):
+        took = [quantity(value(m).middle, "ms") for m in (*products, *ours)]
+        return (
+            f"The pass's matrix products, timed alone, took {took[0]} for the shortest prompt and {took[1]} for the "
+            f"longest, where the whole passes took {took[2]} and {took[3]}: this run does not say which part they take."
+        )
+    short, long = (f"all ({percent(p.ratio)})" if p.kind == "failed" else p for p in parts)
+    return (
+        f"The pass's matrix products, timed alone, take {short} of its time for the shortest prompt and {long} for the "
+        "longest."
+    )
 
 
 def _broke(verdict: Finding, grown: float | None, expected: float | None, cause: Finding) -> str:

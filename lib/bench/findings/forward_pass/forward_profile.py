@@ -29,8 +29,9 @@ def profile(run: Any) -> dict[str, str]:
     gemm, gemv = shares["gemm"], shares["gemv"]
     said = (
         f"For one pass over {number(series.params['prompt'])} tokens, {share(gemm)} of the time is in products of many "
-        f"rows (gemm), and {share(gemv)} in products with one row (gemv), among them the vocabulary matrix."
+        f"rows (gemm), and {share(gemv)} in products with one row (gemv)"
     )
+    said += ", among them the vocabulary matrix." if gemv else "."
     if gemm + gemv > 0.5:
         said += f" Everything else together is {share(max(0.0, 1 - gemm - gemv))}."
     return {"profile_finding": said}

@@ -54,8 +54,10 @@ def throughput(run: Any) -> dict[str, str]:
             f"One sequence read weights at {percent(read)} of the bandwidth, and its useful arithmetic was "
             f"{percent(once)} of the ceiling."
         )
-        if max(read, once) < 0.5:
+        if max(read, used) < 0.5:
             alone += " More than half of both ceilings is unused."
+        elif max(read, once) < 0.5:
+            alone += " Useful work takes less than half of either ceiling."
         if used > 0 and 0 < once <= used:
             again = share(used - once, used)
             repeated = (
@@ -87,8 +89,8 @@ def published_curve(sweep: Mapping[str, Sequence[float]]) -> dict[str, str]:
     said = f"On the published A100 the curve {shape}."
     if shape.kind == "peaks":
         said += (
-            " A short sequence lies below that machine's ridge, so a pass takes the time to "
-            "start its operations, for any number of tokens; and a first, slow call counts less "
-            "as the run gets longer."
+            " Over a short sequence a pass there takes the time in which its operations are started, for any number "
+            "of tokens; chapter 2 takes that time from another published table. A first, slow call would also count "
+            "less as the run gets longer."
         )
     return {"published_finding": said}

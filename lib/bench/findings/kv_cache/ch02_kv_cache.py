@@ -9,7 +9,7 @@ Introduced in chapter 2.
 from typing import Any
 
 from lib.bench.findings import vllm_single
-from lib.bench.findings.curves import growth, trend
+from lib.bench.findings.curves import growth
 from lib.bench.findings.kv_cache import kv_floor, kv_throughput, kv_work
 from lib.bench.findings.kv_cache.kv_answer import answer
 from lib.bench.findings.kv_cache.kv_assumptions import broke
@@ -21,18 +21,21 @@ from lib.bench.findings.kv_cache.kv_steps import (
     fit,
     foretold,
     halving,
+    kept_growth,
     token_count,
 )
 from lib.bench.findings.kv_cache.kv_throughput import THROUGHPUT, gains, predicted_gains
 from lib.bench.findings.kv_cache.kv_work import LATENCY, largest_family
 from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import column, ends, number, over, value
-from lib.bench.findings.vocabulary import Finding
+from lib.bench.findings.vocabulary import ABOUT, Finding
 from lib.bench.measure.step_model import rate_between
 from lib.bench.records.files import reference
 from lib.bench.records.published_vllm import published_vllm
 from lib.bench.records.series import Series
 from lib.models.checkpoint import GPT2_CONFIG
+
+ADD = "nothing overlaps: the two costs add"
 
 
 def predictions(run: Any, steps_run: Any = None, throughput_run: Any = None, latency_run: Any = None,
@@ -58,16 +61,18 @@ def predictions(run: Any, steps_run: Any = None, throughput_run: Any = None, lat
 def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
     series, models = steps_run[STEPS], foretold(run)
     halved, alone = halving(series), by_products(steps_run)
-    flat = trend(column(series, "length"), column(series, "kv_cache"), "s", "{} tokens")
-    add = "nothing overlaps: the two costs add" if fit(steps_run).kind == "sum" else ""
-    few = "passes of few tokens run below the ceiling" if _few_are_slow(steps_run) else ""
+    adds, few_are_slow = fit(steps_run).kind == "sum", _few_are_slow(steps_run)
     bounds = bounds_halve(run)
     later = _later(series, bounds, halved.ratio if halved.kind == "at" else None)
     foreseen = [
         ("length at which the cache halves a step, from the bounds alone", bounds, later),
         *(
-            (f"the same, from {NAMES[kind]}", models[kind].factor_at(2) if models else None, why)
-            for kind, why in (("sum", few), ("larger", add))
+            (f"the same, from {NAMES[kind]}", length, cause if _earlier(halved, length) else "")
+            for kind, cause in (
+                ("sum", "passes of few tokens run below the ceiling" if few_are_slow else ""),
+                ("larger", ADD if adds else ""),
+            )
+            for length in [models[kind].factor_at(2) if models else None]
         ),
         (
             "the same, from the products timed alone",
@@ -75,9 +80,13 @@ def _step_predictions(run: Any, steps_run: Any) -> list[Prediction]:
             "",
         ),
     ]
-    weights = "the weights are most of what it reads"
     return [
-        Prediction("time of a step with a cache, as the sequence grows", "flat", flat, weights, ""),
+        Prediction(
+            "time of a step with a cache, longest sequence over shortest",
+            *kept_growth(steps_run),
+            "",
+            "×",
+        ),  # fmt: skip
         *(_of_length(claim, length, halved, why, series) for claim, length, why in foreseen),
     ]
 
@@ -96,6 +105,13 @@ def _of_length(
     return Prediction(claim, token_count(length), found, why, "tokens")
 
 
+def _earlier(halved: Finding, length: float | None) -> bool:
+    """Whether the step was halved at a shorter sequence than predicted."""
+    if halved.kind == "at" and length:
+        return halved.ratio < length
+    return halved.kind == "before" and bool(length)
+
+
 def _later(series: Series | None, foreseen: float | None, at: float | None) -> str:
     """Why a step is halved later than its bounds say, where its two stages differ in their distance from them."""
     over = [
@@ -108,30 +124,25 @@ def _later(series: Series | None, foreseen: float | None, at: float | None) -> s
 
 
 def _few_are_slow(run: Any) -> bool:
-    """Whether a pass of few tokens gains less from each operation than the longest one, by the steps themselves."""
-    series = run[STEPS]
+    """Whether the operations of a pass of few tokens run below the ceiling, by the steps themselves."""
+    series, roofline = run[STEPS], run.roofline
+    ceiling = roofline.flops.get("float32") if roofline is not None else None
     rows = [
         (n, value(t).middle) for n, t in zip(column(series, "length"), column(series, "no_cache"))
     ]
     known = [(n, t) for n, t in rows if t is not None]
-    if len(known) < 3:
+    if len(known) < 2 or ceiling is None:
         return False
-    (one, first), (last, longest) = known[0], known[-1]
-    few = next(((n, t) for n, t in known if n >= 32), known[-1])
-    rates = [rate_between(GPT2_CONFIG, one, first, n, t) for n, t in (few, (last, longest))]
-    return None not in rates and rates[0] < rates[1] / 1.05
+    (one, first), few = known[0], next(((n, t) for n, t in known if n >= 32), known[-1])
+    rate = rate_between(GPT2_CONFIG, one, first, *few)
+    return rate is not None and rate < ceiling / (1 + ABOUT)
 
 
 def _gain_predictions(steps_run: Any, throughput_run: Any) -> list[Prediction]:
     generated, measured = column(throughput_run[THROUGHPUT], "generated"), gains(throughput_run)
-    cause = fit(steps_run)
+    adds = fit(steps_run).kind == "sum"
     found = []
     for kind in NAMES:
-        why = (
-            "nothing overlaps: the two costs add"
-            if kind == "larger" and cause.kind == "sum"
-            else ""
-        )
         foreseen = predicted_gains(throughput_run, steps_run, kind)
         for i in dict.fromkeys((len(generated) // 2, len(generated) - 1)):
             claim = (
@@ -140,6 +151,10 @@ def _gain_predictions(steps_run: Any, throughput_run: Any) -> list[Prediction]:
                 else "gain of the cache"
             )
             row = (foreseen[i], measured[i]) if generated else (None, None)
+            above = (
+                over(*reversed(row)) or 0
+            ) > 1  # costs that add make a larger gain than costs that overlap
+            why = ADD if kind == "larger" and adds and above else ""
             found.append(Prediction(claim, *row, why, "×"))
     return found  # fmt: skip
 
@@ -152,5 +167,5 @@ def render(run: Any) -> dict[str, str]:
         | kv_throughput.published_run(published) | kv_throughput.pays(run, published)
         | vllm_single.with_caches(published, published_vllm()) | kv_work.latency(run)
         | kv_work.profile(run) | kv_work.published_profile(published) | kv_work.utilisation(run)
-        | kv_work.intensity(run) | kv_work.same(run) | broke(run) | kv_work.realistic()
+        | kv_work.intensity(run) | kv_work.crossover(run.roofline) | kv_work.same(run) | broke(run) | kv_work.realistic()
     )  # fmt: skip

@@ -32,6 +32,25 @@ def answer(run: Any) -> dict[str, str]:
     return {"answer_finding": said, "first_step_finding": begin}
 
 
+def shifted(agree: int, total: int) -> dict[str, str]:
+    """An answer of which every decoded token has the position after its own: how many of its first tokens are right."""
+    if agree >= total:
+        said = (
+            f"All {total} tokens are the right ones, so neither a comparison of this answer nor a benchmark of speed "
+            "notices the mistake. A comparison of logits does."
+        )
+        return {"shifted_finding": said}
+    right = f"the first {agree} are the right ones"
+    if agree < 2:
+        right = "the first is the only right one" if agree else "the first is a wrong one already"
+    return {
+        "shifted_finding": (
+            f"Of {total} tokens, {right}. This model writes poor answers in any case, so neither a reader of the text "
+            "nor a benchmark of speed notices the mistake. The comparison with the oracle does."
+        )
+    }
+
+
 def _summed(steps: Sequence[Measured]) -> Measured:
     """Seconds of several steps together, one value per repeat where all steps have the same repeats."""
     if not steps or not all(value(step).known for step in steps):

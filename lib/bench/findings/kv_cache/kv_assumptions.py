@@ -8,8 +8,15 @@ Introduced in chapter 2.
 
 from typing import Any
 
-from lib.bench.findings.kv_cache.kv_floor import floor_cause
-from lib.bench.findings.kv_cache.kv_steps import STEPS, fit, foretold, halving, token_count
+from lib.bench.findings.kv_cache.kv_floor import floor_cause, floor_over_bound
+from lib.bench.findings.kv_cache.kv_steps import (
+    STEPS,
+    fit,
+    foretold,
+    halving,
+    overlaps,
+    token_count,
+)
 from lib.bench.findings.kv_cache.kv_throughput import THROUGHPUT, gains, predicted_gains
 from lib.bench.findings.values import column, number, value
 from lib.bench.findings.vocabulary import missing, versus_prediction
@@ -23,7 +30,10 @@ def broke(run: Any, throughput_run: Any = None) -> dict[str, str]:
         "The first version of this chapter attributed the fixed cost to starting operations wherever it was more than "
         "twice the bound."
     )
-    if cause.kind == "products":
+    times_bound = floor_over_bound(run)
+    if times_bound is not None and times_bound <= 2:
+        start = f"{foretold_cause} Here it is not, so that rule would have said nothing. {cause.sentence}"
+    elif cause.kind == "products":
         start = f"{foretold_cause} On this machine that is wrong. {cause.sentence}"
     elif cause.kind == "around":
         start = f"{foretold_cause} On this machine that may be right. {cause.sentence}"
@@ -48,12 +58,23 @@ def broke(run: Any, throughput_run: Any = None) -> dict[str, str]:
             over = number(column(throughput_run[THROUGHPUT], "generated")[middle])
             second += f" For the gain over {over} tokens, {versus_prediction(old[middle], measured[middle], '×')}."
     fitted = fit(run)
-    lesson = ""
-    if fitted.kind == "sum":
-        lesson = (
+    return {
+        "broke_cause_finding": start,
+        "broke_model_finding": second + _lesson(fitted.kind, overlaps(run)),
+    }
+
+
+def _lesson(fitted: str, two_devices: bool) -> str:
+    """What follows from the model that fits, where one processor does all the work and where a second one computes."""
+    if fitted == "sum" and not two_devices:
+        return (
             " Costs add where one processor does all the work. They overlap only where two "
             "devices work at the same time."
         )
-    elif fitted.kind == "larger":
-        lesson = " On this machine the larger of the two is the better model after all."
-    return {"broke_cause_finding": start, "broke_model_finding": second + lesson}
+    if fitted == "sum":
+        return " On this machine the costs add, although a second device computes."
+    if fitted == "larger" and not two_devices:
+        return " On this machine the larger of the two is the better model after all."
+    if fitted == "larger":
+        return " On this machine, where a second device computes, the larger of the two is right."
+    return ""

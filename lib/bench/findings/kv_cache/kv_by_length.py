@@ -16,6 +16,7 @@ from lib.bench.findings.kv_cache.kv_steps import (
     fit,
     foretold,
     halving,
+    kept_growth,
     model_kind,
     overlaps,
     token_count,
@@ -47,8 +48,8 @@ def steps(run: Any) -> dict[str, str]:
     else:
         between = f"From {number(lengths[0])} to {number(lengths[-1])} tokens"
         first = (
-            f"{between}, a step without a cache takes {times(grown)} as long; one with a cache {shape}: "
-            f"{_flat_verdict(shape)}."
+            f"{between}, a step without a cache takes {times(grown)} as long; one with a cache {shape}. "
+            f"The growth of the latter beside the model's: {versus_prediction(*kept_growth(run), '×')}."
         )
     gain = compare(fast[1], slow[1], *STAGES)
     longest = f"At the longest sequence, {gain}."
@@ -62,11 +63,6 @@ def steps(run: Any) -> dict[str, str]:
         "fit_finding": _fitted(run),
         "step_products_finding": _products(series),
     }
-
-
-def _flat_verdict(shape: Finding) -> str:
-    judged = {"flat": "nearly flat, as predicted", "cannot tell": "this run cannot tell"}
-    return judged.get(shape.kind, "the prediction of a flat curve failed")
 
 
 def _halved(run: Any) -> str:
@@ -139,7 +135,7 @@ def _fitted(run: Any) -> str:
     found = fit(run)
     if found.kind == "missing":
         return found.sentence
-    said = f"Between the two steps from which both are taken, {found}."
+    said = f"Both were fitted to the shortest step with a cache and to the longest without. Between these two, {found}."
     ours = model_kind(run)
     if found.kind in ("cannot tell", "neither"):
         return said

@@ -16,6 +16,7 @@ from lib.bench.findings.kv_cache.kv_steps import (
 from lib.bench.findings.values import (
     Measured,
     cell,
+    over,
     percent,
     quantity,
     value,
@@ -63,7 +64,11 @@ def floor_cause(run: Any) -> Finding:
         rate = counts.streamed_bytes(GPT2_CONFIG, "float32") / (part * fixed)
         ceiling = run.roofline and run.roofline.bandwidth
         of = f" of the {quantity(ceiling, 'B/s')} that the memory delivers" if ceiling else ""
-        text = f"{said}. They read the weights at {quantity(rate, 'B/s')}{of}: the time is spent on slow reading, and not on starting"
+        said += f". They read the weights at {quantity(rate, 'B/s')}{of}"
+        if part * fixed <= 1.25 * bound:
+            text = f"{said}, near the ceiling; the rest of the time is spent in small operations and in starting each of them"
+            return Finding(text, "bytes", part)
+        text = f"{said}: most of the time is spent on slow reading, and not on starting"
         return Finding(text, "products", part)
     if part <= 0.45:
         text = f"{said}; the larger part is spent in small operations and in starting each of them"
@@ -86,13 +91,17 @@ def _profiled_products(run: Any) -> float | None:
     return None if None in found else spent * sum(found)
 
 
+def floor_over_bound(run: Any) -> float | None:
+    """The fixed cost over the bound of a pass over one token."""
+    return over(fixed_cost(run), _one_token_bound(run))
+
+
 def floor(run: Any) -> dict[str, str]:
     """The fixed cost, and the predictions that follow from it."""
-    fixed, bound = fixed_cost(run), _one_token_bound(run)
-    over = versus_bound(bound, fixed)
+    least = versus_bound(_one_token_bound(run), fixed_cost(run))
     first = missing("a pass over one token").sentence
-    if over.kind != "missing":
-        first = f"A pass over one token takes {over}."
+    if least.kind != "missing":
+        first = f"A pass over one token takes {least}."
     if overlaps(run):
         why = (
             "Here the CPU starts the operations and another device computes them. The two overlap, so a step should "

@@ -6,8 +6,18 @@ Introduced in chapter 2.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.bench.findings.values import Measured, cell, column, number, percent, positive
-from lib.bench.findings.vocabulary import Finding, missing
+from lib.bench.findings.values import (
+    Measured,
+    cell,
+    column,
+    ends,
+    number,
+    over,
+    percent,
+    positive,
+    value,
+)
+from lib.bench.findings.vocabulary import ABOUT, Finding, missing
 from lib.bench.measure import counts
 from lib.bench.measure.step_model import LONGEST, StepModel, rate_between
 from lib.bench.records.series import Series
@@ -22,8 +32,10 @@ NAMES = {
 
 
 def token_count(length: float | None) -> str:
-    """A sequence length of a model, where it may have none: "49 tokens", "more than 1,024 tokens"."""
-    return f"{number(length)} tokens" if length else f"more than {number(LONGEST)} tokens"
+    """A sequence length of a model, where it may have none: "1 token", "49 tokens", "more than 1,024 tokens"."""
+    if not length:
+        return f"more than {number(LONGEST)} tokens"
+    return f"{number(length)} token{'s' * (length != 1)}"
 
 
 def overlaps(run: Any) -> bool:
@@ -124,8 +136,24 @@ def halving(series: Series | None, slow: str = "no_cache", fast: str = "kv_cache
                 return Finding("already at the shortest sequence", "before")
             before, low = points[i - 1]
             at = before * (length / before) ** ((2 - low) / (ratio - low))
-            return Finding(f"at {at:.0f} tokens", "at", round(at))
-    return Finding(f"at no length up to {points[-1][0]} tokens", "never")
+            return Finding(f"at {token_count(round(at))}", "at", round(at))
+    return Finding(f"at no length up to {token_count(points[-1][0])}", "never")
+
+
+def kept_growth(run: Any) -> tuple[float | None, Measured]:
+    """Time of a step with a cache at the longest sequence over that at the shortest: by the model, and as measured.
+
+    What was measured is [least, middle, most], from the ranges of the repeats, where these differ by more than 10 %.
+    """
+    series, model = run[STEPS], foretold(run).get(model_kind(run))
+    lengths, times = column(series, "length"), ends(series, "kv_cache")
+    expected = model.kept(lengths[-1]) / model.kept(lengths[0]) if model and lengths else None
+    short, long = map(value, times)
+    middle = over(*reversed(times))
+    noisy = max(short.spread or 0, long.spread or 0) > ABOUT
+    if middle is None or not noisy or min(short.low, long.low) <= 0:
+        return expected, middle
+    return expected, [long.low / short.high, middle, long.high / short.low]
 
 
 def by_products(run: Any) -> Finding:

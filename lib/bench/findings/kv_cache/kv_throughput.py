@@ -55,7 +55,9 @@ def gains(run: Any) -> list[Measured]:
             and len(slow) == len(fast) > 1
             and a.low > 0
         ):
-            found.append([y / x for x, y in zip(slow, fast)])  # in turns: one pair per turn
+            # In turns: one pair per turn. The middle is that of the rates on the page.
+            pairs = [y / x for x, y in zip(slow, fast)]
+            found.append([min(pairs), b.middle / a.middle, max(pairs)])
         else:
             found.append(b.middle / a.middle)
     return found  # fmt: skip
@@ -86,7 +88,7 @@ def throughput(run: Any, steps_run: Any = None) -> dict[str, str]:
     peer = compare(rates[0], ends(series, "transformers")[1], "this engine", "transformers with its own cache",
                    what="throughput", unit=A_SECOND)  # fmt: skip
     static = ends(series, "transformers_static")[1]
-    beside = " Its static cache did not run here."
+    beside = " The static cache of transformers did not run here."
     if value(static).known:
         found = compare(rates[0], static, "this engine", "transformers with its static cache",
                         what="throughput", unit=A_SECOND)  # fmt: skip
@@ -188,9 +190,9 @@ def published_run(published: Any) -> dict[str, str]:
         "published_emerges_finding": (
             f"Its long passes ran at {percent(model.rate / peak)} of the card's arithmetic peak. By the model, a pass "
             f"takes 10 % longer than the fixed cost from {token_count(model.emerges_at())} on. "
-            f"Up to there the arithmetic takes no additional time: the GPU computes while it "
+            f"Up to there the arithmetic adds at most these 10 %: the GPU computes while it "
             f"would otherwise wait for the next kernel to be started, so a cache saves work but "
-            f"no time."
+            f"hardly any time."
         ),
     }  # fmt: skip
 
@@ -202,14 +204,15 @@ def pays(run: Any, published: Any) -> dict[str, str]:
         return {
             "pays_finding": missing("the length from which a pass exceeds its fixed cost").sentence
         }
-    here = models[model_kind(run)].emerges_at() or LONGEST
-    there = published_models(published)["larger"].emerges_at() or LONGEST
+    here = models[model_kind(run)].emerges_at()
+    there = published_models(published)["larger"].emerges_at()
     said = (
         f"By the model of this machine, a pass takes 10 % longer than its fixed cost from {token_count(here)} on; by the "
         f"model of the published A100, from {token_count(there)}."
     )
-    if here < there / 1.25:
+    nearer, further = here or LONGEST + 1, there or LONGEST + 1
+    if nearer < further / 1.25:
         said += " A cache pays earlier here than there."
-    elif here > 1.25 * there:
+    elif nearer > 1.25 * further:
         said += " A cache pays later here than there."
     return {"pays_finding": said}

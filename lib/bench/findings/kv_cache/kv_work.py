@@ -25,9 +25,11 @@ from lib.bench.findings.vocabulary import (
     compare,
     missing,
     share,
+    size_of,
 )
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
+from lib.bench.measure.roofline import Roofline
 from lib.models.checkpoint import GPT2_CONFIG
 
 LATENCY = "latency_by_prompt"
@@ -49,9 +51,10 @@ def latency(run: Any) -> dict[str, str]:
     part = share(ends(series, "first_token")[1], ends(series, "kv_cache")[1])
     rest = missing("the share of the first token").sentence
     if part.ratio is not None and part.kind not in ("failed", "undefined"):
-        rest = f"After the longest prompt, {part} of the time with the cache is the first token."
-        if part.ratio >= 0.55:
-            rest += " The cache has done what it can."
+        rest = (
+            f"After the longest prompt, {part} of the time with the cache is the first token, which this cache does not "
+            "shorten."
+        )
     peers = (
         compare(ends(series, "kv_cache")[i], ends(series, "transformers_kv_cache")[i], "this engine", "transformers")
         for i in (0, 1)
@@ -109,7 +112,9 @@ def profile(run: Any) -> dict[str, str]:
             f"without a cache, and {later_gemm} with one. Products of a matrix with a vector (gemv) take {gemv} without, "
             f"and {later_gemv} with one."
         )
-        if not any(found.values()):
+        if gemv.ratio:
+            said += " Without a cache, gemv is the vocabulary matrix, which chapter 1 applies to one row only."
+        if not all(found.values()):
             said = missing("the profile").sentence
     before, after = (cell(spent, stage, 0) for stage in ("no_cache", "kv_cache"))
     saved = compare(
@@ -161,12 +166,12 @@ def utilisation(run: Any) -> dict[str, str]:
     once = counts.generate_flops(GPT2_CONFIG, params["prompt"], params["generated"])
     busy = (
         f"Without a cache the machine did arithmetic at {percent(before['done'])} of its ceiling; but it did "
-        f"{times(twice / once)} the necessary operations. Of what the answer needs, as MFU counts it, it did "
-        f"{number(100 * before['mfu'])} % without and {number(100 * after['mfu'])} % with a cache."
+        f"{times(twice / once)} the necessary operations. MFU counts only what the answer needs: that is "
+        f"{number(100 * before['mfu'])} % of the ceiling without and {number(100 * after['mfu'])} % with a cache."
     )
     if before["done"] > 1.25 * after["done"] and after["mfu"] > 1.25 * before["mfu"]:
         busy += " The busier machine was the slower one."
-    read = f"With the cache it read weights at {percent(after['mbu'])} of its bandwidth"
+    read = f"With the cache it read weights, keys and values at {percent(after['mbu'])} of its bandwidth"
     if after["mbu"] > after["mfu"]:
         read += ", which is the ceiling that it is nearer to."
     else:
@@ -182,14 +187,35 @@ def intensity(run: Any) -> dict[str, str]:
     has = counts.intensity(GPT2_CONFIG, "float32", [series.params["length"]])
     ridge = roofline.ridge("float32")
     side = (
-        "so such a step is limited by bandwidth"
+        "so by these ceilings the reading takes longer than the arithmetic"
         if has < ridge
-        else "so such a step is not limited by bandwidth"
+        else "so by these ceilings the arithmetic takes longer than the reading"
     )
     return {
         "intensity_finding": (
-            f"The arithmetic intensity of the step with the cache is {number(has)} FLOP per byte; this machine can do "
-            f"{number(ridge)} in the time in which it reads one byte, {side}."
+            f"The arithmetic intensity of the step with the cache is {has:.1f} FLOP per byte; this machine can do "
+            f"{number(ridge)} FLOP in the time in which it reads one byte, {side}."
+        )
+    }
+
+
+def crossover(roofline: Roofline | None) -> dict[str, str]:
+    """For an exercise: where the bounds of a step without and with a cache separate, in float32 and in bfloat16."""
+    if roofline is None or not {"float32", "bfloat16"} <= roofline.flops.keys():
+        return {"bf16_crossover_finding": missing("the rate of one of the two dtypes").sentence}
+    ratio = counts.kv_bytes_per_token(GPT2_CONFIG, "float32") / counts.streamed_bytes(
+        GPT2_CONFIG, "float32"
+    )
+    ridges = 2 * roofline.ridge("float32"), roofline.ridge("bfloat16")
+    before, after = (ridge / max(1e-9, 1 - ridge * ratio) for ridge in ridges)
+    moved = "stays about where it is"
+    if size_of(after / before) != "about":
+        moved = f"moves to {'longer' if after > before else 'shorter'} sequences"
+    rate = roofline.flops["bfloat16"] / roofline.flops["float32"]
+    return {
+        "bf16_crossover_finding": (
+            f"The rate changes too: in bfloat16 this machine multiplies at {times(rate)} its float32 rate. So the "
+            f"crossover {moved}: {after:.1f} tokens in bfloat16, {before:.1f} in float32."
         )
     }
 
@@ -226,7 +252,7 @@ def realistic() -> dict[str, str]:
     crossover = ridge / (1 - ridge * ratio)
     return {
         "realistic_finding": (
-            f"By these two ceilings the curves separate at {crossover:,.0f} tokens, and after "
+            f"By these two ceilings the two times separate at {crossover:,.0f} tokens, and after "
             f"{1 / ratio:,.0f} tokens, over all sequences, the cache is as large as the weights that a step reads."
         )
     }  # fmt: skip

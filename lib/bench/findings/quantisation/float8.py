@@ -1,16 +1,16 @@
 """The sentences of chapter 11 about float8, from errors and a divergence that the chapter computes.
 
-Every function takes a run (a `Shown`, or a `Run` from disk). Series "float8" has the rows "int8" and
-"float8" in the column "format"; "error" and "error_with_outlier" are shares, the root mean square of
-the differences over that of the weights. Introduced in chapter 11.
+Every function takes a run (a `Shown`, or a `Run` from disk). Series "float8" has the rows "int8"
+and "float8" in the column "format"; "error" and "error_with_outlier" are shares, the root mean
+square of the differences over that of the weights. Introduced in chapter 11.
 """
 
 import math
 from typing import Any
 
-from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import cell, percent, times, value
-from lib.bench.findings.vocabulary import missing
+from lib.bench.findings.predictions import Prediction, with_causes
+from lib.bench.findings.values import cell, cell_of, percent, positive, times, value
+from lib.bench.findings.vocabulary import missing, size_of
 
 # Rounding to the nearest multiple of s has the mean square error s^2 / 12. With 3 bits of mantissa
 # s = 2^e / 8 for weights between 2^e and 2^(e + 1), whose mean square is 7/3 * 4^e if they are
@@ -31,27 +31,46 @@ def error(run: Any) -> dict[str, str]:
     plain, outlier = _errors(run, "error"), _errors(run, "error_with_outlier")
     if not plain or not outlier:
         return {"float8_error_finding": missing("the error of float8").sentence}
-    growth = {name: outlier[name] / plain[name] for name in ("int8", "float8")}
+    less = min(plain, key=plain.get)
+    if size_of(plain["int8"] / plain["float8"]) == "about":
+        which = "about the same error in both formats"
+    else:
+        which = f"the smaller error in {less}"
+    said = [_growth(outlier[name] / plain[name], name) for name in ("int8", "float8")]
     return {
-        "float8_error_finding": f"The matrix has an error of {100 * plain['int8']:.1f} % in int8 and "
-        f"of {100 * plain['float8']:.1f} % in float8. With one outlier in each row the error of the "
-        f"other weights is {times(growth['int8'])} as large in int8 and {times(growth['float8'])} as "
-        "large in float8."
+        "float8_error_finding": f"The matrix has an error of {100 * plain['int8']:.1f} % in int8 "
+        f"and of {100 * plain['float8']:.1f} % in float8: without outliers it has {which}. With "
+        f"one outlier in each row the error of the other weights is {' and '.join(said)}."
     }
 
 
+def _growth(ratio: float, name: str) -> str:
+    if size_of(ratio) == "about":
+        return f"about as large as without it in {name}"
+    return f"{times(ratio)} as large in {name}"
+
+
 def quality(run: Any) -> dict[str, str]:
-    """KL divergence with weights and activations in float8, and the share of equal greedy tokens."""
+    """KL divergence with weights and activations in float8, beside that of int8 × int8."""
     series = run["float8_quality"]
     divergence, same = (
         value(cell(series, name, 0)).middle for name in ("kl_divergence", "same_greedy")
     )
     if divergence is None or same is None:
         return {"float8_quality_finding": missing("the quality with float8").sentence}
-    return {
-        "float8_quality_finding": "With weights and activations in float8 the mean KL divergence is "
+    text = (
+        "With weights and activations in float8 the mean KL divergence is "
         f"{divergence:.2g} nats, with {percent(same)} equal greedy tokens."
-    }
+    )
+    other = positive(cell_of(run["quality"], "int8 × int8", "kl_divergence"))
+    if other is not None and divergence > 0:
+        ratio = divergence / other
+        said = "about" if size_of(ratio) == "about" else f"{times(ratio)}"
+        text += (
+            f" That is {said} the divergence of int8 × int8 in the table above ({other:.2g} nats), "
+            "which rounds activations in blocks of 32 with a scale each."
+        )
+    return {"float8_quality_finding": text}
 
 
 def predictions(run: Any) -> list[Prediction]:
@@ -60,16 +79,23 @@ def predictions(run: Any) -> list[Prediction]:
     if not plain or not outlier:
         return []
     why = "Small weights are more frequent than large ones, also between two powers of two."
-    return [
-        Prediction("error of float8", 100 * PREDICTED, 100 * plain["float8"], why, "%"),
-        Prediction(
-            "error of float8 beside outliers", 100 * PREDICTED, 100 * outlier["float8"], why, "%"
-        ),
-        Prediction(
-            "error of int8 beside outliers, over its error without them", 20.0,
-            outlier["int8"] / plain["int8"], "", "×",
-        ),
-    ]  # fmt: skip
+    return with_causes(
+        [
+            *(
+                Prediction(
+                    claim, 100 * PREDICTED, 100 * found, why if found > PREDICTED else "", "%"
+                )
+                for claim, found in (
+                    ("error of float8", plain["float8"]),
+                    ("error of float8 beside outliers", outlier["float8"]),
+                )
+            ),
+            Prediction(
+                "error of int8 beside outliers, over its error without them", 20.0,
+                outlier["int8"] / plain["int8"], "", "×",
+            ),
+        ]
+    )  # fmt: skip
 
 
 def render(run: Any) -> dict[str, str]:

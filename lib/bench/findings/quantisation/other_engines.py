@@ -5,8 +5,8 @@ Introduced in chapter 11.
 
 from typing import Any
 
-from lib.bench.findings.values import cell, value
-from lib.bench.findings.vocabulary import compare, missing
+from lib.bench.findings.values import cell, over, value
+from lib.bench.findings.vocabulary import ABOUT, compare, missing
 from lib.bench.records.series import Series
 
 OURS = "4 bits × int8"
@@ -27,17 +27,21 @@ def verdict(series: Series | None, other: str) -> str:
 
 
 def goals(series: Series | None, other: str, wanted: dict[int, float]) -> list[list[Any]]:
-    """Table rows: other engine, batch, ratio aimed at, measured ratio (or "–"), "yes" or "no".
+    """Table rows: other engine, batch, ratio aimed at, measured ratio (or "–"), and the verdict.
 
-    wanted: the least ratio of our rate to the other's, by batch size.
+    wanted: the least ratio of our rate to the other's, by batch size. The verdict is "yes", "no",
+    "–" without a ratio, or "cannot tell" where the repeats of both overlap at the wanted ratio.
     """
     rows = []
     for i, batch in enumerate(series["batch"] if series is not None else ()):
         if batch not in wanted or other not in series or OURS not in series:
             continue
-        ours, theirs = (value(cell(series, name, i)).middle for name in (OURS, other))
-        ratio = ours / theirs if ours and theirs else None
+        ours, aim = cell(series, OURS, i), cell(series, other, i, wanted[batch])
+        ratio = over(ours, cell(series, other, i))
         met = "–" if ratio is None else "yes" if ratio >= wanted[batch] else "no"
+        first, second = value(ours), value(aim)
+        if ratio and first.overlaps(second) and max(first.spread or 0, second.spread or 0) > ABOUT:
+            met = "cannot tell"
         rows.append([other, batch, wanted[batch], "–" if ratio is None else f"{ratio:.2f}", met])
     return rows
 

@@ -11,7 +11,12 @@ from typing import Any
 
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.realistic import realistic_step
-from lib.bench.findings.speculation.speculation_acceptance import acceptance, by_position, rows
+from lib.bench.findings.speculation.speculation_acceptance import (
+    acceptance,
+    by_position,
+    loops,
+    rows,
+)
 from lib.bench.findings.speculation.speculation_drafters import (
     draft_model,
     early_exit,
@@ -33,7 +38,7 @@ from lib.bench.findings.vocabulary import MISSING, Finding, missing
 
 __all__ = [
     "acceptance", "adaptive", "batch_of_one", "by_position", "crossing", "draft_model",
-    "early_exit", "lookup", "methods", "predictions", "random_text", "render", "rows",
+    "early_exit", "lookup", "loops", "methods", "predictions", "random_text", "render", "rows",
 ]  # fmt: skip
 
 
@@ -41,7 +46,7 @@ def predictions(run: Any) -> list[Prediction]:
     """The chapter's predictions, for the table at its end."""
     gains, foretold = measured_gains(run), predicted_gains(run)
     predicted, measured, batches = crossings(run)
-    largest = f", at batch {batches[-1]}" if batches else ""
+    largest = f"batch {batches[-1]}" if batches else "the largest batch"
     tokens, counted = (
         cell_of(run["acceptance"], "editing", name) for name in ("by_position", "tokens_per_step")
     )
@@ -66,7 +71,7 @@ def predictions(run: Any) -> list[Prediction]:
         by_rate,
         Prediction("speed-up at batch 1", foretold[0] if foretold else None,
                    gains[0] if gains else None, "", "×"),
-        Prediction(f"speed-up{largest}", foretold[-1] if foretold else None,
+        Prediction(f"speed-up at {largest}", foretold[-1] if foretold else None,
                    gains[-1] if gains else None, "", "×"),
         Prediction("where drafts lose, within one point of the sweep", crossed, met),
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.bench.findings.speculation.speculation_rows import known_cells
-from lib.bench.findings.values import cell, cell_of, over, percent, quantity, times, value
+from lib.bench.findings.values import cell, cell_of, listed, over, percent, quantity, times, value
 from lib.bench.findings.vocabulary import missing, share
 
 
@@ -19,9 +19,10 @@ def lookup(run: Any) -> dict[str, str]:
     if found is None:
         return {"lookup_finding": missing("the time of a look-up").sentence}
     took = quantity(value(cell(run["proposer"], "seconds", 0)).middle, "s")
-    return {
-        "lookup_finding": f"This takes {took}, {share(found)} of the time of a step of one row."
-    }
+    tokens = value(cell(run["proposer"], "tokens", 0)).middle
+    text = "A text" if tokens is None else f"A text of {tokens:,.0f} random tokens"
+    text += f" has to be searched to its beginning. This takes {took}, {share(found)} of the time "
+    return {"lookup_finding": f"{text}of a step of one row."}
 
 
 def early_exit(run: Any) -> dict[str, str]:
@@ -36,16 +37,19 @@ def early_exit(run: Any) -> dict[str, str]:
     if points:
         gaining = [str(layers) for layers, alpha, c in points if alpha > c]
         layers, alpha, c = max(points, key=lambda point: point[1] - point[2])
-        closest = f"After {layers} layers α is {alpha:.2f} and c is {c:.2f}."
+        closest = f"After {_layers(layers)} α is {alpha:.2f} and c is {c:.2f}."
         text = (
-            f"No exit of this model has an α above its c, so none is predicted to gain. {closest}"
+            f"No exit that was tried has an α above its c, so none is predicted to gain. {closest}"
         )
         if gaining:
-            text = (
-                f"α is above c after {', '.join(gaining)} layers, so these exits are predicted to "
-                f"gain. {closest}"
-            )
+            those = "this exit is" if len(gaining) == 1 else "these exits are"
+            after = _layers(listed(gaining))
+            text = f"α is above c after {after}, so {those} predicted to gain. {closest}"
     return {"exit_finding": text}
+
+
+def _layers(count: int | str) -> str:
+    return f"{count} layer" if str(count) == "1" else f"{count} layers"
 
 
 def methods(run: Any) -> dict[str, str]:
@@ -63,7 +67,7 @@ def methods(run: Any) -> dict[str, str]:
             f"This run cannot tell which is the fastest of {_quoted([best, *rivals])}; “{best}” has"
         )
     else:
-        text = f"The fastest of these is “{best}”, with"
+        text = f"The fastest way to draft is “{best}”, with"
     text += f" {times(ratio)} the throughput without drafts."
     near = [name for name in drafted if samples[name].overlaps(samples["no drafts"])]
     losing = [name for name in drafted if name not in near and rates[name] < rates["no drafts"]]

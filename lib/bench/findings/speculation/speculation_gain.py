@@ -8,7 +8,7 @@ Introduced in chapter 10.
 from collections.abc import Sequence
 from typing import Any
 
-from lib.bench.findings.values import cell, cell_of, over, percent, times, value
+from lib.bench.findings.values import cell, cell_of, listed, over, percent, value
 from lib.bench.findings.vocabulary import compare, goal_sentence, missing, versus_prediction
 from lib.bench.measure.speculation_model import crossover
 
@@ -85,6 +85,18 @@ def crossing(run: Any) -> dict[str, str]:
     near = abs(predicted - measured) <= 1
     text = f"Predicted: drafts lose {place_in_words(predicted, batches)}. "
     text += f"Measured: {place_in_words(measured, batches)}."
+    series = run["rate_by_batch"]
+    open_ = [
+        f"{batches[row]}"
+        for row in (measured - 1, measured)
+        if 0 <= row < len(batches)
+        and value(cell(series, "with", row)).overlaps(value(cell(series, "without", row)))
+    ]
+    if open_:
+        text += (
+            f" At batch {listed(open_)} the repeats with and without drafts overlap, so the "
+            "measured place is uncertain."
+        )
     text += goal_sentence(1.0, "that the two are at most one point of the sweep apart", near)
     return {"crossover_finding": text}
 
@@ -95,11 +107,11 @@ def adaptive(run: Any) -> dict[str, str]:
     text = missing("adaptation at the largest batch").sentence
     if largest and largest[-1] is not None:
         fixed = gain(run, -1)
-        beside = "" if fixed is None else f", against {times(fixed)} with a fixed number of drafts"
+        beside = "" if fixed is None else f"; without adaptation it is {percent(fixed)}"
         batch = run["rate_by_batch"]["batch"][-1]
         text = (
             f"At batch {batch} of the copying tasks the engine that adapts has "
-            f"{times(largest[-1])} the throughput of the engine without drafts{beside}."
+            f"{percent(largest[-1])} of the throughput without drafts{beside}."
         )
     return {"adaptive_finding": text}
 
@@ -118,10 +130,17 @@ def random_text(run: Any) -> dict[str, str]:
         )
         text = f"On random text the engine that adapts has {percent(on)} of the throughput without "
         text += "drafts" + ("." if off is None else f"; without adaptation it is {percent(off)}.")
+        drafted = [
+            value(cell_of(series, name, "drafted")).middle for name in ("adaptive", "always")
+        ]
+        if None not in drafted and min(drafted) >= 0:
+            few, many = (f"{round(n):,}" for n in drafted)
+            text += f" It verifies {few} drafts there; without adaptation these are {many}."
         text += goal_sentence(on, f"at least {percent(RANDOM_GOAL)}", on >= RANDOM_GOAL)
         if spread > 1 - RANDOM_GOAL:
             text += (
                 f" The repeats differ by {percent(spread)}, more than the loss of "
-                f"{percent(1 - RANDOM_GOAL)} that the goal allows."
+                f"{percent(1 - RANDOM_GOAL)} that the goal allows, so another run may say "
+                "otherwise."
             )
     return {"random_finding": text}

@@ -36,11 +36,17 @@ def _asked(series: Series | None, rows: list[int]) -> str:
     if sums is None:
         return missing("the share of valid answers").sentence
     answers, parsed, inside, valid = sums
+    plain = f"{_count(parsed)} {'is' if parsed <= 1 else 'are'} JSON without other text"
+    right = f"{_count(valid)} {'has' if valid <= 1 else 'have'} the fields and types asked for"
     return (
-        f"Of {answers:,.0f} answers, {parsed:,.0f} are JSON as they are ({percent(parsed / answers)}), in "
-        f"{inside:,.0f} some JSON can be found between the first brace and the last, and "
-        f"{valid:,.0f} ha{'s' if valid == 1 else 've'} the fields and types that were asked for ({percent(valid / answers)})."
+        f"Of {answers:,.0f} answers, {plain} ({percent(parsed / answers)}), in {_count(inside)} some "
+        "JSON can be found between the first brace and the last, and "
+        f"{right} ({percent(valid / answers)})."
     )
+
+
+def _count(n: float) -> str:
+    return f"{n:,.0f}" if n else "none"
 
 
 def valid_share(run: Any) -> float | None:
@@ -66,10 +72,19 @@ def _masked(series: Series | None, rows: list[int]) -> str:
         return missing("the share of valid answers with masks").sentence
     answers, stopped, valid = sums
     if valid < stopped:
-        return f"With masks {stopped - valid:,.0f} of {stopped:,.0f} complete answers are not valid, which is an error in the engine."
+        wrong = f"{stopped - valid:,.0f} of {stopped:,.0f} complete answers"
+        return f"With masks {wrong} are not valid, which is an error in the engine."
+    if not stopped:
+        return (
+            f"With masks none of {answers:,.0f} answers ended before the limit of tokens, so this "
+            "run cannot tell whether complete answers are valid."
+        )
     text = f"With masks all {stopped:,.0f} answers that end with the reason stop are valid."
+    if stopped == 1:
+        text = "With masks the one answer that ends with the reason stop is valid."
     if stopped < answers:
-        text += f" The other {answers - stopped:,.0f} of {answers:,.0f} reached the limit of tokens first."
+        cut = f"{answers - stopped:,.0f} of {answers:,.0f}"
+        text += f" The other {cut} reached the limit of tokens first."
     return text
 
 
@@ -98,7 +113,14 @@ def forced(run: Any) -> dict[str, str]:
     tokens, single, certain = (number_at(series, c, 0) for c in ("tokens", "one_token", "one_byte"))
     if None in (tokens, single, certain) or tokens <= 0 or min(single, certain) < 0:
         return {"forced_finding": missing("the share of forced tokens").sentence}
-    return {
-        "forced_finding": f"There are {tokens:,.0f} tokens. The share for which the mask allowed only one token: "
-        f"{share(single, tokens)}. The share for which only one next byte was possible: {share(certain, tokens)}."
-    }
+    text = (
+        f"There are {tokens:,.0f} tokens. The share for which the mask allowed only one token: "
+        f"{share(single, tokens)}. The share for which only one next byte was possible: "
+        f"{share(certain, tokens)}."
+    )
+    if certain > single:
+        text += (
+            " The second is larger because of the spellings: one certain byte can begin several "
+            "tokens."
+        )
+    return {"forced_finding": text}

@@ -8,7 +8,7 @@ Introduced in chapter 12.
 from typing import Any
 
 from lib.bench.findings.structured_output.mask_rows import number_at
-from lib.bench.findings.values import percent
+from lib.bench.findings.values import number, percent
 from lib.bench.findings.vocabulary import Finding, missing
 
 ERRORS = 3  # standard errors by which a counted share may differ from the exact one
@@ -39,6 +39,23 @@ def bias(run: Any) -> dict[str, str]:
     text += f" The total variation distance is {distance:.2f}."
     said = f"Share of {names[likely]} in the answers that were drawn: {drawn(run)}."
     return {"bias_finding": text, "drawn_finding": said}
+
+
+def tries(run: Any) -> dict[str, str]:
+    """How rarely the model itself gives one of the answers, and how many draws it takes on average."""
+    series = run["answer_shares"]
+    params = (series.params or {}) if series is not None else {}
+    valid, nodes = params.get("valid"), params.get("nodes")
+    texts = len(series["text"]) if series is not None and "text" in series else 0
+    if not texts or not nodes or valid is None or not 0 < valid <= 1:
+        return {"tries_finding": missing("the share of valid answers without masks").sentence}
+    needed = float(f"{1 / valid:.3g}")
+    return {
+        "tries_finding": f"For the exact shares the model was run for {nodes:,} beginnings of "
+        f"answers. Of the model's own answers, a share of {valid:.2g} is exactly one of the {texts}, so that "
+        f"drawing until one is valid takes about {number(needed)} "
+        f"{'answer' if needed == 1 else 'answers'} on average."
+    }
 
 
 def drawn(run: Any) -> Finding:

@@ -8,11 +8,12 @@ Introduced in chapter 12.
 from dataclasses import replace
 from typing import Any
 
-from lib.bench.findings.structured_output.mask_rows import number_at, row_of
+from lib.bench.findings.structured_output.mask_rows import row_of
 from lib.bench.findings.values import cell, percent, quantity, times, value
 from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
 
 STEP_GOAL, GOAL_BATCH = 0.05, 16  # masks may add this share to a step of this batch
+AT_MOST = f"at most {1 + STEP_GOAL:g}"  # the prediction, as the table at the chapter's end names it
 KINDS = {
     "few states": "an automaton of few states",
     "new states": "an automaton that counts",
@@ -41,7 +42,9 @@ def walk(run: Any) -> dict[str, str]:
 def cost(run: Any, kind: str) -> Finding:
     """What a mask of this kind adds to a step of GOAL_BATCH sequences, as a share of the step without.
 
-    kind of the finding: "within", "above", "cannot tell" (the samples differ by more than the cost) or "missing".
+    kind of the finding: "within", "above", "missing", or "cannot tell" where the samples differ by
+    more than STEP_GOAL and either share a range with those of a step without masks, or lie on both
+    sides of the goal.
     """
     series = run["step_by_batch"]
     row = row_of(series, "batch", GOAL_BATCH)
@@ -53,23 +56,28 @@ def cost(run: Any, kind: str) -> Finding:
     spread = max(v.spread or 0.0 for v in (free, bound))
     both = f"{quantity(bound.middle, 's')} against {quantity(free.middle, 's')}"
     more = "longer" if ratio >= 1 else "less"
-    said = f"with {name}, a step of {GOAL_BATCH} sequences takes {100 * abs(ratio - 1):.1f} % {more} ({both})"
-    if spread > STEP_GOAL and abs(ratio - 1) <= spread:
-        text = f"{said}, less than the {percent(spread)} by which the steps of one kind differ, so this run cannot tell"
+    change = f"{100 * abs(ratio - 1):.1f} % {more} ({both})"
+    said = f"with {name}, a step of {GOAL_BATCH} sequences takes {change}"
+    limit, unsure = (1 + STEP_GOAL) * free.middle, ""
+    if bound.overlaps(free):
+        unsure = "whether masks make it longer"
+    elif bound.count > 1 and bound.low <= limit <= bound.high:
+        unsure = f"whether that is within the goal of {percent(STEP_GOAL)}"
+    if unsure and spread > STEP_GOAL:
+        text = f"{said}; steps of one kind differ by {percent(spread)}, so this run cannot tell {unsure}"
         return Finding(text, "cannot tell", ratio)
     if ratio - 1 <= STEP_GOAL:
-        return Finding(f"{said}, within the goal of 5 %", "within", ratio)
-    return Finding(f"{said}, more than the goal of 5 %", "above", ratio, 1)
+        return Finding(f"{said}, within the goal of {percent(STEP_GOAL)}", "within", ratio)
+    return Finding(f"{said}, more than the goal of {percent(STEP_GOAL)}", "above", ratio, 1)
 
 
-def over_free(run: Any, kind: str) -> list[float] | None:
-    """Every sample of a step with masks over the median step without, at GOAL_BATCH."""
-    series = run["step_by_batch"]
-    row = row_of(series, "batch", GOAL_BATCH)
-    free, found = number_at(series, "free", row), None if row is None else cell(series, kind, row)
-    if not free or free < 0 or found is None:
-        return None
-    return [s / free for s in (found if isinstance(found, list) else [found])]
+def judged(run: Any, kind: str) -> Finding:
+    """The verdict of `cost` for the table: its ratio, and AT_MOST as its kind where it is met."""
+    found = cost(run, kind)
+    if found.ratio is None:
+        return found
+    met = AT_MOST if found.kind == "within" else found.kind
+    return replace(found, text=f"{found.ratio:.2f}", kind=met)
 
 
 def hidden(run: Any, kind: str) -> Finding:
