@@ -284,7 +284,11 @@ def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
     assert "Their figures and sentences come from" in summary(there, nowhere)
     for asked in ([missing], [("never shown", None)]):
         said = summary(*asked)
-        assert "Of the recorded run of" in said and "nothing can take their place" in said and "come from" not in said
+        assert (
+            "Of the recorded run of" in said
+            and "nothing can take their place" in said
+            and "come from" not in said
+        )
     said = summary(there, missing)
     assert "The figures and sentences of latency come from the recorded run" in said
     assert "For stalls, that run lacks measurements that the page needs" in said
