@@ -1268,7 +1268,7 @@ from lib.attention.fused import fused_attention
 from tests.fused_cases import compare, triton_attention
 DEVICE = {device!r}
 kernels = {{
-    "one program per head": fused_attention if DEVICE == "cuda" else triton_attention(1),
+    "one per head": fused_attention if DEVICE == "cuda" else triton_attention(1),
     "keys split": fused_attention if DEVICE == "cuda" else triton_attention(50),
 }}
 for name, kernel in kernels.items():
