@@ -1546,13 +1546,10 @@ def gated(experiment, *series, columns=tuple(KINDS), beside=None):
     """
     gate = experiments.gate(experiment)
     gate.repeats(
-        [
-            sorted(samples)[:-1]
-            for s in series
-            for column in columns
-            for samples in s.samples.get(column, [])
-        ],
-        "all turns but the slowest",
+        samples
+        for s in series
+        for column in columns
+        for samples in s.samples.get(column, [])
     )
     gate.machine(roofline, experiments.roofline)
     if beside is not None:

@@ -16,10 +16,8 @@ from lib.loadtest.run import LoadRun
 
 QUANTILES = (50, 90, 95, 99)
 ENOUGH = 100  # samples; with fewer, a p99 is little more than the maximum
-LAG_SHARE, LAG_FLOOR = (
-    0.1,
-    0.005,
-)  # a run lags if p99 lag exceeds a tenth of the median TTFT, and 5 ms
+# A run lags if a percentile of its lag exceeds a tenth of the same percentile of its TTFT, and 5 ms.
+LAG_SHARE, LAG_FLOOR = 0.1, 0.005
 SLOS = ("ttft", "tpot", "e2el")
 
 
@@ -113,9 +111,11 @@ def summarize(run: LoadRun, slo: Mapping[str, float] | None = None) -> dict[str,
 
 def _lagged(spread: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether the generator itself may have caused these times: requests sent late, or tokens noted late."""
-    ttft = spread["ttft"]["p50"] or 0.0
-    worst = max(spread[name]["p99"] or 0.0 for name in ("lag", "loop_lag"))
-    return worst > max(LAG_FLOOR, LAG_SHARE * ttft)
+    return any(
+        (spread[name][q] or 0.0) > max(LAG_FLOOR, LAG_SHARE * (spread["ttft"][q] or 0.0))
+        for name in ("lag", "loop_lag")
+        for q in (f"p{quantile}" for quantile in QUANTILES)
+    )
 
 
 def _gauges(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

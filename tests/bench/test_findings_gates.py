@@ -43,12 +43,22 @@ def test_a_gate_is_open_until_a_check_fails():
     assert gate.ok and gate.note == "" and gate.pick("this", None).label == "this run"
 
 
+def test_one_slow_repeat_of_five_closes_no_gate():
+    """The median of five is the same whether the slowest took 1.1 or 9 s; of three repeats the range counts."""
+    gate = Gate("latency")
+    assert gate.repeats([[1.0, 1.02, 1.05, 1.1, 9.0]]) and gate.repeats(
+        [[0.2, 1.0, 1.02, 1.05, 1.1]]
+    )
+    assert not Gate("latency").repeats([[1.0, 1.05, 9.0]])
+
+
 @pytest.mark.parametrize(
     "close, reason",
     [
         (lambda g: g.repeats([STEADY, WILD]), "the repeats differ by 67 %, more than 25 %"),
         (lambda g: g.repeats([Timing((1.0,))], "offline"), "fewer than 2 repeats of offline"),
         (lambda g: g.repeats([2.0]), "fewer than 2 repeats"),
+        (lambda g: g.repeats([[1.0, 1.1, 1.3, 1.7, 2.0]]), "the middle half of the repeats differs by 46 %, more than 25 %"),
         (lambda g: g.quiet({"others_mean": 0.8, "others_max": 0.9}), "other programs used 0.8 cores on average while it ran"),
         (lambda g: g.quiet({"others_mean": 0.1, "others_max": 1.9}), "other programs used up to 1.9 cores while it ran"),
         (lambda g: g.machine(roofline(5e9), roofline()), "memory bandwidth at 5 GB/s is 0.50 times this machine's record"),

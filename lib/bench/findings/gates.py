@@ -16,7 +16,7 @@ from lib.bench.measure.system_load import MEAN_SHARE
 from lib.bench.records.files import Run
 from lib.bench.records.record import Record
 
-REPEATS, SPREAD = 2, 0.25  # least repeats, and their range over their median at most
+REPEATS, SPREAD = 2, 0.25  # least repeats, and their spread over their median at most
 # Cores that other processes may use on a machine of a few cores, on average and at once.
 OTHERS_MEAN, OTHERS_MAX = 0.25, 1.0
 _LOADED = "while it ran"  # ends every reason that is about other load
@@ -63,14 +63,24 @@ class Gate:
         spread: float = SPREAD,
         least: int = REPEATS,
     ) -> bool:
-        """Each measurement has `least` repeats, and their range is at most `spread` of their median."""
+        """Each measurement has `least` repeats that agree: their spread is at most `spread` of their median.
+
+        The spread is the middle half of five repeats or more, the range of fewer: a page quotes medians, and a single
+        slow repeat moves the median of five by little, and the range by as much as it was slow.
+        """
         found = [v for v in map(value, timings) if v.known]
         of = f" of {what}" if what else ""
         few = [v for v in found if v.count < least]
-        wide = max((v.spread for v in found if v.spread is not None), default=0.0)
+        halves = [v.half_spread for v in found if v.half_spread is not None]
+        ranges = [v.spread for v in found if v.half_spread is None and v.spread is not None]
         enough = self.check(not few, f"fewer than {least} repeats{of}")
-        text = f"the repeats{of} differ by {percent(wide)}, more than {percent(spread)}"
-        return self.check(wide <= spread, text) and enough
+        agree = True
+        for name, widths in (("the repeats", ranges), ("the middle half of the repeats", halves)):
+            wide = max(widths, default=0.0)
+            verb = "differ" if widths is ranges else "differs"
+            text = f"{name}{of} {verb} by {percent(wide)}, more than {percent(spread)}"
+            agree = self.check(wide <= spread, text) and agree
+        return agree and enough
 
     def quiet(
         self,

@@ -18,16 +18,23 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 _SMALLEST, _LARGEST = 1e-18, 1e30
+_QUARTERS = (
+    5  # with fewer repeats, quartiles are interpolated between values that say little about them
+)
 
 
 @dataclass(frozen=True)
 class Value:
-    """A measured value: `middle` (None: not measured), and `low` to `high`, the range of its `count` repeats."""
+    """A measured value: `middle` (None: not measured), and `low` to `high`, the range of its `count` repeats.
+
+    half: width of the middle half of the repeats, from the 25th to the 75th percentile; None for fewer than five.
+    """
 
     middle: float | None
     low: float | None = None
     high: float | None = None
     count: int = 0
+    half: float | None = None
 
     @property
     def known(self) -> bool:
@@ -39,6 +46,16 @@ class Value:
         if self.middle is None or self.count < 2:
             return None
         return (self.high - self.low) / abs(self.middle) if self.middle else math.inf
+
+    @property
+    def half_spread(self) -> float | None:
+        """Width of the middle half over the middle; None for fewer than five repeats.
+
+        It says how well the middle is known: one repeat that another program disturbed moves the range, not the middle.
+        """
+        if self.middle is None or self.half is None:
+            return None
+        return self.half / abs(self.middle) if self.middle else math.inf
 
     def overlaps(self, other: "Value") -> bool:
         """Whether the two ranges share a point, and at least one of them is a range and not one number."""
@@ -62,7 +79,9 @@ def value(measured: Measured) -> Value:
         return Value(None)
     few = len(finite) < 10
     low, high = (percentile(finite, q) for q in ((0, 100) if few else (10, 90)))
-    return Value(percentile(finite, 50), low, high, len(finite))
+    quarters = [percentile(finite, q) for q in (25, 75)] if len(finite) >= _QUARTERS else None
+    half = quarters[1] - quarters[0] if quarters else None
+    return Value(percentile(finite, 50), low, high, len(finite), half)
 
 
 def _is_measurable(number: float) -> bool:
