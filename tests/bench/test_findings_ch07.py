@@ -271,3 +271,17 @@ def test_an_excerpt_is_the_lines_between_and_refuses_what_is_not_there():
     for first, last in (("while", "+="), ("for i", "total = 0")):
         with pytest.raises(ValueError, match="no line of sample"):
             excerpt(sample, first, last)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.75, 0.9, 1.0, 1.1, 5.0])
+@pytest.mark.parametrize("noise", [0.02, 0.4])
+def test_a_comparison_and_its_verdict_agree(data, factor, noise):
+    """Where the words cannot tell two steps apart, neither they nor the table judge a prediction of no difference."""
+    series = data["measurements"][STEPS]
+    for kind, middle in (("contiguous", 0.3), ("fused", 0.3 * factor)):
+        series["columns"][kind][-1] = middle
+        series["samples"][kind][-1] = [(1 - noise) * middle, middle, (1 + noise) * middle]
+    found = said(data)["step_fused_finding"]
+    verdict = next(p for p in ch07.predictions(Run(data)) if "whole step: fused" in p.claim).verdict
+    assert ("cannot tell a fused step" in found) == found.endswith("this run cannot tell.")
+    assert found.endswith("this run cannot tell.") == (verdict == "this run cannot tell")

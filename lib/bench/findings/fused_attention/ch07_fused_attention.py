@@ -29,6 +29,7 @@ from lib.bench.findings.fused_attention.fused_step import realistic, realistic_r
 from lib.bench.findings.fused_attention.fused_warm import second_model_rows, warm_caches
 from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import percent, times
+from lib.bench.findings.vocabulary import ratio_range
 from lib.bench.measure.roofline import Roofline
 
 __all__ = ["bound_by", "broke", "caches", "chunks", "compiling", "gather_parts", "hot_bytes", "layer", "once", "predictions", "realistic",
@@ -56,19 +57,19 @@ def predictions(
     found = [
         Prediction(
             "attention of a layer: gather over contiguous, by bytes",
-            fused_layer.foretold(run, "gather"), fused_rows.measured(run, "gather"), slow, "×",
+            fused_layer.foretold(run, "gather"), fused_rows.measured_range(run, "gather"), slow, "×",
         ),
         Prediction(
             "attention of a layer: fused over contiguous, by bytes",
-            1.0, fused_rows.measured(run, "fused"), slow, "×",
+            1.0, fused_rows.measured_range(run, "fused"), slow, "×",
         ),
         Prediction(
             "the same for the gather, by warm caches plus bytes",
-            fused_warm.added_ratio(warm, "gather"), fused_rows.measured(warm, "gather"), "", "×",
+            fused_warm.added_ratio(warm, "gather"), fused_rows.measured_range(warm, "gather"), "", "×",
         ),
         Prediction(
             "the same for fused, by warm caches plus bytes",
-            fused_warm.added_ratio(warm, "fused"), fused_rows.measured(warm, "fused"), _overlap(warm), "×",
+            fused_warm.added_ratio(warm, "fused"), fused_rows.measured_range(warm, "fused"), _overlap(warm), "×",
         ),
         Prediction(
             "copy of the gather over attention in one piece, by bytes",
@@ -76,16 +77,16 @@ def predictions(
         ),
         Prediction(
             "fused kernel: float32 over half precision, by bytes",
-            2.0, fused_rows.over(fused_rows.largest(run, "fused"), fused_rows.largest(run, "fused_half")),
+            2.0, ratio_range(fused_rows.largest(run, "fused"), fused_rows.largest(run, "fused_half")),
             _left(fused_warm.warm_share(warm, "fused"), "the fused kernel"), "×",
         ),
         Prediction(
             "whole step: gather over contiguous, by bytes",
-            fused_step.predicted_ratio(steps, "gather"), fused_step.measured_ratio(steps, "gather"), "", "×",
+            fused_step.predicted_ratio(steps, "gather"), fused_step.measured_range(steps, "gather"), "", "×",
         ),
         Prediction(
             "whole step: fused over contiguous, by bytes",
-            1.0, fused_step.measured_ratio(steps, "fused"), _faster_kernel(run, steps), "×",
+            1.0, fused_step.measured_range(steps, "fused"), _faster_kernel(run, steps), "×",
         ),
         Prediction(
             "whole step: fused over contiguous, the goal",

@@ -91,7 +91,11 @@ def broke(run: Any) -> dict[str, str]:
         why = f" The contiguous read itself uses only {percent(slow)} of the bandwidth, so its time is not the time of its bytes."
         if _on_cpu(run):
             why += _PROFILE
-    failed = "so the prediction failed" if "failed" in kinds else "not quite as predicted"
+    failed = "so the prediction failed"
+    if "failed" not in kinds:
+        failed = "not quite as predicted"
+        if "little" not in kinds:
+            failed = "and this run cannot tell whether the prediction holds"
     return {"broke_finding": f"{said}, {failed}.{why}"}
 
 

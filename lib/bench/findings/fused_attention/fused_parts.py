@@ -27,6 +27,7 @@ from lib.bench.findings.vocabulary import (
     capital,
     compare,
     missing,
+    ratio_range,
     versus_prediction,
 )
 
@@ -53,9 +54,9 @@ def part(run: Any, name: str, what: str = "seconds") -> Measured:
     return cell(series, what, series["part"].index(name))
 
 
-def copy_over_piece(run: Any) -> float | None:
+def copy_over_piece(run: Any) -> Measured:
     """The copy's time over that of attention over one piece; the bytes say 2."""
-    return over(part(run, NEW), part(run, PIECE))
+    return ratio_range(part(run, NEW), part(run, PIECE))
 
 
 def gather_parts(run: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ from lib.bench.findings.vocabulary import (
     Finding,
     compare,
     missing,
+    ratio_range,
     share,
     versus_bound,
     versus_prediction,
@@ -51,8 +52,13 @@ def measured_ratio(run: Any, kind: str) -> float | None:
     return over(last(run, kind), last(run, "contiguous"))
 
 
+def measured_range(run: Any, kind: str) -> Measured:
+    """The same with the range of the repeats, as a verdict needs it."""
+    return ratio_range(last(run, kind), last(run, "contiguous"))
+
+
 def judged(run: Any, kind: str) -> Finding:
-    return versus_prediction(predicted_ratio(run, kind), measured_ratio(run, kind), "×")
+    return versus_prediction(predicted_ratio(run, kind), measured_range(run, kind), "×")
 
 
 def step(run: Any, alone: Any = None) -> dict[str, str]:

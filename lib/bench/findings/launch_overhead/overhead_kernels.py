@@ -73,7 +73,7 @@ def kernels(run: Any) -> dict[str, str]:
         if found.kind != "missing":
             half += f"{'Bfloat16 has half the bytes. ' if not half else ' '}{capital(layout)}, at batch 1, {found}."
             if found.kind in ("number", "several") and found.ratio < 1 / 2.2:
-                half += " More than twice is not for the bytes alone: another kernel computes it."
+                half += " The bytes alone explain 2 times at most, so the two kernels differ too."
     head = compare(
         *(cell(series, f"{k}, float32", 0) for k in ("packed", "F.linear")),
         "a kernel whose weights are laid out for it",

@@ -117,7 +117,8 @@ def share_trend(run: Any) -> Finding:
 def around_growth(run: Any) -> float | None:
     """How many times the seconds of Python and the small operators grow from the first batch to the last."""
     first, last = around_shares(run)
-    steps = [positive(cell(run[STEPS], "plain", row)) for row in (0, -1)]
+    # The step that the sentences quote: at batch 1 the one that was timed first.
+    steps = [positive(cell(run[LAUNCHES], "step", 0)), positive(cell(run[STEPS], "plain", -1))]
     if not first or not last or None in steps:
         return None
     return growth(first * steps[0], last * steps[1])

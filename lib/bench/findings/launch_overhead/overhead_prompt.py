@@ -14,6 +14,7 @@ from lib.bench.findings.vocabulary import (
     capital,
     compare,
     missing,
+    ratio_range,
     share,
     versus_bound,
     versus_prediction,
@@ -62,10 +63,6 @@ def prefill(run: Any) -> dict[str, str]:
 
 
 def prompt_ratio(run: Any) -> Measured:
-    """Time of a prompt on the packed engine over the median of the plain one, sample by sample."""
+    """Time of a prompt on the packed engine over the plain one's, with the range of the repeats."""
     series = run["prefill"]
-    plain = positive(cell(series, "plain", 0))
-    packed = cell(series, named(series, PACKED), 0)
-    if not plain or packed is None:
-        return None
-    return [s / plain for s in packed] if isinstance(packed, list) else packed / plain
+    return ratio_range(cell(series, named(series, PACKED), 0), cell(series, "plain", 0))
