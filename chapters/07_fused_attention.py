@@ -1248,6 +1248,8 @@ table(
     [[kind, *found] for kind, found in leaks.items()],
     headers=["NaN in unused slots", "sequence of 40", "sequence of 9"],
 )
+
+# %% tags=["remove-cell"]
 glue_all(words.unused_slots(leaks))
 
 # %% [markdown]

@@ -395,8 +395,9 @@ def test_chapter_8_a_flat_function_that_is_no_faster_limits_nothing(flat, most):
 
 def test_chapter_8_says_whose_profile_it_quotes():
     run = Run(chapter_8())
-    own, quoted = (ch08.by_kind(r)["kinds_finding"] for r in (run, Shown(run)))
-    assert quoted == f"In the recorded run, {own[:1].lower()}{own[1:]}"
+    for words, name in ((ch08.by_kind, "kinds_finding"), (ch08.model, "corrected_finding")):
+        own, quoted = (words(r)[name] for r in (run, Shown(run)))
+        assert quoted == f"In the recorded run, {own[:1].lower()}{own[1:]}"
 
 
 def test_chapter_8_a_rate_beyond_the_bound_blames_the_ceiling():

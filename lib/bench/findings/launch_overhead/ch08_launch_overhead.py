@@ -35,6 +35,7 @@ from lib.bench.findings.launch_overhead.overhead_step import bound_and_count, fi
 from lib.bench.findings.launch_overhead.overhead_whole_way import whole_way
 from lib.bench.findings.launch_overhead.peer_limit import peer_limit
 from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import Measured, cell, number, positive, quantity, times, value
 from lib.bench.findings.vocabulary import capital, missing, share, versus_prediction
 from lib.bench.measure import counts
@@ -84,7 +85,9 @@ def model(run: Any) -> dict[str, str]:
         corrected.append(f"The packed step {where}: {versus_prediction(want, got)}.")
     return {
         "broke_finding": broke,
-        "corrected_finding": " ".join(corrected) or missing("the packed step").sentence,
+        "corrected_finding": of_record(run, " ".join(corrected))
+        if corrected
+        else missing("the packed step").sentence,
     }
 
 
