@@ -91,6 +91,9 @@ from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.fused_attention import ch07_fused_attention as words
 from lib.bench.findings.fused_attention import kernel_limits
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import time_taken
+from lib.bench.findings.shown import Shown
+from lib.bench.findings.values import quantity, times
 from lib.bench.measure import attention_cost, counts
 from lib.bench.measure.free_bytes import free_bytes
 from lib.bench.measure.kernel_resources import why_not_compiled
@@ -160,7 +163,7 @@ if llm.weights == "random":
 # {glue:text}`count_batch` sequences of {glue:text}`count_context` tokens:
 
 # %%
-COUNT_BATCH, COUNT_CONTEXT = pick(smoke=(2, 32), cpu=(64, 512), gpu=(64, 512))
+COUNT_BATCH, COUNT_CONTEXT = 64, 512
 TRANSFERS = {
     "contiguous": 1,
     "gather": 3,
@@ -267,27 +270,29 @@ alone = {
 show_source(attention_cost.attention_time)
 table(
     [
-        [name, f"{1e3 * alone[name]:.2f}", f"{1e3 * whole[name]:.1f}",
+        [name, quantity(alone[name], "s"), quantity(whole[name], "s"),
          f"{whole[name] / whole['contiguous']:.2f}"]
         for name in TRANSFERS
     ],
-    headers=["", "one layer, ms", "whole step, ms", "over contiguous"],
+    headers=["", "one layer", "whole step", "whole step over contiguous"],
 )  # fmt: skip
 INTENSITY = 2 / 4 * group
 glue("intensity", INTENSITY, ".1f")
 glue("ridge", roofline.ridge("float32"), ".1f")
 glue("bandwidth", roofline.bandwidth / 1e9, ".1f")
 glue("group", group)
-glue("card_time", words.recorded_time(experiments.recorded))
+glue("card_time", time_taken(experiments.recorded, "two minutes"))
 glue_all(words.bound_by(INTENSITY, roofline))
+glue("predicted_layer", times(alone["gather"] / alone["contiguous"]))
 glue("predicted_gather", whole["gather"] / whole["contiguous"], ".2f")
 
 # %% [markdown]
 # {glue:text}`model` has {glue:text}`group` query heads per K/V head, hence {glue:text}`intensity` FLOP/byte in float32.
 # This machine reads {glue:text}`bandwidth` GB/s, and with large matrix products it could do {glue:text}`ridge` FLOP for
 # each byte. {glue:text}`bound_by` The predictions to test: *fused attention takes as long as contiguous attention, and
-# the gather three times as long; a fused step takes as long as a contiguous one, and a gathered step
-# {glue:text}`predicted_gather` times as long.* The table near the end of the chapter judges them.
+# the gather {glue:text}`predicted_layer` as long; a fused step takes as long as a contiguous one, and a gathered step
+# {glue:text}`predicted_gather` times as long.* The table near the end of the chapter judges them. They count a write as
+# one transfer. A processor may also read each line of memory before it writes to it; then the copy costs more.
 #
 # ## Build: a softmax over tiles of keys
 #
@@ -481,8 +486,8 @@ glue("rescalings", sum(a[0] < b[0] for a, b in zip(states, states[1:])))
 glue("walk_blocks", len(states))
 
 # %% [markdown]
-# In {numref}`fig-07-walk` the peak grew {glue:text}`rescalings` times after the first of {glue:text}`walk_blocks`
-# blocks. Only then is there something to rescale.
+# Of the {glue:text}`walk_blocks` blocks in {numref}`fig-07-walk`, {glue:text}`rescalings` after the first brought a
+# larger score. Only then is there something to rescale.
 #
 # **Step 4: states merge.** A state is the triple of peak, norm and accumulator. Two walks over different keys leave two
 # states, and the same correction combines them:
@@ -1092,8 +1097,8 @@ if all(checked):
 # a pool that holds NaN in every slot that no sequence uses. In float32 we ask for $10^{-5}$. In bfloat16 the reference
 # gets the same rounded keys, values and queries. The CPU kernel's sums are float32, so only the rounding of the output
 # may differ. bfloat16 has 8 significant bits, and rounding errs by at most half of the last: $2^{-8}$ of the number at
-# the worst. Where a matrix product takes over, for long chunks on a CPU and for most of the work on a GPU, the weights
-# are rounded before they meet the values, and we allow twice that.
+# the worst. Where a matrix product takes over, for long chunks on a CPU and for all work on a GPU, the weights are
+# rounded before they meet the values, and we allow twice that.
 
 # %% tags=["hide-input"]
 half = torch.bfloat16
@@ -1244,9 +1249,12 @@ table(
     headers=["NaN in unused slots", "sequence of 40", "sequence of 9"],
 )
 
+# %% tags=["remove-cell"]
+glue_all(words.unused_slots(leaks))
+
 # %% [markdown]
-# The fused kernel never reads unused slots, so their contents cannot change its output. The other two need finite
-# numbers in unused memory, which no part of the engine guarantees.
+# The fused kernel never reads unused slots, so their contents cannot change its output.
+# {glue:text}`unused_slots_finding`
 #
 # ### The kernels for CUDA, without a GPU
 #
@@ -1262,7 +1270,7 @@ from lib.attention.fused import fused_attention
 from tests.fused_cases import compare, triton_attention
 DEVICE = {device!r}
 kernels = {{
-    "one program a head": fused_attention if DEVICE == "cuda" else triton_attention(1),
+    "one per head": fused_attention if DEVICE == "cuda" else triton_attention(1),
     "keys split": fused_attention if DEVICE == "cuda" else triton_attention(50),
 }}
 for name, kernel in kernels.items():
@@ -1301,7 +1309,7 @@ else:
 # decode step's attention through all layers, storing included, divided by the number of layers. Two precautions are
 # needed. Each layer has its own keys, as in a model. And before every sample we read a large array, so that no sample
 # finds its keys in the processor's caches; in a real step, reading the weights has this effect. The three ways take
-# turns. On a GPU a third precaution is needed. Python takes longer to start the kernels of a layer than the GPU takes
+# turns. In the tables, "slots" is the contiguous cache, which has one slot per sequence. On a GPU a third precaution is needed. Python takes longer to start the kernels of a layer than the GPU takes
 # to run them, and a clock around such calls would measure Python. So there all layers are recorded as one CUDA graph
 # (chapter 8), and what is timed is its replay, which one call starts.
 
@@ -1533,8 +1541,11 @@ if first_calls:
     )
 
 
-def gated(experiment, *series, columns=tuple(KINDS)):
-    """The run to draw and quote: this one, if its gate is open."""
+def gated(experiment, *series, columns=tuple(KINDS), beside=None):
+    """The run to draw and quote: this one, if its gate is open.
+
+    beside: the run of another experiment with which the page compares it.
+    """
     gate = experiments.gate(experiment)
     gate.repeats(
         samples
@@ -1543,6 +1554,11 @@ def gated(experiment, *series, columns=tuple(KINDS)):
         for samples in s.samples.get(column, [])
     )
     gate.machine(roofline, experiments.roofline)
+    if beside is not None:
+        gate.check(
+            not beside.reason,
+            "it is compared with an experiment that could not be shown",
+        )
     return experiments.pick(gate, record)
 
 
@@ -1673,7 +1689,7 @@ hot = record.add(
     params={"batch": HOT, "context": CONTEXT},
     points=hot_points,
 )
-warm = gated("warm caches", hot, by_batch)
+warm = gated("warm caches", hot, by_batch, beside=alone)
 table(
     [
         [r["protocol"], *(us(r[kind]) for kind in KINDS),
@@ -1687,7 +1703,7 @@ glue("hot_batch", warm["hot_and_cold"].params["batch"])
 glue("hot_context", warm["hot_and_cold"].params["context"])
 glue_all(words.layer(alone))
 glue_all(words.warm_caches(warm))
-glue_all(words.compiling(alone))
+glue_all(words.compiling(Shown(record) if first_calls else alone))
 
 # %% [markdown]
 # {glue:text}`warm_finding`
@@ -1722,21 +1738,22 @@ table(
 # thread has to skip the other heads' rows.
 
 # %% tags=["hide-input"]
+PARTS_BATCH, PARTS_CONTEXT = pick(smoke=(2, 32), cpu=(64, 512), gpu=(64, 512))
 with torch.inference_mode():
-    slots, _, _ = laid_out("contiguous", COUNT_BATCH, COUNT_CONTEXT)
-    pool, scheduled, _ = laid_out("paged", COUNT_BATCH, COUNT_CONTEXT)
+    slots, _, _ = laid_out("contiguous", PARTS_BATCH, PARTS_CONTEXT)
+    pool, scheduled, _ = laid_out("paged", PARTS_BATCH, PARTS_CONTEXT)
     gathered = GatherAttention(pool)
     batch = Batch.build(scheduled, BLOCK, device)
     tables = batch.block_table.long()
     q, k, v = (
-        torch.randn(COUNT_BATCH, heads, config.head_dim, device=device)
+        torch.randn(PARTS_BATCH, heads, config.head_dim, device=device)
         for heads in (
             config.num_heads,
             config.num_kv_heads,
             config.num_kv_heads,
         )
     )
-    mask = length_mask(batch.seq_lens, COUNT_CONTEXT)
+    mask = length_mask(batch.seq_lens, PARTS_CONTEXT)
     layers = range(config.num_layers)
     shape = (tables.numel(), *pool.k.shape[2:])
     kept = [torch.empty(shape, device=device) for _ in range(2)]
@@ -1769,7 +1786,7 @@ with torch.inference_mode():
             attend(q[:, None], slots.k[n], slots.v[n], 1, mask) for n in layers
         ]
 
-    apart = (COUNT_BATCH, config.num_kv_heads, COUNT_CONTEXT, config.head_dim)
+    apart = (PARTS_BATCH, config.num_kv_heads, PARTS_CONTEXT, config.head_dim)
 
     def heads_apart():
         for n in layers:
@@ -1807,8 +1824,8 @@ parts_series = record.add(
     "gather_parts",
     unit="s",
     params={
-        "batch": COUNT_BATCH,
-        "context": COUNT_CONTEXT,
+        "batch": PARTS_BATCH,
+        "context": PARTS_CONTEXT,
         "per": "layer",
         "memory_kept": MEMORY_KEPT,
     },  # fmt: skip
@@ -2062,7 +2079,7 @@ table(
 
 # %% tags=["remove-input"]
 last = steps.rows()[-1]
-glue_all(words.step(whole))
+glue_all(words.step(whole, alone))
 record.headline(
     "decode step, fused paged over contiguous, largest batch",
     last["fused"] / last["contiguous"],
@@ -2196,16 +2213,12 @@ glue_all(words.realistic())
 # %% [markdown]
 # {glue:text}`realistic_finding` These are bounds, and the table of predictions below says how well bounds of this kind
 # described this machine. They assume that the small products of attention run at the rate of large ones. On a GPU,
-# tensor cores and split keys serve this purpose; this book has not measured whether they suffice.
+# tensor cores and split keys are meant to achieve this; this book has not measured whether they do.
 #
 # ## What broke, and how this benchmark could mislead
 #
 # **Bytes taken for time.** The chapter's first prediction was that bytes are time: one transfer for slots and for the
-# fused kernel, three for the gather. {glue:text}`broke_finding` In a profile on the AMD EPYC of the recorded run,
-# nearly all samples within PyTorch's attention fell into one function of its mathematics library, a product of small
-# matrices (`mkl_blas_def_sgemm_pst`; `def` is the library's variant for any processor). A decode step gives it
-# {glue:text}`group` rows of queries per K/V head, and a matrix product with so few rows does not come near the rate of
-# a large one. So the contiguous baseline was slow, which makes the gather's copy look cheap and the fused kernel fast.
+# fused kernel, three for the gather. {glue:text}`broke_finding`
 #
 # **A mask instead of a count.** A tile can reach beyond the end of the sequence. An obvious solution computes all of
 # its scores and hides some. The table of unused slots with NaN, above, shows how that fails.
@@ -2299,8 +2312,8 @@ glue_all(words.shuffled(mixed))
 # More questions about such a benchmark:
 #
 # - **Which ratio of heads?** The intensity of attention is $H_q / H_{kv}$ times $2/b$ ({eq}`eq-07-intensity`). With
-#   eight query heads per K/V head, attention does eight times as many operations per byte as with one, and arithmetic
-#   is the limit for more kernels. Here the ratio is {glue:text}`group`.
+#   eight query heads per K/V head, attention does eight times as many operations per byte as with one, so that a kernel
+#   is more often limited by arithmetic. Here the ratio is {glue:text}`group`.
 # - **Which baseline?** A gather written in Python, as in the published engine {cite}`achi9629engine`, makes any kernel
 #   look fast. The right baseline is a fast contiguous read. {glue:text}`baseline_finding`
 # - **Equal lengths.** All sequences of the sweeps are equally long. Slots and gather pad a batch of different lengths
@@ -2312,10 +2325,10 @@ glue_all(words.shuffled(mixed))
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-foretold = words.predictions(warm, taken_apart, whole)
+foretold = words.predictions(alone, taken_apart, whole, warm)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
-glue_all(words.broke(warm))
+glue_all(words.broke(alone))
 
 # %% [markdown]
 # {glue:text}`predictions_tally`. A deviation has a cause in the last column only where this chapter measured one.
@@ -2334,8 +2347,8 @@ glue_all(words.broke(warm))
 #
 # Ours lacks these. Which of them would gain most on a GPU is not measured here:
 #
-# - **Decode on tensor cores for every group, and tiles that fit the hardware.** Ours are fixed by hand, and there is no
-#   TMA, no pipeline of loads beyond what Triton's compiler makes, no warp specialisation.
+# - **Tiles tuned to each GPU.** Ours are chosen by hand, by what fits into the registers. There is no TMA, no pipeline
+#   of loads beyond what Triton's compiler makes, no warp specialisation.
 # - **A split plan that follows lengths.** Our number of splits comes from the shape of the batch, so one long sequence
 #   among many short ones is split no more than they are. FlashInfer's plan is balanced and still safe for graphs.
 # - **fp8 and 4-bit keys and values**, with scales. Each halving of the bytes halves the bound.
@@ -2380,16 +2393,17 @@ glue_all(words.broke(warm))
 # :::{exercise} A state is a value
 # :label: ex-07-3
 #
-# Prove that merging is associative, and say why the parallel kernel needs this and the order in which threads finish
-# does not matter to *what* is computed but does to its last bits.
+# Prove that merging is associative. Why does the parallel kernel need this? And why does it merge the states in a fixed
+# order, and not in the order in which the threads finish?
 # :::
 #
 # ```{solution} ex-07-3
 # :class: dropdown
 # A state stands for the pair of true sums $(e^{m} \ell,\; e^{m} a)$. Merging adds the pairs; the choice of $m$ is only
-# how they are written down. Addition is associative and commutative, so merging is. In floating point, the rounding
-# depends on the order. `attend` merges cuts in a fixed order after all threads are done, so the same batch on the same
-# number of threads gives the same bits.
+# how they are written down. Addition is associative and commutative, so merging is. So the kernel may cut a sequence
+# anywhere and merge what the threads computed. In floating point, the rounding depends on the order, and the order in
+# which threads finish differs from run to run. `attend` merges cuts in a fixed order after all threads are done, so the
+# same batch on the same number of threads gives the same bits.
 # ```
 #
 # :::{exercise} Where to hand over

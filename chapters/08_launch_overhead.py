@@ -9,7 +9,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | four minutes | 8 GB | SmolLM2 (93 MB) |
+# | laptop, two cores | {glue:text}`card_time` | 8 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | three minutes, by estimate | 8 GB | the same |
 #
 # **Adds to `lib/`.** `models/packed.py`: weights laid out as the CPU's matrix kernel reads them. `models/fused/` and
@@ -27,8 +27,7 @@
 #
 # Some of it is spent on starting operations. {glue:text}`head_count_finding` Another part may be a slow **kernel**, the
 # program that computes an operation on the processor: the same products, computed by another kernel, can take another
-# time. Here, for one sequence: {glue:text}`head_kernel_finding` The total time of a step does not separate the two, so
-# we measure its parts.
+# time. {glue:text}`head_kernel_finding` The total time of a step does not separate the two, so we measure its parts.
 #
 # {glue:text}`experiments_shown`
 
@@ -77,6 +76,7 @@ from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.launch_overhead import ch08_launch_overhead as words
 from lib.bench.findings.launch_overhead import overhead_fused, overhead_host
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import time_taken
 from lib.bench.findings.vocabulary import capital
 from lib.bench.measure import busy_machine, counts, flame, step_parts
 from lib.bench.measure.busy_machine import GNU_DEFAULT, PASSIVE
@@ -208,23 +208,7 @@ def step_bound(batch):
 
 
 # %%
-first = {
-    batch: step_times({"plain": plain}, batch)["plain"] for batch in (1, ROWS)
-}
-
-# %% tags=["remove-input"]
-table(
-    [
-        [
-            batch,
-            f"{1e3 * step_bound(batch):,.1f}",
-            f"{1e3 * timing.median:,.1f}",
-            f"{timing.median / step_bound(batch):.1f}",
-        ]
-        for batch, timing in first.items()
-    ],
-    headers=["batch", "bound (ms)", "step (ms)", "measured / bound"],
-)
+first = step_times({"plain": plain}, 1)["plain"]
 
 # %% tags=["remove-cell"]
 record = Record(
@@ -237,8 +221,14 @@ record = Record(
     roofline=roofline,
 )
 experiments = Experiments("08_launch_overhead", device)
+glue("card_time", time_taken(experiments.recorded, "four minutes"))
 
 # %% [markdown]
+# | | bound | step | measured / bound |
+# | --- | --- | --- | --- |
+# | batch 1 | {glue:text}`bound_one` | {glue:text}`step_one` | {glue:text}`over_one` |
+# | {glue:text}`rows_name`, measured further below | {glue:text}`bound_rows` | {glue:text}`step_rows` | {glue:text}`over_rows` |
+#
 # {glue:text}`step_finding`
 #
 # ```{calculator} roofline
@@ -312,19 +302,6 @@ with torch.inference_mode():
     )
 starting = total_ops * per_operator
 
-# %% tags=["remove-input"]
-table(
-    [
-        ["operators in a decode step at batch 1", f"{total_ops:,}"],
-        [f"the same at batch {ROWS}", f"{many_ops:,}"],
-        ["at batch 1, of which compute or move something", f"{real_ops:,}"],
-        ["of which are products with weights", products],
-        ["one tiny operator (µs)", f"{1e6 * per_operator:.2f}"],
-        ["all of them (ms)", f"{1e3 * starting:.2f}"],
-    ],
-    headers=["", "counted or measured"],
-)
-
 # %% tags=["remove-cell"]
 record.add(
     "launches",
@@ -335,7 +312,7 @@ record.add(
             "computing": real_ops,
             "per_operator": per_operator,
             "bound": step_bound(1),
-            "step": first[1],
+            "step": first,
             "operators_rows": many_ops,
         }
     ],
@@ -343,6 +320,15 @@ record.add(
 glue("products", products)
 
 # %% [markdown]
+# | | counted or measured |
+# | --- | --- |
+# | operators in a decode step at batch 1 | {glue:text}`operators_one` |
+# | the same at {glue:text}`rows_name` | {glue:text}`operators_rows` |
+# | of those at batch 1, how many compute or move something | {glue:text}`operators_computing` |
+# | of these, how many are products with weights | {glue:text}`products` |
+# | one tiny operator | {glue:text}`start_one` |
+# | as long for each operator of the step at batch 1 | {glue:text}`start_all` |
+#
 # With $N_\text{op}$ operators and $t_\text{op}$ for each start, the time of a step has a third term. Python adds a
 # fourth, $t_\text{Py}$: the scheduler, the batch, the calls of modules, the sampler. On a CPU the same processor does
 # all of it, so the terms add up:
@@ -414,16 +400,17 @@ record.add(
     ],
 )
 step_gate = experiments.gate("the step against its bound")
-step_gate.repeats(first.values())
+step_gate.repeats([first])
 step_gate.machine(roofline, experiments.roofline)
 kind_gate = experiments.gate("time by kind")
-_ = kind_gate.machine(roofline, experiments.roofline)
+kind_gate.machine(roofline, experiments.roofline)
+flame_note = kind_gate.note
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-before", "caption": "One decode step at batch 1, plain linear layers. Each frame is as wide as its time; below it are the frames that it calls; calls with the same stack are added up, so the layers appear as one. Coloured: a frame's own time, by kind. Pale: time of the frames below. The lowest row has the colours of all that lies deeper."}}
 fig, ax = figure(height=3.6)
 draw_flame(ax, before, before.seconds / before.calls, depth=11)
 ax.set_xlabel("ms")
-caution(ax, kind_gate.note)
+caution(ax, flame_note)
 fig.legend(
     *ax.get_legend_handles_labels(),
     loc="outside upper left",
@@ -604,7 +591,14 @@ show(fig, "08_products")
 
 # %% tags=["remove-cell"]
 packed_count = packed.stats()["packed_linears"]
-glue("packed_count", packed_count)
+glue(
+    "packed_layers",
+    f'In the engine, linear="packed" packed {packed_count} of {products} '
+    "layers here."
+    if CAN_PACK
+    else "On this device nothing can be packed: the engine that is called "
+    "packed below is the plain one.",
+)
 glue_all(words.kernels(by_kernel))
 
 # %% [markdown]
@@ -612,8 +606,7 @@ glue_all(words.kernels(by_kernel))
 #
 # {glue:text}`half_finding`
 #
-# In the engine, `linear="packed"` packed {glue:text}`packed_count` of {glue:text}`products` layers here. Since chapter
-# 1, q, k and v are one product, and so are gate and up.
+# {glue:text}`packed_layers` Since chapter 1, q, k and v are one product, and so are gate and up.
 #
 # ### The model of a step, corrected
 #
@@ -991,7 +984,7 @@ glue("ladder_64", 64)
 glue("ladder_sizes_64", len(ladder(64)))
 
 # %% [markdown]
-# The sequences have different lengths and end at different times, so batches of every size occur, and stale rows lie in
+# The sequences have different lengths and end at different times, so the batch shrinks row by row, and stale rows lie in
 # the buffers. The tokens are the oracle's. The ladder to 512 has {glue:text}`ladder_sizes` sizes and pads by
 # {glue:text}`mean_pad` rows on average.
 #
@@ -1013,10 +1006,7 @@ if CUDA:
     table(costs, headers=["engine", "sizes", "recording (s)", "memory (MiB)"])
 else:
     replayed = both = None
-    print(
-        "No CUDA GPU here: nothing was recorded or replayed, "
-        "and the record's row is empty."
-    )
+    print("No CUDA GPU here: nothing was recorded or replayed.")
 
 # %% tags=["remove-cell"]
 record.add(
@@ -1215,6 +1205,14 @@ show(fig, "08_steps")
 glue_all(words.steps(by_batch))
 gates = [step_gate, kind_gate, product_gate, batch_gate]
 whole_step = experiments.pick_for_all(gates, record)
+# What needs all four is shown only where all four can be shown.
+for gate in (step_gate, kind_gate):
+    gate.check(
+        not whole_step.reason,
+        "it is judged together with experiments that could not be shown",
+    )
+    gate.shown = whole_step
+glue_all(words.first_tables(whole_step))
 glue_all(words.bound_and_count(whole_step))
 glue_all(words.by_kind(whole_step))
 glue_all(words.model(whole_step))
@@ -1313,7 +1311,7 @@ for ax, frame, title in (
     draw_flame(ax, frame, longest, depth=11)
     ax.set_title(f"{title}: {1e3 * frame.seconds / frame.calls:.1f} ms")
 axes[1].set_xlabel("ms")
-caution_below(fig, kind_gate.note)
+caution_below(fig, flame_note)
 handles = axes[0].get_legend_handles_labels()
 fig.legend(*handles, loc="outside upper left", ncols=4, handlelength=1.0)
 show(fig, "08_flame_after")
@@ -1413,8 +1411,7 @@ gate.repeats(tidy.values())
 glue_all(words.modules(experiments.pick(gate, record)))
 
 # %% [markdown]
-# {glue:text}`modules_finding` We keep the modules, because they make the model easier to read. The measurement gives an
-# upper limit for what they cost.
+# {glue:text}`modules_finding` We keep the modules, because they make the model easier to read.
 #
 # Three more ideas are not in `lib/`: a rotation with fewer operators, additions in place, a gate multiplied in place.
 # To try one, time it in turns with the original, and compare the difference with the spread of the repeats.
@@ -1480,7 +1477,7 @@ glue_all(words.prefill(by_prompt))
 #
 # {numref}`fig-08-waterfall` shows all that the book has built so far, one optimisation per bar, all in one run and in
 # turns. Every request has {glue:text}`prompt_tokens` tokens of prompt and gets {glue:text}`new_tokens` more; the time
-# is from the first to the last. The orange bar is `transformers`' own `generate` with its cache. Without a cache, a
+# is that of all of them, prompts included. The orange bar is `transformers`' own `generate` with its cache. Without a cache, a
 # token of the largest batch costs a pass over its whole sequence, so there one pass at the mean length stands for all.
 
 # %% tags=["hide-input"]
@@ -1588,8 +1585,8 @@ record.headline("batch 1 over transformers' generate", peers, "×")
 record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
 
 # %% [markdown]
-# {glue:text}`one_sequence_finding` {glue:text}`large_batch_finding` {glue:text}`whole_way_finding` All bars have the
-# same tokens and the same machine.
+# {glue:text}`one_sequence_finding` {glue:text}`large_batch_finding` {glue:text}`whole_way_finding` Apart from the one
+# pass that stands for all, all bars are for the same tokens on the same machine.
 #
 # {glue:text}`peer_finding` {glue:text}`peer_batch_finding`
 #
@@ -1599,8 +1596,8 @@ record.headline(f"from batch 1 without a cache to batch {ROWS}", whole, "×")
 #
 # ## A busy machine: threads that wait by spinning
 #
-# The record of this chapter was made on a quiet machine; other machines may be busy. Here one other program computes
-# while a decode step runs on two threads. *On two cores it takes half of the machine, so the step should take at most
+# The times of this book are those of a quiet machine; other machines may be busy. Here one other program computes while
+# a decode step runs on two threads. *On two cores it takes half of the machine, so the step should take at most
 # twice as long.*
 #
 # An operator on two threads ends when both have finished. PyTorch and Numba both use OpenMP, and GNU's OpenMP lets the
@@ -1770,8 +1767,8 @@ pool = None
 #
 # A Llama of 7 billion parameters in bfloat16 (32 layers, the shape of Llama 2 7B) decodes on an H100: 989 TFLOP/s dense
 # and 3.35 TB/s, as NVIDIA's data sheet says, not as measured. Bytes and operations come from the functions of this
-# chapter. The host's part is an estimate: this chapter's operators per layer, an assumed 5 µs to launch each on a GPU,
-# and Python's time per layer as the profile above has it. {glue:text}`realistic_finding`
+# chapter. The host's part is an estimate: this chapter's operators per layer that compute or move something, an assumed
+# 5 µs to launch each on a GPU, and Python's time per layer as the profile above has it. {glue:text}`realistic_finding`
 #
 # Published runs of vLLM on an A100 ({ref}`sec-vllm`) show both cases with one engine. {glue:text}`vllm_host_finding`
 # {glue:text}`vllm_hidden_finding` {glue:text}`vllm_caveat_finding`
@@ -1788,7 +1785,7 @@ glue("predictions_tally", tally(foretold))
 #
 # ## In production
 #
-# vLLM does all of this. `torch.compile` turns the model into one graph, which is cut at attention, and each piece
+# vLLM does most of this. `torch.compile` turns the model into one graph, which is cut at attention, and each piece
 # becomes a CUDA graph: *piecewise* graphs, which hold for prompts and mixed batches too. Where the attention backend
 # allows it, steps that only decode are recorded whole. The
 # [`cudagraph_mode`](https://docs.vllm.ai/en/latest/design/cuda_graphs/) says which: `PIECEWISE`, `FULL`,
@@ -1818,8 +1815,7 @@ glue("predictions_tally", tally(foretold))
 # ```{solution} ex-08-1
 # :class: dropdown
 # By {eq}`eq-08-gpu` the larger one counts, the bytes or the host: launching *and* Python. {glue:text}`exercise_finding`
-# The run is that of {cite:t}`pytorch2023gptfast`. Leave Python out of the sum, and you would conclude the opposite of
-# what was measured there.
+# The run is that of {cite:t}`pytorch2023gptfast`. {glue:text}`exercise_lesson_finding`
 # ```
 #
 # :::{exercise} Break it and watch which test fails
@@ -1845,7 +1841,8 @@ glue("predictions_tally", tally(foretold))
 # ```{solution} ex-08-3
 # :class: dropdown
 # It saves the padding, at most seven rows. While a decode step is bound by bytes, a padded row adds only its own key and
-# value to them. It costs {glue:text}`ladder_64` recordings instead of {glue:text}`ladder_sizes_64`: time at load, and memory for each size's logits, which stay alive. The
+# value to them. It costs {glue:text}`ladder_64` recordings instead of {glue:text}`ladder_sizes_64`: time at load, and
+# the memory in which the driver keeps each of them. The logits take no more, since all sizes share one buffer. The
 # ladder is finer where a row is a large part of the batch.
 # ```
 #
@@ -1857,7 +1854,7 @@ glue("predictions_tally", tally(foretold))
 #
 # ```{solution} ex-08-4
 # :class: dropdown
-# Half of a layer is then one call, so guards are checked twice a layer instead of four times. But the products are in the
+# Half of a layer is then one call, so guards are checked three times per layer instead of four. But the products are in the
 # compiler's hands, and it calls the general kernel for them, unless the weights are constants that it may freeze. With
 # packed weights as arguments it refuses. One gains a wrapper and loses the layout. Try it with `linear="plain"`. The fused
 # layers of this chapter have one call and the layout, because their own kernel reads the packed weights.
@@ -1898,8 +1895,8 @@ check(8, fewest_sizes)
 #
 # ## Takeaways
 #
-# 1. A step has a third limit: the program's own time, to start operators and to run Python. The operators are counted
-#    once per step; Python also works once per sequence.
+# 1. A step has a third limit: the program's own time, to start operators and to run Python. The number of operators
+#    hardly depends on the batch; Python also works once per sequence.
 # 2. Time above the bound need not be overhead. Measure the parts of the step first: a slow kernel and overhead look the
 #    same in the total.
 # 3. Fewer calls cost less to start: fused layers on a CPU, a recorded step on a GPU. A recorded step has a fixed size,

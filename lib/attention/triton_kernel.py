@@ -30,7 +30,7 @@ def rows_of(cache, slots, head, visible, columns, KV_HEADS: tl.constexpr, SIZE: 
 def store(
     k, v, keys, values, slot_mapping, k_stride, v_stride, WIDTH: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """One program a token: its WIDTH = Hkv * D numbers of K and of V to its slot. A slot < 0
+    """One program per token: its WIDTH = Hkv * D numbers of K and of V to its slot. A slot < 0
     writes nothing."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping + token)

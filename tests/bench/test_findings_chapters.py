@@ -13,7 +13,9 @@ import lib.bench.findings
 from lib.bench.findings.forward_pass import ch01_forward_pass as ch01
 from lib.bench.findings.forward_pass import forward_latency, forward_throughput
 from lib.bench.findings.launch_overhead import ch08_launch_overhead as ch08
+from lib.bench.findings.launch_overhead import peer_limit
 from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.shown import Shown
 from lib.bench.paths import measurements_dir, repository
 from lib.bench.records.files import Run, reference
 
@@ -297,7 +299,7 @@ def columns_8(data, name):
 
 def test_chapter_8_blames_the_kernel_only_where_its_products_are_slow():
     data = chapter_8()
-    assert "The missing time is not overhead" in ch08.render(Run(data))["broke_finding"]
+    assert re.search(r"most \(\d+ %\) of the missing", ch08.render(Run(data))["broke_finding"])
     assert "kernel of the largest" in ch08.render(Run(data))["suspect_finding"]
     data = chapter_8()
     columns_8(data, "products")["F.linear, float32"][0] = 0.016
@@ -374,9 +376,11 @@ def test_chapter_8_counts_python_among_what_a_gpu_waits_for():
     data = chapter_8()
     said = ch08.render(Run(data))["exercise_finding"]
     assert "The host is the slower one" in said and "4.2 times as many" in said
+    assert ch08.render(Run(data))["exercise_lesson_finding"].startswith("Leave Python out")
     found = columns_8(data, "time_by_kind")
     found["Python"][0], found["matrix products"][0] = 0.01, 0.93
     assert "launching and Python are hidden" in ch08.render(Run(data))["exercise_finding"]
+    assert "says the opposite" in ch08.render(Run(data))["exercise_lesson_finding"]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +397,7 @@ def test_chapter_8_tells_a_collapse_from_none(busy, collapse):
     said = ch08.render(Run(data))["busy_finding"]
     assert ("does not show the slowdown" in said) != collapse
     assert "3,000 rounds and the default take about the same time" in said
-    assert "sleep at once is a little slower than the default (25 %" in said
+    assert "sleeping at once is a little slower than the default (25 %" in said
     verdict = ch08.predictions(Run(data))[-1].verdict
     assert verdict == ("the prediction failed" if collapse else "as predicted")
 
@@ -405,3 +409,61 @@ def test_chapter_8_draws_compiling_as_a_gain_only_where_it_is_one():
         found["packed and compiled"] = [factor * v for v in found["packed where faster"]]
         said = ch08.render(Run(data))["compile_finding"]
         assert ("guards and wrappers cost" in said) != gain and ("2 times as fast" in said) == gain
+    samples = data["measurements"]["step_by_batch"]["samples"]
+    samples["packed and compiled"] = [[0.5 * v, v, 2 * v] for v in found["packed where faster"]]
+    assert "guards and wrappers" not in ch08.render(Run(data))["compile_finding"], "cannot tell"
+
+
+def test_chapter_8_its_first_tables_have_the_numbers_of_its_sentences():
+    data = chapter_8()
+    cells, said = ch08.first_tables(Run(data)), ch08.render(Run(data))
+    for name, sentence in (
+        ("bound_one", "step"), ("step_one", "step"), ("bound_rows", "step"), ("step_rows", "step"),
+        ("start_one", "starting"), ("start_all", "starting"), ("operators_one", "head_count"),
+    ):  # fmt: skip
+        assert cells[name] in said[f"{sentence}_finding"], name
+    assert set(ch08.first_tables(Run({"measurements": {}})).values()) == {"–", "the largest batch"}
+
+
+@pytest.mark.parametrize(
+    "factor, said", [(0.9, "no engine that computes"), (1.05, "a little too low"), (5, "limit is none")]
+)  # fmt: skip
+def test_chapter_8_a_limit_that_was_passed_is_none(factor, said):
+    data = chapter_8()
+    most = peer_limit.limit(Run(data))
+    found = columns_8(data, "waterfall")
+    found["tok_s"] = [factor * most for _ in found["tok_s"]]
+    assert said in peer_limit.peer_limit(Run(data))["peer_limit_finding"]
+
+
+@pytest.mark.parametrize("bfloat16, more", [(0.3, True), (0.5, False), (0.9, False)])
+def test_chapter_8_half_the_bytes_explain_twice_at_most(bfloat16, more):
+    data = chapter_8()
+    found = columns_8(data, "products")
+    for kernel in ("packed", "F.linear"):
+        found[f"{kernel}, bfloat16"] = [bfloat16 * v for v in found[f"{kernel}, float32"]]
+    assert ("two kernels differ too" in ch08.render(Run(data))["half_finding"]) == more
+
+
+@pytest.mark.parametrize("flat, most", [(0.5, True), (0.95, True), (1.0, False), (1.3, False)])
+def test_chapter_8_a_flat_function_that_is_no_faster_limits_nothing(flat, most):
+    data = chapter_8()
+    found = columns_8(data, "modules")
+    found["flat"] = [flat * v for v in found["modules"]]
+    said = ch08.render(Run(data))["modules_finding"]
+    assert ("the most that the modules can cost" in said) == most
+
+
+def test_chapter_8_says_whose_profile_it_quotes():
+    run = Run(chapter_8())
+    for words, name in ((ch08.by_kind, "kinds_finding"), (ch08.model, "corrected_finding")):
+        own, quoted = (words(r)[name] for r in (run, Shown(run)))
+        assert quoted == f"In the recorded run, {own[:1].lower()}{own[1:]}"
+
+
+def test_chapter_8_a_rate_beyond_the_bound_blames_the_ceiling():
+    data = chapter_8()
+    assert "measured too low" not in ch08.render(Run(data))["one_sequence_finding"]
+    found = columns_8(data, "waterfall")
+    found["tok_s"] = [5 * v for v in found["tok_s"]]
+    assert "measured too low" in ch08.render(Run(data))["one_sequence_finding"]

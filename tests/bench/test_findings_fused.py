@@ -57,6 +57,9 @@ def test_products_over_the_bandwidth():
     said = found.fused(run())["fused_products_finding"]
     assert "1.6 times as fast" in said
     assert "100 % of the measured bandwidth, oneDNN's at 62 %" in said
+    assert "predicted: as predicted" in said
+    slower = found.fused(run(products=[0.040, 0.040]))["fused_products_finding"]
+    assert "The time of the bytes was predicted: the prediction failed." in slower
     assert "too low" not in said
     faster = found.fused(run(products=[0.040, 0.020]))["fused_products_finding"]
     assert "measured too low" in faster

@@ -25,6 +25,7 @@ def test_the_longer_side_sets_the_pace():
     assert "at least 3.70 ms, side by side 3 ms" in first, "the sampler's launch is hidden anyway"
     assert "is hidden behind the device's" in first
     assert batch and "sets the pace" in last
+    assert "10 ms, no gain: " in last and "3 ms, a gain of 23 %: " in first
     found = words.floor(run_of(device=3e-3), -1)
     assert (found.host, found.side_by_side) == pytest.approx((10e-3, 10e-3))
     assert found.one_by_one == pytest.approx(10e-3), "3 ms each of device and sampler's launch"

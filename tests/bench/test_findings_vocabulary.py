@@ -12,6 +12,7 @@ from lib.bench.findings.values import cell, number, percent, quantity, times, va
 from lib.bench.findings.vocabulary import (
     MISSING,
     compare,
+    ratio_range,
     share,
     versus_bound,
     versus_prediction,
@@ -311,3 +312,11 @@ def test_every_curve_is_fit_to_print(points, other):
 
 def _fit(text):
     assert text and not re.search(r"\b(nan|inf|None)\b|[`*]|\de\+", text), text
+
+
+def test_a_ratio_has_the_noise_of_both_values():
+    assert ratio_range([0.99, 1.0, 1.01], 0.5) == 2.0, "the repeats agree: one number"
+    assert ratio_range(3.0, [1.0, 1.5, 2.0]) == [1.5, 2.0, 3.0]
+    assert ratio_range([1.0, 2.0, 4.0], [1.0, 1.0, 2.0]) == [0.5, 2.0, 4.0]
+    assert ratio_range(None, 1.0) is None and ratio_range(1.0, 0.0) is None
+    assert versus_prediction(1.2, ratio_range(1.0, [0.6, 1.0, 2.0]), "×").kind == "cannot tell"

@@ -9,7 +9,7 @@ Introduced in chapter 1.
 
 from dataclasses import dataclass
 
-from lib.bench.findings.values import Measured, percent, quantity, times, value
+from lib.bench.findings.values import Measured, over, percent, quantity, times, value
 
 ABOUT, LITTLE, SEVERAL = 0.10, 0.25, 3.0
 MISSING = "was not measured here"
@@ -113,6 +113,19 @@ def compare(
     if direction < 0:
         inside = inside.replace(both, f"{quantity(y, unit)} against {quantity(x, unit)}")
     return Finding(f"{more} has {said} the {what} of {less} ({inside})", kind, ratio, direction)
+
+
+def ratio_range(a: Measured, b: Measured) -> Measured:
+    """a over b: one number, or the least, the middle and the largest ratio where the repeats of one differ by over 10 %.
+
+    So a prediction of the ratio is judged by the noise of both, as `compare` judges a and b.
+    """
+    ratio, first, second = over(a, b), value(a), value(b)
+    if ratio is None or max(first.spread or 0, second.spread or 0) <= ABOUT:
+        return ratio
+    if min(first.low, second.low) <= 0:
+        return ratio
+    return [first.low / second.high, ratio, first.high / second.low]
 
 
 def versus_prediction(predicted: Measured, measured: Measured, unit: str = "s") -> Finding:

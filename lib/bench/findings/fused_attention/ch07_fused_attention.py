@@ -23,24 +23,18 @@ from lib.bench.findings.fused_attention.fused_parts import (
     hot_bytes,
     once,
     shuffled,
+    unused_slots,
 )
 from lib.bench.findings.fused_attention.fused_step import realistic, realistic_rows, service, step
 from lib.bench.findings.fused_attention.fused_warm import second_model_rows, warm_caches
 from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import percent, times
+from lib.bench.findings.vocabulary import ratio_range
 from lib.bench.measure.roofline import Roofline
-from lib.bench.records.files import Run
 
 __all__ = ["bound_by", "broke", "caches", "chunks", "compiling", "gather_parts", "hot_bytes", "layer", "once", "predictions", "realistic",
-           "realistic_rows", "recorded_time", "render", "second_model_rows", "service", "shuffled", "step",
+           "realistic_rows", "render", "second_model_rows", "service", "shuffled", "step", "unused_slots",
            "warm_caches"]  # fmt: skip
-
-
-def recorded_time(run: Run | None) -> str:
-    """How long the recorded run of this hardware took, for the chapter's card."""
-    if run is None:
-        return "two minutes, by estimate"
-    return f"{round(run.seconds)} s in the recorded run ({run.label}); longer beside other programs"
 
 
 def bound_by(intensity: float, roofline: Roofline) -> dict[str, str]:
@@ -54,28 +48,28 @@ def bound_by(intensity: float, roofline: Roofline) -> dict[str, str]:
     return {"bound_by": f"{side}."}
 
 
-def predictions(run: Any, parts: Any = None, steps: Any = None) -> list[Prediction]:
-    """The chapter's predictions, for the table at its end; parts, steps: the runs of those experiments, where others."""
-    parts, steps = (run if other is None else other for other in (parts, steps))
-    warm = fused_warm.warm_share(run, "contiguous")
-    warm_kernel = fused_warm.warm_share(run, "fused")
-    slow = _left(warm, "the contiguous read")
+def predictions(
+    run: Any, parts: Any = None, steps: Any = None, warm: Any = None
+) -> list[Prediction]:
+    """The chapter's predictions, for the table at its end; parts, steps, warm: the runs of those experiments, where others."""
+    parts, steps, warm = (run if other is None else other for other in (parts, steps, warm))
+    slow = _left(fused_warm.warm_share(warm, "contiguous"), "the contiguous read")
     found = [
         Prediction(
             "attention of a layer: gather over contiguous, by bytes",
-            fused_layer.foretold(run, "gather"), fused_rows.measured(run, "gather"), slow, "×",
+            fused_layer.foretold(run, "gather"), fused_rows.measured_range(run, "gather"), slow, "×",
         ),
         Prediction(
             "attention of a layer: fused over contiguous, by bytes",
-            1.0, fused_rows.measured(run, "fused"), slow, "×",
+            1.0, fused_rows.measured_range(run, "fused"), slow, "×",
         ),
         Prediction(
             "the same for the gather, by warm caches plus bytes",
-            fused_warm.added_ratio(run, "gather"), fused_rows.measured(run, "gather"), "", "×",
+            fused_warm.added_ratio(warm, "gather"), fused_rows.measured_range(warm, "gather"), "", "×",
         ),
         Prediction(
             "the same for fused, by warm caches plus bytes",
-            fused_warm.added_ratio(run, "fused"), fused_rows.measured(run, "fused"), _overlap(run), "×",
+            fused_warm.added_ratio(warm, "fused"), fused_rows.measured_range(warm, "fused"), _overlap(warm), "×",
         ),
         Prediction(
             "copy of the gather over attention in one piece, by bytes",
@@ -83,16 +77,16 @@ def predictions(run: Any, parts: Any = None, steps: Any = None) -> list[Predicti
         ),
         Prediction(
             "fused kernel: float32 over half precision, by bytes",
-            2.0, fused_rows.over(fused_rows.largest(run, "fused"), fused_rows.largest(run, "fused_half")),
-            _left(warm_kernel, "the fused kernel"), "×",
+            2.0, ratio_range(fused_rows.largest(run, "fused"), fused_rows.largest(run, "fused_half")),
+            _left(fused_warm.warm_share(warm, "fused"), "the fused kernel"), "×",
         ),
         Prediction(
             "whole step: gather over contiguous, by bytes",
-            fused_step.predicted_ratio(steps, "gather"), fused_step.measured_ratio(steps, "gather"), "", "×",
+            fused_step.predicted_ratio(steps, "gather"), fused_step.measured_range(steps, "gather"), "", "×",
         ),
         Prediction(
             "whole step: fused over contiguous, by bytes",
-            1.0, fused_step.measured_ratio(steps, "fused"), _faster_kernel(run, steps), "×",
+            1.0, fused_step.measured_range(steps, "fused"), _faster_kernel(run, steps), "×",
         ),
         Prediction(
             "whole step: fused over contiguous, the goal",

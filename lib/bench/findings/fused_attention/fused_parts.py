@@ -3,15 +3,18 @@
 Introduced in chapter 7.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lib.bench.findings.curves import crossing, trend
-from lib.bench.findings.fused_attention.fused_rows import BATCH, HOT, versus_scaled
+from lib.bench.findings.fused_attention.fused_rows import BATCH, HOT, KINDS, versus_scaled
 from lib.bench.findings.fused_attention.fused_warm import hot
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import (
     Measured,
     cell,
     column,
+    listed,
     number,
     over,
     percent,
@@ -21,8 +24,10 @@ from lib.bench.findings.values import (
     value,
 )
 from lib.bench.findings.vocabulary import (
+    capital,
     compare,
     missing,
+    ratio_range,
     versus_prediction,
 )
 
@@ -49,9 +54,9 @@ def part(run: Any, name: str, what: str = "seconds") -> Measured:
     return cell(series, what, series["part"].index(name))
 
 
-def copy_over_piece(run: Any) -> float | None:
+def copy_over_piece(run: Any) -> Measured:
     """The copy's time over that of attention over one piece; the bytes say 2."""
-    return over(part(run, NEW), part(run, PIECE))
+    return ratio_range(part(run, NEW), part(run, PIECE))
 
 
 def gather_parts(run: Any) -> dict[str, str]:
@@ -61,7 +66,7 @@ def gather_parts(run: Any) -> dict[str, str]:
     verdict = versus_scaled(2.0, piece, part(run, NEW))
     said = copy.sentence
     if "missing" not in (verdict.kind, copy.kind):
-        said = f"{said} The bytes predict 2 times: {verdict.verdict}."
+        said = f"{said} By the bytes the copy would take 2 times as long: {verdict.verdict}."
     mask = compare(part(run, MASKED), piece, "attention with a mask", "attention without one")
     fresh = compare(
         part(run, FRESH), part(run, KEPT), "a copy into fresh pages", "one into memory that is kept"
@@ -75,6 +80,16 @@ def gather_parts(run: Any) -> dict[str, str]:
         "faults_finding": _faults(run),
         "sum_finding": _sum(run),
     }
+
+
+def unused_slots(leaks: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Which ways of attention need finite numbers in unused slots. leaks: "NaN" or "fine" per sequence, by way."""
+    need = [kind for kind in ("contiguous", "gather") if "NaN" in leaks[kind]]
+    if not need:
+        return {"unused_slots_finding": "The other two gave no NaN here either."}
+    who = "The other two need" if len(need) == 2 else f"{capital(KINDS[need[0]])} needs"
+    said = f"{who} finite numbers in unused memory, which no part of the engine guarantees."
+    return {"unused_slots_finding": said}
 
 
 def once(run: Any) -> float | None:
@@ -133,7 +148,14 @@ def _faults(run: Any) -> str:
         for n, name in ((gather, "the gather"), (fresh, "the copy into fresh pages"))
         if n is not None
     ]
-    return f"The system counted these page faults: {', '.join(counted)}."
+    said = f"The system counted these page faults: {', '.join(counted)}."
+    if gather is None or fresh is None:
+        return said
+    if fresh < 1:
+        return f"{said} It does not count those of fresh pages, so the numbers show nothing."
+    if gather < 0.01 * fresh:
+        return f"{said} So the gather found its memory again."
+    return f"{said} So in this run the gather's memory was not kept."
 
 
 def _sum(run: Any) -> str:
@@ -157,8 +179,10 @@ def chunks(run: Any) -> dict[str, str]:
     series = run[CHUNKS]
     sizes, kernel, gather = (column(series, name) for name in ("queries", "kernel", "gather"))
     if not any(map(positive, kernel)) or not any(map(positive, gather)):
-        text = missing("the kernel with long chunks").sentence
-        return {"crossover_finding": text, "hand_over_finding": text}
+        return {
+            "crossover_finding": missing("the kernel with long chunks").sentence,
+            "hand_over_finding": missing("the best limit").sentence,
+        }
     found = crossing(sizes, kernel, gather, "the kernel's time", "the gather's", "{} queries")
     limit = series.params.get("most_queries", _MOST_QUERIES)
     early, late = [], []
@@ -169,14 +193,21 @@ def chunks(run: Any) -> dict[str, str]:
         if faster.direction < 0 and n > limit:
             early.append(number(n))
     if late and early:
-        said = f"The limit of {limit} queries is wrong in both directions: the kernel loses at {', '.join(late)} queries and wins at {', '.join(early)}."
+        said = (
+            f"The limit of {limit} queries is wrong in both directions: the kernel is slower at {_queries(late)} and "
+            f"faster at {_queries(early)}."
+        )
     elif late:
-        said = f"The limit of {limit} queries is too high: the kernel loses already at {', '.join(late)}."
+        said = f"The limit of {limit} queries is too high: the kernel is slower already at {_queries(late)}."
     elif early:
-        said = f"The limit of {limit} queries is too low: the kernel would still win at {', '.join(early)}."
+        said = f"The limit of {limit} queries is too low: the kernel is still faster at {_queries(early)}."
     else:
-        said = f"The limit of {limit} queries is right for every size that was measured."
+        said = f"At no size that was measured does the limit of {limit} queries choose the slower of the two."
     return {"crossover_finding": found.sentence, "hand_over_finding": said}
+
+
+def _queries(counts: list[str]) -> str:
+    return f"{listed(counts)} {'query' if counts == ['1'] else 'queries'}"
 
 
 def caches(run: Any) -> dict[str, str]:
@@ -185,8 +216,10 @@ def caches(run: Any) -> dict[str, str]:
     moved = hot_bytes(run)
     cold, warm = (over(moved, hot(run, "fused", last)) for last in (False, True))
     if series is None or not bandwidth or cold is None or warm is None:
-        text = missing("the bandwidth with warm caches").sentence
-        return {"hot_finding": text, "hot_ratio_finding": text}
+        return {
+            "hot_finding": missing("the bandwidth with warm caches").sentence,
+            "hot_ratio_finding": missing("the gather with warm caches").sentence,
+        }
     cold, warm = cold / bandwidth, warm / bandwidth
     said = (
         f"The keys and values of one layer are {quantity(moved, 'B')} here. Read by the fused kernel again and again, they "
@@ -243,7 +276,7 @@ def compiling(run: Any) -> dict[str, str]:
     found = compare(loaded, compiled, "the first call of a later process", "the one that compiles")
     if found.kind == "missing":
         return {"compile_finding": missing("the time of compiling").sentence}
-    said = found.sentence
+    said = of_record(run, found.sentence)
     again = over(loaded, later)
     if again and again > 2:
         said += (

@@ -62,7 +62,9 @@ def _warm(run: Any) -> str:
     first, *others = (f"{KINDS[kind]} {{}}{percent(s)}" for kind, s in shares.items())
     parts = listed([first.format("still takes "), *(other.format("") for other in others)])
     said = f"Where the keys are in the processor's caches already, {parts} of its time with emptied caches."
-    if min(shares.values()) > 0.45:
+    if max(shares.values()) >= 0.995:
+        said += " Where that is all of the time, this run does not show what memory takes."
+    elif min(shares.values()) > 0.45:
         said += (
             " That part is arithmetic and overhead, and more bandwidth would not shorten it. The "
             "prediction had left it out: it "

@@ -26,11 +26,11 @@ def busy(run: Any) -> dict[str, str]:
     slow, limited, passive = (b / q for b, q in zip(beside, quiet))
     said = (
         f"Beside the busy program the default's step took {times(slow)} as long as alone, with {bounded} "
-        f"{times(limited)}, and with sleep at once {times(passive)}."
+        f"{times(limited)}, and with threads that sleep at once {times(passive)}."
     )
     if slow < 1.5 * limited:
-        said += " So this run does not show the slowdown: its system gave the threads their cores."
-    names = (bounded, "sleep at once")
+        said += " So this run does not show the slowdown."
+    names = (bounded, "sleeping at once")
     cost = [
         compare(cell(series, "quiet", i), cell(series, "quiet", 0), name, "the default")
         for i, name in zip((1, 2), names)

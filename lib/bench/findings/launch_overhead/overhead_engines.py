@@ -31,7 +31,7 @@ def steps(run: Any) -> dict[str, str]:
         ranked.append(None if order is None else f"at {where}, {order}")
     best = missing("the step by batch").sentence
     if all(ranked) and "not measured" not in "".join(ranked):
-        best = f"By the time of a step, {ranked[0]}; {ranked[1]}."
+        best = f"The engines by the time of a step, the fastest first: {ranked[0]}; {ranked[1]}."
         first = min((positive(cell(series, n, 0)) or float("inf")) for n in engines)
         over = versus_bound(cell(series, "bound", 0), first)
         if over.kind != "missing":
@@ -48,7 +48,7 @@ def _compiled(run: Any) -> dict[str, str]:
         judged = missing("what compiling changes").sentence
     else:
         judged = f"At batch 1, {found[0]}; at {last_batch(series)}, {found[1]}."
-        if all(f.direction >= 0 for f in found):
+        if all(f.kind == "about" or f.direction > 0 for f in found):
             judged += (
                 " So here guards and wrappers cost as much as the compiled loops save, or more."
             )
@@ -57,11 +57,14 @@ def _compiled(run: Any) -> dict[str, str]:
     )
     count = missing("the number of operators in a compiled step").sentence
     if positive(before) and positive(after):
-        count = f"The profiler sees {number(after)} launches in a step with compiled functions and {number(before)} without."
+        what = (
+            "launches of kernels" if value(cell(run["graphs"], "seconds", 0)).known else "operators"
+        )
+        count = f"The profiler counts {number(after)} {what} in a step with compiled functions and {number(before)} without."
     if seconds is None:
         took = missing("the time to compile").sentence
     elif seconds <= 0:
-        took = "There is no compiler on this machine, so this engine runs eagerly, and its numbers show no difference."
+        took = "On this machine torch.compile does not work, so this engine runs eagerly, and its numbers show no difference."
     else:
         took = (
             f"Compiling took {quantity(seconds, 's')}. What is compiled is kept on disk, where a later start "
@@ -94,4 +97,6 @@ def modules(run: Any) -> dict[str, str]:
     saved = growth(tree, flat)
     if found.kind == "about" and saved and 0.005 < 1 - saved:
         said = f"{found.text}: the flat one takes {percent(1 - saved)} less."
+    if found.kind != "cannot tell" and saved and 0.005 < 1 - saved:
+        said += " This is the most that the modules can cost."
     return {"modules_finding": capital(said)}

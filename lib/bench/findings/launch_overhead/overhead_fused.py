@@ -45,6 +45,15 @@ def fused_prediction(run: Any) -> tuple[float | None, Measured]:
     return predicted, around(run, FUSED)
 
 
+def products_prediction(run: Any) -> tuple[float | None, Measured]:
+    """(predicted, measured) seconds of the fused step's products at batch 1: the time of their bytes."""
+    row, ceiling = row_of(run, FUSED), run.roofline and run.roofline.bandwidth
+    if row is None:
+        return None, None
+    size = positive(cell(run[PARTS], "weight_bytes", row))
+    return size / ceiling if size and ceiling else None, cell(run[PARTS], "products", row)
+
+
 def bandwidth_share(run: Any, engine: str) -> float | None:
     """The rate at which an engine's products read their weights at batch 1, over the measured bandwidth."""
     row, ceiling = row_of(run, engine), run.roofline and run.roofline.bandwidth
@@ -116,7 +125,8 @@ def _products(run: Any) -> str:
     if all(shares):
         said += (
             f" The kernel for few rows reads the weights at {percent(shares[0])} of the measured "
-            f"bandwidth, oneDNN's at {percent(shares[1])}."
+            f"bandwidth, oneDNN's at {percent(shares[1])}. The time of the bytes was predicted: "
+            f"{versus_prediction(*products_prediction(run)).verdict}."
         )
         if shares[0] > 1.05:
             said += " More than 100 % says that the bandwidth was measured too low."

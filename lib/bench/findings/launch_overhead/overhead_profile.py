@@ -9,6 +9,7 @@ from typing import Any
 
 from lib.bench.findings.curves import growth
 from lib.bench.findings.launch_overhead.overhead_rows import KINDS, LAUNCHES, STEPS
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import Measured, cell, number, percent, positive, times, value
 from lib.bench.findings.vocabulary import Finding, capital, missing, versus_bound
 
@@ -54,8 +55,9 @@ def by_kind(run: Any) -> dict[str, str]:
     parts = [f"{_kind_name(k)} ({percent(few[k])})" for k in order]
     calls = value(python_calls(run)[0]).middle
     counted = f" The step makes {number(calls)} calls of Python functions." if calls else ""
-    largest = (
-        f"The largest part is {parts[0]}, then {', '.join(parts[1:-1])} and {parts[-1]}.{counted}"
+    largest = of_record(
+        run,
+        f"The largest part is {parts[0]}, then {', '.join(parts[1:-1])} and {parts[-1]}.{counted}",
     )
     suspect = missing("the products' time in the step").sentence
     if value(cell(run["graphs"], "seconds", 0)).known:
@@ -115,7 +117,8 @@ def share_trend(run: Any) -> Finding:
 def around_growth(run: Any) -> float | None:
     """How many times the seconds of Python and the small operators grow from the first batch to the last."""
     first, last = around_shares(run)
-    steps = [positive(cell(run[STEPS], "plain", row)) for row in (0, -1)]
+    # The step that the sentences quote: at batch 1 the one that was timed first.
+    steps = [positive(cell(run[LAUNCHES], "step", 0)), positive(cell(run[STEPS], "plain", -1))]
     if not first or not last or None in steps:
         return None
     return growth(first * steps[0], last * steps[1])

@@ -8,7 +8,7 @@ Introduced in chapter 8.
 from typing import Any
 
 from lib.bench.findings.launch_overhead.overhead_rows import LAUNCHES, STEPS, last_batch
-from lib.bench.findings.values import cell, number, positive, quantity
+from lib.bench.findings.values import cell, number, over, positive, quantity
 from lib.bench.findings.vocabulary import missing, share, versus_bound
 
 
@@ -16,6 +16,28 @@ def starting(run: Any) -> float | None:
     """Seconds for starting every operator of a step at batch 1, each counted and one of them timed."""
     count, each = (positive(cell(run[LAUNCHES], name, 0)) for name in ("operators", "per_operator"))
     return None if count is None or each is None else count * each
+
+
+def first_tables(run: Any) -> dict[str, str]:
+    """Cells of the chapter's first two tables, of the run that its sentences quote; "–" for what was not measured."""
+    series, steps = run[LAUNCHES], run[STEPS]
+    bound, step = (positive(cell(series, name, 0)) for name in ("bound", "step"))
+    rows_bound, rows_step = (positive(cell(steps, name, -1)) for name in ("bound", "plain"))
+    counts = (
+        positive(cell(series, name, 0)) for name in ("operators", "operators_rows", "computing")
+    )
+    one, many, computing = ("–" if n is None else number(n) for n in counts)
+    found = {"bound_one": bound, "step_one": step, "bound_rows": rows_bound, "step_rows": rows_step}
+    found |= {"start_one": positive(cell(series, "per_operator", 0)), "start_all": starting(run)}
+    cells = {name: "–" if v is None else quantity(v, "s") for name, v in found.items()}
+    ratios = {"over_one": over(step, bound), "over_rows": over(rows_step, rows_bound)}
+    cells |= {name: "–" if r is None else f"{r:.1f}" for name, r in ratios.items()}
+    return cells | {
+        "operators_one": one,
+        "operators_rows": many,
+        "operators_computing": computing,
+        "rows_name": last_batch(steps),
+    }
 
 
 def bound_and_count(run: Any) -> dict[str, str]:

@@ -51,7 +51,12 @@ def whole_way(run: Any) -> dict[str, str]:
     bound = positive(cell(run[STEPS], "bound", 0))
     if "first" in best and bound:
         used = positive(found["first"][best["first"]]) * bound
-        said[0] += f" That is {percent(used)} of what the ceilings allow for a step at batch 1."
+        rate = quantity(positive(found["first"][best["first"]]), "tokens/s")
+        said[0] += (
+            f" {rate} is {percent(used)} of the rate at which every step would take its bound."
+        )
+        if used > 1.005:
+            said[0] += " So a ceiling was measured too low."
     whole = missing("the whole way").sentence
     if "first" in found and "last" in best and positive(found["first"].get("no cache")):
         ratio = positive(found["last"][best["last"]]) / positive(found["first"]["no cache"])

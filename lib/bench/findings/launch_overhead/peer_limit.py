@@ -10,7 +10,7 @@ from typing import Any
 from lib.bench.findings.launch_overhead.overhead_rows import STEPS, last_batch
 from lib.bench.findings.launch_overhead.overhead_whole_way import rates
 from lib.bench.findings.values import cell, positive, quantity, times
-from lib.bench.findings.vocabulary import capital, missing
+from lib.bench.findings.vocabulary import missing
 
 
 def limit(run: Any) -> float | None:
@@ -38,17 +38,20 @@ def peer_limit(run: Any) -> dict[str, str]:
     if not most or not theirs or theirs < 0 or not ours:
         return {"peer_limit_finding": missing("the limit at the largest batch").sentence}
     said = (
-        f"{capital(last_batch(run['waterfall']))} is a matter of arithmetic: if every step took its bound, this work would "
-        f"run at {quantity(most, 'tokens/s')}, {times(most / theirs)} transformers' rate. "
+        f"At {last_batch(run['waterfall'])}, if every step took its bound, this work would run at "
+        f"{quantity(most, 'tokens/s')}, {times(most / theirs)} transformers' rate. "
     )
     best = f"{quantity(max(ours), 'tokens/s')}, {times(max(ours) / theirs)}"
-    if max(ours) > most:
+    if max(ours) > 1.1 * most:
+        said += f"Ours reached {best}. So a ceiling was measured too low, and this limit is none."
+    elif max(ours) > most:
         said += (
-            f"Ours reached {best}. So a ceiling was measured too low, and no engine that computes in this precision can "
-            "be much faster here."
+            f"Ours reached {best}. So a ceiling was measured a little too low, and no engine that computes in this "
+            "precision can be much faster here."
         )
     else:
         said += (
-            f"No engine that computes in this precision can be faster here; ours reached {best}."
+            "By these ceilings no engine that computes in this precision can be faster here; "
+            f"ours reached {best}."
         )
     return {"peer_limit_finding": said}
