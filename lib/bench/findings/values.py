@@ -153,6 +153,12 @@ def times(ratio: float) -> str:
     return f"{ratio:,.{digits}f} times" if ratio >= 0.005 else f"{ratio:.1g} times"
 
 
+def times_between(low: float, high: float) -> str:
+    """Two ratios in words: "1.4 to 2.0 times", and "1.9 times" where they print alike."""
+    first, last = times(low), times(high)
+    return last if first == last else f"{first.removesuffix(' times')} to {last}"
+
+
 def percent(fraction: float) -> str:
     """A fraction as a whole percentage; "less than 1 %" and "more than 99 %" where 0 or 100 would be wrong."""
     if 0 < abs(fraction) < 0.005:
