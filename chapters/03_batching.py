@@ -1046,7 +1046,7 @@ glue_all(vllm_batches.sentences(published, vllm))
 # that serves requests: for each of them, in each step, vLLM's scheduler decides, its sampler applies the request's own
 # parameters, its detokenizer extends a text and checks stop conditions. The published sweep runs one fixed batch of
 # equal sequences and needs none of that. So at batch 512 a loop over tensors is compared with a server. The result
-# would be different for requests that arrive and end at different times, as in the second half of this chapter.
+# could be different for requests that arrive and end at different times, as in the second half of this chapter.
 #
 # {glue:text}`vllm_noise_finding` Nor does GPT-2 say much about larger models. {glue:text}`vllm_large_model_finding`
 #
@@ -1660,7 +1660,7 @@ glue_all(words.published_equal(published))
 
 # %% [markdown]
 # No slot was idle under either; the cell asserts it. {glue:text}`equal_finding` {glue:text}`published_equal_finding`
-# The published times were measured correctly, but on a workload that cannot show a difference.
+# Whatever the published times are, their workload cannot show a difference.
 #
 # ## A long prompt arrives
 #
@@ -1836,9 +1836,9 @@ glue("chunks", shown["prompt_steps"][1])
 # {glue:text}`gap_finding` {glue:text}`late_finding` {glue:text}`trade_finding`
 #
 # ```{calculator} budget
-# The prompt arrives while other sequences decode. A smaller budget gives more steps, shorter gaps for the others,
-# and a later first token for the new request. The times of the steps are those of the recorded run of this
-# experiment, and lie between its points for other sizes.
+# The prompt arrives while other sequences decode. Change the budget, and read the steps that the prompt takes, the
+# gaps of the other sequences, and the wait for the new request's first token. The times of the steps are those of the
+# recorded run of this experiment, and lie between its points for other sizes.
 # ```
 #
 # ## What broke, and how this benchmark could mislead
@@ -1998,10 +1998,10 @@ check(3, rectangle_tokens)
 #
 # 1. A decode step reads all weights for however many sequences share it, so the bound on throughput grows with the batch
 #    until arithmetic, the caches' own bytes, or memory ends it. How near an engine comes depends on its products.
-# 2. Answers end at different times. Deciding at every step which sequences run keeps the slots full; equal lengths hide that, and
-#    so can a benchmark.
+# 2. Answers end at different times. Deciding at every step which sequences run keeps the slots full as long as requests
+#    wait; equal lengths hide that, and so can a benchmark.
 # 3. A flat batch needs no padding and no phases: prompts, chunks and single tokens share a step, within a budget that
-#    keeps the gaps between the tokens of the running sequences short.
+#    limits how much a step can compute.
 #
 # **Sources.** Scheduling by step: {cite:t}`yu2022orca`. Chunked prompts: {cite:t}`agrawal2024sarathi`. The bound on
 # list scheduling: {cite:t}`graham1969bounds`. Batches and the roofline of decoding: {cite:t}`pope2023efficiently`,
