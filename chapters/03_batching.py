@@ -282,9 +282,9 @@ glue_all(words.turning(turning))
 
 # %% [markdown]
 # The table is GPT-2's in float32, with sequences of {glue:text}`middle` tokens, which is where this chapter's sweep is
-# halfway. *We predict where decoding turns from bandwidth to arithmetic.* {glue:text}`turning_finding` *Up to the turning
-# point the bound says that a larger batch is free: the step takes the same time.* The first doubling, from one sequence
-# to two, is the simplest test of that.
+# halfway. *We predict where decoding turns from bandwidth to arithmetic.* {glue:text}`turning_finding` *Up to the
+# turning point the bound says that a larger batch is free: the step takes nearly the same time.* The first doubling,
+# from one sequence to two, is the simplest test of that.
 #
 # ### The same arithmetic for a 7B model
 #
@@ -477,8 +477,8 @@ table(
 
 # %% [markdown]
 # For SmolLM2 alone this check would miss a mistake. Its positions are rotations (RoPE), and the scores depend on
-# distances alone: if a whole row is shifted, nothing changes. GPT-2 has a learned vector for each position. So we check
-# GPT-2 too, and look at both models without the shift.
+# distances alone: if a whole row is shifted, nothing changes but the rounding. GPT-2 has a learned vector for each
+# position. So we check GPT-2 too, and look at both models without the shift.
 
 
 # %%
@@ -611,10 +611,10 @@ glue("padding_share", 100 * (1 - prompt_tokens / padded_tokens), ".0f")
 # (sec-batch-sweep)=
 # ## Measure: the batch sweep
 #
-# One batch of $B$ equal prompts, {glue:text}`sweep_prompt` tokens in and {glue:text}`sweep_new` out, so that nothing is
-# padded and no sequence waits. The model is GPT-2, as in the published sweep. At each batch three candidates take turns:
-# this engine; `transformers` on the same weights, at some of the batches; and the matrix products of the same steps,
-# timed alone. The products show how much of a step's time is theirs, as in chapter 1. {glue:text}`fit_finding`
+# One batch of $B$ equal prompts, {glue:text}`sweep_prompt` tokens in and {glue:text}`sweep_new` out, so that nothing
+# is padded and no sequence waits. The model is GPT-2, as in the published sweep. At each batch three candidates take
+# turns: this engine; `transformers` on the same weights, at some of the batches; and the matrix products of the same
+# steps, timed alone. The products show how much of a step's time is theirs, as in chapter 1. {glue:text}`fit_finding`
 
 # %% tags=["hide-input"]
 if gpt2.weights == "random":
@@ -793,8 +793,8 @@ def run_sweep(engine, dtype, hf=None):
 # %% [markdown]
 # `transformers` has three ways to do this work: `generate` with its default cache, which grows; `generate` with a
 # static cache, over which it compiles the step on a GPU and records it as CUDA graphs; and `generate_batch`, its
-# continuous batching. The first runs everywhere. The other two need time to compile and to start, so they run at the
-# scale of a GPU only.
+# continuous batching. The first runs everywhere. The other two need time to compile and to start, so they take part in
+# this sweep at the scale of a GPU only.
 
 # %% tags=["hide-input"]
 theirs = run_sweep(gpt2, "float32", hf=transformers_model)
@@ -937,10 +937,10 @@ if peer["tok_s"][-1]:
     )
 
 # %% [markdown]
-# By the bound, the first doubling is nearly free. (The time of a step is the time of the whole run over the tokens of
-# an answer. It includes the step that computes the prompts, whose arithmetic grows with the batch, and so does its
-# bound.) {glue:text}`first_doubling_finding` {glue:text}`first_cause_finding` {glue:text}`doublings_finding` *What
-# broke*, below, says what changes on a CPU when a product gets a second row.
+# Look at the first doubling first. (The time of a step is the time of the whole run over the tokens of an answer. It
+# includes the step that computes the prompts, whose arithmetic grows with the batch, and so does its bound.)
+# {glue:text}`first_doubling_finding` {glue:text}`first_cause_finding` {glue:text}`doublings_finding` *What broke*,
+# below, says what changes on a CPU when a product gets a second row.
 #
 # {glue:text}`gain_finding` {glue:text}`over_bound_finding` {glue:text}`gain_cause_finding` {glue:text}`twice_finding`
 # {glue:text}`published_gain_finding`
@@ -1005,17 +1005,17 @@ glue_all(words.published_memory(p, per_token))
 # {glue:text}`utilisation_finding` The driver of a GPU reports a third number. What nvidia-smi calls utilisation is the
 # share of time in which any kernel was running, even one that uses a small part of the GPU. {glue:text}`driver_finding`
 #
-# A larger batch needs more memory. This engine reserved just as many tokens as it was going to write, and wrote
-# {glue:text}`used_largest` MB of keys and values at the largest batch, by count. A server does not know how long an
-# answer will be. A cache that reserves all 1,024 positions of GPT-2 for each of 512 sequences takes
-# {glue:text}`reserved_512` GB with the weights, by count. {glue:text}`published_memory_finding` Chapter 4 is about this
-# reservation.
+# A larger batch needs more memory. This engine reserved one token per sequence more than it was going to write, and
+# wrote {glue:text}`used_largest` MB of keys and values at the largest batch, by count. A server does not know how long
+# an answer will be. A cache that reserves all 1,024 positions of GPT-2 for each of 512 sequences takes
+# {glue:text}`reserved_512` GB with the weights, by count. {glue:text}`published_memory_finding` Chapter 4 is about
+# this reservation.
 #
 # (sec-vllm)=
 # ### Another engine on the same card: vLLM
 #
-# Beside its own sweep, the published project has one of vLLM {cite}`kwon2023pagedattention`: the same model, the same card,
-# 50 tokens per sequence. {glue:text}`vllm_caveat` A step is again the whole run over the tokens of an answer.
+# Beside its own sweep, the published project has one of vLLM {cite}`kwon2023pagedattention`: the same model, the same
+# card, 50 tokens per sequence. {glue:text}`vllm_caveat` A step is again the whole run over the tokens of an answer.
 
 # %% tags=["remove-input"]
 table(
@@ -1046,7 +1046,7 @@ glue_all(vllm_batches.sentences(published, vllm))
 # that serves requests: for each of them, in each step, vLLM's scheduler decides, its sampler applies the request's own
 # parameters, its detokenizer extends a text and checks stop conditions. The published sweep runs one fixed batch of
 # equal sequences and needs none of that. So at batch 512 a loop over tensors is compared with a server. The result
-# would be different for requests that arrive and end at different times, as in the second half of this chapter.
+# could be different for requests that arrive and end at different times, as in the second half of this chapter.
 #
 # {glue:text}`vllm_noise_finding` Nor does GPT-2 say much about larger models. {glue:text}`vllm_large_model_finding`
 #
@@ -1102,7 +1102,7 @@ table(
 #
 # The remedy was published as Orca {cite}`yu2022orca`: the engine does not form batches of requests, but a new batch of
 # *tokens* at each step. A sequence that ended leaves; a waiting request takes its place at once. This is
-# {term}`continuous batching`. In our engine it is a method of twenty lines and a loop around it.
+# {term}`continuous batching`. In our engine it is one method in two parts, and a loop around it.
 
 # %% tags=["remove-input"]
 show_source(Scheduler, "schedule", "_continue_running", "_admit")
@@ -1111,12 +1111,13 @@ show_source(Scheduler, "schedule", "_continue_running", "_admit")
 # The method has no prompt phase and no decode phase. A request has tokens, and some of them are computed. `_fit` says
 # how many are missing. For a new request that is its whole prompt, for a running one a single token, and the flat batch
 # takes both in the same step. A rectangle could not do this: the prompt of a new request and seven single tokens make a
-# rectangle that is mostly padding. (`_make_room` is for a cache that can run out of memory during an answer, as in
-# chapter 4.)
+# rectangle that is mostly padding. (Some lines are for later chapters: `_make_room` for a cache that can run out of
+# memory during an answer, as in chapter 4, `waits_for_prefix` and `num_cached` for chapter 9, `may_preempt` and
+# `_num_ending` for chapter 8.)
 #
-# **The example, as flat batches.** Take A and B of {ref}`sec-toy`. A is there from the start, and B arrives while the
-# first step runs. Each has a slot of twelve tokens ({numref}`fig-contiguous-slots`), and a step computes at most four
-# tokens. The engine's scheduler and `Batch.build` give these batches:
+# **The example, as flat batches.** Take A and B of {ref}`the small example <sec-toy>`. A is there from the start, and
+# B arrives while the first step runs. Each has a slot of twelve tokens ({numref}`fig-contiguous-slots`), and a step
+# computes at most four tokens. The engine's scheduler and `Batch.build` give these batches:
 
 
 # %%
@@ -1169,8 +1170,8 @@ show_source(StaticScheduler)
 # :width: 100%
 # :animated:
 #
-# Eight requests with prompts of one token and answers of 2 to 8, in three slots, as the two schedulers run them. A box is
-# one token, and a letter marks the first of a request. A dashed box is a slot that computes nothing in this step.
+# Eight requests with prompts of one token and answers of 2 to 8, in three slots, as the two schedulers run them. A box
+# is one token, and a letter marks the first of a request. A dashed box is a slot that computes nothing in this step.
 # ```
 #
 # ## Prediction: count the steps first
@@ -1195,13 +1196,11 @@ glue("chat_static", predicted["static"])
 glue("chat_continuous", predicted["continuous"])
 glue("chat_requests", len(conversation))
 glue("chat_tokens", sum(answer_lengths))
-glue("chat_ratio", predicted["static"] / predicted["continuous"], ".2f")
+glue_all(words.promised_by_steps(**predicted))
 
 # %% [markdown]
 # For the {glue:text}`chat_requests` answers above, {glue:text}`chat_tokens` tokens in all, that makes
-# {glue:text}`chat_static` steps against {glue:text}`chat_continuous`. *If a step took the same time for any number of sequences,
-# continuous batching would be {glue:text}`chat_ratio` times as fast.* It should gain less than that: a step with eight
-# sequences takes longer than a step with one left over.
+# {glue:text}`chat_static` steps against {glue:text}`chat_continuous`. *{glue:text}`chat_promise_finding`*
 #
 # ## Measure: slots that fill and drain
 #
@@ -1333,7 +1332,7 @@ table(
         "worst TTFT (s)",
     ],
 )
-glue("chat_shown", by_scheduler.label)
+glue("chat_shown", "the " * by_scheduler.recorded + by_scheduler.label)
 
 # %% tags=["remove-input"]
 glue_all(words.chat(by_scheduler))
@@ -1394,8 +1393,8 @@ glue("var_mean", mean(outputs), ".0f")
 
 # %% [markdown]
 # Over {glue:text}`seeds` seeds, nine draws out of ten need between {glue:text}`ratio_low` and {glue:text}`ratio_high`
-# times as many steps under static batching, half of them more than {glue:text}`ratio_middle`. The draw that we run has
-# {glue:text}`ratio_ours`: {glue:text}`var_static` steps against {glue:text}`var_continuous`, for
+# times as many steps under static batching, and half of all draws more than {glue:text}`ratio_middle`. The draw that
+# we run has {glue:text}`ratio_ours`: {glue:text}`var_static` steps against {glue:text}`var_continuous`, for
 # {glue:text}`var_tokens` tokens, {glue:text}`var_mean` per answer. Of all draws, {glue:text}`ratio_share` % gain less.
 #
 # Beside our two schedulers run others: ours with a slot for every request, `transformers` with static batches of eight,
@@ -1585,10 +1584,10 @@ for name, text in (
         )
 
 # %% [markdown]
-# With the same eight slots: {glue:text}`variable_finding`
+# First, with the same eight slots. {glue:text}`variable_finding`
 #
-# With a slot for every request the run takes as many steps as its longest answer. {glue:text}`wide_finding` That engine
-# has no queue.
+# With a slot for every request there is no queue, and the run takes as many steps as its longest answer.
+# {glue:text}`wide_finding`
 #
 # Our static scheduler and `generate` take the same steps, so that their times compare step with step, and a flat batch
 # with a padded one. {glue:text}`step_finding` {glue:text}`same_answers_finding`
@@ -1661,7 +1660,7 @@ glue_all(words.published_equal(published))
 
 # %% [markdown]
 # No slot was idle under either; the cell asserts it. {glue:text}`equal_finding` {glue:text}`published_equal_finding`
-# The published times were measured correctly, but on a workload that cannot show a difference.
+# Whatever the published times are, their workload cannot show a difference.
 #
 # ## A long prompt arrives
 #
@@ -1680,8 +1679,8 @@ glue_all(words.published_equal(published))
 #
 # A running sequence takes one token of the budget, so with $R$ of them a prompt of $S_p$ tokens needs $\lceil S_p /
 # (\text{budget} - R) \rceil$ steps. *Where a step takes time in proportion to its tokens, the longest gap between two
-# tokens shrinks as the budget does, and the prompt's own first token comes no later: its chunks together are the same
-# work.*
+# tokens shrinks as the budget does, and the prompt's own first token comes hardly later: its chunks together are the
+# same work, and the running sequences add one token each in every further step.*
 
 # %%
 LONG, DECODING, SMALL = (
@@ -1796,8 +1795,8 @@ gate.machine(roofline, experiments.roofline)
 by_budget = experiments.pick(gate, record)
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-budget", "caption": "A long prompt arrives before the sixth step, while six sequences decode. Left: tokens computed in each step, counted. Right: the gap before the token that a running sequence got in the same step, measured in this run; thin bars: from the lowest to the highest of the turns."}}
-drawn = record["budget_steps"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-budget", "caption": "A long prompt arrives before the sixth step, while six sequences decode. Left: tokens computed in each step, counted. Right: the gap before the token that a running sequence got in the same step; thin bars: from the lowest to the highest of the turns."}}
+drawn, note = by_budget.to_draw("budget_steps", record)
 names = {
     f"budget {drawn.params[name]:,} tokens": name for name in ("large", "small")
 }
@@ -1811,39 +1810,40 @@ for ax, column in ((left, "tokens"), (right, "gap")):
     log10_axis(ax, "y")
     ax.xaxis.get_major_locator().set_params(integer=True)
 for i, name in enumerate(names.values()):
-    spread(right, drawn["step"], drawn.samples[f"gap_{name}"], i)
+    spread(right, drawn["step"], drawn.samples.get(f"gap_{name}", []), i)
 left.set(xlabel="step", ylabel="tokens in the step")
 right.set(xlabel="step", ylabel="gap before its token (ms)")
-caution(right, gate.note)
+caution(right, note)
 show(fig, "03_token_budget")
 
 # %% tags=["remove-input"]
 glue_all(words.budget(by_budget))
 gaps = record["token_budget"]["longest_gap_s"]
 record.headline("longest gap, whole prompt over chunks", gaps[0] / gaps[1], "×")
-glue("long_prompt", LONG, ",")
-glue("decoding", DECODING)
-glue("small_budget", SMALL)
-glue("large_budget", BUDGETS[0], ",")
-glue("chunks", record["token_budget"]["prompt_steps"][1])
+shown = by_budget["token_budget"] or record["token_budget"]
+glue("long_prompt", shown.params["prompt"], ",")
+glue("decoding", shown.params["decoding"])
+glue("large_budget", shown["budget"][0], ",")
+glue("small_budget", shown["budget"][1])
+glue("chunks", shown["prompt_steps"][1])
 
 # %% [markdown]
 # The prompt of {glue:text}`long_prompt` tokens was computed in one step under a budget of {glue:text}`large_budget`,
 # and in {glue:text}`chunks` under a budget of {glue:text}`small_budget`. In each of these steps all
-# {glue:text}`decoding` running sequences got their token; the cell asserts it. The tokens are the same under both
+# {glue:text}`decoding` running sequences got their token; the cell asserts it. It also compares the tokens under both
 # budgets. A gap here is one {term}`inter-token latency`.
 #
 # {glue:text}`gap_finding` {glue:text}`late_finding` {glue:text}`trade_finding`
 #
 # ```{calculator} budget
-# The prompt arrives while other sequences decode. A smaller budget gives more steps, shorter gaps for the others,
-# and a later first token for the new request. The times of the steps are those of the recorded run of this
-# experiment, and lie between its points for other sizes.
+# The prompt arrives while other sequences decode. Change the budget, and read the steps that the prompt takes, the
+# gaps of the other sequences, and the wait for the new request's first token. The times of the steps are those of the
+# recorded run of this experiment, and lie between its points for other sizes.
 # ```
 #
 # ## What broke, and how this benchmark could mislead
 #
-# - **A doubling that was free on paper.** {glue:text}`first_doubling_finding` A bound counts bytes and operations, and
+# - **The first doubling.** {glue:text}`first_doubling_finding` A bound counts bytes and operations, and
 #   assumes that every product reaches the machine's rates. Which routine computes a product depends on its rows. A
 #   system profiler (`perf record`) on the two-core AMD CPU of the recorded runs, with GPT-2's shapes, shows three
 #   routines in PyTorch's matrix library, MKL. For one row it is a product of a matrix and a vector, for two and three
@@ -1851,7 +1851,7 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 #   the order in which its kernel reads them, at every call, and at four rows the copy takes more time than the
 #   multiplication. {glue:text}`packed_finding` The corrected prediction is the time of the products themselves, with as
 #   many rows as the step has; the table below has it under the first one.
-# - **A gain larger than its bound.** {glue:text}`gain_cause_finding` A slow run at batch 1 makes the gain large.
+# - **A gain has two ends.** {glue:text}`gain_cause_finding` A slow run at batch 1 makes any gain large.
 # - **Chunks that were to cost nothing.** {glue:text}`chunk_finding`
 # - **A check that cannot fail.** The first version of this chapter compared tokens for SmolLM2 alone. Without the shift
 #   of positions it passes as well, for the reason given there. For each check, find out what would make it fail.
@@ -1860,10 +1860,11 @@ glue("chunks", record["token_budget"]["prompt_steps"][1])
 #   Some of PyTorch's kernels return zero there, so the mistake shows with some kernels only. The term `keys == queries`
 #   in the mask prevents it.
 # - **Padding on the right** looks simpler. Then the last token of each row stands in another column, and the new one
-#   would overwrite padding in some rows and extend others. It works for a prompt alone. It does not for generation.
-# - **A workload without variance** shows no difference between schedulers that differ by a factor. So would a workload
-#   with enough slots for all requests, or one so long that the drained end disappears, in the other direction. State the
-#   lengths.
+#   would overwrite padding in some rows and extend others. It works for a prompt alone; for generation, each row would
+#   need a column of its own for its next token.
+# - **A workload without variance** shows no difference between schedulers that differ by a factor. Nor does a workload
+#   with a slot for every request. In a very long workload the drained end hardly counts, so the difference is larger
+#   than in a short one. State the lengths.
 # - **Equal prompts.** The sweep's sequences all have the same length, which is the fastest case for attention: one
 #   rectangle, no mask. Mixed lengths in one batch need more calls of attention, and this sweep does not show what they
 #   cost.
@@ -1932,7 +1933,7 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # The tests that compare tokens with the oracle do not: a scheduler decides when a token is computed, never which.
 # `pytest tests/bench/measure/test_engine_trace.py` fails in `test_a_trace_takes_the_predicted_steps[...static...]`, because it
-# counts steps. Bugs in a scheduler are bugs in counts. This chapter's cell with the timeline would fail too.
+# counts steps. Bugs in a scheduler are bugs in counts. This chapter's cell that traces both schedulers would fail too.
 # ```
 #
 # :::{exercise} Count
@@ -1980,8 +1981,8 @@ check(3, rectangle_tokens)
 # :class: dropdown
 # The flat one: `trace(static_llm, workload).computed_tokens`, which is the prompts plus all outputs but each last one.
 # The rectangle: for each batch, `len(rows) * (len(rows[0]) + max(outputs) - 1)`. So our comparison of schedulers
-# favours static batching: here an idle slot costs only a place that another request could use. In a rectangle it also costs
-# arithmetic.
+# favours static batching: here an idle slot costs only a place that another request could use. In a rectangle it also
+# costs arithmetic.
 #
 # ```python
 # def rectangle_tokens(prompts, answers, slots):
@@ -1997,10 +1998,10 @@ check(3, rectangle_tokens)
 #
 # 1. A decode step reads all weights for however many sequences share it, so the bound on throughput grows with the batch
 #    until arithmetic, the caches' own bytes, or memory ends it. How near an engine comes depends on its products.
-# 2. Answers end at different times. Deciding at every step which sequences run keeps the slots full; equal lengths hide that, and
-#    so can a benchmark.
+# 2. Answers end at different times. Deciding at every step which sequences run keeps the slots full as long as requests
+#    wait; equal lengths hide that, and so can a benchmark.
 # 3. A flat batch needs no padding and no phases: prompts, chunks and single tokens share a step, within a budget that
-#    keeps the gaps between the tokens of the running sequences short.
+#    limits how much a step can compute.
 #
 # **Sources.** Scheduling by step: {cite:t}`yu2022orca`. Chunked prompts: {cite:t}`agrawal2024sarathi`. The bound on
 # list scheduling: {cite:t}`graham1969bounds`. Batches and the roofline of decoding: {cite:t}`pope2023efficiently`,

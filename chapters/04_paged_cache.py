@@ -70,7 +70,7 @@ from lib import LLM, SamplingParams
 from lib.attention.contiguous import ContiguousAttention
 from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention, gather
-from lib.bench.findings.batching.memory_fit import fitting
+from lib.bench.findings.batching.memory_fit import all_fit, fitting
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.paged_cache import ch04_paged_cache as words
 from lib.bench.findings.paged_cache import gather_cost, gather_rows, paged_gain
@@ -219,9 +219,9 @@ table(
 )
 
 # %% [markdown]
-# Two predictions. *On the same bytes, blocks of 16 hold {glue:text}`reserve_ratio` times as many of these sequences when
-# they are finished, and more while they are young. {glue:text}`expected_waste` tokens per sequence stay empty*; counted
-# over a thousand sequences of this kind, it is {glue:text}`mean_waste`.
+# Two predictions. *On the same bytes, blocks of 16 hold {glue:text}`reserve_ratio` times as many of these sequences
+# when they are finished, and more while they are young. {glue:text}`expected_waste` tokens per sequence stay empty*;
+# counted over a thousand sequences of this kind, it is {glue:text}`mean_waste`.
 #
 # A third prediction is about the cost. The blocks of a sequence do not lie side by side, but PyTorch's attention needs
 # them to. So they are copied together (**gathered**): a copy reads every key and value, writes it, and reads it again.
@@ -245,22 +245,23 @@ table(
 # :alt: Sequences A and B of the example, the block table of each, and a pool of three blocks of four slots in which their tokens lie.
 # :width: 100%
 #
-# A and B of {ref}`sec-toy` in step 3, in a pool of three blocks and the null block. The tables say in which order a
-# sequence's blocks are read. Small numbers are positions above, slots below. Bold: the tokens that this step writes.
+# A and B of {ref}`the small example <sec-toy>` in step 3, in a pool of three blocks and the null block. The tables say
+# in which order a sequence's blocks are read. Small numbers are positions above, slots below. Bold: the tokens that
+# this step writes.
 # ```
 #
 # The storage is chapter 2's `KVCache`, unchanged: a contiguous cache is a pool with one large block for each sequence.
 # New is the bookkeeping, in plain Python on small integers, without tensors.
 
 # %% tags=["remove-input"]
-show_source(BlockManager, "__init__", "allocate", "free")
+show_source(BlockManager, "reset", "allocate", "free", "_take", "_give_back")
 
 # %% [markdown]
 # These lines contain three decisions. `allocate` gives all missing blocks or none, so a request that does not fit
 # changes nothing. The free list is a queue, so a block stays unused as long as possible before it is used again;
 # chapter 9, which keeps the contents of freed blocks, needs that. And **block 0 is never allocated**. It is the
 # {term}`null block`. A batch's block tables form a rectangle, $[B, \text{max blocks}]$, and shorter ones are padded
-# with 0, a block that no sequence owns.
+# with 0, a block that no sequence owns. (`ref_counts` is for *Sharing*, below.)
 #
 # **The example, in blocks.** Give A and B a pool of three blocks of four tokens: room for twelve tokens, as much as
 # *one* of them reserved in {numref}`fig-contiguous-slots`. The scheduler and the arrivals are those of chapter 3. In
@@ -315,9 +316,10 @@ table(
 # :width: 100%
 # :animated:
 #
-# Four requests in a pool of seven blocks of four tokens, as `Scheduler` and `BlockManager` serve them. Above: the pool; a
-# number in a slot is the position of its token. In the middle: the block tables. Below: all steps. D waits until a block
-# is free. In step 4 C came last of those that run, so it gives way; in step 5 it computes its tokens again.
+# Four requests in a pool of seven blocks of four tokens, as `Scheduler` and `BlockManager` serve them. Above: the
+# pool; a number in a slot is the position of its token. In the middle: the block tables. Below: all steps. D waits
+# until a block is free. In step 4 C came last of those that run, so it gives way; in step 5 it computes its tokens
+# again.
 # ```
 #
 # Writing needs only this: `slot_mapping` says where each new key and value goes. Reading takes more. This chapter reads
@@ -521,9 +523,9 @@ assert (
 )  # all came back
 
 # %% [markdown]
-# Read {numref}`fig-04-pool` row by row. In the first step, three prompts fill their blocks, all but the ends of the
-# last ones. Then each sequence takes a new block when it needs one and not before, so the blocks of one sequence are
-# not neighbours. C ends and its blocks go back to the free list; so do A's. D arrives and gets whatever blocks are
+# Read {numref}`fig-04-pool` row by row. In the first step the three prompts fill their blocks; only the end of C's is
+# empty. Then each sequence takes a new block when it needs one and not before, so the blocks of one sequence are
+# not all neighbours. C ends and its blocks go back to the free list; so do A's. D arrives and gets whatever blocks are
 # free. Of the blocks that it held, these had belonged to A or C before: {glue:text}`reused_blocks`. They were not
 # erased. The old keys and values lie at positions that D's mask hides, or are overwritten before D reads them.
 #
@@ -568,7 +570,7 @@ per_sequence = blocks_for(50, BLOCK) * BLOCK * per_token / MIB
 weights_mib = counts.weight_bytes(GPT2_CONFIG, "float32") / MIB
 assert slot == 72 * MIB and per_sequence == 4.5
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-memory", "caption": "Memory of GPT-2 in float32. Left: by batch size, 50 tokens in each sequence. Right: by length, four sequences. Solid: counted here, weights included. Dashed: published (another engine, A100). The published contiguous line is higher because its peak is that of a reset, and the published paged lines are flat because their pool was fixed."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-memory", "caption": "Memory of GPT-2 in float32. Left: by batch size, 50 tokens in each sequence. Right: by length, four sequences. Solid: counted here, weights included. Dashed: published (another engine, A100). The published contiguous line is higher because its peak is that of a reset, and the published paged lines are nearly flat because their pool was fixed."}}
 published = reference()
 by_batch = sweeps()["by_batch"]
 by_length = sweeps()["by_length"]
@@ -647,7 +649,7 @@ glue("length_blocks", by_length["num_blocks"])
 # one block at a time. A pool of fixed size is a normal choice, and this engine has one as well. But two allocations of
 # different sizes cannot be compared: **compare at equal bytes**, and count how many sequences fit.
 #
-# The same count for one realistic setting: {glue:text}`realistic_finding`
+# The same count for one realistic setting. {glue:text}`realistic_finding`
 #
 # ### Fragmentation against block size
 #
@@ -1065,8 +1067,8 @@ if gpt2.weights == "random":
 # To see the reading alone, we lay out a cache that already holds its sequences and time single decode steps over it.
 # The sequences got their blocks in turn, as sequences that grow at the same time do, so their blocks are interleaved in
 # the pool. `transformers` runs with its dynamic cache on the same weights. It has no blocks, yet it copies too: it
-# appends each step's keys and values to a new tensor. All of them take turns, and for the gathered step we count the
-# pages that the operating system had to supply.
+# appends each step's keys and values to a new tensor. All of them take turns, and on a CPU we count, for the gathered
+# step, the pages that the operating system had to supply.
 
 
 # %% tags=["hide-input"]
@@ -1357,20 +1359,20 @@ table(
         "batch",
         "context",
         "MB copied",
-        "slots, ms",
-        "gathered, ms",
+        "step, slots (ms)",
+        "gathered (ms)",
         "ratio",
-        "attention, ms",
-        "gathered, ms",
-        "copy, ms",
-        "HF, ms",
+        "attention, slots (ms)",
+        "gathered (ms)",
+        "copy (ms)",
+        "transformers (ms)",
     ],
 )
 
 # %% tags=["remove-input"]
 largest = by_batch_size.rows()[-1]
 glue_all(gather_cost.gather(gathered))
-glue("fit_finding", " ".join(fit.sentence for fit in fits))
+glue("fit_finding", all_fit(fits))
 glue(
     "published_overhead",
     "1.4–1.8×"
@@ -1402,10 +1404,11 @@ record.headline(
 # {glue:text}`attention_finding` {glue:text}`copy_finding`
 #
 # {glue:text}`transformers_finding` That cache is contiguous, and still copied at every step, because room for one more
-# token is made by building a longer tensor. Only a view into memory that was reserved beforehand saves the copy.
+# token is made by building a longer tensor. With PyTorch's attention, only a view into memory that was reserved
+# beforehand saves the copy.
 #
 # The published engine reports an overhead of {glue:text}`published_overhead`. Its first version, with a Python loop
-# over tokens, was between {glue:text}`published_first_low` and {glue:text}`published_first_high` times slower than its
+# over tokens, took between {glue:text}`published_first_low` and {glue:text}`published_first_high` times as long as its
 # contiguous cache. As long as blocks are copied together, their bytes move three times. Chapter 7 removes the copy,
 # with a kernel that follows the block table and reads each block where it lies.
 #
@@ -1592,7 +1595,7 @@ record.add(
 glue_all(words.preemption(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`preemption_finding` The tokens are the same: the assertion above compares them all. The lost keys and
+# {glue:text}`preemption_finding` The cell above compares all tokens with those of the large pool. The lost keys and
 # values are computed again like a prompt, in one step.
 #
 # A request that would not fit even alone is refused when it arrives. If it waited, it would wait for ever, and all
@@ -1810,19 +1813,18 @@ except RuntimeError as error:
 # And the benchmark itself:
 #
 # - **A ratio of two bounds was taken for a prediction.** {glue:text}`broke_finding` Predict the seconds that a change
-#   adds, and add them to what was measured without it.
+#   adds, and add them to what was measured without it. The second prediction does so; the table below has its verdict.
 # - **A step with more sequences was expected to take longer.** {glue:text}`broke_steps_finding`
 # - **A peak belongs to one moment.** The published contiguous memory was the peak during a reset, 1.5 times the cache.
 #   Find out *when* a peak occurred.
-# - **We chose the longest length.** How many more sequences paging holds depends on {glue:text}`promise` tokens, the
-#   length that the server allows. A longer one takes more memory in the contiguous cache, in proportion, and none in
-#   the paged one.
+# - **We chose the longest length.** How many more sequences paging holds depends on the length that the server allows,
+#   here {glue:text}`promise` tokens. A longer one takes more memory in the contiguous cache, in proportion, and no more
+#   in the paged one.
 # - **Memory on a CPU.** The operating system pages too. A large array of zeros takes no memory until it is written, so
 #   a contiguous cache on a CPU uses what it fills, not what it reserves. Here we compare what is reserved; on a GPU
 #   that is what is taken.
 # - **Interleaved blocks.** The gather is timed over blocks in the order in which sequences that grow together take
-#   them. An old pool is mixed more thoroughly. Try a shuffled free list; with very small blocks the order begins to
-#   matter.
+#   them. An old pool is mixed more thoroughly. Try a shuffled free list, also with very small blocks.
 #
 # ## The predictions and what became of them
 
@@ -1864,22 +1866,23 @@ glue("predictions_tally", tally(foretold))
 # :class: dropdown
 # With one token a block nothing is empty: the counted line of {numref}`fig-04-fragmentation` begins at zero. Tables
 # become as long as the sequences, and the gather copies as many bytes in pieces of one token and one layer, 3 KiB for
-# GPT-2's keys. `block_size=1` works in this engine; time it. With 256, no sequence of the workload fills a block, and the
-# cache is contiguous again: one block per sequence, large pieces, and the rest of each block empty.
+# GPT-2's keys. `block_size=1` works in this engine; time it. With 256, no sequence of the workload fills a block, and
+# the cache is contiguous again: one block per sequence, large pieces, and the rest of each block empty.
 # ```
 #
 # :::{exercise} Break it and watch which test fails
 # :label: ex-04-2
 #
-# In `BlockManager.__init__`, let the free list begin with block 0: `deque(range(num_blocks))`. Does this chapter's
-# output change? Which tests notice?
+# In `BlockManager.reset`, let the free list begin with block 0: `deque(range(self.num_blocks + 1))`. Where does this
+# chapter stop? Which tests notice?
 # :::
 #
 # ```{solution} ex-04-2
 # :class: dropdown
-# The chapter stops at the assert below {numref}`fig-04-pool`: 16 blocks are free where 15 exist. The tokens would be
-# right: padding only reads block 0 here, behind a mask. It is a bug that waits for the first padded write, or the first
-# NaN. `pytest tests/cache/test_block_manager.py tests/engine/test_engine_oracle.py` fails in many places for one reason:
+# The chapter stops at the example: A's table begins with block 0, and its slots are not those of
+# {numref}`fig-block-table`. Without that cell, the tokens would be right: padding only reads block 0 here, behind a
+# mask. It is a bug that waits for the first padded write, or the first NaN.
+# `pytest tests/cache/test_block_manager.py tests/engine/test_engine_oracle.py` fails in many places for one reason:
 # after every event these tests check the books, and a sequence held block 0.
 # ```
 #
@@ -1925,8 +1928,8 @@ check(4, blocks_needed)
 # :::{exercise} Swap or recompute?
 # :label: ex-04-4
 #
-# A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at least as long as its
-# operations. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?
+# A sequence of 500 tokens of GPT-2 is preempted. On this machine, recomputing it takes at least the time of its
+# operations at the measured rate. Over a bus of 25 GB/s its blocks could be saved and brought back. Which is less?
 # :::
 
 # %% tags=["remove-input"]
@@ -1938,10 +1941,10 @@ glue_all(words.swap(Shown(record), words.SWAP_BYTES))
 # %% [markdown]
 # ```{solution} ex-04-4
 # :class: dropdown
-# {glue:text}`swap_finding` But the count leaves out what
-# decides in practice: a swap moves thousands of pieces, one for each block and layer, needs memory on the host, and
-# stalls the sequences that wait for the bus, while a recomputation shares a step with others that decode. The faster
-# the GPU's arithmetic is beside its bus, the better recomputing looks.
+# {glue:text}`swap_finding` But the count leaves out what decides in practice: a swap moves hundreds of pieces each
+# way, one for each block, layer, and K or V, needs memory on the host, and stalls the sequences that wait for the bus,
+# while a recomputation shares a step with others that decode. The faster the GPU's arithmetic is beside its bus, the
+# better recomputing looks.
 # ```
 #
 # ## Takeaways

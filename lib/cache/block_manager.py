@@ -97,7 +97,10 @@ class BlockManager:
         """Free blocks have no content that could be found."""
 
     def reset(self) -> None:
-        """Everything is free, as in the beginning. The caller empties the requests' block tables."""
+        """Everything is free, as in the beginning.
+
+        The caller empties the requests' block tables.
+        """
         self.ref_counts = [0] * (self.num_blocks + 1)
         self._free = deque(range(1, self.num_blocks + 1))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lib.bench.findings.batching import batch_causes, batch_counts, schedulers
+from lib.bench.findings.batching import batch_causes, batch_counts, batch_sweep, schedulers
 from lib.bench.findings.batching import ch03_batching as ch03
 from lib.bench.measure.batch_model import step_times, turning_point
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
@@ -234,3 +234,99 @@ def test_answers_that_could_not_be_compared():
     assert said(11).startswith("In this run 11 of 12 answers are the same to the last token.")
     assert said(0).startswith("In this run 0 of 12")
     assert said(None).startswith("transformers' generate did not run here")
+
+
+def test_a_padded_pass_that_cannot_be_judged_says_why(data):
+    series = data["measurements"]["padding"]
+    series["columns"].update(tokens=[192, 106], seconds=[0.46, 0.26])
+    series["samples"]["seconds"] = [[0.36, 0.46, 0.53], [0.26, 0.37, 0.24]]
+    said = ch03.padding(Run(data))["padding_finding"]
+    assert said.endswith("the turns spread too widely for a verdict (from 1.4 to 2.0 times).")
+    series["samples"]["seconds"] = []
+    assert ch03.padding(Run(data))["padding_finding"].endswith("the tokens: as predicted.")
+
+
+@pytest.mark.parametrize(
+    "products, kind, words",
+    [
+        ([40, 80], "products", "the step's extra time is theirs"),
+        ([40, 66], "products", "most of the step's extra time is theirs (65 %)"),
+        ([40, 48], "around", "only a part of the step's extra time (20 %)"),
+        ([40, 36], "around", "does not explain"),
+        ([40, 160], "cannot tell", "more extra time than the whole step took"),
+    ],
+)
+def test_the_first_doubling_is_given_to_the_products_only_as_far_as_they_grow(
+    data, products, kind, words
+):
+    """A step that takes 40 ms more: 50 ms alone, 90 ms with two sequences."""
+    with_rates(data, [20.0, 2 / 0.09, *columns(data, SWEEP)["tok_s"][2:]])
+    found = batch_causes.first_cause(with_products(data, [*products, 1, 1, 1, 1, 1])[SWEEP])
+    assert found.kind == kind and words in found.text
+
+
+@pytest.mark.parametrize(
+    "steps, words",
+    [
+        ((50, 90, 92, 88, 200, 300, 400), "From batch 2 to batch 8 a step takes about the same"),
+        ((50, 90, 60, 70, 200, 300, 400), "From batch 2 to batch 8 a step takes no more time"),
+        ((50, 90, 45, 45, 45, 45, 45), "From batch 2 to batch 64 a step takes no more time"),
+        ((50, 90, 180, 88, 200, 300, 400), "A step at batch 4 takes 2 times as long as one at"),
+        ((50, 55, 60, 66, 70, 80, 90), "From batch 2 to batch 4 a step takes about the same"),
+    ],
+)
+def test_later_doublings_are_free_only_where_the_step_stays(data, steps, words):
+    sizes = columns(data, SWEEP)["batch"]
+    with_rates(data, [1e3 * b / ms for b, ms in zip(sizes, steps)])
+    said = batch_sweep.doublings(Run(data)[SWEEP])
+    assert words in said and "was free" not in said
+
+
+def test_equal_doublings_are_not_ranked(data):
+    with_rates(data, [20.0 * 1.9**i for i in range(7)])
+    said = batch_sweep.doublings(Run(data)[SWEEP])
+    assert said.startswith("All doublings gain about the same, 1.9 times the throughput.")
+
+
+@pytest.mark.parametrize("static, continuous, words", [(96, 76, "1.26 times as fast. We predict at most"), (12, 12, "nothing to gain")])  # fmt: skip
+def test_equal_steps_promise_nothing(static, continuous, words):
+    assert words in ch03.promised_by_steps(static, continuous)["chat_promise_finding"]
+
+
+@pytest.mark.parametrize(
+    "gap, first, words",
+    [
+        ([0.9, [0.4, 0.9, 1.4]], 0.9, "cannot tell whether the chunks made"),
+        ([0.9, 0.2], [0.5, 1.0, 2.0], "cannot tell whether the chunks delayed"),
+        ([0.9, 0.2], 0.3, "did not delay the new request."),
+        ([0.9, 0.2], 0.93, "by more than 10 %"),
+        ([0.9, 0.9], 0.9, "made no gap shorter"),
+    ],
+)
+def test_what_cannot_be_told_is_no_failure_of_the_chunks(data, gap, first, words):
+    series = data["measurements"]["token_budget"]
+
+    def column(name, pair):
+        repeats = [x if isinstance(x, list) else [x, x] for x in pair]
+        series["samples"][name] = repeats
+        series["columns"][name] = [sorted(x)[len(x) // 2] for x in repeats]
+
+    column("longest_gap_s", gap)
+    column("ttft_long_s", [0.9, first])
+    assert words in ch03.render(Run(data))["trade_finding"]
+
+
+def test_the_running_sequences_are_in_the_predicted_wait(data):
+    columns(data, "token_budget")["prompt_steps"] = [1, 9]
+    data["measurements"]["token_budget"]["params"].update(prompt=512, decoding=6)
+    found = ch03.predictions(Run(data))[-2]
+    assert found.predicted == pytest.approx((9 * 64 - 10) / 518)  # the last chunk has 48 tokens
+    columns(data, "token_budget").update(
+        ttft_long_s=[0.9, 0.45],
+        products_s=[0.85, 0.19],
+        longest_gap_s=[0.9, 0.22],
+        budget=[518, 64],
+    )
+    data["measurements"]["token_budget"]["samples"] = {}
+    found = ch03.predictions(Run(data))
+    assert found[-2].why == "no cause was measured" and "64" in found[-4].why

@@ -96,9 +96,9 @@ def test_sequences_at_once_against_finished_lengths(data, predicted, words):
 
 
 def test_overheads_are_compared_and_not_ratios(data):
-    """23 % measured where 75 % were predicted: ratios of 1.23 and 1.75 look closer than the overheads are."""
+    """25 % measured where 75 % were predicted: ratios of 1.25 and 1.75 look closer than the overheads are."""
     said = ch04.render(Run(data))["overhead_finding"]
-    assert "adds 23 % to a step with the longest context, where 75 % was predicted" in said
+    assert "adds 25 % to a step with the longest context, where 75 % was predicted" in said
     assert said.endswith("the prediction failed.")
     assert prediction(Run(data), "part that the gather adds").verdict == "the prediction failed"
 
@@ -180,7 +180,7 @@ def test_the_figure_has_the_ratio_of_each_turn(data):
 def test_one_odd_turn_is_no_verdict(data):
     """At batch 16 of the quiet record one turn of five reaches the predicted ratio."""
     predicted, measured = gather_rows.overhead(Run(data)["decode_by_batch"], -1)
-    assert min(measured) < 0 < predicted < max(measured)
+    assert measured.low < 0 < predicted < measured.high
 
 
 def test_a_gather_that_takes_less_time_adds_no_negative_number(data):
@@ -191,3 +191,79 @@ def test_a_gather_that_takes_less_time_adds_no_negative_number(data):
     assert "The gather saves 40 ms at batch" in said["extra_finding"]
     assert "it was 40 % less" in said["broke_finding"]
     assert not any("-4" in said[f"{name}_finding"] for name in ("overhead", "extra", "broke"))
+
+
+def turns(data, name, slots, blocks):
+    """The series with these turns of its last point, and their medians in the columns."""
+    series = data["measurements"][name]
+    for column, samples in (("contiguous", slots), ("paged", blocks)):
+        series["samples"][column][-1] = samples
+        series["columns"][column][-1] = sorted(samples)[len(samples) // 2]
+
+
+def test_sentences_agree_with_the_medians_of_the_table(data):
+    """Turn by turn the ratios are 2, 1.1 and 0.8: their median is not the ratio of the medians, 1.2."""
+    for name in ("decode_by_batch", "decode_by_context"):
+        turns(data, name, [0.10, 0.10, 0.15], [0.20, 0.11, 0.12])
+    said = ch04.render(Run(data))
+    assert "at batch 16, 1.20 (" in said["overhead_finding"]
+    assert "adds 20.0 ms at batch 16" in said["extra_finding"].replace("20 ms", "20.0 ms")
+    found = prediction(Run(data), "part that the gather adds").measured
+    assert found.middle == pytest.approx(20) and found.low == pytest.approx(-20)
+    rates = data["measurements"]["same_bytes"]
+    rates["samples"]["tok_s"] = [[10.0, 20.0, 30.0], [40.0, 20.0, 30.0]]
+    assert paged_gain.gain_limit(Run(data))[1].middle == 1.5
+
+
+def test_turns_that_spread_are_the_reason_for_no_verdict(data):
+    turns(data, "decode_by_batch", [0.10, 0.10, 0.10], [0.10, 0.11, 0.30])
+    said = ch04.render(Run(data))["extra_finding"]
+    assert "(this run cannot tell: the turns spread too widely)" in said
+
+
+@pytest.mark.parametrize(
+    "step, added, kind, words",
+    [
+        (1.1, 1.0, "about", "is a fair prediction"),
+        (1.1, 3.0, "about", "does not explain the difference"),
+        (0.5, 1.0, "low", "a ceiling was measured too low"),
+        (4.0, 0.3, "slow", "slow for other reasons than bytes"),
+        (4.0, 1.0, "other", "The contiguous step itself takes 4 times its bound"),
+        (4.0, 3.0, "other", "The contiguous step itself takes 4 times its bound"),
+    ],
+)
+def test_the_rest_of_the_step_explains_only_what_it_can(data, step, added, kind, words):
+    """A contiguous step of `step` bounds, and `added` times the overhead that the bounds predict."""
+    found = columns(data, "decode_by_context")
+    low, high = found["bound_contiguous"][-1], found["bound_paged"][-1]
+    slots = step * low
+    exact(data, "decode_by_context", slots, slots * (1 + added * (high / low - 1)))
+    run = Run(data)
+    cause = gather_causes.dilution(run["decode_by_context"])
+    assert cause.kind == kind and words in cause.sentence
+    broke = ch04.render(run)["broke_finding"]
+    if added == 1.0:
+        assert ("near its bound" in broke) == (kind == "about")
+        assert ("as far from its bytes" in broke) == (kind != "about")
+
+
+@pytest.mark.parametrize("factor, words", [(0.3, "says little about it"), (0.8, "of the bandwidth."), (2.0, "caches, or the bandwidth")])  # fmt: skip
+def test_attention_against_the_bandwidth(data, factor, words):
+    found = columns(data, "decode_by_batch")
+    added = found["bound_paged"][-1] - found["bound_contiguous"][-1]
+    found["contiguous_attention"][-1] = added / 2 / factor
+    data["measurements"]["decode_by_batch"]["samples"] = {}
+    assert words in ch04.render(Run(data))["attention_finding"]
+
+
+def test_more_sequences_that_do_not_make_a_step_longer(data):
+    said = with_steps(data, 2.0, 8.0, 0.09, 0.07)
+    assert "did not make a step longer" in said and "equal share" not in said
+
+
+def test_one_preemption_is_one(data):
+    columns(data, "preemption").update(
+        preemptions=[1, 0], computed=[97, 75], steps=[16, 12], pool=[15, 31]
+    )
+    said = ch04.render(Run(data))["preemption_finding"]
+    assert said.startswith("1 preemption, and 22 tokens computed more than once, 29 %")

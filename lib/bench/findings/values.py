@@ -4,15 +4,12 @@ Introduced in chapter 1.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lib.bench.measure.percentiles import percentile
 from lib.bench.measure.timing import Timing
 from lib.bench.records.series import Series
-
-# One number, all repeats of it, or None where it was not measured.
-Measured = float | int | Timing | Sequence[float] | None
 
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -64,14 +61,20 @@ class Value:
         return self.low <= other.high and other.low <= self.high
 
 
+# One number, all repeats of it, a middle with its range, or None where it was not measured.
+Measured = float | int | Timing | Sequence[float] | Value | None
+
+
 def value(measured: Measured) -> Value:
-    """A Value of a number, a Timing, or a sequence of repeats. NaN and infinities count as not measured, and so do
+    """A Value of a number, a Timing, or a sequence of repeats; a Value as it is. NaN and infinities count as not measured, and so do
     numbers beyond what anything here can measure, whose ratios would overflow.
 
     The range is all repeats for fewer than ten of them, and from the 10th to the 90th percentile for more.
     """
     if measured is None:
         return Value(None)
+    if isinstance(measured, Value):
+        return measured
     found = getattr(measured, "samples", measured)
     samples = list(found) if isinstance(found, Sequence) else [found]
     finite = [float(s) for s in samples if s is not None and _is_measurable(s)]
@@ -134,6 +137,32 @@ def over(a: Measured, b: Measured) -> float | None:
     return x / y if x and y else None
 
 
+def of_both(a: Measured, b: Measured, how: Callable[[float, float], float]) -> Value:
+    """how(a, b) of two middles, e.g. their ratio; the range is that of how(a, b) in each turn.
+
+    The middle is the one that a reader finds from the two medians of a table. Turns count where both have as many.
+    """
+    first, second = value(a), value(b)
+    if not (first.known and second.known):
+        return Value(None)
+    middle = value(how(first.middle, second.middle))
+    turns = [] if isinstance(a, Value) or isinstance(b, Value) else _turns(a, b)
+    found = value([how(x, y) for x, y in turns])
+    if not (middle.known and found.known):
+        return middle
+    low, high = min(found.low, middle.low), max(found.high, middle.high)
+    return Value(middle.middle, low, high, found.count)
+
+
+def _turns(a: Measured, b: Measured) -> list[tuple[float, float]]:
+    """The pairs of two lists of repeats that are equally long and complete; else none."""
+    x, y = (getattr(measured, "samples", measured) for measured in (a, b))
+    if not (isinstance(x, Sequence) and isinstance(y, Sequence) and len(x) == len(y) > 1):
+        return []
+    whole = all(s is not None and _is_measurable(s) for s in (*x, *y))
+    return list(zip(x, y)) if whole else []
+
+
 def listed(parts: Sequence[str]) -> str:
     """ "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
@@ -170,6 +199,12 @@ def times(ratio: float) -> str:
     whole = ratio >= 9.95 or abs(ratio - round(ratio)) < 1e-9
     digits = 0 if whole else 1 if ratio >= 0.995 else 2
     return f"{ratio:,.{digits}f} times" if ratio >= 0.005 else f"{ratio:.1g} times"
+
+
+def times_between(low: float, high: float) -> str:
+    """Two ratios in words: "1.4 to 2.0 times", and "1.9 times" where they print alike."""
+    first, last = times(low), times(high)
+    return last if first == last else f"{first.removesuffix(' times')} to {last}"
 
 
 def percent(fraction: float) -> str:

@@ -126,7 +126,7 @@ def _sequence(published: Reference, vllm: PublishedVllm) -> str:
     return (
         f"{said} {capital(ENGINE)} does all arithmetic of a sequence, in float32, within its {quantity(slopes[ENGINE], 's')}. "
         f"Unless vLLM's kernels are slower than those, the other {quantity(more, 's')}, {percent(more / slopes['vLLM'])} of "
-        "what it adds, is no arithmetic."
+        "what it adds, are not arithmetic."
     )
 
 

@@ -37,16 +37,19 @@ def gain_cause(run: Any, packed: Any = None) -> Finding:
         return missing("the time of a step over its bound")
     small, large = batches(series)[0], batches(series)[-1]
     if size_of(first / last) == "about":
-        return Finding("the first step and the last are equally far above their bounds", "about")
+        return Finding(
+            f"the first step takes {times(first)} its bound and the last one {times(last)}, about the same",
+            "about",
+        )
     if first < last:
         return Finding(
-            f"a step of {large} is further above its bound than a step of {small} ({times(last)} against {times(first)}), "
-            "and a gain is what the last has over the first",
+            f"a step takes {times(last)} its bound at batch {large} and {times(first)} at batch {small}, and a gain is what "
+            "the last has over the first",
             "late",
         )
     said = (
-        f"a step of {small} is further above its bound than a step of {large} ({times(first)} against {times(last)}), and "
-        "a gain is measured from the first"
+        f"a step takes {times(first)} its bound at batch {small} and {times(last)} at batch {large}, and a gain is measured "
+        "from the first"
     )
     found = _first_step(run, packed)
     if found.kind == "missing":
@@ -81,7 +84,10 @@ def _first_step(run: Any, packed: Any) -> Finding:
     rate = ""
     if row and row > 0 and roofline is not None:
         read = counts.streamed_bytes(GPT2_CONFIG, "float32") / (row / 1e3)
-        rate = f": with one row they read the weights at {quantity(read, 'B/s')} of {quantity(roofline.bandwidth, 'B/s')}"
+        rate = (
+            f": with one row they read the weights at {quantity(read, 'B/s')}, where the measured bandwidth is "
+            f"{quantity(roofline.bandwidth, 'B/s')}"
+        )
     return Finding(f"{share(part)} {where} is in the products{rate}", "products", part)
 
 
@@ -103,7 +109,11 @@ def first_doubling(series: Series | None) -> str:
 
 
 def first_cause(series: Series | None) -> Finding:
-    """Whether the products alone explain the first doubling. kind: "products", "around", "about" (no extra time)."""
+    """Whether the products alone explain the first doubling.
+
+    kind: "products" (most of the extra time is theirs), "around" (less than that), "about" (no extra time), "cannot
+    tell" (they took more extra time than the whole step).
+    """
     got, alone = ratio(step_ms(series), 1), ratio(column(series, "products"), 1)
     if got is None or alone is None:
         return missing("the time of the products alone")
@@ -116,9 +126,18 @@ def first_cause(series: Series | None) -> Finding:
         for c in (step_ms(series), column(series, "products"))
     )
     part = (products[1] - products[0]) / (steps[1] - steps[0])
-    if part >= 0.55:
+    if part > 1.25:
+        text = f"{said}, which is more extra time than the whole step took: this run cannot say why"
+        return Finding(text, "cannot tell", part)
+    if part >= 0.9:
         return Finding(f"{said}: the step's extra time is theirs", "products", part)
-    return Finding(f"{said}, which explains only a part of the step's extra time", "around", part)
+    if part >= 0.55:
+        text = f"{said}: most of the step's extra time is theirs ({percent(part)})"
+        return Finding(text, "products", part)
+    if part <= 0:
+        return Finding(f"{said}, which does not explain the step's extra time", "around", part)
+    text = f"{said}, which explains only a part of the step's extra time ({percent(part)})"
+    return Finding(text, "around", part)
 
 
 def laid_out(packed: Any) -> Finding:

@@ -25,7 +25,17 @@ from lib.bench.findings.batching.batch_steps import (
     step_ms,
 )
 from lib.bench.findings.curves import ordering, trend
-from lib.bench.findings.values import Measured, cell, column, ends, number, percent, times, value
+from lib.bench.findings.values import (
+    Measured,
+    cell,
+    column,
+    ends,
+    number,
+    percent,
+    times,
+    times_between,
+    value,
+)
 from lib.bench.findings.vocabulary import compare, missing, size_of, versus_bound, versus_prediction
 from lib.bench.records.series import Series
 
@@ -85,14 +95,17 @@ def doublings(series: Series | None) -> str:
         f"Of all doublings, the one from {sizes[best]} to {sizes[best + 1]} gains most ({times(gains[best])} the "
         f"throughput), and the one from {sizes[least]} to {sizes[least + 1]} least ({times(gains[least])})."
     )
-    last = 1
-    while last + 1 < len(steps) and size_of(steps[last + 1] / steps[1]) == "about":
-        last += 1
-    if last > 1:
-        return (
-            f"{said} From batch {sizes[1]} to batch {sizes[last]} a step takes about the same time."
-        )
-    return f"{said} From batch {sizes[1]} on, no larger batch was free."
+    if size_of(gains[best] / gains[least]) == "about":
+        each = times_between(gains[least], gains[best])
+        said = f"All doublings gain about the same, {each} the throughput."
+    later = [step / steps[1] for step in steps[2:]]
+    free = next((i for i, r in enumerate(later) if r > 1 and size_of(r) != "about"), len(later))
+    if not free:
+        return f"{said} A step at batch {sizes[2]} takes {times(later[0])} as long as one at batch {sizes[1]}."
+    to = f"From batch {sizes[1]} to batch {sizes[1 + free]} a step takes"
+    if all(size_of(r) == "about" for r in later[:free]):
+        return f"{said} {to} about the same time."
+    return f"{said} {to} no more time than at batch {sizes[1]}."
 
 
 def _twice(series: Series | None, ours: list[Measured], bound: list[Measured]) -> str:
@@ -145,7 +158,7 @@ def _peers(run: Any) -> dict[str, str]:
         if sum(value(m).known for m in found.values()) > 1:
             ways.append(f"at batch {b}, {ordering(found, RATE, smallest_first=False)}")
     other = f"Of its ways, {'; '.join(ways[-2:])}." if ways else (
-        "Its static cache and its generate_batch were not measured here; they run at the scale of a GPU."
+        "Its static cache and its generate_batch were not measured in this sweep; they take part at the scale of a GPU."
     )  # fmt: skip
     return {"transformers_finding": first[:1].upper() + first[1:], "peer_ways_finding": other}
 

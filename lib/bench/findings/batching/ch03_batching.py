@@ -22,12 +22,13 @@ from lib.bench.findings.batching.batch_counts import (
 from lib.bench.findings.batching.batch_steps import SWEEP
 from lib.bench.findings.batching.batch_sweep import sweep
 from lib.bench.findings.batching.batching_rows import BUDGET, CHAT, EQUAL, VARIABLE, over, row
-from lib.bench.findings.batching.long_prompt import budget, chunk_cause
+from lib.bench.findings.batching.long_prompt import budget, chunk_cause, delay
 from lib.bench.findings.batching.padded_pass import padding, padding_time
 from lib.bench.findings.batching.schedulers import (
     chat,
     equal,
     fuller,
+    promised_by_steps,
     published_equal,
     same_answers,
     variable,
@@ -48,6 +49,7 @@ __all__ = [
     "equal",
     "padding",
     "predictions",
+    "promised_by_steps",
     "published_equal",
     "published_gain",
     "published_memory",
@@ -126,6 +128,8 @@ def _scheduler_predictions(run: Any) -> list[Prediction]:
     chunks, cause = value(cell(long, "prompt_steps", 1)).middle, chunk_cause(run)
     alone = over(long, "products_s", 1, 0)
     why = cause.text if cause.kind == "products" else ""
+    work, late = delay(long), over(long, "ttft_long_s", 1, 0)
+    why_late = why if work and late and late > work else ""
     return made + [
         Prediction("gain of continuous batching, equal lengths, from the steps", over(equal_run, "steps", 0, 1),
                    over(equal_run, "tok_s", 1, 0), "both take the same steps", "×"),
@@ -134,9 +138,9 @@ def _scheduler_predictions(run: Any) -> list[Prediction]:
         Prediction("the same, from the products timed alone", over(long, "products_s", 0, 1),
                    over(long, "longest_gap_s", 0, 1), "", "×"),
         Prediction("TTFT of the long prompt, chunks over one step, in proportion to the tokens",
-                   1.0 if chunks else None, over(long, "ttft_long_s", 1, 0), why, "×"),
+                   work, late, why_late, "×"),
         Prediction("the same, from the products timed alone", chunks * alone if chunks and alone else None,
-                   over(long, "ttft_long_s", 1, 0), "", "×"),
+                   late, "", "×"),
     ]  # fmt: skip
 
 
@@ -180,6 +184,7 @@ def render(run: Any) -> dict[str, str]:
         | published_gain(published["batch_sweep"])
         | published_memory(published["batch_sweep"], counts.kv_bytes_per_token(GPT2_CONFIG, "float32"))
         | vllm_batches.sentences(published, published_vllm())
+        | promised_by_steps(96, 76)
         | chat(run)
         | variable(run)
         | same_answers(None, 48)

@@ -9,8 +9,9 @@ Introduced in chapter 3.
 from typing import Any
 
 from lib.bench.findings.batching.batching_rows import BUDGET, over
-from lib.bench.findings.values import cell, number, percent, quantity, times, value
+from lib.bench.findings.values import cell, number, percent, positive, quantity, times, value
 from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
+from lib.bench.records.series import Series
 
 
 def budget(run: Any) -> dict[str, str]:
@@ -50,32 +51,49 @@ def _factor(found: Finding, less: str, more: str) -> str:
 
 
 def _trade(gap: Finding, first: Finding) -> str:
-    if gap.direction < 0 and first.direction > 0:
+    if gap.kind == "cannot tell":
+        return "This run cannot tell whether the chunks made the longest gap shorter."
+    if gap.direction >= 0:
+        return "In this run the chunks made no gap shorter, so the prediction failed."
+    if first.kind == "cannot tell":
+        return "This run cannot tell whether the chunks delayed the new request."
+    if first.direction > 0:
         return "The budget trades one for the other."
-    if gap.direction < 0:
-        return (
-            "In this run the chunks did not delay the new request by more than the repeats differ."
-        )
-    return "In this run the chunks made no gap shorter, so the prediction failed."
+    if first.direction < 0:
+        return "In this run the chunks did not delay the new request."
+    return "In this run the chunks did not delay the new request by more than 10 %."
 
 
 def _chunks(run: Any) -> str:
     """The prediction in proportion to the tokens, its verdicts and its cause."""
     series = run[BUDGET]
-    tokens = over(series, "budget", 0, 1)
+    tokens, work = over(series, "budget", 0, 1), delay(series)
     shrunk, delayed = over(series, "longest_gap_s", 0, 1), over(series, "ttft_long_s", 1, 0)
-    if None in (tokens, shrunk, delayed):
+    if None in (tokens, work, shrunk, delayed):
         return missing("the long prompt").sentence
-    gap, first = versus_prediction(tokens, shrunk, "×"), versus_prediction(1.0, delayed, "×")
+    gap, first = versus_prediction(tokens, shrunk, "×"), versus_prediction(work, delayed, "×")
     said = (
-        f"In proportion to the tokens of a step, the longest gap would be {times(tokens)} shorter; it was {times(shrunk)}: "
-        f"{gap.verdict}. The new request would wait as long as before; it waited "
-        f"{times(delayed)} as long: {first.verdict}."
+        f"In proportion to the tokens of a step, the longest gap with the whole prompt would be {times(tokens)} that with "
+        f"chunks; it was {times(shrunk)}: {gap.verdict}. With chunks the new request would wait {times(work)} as long for "
+        f"its first token; it waited {times(delayed)} as long: {first.verdict}."
     )
     cause = chunk_cause(run)
-    if "failed" in (gap.kind, first.kind) and cause.kind == "products":
+    slow = gap.kind == "failed" or (first.kind == "failed" and first.direction > 0)
+    if slow and cause.kind == "products":
         said += f" A chunk has fewer rows: {cause}."
     return said
+
+
+def delay(series: Series | None) -> float | None:
+    """Tokens computed until the long prompt is complete, in chunks over in one step.
+
+    The chunks are the same prompt; the running sequences add a token each in every further step.
+    """
+    chunks = positive(cell(series, "prompt_steps", 1))
+    if chunks is None or series is None:
+        return None
+    prompt, decoding = series.params["prompt"], series.params["decoding"]
+    return (prompt + chunks * decoding) / (prompt + decoding)
 
 
 def chunk_cause(run: Any) -> Finding:

@@ -6,6 +6,8 @@ Introduced in chapter 3.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lib.bench.findings.values import listed
+
 SHARE = (
     0.8  # of what is free: fragments of the allocator and what a step needs besides take the rest
 )
@@ -25,11 +27,20 @@ class MemoryFit:
         """What the page says."""
         if not self.left_out:
             return f"Every {self.what} of this sweep fits into the memory of this device."
-        rest = " and ".join(f"{size:,} ({needs / 1e9:.1f} GB)" for size, needs in self.left_out)
+        rest = listed([f"{size:,} ({needs / 1e9:.1f} GB)" for size, needs in self.left_out])
         return (
             f"Left out for lack of memory: {self.what} {rest}. "
             f"{self.free / 1e9:.1f} GB were free on this device."
         )
+
+
+def all_fit(fits: Sequence[MemoryFit]) -> str:
+    """The sentence for several sweeps: one where each of them is complete, else one for each."""
+    if any(fit.left_out for fit in fits):
+        return " ".join(fit.sentence for fit in fits)
+    each = listed([f"every {fit.what}" for fit in fits])
+    verb = "fits" if len(fits) == 1 else "fit"
+    return f"{each[:1].upper()}{each[1:]} of these sweeps {verb} into the memory of this device."
 
 
 def fitting(

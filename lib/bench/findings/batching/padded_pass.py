@@ -6,7 +6,7 @@ Introduced in chapter 3.
 from typing import Any
 
 from lib.bench.findings.batching.batching_rows import over
-from lib.bench.findings.values import Measured, cell, times, value
+from lib.bench.findings.values import Measured, cell, times, times_between, value
 from lib.bench.findings.vocabulary import missing, versus_prediction
 from lib.bench.records.series import Series
 
@@ -17,7 +17,13 @@ def padding(run: Any) -> dict[str, str]:
     tokens, seconds = over(series, "tokens", 0, 1), padding_time(series)
     if tokens is None or not value(seconds).known:
         return {"padding_finding": missing("the time of the padded pass").sentence}
-    verdict = versus_prediction(tokens, seconds, "×").verdict
+    found = versus_prediction(tokens, seconds, "×")
+    verdict = found.verdict
+    if found.kind == "cannot tell":
+        verdict = (
+            "the turns spread too widely for a verdict "
+            f"(from {times_between(value(seconds).low, value(seconds).high)})"
+        )
     return {
         "padding_finding": (
             f"Its forward pass took {times(value(seconds).middle)} as long as the flat one, for {times(tokens)} the "

@@ -34,6 +34,21 @@ def promise(promised: float | None, got: float | None) -> str:
     return f"The steps predict at most {times(promised)}, and {times(got)} is less, as predicted."
 
 
+def promised_by_steps(static: int, continuous: int) -> dict[str, str]:
+    """What the steps of the two schedulers, counted for the same answers, predict."""
+    if static <= continuous:
+        said = (
+            "With as many steps under both there is nothing to gain, and we predict the same time."
+        )
+    else:
+        said = (
+            "If a step took the same time for any number of sequences, continuous batching would be "
+            f"{static / continuous:.2f} times as fast. We predict at most that, because a step with eight sequences should "
+            "take longer than a step with one left over."
+        )
+    return {"chat_promise_finding": said}
+
+
 def _schedulers(series: Series | None, static: int, continuous: int) -> tuple[str, str]:
     """(the comparison of throughput, with the promise of the steps; the reason, where the steps show it)."""
     found = compare(cell(series, "tok_s", continuous), cell(series, "tok_s", static), CONTINUOUS, STATIC,

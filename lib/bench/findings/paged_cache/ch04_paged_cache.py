@@ -33,8 +33,8 @@ def preemption(run: Any) -> dict[str, str]:
     if None in (small, large, steps, fewer, count) or large <= 0:
         return {"preemption_finding": missing("the cost of preemption").sentence}
     said = (
-        f"{number(count)} preemptions, {number(small - large)} tokens computed more than once, "
-        f"{percent(small / large - 1)} on top of what was necessary; {number(steps)} steps instead of {number(fewer)}."
+        f"{number(count)} preemption{'s' * (count != 1)}, and {number(small - large)} tokens computed more than once, "
+        f"{percent(small / large - 1)} on top of what was necessary; {number(steps)} steps in place of {number(fewer)}."
     )
     return {"preemption_finding": said}
 

@@ -25,9 +25,15 @@ def dilution(series: Series | None) -> Finding:
     alone = middle(series, "contiguous_attention", -1)
     if alone:
         said += f", and attention is {share(alone, step)} of it"
-    if step <= 1.25 * bound:
-        return Finding(f"{said}, so that the ratio of the bounds is a fair prediction", "about")
     found = versus_prediction(predicted, measured, "")
+    if step < bound / 1.1:
+        return Finding(f"{said}: below its bound, so a ceiling was measured too low", "low")
+    if step <= 1.25 * bound:
+        if found.kind == "about":
+            said += ": the rest of the step is near its bound, so the ratio of the bounds is a fair prediction"
+        elif found.kind in ("little", "failed"):
+            said += ", so the rest of the step does not explain the difference"
+        return Finding(said, "about", step / bound)
     if found.kind in ("little", "failed") and value(measured).middle < predicted:
         text = f"{said}; the bytes of the copy are a smaller part of a step that is slow for other reasons than bytes"
         return Finding(text, "slow", step / bound)
@@ -87,7 +93,9 @@ def attention(by_batch: Series | None, by_context: Series | None) -> str:
         return said
     said += f" Over slots, at the largest batch, attention reads its keys and values at {percent(part)} of the bandwidth"
     if part < 0.5:
-        return f"{said}: bytes are not what bounds it, and a ratio of bytes does not predict it."
+        return f"{said}: bytes are not what bounds it, so a ratio of bytes says little about it."
+    if part > 1.1:
+        return f"{said}: a part of them stays in the processor's caches, or the bandwidth was measured too low."
     return f"{said}."
 
 

@@ -19,13 +19,13 @@ from lib.bench.findings.paged_cache.gather_causes import (
 from lib.bench.findings.paged_cache.gather_rows import (
     BY_BATCH,
     BY_CONTEXT,
-    both_by_turn,
     extra,
     overhead,
     place,
+    ratio,
 )
 from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import cell, percent, quantity, value
+from lib.bench.findings.values import Measured, Value, cell, percent, quantity, value
 from lib.bench.findings.vocabulary import compare, missing, versus_prediction
 from lib.bench.records.series import Series
 
@@ -76,8 +76,11 @@ def _extras(by_batch: Series | None, by_context: Series | None) -> str:
         got = value(measured).middle
         if predicted is None or got is None:
             return missing("the time that the gather adds").sentence
-        verdict = versus_prediction(predicted, measured).verdict
-        if got <= 0:
+        found = versus_prediction(predicted, measured)
+        verdict = found.verdict
+        if found.kind == "cannot tell":
+            verdict = "this run cannot tell: the turns spread too widely"
+        elif got <= 0:
             verdict = "the prediction failed"
         change = f"adds {quantity(got, 's')}" if got >= 0 else f"saves {quantity(-got, 's')}"
         said.append(
@@ -96,14 +99,16 @@ def _broke(series: Series | None) -> str:
     found = versus_prediction(predicted, measured, "")
     if found.kind == "cannot tell":
         return f"{said}; whether that holds, this run cannot tell."
+    cause = dilution(series)
+    if found.kind == "about" and cause.kind == "about":
+        return f"{said}, and in this run that holds, where the rest of the step is near its bound."
     if found.kind == "about":
-        return f"{said}, and in this run that holds. It holds only where the rest of the step is at its bound."
+        return f"{said}, and in this run the two agree. {cause.sentence} So the time that was added is as far from its bytes."
     got = value(measured).middle
     change = f"{percent(abs(got))} {'more' if got >= 0 else 'less'}"
     said += (
         f", and predicted {percent(predicted)} more time for the longest context; it was {change}."
     )
-    cause = dilution(series)
     return f"{said} {cause.sentence}" if cause.kind == "slow" else said
 
 
@@ -125,7 +130,7 @@ def predictions(run: Any) -> list[Prediction]:
     cause = dilution(by_context)
     first = Prediction(
         "part that the gather adds to a step, longest context, from the two bounds",
-        predicted and 100 * predicted, measured and [100 * part for part in measured],
+        predicted and 100 * predicted, _percent(measured),
         "", "%",
     )  # fmt: skip
     why = cause.text[:1].lower() + cause.text[1:] if cause.kind == "slow" else ""
@@ -136,8 +141,7 @@ def predictions(run: Any) -> list[Prediction]:
             f"time that the gather adds, {name}, from its extra bytes", predicted, measured
         )
         rows.append(_with(row, fresh_cause(series)))
-    pairs = both_by_turn(by_batch, "paged_attention", "contiguous_attention", -1)
-    ratio = [b / a for b, a in pairs if a > 0] or None
+    alone = ratio(by_batch, "paged_attention", "contiguous_attention", -1)
     part = attention_bandwidth(by_batch)
     slow = part is not None and part < 0.5
     why = (
@@ -145,8 +149,15 @@ def predictions(run: Any) -> list[Prediction]:
         if slow
         else ""
     )
-    rows.append(_with(Prediction("attention alone, gathered over slots, largest batch, from the bytes", 3.0, ratio, "", "×"), why))  # fmt: skip
+    rows.append(_with(Prediction("attention alone, gathered over slots, largest batch, from the bytes", 3.0, alone, "", "×"), why))  # fmt: skip
     return rows
+
+
+def _percent(measured: Measured) -> Measured:
+    found = value(measured)
+    if not found.known:
+        return None
+    return Value(100 * found.middle, 100 * found.low, 100 * found.high, found.count)
 
 
 def _with(prediction: Prediction, why: str) -> Prediction:

@@ -3,7 +3,9 @@
 Introduced in chapter 4.
 """
 
-from lib.bench.findings.values import Measured, cell, number, value
+from operator import sub, truediv
+
+from lib.bench.findings.values import Measured, Value, cell, number, of_both, value
 from lib.bench.records.series import Series
 
 BY_BATCH, BY_CONTEXT = "decode_by_batch", "decode_by_context"
@@ -14,32 +16,32 @@ def middle(series: Series | None, name: str, row: int) -> float | None:
     return found if found and found > 0 else None
 
 
-def both_by_turn(
-    series: Series | None, above: str, below: str, row: int
-) -> list[tuple[float, float]]:
-    """(above, below) of each turn, or of the medians where no turns were kept; empty where one was not measured."""
+def ratio(series: Series | None, above: str, below: str, row: int) -> Value | None:
+    """One time over another, of the medians, with the range of the turns; None where one is not above zero."""
     a, b = cell(series, above, row), cell(series, below, row)
-    if not (value(a).known and value(b).known):
-        return []
-    if value(a).count == value(b).count > 1:
-        return list(zip(a, b))
-    return [(value(a).middle, value(b).middle)]
+    ends = [v.low for v in (value(a), value(b)) if v.known]
+    return of_both(a, b, truediv) if len(ends) == 2 and min(ends) > 0 else None
 
 
 def extra(series: Series | None, row: int) -> tuple[float | None, Measured]:
-    """(predicted, measured) seconds that the gather adds to a step: 2 · M_KV / BW, and the difference of each turn."""
+    """(predicted, measured) seconds that the gather adds to a step: 2 · M_KV / BW, and the difference of the medians.
+
+    The range is that of the turns.
+    """
     low, high = (middle(series, name, row) for name in ("bound_contiguous", "bound_paged"))
     predicted = high - low if low and high else None
-    return predicted, [b - a for b, a in both_by_turn(series, "paged", "contiguous", row)] or None
+    added = of_both(cell(series, "paged", row), cell(series, "contiguous", row), sub)
+    return predicted, added if added.known else None
 
 
 def overhead(series: Series | None, row: int) -> tuple[float | None, Measured]:
-    """(predicted, measured) part of a contiguous step that the gather adds, as fractions: 0.53, and that of each turn."""
+    """(predicted, measured) part of a contiguous step that the gather adds, as fractions: 0.53, and as `ratio`."""
     low, high = (middle(series, name, row) for name in ("bound_contiguous", "bound_paged"))
     predicted = high / low - 1 if low and high else None
-    pairs = both_by_turn(series, "paged", "contiguous", row)
-    usable = bool(pairs) and min(min(pair) for pair in pairs) > 0
-    return predicted, [b / a - 1 for b, a in pairs] if usable else None
+    found = ratio(series, "paged", "contiguous", row)
+    if found is None:
+        return predicted, None
+    return predicted, Value(found.middle - 1, found.low - 1, found.high - 1, found.count)
 
 
 def place(series: Series | None, row: int, axis: str) -> str:

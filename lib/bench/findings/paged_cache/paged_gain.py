@@ -6,11 +6,12 @@ where it has none.
 Introduced in chapter 4.
 """
 
+from operator import truediv
 from typing import Any
 
 from lib.bench.findings.paged_cache.published_memory import MIB
 from lib.bench.findings.predictions import Prediction
-from lib.bench.findings.values import Measured, cell, number, quantity, times, value
+from lib.bench.findings.values import Measured, cell, number, of_both, quantity, times, value
 from lib.bench.findings.vocabulary import compare, missing, versus_prediction
 from lib.bench.records.series import Series
 
@@ -36,7 +37,7 @@ def same_bytes(run: Any) -> dict[str, str]:
     at_once, short = missing("the number of sequences at once").sentence, ""
     if before and after:
         short = f"{number(before)} sequences at once became {number(after)}"
-        at_once = f"On {series.params['budget_bytes'] / MIB:,.0f} MiB, {short}, {times(after / before)} as many."
+        at_once = f"On {series.params['budget_bytes'] / MIB:,.0f} MiB, {short}: {times(after / before)} as many."
         if after >= series.params["requests"]:
             at_once += (
                 f" All {number(after)} requests ran at once, so the number of requests was the limit in this run, and "
@@ -44,7 +45,7 @@ def same_bytes(run: Any) -> dict[str, str]:
             )
     steps = missing("the number of steps").sentence
     if slow and fast:
-        steps = f"The {number(slow)} steps of the workload became {number(fast)}, {times(slow / fast)} fewer."
+        steps = f"The workload's {number(slow)} steps became {number(fast)}, a ratio of {slow / fast:.1f}."
         if fast >= slow:
             steps = f"The workload took {number(fast)} steps where the contiguous engine took {number(slow)}."
     said = compare(*_pair(series, "tok_s")[::-1], "the paged engine", "the contiguous one", what="throughput", unit="tokens/s")  # fmt: skip
@@ -79,13 +80,9 @@ def gain_limit(run: Any) -> tuple[float | None, Measured]:
     series = run[SAME_BYTES]
     slow, fast = _numbers(series, "steps")
     before, after = _pair(series, "tok_s")
-    old = value(before).middle
     gains = None
-    if old and old > 0 and value(after).known:
-        samples, base = value(after), value(before)
-        gains = [samples.middle / old]
-        if samples.count > 1 and samples.count == base.count and base.low > 0:
-            gains = [a / b for a, b in zip(after, before)]
+    if value(before).known and value(before).low > 0 and value(after).known:
+        gains = of_both(after, before, truediv)
     return (slow / fast if slow and fast else None), gains
 
 
@@ -135,7 +132,9 @@ def gain_cause(run: Any) -> str:
             f" A step that only decodes advanced {number(many)} sequences on average with blocks and {number(few)} with "
             f"slots, and took {times(ratio)} as long."
         )
-        if many > 1.1 * few and ratio < many / few / 1.1:
+        if many > 1.1 * few and ratio <= 1.1:
+            said += " So more sequences did not make a step longer; chapter 3 has the time of a step by batch."
+        elif many > 1.1 * few and ratio < many / few / 1.1:
             said += " So one more sequence adds less to a step than an equal share of its time; chapter 3 has the time of a step by batch."
     prompts, together = _numbers(series, "prompt_seconds")
     if prompts:
@@ -153,9 +152,9 @@ def _same_tokens(series: Series | None) -> str:
     if same is None:
         return missing("whether both engines gave the same tokens").sentence
     total = series.params["requests"]
-    said = f"{number(same)} of the {total} requests received exactly the same tokens from both engines."
     if same >= total:
-        return said
+        return f"All {total} requests received exactly the same tokens from both engines."
+    said = f"{number(same)} of the {total} requests received exactly the same tokens from both engines."
     return f"{said} The others differ, as they may where two logits are nearly equal and the order of a sum decides."
 
 
