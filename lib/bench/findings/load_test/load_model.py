@@ -66,7 +66,8 @@ def foretold(run: Any) -> dict[str, str]:
     paging = ratio(predicted[PAGED], predicted[CONTIGUOUS])
     said = (
         f"By these points, a step of {NAMES[PAGED]} takes {quantity(shared, 's')}, and {quantity(each, 's')} more for each "
-        f"sequence in it, so that from {counted(max(1, round(shared / each)), 'user')} on the sequences add more than they share."
+        f"sequence in it, so that from {counted(int(shared / each) + 1, 'user')} on the sequences add "
+        "more than they share."
     )
     if batching is None or paging is None:
         return {"model_finding": f"{said} {missing('the predicted gain').sentence}"}
@@ -94,6 +95,8 @@ def line_bound(run: Any) -> dict[str, str]:
     one, full = (versus_bound(max(reading, n * work), shared + n * each) for n in (1, seats))
     if "missing" in (one.kind, full.kind):
         return {"bound_finding": missing("a step over its bound").sentence}
+    where = "In the recorded run, at" if getattr(run, "recorded", False) else "At"
     return {
-        "bound_finding": f"At {NAMES[PAGED]}, a step of one sequence is {one}, and one of {number(seats)} is {full}."
+        "bound_finding": f"{where} {NAMES[PAGED]}, a step of one sequence is {one}, and one of "
+        f"{number(seats)} is {full}."
     }
