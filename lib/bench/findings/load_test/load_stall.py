@@ -42,8 +42,7 @@ def place_seconds(run: Any) -> float | None:
     series = run["stall_requests"]
     if series is None or not series.params.get("stopped"):
         return None
-    rows = zip(*(column(series, name) for name in ("due", "since due", "since sent")))
-    rows = [[value(x).middle for x in row] for row in rows]
+    rows = zip(*(labels(series, name) for name in ("due", "since due", "since sent")))
     _, end = series.params["stopped"]
     least = 0.01 * series.params["stall"]
     found = [
