@@ -352,8 +352,8 @@ glue_all(words.realistic())
 #
 # 1. *The loop.* {glue:text}`users` users ask for {glue:text}`answer` tokens each, at the same moment. A server that
 #    computes on its event loop serves them one after the other. A `/health` request that arrives just after them waits
-#    for all: up to {glue:text}`naive_worst`. If the loop never computes, it waits for less than one step,
-#    {glue:text}`step`, however long the answers are.
+#    for all: up to {glue:text}`naive_worst`. A loop that never computes answers it within less than one step,
+#    {glue:text}`step`, however long the users' answers are.
 # 2. *The batch.* The naive servers run one sequence at a time, so {glue:text}`users` answers take
 #    {glue:text}`naive_worst` on either. An engine that gets all of them at once shares its steps between them, as it
 #    does offline: {glue:text}`users_batch`.

@@ -610,17 +610,17 @@ show_source(send)
 # those in the places can be slow. By the clock that starts when it is due, all that are due while the server stands
 # still have to wait, and those that follow wait until the queue is empty. Let the stall last $S$, and let $t$ be the
 # time of an answer when all places are taken. A request that is due $x$ after the beginning of the stall waits for its
-# end, $S - x$, and for the requests queued before it, which take $\rho x$ at a load of $\rho$. With its own answer it
-# takes
+# end, $S - x$, and for the requests queued before it, which take $\rho x$ at a load of $\rho$. With the time of its own
+# answer, this is more than half of the stall as long as $x$ is small:
 #
 # ```{math}
 # :label: eq-stall
 # S - x + \rho\,x + t \;>\; \tfrac{S}{2} \qquad\text{for}\qquad x \;<\; \frac{S/2 + t}{1 - \rho}.
 # ```
 #
-# The load $\rho$ is one half, by the model. With those that were in flight when the stall began, which are half of the
-# places on average, there are {glue:text}`slow_expected` slow requests by this clock, against at most
-# {glue:text}`places` by the other.
+# The load $\rho$ is one half, by the model, and by Little's law the rate times $t$ is $\rho$ times the places. With those
+# that were in flight when the stall began, which are half of the places on average, there are
+# {glue:text}`slow_expected` slow requests by this clock, against at most {glue:text}`places` by the other.
 
 # %%
 DUE = pick(smoke=6, cpu=12, gpu=24)  # requests that fall due during the stall
@@ -865,7 +865,8 @@ caution(ax, closed_run.note)
 show(fig, "06_throughput_by_users")
 
 # %% [markdown]
-# {glue:text}`fit_finding` {glue:text}`flat_finding`
+# {glue:text}`fit_finding` At one user and at the most users, the lines of the two batching servers rest on the earlier
+# measurement, so these points compare two measurements of the same thing. {glue:text}`flat_finding`
 #
 # {glue:text}`gain_finding` The published comparison has one factor, {glue:text}`published_gain`, for both.
 
