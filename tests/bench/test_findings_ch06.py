@@ -215,6 +215,21 @@ def test_the_count_of_slow_requests_has_their_own_time_in_it():
     )  # each alone, at once: half of those due in the stall
 
 
+@pytest.mark.parametrize(
+    "shared, each, words",
+    [
+        (16.2, 0.001, "about the same: they do not show what a sequence adds"),
+        (0.001, 25.0, "takes 25 s per sequence, and its sequences share almost nothing"),
+    ],
+)
+def test_two_noisy_points_do_not_tell_the_parts_of_a_step_apart(data, shared, each, words):
+    table = columns(data, "throughput_by_users")
+    for row, n in enumerate(table["users"]):
+        table[f"{PAGED}, predicted"][row] = n / (shared + each * n)
+    found = said(data, "model_finding")
+    assert words in found and "add more than they share" not in found
+
+
 @pytest.mark.parametrize("shared, each, users", [(1.71, 1.33, 2), (16.3, 0.786, 21), (1, 5, 1)])
 def test_the_sequences_add_more_than_they_share_from_the_right_number_on(data, shared, each, users):
     table = columns(data, "throughput_by_users")
