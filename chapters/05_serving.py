@@ -9,7 +9,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two quiet cores | two minutes | 4 GB | SmolLM2 (93 MB) |
+# | laptop, two cores | {glue:text}`card_time` | 4 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | two minutes, by estimate | 10 GB of GPU memory | GPT-2 (0.5 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `serving/`: an HTTP server that speaks OpenAI's protocol. One thread for the engine, one for all
@@ -22,7 +22,7 @@
 #
 # A server has to do four things that an object does not. It answers while it computes. It sends each token as soon as
 # there is one. It stops computing for clients that have left. And when it is full, it refuses requests at once. This
-# chapter builds such a server, starts it as a process, and measures each of the four. First it measures a server that
+# chapter builds such a server, starts it as a process, and measures each of the four. It begins with a server that
 # does none of them.
 #
 # {glue:text}`experiments_shown`
@@ -56,6 +56,11 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("05", "two minutes"))
+
 # %% tags=["hide-input"]
 import asyncio
 import atexit
@@ -81,10 +86,15 @@ from fastapi.responses import StreamingResponse
 
 from lib import LLM, SamplingParams
 from lib.bench.findings.experiments import Experiments
-from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.predictions import (
+    predictions_table,
+    tally,
+    with_causes,
+)
 from lib.bench.findings.serving import ch05_serving as words
+from lib.bench.findings.serving.serving_queue import in_batches
 from lib.bench.findings.serving.serving_rows import waves
-from lib.bench.findings.values import quantity
+from lib.bench.findings.values import percent, quantity
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure_in_turns
@@ -329,15 +339,15 @@ glue("seqs", seqs)
 glue("burst", most)
 glue("limit", limit)
 glue("burst_waves", waves(most, seqs))
-glue("limit_waves", waves(limit, seqs))
+glue("limit_rest", limit - seqs)
 for name, seconds in {
     "alone": of_one,
     "users_batch": of_users,
     "step": of_one / tokens,
     "naive_worst": users * of_one,
     "wave": of_all,
-    "burst_worst": waves(most, seqs) * of_all,
-    "limit_worst": waves(limit, seqs) * of_all,
+    "burst_worst": in_batches({"offline": times}, most, seqs),
+    "limit_worst": in_batches({"offline": times}, limit, seqs),
 }.items():
     glue(name, quantity(seconds, "s"))
 glue_all(words.realistic())
@@ -347,8 +357,8 @@ glue_all(words.realistic())
 #
 # 1. *The loop.* {glue:text}`users` users ask for {glue:text}`answer` tokens each, at the same moment. A server that
 #    computes on its event loop serves them one after the other. A `/health` request that arrives just after them waits
-#    for all: up to {glue:text}`naive_worst`. If the loop never computes, it waits for less than one step,
-#    {glue:text}`step`, however long the answers are.
+#    for all: up to {glue:text}`naive_worst`. A loop that never computes answers it within less than one step,
+#    {glue:text}`step`, however long the users' answers are.
 # 2. *The batch.* The naive servers run one sequence at a time, so {glue:text}`users` answers take
 #    {glue:text}`naive_worst` on either. An engine that gets all of them at once shares its steps between them, as it
 #    does offline: {glue:text}`users_batch`.
@@ -356,8 +366,9 @@ glue_all(words.realistic())
 #    stop only between two steps, so it computes at most two tokens that are not read.
 # 4. *The queue.* {glue:text}`burst` requests arrive at once, and {glue:text}`seqs` fit into a batch. They make
 #    {glue:text}`burst_waves` batches of {glue:text}`wave`, so the last answer is complete after {glue:text}`burst_worst`.
-#    If no more than {glue:text}`limit` may be inside, they make {glue:text}`limit_waves` batches, and the last answer is
-#    complete after {glue:text}`limit_worst`. The others are refused at once.
+#    If no more than {glue:text}`limit` may be inside, they make a batch of {glue:text}`seqs` and one of
+#    {glue:text}`limit_rest`, and the last answer is complete after {glue:text}`limit_worst`. The others are refused at
+#    once.
 #
 # The fourth is about the last request of one burst, which is the worst case. For the mean over a long time, Little's
 # law needs no assumption about when requests arrive. The mean number of requests inside a system is their arrival rate
@@ -370,7 +381,7 @@ glue_all(words.realistic())
 #
 # The throughput $X$ of an engine, here in requests per second, has a ceiling. Once it is reached, one more request
 # inside does not raise the throughput; it raises the mean time of all. A limit on $N$ is a limit on the mean time; the
-# worst time follows from the number of batches, as above.
+# worst time follows from the batches, as above.
 #
 # ### The same arithmetic for a 7B model
 #
@@ -384,7 +395,7 @@ glue_all(words.realistic())
 #
 # ```{diagram} ../book/images/two_threads.svg
 # :name: fig-two-threads
-# :alt: The event loop thread admits requests and streams answers; the engine thread takes commands, steps, and posts one turn a step; commands go one way through a queue, and tokens come back through one queue a request.
+# :alt: The event loop thread admits requests and streams answers; the engine thread takes commands, steps, and posts one turn per step; commands go one way through a queue, and tokens come back through one queue per request.
 # :width: 100%
 #
 # The event loop and the engine share no state. Commands go one way. After each step, all new tokens come back in one
@@ -441,7 +452,7 @@ show_source(OutputCollector, "put", "get")
 show_source(EventStream, "__call__", "_send")
 
 # %% [markdown]
-# **The example, as it is served.** A and B of {ref}`sec-toy` again, with the three blocks of chapter 4 and at most four
+# **The example, as it is served.** A and B of {ref}`the small example <sec-toy>` again, with the three blocks of chapter 4 and at most four
 # tokens per step. A's command is in the inbox when the engine wakes up. B's command arrives during step 1, so step 2 is
 # the first that can take it. Each row is one step. The last two columns are the events that its `Turn` sends to the two
 # clients, shortened to the text:
@@ -562,11 +573,18 @@ print(textwrap.fill("".join(text for _, text in pieces), 79))
 glue("first_ms", 1e3 * pieces[0][0], ".0f")
 glue("pieces", len(pieces))
 glue("last_s", pieces[-1][0], ".2f")
+glue(
+    "answer_note",
+    "The weights are rounded to 4 bits and the model is small, so the answer "
+    "need not be right."
+    if can_chat
+    else "The numbers are the ids of the tokens.",
+)
 
 # %% [markdown]
 # The first of {glue:text}`pieces` pieces came after {glue:text}`first_ms` ms, the last after {glue:text}`last_s` s.
-# With streaming, one can read the beginning while the rest is computed. Its cost in throughput is measured below. The
-# weights are rounded to 4 bits and the model is small, so the answer need not be right.
+# With streaming, one can read the beginning while the rest is computed. Its cost in throughput is measured below.
+# {glue:text}`answer_note`
 #
 # ## Check: the same tokens
 #
@@ -906,7 +924,7 @@ table(
     [
         [
             row["server"],
-            f"{1e3 * row['health']:.1f}",
+            f"{1e3 * row['health']:,.1f}",
             f"{1e3 * row['health_worst']:,.0f}",
             f"{row['all_answers']:.2f}",
             f"{row['tokens_per_second']:,.0f}",
@@ -932,11 +950,14 @@ record.headline(
 )
 
 # %% [markdown]
-# The marks of the server that computes on its loop lie on a slope: each probe waits for the end of the same stall, and
-# the earlier it was sent, the longer it waits. {glue:text}`blocking_finding` {glue:text}`locked_finding` But the users
-# behind the lock are still served one after the other. {glue:text}`locked_all_finding`
+# {glue:text}`slope_finding` {glue:text}`blocking_finding`
+#
+# {glue:text}`locked_finding` But the users behind the lock are still served one after the other.
+# {glue:text}`locked_all_finding`
 #
 # {glue:text}`threaded_finding` {glue:text}`batching_finding`
+#
+# {glue:text}`offline_finding`
 #
 # ## Measure: the client that leaves
 #
@@ -1108,7 +1129,7 @@ table(
         ["the answer, but its last token", tokens_wanted - 1],
         ["together", not_read],
     ],
-    headers=["tokens computed after the client had left", "counted"],
+    headers=["tokens computed for the client that gave up", "counted"],
 )
 
 # %% tags=["remove-cell"]
@@ -1237,7 +1258,7 @@ gate.check(all(refused), "no request was refused")
 gate.check(offline_gate.ok, "its predictions could not be measured")
 by_queue = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-burst", "caption": "Time to the complete answer of each request of a burst, in the order of the answers, without a limit and with one; thin bars: from the lowest to the highest of the bursts. Dotted: batch after batch, as predicted."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-burst", "caption": "Time to the complete answer of each request of a burst, in the order of the answers, without a limit and with one; thin bars: from the lowest to the highest of the bursts. Dotted: the prediction without a limit, batch after batch."}}
 drawn, note = by_queue.to_draw("burst_order", record)
 fig, ax = figure()
 for i, name in enumerate(curves):
@@ -1271,7 +1292,7 @@ print(json.dumps(too_long.body, indent=1))
 # %% tags=["remove-cell"]
 glue("timeout_s", TIMEOUT, "g")
 glue("too_long_s", too_long.seconds, ".2f")
-glue("too_long_tokens", requests[-1]["output_tokens"])
+glue("too_long_tokens", requests[-1]["output_tokens"], ",")
 glue_all(words.queue(by_queue) | words.exercises(by_queue))
 
 # %% [markdown]
@@ -1416,7 +1437,7 @@ shares = {
 }
 fig, ax = figure(height=0.9 + 0.9 * len(shares))
 bars(
-    ax, ["whole answers", "streamed", "streamed, no overlap"], shares, fmt=".0f"
+    ax, ["whole answers", "streamed", "streamed, no overlap"], shares, fmt=".1f"
 )
 if len(shares) == 1:
     series = runs[over_http_run.label]
@@ -1433,8 +1454,8 @@ table(
         [
             label,
             *(f"{found:,.0f}" for found in series["throughput"]),
-            *(f"{100 * share:.0f} %" for share in series["share"][1:]),
-            f"{100 * series['bound'][-1]:.0f} %",
+            *(percent(share) for share in series["share"][1:]),
+            percent(series["bound"][-1]),
         ]
         for label, series in runs.items()
     ],
@@ -1609,7 +1630,7 @@ record.headline(
 # ## What an operator sees
 #
 # `/metrics` is Prometheus' text format, under the names that vLLM uses, so that its dashboards fit. The numbers are
-# counts, and counts can be checked exactly. Here are {glue:text}`seqs` more answers:
+# counts, and counts can be checked exactly. Here are {glue:text}`more_answers` more answers:
 
 # %%
 before = metrics()
@@ -1644,6 +1665,9 @@ table(
     ],
     headers=["metric", "now", "by these answers"],
 )
+
+# %% tags=["remove-cell"]
+glue("more_answers", SEQS)
 
 # %% [markdown]
 # For people, the same process serves a page at `/`. It has a chat, the running and the waiting sequences, and the
@@ -1716,7 +1740,8 @@ print(f"exit status {status}")
 # - **One client, one machine.** Client and server share the cores here, so the client's work counts against the server.
 #   On a real network the client is elsewhere and the network is between them.
 # - **A stall between two probes.** `/health` was asked every few hundredths of a second. A shorter stall can fall
-#   between two probes. The median hides such a stall; look at the maximum.
+#   between two probes, and then no number shows it. One that only a few probes meet does not change the median; look at
+#   the maximum.
 # - **A fixed order.** An earlier version of this chapter ran offline, whole and streamed always in this order. The
 #   first run of a round also pays for cold caches, so offline was always the slowest, and HTTP looked faster than no
 #   HTTP. The order rotates now.
@@ -1726,18 +1751,20 @@ print(f"exit status {status}")
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-foretold = [
-    *words.of_loop(by_server),
-    *words.of_leaving(by_leaver),
-    *words.of_queue(by_queue),
-    *words.of_http(over_http_run),
-    *words.of_lock(by_neighbour),
-]
+foretold = with_causes(
+    [
+        *words.of_loop(by_server),
+        *words.of_leaving(by_leaver),
+        *words.of_queue(by_queue),
+        *words.of_http(over_http_run),
+        *words.of_lock(by_neighbour),
+    ]
+)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 
 # %% [markdown]
-# {glue:text}`predictions_tally`.
+# {glue:text}`predictions_tally`. A deviation has a cause in the last column only where this chapter measured one.
 #
 # ## In production
 #
@@ -1766,9 +1793,9 @@ glue("predictions_tally", tally(foretold))
 #
 # ```{solution} ex-05-1
 # :class: dropdown
-# The number refused stays as it is: admission counts all requests inside, running or waiting. The worst time is the number
-# of batches times the time of a batch. There are twice as many batches. Where decode is bound by bandwidth (chapter 3), a
-# batch of half the size takes more than half the time, since it still reads all weights, and the worst time grows.
+# The number refused stays as it is: admission counts all requests inside, running or waiting. The worst time is the sum
+# of the times of the batches, and there are more of them. Where decode is bound by bandwidth (chapter 3), a batch of half
+# the size takes more than half the time, since it still reads all weights, and the worst time grows.
 # {glue:text}`half_finding`
 # ```
 #
@@ -1815,9 +1842,10 @@ check(5, largest_limit)
 # %% [markdown]
 # ````{solution} ex-05-3
 # :class: dropdown
-# The worst time in a burst is a whole number of batches. {glue:text}`limit_finding` {eq}`eq-little` would give a larger
-# number, $2\,X$ requests: it speaks of the mean time, and half of the requests may take longer. The function also counts
-# a last batch that does not fill the slots, since its steps are shorter.
+# The worst time in a burst is the sum of the times of its batches, and a last batch that does not fill the slots has
+# shorter steps. {glue:text}`limit_finding` {glue:text}`little_limit`
+#
+# The function takes the time of a step from the line instead of from a table of measured batches.
 #
 # ```python
 # def largest_limit(seconds, tokens, shared, each, slots):

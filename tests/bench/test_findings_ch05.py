@@ -75,6 +75,27 @@ def test_batching_is_the_cause_only_of_a_gain(seconds, faster):
     assert ("nothing to batch" in said) == ("as fast as" in said) == faster
 
 
+@pytest.mark.parametrize(
+    "latencies, words",
+    [
+        ([3.0, 2.95, 2.9], "all its 3 probes were answered at the end of the stall"),
+        ([3.0, 0.1, 0.1], "1 were answered at the end"),
+        ([None] * 3, "was not measured here"),
+    ],
+)
+def test_the_probes_of_the_loop_lie_on_a_slope_only_where_they_do(latencies, words):
+    columns = {"server": ["the loop computes"] * 3, "at": [0.0, 0.05, 0.1], "latency": latencies}
+    said = ch05.loop(run(health_probes=({}, columns)))["slope_finding"]
+    assert words in said and ("on a slope" in said) == ("all its" in said)
+
+
+def test_offline_times_are_called_too_low_only_where_all_three_are():
+    low = served(blocking=3.0, locked_all=3.0, threaded_all=0.9)
+    assert "All three are too low" in ch05.loop(low)["offline_finding"]
+    assert "too low" not in ch05.loop(served(blocking=3.0))["offline_finding"]
+    assert "too low" not in ch05.loop(run())["offline_finding"]
+
+
 def burst(worst=3.0, bounded=1.5, answered=12, refused=20, rounds=1) -> Run:
     columns = {
         "queue": ["no end", "bounded"],
@@ -104,27 +125,61 @@ def test_refusals_are_counted_over_all_bursts():
     assert "limit was not reached" in ch05.queue(burst(refused=0))["refused_finding"]
 
 
+def with_full_batch(seconds, one=0.6, users=0.62) -> Run:
+    columns = {**OFFLINE[1], "seconds": [one, users, seconds]}
+    params = {"max_num_seqs": 8, "limit": 12, "requests": 32}
+    return run(offline=(OFFLINE[0], columns), burst=(params, {"queue": ["no end"]}))
+
+
 @pytest.mark.parametrize(
     "seconds, limit, said",
     [
-        (0.75, 16, "2 batches fit"),
-        (1.55, 8, "1 batch fits"),  # by Little's law it would have been 10, which is two batches
-        (2.5, 0, "no limit is low enough"),
+        (0.75, 16, "2 batches fit into 2 s, and 500 ms are left. One answer more takes 600 ms."),
+        (1.07, 14, "1 batch fits into 2 s, and 930 ms are left. Of smaller batches, by the offline times, one of 6"),
+        (1.55, 8, "1 batch fits"),  # by Little's law it would have been 10, which is one batch more
+        (2.5, 6, "which is too long. Of smaller batches, by the offline times, one of 6 takes 1.56 s"),
     ],
-)
-def test_the_limit_for_the_slowest_is_a_whole_number_of_batches(seconds, limit, said):
-    columns = {**OFFLINE[1], "seconds": [0.6, 0.62, seconds]}
-    found = run(
-        offline=(OFFLINE[0], columns),
-        burst=({"max_num_seqs": 8, "limit": 12, "requests": 32}, {"queue": ["no end"]}),
-    )
+)  # fmt: skip
+def test_the_limit_for_the_slowest_counts_full_batches_and_the_rest(seconds, limit, said):
+    found = with_full_batch(seconds)
     assert serving_queue.limit_for(found) == limit
     assert said in ch05.exercises(found)["limit_finding"]
+    assert f"the limit is {limit} requests" in ch05.exercises(found)["limit_finding"]
 
 
-def test_half_the_slots_is_judged_by_the_time_of_half_a_batch():
-    said = ch05.exercises(burst())["half_finding"]
-    assert "3 batches of 620 ms take the place of 2 of 750 ms" in said and "a little slower" in said
+def test_no_limit_helps_where_one_answer_is_too_slow():
+    found = with_full_batch(9.0, one=2.3, users=4.0)
+    assert serving_queue.limit_for(found) == 0
+    assert "one answer alone 2.30 s, so no limit" in ch05.exercises(found)["limit_finding"]
+
+
+def test_a_limit_that_was_measured_within_the_time_is_not_called_too_high():
+    """With 12 inside, the last of a burst took 1.74 s: a limit of 8 for two seconds would contradict that."""
+    found = with_full_batch(1.07, one=0.585, users=0.71)
+    assert serving_queue.in_batches(found, 12, 8) == pytest.approx(1.78)
+    assert serving_queue.limit_for(found) >= 12
+
+
+def test_littles_law_speaks_of_the_mean():
+    assert "15 requests inside give a mean of 2 s" in ch05.exercises(with_full_batch(16 / 15))["little_limit"]  # fmt: skip
+
+
+@pytest.mark.parametrize("size, seconds", [(1, 0.6), (4, 0.62), (6, 0.685), (8, 0.75), (9, None)])
+def test_a_batch_between_two_measured_ones_is_on_their_line(size, seconds):
+    found = serving_queue.batch_seconds(with_full_batch(0.75), size)
+    assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("bounded, verdict", [(1.4, "as predicted"), (1.6, "a little above"), (3.0, "failed")])  # fmt: skip
+def test_a_burst_with_a_limit_has_a_last_batch_of_the_rest(bounded, verdict):
+    said = ch05.queue(burst(bounded=bounded))["bounded_finding"]
+    assert "(predicted: 1.37 s)" in said and verdict in said
+
+
+@pytest.mark.parametrize("users, words", [(0.5, "a little slower"), (0.375, "about the same"), (0.2, "1.6 times as fast")])  # fmt: skip
+def test_half_the_slots_is_judged_by_the_time_of_half_a_batch(users, words):
+    said = ch05.exercises(with_full_batch(0.75, one=0.1, users=users))["half_finding"]
+    assert "3 batches of 4 take the place of a batch of 8 and one of 4" in said and words in said
 
 
 def over_http(offline, streamed, whole=150.0) -> Run:
@@ -196,7 +251,10 @@ def test_noisy_turns_tell_nothing_about_the_lock_the_goal_and_the_step():
 
 def test_lost_intervals_are_counted_per_operator_and_not_per_call():
     assert serving_lock.lost_share(beside(0.04, 0.04 + 690 * 0.005)) == pytest.approx(0.5)
-    assert "690 switch intervals for 1,380 calls" in ch05.lock(beside(0.04, 3.49))["thread_finding"]
+    assert (
+        "690 switch intervals for 1,380 calls that run an operator:"
+        in ch05.lock(beside(0.04, 3.49))["thread_finding"]
+    )
 
 
 def left(wasted, **params) -> Run:
@@ -208,6 +266,7 @@ def left(wasted, **params) -> Run:
 def test_tokens_after_leaving(wasted, verdict):
     said = ch05.leaving(left(wasted))["wasted_finding"]
     assert ("as predicted" in said) == verdict == ("failed" not in said)
+    assert "1 more was computed" in ch05.leaving(left(1))["wasted_finding"]
     assert (ch05.of_leaving(left(wasted))[0].verdict == "as predicted") == verdict
 
 
@@ -220,7 +279,7 @@ def test_blocks_that_others_took_meanwhile_are_named():
 
 @pytest.mark.parametrize(
     "most, prompt, said",
-    [(0.03, False, "did not delay them"), (0.2, True, "another user's prompt"), (0.2, False, "at most.")],
+    [(0.03, False, "no other prompt delayed them much"), (0.2, True, "another user's prompt"), (0.2, False, "at most.")],
 )  # fmt: skip
 def test_the_longest_gap_is_blamed_on_a_prompt_only_if_one_came(most, prompt, said):
     columns = {"prompt": [32, 256], "ttft": [0.06, 0.26], "gap_median": [0.025, 0.025]}

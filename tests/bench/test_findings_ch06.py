@@ -1,6 +1,5 @@
 """The sentences of chapter 6: what its failures in the past would say now."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from lib.bench.findings.load_test import ch06_load_test as ch06
 from lib.bench.findings.load_test import load_patterns
 from lib.bench.findings.load_test.load_rows import CONTIGUOUS, LIMITED, PAGED, SEQUENTIAL
+from lib.bench.findings.shown import Shown
 from lib.bench.records.files import Run
 
 
@@ -99,6 +99,11 @@ def test_no_refusal_is_a_failed_prediction(data):
     assert "it refused 0, 0 %" in found and found.endswith("the prediction failed.")
 
 
+def test_a_median_of_refusals_may_lie_between_two_counts(data):
+    put(data, "open_loop", "rejected", 25.5, server=LIMITED, share=worst(data, LIMITED))
+    assert "it refused 25.5 on average," in said(data, "refused_finding")
+
+
 def test_the_mean_wait_is_judged_by_the_mean(data):
     assert said(data, "wait_finding").endswith("1.94 s: as predicted.")
     put(data, "open_loop", "ttft_mean", 0.7, server=PAGED, share=worst(data, PAGED))
@@ -108,7 +113,6 @@ def test_the_mean_wait_is_judged_by_the_mean(data):
 def test_copies_that_are_not_alike_are_not_compared(data):
     assert "not alike" in said(data, "twin_finding")
     assert "although it is the slower" in said(data, "goodput_finding")
-    assert "not alike" not in said(data, "early_twin")
     share = min(
         columns(data, "open_loop")["share"][i] for i in rows(data, "open_loop", server=LIMITED)
     )
@@ -121,7 +125,7 @@ def test_copies_that_are_not_alike_are_not_compared(data):
 def test_a_limit_that_brings_nothing_is_a_failed_prediction(data):
     share = worst(data, LIMITED)
     put(data, "open_loop", "goodput", 2.0, server=LIMITED, share=share)
-    assert "the limit brought no goodput" in said(data, "goodput_finding")
+    assert "the limit brought no more goodput" in said(data, "goodput_finding")
     assert "limit on the queue keeps" not in said(data, "model_lesson")
     put(data, "open_loop", "goodput", 0.0, server=PAGED, share=share)
     assert "2 requests/s, and the one without has none" in said(data, "goodput_finding")
@@ -163,12 +167,86 @@ def test_a_short_test_explains_a_difference_only_if_its_model_is_right(data):
     assert why(0.4) == "no cause was measured"
 
 
-def test_an_early_record_is_one_without_turns(data):
-    later = copy.deepcopy(data)
-    columns(later, "open_loop")["turn"] = [0] * len(columns(later, "open_loop")["server"])
-    runs = [Run({"measurements": {}}), Run(later), Run(data)]
-    assert ch06.early_run(runs) is runs[2] and ch06.early_run(runs[:2]) is None
-    assert "replaced" in ch06.early_twin(None)["early_twin"]
+def stalled(data, slow, in_place):
+    """12 requests are due in a stall of 1 s; the queue is emptied with `in_place` seconds in each of 4 places."""
+    params = {"stall": 1.0, "rate": 12.0, "places": 4, "stopped": [1.0, 2.0]}
+    data["measurements"]["stall_count"] = {
+        "unit": "requests", "seed": 0, "samples": {}, "params": {**params, "requests": 60, "slow": 0.5},
+        "columns": {"clock": ["since due", "since sent"], "slow": [slow, 4], "expected": [14, 4]},
+    }  # fmt: skip
+    data["measurements"]["stall_requests"] = {
+        "unit": "s", "seed": 0, "samples": {}, "params": params,
+        "columns": {
+            "due": [0.1, 0.9, 1.2, 1.5, 3.0],  # before, in a place, and two that waited; then none waits
+            "since due": [0.1, 1.2, 1.0, 0.9, 0.1],
+            "since sent": [0.1, 1.2, in_place, in_place, 0.1],
+        },
+    }  # fmt: skip
+    return data
+
+
+@pytest.mark.parametrize(
+    "slow, in_place, verdict, caused",
+    [
+        (18, 1 / 6, "as predicted", False),  # the load is one half, as the model says
+        (25, 0.2, "the prediction failed", True),  # 0.6: the formula gives 23
+        (60, 0.2, "the prediction failed", False),  # too many also for that load
+        (25, 0.5, "the prediction failed", False),  # a load above 1: no formula
+        (25, None, "the prediction failed", False),
+    ],
+)
+def test_a_slow_drain_explains_slow_requests_only_where_the_formula_does(
+    data, slow, in_place, verdict, caused
+):
+    found = ch06.predictions(Run(stalled(data, slow, in_place)))[0]
+    assert found.predicted == pytest.approx(18) and found.verdict == verdict
+    assert ("the load was 0.6" in found.why) == caused
+    if not caused:
+        assert found.why == ("no cause was measured" if "failed" in verdict else "")
+    load = said(data, "load_finding")
+    assert ("as predicted" in load.partition(" At this load")[0]) == (in_place == 1 / 6)
+    assert ("was not measured here" in load) == (in_place is None)
+
+
+def test_the_count_of_slow_requests_has_their_own_time_in_it():
+    assert ch06.slow_requests(12, 4) == 18 and ch06.slow_requests(12, 4, 1.0) is None
+    assert (
+        ch06.slow_requests(12, 0, 0.0) == 6
+    )  # each alone, at once: half of those due in the stall
+
+
+@pytest.mark.parametrize(
+    "shared, each, words",
+    [
+        (16.2, 0.001, "about the same: they do not show what a sequence adds"),
+        (0.001, 25.0, "takes 25 s per sequence, and its sequences share almost nothing"),
+    ],
+)
+def test_two_noisy_points_do_not_tell_the_parts_of_a_step_apart(data, shared, each, words):
+    table = columns(data, "throughput_by_users")
+    for row, n in enumerate(table["users"]):
+        table[f"{PAGED}, predicted"][row] = n / (shared + each * n)
+    found = said(data, "model_finding")
+    assert words in found and "add more than they share" not in found
+
+
+@pytest.mark.parametrize("shared, each, users", [(1.71, 1.33, 2), (16.3, 0.786, 21), (1, 5, 1)])
+def test_the_sequences_add_more_than_they_share_from_the_right_number_on(data, shared, each, users):
+    table = columns(data, "throughput_by_users")
+    for row, n in enumerate(table["users"]):
+        table[f"{PAGED}, predicted"][row] = n / (shared + each * n)
+    words = f"from {users} user{'s' * (users != 1)} on the sequences add more"
+    assert words in said(data, "model_finding")
+    assert each * users > shared >= each * (users - 1)
+
+
+@pytest.mark.parametrize(
+    "gains, words",
+    [([8, 6, 4], "as expected"), ([4, 6, 8], "the expectation failed"), ([8, 8, 8], "the expectation failed")],
+)  # fmt: skip
+def test_the_gain_by_prompt_is_judged(data, gains, words):
+    columns(data, "gain_by_length")["gain"] = gains
+    assert words in said(data, "prompts_finding")
 
 
 @pytest.mark.parametrize("each, full", [(0.0008, "1.5 times the bound"), (0.0001, "a ceiling was")])
@@ -181,3 +259,14 @@ def test_a_step_has_a_bound_and_its_parts_have_none(data, each, full):
     said = ch06.line_bound(Run(data))["bound_finding"]
     one, _, many = said.partition(", and one of 16 is ")
     assert "times the bound" in one and "ceiling" not in one and full in many
+
+
+def test_a_recorded_run_is_named_where_it_stands_in(data):
+    series = {"server": [PAGED], "shared": [0.016], "each": [0.001]}
+    series |= {"shared_bound": [0.006], "each_bound": [0.001]}
+    data["measurements"]["step_line"] = {
+        "unit": "s", "params": {"max_num_seqs": 16}, "seed": 0, "samples": {}, "columns": series,
+    }  # fmt: skip
+    assert said(data, "bound_finding").startswith("At the paged server")
+    shown = ch06.line_bound(Shown(Run(data)))["bound_finding"]
+    assert shown.startswith("In the recorded run, at the paged server")

@@ -214,6 +214,7 @@ def test_thresholds_crossings_and_orders():
         order.text
         == "B (1 s) and C (1.05 s), about the same, then A (2 s); D was not measured here"
     )
+    assert ordering({"A": 1.0, "B": 1.0, "C": 1.0}).text.startswith("A (1 s), B (1 s) and C (1 s)")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Introduced in chapter 1.
 
 from collections.abc import Mapping, Sequence
 
-from lib.bench.findings.values import Measured, Value, number, over, quantity, times, value
+from lib.bench.findings.values import Measured, Value, listed, number, over, quantity, times, value
 from lib.bench.findings.vocabulary import ABOUT, Finding, missing, size_of
 
 _ROUNDING = 1e-9
@@ -175,7 +175,7 @@ def ordering(
         else:
             groups.append([name])
     text = ", then ".join(
-        " and ".join(f"{name} ({quantity(known[name].middle, unit)})" for name in group)
+        listed([f"{name} ({quantity(known[name].middle, unit)})" for name in group])
         + (", about the same" if len(group) > 1 else "")
         for group in groups
     )

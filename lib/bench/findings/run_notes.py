@@ -3,9 +3,10 @@
 Introduced in chapter 7.
 """
 
+from pathlib import Path
 from typing import Any
 
-from lib.bench.records.files import Run
+from lib.bench.records.files import read_records
 
 
 def is_recorded(run: Any) -> bool:
@@ -20,8 +21,15 @@ def of_record(run: Any, sentence: str) -> str:
     return f"In the recorded run, {sentence[:1].lower()}{sentence[1:]}"
 
 
-def time_taken(run: Run | None, estimate: str) -> str:
-    """How long the recorded run of this hardware took, for the card of a chapter; the estimate where there is none."""
-    if run is None:
+def card_time(chapter: str, estimate: str, folder: Path | str | None = None) -> str:
+    """How long a chapter takes on a laptop, for its card: the latest recorded run on a CPU, else the estimate.
+
+    chapter: its number, e.g. "07". folder: other measurements than the book's, for tests.
+    """
+    runs = read_records(chapter, folder=folder)
+    on_cpu = [run for run in runs if run.fingerprint["hardware"]["kind"] == "cpu"]
+    if not on_cpu:
         return f"{estimate}, by estimate"
-    return f"{round(run.seconds)} s in the recorded run ({run.label}); longer beside other programs"
+    run = max(on_cpu, key=lambda run: run.fingerprint["date"])
+    label = run.label.removesuffix(f", {run.dtype}")
+    return f"{round(run.seconds)} s in the recorded run ({label}), longer beside other programs"

@@ -13,19 +13,18 @@ from lib.bench.findings.load_test.load_model import foretold, line_bound
 from lib.bench.findings.load_test.load_patterns import CALLED, patterns
 from lib.bench.findings.load_test.load_predictions import predictions
 from lib.bench.findings.load_test.load_prompts import prompts
-from lib.bench.findings.load_test.load_stall import stall
+from lib.bench.findings.load_test.load_stall import expected_slow, slow_requests, stall
 from lib.bench.findings.load_test.load_throughput import factors, fit, gain_cause, http, throughput
 from lib.bench.findings.values import number, quantity
 from lib.bench.findings.vocabulary import Finding
 from lib.bench.records.files import reference
 
 __all__ = [
-    "CALLED", "best_rate", "early_run", "early_twin", "exercise", "factors", "foretold",
+    "CALLED", "best_rate", "exercise", "expected_slow", "factors", "foretold",
     "goodput", "http", "knee", "latencies", "law", "lessons", "line_bound", "patterns",
-    "predictions", "prompts", "queue", "render", "stall", "throughput", "twin", "twins",
+    "predictions", "prompts", "queue", "render", "slow_requests", "stall", "throughput", "twin",
+    "twins",
 ]  # fmt: skip
-
-MISSING_TWIN = "The record of that run has been replaced since."
 
 
 def published_round(
@@ -54,18 +53,6 @@ def exercise() -> dict[str, str]:
     return {"published_finding": found.sentence}
 
 
-def early_run(records: Sequence[Any]) -> Any:
-    """The first record of a run that measured each server once, before servers took turns; None without one."""
-    found = [(run, run["open_loop"]) for run in records]
-    return next((run for run, series in found if series is not None and "turn" not in series), None)
-
-
-def early_twin(run: Any) -> dict[str, str]:
-    """The control of the first recorded run, for what broke; `run` is None where it is no longer kept."""
-    found = MISSING_TWIN if run is None else twin(run)["twin_finding"].partition(" The two")[0]
-    return {"early_twin": found}
-
-
 def lessons(run: Any, open_run: Any = None) -> dict[str, str]:
     """The first two takeaways, by what was measured; `open_run`: the run of the overload, where another."""
     cause, good = gain_cause(run), goodput_gain(run if open_run is None else open_run)
@@ -92,7 +79,7 @@ def render(run: Any) -> dict[str, str]:
     """Every sentence of the chapter, by the name under which the chapter glues it."""
     parts = (
         foretold, line_bound, throughput, latencies, queue, prompts, http, stall, knee, law, twin,
-        goodput, patterns, lessons, early_twin,
+        goodput, patterns, lessons,
     )  # fmt: skip
     found = exercise()
     for part in parts:

@@ -68,7 +68,7 @@ def goodput(run: Any) -> dict[str, str]:
         if found.direction > 0 and alike.direction > 0:
             first += " This server has more although it is the slower of the two."
         if found.direction <= 0 and found.kind not in ("missing", "cannot tell", "undefined"):
-            first += " The prediction failed: the limit brought no goodput."
+            first += " The prediction failed: the limit brought no more goodput."
     return {
         "goodput_finding": first,
         "refused_finding": _refused(run, share),
@@ -87,7 +87,8 @@ def _refused(run: Any, share: float | None) -> str:
         return missing("the share that was refused").sentence
     formula = versus_prediction(1 - 1 / share, refused)
     said = (
-        f"Of {number(n)} requests it refused {number(count)}, {percent(got)}. In a long test the share is "
+        f"Of {number(n)} requests it refused {number(count)}{' on average' * (count % 1 > 0)}, "
+        f"{percent(got)}. In a long test the share is "
         f"{percent(1 - 1 / share)}: {formula.verdict}"
     )
     predicted = value(opened(run, "predicted_rejected", LIMITED, share)).middle

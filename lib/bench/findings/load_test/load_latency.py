@@ -79,8 +79,8 @@ def _generator(run: Any) -> str:
         return missing("the lag of the generator").sentence
     late = sum(bool(x) for x in marked)
     return (
-        f"The generator sent its requests at most {quantity(max(worst), 's')} late (99th percentile of the worst run), "
-        f"and it is marked as lagging in {number(late)} of {len(marked)} runs."
+        f"In the worst of {len(marked)} runs, the generator sent 99 % of its requests at most "
+        f"{quantity(max(worst), 's')} late. It is marked as lagging in {number(late)} of them."
     )
 
 

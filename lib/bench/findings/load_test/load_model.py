@@ -64,16 +64,29 @@ def foretold(run: Any) -> dict[str, str]:
     predicted = {name: predicted_at(run, name, row) for name in COMPARED}
     batching = ratio(predicted[CONTIGUOUS], predicted[SEQUENTIAL])
     paging = ratio(predicted[PAGED], predicted[CONTIGUOUS])
-    said = (
-        f"By these points, a step of {NAMES[PAGED]} takes {quantity(shared, 's')}, and {quantity(each, 's')} more for each "
-        f"sequence in it, so that from {counted(max(1, round(shared / each)), 'user')} on the sequences add more than they share."
-    )
+    said = f"By these points, a step of {NAMES[PAGED]} {_parts(shared, each, levels)}."
     if batching is None or paging is None:
         return {"model_finding": f"{said} {missing('the predicted gain').sentence}"}
     return {
         "model_finding": f"{said} For {number(levels[row])} users the model says: batching gives "
         f"{times(batching)}, and paging {times(paging)}."
     }
+
+
+def _parts(shared: float, each: float, levels: list[float]) -> str:
+    """What a step takes, and what each sequence adds, where two noisy points tell the two apart."""
+    one, full = (shared + n * each for n in (levels[0], levels[-1]))
+    if full <= 1.1 * one:
+        return (
+            f"takes {quantity(full, 's')} with {number(levels[-1])} sequences and {quantity(one, 's')} "
+            f"with {number(levels[0])}, about the same: they do not show what a sequence adds"
+        )
+    if shared < 0.1 * each:
+        return f"takes {quantity(each, 's')} per sequence, and its sequences share almost nothing"
+    return (
+        f"takes {quantity(shared, 's')}, and {quantity(each, 's')} more for each sequence in it, so that "
+        f"from {counted(int(shared / each) + 1, 'user')} on the sequences add more than they share"
+    )
 
 
 def line_bound(run: Any) -> dict[str, str]:
@@ -94,6 +107,8 @@ def line_bound(run: Any) -> dict[str, str]:
     one, full = (versus_bound(max(reading, n * work), shared + n * each) for n in (1, seats))
     if "missing" in (one.kind, full.kind):
         return {"bound_finding": missing("a step over its bound").sentence}
+    where = "In the recorded run, at" if getattr(run, "recorded", False) else "At"
     return {
-        "bound_finding": f"At {NAMES[PAGED]}, a step of one sequence is {one}, and one of {number(seats)} is {full}."
+        "bound_finding": f"{where} {NAMES[PAGED]}, a step of one sequence is {one}, and one of "
+        f"{number(seats)} is {full}."
     }

@@ -30,6 +30,7 @@ from lib.bench.findings.load_test.load_rows import (
     opened,
     users,
 )
+from lib.bench.findings.load_test.load_stall import expected_slow, slow_cause
 from lib.bench.findings.load_test.load_throughput import factors, flat_trend
 from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import Measured, column, number, positive, quantity, value
@@ -57,7 +58,13 @@ def _stall(run: Any) -> list[Prediction]:
         (want[i], slow[i]) if len(slow) > i and len(want) > i else (None, None) for i in (0, 1)
     )
     return [
-        Prediction("slow requests in a stall, since due: rate × stall", *due, unit="requests"),
+        Prediction(
+            "slow requests in a stall, since due",
+            expected_slow(run),
+            due[1],
+            slow_cause(run),
+            "requests",
+        ),
         Prediction("the same since sent: the places", *sent, unit="requests", sense="at most"),
     ]
 

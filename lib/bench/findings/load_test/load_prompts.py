@@ -24,6 +24,8 @@ def prompts(run: Any) -> dict[str, str]:
         return {"prompts_finding": missing("the gain by length of the prompt").sentence}
     said = f"As the prompt grows from {number(lengths[0])} to {number(lengths[-1])} tokens, the gain {shape}"
     said = said.replace(" ×", " times")
+    if shape.kind != "cannot tell":
+        said += ", as expected" if shape.kind == "falls" else ", so the expectation failed"
     extra = prompt_cost(run)
     if extra is None:
         return {"prompts_finding": f"{said}."}

@@ -7,7 +7,7 @@ Introduced in chapter 5.
 
 from typing import Any
 
-from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.serving.serving_lock import (
     convoy,
     core_loss,
@@ -23,6 +23,8 @@ from lib.bench.findings.values import (
     Measured,
     cell,
     cell_of,
+    column,
+    number,
     over,
     positive,
     quantity,
@@ -35,7 +37,7 @@ __all__ = ["exercises", "http", "leaving", "lock", "loop", "of_http", "of_leavin
            "predictions", "queue", "realistic", "realistic_events", "render", "timeline"]  # fmt: skip
 
 LOOP, LOCKED, THREAD = "the loop computes", "threads and a lock", "an engine thread"
-HEALTH, WASTED = "health_under_load", "tokens_after_leaving"
+HEALTH, PROBES, WASTED = "health_under_load", "health_probes", "tokens_after_leaving"
 MOST_WASTED = 2  # tokens: an abort takes effect between two steps
 
 
@@ -80,6 +82,7 @@ def loop(run: Any) -> dict[str, str]:
     if gain.direction < 0:
         why = " Behind the lock the scheduler never has two requests at once, so it has nothing to batch."
     return {
+        "slope_finding": _slope(run),
         "blocking_finding": _judged(run, "the worst probe of the server that computes on its loop",
                                     one_by_one(run), health[LOOP]),
         "locked_finding": deaf.sentence,
@@ -87,7 +90,48 @@ def loop(run: Any) -> dict[str, str]:
         "threaded_finding": at_most("the worst probe of the server with an engine thread", one_step(run), health[THREAD],
                                     "one step").sentence,
         "batching_finding": gain.sentence + why,
+        "offline_finding": _too_low(run),
     }  # fmt: skip
+
+
+def _too_low(run: Any) -> str:
+    """What the offline times leave out, and whether all predictions from them were too low."""
+    said = "These predictions rest on times that were taken offline, without clients and probes"
+    by_name = (p for p in of_loop(run) if not p.sense)  # without the one of a single step
+    ratios = [p.ratio for p in by_name]
+    if None not in ratios and all(r > 1.1 for r in ratios):
+        said += (
+            ". All three are too low here; how much of that is due to the probes was not measured"
+        )
+    return f"{said}."
+
+
+def answered_at(run: Any) -> list[float]:
+    """When each probe of the loop that computes was answered, in seconds since the users asked."""
+    series = run[PROBES]
+    names = series["server"] if series is not None and "server" in series else []
+    rows = zip(names, column(series, "at"), column(series, "latency"))
+    pairs = [(value(at).middle, positive(m)) for name, at, m in rows if name == LOOP]
+    return [at + seconds for at, seconds in pairs if at is not None and at >= 0 and seconds]
+
+
+def _slope(run: Any) -> str:
+    """Whether all probes of the loop that computes were answered when it had ended."""
+    ends = answered_at(run)
+    if not ends:
+        return missing("the probes of the server that computes on its loop").sentence
+    late = sum(at >= 0.9 * max(ends) for at in ends)
+    if late < 0.95 * len(ends):
+        return (
+            f"Of the {number(len(ends))} probes of the server that computes on its loop, "
+            f"{number(late)} were answered at the end of the stall, and the others before it."
+        )
+    which = "all" if late == len(ends) else f"{number(late)} of"
+    return (
+        f"The marks of the server that computes on its loop lie on a slope: {which} its "
+        f"{number(len(ends))} probes were answered at the end of the stall, and the earlier one was "
+        "sent, the longer it waited."
+    )
 
 
 def timeline(run: Any) -> dict[str, str]:
@@ -98,7 +142,7 @@ def timeline(run: Any) -> dict[str, str]:
     lengths = [prompts[i] if prompts else None for i in (longest, 0)]
     first = compare(
         cell(series, "ttft", longest), cell(series, "ttft", 0),
-        f"the prompt with {lengths[0]} tokens", f"the first prompt ({lengths[1]} tokens)",
+        f"the prompt of {lengths[0]} tokens", f"the first prompt of {lengths[1]} tokens",
     )  # fmt: skip
     if None in lengths or first.kind in ("missing", "undefined"):
         long = missing("the first token of the long prompt").sentence
@@ -112,7 +156,7 @@ def timeline(run: Any) -> dict[str, str]:
         }
     gap = f"User 1's tokens come {quantity(median, 's')} apart at the median and {quantity(most, 's')} at most"
     if most < 1.5 * median:
-        gap += ", so the other prompts did not delay them"
+        gap += ", so no other prompt delayed them much"
     elif cell(series, "prompt_in_gap", 0):
         gap += f", {times(most / median)} as long: that step also computed another user's prompt"
     return {"long_finding": long, "gap_finding": f"{gap}."}
@@ -137,7 +181,8 @@ def leaving(run: Any) -> dict[str, str]:
         text = missing("the tokens after leaving").sentence
     else:
         judged = "as predicted" if 0 <= wasted <= MOST_WASTED else "the prediction failed"
-        text = f"{arrived} tokens arrived, {wasted:,.0f} more were computed and not read, of {asked:,.0f} asked for: {judged}."
+        more = f"{wasted:,.0f} more {'was' if wasted == 1 else 'were'} computed and not read"
+        text = f"{arrived} tokens arrived, {more}, of {asked:,.0f} asked for: {judged}."
     return {"pool_finding": pool, "wasted_finding": text}
 
 
@@ -200,7 +245,7 @@ def of_lock(run: Any) -> list[Prediction]:
 def predictions(run: Any) -> list[Prediction]:
     """All predictions of the chapter from one run; the chapter may take each part from another."""
     parts = (of_loop, of_leaving, of_queue, of_http, of_lock)
-    return [prediction for part in parts for prediction in part(run)]
+    return with_causes([prediction for part in parts for prediction in part(run)])
 
 
 def render(run: Any) -> dict[str, str]:

@@ -40,10 +40,11 @@ def http(run: Any) -> dict[str, str]:
     busy, bound = busy_share(series), positive(cell_of(series, "streamed", "bound"))
     said = missing("the bound without overlap").sentence
     if busy is not None and bound is not None:
-        rate = quantity(positive(offline), RATE)
+        rate, event = positive(offline), param(series, "event_seconds")
         said = (
-            f"At {rate} events would take {percent(busy)} of one core, and without any overlap "
-            f"{percent(bound)} of the throughput would be left."
+            f"At {quantity(rate, RATE)} and {quantity(event, 's')} per event, events would take "
+            f"{percent(busy)} of one core, and without any overlap {percent(bound)} of the throughput "
+            "would be left."
         )
     pairs = ((streamed, "the streamed run"), (whole, "the run with whole answers"))
     found = [
@@ -144,12 +145,15 @@ def _lost(run: Any) -> str:
     share = lost_share(run)
     series = run["step_beside"]
     calls = param(series, "operators") or param(series, "calls")
+    what = "calls that run an operator" if param(series, "operators") else "calls"
     if share is None or share < 0.01:
         return ""
     if share > 1.1:
-        return " The difference is more than one switch interval per call, so the lock is not all of it."
+        most = f"one switch interval for each of the {calls:,} {what}"
+        return f" The difference is more than {most}, so the lock is not all of it."
     return (
-        f" The difference is {share * calls:,.0f} switch intervals for {calls:,} calls: the lock was lost at "
+        f" The difference is {share * calls:,.0f} switch intervals for {calls:,} {what}: the lock "
+        "was lost at "
         f"{percent(min(share, 1.0))} of them. An operation that ends before the other thread has woken up keeps its lock."
     )
 
@@ -203,7 +207,8 @@ def realistic_events(run: Any) -> dict[str, str]:
     rate = SLOTS_7B / H100.time(read, counts.step_flops(LLAMA_7B, lens), "bfloat16")
     return {
         "events_7b_finding": (
-            f"At the {quantity(event, 's')} measured here, events would take {percent(rate * event)} of one core, and "
-            f"{percent(1 / (1 + rate * event))} of the throughput would be left without any overlap."
+            f"At {quantity(event, 's')} per event, events would take {percent(rate * event)} of one "
+            f"core, and {percent(1 / (1 + rate * event))} of the throughput would be left without any "
+            "overlap."
         )
     }

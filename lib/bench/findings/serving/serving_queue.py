@@ -3,10 +3,21 @@
 Introduced in chapter 5.
 """
 
+from itertools import pairwise
 from typing import Any
 
-from lib.bench.findings.serving.serving_rows import param, scaled, waves
-from lib.bench.findings.values import Measured, cell_of, over, percent, positive, quantity, value
+from lib.bench.findings.serving.serving_rows import param, waves
+from lib.bench.findings.values import (
+    Measured,
+    cell_of,
+    column,
+    number,
+    over,
+    percent,
+    positive,
+    quantity,
+    value,
+)
 from lib.bench.findings.vocabulary import compare, missing, versus_prediction
 from lib.bench.records.series import Series
 
@@ -28,10 +39,40 @@ def worst(series: Series | None, queue: str) -> Measured:
     return max(answered) if isinstance(answered, list) else None
 
 
+def batch_seconds(run: Any, size: float) -> float | None:
+    """Seconds of a batch of `size` answers, offline.
+
+    A size between two measured ones lies on the line between them; one beyond all of them: None.
+    """
+    series = run["offline"]
+    sizes = (value(size_).middle for size_ in column(series, "requests"))
+    known = sorted(
+        (n, seconds)
+        for n, m in zip(sizes, column(series, "seconds"))
+        if n and n > 0 and (seconds := positive(m))
+    )
+    exact = [seconds for n, seconds in known if n == size]
+    if exact:
+        return exact[0]
+    for (n0, t0), (n1, t1) in pairwise(known):
+        if n0 < size < n1:
+            return t0 + (t1 - t0) * (size - n0) / (n1 - n0)
+    return None
+
+
+def in_batches(run: Any, requests: float | None, seats: float | None) -> float | None:
+    """Seconds until the last of so many equal requests: full batches, then one of the rest."""
+    if not waves(requests, seats):
+        return None
+    full, rest = divmod(requests, seats)
+    parts = [batch_seconds(run, seats)] * int(full) + [batch_seconds(run, rest)] * bool(rest)
+    return None if None in parts else sum(parts)
+
+
 def expected(run: Any, requests: str) -> float | None:
-    """Seconds until the last answer: batch after batch. `requests`: "requests" or "limit"."""
+    """Seconds until the last answer of the burst. `requests`: "requests" or "limit"."""
     series = run["burst"]
-    return scaled(wave(run), waves(param(series, requests), param(series, "max_num_seqs")))
+    return in_batches(run, param(series, requests), param(series, "max_num_seqs"))
 
 
 def queue(run: Any) -> dict[str, str]:
@@ -85,43 +126,89 @@ def _refused(run: Any) -> str:
 
 
 def limit_for(run: Any, patience: float = PATIENCE) -> int | None:
-    """Most requests inside with which no answer takes longer than `patience` seconds, by the model of batches."""
+    """Most requests inside with which no answer of a burst takes more than `patience` seconds."""
     seconds, seats = positive(wave(run)), param(run["burst"], "max_num_seqs")
-    return None if seconds is None or not seats else int(patience / seconds) * seats
+    if seconds is None or not seats:
+        return None
+    full = int(patience / seconds)
+    left = patience - full * seconds
+    more = (n for n in range(1, seats) if (t := batch_seconds(run, n)) is not None and t <= left)
+    return full * seats + max(more, default=0)
 
 
 def exercises(run: Any) -> dict[str, str]:
     """Solutions of the exercises that depend on this machine's times."""
+    return {
+        "limit_finding": _limit(run),
+        "little_limit": _by_little(run),
+        "half_finding": _half(run),
+    }
+
+
+def _limit(run: Any) -> str:
     seats, seconds = param(run["burst"], "max_num_seqs"), positive(wave(run))
     most = limit_for(run)
     if most is None:
-        said = missing("the time of a full batch").sentence
-    elif most == 0:
-        said = (
-            f"A full batch takes {quantity(seconds, 's')} on this machine, so no limit is low enough: the batch itself has to "
-            "be smaller."
-        )
+        return missing("the time of a full batch").sentence
+    full, more = divmod(most, seats)
+    said = f"A full batch of {seats} answers takes {quantity(seconds, 's')}"
+    if not most:
+        one = batch_seconds(run, 1)
+        alone = f", and one answer alone {quantity(one, 's')}" if one else ""
+        return f"{said}{alone}, so no limit is low enough."
+    if full:
+        batches = "1 batch fits" if full == 1 else f"{full} batches fit"
+        left = quantity(PATIENCE - full * seconds, "s")
+        said += f", so {batches} into {quantity(PATIENCE, 's')}, and {left} are left. "
     else:
-        fit = most // seats
-        said = (
-            f"A full batch of {seats} answers takes {quantity(seconds, 's')}, so {fit} {'batch fits' if fit == 1 else 'batches fit'} "
-            f"into {quantity(PATIENCE, 's')}, and the limit is {most} requests. With one more, the last of them would be in "
-            f"another batch and wait {quantity((fit + 1) * seconds, 's')}."
+        said += ", which is too long. "
+    fits, next_one = (batch_seconds(run, n) if n else None for n in (more, more + 1))
+    if next_one is None:
+        said += missing("the time of a smaller batch").sentence
+    elif fits is None:
+        said += f"One answer more takes {quantity(next_one, 's')}."
+    else:
+        said += (
+            f"Of smaller batches, by the offline times, one of {more} takes {quantity(fits, 's')}, "
+            f"and one of {more + 1} takes {quantity(next_one, 's')}."
         )
-    return {"limit_finding": said, "half_finding": _half(run)}
+    return f"{said} So the limit is {number(most)} request{'s' * (most != 1)}."
+
+
+def _by_little(run: Any) -> str:
+    seats, seconds = param(run["burst"], "max_num_seqs"), positive(wave(run))
+    if not seats or seconds is None:
+        return missing("the throughput of full batches").sentence
+    inside = number(PATIENCE * seats / seconds)
+    return (
+        f"By Little's law and the throughput of full batches, {inside} requests inside give a mean of "
+        f"{quantity(PATIENCE, 's')}; some of them take longer."
+    )
 
 
 def _half(run: Any) -> str:
     """Half the slots and the same limit: more batches, each faster or not."""
-    offline, series = run["offline"], run["burst"]
+    series = run["burst"]
     most, seats = param(series, "limit"), param(series, "max_num_seqs")
-    small = value(cell_of(offline, HALF, "requests")).middle
-    now, then = positive(wave(run)), positive(cell_of(offline, HALF, "seconds"))
-    if None in (most, seats, small, now, then) or 2 * small != seats:
-        return "The time of a batch of half the size was not measured here."
-    before, after = waves(most, seats), waves(most, small)
-    found = compare(
-        after * then, before * now, "the burst with half the slots", "the burst as it is"
+    if not waves(most, seats) or seats < 2:
+        return missing("a burst with half the slots").sentence
+    small = seats // 2
+    now, then = in_batches(run, most, seats), in_batches(run, most, small)
+    if now is None or then is None:
+        return missing("a batch of half the size").sentence
+    found = compare(then, now, "the burst with half the slots", "the burst as it is")
+    return (
+        f"By the offline times, {_sizes(most, small)} take the place of {_sizes(most, seats)}. "
+        f"{found.sentence}"
     )
-    batches = f"{after} batches of {quantity(then, 's')} take the place of {before} of {quantity(now, 's')}"
-    return f"By the offline times, {batches}. So {found}."
+
+
+def _sizes(requests: int, seats: int) -> str:
+    """ "3 batches of 4", "a batch of 8 and one of 4"."""
+    full, rest = divmod(requests, seats)
+    parts = []
+    if full:
+        parts.append(f"a batch of {seats}" if full == 1 else f"{full} batches of {seats}")
+    if rest:
+        parts.append(f"one of {rest}" if full else f"a batch of {rest}")
+    return " and ".join(parts)
