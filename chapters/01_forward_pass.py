@@ -61,11 +61,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("01", "two minutes"))
-
 # %% tags=["hide-input"]
 import time
 
@@ -84,6 +79,7 @@ from lib.bench.findings.forward_pass import (
 )
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.realistic import realistic_prompt
+from lib.bench.findings.run_notes import card_time
 from lib.bench.measure import counts
 from lib.bench.measure.memory import UtilisationSampler, peak_memory
 from lib.bench.measure.profiler import profile
@@ -111,6 +107,9 @@ from lib.bench.records.record import Record
 from lib.bench.scale import pick
 from lib.core.batch import Batch
 from lib.models import gpt2, llama
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("01", "two minutes"))
 
 # %% [markdown]
 # The first model is SmolLM2 {cite}`allal2025smollm2`. It is trained to answer questions, and small enough for a laptop:

@@ -56,11 +56,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("02", "two minutes"))
-
 # %% tags=["hide-input"]
 import time
 from functools import partial
@@ -84,6 +79,7 @@ from lib.bench.findings.kv_cache import (
     kv_work,
 )
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import column, quantity, value
 from lib.bench.measure import counts
@@ -120,6 +116,9 @@ from lib.cache.slot_manager import SlotManager
 from lib.core.batch import Batch, Scheduled
 from lib.core.request import Request
 from lib.engine.scheduler import Scheduler
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("02", "two minutes"))
 
 # %% [markdown]
 # ## The problem: every step computes all tokens again

@@ -57,11 +57,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("03", "three minutes"))
-
 # %% tags=["hide-input"]
 import gc
 import math
@@ -82,6 +77,7 @@ from lib.bench.findings.batching import ch03_batching as words
 from lib.bench.findings.batching.memory_fit import fitting
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import card_time
 from lib.bench.measure import counts
 from lib.bench.measure.batch_model import step_times, stored, turning_point
 from lib.bench.measure.engine_trace import continuous_steps, static_steps, trace
@@ -179,6 +175,9 @@ half = (
 roofline = machine_roofline(device, dtypes=("float32", half))
 experiments = Experiments("03_batching", device)
 packed = words.chapter_8(hardware(device)["slug"])
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("03", "three minutes"))
 
 # %% [markdown]
 # ## Prediction: sharing one read

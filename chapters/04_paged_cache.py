@@ -56,11 +56,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("04", "two minutes"))
-
 # %% tags=["hide-input"]
 import functools
 import gc
@@ -81,6 +76,7 @@ from lib.bench.findings.paged_cache import ch04_paged_cache as words
 from lib.bench.findings.paged_cache import gather_cost, gather_rows, paged_gain
 from lib.bench.findings.paged_cache.published_memory import audit, sweeps
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.free_bytes import free_bytes
@@ -125,6 +121,9 @@ GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 def request_of(token_ids, name="request"):
     return Request(name, token_ids, GREEDY)
 
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("04", "two minutes"))
 
 # %% [markdown]
 # ## The problem: reserved is not used

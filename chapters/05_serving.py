@@ -56,11 +56,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("05", "two minutes"))
-
 # %% tags=["hide-input"]
 import asyncio
 import atexit
@@ -91,6 +86,7 @@ from lib.bench.findings.predictions import (
     tally,
     with_causes,
 )
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.serving import ch05_serving as words
 from lib.bench.findings.serving.serving_queue import in_batches
 from lib.bench.findings.serving.serving_rows import waves
@@ -129,6 +125,9 @@ from lib.serving.sse import EventStream, event
 # Servers end with this chapter, also where it fails.
 open_until_the_end = ExitStack()
 _ = atexit.register(open_until_the_end.close)
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("05", "two minutes"))
 
 # %% tags=["remove-cell"]
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.

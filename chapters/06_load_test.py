@@ -57,11 +57,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("06", "three minutes"))
-
 # %% tags=["hide-input"]
 import atexit
 import gc
@@ -84,6 +79,7 @@ from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.load_test import ch06_load_test as words
 from lib.bench.findings.load_test import load_rows
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import column, positive
 from lib.bench.measure import counts
@@ -137,6 +133,9 @@ open_until_the_end = (
     ExitStack()
 )  # servers: they end with this chapter, however it ends
 _ = atexit.register(open_until_the_end.close)
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("06", "three minutes"))
 
 # %% tags=["remove-cell"]
 # What was published, as the text quotes it.

@@ -56,11 +56,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("07", "three minutes"))
-
 # %% tags=["hide-input"]
 import ctypes
 import functools
@@ -96,6 +91,7 @@ from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.fused_attention import ch07_fused_attention as words
 from lib.bench.findings.fused_attention import kernel_limits
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import quantity, times
 from lib.bench.measure import attention_cost, counts
@@ -158,6 +154,9 @@ if llm.weights == "random":
         "the Hugging Face hub could not be reached. "
         "Times and comparisons hold; text would not, and none is shown."
     )
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("07", "three minutes"))
 
 # %% [markdown]
 # ## The problem: three transfers instead of one

@@ -60,11 +60,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("08", "four minutes"))
-
 # %% tags=["hide-input"]
 import warnings
 from collections import Counter
@@ -81,6 +76,7 @@ from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.launch_overhead import ch08_launch_overhead as words
 from lib.bench.findings.launch_overhead import overhead_fused, overhead_host
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.vocabulary import capital
 from lib.bench.measure import busy_machine, counts, flame, step_parts
 from lib.bench.measure.busy_machine import GNU_DEFAULT, PASSIVE
@@ -123,6 +119,9 @@ from lib.engine.runner import ModelRunner
 from lib.models import compiled
 from lib.models.packed import PackedLinear, pack, pack_linears, why_not_packed
 from lib.models.packed_tiles import packed_tiles
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("08", "four minutes"))
 
 # %% [markdown]
 # ## The problem: a step takes longer than its bytes

@@ -55,11 +55,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("09", "two minutes"))
-
 # %% tags=["hide-input"]
 import hashlib
 import random
@@ -77,6 +72,7 @@ from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.prefix_caching import ch09_prefix_caching as words
 from lib.bench.findings.realistic import realistic_prompt
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.timing import Timing, measure, measure_in_turns
@@ -106,6 +102,9 @@ from lib.core.request import Request
 from lib.loadtest.requests import FIXED, PREFIX, make_requests
 
 BLOCK = 16
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("09", "two minutes"))
 
 # %% tags=["remove-cell"]
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.

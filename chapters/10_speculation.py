@@ -58,11 +58,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("10", "two minutes"))
-
 # %% tags=["hide-input"]
 import tempfile
 import time
@@ -78,6 +73,7 @@ from lib.bench.copying_tasks import TASKS, copying
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.realistic import realistic_step
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.speculation import ch10_speculation as words
 from lib.bench.measure.draft_replay import decode_rate, replay
@@ -119,6 +115,9 @@ from lib.engine.speculation.rejection import accepts, residual
 from lib.engine.speculation.step_cost import CostCurve
 from lib.models.first_layers import bytes_per_pass, first_layers
 from lib.models.hub import HubUnreachable
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("10", "two minutes"))
 
 # %% tags=["remove-cell"]
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.

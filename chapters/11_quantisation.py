@@ -54,11 +54,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("11", "two minutes"))
-
 # %% tags=["hide-input"]
 import random
 import tempfile
@@ -81,6 +76,7 @@ from lib.bench.findings.quantisation import ch11_quantisation as words
 from lib.bench.findings.quantisation import float8 as float8_words
 from lib.bench.findings.quantisation import other_engines as engine_words
 from lib.bench.findings.realistic import realistic_step
+from lib.bench.findings.run_notes import card_time
 from lib.bench.measure.product_bound import product_times, turning_rows
 from lib.bench.measure.quality import compare, log_probs
 from lib.bench.measure.roofline import machine_roofline
@@ -122,6 +118,9 @@ from lib.models.quantized.rounding import (
     round_channels,
 )
 from lib.models.quantized.weight import QuantizedWeight
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("11", "two minutes"))
 
 # %% tags=["remove-cell"]
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.

@@ -56,11 +56,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("12", "two minutes"))
-
 # %% tags=["hide-input"]
 import importlib.util
 import itertools
@@ -80,6 +75,7 @@ from lib.attention.full import FullAttention
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.realistic import realistic_step
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.structured_output import ch12_structured_output as words
 from lib.bench.findings.structured_output import schema_suite
@@ -125,6 +121,9 @@ from lib.engine.structured.token_masks import TokenMasks
 from lib.engine.structured.vocabulary import Vocabulary
 from lib.models.checkpoint import build_model
 from lib.models.config import load_config
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("12", "two minutes"))
 
 # %% tags=["remove-cell"]
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough. Its

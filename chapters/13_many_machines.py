@@ -53,11 +53,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("13", "two minutes"))
-
 # %% tags=["hide-input"]
 import random
 import tempfile
@@ -70,6 +65,7 @@ from lib import LLM, SamplingParams
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.many_machines import ch13_many_machines as words
 from lib.bench.findings.predictions import predictions_table, tally
+from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.fleet_simulator.events import (
     Autoscaler,
@@ -117,6 +113,9 @@ from lib.serving.fleet.routing import (
     PowerOfTwo,
     make_router,
 )
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("13", "two minutes"))
 
 # %% tags=["remove-cell"]
 # Tests run this chapter at the smallest scale, where a model of a few thousand random parameters is enough.

@@ -54,11 +54,6 @@ else:
     sys.path.insert(0, str(home))
     os.chdir(home / "chapters")
 
-# %% tags=["remove-cell"]
-from lib.bench.findings.run_notes import card_time
-
-glue("card_time", card_time("14", "one minute"))
-
 # %% tags=["hide-input"]
 import tempfile
 from dataclasses import replace
@@ -78,6 +73,7 @@ from lib.bench.family_table import (
     family_table,
 )
 from lib.bench.findings import experts as words
+from lib.bench.findings.run_notes import card_time
 from lib.bench.measure.expert_counts import (
     counting_experts,
     expected_experts,
@@ -118,6 +114,9 @@ record = Record(
     device=torch.device("cpu"),
     seed=0,
 )
+
+# %% tags=["remove-cell"]
+glue("card_time", card_time("14", "one minute"))
 
 # %% [markdown]
 # ## What differs between families
