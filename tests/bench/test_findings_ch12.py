@@ -239,7 +239,7 @@ def test_whitespace_and_forced_tokens():
     )  # fmt: skip
     said = ch12.whitespace(found)["whitespace_finding"]
     assert "12 of 12 answers end, and 10 % of" in said and "3 of 12 answers end, and 50 %" in said
-    assert "less than half (10 %)" in ch12.forced(found)["forced_finding"]
+    assert "less than a quarter (10 %)" in ch12.forced(found)["forced_finding"]
     assert "most (60 %)" in ch12.forced(found)["forced_finding"]
     assert "The second is larger because of the spellings" in ch12.forced(found)["forced_finding"]
     equal = run(forced={"tokens": [200], "one_token": [120], "one_byte": [120]})

@@ -141,6 +141,7 @@ def test_a_time_below_its_bound_blames_the_ceiling():
         (0, "nothing (0 %)"),
         (0.03, "a small part (3 %)"),
         (0.3, "less than half (30 %)"),
+        (0.13, "less than a quarter (13 %)"),
         (0.5, "about half (50 %)"),
         (0.91, "most (91 %)"),
         (0.97, "almost all (97 %)"),

@@ -176,7 +176,7 @@ def versus_bound(bound: Measured, measured: Measured, unit: str = "s") -> Findin
 
 
 def share(part: Measured, whole: Measured = 1.0) -> Finding:
-    """A part of a whole: "almost all (97 %)", "most (91 %)", "about half (48 %)", "less than half", "a small part (3 %)"."""
+    """A part of a whole in words: "almost all (97 %)", "about half (48 %)", "less than a quarter (13 %)", "a small part (3 %)"."""
     some, everything = value(part), value(whole)
     if not (some.known and everything.known):
         return Finding(f"a share that {MISSING}", "missing")
@@ -190,7 +190,8 @@ def share(part: Measured, whole: Measured = 1.0) -> Finding:
         (0.95, "almost all"),
         (0.55, "most"),
         (0.45, "about half"),
-        (0.10, "less than half"),
+        (0.25, "less than half"),
+        (0.10, "less than a quarter"),
     ):
         if fraction >= least:
             return Finding(f"{word} ({percent(fraction)})", word, fraction)
