@@ -94,7 +94,11 @@ def test_a_failed_gate_is_said():
 
 def formats(weights: tuple[float, float], blocks: tuple[float, float] | None, ok: bool) -> Run:
     """A run of chapter 11 with its products timed: bytes in float32 and in 4 bits, blocks in float32 and in int8."""
-    gate = {"experiment": "time of the products", "ok": ok, "reasons": [] if ok else ["the repeats differ by 83 %"]}
+    gate = {
+        "experiment": "time of the products",
+        "ok": ok,
+        "reasons": [] if ok else ["the repeats differ by 83 %"],
+    }
     run = run_of({"rows": [1], "4 bits × int8": [1.0], "float32": [4.0]}, "products", [gate])
     series = {"unit": "", "params": {}, "seed": 0, "samples": {}}
     columns = {"format": ["float32", "4 bits"], "weight_bytes": list(weights)}

@@ -56,7 +56,11 @@ def test_the_caption_names_the_colour_of_a_loss_only_where_a_bar_is_lower_than_t
 
 
 def test_the_figure_has_the_font_of_its_page_and_fits_a_phone():
-    svg = waterfall([Stage(1, "a", "one", 10.0), Stage(7, "paged cache, fused attention", "one", 4e4)])
+    svg = waterfall(
+        [Stage(1, "a", "one", 10.0), Stage(7, "paged cache, fused attention", "one", 4e4)]
+    )
     assert 'font-family="inherit"' in svg
-    size, width = (float(re.search(p, svg)[1]) for p in (r'font-size="(\d+)"', r'viewBox="0 0 (\d+)'))
+    size, width = (
+        float(re.search(p, svg)[1]) for p in (r'font-size="(\d+)"', r'viewBox="0 0 (\d+)')
+    )
     assert size * 340 / width >= 12  # a phone's column has about 340 px
