@@ -40,7 +40,11 @@ def meanings() -> list[tuple[str, str]]:
             f"it is more than {little} from the predicted one; of a predicted shape, such as *rises*: the measured "
             "one is another",
         ),
-        ("at least, at most", "before a predicted value: a value beyond it is as predicted, too"),
+        (
+            "within the limit",
+            f"the predicted value is a least or a most (*at least*, *at most*), and the measured one lies on its right side, more than {about} "
+            "from it",
+        ),
         ("at the bound", f"a time is within {about} of the least that the ceilings allow"),
         ("flat", f"a curve changes by at most {about}"),
         ("almost all, most, …", f"a share of {', '.join(shares)}; less: *a small part*"),

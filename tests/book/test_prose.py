@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from book.tools.words import meanings
+from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.vocabulary import (
     ABOUT,
     LITTLE,
@@ -96,3 +97,14 @@ def test_repeats_that_overlap_cannot_be_told_apart_from_the_width_that_the_table
 def test_a_share_has_its_word_from_the_least_that_the_table_names(least, word):
     assert share(least + NEAR).kind == word != share(least - NEAR).kind
     assert f"at least {100 * least:.0f} %: *{word}*" in meaning("almost all")
+
+
+@pytest.mark.parametrize("sense, side", [("at least", 1), ("at most", -1)])
+def test_a_value_on_the_right_side_of_a_limit_has_the_words_of_the_table(sense, side):
+    def verdict(distance):
+        return Prediction("a claim", 1.0, 1 + side * distance, sense=sense).verdict
+
+    assert verdict(ABOUT - NEAR) == "as predicted"
+    assert verdict(ABOUT + NEAR) == verdict(LITTLE + NEAR) == "within the limit"
+    assert "within the limit" not in (verdict(-ABOUT - NEAR), verdict(-LITTLE - NEAR))
+    assert f"more than {100 * ABOUT:.0f} %" in meaning("within the limit")
