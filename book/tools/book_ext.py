@@ -26,7 +26,7 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools import accessible, bibliography, calculators, publishing  # noqa: E402
+from book.tools import accessible, bibliography, calculators, publishing, typography  # noqa: E402
 from book.tools.diagrams import inline  # noqa: E402
 from book.tools.landing import MeasuredGains  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
@@ -179,6 +179,7 @@ def setup(app):
     calculators.setup(app)
     publishing.setup(app)
     accessible.setup(app)
+    typography.setup(app)
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)
