@@ -21,7 +21,7 @@ class ByName(SortingStyle):
 
 
 class FamilyNameFirst(NameStyle):
-    """"Williams, Samuel"; BibTeX's "and others" is "et al."."""
+    """ "Williams, Samuel"; BibTeX's "and others" is "et al."."""
 
     def format(self, person: Any, abbr: bool = False) -> Any:
         return Text("et al.") if str(person) == "others" else super().format(person, abbr)

@@ -121,7 +121,7 @@ class Library(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         box = nodes.container("", is_div=True, classes=["library"])
-        text = markdown(packages(ROOT), f"{repository_url()}/blob/main/")
+        text = markdown(packages(ROOT), f"{repository_url()}/blob/main/", anchors=True)
         self.state.nested_parse(StringList(text.splitlines(), "library"), self.content_offset, box)
         return box.children
 
