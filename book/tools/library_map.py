@@ -147,8 +147,9 @@ def markdown(found: list[Package], link: str, anchors: bool = False) -> str:
         for name, doc, chapter in package.files:
             since = f" *Chapter {chapter}.*" if chapter else ""
             path = f"{package.folder}/{name}"
-            named = f"{{#{anchor(path)}}}" if anchors else ""
-            lines.append(f"- [`{name}`]({link}{path}){named}: {doc}{since}")
+            title = f"[`{name}`]({link}{path})"
+            title = f"[{title}]{{#{anchor(path)}}}" if anchors else title
+            lines.append(f"- {title}: {doc}{since}")
         lines += [""] if package.files else []
     return "\n".join(lines)
 
