@@ -11,7 +11,10 @@ from string import ascii_uppercase
 
 from docutils import nodes
 
-_OPTION = re.compile(r'<span class="pre">(-{1,2}[A-Za-z][^<]*)</span>')
+# A word of inline code that is an option or begins with one: --url, -m, ARGS="--model, [--rate.
+_OPTION = re.compile(
+    r'<span class="pre">((?:\w+=)?(?:&quot;|&#39;|["\'\[(])*-{1,2}[A-Za-z][^<]*)</span>'
+)
 _LINK_WITH_SPACE = re.compile(r"(<a\b[^>]*>) +")
 APPENDIX = "chapters/"  # pages here without a number of their own are chapters of the appendix
 

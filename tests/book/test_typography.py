@@ -13,9 +13,9 @@ def test_options_are_marked_and_other_words_are_not():
     def code(word, kind="pre"):
         return f'<code><span class="{kind}">{word}</span></code>'
 
-    for option in ("--url", "-m", "--data-parallel-size=2"):
+    for option in ("--url", "-m", "--data-parallel-size=2", "ARGS=&quot;--model", "ARGS=--force"):
         assert set_for_the_eye(code(option)) == code(option, "pre option")
-    for word in ("-1", "--", "url", "a--b", "-1.5"):
+    for word in ("-1", "--", "url", "a--b", "-1.5", "ARGS=4"):
         assert set_for_the_eye(code(word)) == code(word)
 
 
