@@ -27,7 +27,15 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools import accessible, bibliography, calculators, prose, publishing, words  # noqa: E402
+from book.tools import (  # noqa: E402
+    accessible,
+    bibliography,
+    calculators,
+    prose,
+    publishing,
+    typography,
+    words,
+)
 from book.tools.diagrams import inline  # noqa: E402
 from book.tools.landing import MeasuredGains  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
@@ -122,7 +130,7 @@ class Library(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         box = nodes.container("", is_div=True, classes=["library"])
-        text = markdown(packages(ROOT), f"{repository_url()}/blob/main/")
+        text = markdown(packages(ROOT), f"{repository_url()}/blob/main/", anchors=True)
         self.state.nested_parse(StringList(text.splitlines(), "library"), self.content_offset, box)
         return box.children
 
@@ -182,6 +190,7 @@ def setup(app):
     accessible.setup(app)
     prose.setup(app)
     words.setup(app)
+    typography.setup(app)
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)
