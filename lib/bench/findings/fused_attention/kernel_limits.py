@@ -30,9 +30,7 @@ def render(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def places(rows: Sequence[dict[str, Any]], gpu: str, counted: int) -> dict[str, str]:
     """The programs of `decode` per multiprocessor that the launch counts on, beside what the compiler finds room for."""
-    said = (
-        f"The last column counts {counted} programs per multiprocessor, the least that the launch relies on."
-    )
+    said = f"The last column counts {counted} programs per multiprocessor, the least that the launch relies on."
     found = next((row["programs_per_sm"] for row in _decode(rows) if row["gpu"] == gpu), None)
     if found is None:
         said += f" The table of the compiler below has no {gpu} to compare with."

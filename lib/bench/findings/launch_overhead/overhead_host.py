@@ -75,7 +75,9 @@ def drawn(run: Any) -> dict[str, str]:
             "drawn_finding": f"The figure has {name}, where nothing is gained: one after the other, the "
             "device's work is as long as the sampler's launch or shorter, so it is hidden already."
         }
-    return {"drawn_finding": f"The figure has {name}, the one that gains the most of those measured."}
+    return {
+        "drawn_finding": f"The figure has {name}, the one that gains the most of those measured."
+    }
 
 
 def _gain(found: Floor) -> str:
