@@ -1175,6 +1175,8 @@ ax.set(
     ylabel="requests within the limits",
     ylim=(lowest, 1 + 0.05 * (1 - lowest)),
 )
+step = 5 if lowest >= 0.5 else 20  # percent between ticks
+ax.set_yticks([n / 100 for n in range(round(100 * lowest), 101, step)])
 percent_axis(ax)
 show(fig, "13_day")
 
