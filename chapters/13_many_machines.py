@@ -54,6 +54,7 @@ else:
     os.chdir(home / "chapters")
 
 # %% tags=["hide-input"]
+import math
 import random
 import tempfile
 import time
@@ -64,9 +65,11 @@ from statistics import median
 from lib import LLM, SamplingParams
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.many_machines import ch13_many_machines as words
+from lib.bench.findings.many_machines.fleet_simulated import share_served
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
+from lib.bench.findings.values import number, percent
 from lib.bench.fleet_simulator.events import (
     Autoscaler,
     Disaggregation,
@@ -90,6 +93,7 @@ from lib.bench.measure.engine_process import EngineProcess
 from lib.bench.measure.percentiles import percentile
 from lib.bench.measure.routed_trace import run_trace
 from lib.bench.measure.timing import Timing
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
@@ -145,7 +149,7 @@ OPTIONS = {
     "num_blocks": 513,
     "attention": pick(smoke="gather", cpu="auto", gpu="auto"),
 }
-experiments = Experiments("13_many_machines", DEVICE, own_tables=True)
+experiments = Experiments("13_many_machines", DEVICE)
 stack = ExitStack()
 replicas = [stack.enter_context(EngineProcess(1, **OPTIONS)) for _ in "ab"]
 wide = stack.enter_context(EngineProcess(2, **OPTIONS))
@@ -197,7 +201,7 @@ first_half = {
     name: Timing(tuple(pair[1] for pair in pairs))
     for name, pairs in measured.items()
 }
-record.add(
+_ = record.add(
     "threads_or_processes",
     unit="s",
     params={"requests": JOBS, "prompt": PROMPT, "answer": ANSWER},
@@ -205,18 +209,6 @@ record.add(
         {"setup": name, "seconds": seconds[name], "ttft": first_half[name]}
         for name in setups
     ],
-)
-table(
-    [
-        [
-            name,
-            f"{seconds[name].median:.2f}",
-            f"{JOBS * ANSWER / seconds[name].median:.1f}",
-            f"{1e3 * first_half[name].median:,.0f}",
-        ]
-        for name in setups
-    ],
-    headers=["", "seconds", "output tokens/s", "median TTFT (ms)"],
 )
 
 # %% tags=["remove-cell"]
@@ -230,6 +222,24 @@ gate.check(
 gate.repeats(seconds.values())
 by_setup = experiments.pick(gate, record)
 glue_all(words.setups(by_setup))
+
+# %% tags=["hide-input"]
+shown, _ = by_setup.to_draw("threads_or_processes", record)
+answers = shown.params["requests"] * shown.params["answer"]
+table(
+    [
+        [name, f"{s:.2f}", f"{answers / s:.1f}", f"{1e3 * first:,.0f}"]
+        for name, s, first in zip(
+            shown["setup"], shown["seconds"], shown["ttft"]
+        )
+    ],
+    headers=[
+        by_setup.label,
+        "seconds",
+        "output tokens/s",
+        "median TTFT (ms)",
+    ],
+)
 
 # %% [markdown]
 # {glue:text}`setups_finding` Two threads divide the large operations of a step and synchronise after each. That is tensor
@@ -250,14 +260,18 @@ glue_all(words.setups(by_setup))
 #
 # ```{math}
 # :label: eq-13-amdahl
-# t_N \;=\; t_1\left((1-f) + \frac{f}{N}\right) + 2L\left(2(N-1)\,\alpha + \frac{2(N-1)}{N}\, d\, T\, b\, \beta\right),
+# \begin{aligned}
+# t_N &= t_1\left((1-f) + \frac{f}{N}\right) + 2L\, r_N, \\
+# r_N &= 2(N-1)\,\alpha + \frac{2(N-1)}{N}\, d\, T\, b\, \beta,
+# \end{aligned}
 # ```
 #
-# for $L$ layers, $T$ tokens in the step and $b$ bytes per value. The first term is Amdahl's law {cite:p}`amdahl1967`: the
-# share $1-f$ takes as long as before. The second term is the communication, and it grows with $N$. Below, the formula is
-# computed for the shape of Llama 2 7B on H100s. From data sheets come 3.35 TB/s of memory bandwidth, and 450 GB/s per
-# direction between the cards of a machine (NVLink) or 50 GB/s between machines (InfiniBand). Two values are assumptions:
-# the latency per message, and that 5 % of a step on one device is not divided (`FIXED_SHARE`).
+# for $L$ layers, $T$ tokens in the step and $b$ bytes per value; $r_N$ is the time of one all-reduce. The first term of
+# $t_N$ is Amdahl's law {cite:p}`amdahl1967`: the share $1-f$ takes as long as before. The second term is the communication,
+# and it grows with $N$. Below, the formula is computed for the shape of Llama 2 7B on H100s. From data sheets come 3.35 TB/s
+# of memory bandwidth, and 450 GB/s per direction between the cards of a machine (NVLink) or 50 GB/s between machines
+# (InfiniBand). Two values are assumptions: the latency per message, and that 5 % of a step on one device is not divided
+# (`FIXED_SHARE`).
 
 
 # %% tags=["hide-input"]
@@ -316,12 +330,15 @@ glue_all(words.amdahl(Shown(record)))
 # Let requests arrive at random, independently of each other, at a mean rate of $\lambda$ per second (a *Poisson process*).
 # Let each take an exponentially distributed time with mean $s$ at one of $m$ servers behind one queue. Then $a = \lambda s$
 # is the mean number of busy servers. The probability $C$ that a request has to wait, and the mean time $W$ in the queue, are
-# {cite:p}`erlang1917`
+# {cite:p}`erlang1917`, with $B$ for a term that occurs twice,
 #
 # ```{math}
 # :label: eq-13-erlang
-# C(m, a) \;=\; \frac{\dfrac{a^m}{m!}\,\dfrac{m}{m-a}}{\sum_{k<m} \dfrac{a^k}{k!} + \dfrac{a^m}{m!}\,\dfrac{m}{m-a}},
-# \qquad W \;=\; C(m, a)\, \frac{s}{m - a}.
+# \begin{aligned}
+# C(m, a) &= \frac{B}{\sum_{k<m} \dfrac{a^k}{k!} + B}, \\
+# B &= \frac{a^m}{m!}\,\frac{m}{m-a}, \\
+# W &= C(m, a)\, \frac{s}{m - a}.
+# \end{aligned}
 # ```
 #
 # This holds for $a < m$; at a higher load the queue grows without bound. Two servers can share one queue, or have a queue
@@ -339,11 +356,12 @@ glue_all(words.amdahl(Shown(record)))
 #
 # A prefix cache belongs to one replica (chapter 9). Let the prompts of a trace have $G$ different beginnings, and let $n_g$
 # of them have the $g$-th one. One replica whose cache holds all beginnings computes each of them once: $G$ misses. With $R$
-# such replicas and random choice, each beginning is computed once at every replica that receives it. The expected number is
+# such replicas and random choice, each beginning is computed once at every replica that receives it. The expected number
+# $M$ of misses is
 #
 # ```{math}
 # :label: eq-13-misses
-# \text{misses} \;=\; \sum_g R\left(1 - \Big(1 - \frac{1}{R}\Big)^{n_g}\right).
+# M = \sum_g R\left(1 - \Big(1 - \frac{1}{R}\Big)^{n_g}\right).
 # ```
 #
 # The term in the outer brackets is the probability that a given replica receives the beginning at all. For beginnings that
@@ -386,7 +404,10 @@ show_source(LongestPrefix, "choose")
 # a number per replica. Beyond that number, the least recently used ones are removed first:
 
 # %% tags=["remove-input"]
-show_source(PrefixIndex, "longest", "add")
+show_source(PrefixIndex, "add")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the search for the longest prefix"}
+show_source(PrefixIndex, "longest")
 
 # %% [markdown]
 # So the index can be wrong. It can name a block that the replica has evicted, or has not computed yet. A wrong entry
@@ -412,9 +433,22 @@ show_source(PrefixIndex, "longest", "add")
 #
 # seconds: $t_0$ for the step itself, $t_n$ per decoding sequence and $t_p$ per prompt token. This is chapter 6's line with a
 # term for prompts. In most steps nothing changes: no request arrives, and none ends. The simulator takes a run of such steps
-# as one event, so that its work grows with the number of requests and not with the number of tokens:
+# as one event, so that its work grows with the number of requests and not with the number of tokens. Such a run ends with the
+# sequence that has the fewest tokens left; a step with prompt tokens is an event of its own:
 
 # %% tags=["remove-input"]
+show_excerpt(Replica._start, "self._count = 1 if", "self.wake = now")
+
+# %% [markdown]
+# If a request arrives during a run and there is room for it, the run is cut at the end of the current step, so that the
+# request is admitted there:
+
+# %% tags=["remove-input"]
+show_excerpt(
+    Replica.add, "if self.wake == math.inf", "self._began + done * self._step"
+)
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the methods that add a request and end a run"}
 show_source(Replica, "add", "advance")
 
 # %% [markdown]
@@ -577,25 +611,32 @@ _ = record.add(
         {"of": "step of two", "seconds": both_step},
     ],
 )
-table(
-    [
-        ["all-reduces per step", parallel.num_all_reduces],
-        ["latency of one (ms)", f"{1e3 * link.latency:.3f}"],
-        [
-            "communication per step, predicted (ms)",
-            f"{1e3 * parallel.communication(1, 1):.2f}",
-        ],
-        ["step of one process (ms)", f"{1e3 * alone_step.median:.2f}"],
-        ["step of two, least (ms)", f"{1e3 * least:.2f}"],
-        ["step of two, measured (ms)", f"{1e3 * both_step.median:.2f}"],
-    ],
-    headers=["one sequence", ""],
-)
 
 # %% tags=["remove-cell"]
 gate = experiments.gate("one model in two processes")
 gate.repeats([alone_step, both_step], spread=0.5)
-glue_all(words.one_model(experiments.pick(gate, record)))
+parallel_shown = experiments.pick(gate, record)
+glue_all(words.one_model(parallel_shown))
+
+# %% tags=["hide-input"]
+shown, _ = parallel_shown.to_draw("one_model_in_two", record)
+by_name = {
+    "latency of an all-reduce": "latency of one (ms)",
+    "communication of a step, predicted": "communication, predicted (ms)",
+    "step of one process": "step of one process (ms)",
+    "step of two, predicted": "step of two, least (ms)",
+    "step of two": "step of two, measured (ms)",
+}
+table(
+    [
+        ["all-reduces per step", shown.params["all_reduces"]],
+        *(
+            [by_name[name], number(1e3 * s)]
+            for name, s in zip(shown["of"], shown["seconds"])
+        ),
+    ],
+    headers=["one sequence", parallel_shown.label],
+)
 
 # %% [markdown]
 # {glue:text}`one_model_finding` {glue:text}`one_model_tokens` {glue:text}`one_model_rest`
@@ -763,8 +804,10 @@ show(fig, "13_steps")
 glue_all(words.steps(routed_shown))
 
 # %% [markdown]
-# {glue:text}`steps_finding` The engine computes the layers with one kernel for up to 32 tokens and with another one for more
-# (chapter 8), so the times of steps need not lie on one straight line.
+# {glue:text}`steps_finding` {glue:text}`kernels_finding`
+#
+# The next table has the median TTFT of each policy, predicted by the straight line, predicted by the measured times of steps,
+# and measured, and beside it the share of the prompt tokens that were found in a cache.
 
 
 # %% tags=["hide-input"]
@@ -808,7 +851,7 @@ def agreement(policy):
     return sum(same) / len(same)
 
 
-record.add(
+_ = record.add(
     "policies",
     unit="s",
     params={
@@ -834,25 +877,27 @@ record.add(
         for policy in POLICIES
     ],
 )
+shown, _ = routed_shown.to_draw("policies", record)
 table(
     [
         [
-            policy.replace("_", " "),
-            f"{foreseen[policy].hit_rate:.0%}",
-            ", ".join(f"{hit_rate(run):.0%}" for run in seen[policy]),
-            f"{1e3 * with_line[policy].ttft(50):,.0f}",
-            f"{1e3 * foreseen[policy].ttft(50):,.0f}",
-            f"{1e3 * medians(seen[policy]).median:,.0f}",
+            name.replace("_", " "),
+            percent(shown["predicted_hit_rate"][i]),
+            percent(shown["hit_rate"][i]),
+            *(
+                f"{1e3 * shown[column][i]:,.0f}"
+                for column in ("line_ttft", "predicted_ttft", "ttft")
+            ),
         ]
-        for policy in POLICIES
+        for i, name in enumerate(shown["policy"])
     ],
     headers=[
-        "policy",
+        routed_shown.label,
         "hit rate, simulated",
-        "measured, each turn",
-        "median TTFT (ms) with the straight line",
-        "with measured steps",
-        "measured",
+        "hit rate, measured",
+        "TTFT by the line (ms)",
+        "TTFT by the steps (ms)",
+        "TTFT measured (ms)",
     ],
 )
 
@@ -1017,7 +1062,7 @@ table(
         [
             row["policy"].replace("_", " "),
             f"{row['load_age']:g}",
-            f"{row['hit_rate']:.0%}",
+            percent(row["hit_rate"]),
             f"{1e3 * row['ttft50']:,.0f}",
             f"{1e3 * row['ttft99']:,.0f}",
             f"{1e3 * row['tpot99']:.1f}",
@@ -1029,7 +1074,7 @@ table(
         "age of loads, at most (s)",
         "hit rate",
         "TTFT p50 (ms)",
-        "p99 (ms)",
+        "TTFT p99 (ms)",
         "TPOT p99 (ms)",
     ],
 )
@@ -1102,15 +1147,15 @@ table(
         [
             d["plan"],
             f"{d['replica_hours']:.1f}",
-            f"{d['attained']:.2%}",
-            f"{d['ttft99']:.2f}",
+            share_served(d["attained"]),
+            f"{d['ttft99']:,.2f}",
         ]
         for d in days
     ],
     headers=["replicas", "replica-hours", "within the limits", "TTFT p99 (s)"],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-day", "caption": "A simulated day: share of requests within the limits against replica-hours, for fixed fleets and for fleets that follow the load."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-day", "caption": "A simulated day: share of requests within the limits against replica-hours, for fixed fleets and for fleets that follow the load. Dotted: the 99 % that a plan should reach. The vertical axis begins just below the lowest share."}}
 fig, ax = figure()
 split = len(FIXED)
 for name, some in (("fixed", days[:split]), ("follows", days[split:])):
@@ -1122,9 +1167,16 @@ for name, some in (("fixed", days[:split]), ("follows", days[split:])):
         else {"fixed": [None] * len(some), name: [d["attained"] for d in some]},
         label="simulated",
     )
+bound(ax, None, 0.99, "99 %")
+worst = min(d["attained"] for d in days)
+lowest = max(0.0, math.floor(20 * worst - 0.25) / 20)
 ax.set(
-    xlabel="replica-hours", ylabel="requests within the limits", ylim=(0, 1.02)
+    xlabel="replica-hours",
+    ylabel="requests within the limits",
+    ylim=(lowest, 1 + 0.05 * (1 - lowest)),
 )
+step = 5 if lowest >= 0.5 else 20  # percent between ticks
+ax.set_yticks([n / 100 for n in range(round(100 * lowest), 101, step)])
 percent_axis(ax)
 show(fig, "13_day")
 
@@ -1198,9 +1250,9 @@ table(
     headers=[
         "replicas for prompts",
         "TTFT p50 (ms)",
-        "p99",
+        "TTFT p99 (ms)",
         "TPOT p50 (ms)",
-        "p99",
+        "TPOT p99 (ms)",
     ],
 )
 
@@ -1246,17 +1298,27 @@ def rack(per_replica):
 
 
 LEVELS = {"less loaded": 7.0, "more loaded": 13.0}  # requests/s per replica
-over_time, lost_rows = {}, []
+WIDTH = SECONDS / 30  # of a point in the figure
+over_time, by_window, lost_rows = {}, {}, []
+
+
+def ttft99(requests):
+    ttfts = [r.ttft for r in requests if r.outcome == "completed"]
+    return percentile(ttfts, 99) if ttfts else None
+
+
+def found_share(requests):
+    """Of the prompt tokens, the share that was found in a cache."""
+    done = [r for r in requests if r.outcome == "completed"]
+    tokens = sum(r.prompt for r in done)
+    return sum(r.found for r in done) / tokens if tokens else None
+
+
 for name, per_replica in LEVELS.items():
     report = rack(per_replica)
-    middles, over_time[name] = report.over_time(
-        SECONDS / 30,
-        lambda some: (
-            percentile([r.ttft for r in done], 99)
-            if (done := [r for r in some if r.outcome == "completed"])
-            else None
-        ),
-    )
+    middles, over_time[name] = report.over_time(WIDTH, ttft99)
+    _, by_window[f"{name}, hit rate"] = report.over_time(WIDTH, found_share)
+    by_window[f"{name}, most"] = report.most_present(WIDTH)
     before = percentile(
         [r.ttft for r in report.completed if AT / 2 <= r.at < AT], 99
     )
@@ -1276,13 +1338,28 @@ for name, per_replica in LEVELS.items():
 _ = record.add(
     "rack_lost",
     unit="s",
-    params={"replicas": RACK, "lost": LOST},
+    params={"replicas": RACK, "lost": LOST, "at": AT, "back": AT + BACK},
     points=lost_rows,
+)
+shortest = min(map(len, over_time.values()))
+columns = {f"{name}, p99": p99 for name, p99 in over_time.items()} | by_window
+_ = record.add(
+    "rack_over_time",
+    unit="s",
+    params={
+        "width": WIDTH,
+        "at": AT,
+        "back": AT + BACK,
+        "seats": OPTIONS_H100.max_num_seqs,
+    },
+    columns={
+        "middle": middles[:shortest],
+        **{name: values[:shortest] for name, values in columns.items()},
+    },
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-rack", "caption": "99th percentile of TTFT by the time of arrival in a simulated fleet that loses a fifth of its replicas for the shaded time."}}
 fig, ax = figure()
-shortest = min(map(len, over_time.values()))
 lines(
     ax,
     x=middles[:shortest],
@@ -1303,12 +1380,17 @@ glue("back", BACK, ".0f")
 # %% [markdown]
 # {glue:text}`rack_finding` {glue:text}`rack_load_finding`
 #
+# {glue:text}`rack_peak_finding` {glue:text}`rack_seats_finding` {glue:text}`rack_fill_finding`
+#
 # ## What broke, and how this benchmark could mislead
 #
 # - **The first prediction of the two replicas.** An earlier version of this experiment had only the straight line, and it
 #   sent requests at a rate just below what the replicas can serve. There the median TTFT changes several times as much as
-#   the time of a step. Its prediction missed the goal by far. The load of this page is another one. {glue:text}`line_finding`
-#   {glue:text}`amplified_finding` {glue:text}`own_steps_finding`
+#   the time of a step. Its prediction missed the goal by far. The load of this page is another one. What it shows
+#   of the error's parts:
+#   - *The model of a step.* {glue:text}`line_finding`
+#   - *The queue.* {glue:text}`amplified_finding`
+#   - *The rest.* {glue:text}`own_steps_finding`
 # - **Two processes on one machine are not two machines.** They share memory bandwidth and the last-level cache. So the
 #   calibration runs while both work. While one replica is idle, the steps of the other can be faster than the calibration
 #   says.
@@ -1324,7 +1406,7 @@ glue("back", BACK, ".0f")
 # ## The predictions and what became of them
 
 # %% tags=["remove-input"]
-foretold = words.predictions(routed_shown)
+foretold = words.predictions(routed_shown, parallel_shown)
 predictions_table(foretold)
 glue("predictions_tally", tally(foretold))
 

@@ -79,6 +79,7 @@ from lib.bench.measure.expert_counts import (
     expected_experts,
     step_weight_bytes,
 )
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
@@ -123,28 +124,52 @@ glue("card_time", card_time("14", "one minute"))
 #
 # The tables are made from transformers' config classes. They show each family's default values, by the name that its
 # `config.json` has for it in `model_type`. A star marks what the engine reads from a checkpoint's `config.json`, so that
-# another value is possible.
+# another value is possible. Each of the three tables begins with Llama, to compare with.
+#
+# **Dense models:**
+
 
 # %% tags=["remove-input"]
-for families in (DENSE, GEMMA, MIXTURES):
+def differences(families: tuple[str, ...]) -> None:
+    """Shows the table of these families."""
     rows = family_table(families)
     table([list(row.values()) for row in rows], headers=list(rows[0]))
+
+
+differences(DENSE)
+
+# %% [markdown]
+# **Gemma:**
+
+# %% tags=["remove-input"]
+differences(GEMMA)
+
+# %% [markdown]
+# **Mixtures of experts:**
+
+# %% tags=["remove-input"]
+differences(MIXTURES)
 
 # %% [markdown]
 # ## Step 1: the config
 #
 # `config.json` says which function the tensors belong to. For each family the engine lists the keys that it reads, and the
 # keys whose value must be one that it implements. Every other field of transformers' config class must be known to have no
-# effect on the result. A test compares the lists with the class, and fails when a release of transformers adds a field.
+# effect on the result. A test compares the lists with the class, and fails when a release of transformers adds a field. This
+# is what the engine knows of a family, and how it checks a config:
 
 # %% tags=["remove-input"]
+show_excerpt(Family, "architectures: tuple", "defaults: Mapping")
+show_source(Family, "check")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole class"}
 show_source(Family)
 
 # %% [markdown]
 # A checkpoint whose config asks for something else is refused, and the error names the key. Two examples: a Qwen3 whose
 # config names Llama as its `model_type`, and a Llama with a sliding window.
 
-# %%
+# %% tags=["hide-input"]
 qwen3 = random_checkpoint(home / "qwen3", "qwen3")
 
 
@@ -162,6 +187,8 @@ def refused(folder: Path, old: str, new: str) -> str:
 
 
 llama = random_checkpoint(home / "llama", "llama")
+
+# %%
 print(refused(qwen3, '"model_type": "qwen3"', '"model_type": "llama"'))
 windowed = '"vocab_size": 61, "sliding_window": 8'
 print(refused(llama, '"vocab_size": 61', windowed))
@@ -232,16 +259,20 @@ print(parity.report(stages))
 # the q, k and v projections agree, and the input of the output projection does not. So the error lies between them: in the
 # norms of q and k, in the rotation, or in attention.
 
-# %%
+# %% tags=["remove-cell"]
 first = parity.first_difference(stages)
 where = "layers.0.self_attn.o_proj", "input"
 assert (first.reference, first.end) == where
 
 # %% [markdown]
 # The checker must know which module of ours corresponds to which module of transformers. A model's `checkpoint_names` says
-# so already, because weights are loaded by it. So every port that loads can be checked.
+# so already, because weights are loaded by it. So every port that loads can be checked. These lines record what goes into
+# and comes out of each pair of modules (`_stage_names` makes the pairs from `checkpoint_names`):
 
 # %% tags=["remove-input"]
+show_excerpt(parity.compare_layers, "names = _stage_names", "hook.remove()")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole function"}
 show_source(parity.compare_layers)
 
 # %% [markdown]
@@ -252,11 +283,14 @@ show_source(parity.compare_layers)
 #
 # The last line of the report counts the stages that could not be compared. Here those are the norms of q and k: the port
 # reads their weights in `split_qkv` and does not call them as modules. What they compute is compared in the input of the
-# output projection.
+# output projection. First the end of `split_qkv`, then the layer around it:
 
 # %% tags=["remove-input"]
-show_source(split_qkv)
+show_excerpt(split_qkv, "size = qkv.shape[1]", "return rotate(q")
 show_source(VariantBlock, "forward", "attend")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole of split_qkv"}
+show_source(split_qkv)
 
 # %%
 port = load_port(LlamaVariant)
@@ -267,8 +301,10 @@ print(parity.report(stages).splitlines()[-1])
 # %% [markdown]
 # ## Step 5: the engine
 #
-# Now the whole engine must give the oracle's tokens, with each value of `kv_cache`, for Qwen3 and for six other families;
-# the tests compare the logits of all. The oracle here is transformers' model in a loop without a cache.
+# Now the whole engine must give the oracle's tokens, with each value of `kv_cache`, for Qwen3 and for other families; the
+# tests compare the logits of all. The oracle here is transformers' model in a loop without a cache. Where a family has
+# windows or layers without RoPE, the checkpoint has some too: a window is shorter than the prompt, so that it hides tokens.
+# The table counts the tokens that are the oracle's, by family and value of `kv_cache`.
 
 # %% tags=["hide-input"]
 COUNT = pick(smoke=8, cpu=24, gpu=24)  # tokens
@@ -291,7 +327,7 @@ CACHES = [
     {"kv_cache": "contiguous", "max_model_len": 64},
     {"kv_cache": "paged", "num_blocks": 40},
 ]
-for family, changes in (
+FAMILIES = (
     ("qwen3", {}),
     ("qwen2", {}),
     ("smollm3", {"no_rope_layer_interval": 2}),
@@ -299,13 +335,25 @@ for family, changes in (
     ("mistral", {"sliding_window": 7}),
     ("gemma3_text", {"sliding_window": 7, "tie_word_embeddings": False}),
     ("mixtral", {}),
-):
+)
+rows = []
+for family, changes in FAMILIES:
     folder = home / f"engine-{family}"
     random_checkpoint(folder, family, **changes)
     expected = greedy(folder, PROMPT, COUNT)
+    same = []
     for options in CACHES:
         engine = LLM(folder, device="cpu", max_num_seqs=4, **options)
-        assert engine.generate([PROMPT], GREEDY)[0].token_ids == expected
+        answer = engine.generate([PROMPT], GREEDY)[0].token_ids
+        assert answer == expected
+        same.append(
+            sum(ours == theirs for ours, theirs in zip(answer, expected))
+        )
+    rows.append([family, *(f"{n} of {COUNT}" for n in same)])
+table(
+    rows,
+    headers=["family", *(c["kv_cache"] for c in CACHES)],
+)
 
 # %% [markdown]
 # ## A window bounds the cache
@@ -360,16 +408,28 @@ table(
         [len(PROMPT) + n, held["window"][n - 1], held["all"][n - 1]]
         for n in (1, 25, 75, 149)
     ],
-    headers=["tokens", f"blocks, window of {WINDOW}", "blocks, no window"],
+    headers=[
+        "tokens",
+        f"blocks of {BLOCK}, window of {WINDOW} tokens",
+        f"blocks of {BLOCK}, no window",
+    ],
 )
+first_row = len(PROMPT) + 1
+glue("row_tokens", first_row)
+glue("row_cached", first_row - 1)
+glue("row_blocks", held["window"][0])
+glue("block_size", BLOCK)
 glue("most_blocks", f"{most}")
 glue("seen_before", f"{WINDOW - 1}")
 
 # %% [markdown]
-# The last token of a row has no keys and values yet. After a step, a request holds at most {glue:text}`most_blocks` blocks, however long its answer is: the next query sees
-# {glue:text}`seen_before` tokens before its own, and the first and the last of them can lie anywhere in their blocks. With
-# prefix caching, blocks that are given back stay in the pool, cached, until others need the room. A prefix is found again if
-# the blocks of its last window are still there.
+# The last token of a row has no keys and values yet: after {glue:text}`row_tokens` tokens, {glue:text}`row_cached` are in
+# {glue:text}`row_blocks` blocks of {glue:text}`block_size`. After a step, a request with the window holds at most
+# {glue:text}`most_blocks` blocks, however long its answer is: the next query sees {glue:text}`seen_before` tokens before its
+# own, and the first and the last of them can lie anywhere in their blocks.
+#
+# With prefix caching, blocks that are given back stay in the pool, cached, until others need the room. A prefix is found
+# again if the blocks of its last window are still there.
 #
 # ## A mixture of experts reads less, at a small batch
 #

@@ -54,6 +54,7 @@ _KEYS = {
     "num_experts": ("num_experts", "num_local_experts"),
     "shared_expert_size": ("shared_expert_intermediate_size",),
 }
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # The table's parts, as wide as a page: each begins with Llama, to compare with.
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
 GEMMA = ("llama", "gemma", "gemma2", "gemma3_text")
@@ -96,7 +97,7 @@ def _shown(name: str, config: ModelConfig) -> str:
         return f"{without} of {config.num_layers}" if without else "none"
     if name == "layer_windows":
         windows = sorted({window for window in value if window is not None})
-        return ", ".join(map(str, windows)) if windows else "none"
+        return ", ".join(f"{window:,}" for window in windows) if windows else "none"
     if name in ("attention_scale", "embedding_scale"):  # both are roots of whole numbers
         scale = config.head_dim**-0.5 if value is None else value
         root = round(scale**2 if scale > 1 else scale**-2)
@@ -109,4 +110,13 @@ def _shown(name: str, config: ModelConfig) -> str:
         return "yes" if value else "no"
     if value is None:
         return "none"
-    return f"per {value}" if name == "qk_norm" else f"{value:g}"
+    return f"per {value}" if name == "qk_norm" else _number(value)
+
+
+def _number(value: float) -> str:
+    """Thousands with commas and small powers of ten as such: "1,000,000", "10⁻⁶", "0.5"."""
+    if 0 < value < 1e-3:
+        factor, exponent = f"{value:e}".split("e")
+        power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
+        return power if float(factor) == 1 else f"{float(factor):g}·{power}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"

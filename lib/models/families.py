@@ -116,7 +116,7 @@ class Family:
         named = raw.get("architectures") or []
         if not isinstance(named, list) or not all(name in self.architectures for name in named):
             raise ValueError(
-                f"architectures must be of {list(self.architectures)} for model_type "
+                f"architectures must be one of {list(self.architectures)} for model_type "
                 f"{raw['model_type']!r}, got {named!r}"
             )
         for key, allowed in {**NEUTRAL, **self.neutral}.items():

@@ -20,6 +20,15 @@ def series(params=None, **columns):
     return {"unit": "s", "params": params or {}, "seed": 0, "columns": named, "samples": {}}
 
 
+def rack_series():
+    return series(
+        {"width": 10.0, "at": 25.0, "back": 45.0, "seats": 46}, middle=[5.0, 15.0, 25.0, 35.0, 45.0],
+        **{"less loaded, p99": [0.05, 0.03, 0.03, 0.031, 0.03], "less loaded, hit rate": [0.5, 0.8, 0.8, 0.8, 0.8],
+           "less loaded, most": [10, 11, 15, 16, 12], "more loaded, p99": [0.06, 0.03, 0.04, 0.36, 0.03],
+           "more loaded, hit rate": [0.6, 0.85, 0.8, 0.8, 0.8], "more loaded, most": [20, 25, 40, 50, 30]},
+    )  # fmt: skip
+
+
 def record(**replaced):
     queues = {"two queues, at random": [1.0, 9.1], "two queues, the shorter": [0.6, 4.9],
               "one queue": [0.33, 4.27], "two queues, at random, closed form": [1.0, 9.0],
@@ -57,7 +66,8 @@ def record(**replaced):
         "day": series(plan=["fixed, 2", "fixed, 4", "follows"], replica_hours=[48.0, 96.0, 60.0],
                       attained=[0.8, 0.999, 0.995]),
         "prompts_apart": series(prefill_replicas=[0, 4, 6], ttft99=[0.1, 0.12, 0.09], tpot99=[0.012, 0.007, 0.008]),
-        "rack_lost": series(load=["less loaded", "more loaded"], failed=[3, 9], moved=[0, 5], requests=[900, 1700],
+        "rack_over_time": rack_series(),
+        "rack_lost": series({"at": 25.0, "back": 45.0}, load=["less loaded", "more loaded"], failed=[3, 9], moved=[0, 5], requests=[900, 1700],
                             before=[0.05, 0.08], during=[0.06, 0.4]),
     }  # fmt: skip
     for name, change in replaced.items():
@@ -249,7 +259,65 @@ def test_a_killed_replica_and_a_lost_rack_are_counted():
     assert said(rack_lost={"moved": [0, 0]})["rack_finding"].endswith(
         "No request was still waiting there."
     )
-    assert "from 80 ms to 400 ms" in said()["rack_load_finding"]
+    load = said()["rack_load_finding"]
+    assert "while the rack was away, from 25 s to 45 s, the 99th" in load
+    assert (
+        "60 ms in the less loaded fleet (50 ms before) and 400 ms in the more loaded fleet (80 ms before)."
+        in load
+    )
+
+
+def test_the_points_of_the_lost_rack_are_named():
+    text = said()
+    assert text["rack_peak_finding"] == (
+        "A point of the figure has the requests of 10 s. From the loss on, the highest point is 31 ms for the "
+        "arrivals of 30 s to 40 s in the less loaded fleet and 360 ms for the arrivals of 30 s to 40 s in the more "
+        "loaded fleet."
+    )
+    assert text["rack_seats_finding"] == (
+        "A replica computes at most 46 requests at a time, and further ones wait there. In the less loaded fleet, no "
+        "replica has more than 16 of the completed requests at once. In the more loaded fleet, a replica first has "
+        "more than that for arrivals of 30 s to 40 s, after the loss; the most at one replica are 50."
+    )
+    assert "60 % of the prompt tokens of 0 s to 10 s" in text["rack_fill_finding"]
+    assert "85 % of those of 10 s to 20 s" in text["rack_fill_finding"]
+    assert "is 60 ms and 30 ms." in text["rack_fill_finding"]
+    early = {"more loaded, most": [50, 50, 50, 50, 50]}
+    assert "0 s to 10 s, before the loss; the" in said(rack_over_time=early)["rack_seats_finding"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 0.0}, {"at": None}, {"back": 1.0}, {"seats": None}, {"at": 0.0}]
+)
+def test_points_without_their_times_are_not_read(change):
+    data = record().data
+    data["measurements"]["rack_over_time"]["params"].update(change)
+    text = ch13.render(Run(data))
+    assert text["rack_peak_finding"] == "The TTFT by the time of arrival was not measured here."
+
+
+def test_a_fleet_that_lost_its_rack_at_once_says_nothing_of_the_time_before():
+    data = record().data
+    data["measurements"]["rack_over_time"]["params"].update({"at": 5.0})
+    text = ch13.render(Run(data))
+    assert text["rack_fill_finding"] == "How the caches fill was not measured here."
+
+
+def test_the_kernels_are_not_given_as_the_cause_of_the_farthest_point():
+    text = said()["kernels_finding"]
+    assert text.endswith(
+        "The steps of up to 32 tokens take 1 times as long as the line says, those of more tokens 1.1 to 1.3 times. "
+        "How much of the distance comes from the kernels was not measured."
+    )
+    few = said(step_times={"tokens": [1, 8, 32]})["kernels_finding"]
+    assert few.endswith("for more (chapter 8).")
+
+
+def test_each_prediction_is_judged_by_the_run_that_its_section_shows():
+    routed, parallel = record(), record(one_model_in_two={"seconds": [0.040, 0.025, 0.250]})
+    rows = [p.row()[2] for p in ch13.predictions(routed, parallel)]
+    assert rows[0] == "250 ms" and rows[1:] == [p.row()[2] for p in ch13.predictions(routed)[1:]]
+    assert ch13.predictions(routed)[0].row()[2] == "30 ms"
 
 
 def test_every_sentence_stands_whatever_is_missing_or_wrong():

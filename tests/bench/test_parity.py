@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lib.bench import parity
-from lib.bench.family_table import DENSE, DIFFERENCES, GEMMA, MIXTURES, family_table
+from lib.bench.family_table import DENSE, DIFFERENCES, GEMMA, MIXTURES, _number, family_table
 from lib.models.checkpoint import load_model
 from lib.models.families import FAMILIES
 from tests.families import VARIANTS, hf_variant
@@ -205,7 +205,7 @@ def test_the_table_has_every_family_and_difference():
     assert by_title["biases of q, k and v"]["llama"] == "no*"
     assert by_title["norms of q and k"]["qwen3"] == "per head"
     assert by_title["norms of q and k"]["olmo2"] == "per projection"
-    assert by_title["sliding window, tokens"]["mistral"] == "4096*"
+    assert by_title["sliding window, tokens"]["mistral"] == "4,096*"
     assert by_title["sliding window, tokens"]["qwen2"] == "none*"
     assert by_title["layers without RoPE"]["smollm3"] == "9 of 36*"
     assert by_title["embedding times"]["gemma"] == "√3072"
@@ -213,12 +213,23 @@ def test_the_table_has_every_family_and_difference():
     assert by_title["cap of attention scores"]["gemma2"] == "50*"
     assert by_title["cap of attention scores"]["gemma3_text"] == "none"
     assert by_title["activation of the MLP"]["gemma3_text"] == "gelu_tanh"
-    assert by_title["sliding window, tokens"]["gemma3_text"] == "4096*"
+    assert by_title["sliding window, tokens"]["gemma3_text"] == "4,096*"
     assert by_title["experts per layer"]["mixtral"] == "8*"
     assert by_title["experts per token"]["qwen3_moe"] == "8*"
-    assert by_title["features of a shared expert"]["qwen2_moe"] == "5632*"
+    assert by_title["features of a shared expert"]["qwen2_moe"] == "5,632*"
+    assert by_title["epsilon of the norms"]["llama"] == "10⁻⁶*"
+    assert by_title["RoPE's theta"]["llama"] == "10,000*"
+    assert by_title["RoPE's theta"]["smollm3"] == "2,000,000*"
     for row in rows:  # a difference that no family has would not be one
         assert len(set(row.values()) - {row[""]}) > 1, row
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(1e-6, "10⁻⁶"), (1e-5, "10⁻⁵"), (2.5e-12, "2.5·10⁻¹²"), (2e6, "2,000,000"), (8, "8"), (0.5, "0.5"), (0, "0")],
+)  # fmt: skip
+def test_numbers_of_the_table_are_read_without_an_e(value, text):
+    assert _number(value) == text
 
 
 def test_a_checkpoint_of_other_weights_is_found(tmp_path):

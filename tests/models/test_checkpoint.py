@@ -236,7 +236,7 @@ def test_two_tensors_of_one_name_are_refused(llama_folder):
 )
 def test_a_renamed_checkpoint_of_another_family_is_refused(llama_folder, named):
     edit_config(llama_folder, architectures=named)
-    with pytest.raises(ValueError, match="architectures must be of .* for model_type 'llama'"):
+    with pytest.raises(ValueError, match="architectures must be one of .* for model_type 'llama'"):
         load_model(llama_folder)
 
 

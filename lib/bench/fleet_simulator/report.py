@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,3 +70,20 @@ class Report:
         last = max(windows, default=-1)
         middles = [(i + 0.5) * width for i in range(last + 1)]
         return middles, [value(windows[i]) if i in windows else None for i in range(last + 1)]
+
+    def most_present(self, width: float) -> list[int]:
+        """By window of arrival, the most requests at one replica just after an arrival, running or waiting.
+
+        Of the completed requests, each at the replica that completed it: a failed one's end is not known.
+        """
+        ends: dict[int, list[float]] = {}
+        windows: dict[int, int] = {}
+        for request in self.completed:
+            there = ends.setdefault(request.replica, [])
+            while there and there[0] <= request.at:
+                heapq.heappop(there)
+            heapq.heappush(there, request.last)
+            window = int(request.at // width)
+            windows[window] = max(windows.get(window, 0), len(there))
+        last = max((int(request.at // width) for request in self.requests), default=-1)
+        return [windows.get(i, 0) for i in range(last + 1)]

@@ -11,6 +11,7 @@ import pytest
 from lib.bench.fleet_simulator.events import Autoscaler, Disaggregation, Failure
 from lib.bench.fleet_simulator.fleet import simulate
 from lib.bench.fleet_simulator.replica import ReplicaOptions
+from lib.bench.fleet_simulator.report import Report
 from lib.bench.fleet_simulator.requests import (
     COMPLETED,
     FAILED,
@@ -156,6 +157,25 @@ def test_the_report_reads_outcomes_latencies_and_cost():
     assert report.cost(3600.0) == pytest.approx(2 * report.duration)
     assert report.output_throughput == pytest.approx(4 / report.duration)
     assert report.over_time(2.0, len) == ([1.0, 3.0, 5.0], [1, None, 1])
+
+
+def test_requests_at_one_replica_are_counted_by_window():
+    def request(at, last, replica=0, outcome=COMPLETED):
+        found = SimulatedRequest(at, 1, 2, last=last, replica=replica)
+        found.outcome = outcome
+        return found
+
+    requests = [
+        request(0.0, 2.5),
+        request(0.1, 9.0, 1),
+        request(0.5, 2.1),
+        request(0.6, 9.0, outcome=FAILED),  # its end is not known
+        request(2.2, 9.0),  # the one of 2.1 s has ended
+        request(6.0, 9.0, outcome=FAILED),
+    ]
+    report = Report(requests, 9.0, 9.0, [], [])
+    assert report.most_present(2.0) == [2, 2, 0, 0]
+    assert Report([], 0.0, 0.0, [], []).most_present(2.0) == []
 
 
 def ordered(*times):

@@ -19,10 +19,14 @@ __all__ = ["amdahl", "apart", "day", "first_prediction", "killed", "one_model", 
            "rack", "render", "setups", "steps", "thousand"]  # fmt: skip
 
 
-def predictions(run: Any) -> list[Prediction]:
-    """The chapter's predictions, for the table at its end."""
+def predictions(run: Any, parallel: Any = None) -> list[Prediction]:
+    """The chapter's predictions, for the table at its end.
+
+    run: the one that the page shows for the router. parallel: the one that it shows for one model in two processes,
+    whose gate is another one; None: `run`.
+    """
     series = run["policies"]
-    two = run["one_model_in_two"]
+    two = (run if parallel is None else parallel)["one_model_in_two"]
     found = [
         Prediction(
             "step of one sequence, one model in two processes",

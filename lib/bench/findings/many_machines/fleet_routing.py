@@ -3,14 +3,29 @@
 Introduced in chapter 13.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from lib.bench.findings.many_machines.fleet_rows import number_of
-from lib.bench.findings.values import cell, cell_of, number, over, percent, times, value
+from lib.bench.findings.values import (
+    cell,
+    cell_of,
+    number,
+    over,
+    percent,
+    times,
+    times_between,
+    value,
+)
 from lib.bench.findings.vocabulary import compare, missing, size_of
 from lib.bench.records.series import Series
 
 SIMULATOR_GOAL, HIT_GOAL = 0.20, 0.9
+FEW_ROWS = 32  # most tokens of a step that chapter 8's kernel for few rows computes
+KERNELS = (
+    f"The engine computes the layers with one kernel for up to {FEW_ROWS} tokens and with another one for more "
+    "(chapter 8)."
+)
 POLICIES = ("round_robin", "power_of_two", "longest_prefix")
 
 
@@ -18,24 +33,38 @@ def steps(run: Any) -> dict[str, str]:
     """The sentence under the figure of the calibration: how far a straight line is from the measured steps."""
     series = run["step_times"]
     rows = range(len(series["tokens"]) if series is not None and "tokens" in series else 0)
-    off = []
+    ratios = {}
     for row in rows:
         ratio = over(number_of(series, row, "seconds"), number_of(series, row, "line"))
         tokens = value(cell(series, "tokens", row)).middle
-        if ratio is not None and tokens is not None:
-            off.append((max(ratio, 1 / ratio), ratio, tokens))
-    if not off:
-        return {"steps_finding": missing("the times of steps").sentence}
-    distance, ratio, tokens = max(off)
-    if size_of(distance) == "about":
-        return {
-            "steps_finding": f"The straight line is within {percent(distance - 1)} of the measured times."
-        }
-    count = f"{number(tokens)} token{'s' * (tokens != 1)}"
-    return {
-        "steps_finding": f"The straight line is farthest from the measured times at {count}: such a step takes "
-        f"{times(ratio)} as long as the line says."
-    }
+        if ratio is not None and tokens is not None and tokens > 0:
+            ratios[tokens] = ratio
+    if not ratios:
+        said = missing("the times of steps").sentence
+        return {"steps_finding": said, "kernels_finding": KERNELS}
+    tokens = max(ratios, key=lambda n: (max(ratios[n], 1 / ratios[n]), n))
+    distance = max(ratios[tokens], 1 / ratios[tokens])
+    said = f"The straight line is within {percent(distance - 1)} of the measured times."
+    if size_of(distance) != "about":
+        count = f"{number(tokens)} token{'s' * (tokens != 1)}"
+        said = (
+            f"The straight line is farthest from the measured times at {count}: such a step takes "
+            f"{times(ratios[tokens])} as long as the line says."
+        )
+    return {"steps_finding": said, "kernels_finding": f"{KERNELS}{_by_kernel(ratios)}"}
+
+
+def _by_kernel(ratios: Mapping[float, float]) -> str:
+    """Measured over line on both sides of the change of kernel; empty where one side has no steps."""
+    few = [ratio for tokens, ratio in ratios.items() if tokens <= FEW_ROWS]
+    many = [ratio for tokens, ratio in ratios.items() if tokens > FEW_ROWS]
+    if not few or not many:
+        return ""
+    return (
+        f" The steps of up to {FEW_ROWS} tokens take {times_between(min(few), max(few))} as long as the line says, "
+        f"those of more tokens {times_between(min(many), max(many))}. How much of the distance comes from the kernels "
+        "was not measured."
+    )
 
 
 def affinity(run: Any) -> float | None:

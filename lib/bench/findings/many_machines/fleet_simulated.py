@@ -6,6 +6,7 @@ Introduced in chapter 13.
 from typing import Any
 
 from lib.bench.findings.many_machines.fleet_rows import number_of
+from lib.bench.findings.many_machines.fleet_times import rack_over_time
 from lib.bench.findings.values import cell, number, percent, quantity, value
 from lib.bench.findings.vocabulary import missing
 
@@ -56,7 +57,7 @@ def day(run: Any) -> dict[str, str]:
         hours, share, plan = max(found, key=lambda entry: entry[1])
         return {
             "day_finding": f"No plan serves 99 % of the requests within the limits. The best one, “{plan}”, serves "
-            f"{_share(share)} for {number(hours)} replica-hours."
+            f"{share_served(share)} for {number(hours)} replica-hours."
         }
     hours, share, plan = min(good)
     dearest = max(found)
@@ -65,12 +66,12 @@ def day(run: Any) -> dict[str, str]:
     )
     return {
         "day_finding": f"The cheapest plan that serves 99 % of the requests within the limits is “{plan}”: "
-        f"{_share(share)} for {number(hours)} replica-hours{most}."
+        f"{share_served(share)} for {number(hours)} replica-hours{most}."
     }
 
 
-def _share(served: float) -> str:
-    """As the table has it, with two decimals; with three where two would read as the 99 % that are not reached."""
+def share_served(served: float) -> str:
+    """A share in percent with two decimals; with three where two would read as the 99 % that are not reached."""
     text = f"{100 * served:.2f} %"
     return f"{100 * served:.3f} %" if served < 0.99 and text == "99.00 %" else text
 
@@ -105,7 +106,7 @@ def apart(run: Any) -> dict[str, str]:
 
 
 def rack(run: Any) -> dict[str, str]:
-    """What a lost rack costs: failed requests, and waiting by how full the fleet was."""
+    """What a lost rack costs: failed requests, and waiting by how full the fleet was and by the time of arrival."""
     series = run["rack_lost"]
     rows = range(len(series["load"]) if series is not None and "load" in series else 0)
     names = ("failed", "moved", "requests")
@@ -126,11 +127,19 @@ def rack(run: Any) -> dict[str, str]:
         before, during = (number_of(series, row, name) for name in ("before", "during"))
         if before and during:
             parts.append(
-                f"in the {series['load'][row]} fleet from {quantity(before, 's')} to {quantity(during, 's')}"
+                f"{quantity(during, 's')} in the {series['load'][row]} fleet ({quantity(before, 's')} before)"
             )
     load = missing("the waiting while a rack is away").sentence
+    params = (series.params or {}) if series is not None else {}
     if parts:
+        at, back = (value(params.get(name)).middle for name in ("at", "back"))
+        span = f", from {number(at)} s to {number(back)} s" if at and back else ""
         load = (
-            f"While the rack was away, the 99th percentile of TTFT changed {' and '.join(parts)}."
+            f"Over all requests that arrived while the rack was away{span}, the 99th percentile of TTFT is "
+            f"{' and '.join(parts)}. “Before” is the second half of the time before the loss."
         )
-    return {"rack_finding": said, "rack_load_finding": load}
+    return {
+        "rack_finding": said,
+        "rack_load_finding": load,
+        **rack_over_time(run["rack_over_time"]),
+    }
