@@ -59,6 +59,14 @@ def test_axes_have_plain_numbers(drawn):
         log2_axis(ax, "z")
 
 
+def test_a_narrow_panel_marks_every_second_size_from_the_least_on():
+    fig, (ax, _) = figure(2)
+    sizes = [2**n for n in range(10)]
+    lines(ax, sizes, {"a": sizes})
+    log2_axis(ax, "x")
+    assert list(ax.get_xticks()) == [1, 4, 16, 64, 256]
+
+
 def test_bars():
     fig, (a, b) = figure(1, 2, height=1.6)
     stacked_bars(a, ["x", "y"], {"gemm": [0.7, 0.1], "gemv": [0.3, 0.9]})
