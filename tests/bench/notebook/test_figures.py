@@ -12,7 +12,7 @@ from lib.bench.notebook.figures import (
     recorded_lines,
     stacked_bars,
 )
-from lib.bench.notebook.style import COLOURS, to_svg
+from lib.bench.notebook.style import COLOURS, TEXT, to_svg
 from lib.bench.records.files import Run
 
 
@@ -46,6 +46,19 @@ def test_panels_share_one_legend():
     bound(axes[0], [1, 2], [1, 1], "limit")
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["a", "b"]
     assert [text.get_text() for text in fig.legends[1].get_texts()] == ["this run", "limit"]
+
+
+def test_a_bound_of_one_series_has_its_colour_in_the_legend():
+    fig, ax = figure()
+    lines(ax, [1, 2], {"a": [1, 2], "b": [2, 1]})
+    for i in range(2):
+        bound(ax, [1, 2], [1, 1], "bounds", COLOURS[i])
+    bound(ax, [1, 2], [1, 1], "predicted", COLOURS[1])
+    keys = {
+        text.get_text(): line.get_color()
+        for text, line in zip(fig.legends[1].get_texts(), fig.legends[1].get_lines())
+    }
+    assert keys == {"this run": TEXT, "bounds": TEXT, "predicted": COLOURS[1]}
 
 
 def test_axes_have_plain_numbers(drawn):
