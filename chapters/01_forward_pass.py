@@ -326,7 +326,7 @@ table(
 #
 # ```{math}
 # :label: eq-ridge-tokens
-# T^\ast \;\approx\; \frac{b}{2} \cdot \frac{F}{\mathit{BW}}
+# T^\ast \approx \frac{b}{2} \cdot \frac{F}{\mathit{BW}}
 # ```
 #
 # The reason is that $T$ tokens need $2PT$ operations for $Pb$ bytes.

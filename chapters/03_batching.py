@@ -189,7 +189,7 @@ glue("card_time", card_time("03", "three minutes"))
 #
 # ```{math}
 # :label: eq-batch-intensity
-# I(B) \;\approx\; \frac{2 P B}{W + B\, S\, M_\text{token}}
+# I(B) \approx \frac{2 P B}{W + B\, S\, M_\text{token}}
 # ```
 #
 # At $B = 1$ this is close to $2P/W = 2/b$: half an operation per byte in float32, one in bfloat16. In the time in which
@@ -1104,7 +1104,7 @@ table(
 #
 # ```{math}
 # :label: eq-static-steps
-# \text{steps}_\text{static} \;=\; \sum_{\text{batches}} \; \max_{i \in \text{batch}} n_i
+# \text{steps}_\text{static} = \sum_{\text{batches}} \max_{i \in \text{batch}} n_i
 # ```
 #
 # steps, because the step that computes a prompt also gives its first token.
@@ -1870,7 +1870,7 @@ glue("chunks", shown["prompt_steps"][1])
 # The prompt arrives while other sequences decode. Change the budget, and read the steps that the prompt takes, the
 # gaps of the other sequences, and the wait for the new request's first token. The times of the steps are those of the
 # recorded run of this experiment, and lie between its points for other sizes. They are the medians of its steps of a
-# size; the text above quotes the longest gap and the wait that was measured, so the two differ.
+# size; the text above quotes the longest gap and the wait that was measured, so the two can differ.
 # ```
 #
 # ## What broke, and how this benchmark could mislead
