@@ -74,6 +74,7 @@ from lib.bench.findings import vllm_single
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.forward_pass import ch01_forward_pass as words
 from lib.bench.findings.forward_pass import (
+    forward_ceilings,
     forward_latency,
     forward_profile,
     forward_throughput,
@@ -87,8 +88,10 @@ from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import measure, measure_in_turns
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
+    bound,
     figure,
     lines,
     log2_axis,
@@ -276,14 +279,17 @@ table(
     ],
     headers=["ceiling", "measured", "unit", "spread", "recorded runs"],
 )
+glue_all(forward_ceilings.steadiness(roofline))
 
 # %% [markdown]
+# {glue:text}`steadiness_finding`
+#
 # The model's work is counted from its shapes. A **forward pass**, one call of the function, reads each weight once.
 # With $P$ parameters of $b$ bytes these are $W = P\,b$ bytes. For each token it multiplies and adds once with each
 # weight, which is close to $2P$ operations (FLOPs) {cite}`kaplan2020scaling`. Attention adds a term that grows with the
 # sequence. `lib/bench/measure/counts.py` counts exactly, term by term.
 
-# %%
+# %% tags=["hide-input"]
 record_model = LLM("gpt2", kv_cache="none", linear="plain", dtype="float32")
 models = {"SmolLM2-135M": llm.config, "GPT-2 124M": record_model.config}
 table(
@@ -321,7 +327,7 @@ table(
 #
 # ```{math}
 # :label: eq-ridge-tokens
-# T^\ast \;\approx\; \frac{b}{2} \cdot \frac{F}{\mathit{BW}}
+# T^\ast \approx \frac{b}{2} \cdot \frac{F}{\mathit{BW}}
 # ```
 #
 # The reason is that $T$ tokens need $2PT$ operations for $Pb$ bytes.
@@ -495,11 +501,13 @@ show_source(llama.rotate)
 # values are kept, it saves two thirds of their memory.
 #
 # Attention itself is a call to PyTorch's `scaled_dot_product_attention`. It takes tensors of one shape, so sequences of equal
-# length share a call, and sequences of different lengths get a call each. `mask` and `softcap` are for later chapters;
-# here both are None:
+# length share a call, and sequences of different lengths get a call each. For a prompt of several tokens this is the
+# call in `attend` of `lib/attention/sdpa.py`; the other lines of `attend` are for single tokens, and for the masks and
+# capped scores of later chapters. `_sdpa` is PyTorch's function, and `group` the number of query heads that share a head
+# of keys and values:
 
 # %% tags=["remove-input"]
-show_source(attend)
+show_excerpt(attend, "if softcap is None", "return out")
 
 # %% [markdown]
 # The last line of each model's `forward` saves work: `x[batch.logits_indices]`. Only the last token of a sequence
@@ -612,6 +620,8 @@ table(
 )
 
 # %% tags=["remove-input"]
+first_steps = [seconds for _, seconds in steps[:6]]
+glue_all(forward_ceilings.first_steps(len(chat_ids), first_steps))
 computed = sum(len(chat_ids) + i for i in range(len(steps)))
 glue("answer_tokens", len(steps))
 glue("computed_tokens", computed, ",")
@@ -619,7 +629,7 @@ glue("computed_once", len(chat_ids) + len(steps) - 1)
 glue("computed_ratio", computed / (len(chat_ids) + len(steps) - 1), ".1f")
 
 # %% [markdown]
-# To write {glue:text}`answer_tokens` tokens the model computed {glue:text}`computed_tokens`. With each token of prompt and
+# {glue:text}`first_steps_finding` To write {glue:text}`answer_tokens` tokens the model computed {glue:text}`computed_tokens`. With each token of prompt and
 # answer computed once it would have been {glue:text}`computed_once`. The loop did {glue:text}`computed_ratio` times that work.
 #
 # ## Measure: the baseline
@@ -639,7 +649,6 @@ if record_model.weights == "random":
         "Text does, so none is shown."
     )
 
-# %% tags=["hide-input"]
 PROMPTS = pick(smoke=[8, 16], cpu=[64, 256, 512], gpu=[64, 256, 512])
 NEW = pick(smoke=2, cpu=4, gpu=50)
 REPEATS = pick(smoke=1, cpu=3, gpu=3)
@@ -715,7 +724,7 @@ for n in sweep(PROMPTS, "prompt length"):
     )
     bounds.append(sum(forward_bound(config, n + i) for i in range(NEW)))
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Left: time of one new token against the length of the prompt, without a cache. Right: the same over its bound, for this machine alone. The bound is the larger of bytes over bandwidth and operations over rate; in addition, the products of one pass, timed alone. Where curves meet, the one named later covers the other, and all cover the bound. Short dashes, in the colour of this engine: the published run (another engine, GPT-2, float32, A100). Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
 ours = [t["no_cache"] for t in timings]
 theirs = [t["transformers"] for t in timings]
 record.add(
@@ -746,7 +755,6 @@ gate.repeats([*ours, *theirs])
 gate.machine(roofline, experiments.roofline)
 by_prompt = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Time of one new token against the length of the prompt, without a cache. The bound is the larger of bytes over bandwidth and operations over rate; in addition, the products of one pass, timed alone. Short dashes: the published run (another engine, GPT-2, float32, A100). Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
 published, vllm = reference(), published_vllm()
 p = published["latency_by_prompt_50_new_tokens"]
 drawn = by_prompt["token_time_by_prompt"]
@@ -754,14 +762,13 @@ names = {
     "this engine": "no_cache",
     "transformers": "transformers",
     "its products alone": "products",
-    "bound": "bound",
 }
-fig, ax = figure()
+curves = {name: drawn[c] for name, c in names.items() if c in drawn}
+fig, (left, right) = figure(2, height=3.4)
 lines(
-    ax,
+    left,
     x=drawn["prompt"],
-    y={name: drawn[c] for name, c in names.items() if c in drawn}
-    | {name: [None] * len(drawn["prompt"]) for name in ("published", "vLLM")},
+    y=curves | {"vLLM": [None] * len(drawn["prompt"])},
     label=by_prompt.label,
     recorded=recorded_lines(
         read_records("01", others_only=True),
@@ -772,7 +779,7 @@ lines(
     reference={
         published.label: (
             p["prompt"],
-            {"published": [1e3 * s / 50 for s in p["no_cache_s"]]},
+            {"this engine": [1e3 * s / 50 for s in p["no_cache_s"]]},
         ),
         vllm.label: (
             vllm.gpt2.prompt,
@@ -780,10 +787,24 @@ lines(
         ),
     },
 )
-ax.set(xlabel="prompt (tokens)", ylabel="time of a new token (ms)")
-log2_axis(ax, "x")
-log10_axis(ax, "y")
-caution(ax, by_prompt.note)
+bound(left, drawn["prompt"], drawn["bound"], "bound")
+left.set(xlabel="prompt (tokens)", ylabel="time of a new token (ms)")
+log2_axis(left, "x")
+log10_axis(left, "y")
+lines(
+    right,
+    x=drawn["prompt"],
+    y={
+        name: [t and t / b for t, b in zip(times, drawn["bound"])]
+        for name, times in curves.items()
+    },
+    label=by_prompt.label,
+)
+bound(right, drawn["prompt"], [1.0] * len(drawn["prompt"]), "bound")
+right.set(xlabel="prompt (tokens)", ylabel="time over its bound")
+right.set_ylim(bottom=0)
+log2_axis(right, "x")
+caution(left, by_prompt.note)
 show(fig, "01_latency_by_prompt")
 
 # %% tags=["remove-input"]
@@ -841,7 +862,7 @@ useful = [
     counts.generate_flops(config, PROMPT, n) for n in GENERATED
 ]  # every token once
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-throughput", "caption": "Throughput against the number of generated tokens, without a cache, with the bound for this machine. Short dashes, in the colour of this engine: the published run, by another one. Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
 record.add(
     "throughput_by_generated",
     unit="tokens/s",
@@ -878,7 +899,6 @@ gate.repeats(generated)
 gate.machine(roofline, experiments.roofline)
 by_length = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-throughput", "caption": "Throughput against the number of generated tokens, without a cache, with the bound for this machine. Short dashes: the published run. Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
 p = published["no_cache_sweep"]
 drawn = by_length["throughput_by_generated"]
 fig, ax = figure()
@@ -886,8 +906,7 @@ lines(
     ax,
     x=drawn["generated"],
     y={
-        "no cache": drawn["no_cache"],
-        "bound": drawn["bound"],
+        "this engine": drawn["no_cache"],
         "vLLM": [None] * len(drawn["generated"]),
     },
     label=by_length.label,
@@ -895,13 +914,14 @@ lines(
         read_records("01", others_only=True),
         "throughput_by_generated",
         x="generated",
-        y={"no cache": "no_cache"},
+        y={"this engine": "no_cache"},
     ),
     reference={
-        published.label: (p["new_tokens"], {"no cache": p["tok_s"]}),
+        published.label: (p["new_tokens"], {"this engine": p["tok_s"]}),
         vllm.label: (vllm.generated, {"vLLM": vllm.generated_tok_s}),
     },
 )
+bound(ax, drawn["generated"], drawn["bound"], "bound")
 ax.set(xlabel="generated tokens", ylabel="tokens per second")
 log10_axis(ax, "x")
 log10_axis(ax, "y")
@@ -945,7 +965,7 @@ record.headline(
 #
 # A profiler shows what the time is spent on.
 
-# %%
+# %% tags=["hide-input"]
 length = pick(smoke=16, cpu=64, gpu=64)
 profiled_batch = Batch.of_prompts([random_prompt(length)], device)
 profiled = profile(lambda: engine.runner.run(profiled_batch), device)

@@ -89,6 +89,7 @@ from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.step_model import StepModel, first_length
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.notebook import toy
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
@@ -299,7 +300,7 @@ table(
         ["bytes of weights that a step reads", f"{W / 1e6:,.0f} MB"],
         ["bytes of K and V per token", f"{M_token / 1e3:,.1f} kB"],
     ],
-    headers=["", ""],
+    headers=["quantity", "value"],
 )
 record = Record(
     "02_kv_cache",
@@ -338,8 +339,8 @@ def spread(ax, series, names, scale=1.0):
 # ```{math}
 # :label: eq-kv-steps
 # \begin{aligned}
-# t_\text{no cache}(S) &\;\ge\; \max\!\left(\frac{W}{\mathit{BW}},\; \frac{C(S)}{F}\right) \\
-# t_\text{cache}(S) &\;\ge\; \frac{W + S\, M_\text{token}}{\mathit{BW}}
+# t_\text{no cache}(S) &\ge \max\left(\frac{W}{\mathit{BW}}, \frac{C(S)}{F}\right) \\
+# t_\text{cache}(S) &\ge \frac{W + S\, M_\text{token}}{\mathit{BW}}
 # \end{aligned}
 # ```
 #
@@ -349,7 +350,7 @@ def spread(ax, series, names, scale=1.0):
 #
 # ```{math}
 # :label: eq-kv-crossover
-# S^\ast \;\approx\; \frac{T^\ast}{1 - T^\ast M_\text{token} / W},
+# S^\ast \approx \frac{T^\ast}{1 - T^\ast M_\text{token} / W},
 # ```
 #
 # which is chapter 1's ridge, moved to longer sequences by the time that reading the cache takes.
@@ -374,7 +375,7 @@ def bound_with(length):
 table(
     [
         [
-            n,
+            f"{n:,}",
             f"{counts.prefill_flops(config, n) / 1e9:,.2f}",
             f"{counts.decode_flops(config, n) / 1e9:.2f}",
             f"{(counts.step_bytes(config, 'float32', [n]) - W) / 1e6:,.1f}",
@@ -469,8 +470,8 @@ floor_gate.machine(roofline, experiments.roofline)
 # ```{math}
 # :label: eq-kv-floor
 # \begin{aligned}
-# t_\text{no cache}(S) &\approx t_0 + \frac{C(S) - C(1)}{R}
-# \quad\text{or}\quad \max\!\left(t_0,\; \frac{C(S)}{R}\right) \\
+# t_\text{no cache}(S) &\approx t_0 + \frac{C(S) - C(1)}{R} \\
+# &\text{or } \max\left(t_0, \frac{C(S)}{R}\right) \\
 # t_\text{cache}(S) &\approx t_0 + \frac{S\,M_\text{token}}{\mathit{BW}}
 # \end{aligned}
 # ```
@@ -489,10 +490,10 @@ show_source(StepModel, "without", "kept")
 # ## Build: slots
 #
 # The storage is one tensor for K and one for V. It is divided into **slots**, the places of one token each. `store` writes
-# this step's rows to their slots.
+# this step's rows to their slots; `_k_slots` and `_v_slots` are views of the two tensors, by slot.
 
 # %% tags=["remove-input"]
-show_source(KVCache)
+show_source(KVCache, "store")
 
 # %% [markdown]
 # The simplest place for a sequence's rows is a contiguous stretch, as long as the longest sequence that is allowed
@@ -530,9 +531,20 @@ show_source(SlotManager, "allocate", "free")
 # next token of A, with five keys, and of B, with four ({numref}`fig-contiguous-slots`). Right: three more tokens of a longer
 # prompt whose first four are in the cache.
 # ```
+#
+# For one layer, in `lib/attention/contiguous.py`:
 
 # %% tags=["remove-input"]
-show_source(ContiguousAttention, "__call__")
+show_excerpt(
+    ContiguousAttention.__call__, "self.cache.store", "return self._rec"
+)
+
+# %% [markdown]
+# `plan` is made once for all layers of a step. The last lines are the case in which every sequence computes a single
+# token. Where there are chunks as well, they are read one by one:
+
+# %% tags=["remove-input"]
+show_excerpt(ContiguousAttention.__call__, "for row, start", "return out")
 
 # %% [markdown]
 # The loop around the model does not change at all. A request has a number of tokens that are computed. Without a cache
@@ -684,7 +696,7 @@ gate.machine(roofline, experiments.roofline)
 by_answer = shown(gate, "answer_by_step")
 glue_all(kv_answer.answer(by_answer))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-answer", "caption": "Time of each step of SmolLM2's answer, without and with a cache: the middle of two turns. The first step computes the prompt in both cases."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-answer", "caption": "Time of each step of SmolLM2's answer, without and with a cache: the middle of two turns. Vertical lines: from the faster turn to the slower. The first step computes the prompt in both cases."}}
 drawn = by_answer["answer_by_step"]
 fig, ax = figure()
 lines(
@@ -696,8 +708,8 @@ lines(
     },
     label=by_answer.label,
 )
-ax.set(xlabel="step", ylabel="time of the step (ms)", ylim=(0, None))
 spread(ax, drawn, ("no_cache", "kv_cache"), 1e3)
+ax.set(xlabel="step", ylabel="time of the step (ms)", ylim=(0, None))
 caution(ax, by_answer.note)
 show(fig, "02_answer")
 
@@ -777,7 +789,7 @@ record.headline(
     "×",
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache; the products of the whole pass, timed alone; and the step without a cache as {eq}`eq-kv-floor` predicts it. The products are drawn where this or the recorded run timed them. Dotted: the bounds of {eq}`eq-kv-steps`. Vertical lines: the range of the repeats."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache; and the products of the whole pass, timed alone, where this or the recorded run timed them. Dotted grey: the bounds of {eq}`eq-kv-steps`. Dotted in the colour of a series: its prediction by {eq}`eq-kv-floor`. Where curves meet, the one named later covers the other, and all cover the dotted ones. Vertical lines: the range of the repeats."}}
 drawn = by_step["step_by_length"]
 to_ms = lambda values: [1e3 * v for v in values]  # noqa: E731
 names = {
@@ -787,9 +799,6 @@ names = {
 }
 curves = {name: to_ms(drawn[c]) for name, c in names.items() if c in drawn}
 model = kv_steps.foretold(by_step).get(kv_steps.model_kind(by_step))
-if model is not None:
-    foretold = map(model.without, drawn["length"])
-    curves["no cache, predicted"] = to_ms(foretold)
 fig, ax = figure()
 lines(
     ax,
@@ -808,10 +817,14 @@ lines(
 )
 for stage in ("no_cache", "kv_cache"):
     bound(ax, drawn["length"], to_ms(drawn[f"bound_{stage}"]), "bounds")
+if model is not None:
+    foretold = to_ms(map(model.without, drawn["length"]))
+    text = "no cache, predicted"
+    bound(ax, drawn["length"], foretold, text, COLOURS[0])
 ax.set(xlabel="sequence length (tokens)", ylabel="time of one step (ms)")
+spread(ax, drawn, ("no_cache", "kv_cache"), 1e3)
 log2_axis(ax, "x")
 log10_axis(ax, "y")
-spread(ax, drawn, ("no_cache", "kv_cache"), 1e3)
 caution(ax, by_step.note)
 show(fig, "02_step_by_length")
 
@@ -972,7 +985,7 @@ record.headline(
 # counts. For this machine we take $t_0$ and $R$ from {numref}`fig-02-step`.
 
 
-# %%
+# %% tags=["hide-input"]
 published, vllm = reference(), published_vllm()
 a100 = kv_throughput.published_models(published)["larger"]
 there = published["throughput_by_generated_tokens"]
@@ -992,13 +1005,13 @@ rows += [
 ]
 table(
     [
-        [machine, n, quantity(p, "×"), quantity(m, "×")]
+        [machine, f"{n:,}", quantity(p, "×"), quantity(m, "×")]
         for machine, n, p, m in rows
     ],
     headers=["machine", "generated tokens", "predicted gain", "measured gain"],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this machine. Short dashes: the published run, by another engine on an A100. Long dashes: vLLM on the same card; its version and dtype are not stated."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-throughput", "caption": "Left: throughput against the number of generated tokens. Right: the same relative to no cache; dotted is the prediction of {eq}`eq-kv-floor` for this machine. Vertical lines: the range of the turns. Short dashes: the published run, by another engine on an A100. Long dashes: vLLM on the same card; its version and dtype are not stated."}}
 fig, (left, right) = figure(2)
 peers = {"transformers, its cache": drawn["transformers"]}
 if any(drawn["transformers_static"]):
@@ -1030,6 +1043,7 @@ lines(
         vllm.label: (vllm.generated, {"vLLM": vllm.generated_tok_s}),
     },
 )
+spread(left, drawn, ("no_cache", "kv_cache", "transformers"))
 left.set(xlabel="generated tokens", ylabel="tokens per second")
 log10_axis(left, "x")
 log10_axis(left, "y")
@@ -1055,7 +1069,6 @@ right.set(
     xlabel="generated tokens", ylabel="relative to no cache", ylim=(0, None)
 )
 log10_axis(right, "x")
-spread(left, drawn, ("no_cache", "kv_cache", "transformers"))
 caution(left, by_length.note)
 show(fig, "02_throughput_by_generated")
 
@@ -1147,7 +1160,7 @@ drawn = by_prompt["latency_by_prompt"]
 glue("new_tokens", drawn.params["new_tokens"])
 glue_all(kv_work.latency(by_prompt))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time to answer against the length of the prompt, for the number of new tokens that the text states. Right: the speed with the cache relative to that without. The published run (short dashes) and vLLM on the same card (long dashes; version and dtype not stated) are drawn only where their number of new tokens, 50, is the same."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-latency", "caption": "Left: time of an answer, whose number of new tokens its axis names, against the length of the prompt. Right: the speed with the cache relative to that without. Vertical lines: the range of the turns."}}
 seconds = published["latency_by_prompt_50_new_tokens"]
 same_work = drawn.params["new_tokens"] == vllm.gpt2.new_tokens
 ratio = lambda slow, fast: [a / b for a, b in zip(slow, fast)]  # noqa: E731
@@ -1185,7 +1198,11 @@ lines(
         vllm.label: (vllm.gpt2.prompt, {"vLLM": vllm.gpt2.seconds}),
     },
 )
-left.set(xlabel="prompt (tokens)", ylabel="time to answer (s)")
+spread(left, drawn, ("no_cache", "kv_cache", "transformers_kv_cache"))
+left.set(
+    xlabel="prompt (tokens)",
+    ylabel=f"time of {drawn.params['new_tokens']} new tokens (s)",
+)
 log2_axis(left, "x")
 log10_axis(left, "y")
 lines(
@@ -1210,7 +1227,6 @@ right.set(
     ylim=(0, None),
 )
 log2_axis(right, "x")
-spread(left, drawn, ("no_cache", "kv_cache", "transformers_kv_cache"))
 caution(left, by_prompt.note)
 show(fig, "02_latency_by_prompt")
 
@@ -1378,7 +1394,7 @@ table(
 # Memory is counted, not measured. The bytes per token follow from {eq}`eq-kv-bytes` on the page {ref}`notation`, and the
 # tensors must agree to the byte.
 
-# %%
+# %% tags=["hide-input"]
 rows = []
 for name, engine in {"GPT-2 124M": cached, "SmolLM2-135M": remember}.items():
     c, stats = engine.config, engine.stats()
@@ -1454,7 +1470,7 @@ table(
     [
         [
             what,
-            n,
+            f"{n:,}",
             f"{n * M_token / 1e6:.1f}",
             f"{reserved / 1e6:.1f}",
             f"{100 * n * M_token / reserved:.0f} %",
@@ -1487,7 +1503,7 @@ record.add(
 # its data sheet (not measured), the same functions give:
 
 # %% tags=["remove-input"]
-table(kv_work.realistic_rows(), headers=["7B, bfloat16, H100", ""])
+table(kv_work.realistic_rows(), headers=["7B, bfloat16, H100", "value"])
 glue_all(kv_work.realistic())
 
 # %% [markdown]

@@ -93,6 +93,7 @@ from lib.bench.measure.timing import (
     measure_in_turns,
 )
 from lib.bench.notebook import toy
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
@@ -183,12 +184,12 @@ glue("card_time", card_time("03", "three minutes"))
 # ## Prediction: sharing one read
 #
 # Take a {term}`decode` step of $B$ sequences, each $S$ tokens long. It reads the weights once, $W$ bytes, and every
-# sequence's keys and values, $S\,M_\text{token}$ bytes each ({eq}`eq-kv-bytes`). It does about $2P$ operations for each
-# sequence. Its {term}`arithmetic intensity` is therefore
+# sequence's keys and values, $S\,M_\text{token}$ bytes each ({eq}`eq-kv-bytes` on the page {ref}`notation`). It does
+# about $2P$ operations for each sequence. Its {term}`arithmetic intensity` is therefore
 #
 # ```{math}
 # :label: eq-batch-intensity
-# I(B) \;\approx\; \frac{2 P B}{W + B\, S\, M_\text{token}}
+# I(B) \approx \frac{2 P B}{W + B\, S\, M_\text{token}}
 # ```
 #
 # At $B = 1$ this is close to $2P/W = 2/b$: half an operation per byte in float32, one in bfloat16. In the time in which
@@ -485,7 +486,7 @@ table(
 # position. So we check GPT-2 too, and look at both models without the shift.
 
 
-# %%
+# %% tags=["hide-input"]
 @torch.inference_mode()
 def padded_logits(model, prompts, shift):
     rows, pads = left_pad(prompts)
@@ -646,7 +647,6 @@ def equal_prompts(batch):
     return random_prompts([PROMPT] * batch, config.vocab_size, seed=batch)
 
 
-# %%
 def sweep_bound(batch, dtype):
     """Least seconds for the prompts' step and then NEW - 1 decode steps."""
     weights = counts.streamed_bytes(config, stored(dtype))
@@ -674,7 +674,6 @@ def products_of(model, most):
     return products
 
 
-# %% tags=["hide-input"]
 def used_by(engine, batch):
     """One run, which also warms up: its memory, and the driver's counts."""
     with peak_memory(device) as peak, UtilisationSampler(device) as busy:
@@ -853,6 +852,7 @@ drawn = {
     for d in ("float32", "tf32", "bfloat16", "float16")
     if (s := by_batch[f"batch_sweep_{d}"]) is not None
 }
+engine_name = "this engine, {}".format
 # By run: its batches, and a curve for each dtype that this run has too.
 recorded = {}
 for d in drawn:
@@ -860,10 +860,10 @@ for d in drawn:
         read_records("03", others_only=True),
         f"batch_sweep_{d}",
         x="batch",
-        y={d: "tok_s"},
+        y={engine_name(d): "tok_s"},
     ).items():
         recorded.setdefault(run, (xs, {}))[1].update(ys)
-rates = {d: s["tok_s"] for d, s in drawn.items()}
+rates = {engine_name(d): s["tok_s"] for d, s in drawn.items()}
 for name, column in (
     ("transformers, float32", "tok_s"),
     ("its static cache", "static_cache_tok_s"),
@@ -880,7 +880,7 @@ lines(
     y=rates,
     recorded=recorded,
     reference={
-        published.label: (p["batch"], {"float32": p["tok_s"]}),
+        published.label: (p["batch"], {engine_name("float32"): p["tok_s"]}),
         vllm.label: (vllm.batch, {"vLLM": vllm.batch_tok_s}),
     },
     label=by_batch.label,
@@ -891,7 +891,7 @@ left.set(xlabel="batch (sequences)", ylabel="tokens per second")
 log2_axis(left, "x")
 log10_axis(left, "y")
 steps = {name: [None] * len(sizes) for name in rates}
-steps |= {d: s["step_ms"] for d, s in drawn.items()}
+steps |= {engine_name(d): s["step_ms"] for d, s in drawn.items()}
 if "products" in ours:
     steps["products alone, float32"] = ours["products"]
 lines(
@@ -901,7 +901,11 @@ lines(
     reference={
         published.label: (
             p["batch"],
-            {"float32": [1e3 * b / r for b, r in zip(p["batch"], p["tok_s"])]},
+            {
+                engine_name("float32"): [
+                    1e3 * b / r for b, r in zip(p["batch"], p["tok_s"])
+                ]
+            },
         ),
         vllm.label: (
             vllm.batch,
@@ -973,7 +977,8 @@ lines(
     },
     label=by_batch.label,
 )
-left.set(xlabel="batch (sequences)", ylabel="% of the ceiling", ylim=(0, None))
+left.set(xlabel="batch (sequences)", ylabel="% of the ceiling")
+left.set_ylim(bottom=0)
 log2_axis(left, "x")
 none = [None] * len(sizes)  # the third colour is memory's
 lines(
@@ -1059,8 +1064,8 @@ glue_all(vllm_batches.sentences(published, vllm))
 #
 # ## The problem: answers of different lengths
 #
-# In the sweep all answers ended together. Now SmolLM2 answers questions. It ends each answer itself, with an
-# {term}`EOS` token, or it is cut off at a limit.
+# In the sweep all answers ended together. Now SmolLM2 answers {glue:text}`chat_requests` questions. It ends each answer
+# itself, with an {term}`EOS` token, or it is cut off at a limit. The first {glue:text}`chat_listed` of its answers:
 
 # %% tags=["hide-input"]
 conversation = chat(
@@ -1074,6 +1079,8 @@ warm_up = replace(
 trace(llm, warm_up)
 continuous = trace(llm, conversation)
 answer_lengths = [len(output.token_ids) for output in continuous.outputs]
+LISTED = min(8, len(conversation))
+glue("chat_listed", LISTED)
 table(
     [
         [
@@ -1083,21 +1090,21 @@ table(
             o.finish_reason,
             shorten(o.text, 60, placeholder=" …"),
         ]
-        for i, o in list(enumerate(continuous.outputs))[:8]
+        for i, o in list(enumerate(continuous.outputs))[:LISTED]
     ],
     headers=["request", "question", "tokens", "finish reason", "answer"],
 )
 
 # %% [markdown]
-# The shortest answer has {glue:text}`answer_min` tokens and the longest {glue:text}`answer_max`. (SmolLM2 is small and
-# sometimes wrong; only the lengths of its answers matter here.) Call the memory of one running sequence a slot, as
-# chapter 2's contiguous cache does; the engine has `max_num_seqs` of them, here eight. A static batch with one long
-# answer keeps seven slots waiting for it. {term}`Static batching <static batching>` of these answers, with $n_i$ tokens
+# Of all {glue:text}`chat_requests` answers, the shortest has {glue:text}`answer_min` tokens and the longest
+# {glue:text}`answer_max`. (SmolLM2 is small and sometimes wrong; only the lengths of its answers matter here.) Call the
+# memory of one running sequence a slot, as chapter 2's contiguous cache does; the engine has `max_num_seqs` of them,
+# here eight. A static batch with one long answer keeps seven slots waiting for it. {term}`Static batching <static batching>` of these answers, with $n_i$ tokens
 # each, takes
 #
 # ```{math}
 # :label: eq-static-steps
-# \text{steps}_\text{static} \;=\; \sum_{\text{batches}} \; \max_{i \in \text{batch}} n_i
+# \text{steps}_\text{static} = \sum_{\text{batches}} \max_{i \in \text{batch}} n_i
 # ```
 #
 # steps, because the step that computes a prompt also gives its first token.
@@ -1106,17 +1113,31 @@ table(
 #
 # The remedy was published as Orca {cite}`yu2022orca`: the engine does not form batches of requests, but a new batch of
 # *tokens* at each step. A sequence that ended leaves; a waiting request takes its place at once. This is
-# {term}`continuous batching`. In our engine it is one method in two parts, and a loop around it.
+# {term}`continuous batching`. In our engine it is one method in two parts, `schedule` of `lib/engine/scheduler.py`, and
+# a loop around it:
 
 # %% tags=["remove-input"]
-show_source(Scheduler, "schedule", "_continue_running", "_admit")
+show_excerpt(Scheduler.schedule, "scheduled, budget", "return scheduled")
+
+# %% [markdown]
+# Running sequences come first. For each of them:
+
+# %% tags=["remove-input"]
+show_excerpt(Scheduler._continue_running, "num_tokens = self", "budget -=")
+
+# %% [markdown]
+# Then requests are admitted, as long as there are slots and tokens of the step left. An admitted request gets its
+# tokens of this step from `_fit`, too:
+
+# %% tags=["remove-input"]
+show_excerpt(Scheduler._admit, "most = self", "waiting.popleft")
 
 # %% [markdown]
 # The method has no prompt phase and no decode phase. A request has tokens, and some of them are computed. `_fit` says
 # how many are missing. For a new request that is its whole prompt, for a running one a single token, and the flat batch
 # takes both in the same step. A rectangle could not do this: the prompt of a new request and seven single tokens make a
 # rectangle that is mostly padding. (Some lines are for later chapters: `_make_room` for a cache that can run out of
-# memory during an answer, as in chapter 4, `waits_for_prefix` and `num_cached` for chapter 9, `may_preempt` and
+# memory during an answer, as in chapter 4, `waits_for_prefix` and `num_cached` for chapter 9, `_may_preempt` and
 # `_num_ending` for chapter 8.)
 #
 # **The example, as flat batches.** Take A and B of {ref}`the small example <sec-toy>`. A is there from the start, and
@@ -1235,7 +1256,7 @@ for name, runs in chats.items():
         )
 
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-timeline", "caption": "Which request held which slot at which step, counted in this run. Each bar is a request, with its number where there is room; two that follow each other in a slot differ in colour. Empty places computed nothing. Grey line: the last step. Above: static batching. Below: continuous batching of the same questions."}}
 def engine_point(runs):
     """What a record keeps of one engine's turns on the same workload."""
     run = runs[0]
@@ -1265,21 +1286,27 @@ gate.repeats(record["chat"].samples["seconds"])
 gate.machine(roofline, experiments.roofline)
 by_scheduler = experiments.pick(gate, record)
 
+BARS = [colour for colour in COLOURS if colour != COLOURS[6]]  # grey: a line
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-timeline", "caption": "Which request held which slot at which step, counted in this run. Each bar is a request, with its number where there is room; neighbours differ in colour. Empty places computed nothing. Above: static batching. Below: continuous batching of the same questions."}}
+
 def draw_timeline(ax, run, title):
     spans = {}
     for x, step in enumerate(run.steps):
         for request in step.tokens:
             spans.setdefault(request, [x, x, step.slots[request]])[1] = x
+    before = {}  # by slot: the colour of its last bar
     for request, (start, stop, slot) in spans.items():
         width = stop - start + 1
+        colour = BARS[request % len(BARS)]
+        if colour == before.get(slot):
+            colour = BARS[(request + 1) % len(BARS)]
+        before[slot] = colour
         ax.barh(
             slot,
             width - 0.004 * static_length,
             0.84,
             left=start,
-            color=COLOURS[request % len(COLOURS)],
+            color=colour,
         )
         if width > 0.025 * static_length:
             ax.text(
@@ -1405,7 +1432,7 @@ glue("var_mean", mean(outputs), ".0f")
 # and `transformers`' own continuous batching. On a GPU the static batches run with a static cache too. All produce the
 # same number of tokens for each prompt, and all take turns.
 
-# %%
+# %% tags=["hide-input"]
 wide = smollm2(max_num_seqs=len(workload))
 hf_model = transformers_model(llm)
 engines = {
@@ -1426,7 +1453,6 @@ if pick(smoke=True, cpu=False, gpu=True):
         hf_generate, batch_size=SLOTS, cache="static"
     )
 
-# %% tags=["hide-input"]
 once = {"warmup": pick(smoke=0, cpu=0, gpu=1), "repeats": 1}
 
 
@@ -1505,7 +1531,6 @@ gate.repeats(record["variable_lengths"].samples["seconds"])
 gate.machine(roofline, experiments.roofline)
 by_engine = experiments.pick(gate, record)
 
-# %% tags=["hide-input"]
 rows_of = by_engine["variable_lengths"].rows()
 table(
     [
@@ -1747,7 +1772,7 @@ for budget, runs in budgets.items():
             f"{budget} tokens per step",
         )
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-budget", "caption": "A long prompt arrives before the sixth step, while six sequences decode. Left: tokens computed in each step, counted; where one curve covers the other, both steps have as many. Right: the gap before the token that a running sequence got in the same step; thin bars: from the lowest to the highest of the turns."}}
 record.add(
     "token_budget",
     unit="s",
@@ -1798,8 +1823,6 @@ gate.repeats(record["token_budget"].samples["ttft_long_s"], "the TTFT")
 gate.machine(roofline, experiments.roofline)
 by_budget = experiments.pick(gate, record)
 
-
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-budget", "caption": "A long prompt arrives before the sixth step, while six sequences decode. Left: tokens computed in each step, counted. Right: the gap before the token that a running sequence got in the same step; thin bars: from the lowest to the highest of the turns."}}
 drawn, note = by_budget.to_draw("budget_steps", record)
 names = {
     f"budget {drawn.params[name]:,} tokens": name for name in ("large", "small")
@@ -1815,8 +1838,12 @@ for ax, column in ((left, "tokens"), (right, "gap")):
     ax.xaxis.get_major_locator().set_params(integer=True)
 for i, name in enumerate(names.values()):
     spread(right, drawn["step"], drawn.samples.get(f"gap_{name}", []), i)
+counted = [n for name in names.values() for n in drawn[f"tokens_{name}"]]
+left.set_yticks(
+    sorted({min(counted), *(drawn.params[name] for name in names.values())})
+)
 left.set(xlabel="step", ylabel="tokens in the step")
-right.set(xlabel="step", ylabel="gap before its token (ms)")
+right.set(xlabel="step", ylabel="gap (ms)")
 caution(right, note)
 show(fig, "03_token_budget")
 
@@ -1842,7 +1869,8 @@ glue("chunks", shown["prompt_steps"][1])
 # ```{calculator} budget
 # The prompt arrives while other sequences decode. Change the budget, and read the steps that the prompt takes, the
 # gaps of the other sequences, and the wait for the new request's first token. The times of the steps are those of the
-# recorded run of this experiment, and lie between its points for other sizes.
+# recorded run of this experiment, and lie between its points for other sizes. They are the medians of its steps of a
+# size; the text above quotes the longest gap and the wait that was measured, so the two can differ.
 # ```
 #
 # ## What broke, and how this benchmark could mislead

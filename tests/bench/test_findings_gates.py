@@ -327,7 +327,7 @@ def test_without_a_record_this_run_stays_with_a_note(recorded):
     shutil.rmtree(recorded / hardware("cpu")["slug"])
     experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
     gate = experiments.gate("latency")
-    assert experiments.summary().startswith("All experiments on this page")
+    assert experiments.summary().startswith("No experiment on this page was stopped")
     gate.check(False, "the clock stood still")
     shown = experiments.pick(gate, this_run())
     assert not shown.recorded and "no recorded run of this hardware" in shown.note
@@ -399,6 +399,21 @@ def test_a_row_without_a_prediction_does_not_say_at_most_not_measured():
     for sense in ("", "at least", "at most"):
         row = Prediction("gain", None, 2.0, unit="×", sense=sense).row()
         assert row[1] == "no prediction here" and row[2] == "2 ×" and row[4] == MISSING
+
+
+def test_a_cell_has_the_range_alone_where_the_verdict_has_the_words():
+    found = trend([1, 2], [[1.0, 1.5, 2.0], [1.0, 1.8, 2.0]], "s")
+    row = Prediction("shape", "rises", found, unit="").row()
+    assert row[2] == "1.50 s to 1.80 s" and row[4] == "this run cannot tell"
+
+
+def test_a_cause_that_stands_in_the_row_above_is_not_repeated(capsys):
+    causes = ("a slow product", "a slow product", "a slow product", "", "a slow product")
+    predictions_table([Prediction("time", 1.0, 3.0, why) for why in causes])
+    said = capsys.readouterr().out
+    assert said.count("A slow product") == 2 and said.count("As above") == 2
+    predictions_table([Prediction("time", 1.0, 3.0, "no cause was measured")] * 2)
+    assert capsys.readouterr().out.count("No cause was measured") == 2
 
 
 def test_the_table_of_predictions_is_printed_in_a_script(capsys):

@@ -44,6 +44,7 @@ def trend(
             f"shows no change that this run can tell from the spread of the repeats ({ends})",
             "cannot tell",
             ratio,
+            brief=ends.removeprefix("from "),
         )
     if _climbs(middles):
         return Finding(f"rises {ends}", "rises", ratio, 1)

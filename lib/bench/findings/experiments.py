@@ -109,10 +109,7 @@ class Experiments:
         if remark:
             remark = f" {remark[:1].upper()}{remark[1:]}: compare its ratios with the record's, and not its times."
         if not closed:
-            return (
-                "All experiments on this page ran under conditions that allow their conclusions."
-                + remark
-            )
+            return f"No experiment on this page was stopped by its conditions.{remark}"
         grouped: dict[str, list[str]] = {}
         for gate in closed:
             grouped.setdefault("; ".join(gate.reasons), []).append(gate.experiment)

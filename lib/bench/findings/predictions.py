@@ -10,7 +10,8 @@ from lib.bench.findings.values import Measured, quantity, times, value
 from lib.bench.findings.vocabulary import MISSING, Finding, capital, versus_prediction
 from lib.bench.notebook.tables import table
 
-HEADERS = ("prediction", "predicted", "measured", "measured / predicted", "verdict", "why")
+HEADERS = ("prediction", "predicted", "measured", "ratio", "verdict", "why")
+_NO_CAUSE = "no cause was measured"
 _VERDICTS = {
     "about": "as predicted",
     "within": "within the limit",
@@ -70,9 +71,9 @@ class Prediction:
         return _VERDICTS[found.kind]
 
     def row(self) -> list[str]:
-        """The cells of the table, under HEADERS."""
+        """The cells of the table, under HEADERS; the ratio is measured over predicted."""
         if isinstance(self.predicted, str):
-            want, got = self.predicted, self.measured.text
+            want, got = self.predicted, self.measured.brief or self.measured.text
         else:
             known = value(self.predicted).middle
             want = "no prediction here"
@@ -102,13 +103,20 @@ def with_causes(predictions: Sequence[Prediction]) -> list[Prediction]:
         if isinstance(prediction.predicted, str):
             fits = prediction.verdict == _VERDICTS["about"]
         why = prediction.why if fits else ""
-        found.append(replace(prediction, why=why or ("no cause was measured" if failed else "")))
+        found.append(replace(prediction, why=why or (_NO_CAUSE if failed else "")))
     return found
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> None:
-    """Shows the table at a chapter's end: HTML in a notebook, aligned text in a script."""
+    """Shows the table at a chapter's end: HTML in a notebook, aligned text in a script.
+
+    A cause that stands in the row above is not written out again.
+    """
     rows = [prediction.row() for prediction in predictions]
+    causes = [row[-1] for row in rows]
+    for row, above in zip(rows[1:], causes):
+        if row[-1] == above and above not in ("", capital(_NO_CAUSE)):
+            row[-1] = "As above"
     table(rows, headers=list(HEADERS), kind="predictions")
 
 

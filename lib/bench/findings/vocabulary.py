@@ -32,12 +32,14 @@ class Finding:
     kind: "missing", "cannot tell", "undefined" (zero or negative, where no ratio exists), "about", "little", "number",
     "several", "failed" and, for the words of `lib.bench.findings.curves`, the shape. ratio: the one that was judged.
     direction: 1 where the first value is larger, -1 where it is smaller, 0 where they are the same or cannot be told.
+    brief: the numbers alone, for a cell of a table whose verdict has the words; empty where the text is short.
     """
 
     text: str
     kind: str
     ratio: float | None = None
     direction: int = 0
+    brief: str = ""
 
     def __str__(self) -> str:
         return self.text

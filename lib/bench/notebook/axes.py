@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 def log2_axis(ax: Axes, which: str = "x") -> None:
     """A logarithmic axis with base 2 and plain numbers: 1, 2, 4, 8 … On x, the values that were measured.
 
-    Call it after drawing.
+    A narrow panel has every second of many values, from the least on. Call it after drawing.
     """
     axis = _log_axis(ax, which, 2)
     if which == "x":
@@ -18,7 +18,7 @@ def log2_axis(ax: Axes, which: str = "x") -> None:
         narrow = ax.get_position().width * ax.get_figure(root=True).get_figwidth() < 4
         step = 2 if narrow and len(values) > 6 else 1
         if 0 < len(values) <= 14:
-            axis.set_major_locator(FixedLocator(values[::-step][::-1]))
+            axis.set_major_locator(FixedLocator(values[::step]))
 
 
 def log10_axis(ax: Axes, which: str = "y") -> None:

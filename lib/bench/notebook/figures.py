@@ -114,8 +114,14 @@ def _legends(fig: Figure) -> None:
     drawn = [line for ax in fig.axes for line in ax.lines if hasattr(line, "book_run")]
     series = {line.get_label(): line for line in drawn if not line.get_label().startswith("_")}
     runs: dict[str, Line2D] = {}
+    colours: dict[str, set[str]] = {}
     for line in sorted(drawn, key=lambda line: line.get_label().startswith("_")):  # this run first
         runs.setdefault(line.book_run, line)
+        colours.setdefault(line.book_run, set()).add(line.get_color())
+    keyed = {  # a bound of one series has its colour, which tells two dotted lines apart
+        run: found.pop() if len(found) == 1 and runs[run].book_stroke == _BOUND else TEXT
+        for run, found in colours.items()
+    }
     if len(series) > 1 or (len(runs) > 1 and series):
         fig.legend(
             series.values(), series.keys(), loc="outside upper left", ncols=min(len(series), 4)
@@ -126,9 +132,9 @@ def _legends(fig: Figure) -> None:
         del runs[curves[0]]  # every curve is of that run, as the figure's note says
     if beside:
         keys = [
-            Line2D([], [], color=TEXT, linestyle=line.book_stroke, linewidth=line.get_linewidth(),
+            Line2D([], [], color=keyed[run], linestyle=line.book_stroke, linewidth=line.get_linewidth(),
                    marker="" if line.get_label().startswith("_") else "o")
-            for line in runs.values()
+            for run, line in runs.items()
         ]  # fmt: skip
         fig.legend(
             keys, runs.keys(), loc="outside lower left", ncols=len(runs) if len(runs) <= 3 else 2

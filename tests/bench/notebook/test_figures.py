@@ -12,7 +12,7 @@ from lib.bench.notebook.figures import (
     recorded_lines,
     stacked_bars,
 )
-from lib.bench.notebook.style import COLOURS, to_svg
+from lib.bench.notebook.style import COLOURS, TEXT, to_svg
 from lib.bench.records.files import Run
 
 
@@ -48,6 +48,19 @@ def test_panels_share_one_legend():
     assert [text.get_text() for text in fig.legends[1].get_texts()] == ["this run", "limit"]
 
 
+def test_a_bound_of_one_series_has_its_colour_in_the_legend():
+    fig, ax = figure()
+    lines(ax, [1, 2], {"a": [1, 2], "b": [2, 1]})
+    for i in range(2):
+        bound(ax, [1, 2], [1, 1], "bounds", COLOURS[i])
+    bound(ax, [1, 2], [1, 1], "predicted", COLOURS[1])
+    keys = {
+        text.get_text(): line.get_color()
+        for text, line in zip(fig.legends[1].get_texts(), fig.legends[1].get_lines())
+    }
+    assert keys == {"this run": TEXT, "bounds": TEXT, "predicted": COLOURS[1]}
+
+
 def test_axes_have_plain_numbers(drawn):
     fig, ax = drawn
     log2_axis(ax, "x")
@@ -57,6 +70,14 @@ def test_axes_have_plain_numbers(drawn):
     assert {label.get_text() for label in ax.get_yticklabels()} >= {"1", "2", "5", "10"}
     with pytest.raises(ValueError, match="which='z'"):
         log2_axis(ax, "z")
+
+
+def test_a_narrow_panel_marks_every_second_size_from_the_least_on():
+    fig, (ax, _) = figure(2)
+    sizes = [2**n for n in range(10)]
+    lines(ax, sizes, {"a": sizes})
+    log2_axis(ax, "x")
+    assert list(ax.get_xticks()) == [1, 4, 16, 64, 256]
 
 
 def test_bars():

@@ -44,7 +44,7 @@ RATE = "tokens/s"
 WAYS = {
     "generate": "tok_s",
     "generate with a static cache": "static_cache_tok_s",
-    "generate_batch": "generate_batch_tok_s",
+    "continuous batching": "generate_batch_tok_s",
 }
 
 
@@ -158,7 +158,7 @@ def _peers(run: Any) -> dict[str, str]:
         if sum(value(m).known for m in found.values()) > 1:
             ways.append(f"at batch {b}, {ordering(found, RATE, smallest_first=False)}")
     other = f"Of its ways, {'; '.join(ways[-2:])}." if ways else (
-        "Its static cache and its generate_batch were not measured in this sweep; they take part at the scale of a GPU."
+        "Its static cache and its continuous batching were not measured in this sweep; they take part at the scale of a GPU."
     )  # fmt: skip
     return {"transformers_finding": first[:1].upper() + first[1:], "peer_ways_finding": other}
 

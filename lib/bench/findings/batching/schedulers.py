@@ -136,14 +136,15 @@ def variable(run: Any) -> dict[str, str]:
     best = rates(
         wide, generate, "the engine with a slot for every request", "transformers generate"
     )
-    other = rates(wide, manager, "the engine with a slot for every request", "generate_batch")
-    near = rates(narrow, manager, slots, "generate_batch")
+    managed = "transformers' continuous batching"
+    other = rates(wide, manager, "the engine with a slot for every request", managed)
+    near = rates(narrow, manager, slots, managed)
     peers = [f.sentence for f in (best, other, near) if f.kind != "missing"]
     against = " ".join(peers) or missing("transformers").sentence
     if other.kind == "missing":
-        against += " Generate_batch did not run here." if peers else ""
+        against += " Its continuous batching did not run here." if peers else ""
     elif other.direction:
-        against += " Neither the wide engine nor generate_batch has a queue, so what differs is the time of a step."
+        against += f" Neither the wide engine nor {managed} has a queue, so what differs is the time of a step."
     return {
         "variable_finding": said + why,
         "wide_finding": roomy.sentence,
