@@ -120,7 +120,11 @@ def _legends(fig: Figure) -> None:
         fig.legend(
             series.values(), series.keys(), loc="outside upper left", ncols=min(len(series), 4)
         )
-    if len(runs) > 1:
+    beside = len(runs) > 1
+    curves = [name for name, line in runs.items() if line.book_stroke != _BOUND]
+    if len(curves) == 1 and curves[0].startswith("recorded run of"):
+        del runs[curves[0]]  # every curve is of that run, as the figure's note says
+    if beside:
         keys = [
             Line2D([], [], color=TEXT, linestyle=line.book_stroke, linewidth=line.get_linewidth(),
                    marker="" if line.get_label().startswith("_") else "o")

@@ -85,3 +85,12 @@ def test_recorded_lines_leave_out_what_a_run_lacks():
     ]
     found = recorded_lines(runs, "m", x="n", y={"Ours": "ours", "Peer": "peer"})
     assert found == {"full": ([1], {"Ours": [2], "Peer": [3]}), "part": ([1], {"Ours": [4]})}
+
+
+def test_a_figure_of_one_recorded_run_alone_has_no_entry_for_it():
+    fig, ax = figure()
+    lines(ax, [1, 2], {"a": [1, 2], "b": [2, 1]}, label="recorded run of 2026-05-01")
+    bound(ax, [1, 2], [1, 1], "limit")
+    assert [text.get_text() for text in fig.legends[1].get_texts()] == ["limit"]
+    lines(ax, [1], {}, recorded={"NVIDIA H200": ([1, 2], {"a": [3, 4]})})
+    assert "recorded run of 2026-05-01" in [text.get_text() for text in fig.legends[1].get_texts()]

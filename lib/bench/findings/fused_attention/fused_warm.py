@@ -14,7 +14,7 @@ from lib.bench.findings.fused_attention.fused_rows import (
     measured,
 )
 from lib.bench.findings.values import Measured, cell, listed, over, percent, positive, times
-from lib.bench.findings.vocabulary import missing
+from lib.bench.findings.vocabulary import compare, missing
 
 
 def _protocol_row(run: Any, last: bool) -> int | None:
@@ -52,7 +52,11 @@ def added_ratio(run: Any, kind: str) -> float | None:
 
 def warm_caches(run: Any) -> dict[str, str]:
     """What is left of the time in warm caches, and the model that adds it to the bytes."""
-    return {"warm_finding": _warm(run), "second_model_finding": _second_model(run)}
+    return {
+        "warm_finding": _warm(run),
+        "in_turn_finding": _in_turn(run),
+        "second_model_finding": _second_model(run),
+    }
 
 
 def _warm(run: Any) -> str:
@@ -74,6 +78,42 @@ def _warm(run: Any) -> str:
     elif max(shares.values()) < 0.45:
         said += " So most of the time is spent on memory, as the prediction assumed."
     return said
+
+
+def _in_turn(run: Any) -> str:
+    """All layers in turn with nothing emptied: between emptied caches and warm ones, or against what the section says."""
+    series = run[HOT]
+    if series is None or len(series.columns.get("protocol", ())) != 3:
+        return missing("the time with nothing emptied").sentence
+    emptied = {
+        kind: compare(cell(series, kind, 1), cell(series, kind, 0), "", "") for kind in KINDS
+    }
+    if any(found.ratio is None for found in emptied.values()):
+        return missing("the time with nothing emptied").sentence
+    sides = {"slower": [], "faster": [], "about as long": [], "unclear": []}
+    for kind, found in emptied.items():
+        name = f"{KINDS[kind]} ({times(found.ratio)})"
+        if found.kind == "cannot tell":
+            sides["unclear"].append(name)
+        else:
+            side = {1: "slower", -1: "faster"}.get(found.direction, "about as long")
+            sides[side].append(name)
+    words = {
+        "faster": "less time than with emptied caches",
+        "about as long": "about as long as with emptied caches",
+        "slower": "longer than with emptied caches",
+    }
+    parts = [
+        f"{listed(sides[side])} {'takes' if len(sides[side]) == 1 else 'take'} {text}"
+        for side, text in words.items()
+        if sides[side]
+    ]
+    said = f"With all layers in turn and nothing emptied, {', '.join(parts)}." if parts else ""
+    if sides["unclear"]:
+        said += f" With all layers in turn, this run cannot tell what emptying the caches changes for {listed(sides['unclear'])}."
+    if sides["slower"]:
+        said += " Caches do not explain a longer time, and no cause of it was measured."
+    return said.strip()
 
 
 def second_model_rows(run: Any) -> list[list[str]]:

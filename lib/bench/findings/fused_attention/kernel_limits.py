@@ -28,6 +28,27 @@ def render(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def places(rows: Sequence[dict[str, Any]], gpu: str, counted: int) -> dict[str, str]:
+    """The programs of `decode` per multiprocessor that the launch counts on, beside what the compiler finds room for."""
+    said = f"The last column counts {counted} programs per multiprocessor, the least that the launch relies on."
+    found = next((row["programs_per_sm"] for row in _decode(rows) if row["gpu"] == gpu), None)
+    if found is None:
+        said += f" The table of the compiler below has no {gpu} to compare with."
+    elif found > counted:
+        said += (
+            f" The compiler's table below finds room for {found} on an {gpu}, so a wave on it has more places "
+            "than this column counts."
+        )
+    elif found < counted:
+        said += (
+            f" The compiler's table below finds room for only {found} on an {gpu}, so a wave on it has fewer "
+            "places than this column counts."
+        )
+    else:
+        said += f" The compiler's table below finds room for as many on an {gpu}."
+    return {"places_finding": said}
+
+
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The table: GPU, kernel, dtype, tile, registers, KiB of shared memory, programs, what limits them."""
     return [

@@ -78,11 +78,13 @@ def model(run: Any) -> dict[str, str]:
                 "A bound that is not reached does not predict the time of reading."
             )
     corrected = []
-    for row, where in ((0, "at batch 1"), (-1, f"at {last_batch(run[STEPS])}")):
+    for row, where in ((0, "batch 1"), (-1, last_batch(run[STEPS]))):
         want, got = packed_prediction(run, row)
         if want is None or not value(got).known:
             continue
-        corrected.append(f"The packed step {where}: {versus_prediction(want, got)}.")
+        which = "the second prediction, for" if not corrected else "for"
+        found = versus_prediction(want, got)
+        corrected.append(capital(f"{which} the packed step at {where}: {found}."))
     return {
         "broke_finding": broke,
         "corrected_finding": of_record(run, " ".join(corrected))

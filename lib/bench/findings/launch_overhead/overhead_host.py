@@ -14,6 +14,7 @@ from lib.bench.findings.vocabulary import capital, missing
 from lib.bench.measure.host_step import PARTS
 
 HOST = "host_step"
+_GAIN = 1.005  # steps per second over those before, below which there is no gain
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,32 @@ def asynchronous(run: Any) -> dict[str, str]:
     return {"async_finding": f"{name}: {_gain(first)} {largest}"}
 
 
+def drawn_row(run: Any) -> int:
+    """The row to draw: the batch that gains the most, the last one where none gains or a part is missing."""
+    series = run[HOST]
+    floors = [floor(run, row) for row in range(len(series["batch"]))] if series is not None else []
+    gains = [found.one_by_one / found.side_by_side if found else 0.0 for found in floors]
+    best = max(range(len(gains)), key=gains.__getitem__, default=-1)
+    return best if gains and gains[best] >= _GAIN else -1
+
+
+def drawn(run: Any) -> dict[str, str]:
+    """What the figure shows: the batch that gains most, or that nothing is gained at the batch that is drawn."""
+    row = drawn_row(run)
+    found = floor(run, row)
+    if found is None:
+        return {"drawn_finding": missing("the host's work in a step").sentence}
+    batch = value(cell(run[HOST], "batch", row)).middle
+    name = last_batch(run[HOST]) if batch is None else f"batch {number(batch)}"
+    if found.one_by_one / found.side_by_side < _GAIN:
+        hidden = found.device <= (positive(cell(run[HOST], "sample", row)) or 0.0)
+        why = ": the device's work is over before the sampler is launched" if hidden else ""
+        return {"drawn_finding": f"The figure has {name}, where nothing is gained{why}."}
+    return {
+        "drawn_finding": f"The figure has {name}, the one that gains the most of those measured."
+    }
+
+
 def _gain(found: Floor) -> str:
     limit = (
         "the host's work takes longer than the device's and sets the pace"
@@ -68,7 +95,7 @@ def _gain(found: Floor) -> str:
 
 def _more(ratio: float) -> str:
     """What a step of a shorter time gains: nothing, some percent, or times as many steps per second."""
-    if ratio < 1.005:
+    if ratio < _GAIN:
         return "no gain"
     return (
         f"a gain of {percent(ratio - 1)}"

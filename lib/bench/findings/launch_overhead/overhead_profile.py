@@ -9,7 +9,7 @@ from typing import Any
 
 from lib.bench.findings.curves import growth
 from lib.bench.findings.launch_overhead.overhead_rows import KINDS, LAUNCHES, STEPS
-from lib.bench.findings.run_notes import of_record
+from lib.bench.findings.run_notes import is_recorded, of_record
 from lib.bench.findings.values import Measured, cell, number, percent, positive, times, value
 from lib.bench.findings.vocabulary import Finding, capital, missing, versus_bound
 
@@ -138,6 +138,21 @@ def more_calls(run: Any) -> str:
         f"{number(value(few).middle)} calls of Python functions become {number(value(many).middle)}"
     )
     return f"{said}: {counts}, since the scheduler, the sampler and the detokenizer take the sequences one by one"
+
+
+def own_profile(run: Any) -> dict[str, str]:
+    """Whose steps the drawings of single frames show: always this copy's, whatever run the shares beside them are of."""
+    if not is_recorded(run):
+        return {"own_profile_finding": "The frames and the shares are of the same run."}
+    said = f"The frames are drawn from this copy's run, and the shares are those of the {run.label}"
+    return {"own_profile_finding": f"{said}: the two need not agree."}
+
+
+def frames_note(run: Any, note: str) -> str:
+    """The note under the drawing of the frames. note: that of their gate, empty where it is open."""
+    if not note or not is_recorded(run):
+        return note
+    return f"{note}; these frames are this copy's all the same, and the next figure shows the {run.label}"
 
 
 def _larger_batch(run: Any) -> str:
