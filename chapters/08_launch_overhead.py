@@ -1604,7 +1604,7 @@ for batch, values in rates.items():
     ours = [name for name in values if name != "transformers"]
     final[batch] = max(ours, key=lambda name, batch=batch: rate(batch, name))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-waterfall", "caption": "Output tokens per second, all measured in one run. Each bar adds one optimisation to the bar above it, except \"packed and compiled\": it adds compiling to \"packed\" and has no fused layers. Above: one sequence. Below: the largest batch; \"one by one\" is the contiguous cache without batching, the rate of the upper panel. Orange: transformers' generate, the same work in the same run. Thin lines: the range of the repeats."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-waterfall", "caption": "Output tokens per second, all measured in one run. Each blue bar adds one optimisation to the one above it; but \"packed and compiled\" builds on \"packed\", without fused layers, and \"graphs\", on a GPU, on \"paged, fused\". Above: one sequence. Below: the largest batch; \"one by one\" is the contiguous cache without batching, the rate of the upper panel. Orange: transformers' generate, the same work in the same run. Thin lines: the range of the repeats."}}
 fig, axes = figure(1, nrows=2, height=0.32 * (len(stages) + 2) + 0.9)
 for ax, (batch, found) in zip(axes, stage_rates.items()):
     names = sorted(found, key=lambda name: name == "transformers")  # the last
