@@ -293,7 +293,7 @@ def test_a_comparison_and_its_verdict_agree(data, factor, noise):
         (0.5, 0, "take less time"),
         (1.0, 0, "take about as long as"),
         (3.0, 0, "no cause of it was measured"),
-        (1.1, 0.5, "this run cannot tell what emptying the caches changes for"),
+        (1.1, 0.5, "This run cannot tell what emptying the caches changes for"),
     ],
 )
 def test_layers_in_turn_with_nothing_emptied_are_judged(data, factor, noise, words):

@@ -96,7 +96,7 @@ def test_an_older_record_has_none_of_it():
 
 @pytest.mark.parametrize(
     "share, said",
-    [(0.9, None), (1.0, None), (1.012, "lies within its error"), (1.3, "was measured too low")],
+    [(0.9, None), (1.0, None), (1.012, "the products reach it"), (1.3, "was measured too low")],
 )
 def test_a_share_above_the_bandwidth_is_explained(share, said):
     products = 5e8 / 20e9 / share
