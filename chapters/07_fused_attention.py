@@ -119,7 +119,7 @@ from lib.bench.notebook.figures import (
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
 from lib.bench.notebook.spread import spread
-from lib.bench.notebook.style import caution
+from lib.bench.notebook.style import caution_below
 from lib.bench.paths import repository
 from lib.bench.records.files import read_records
 from lib.bench.records.kernel_table import kernel_rows, table_path
@@ -147,6 +147,7 @@ llm = LLM(
     enable_prefix_caching=False,  # chapter 9's: repeated prompts are computed again
 )
 device, config = llm.device, llm.config
+layer_bytes = functools.partial(attention_cost.layer_bytes, config)
 glue("model", "SmolLM2" if config.architecture == "llama" else "GPT-2")
 if llm.weights == "random":
     print(
@@ -167,13 +168,8 @@ glue("card_time", card_time("07", "three minutes"))
 
 # %%
 COUNT_BATCH, COUNT_CONTEXT = 64, 512
-TRANSFERS = {
-    "contiguous": 1,
-    "gather": 3,
-    "fused": 1,
-}  # times that each key and value moves
-
-layer_bytes = functools.partial(attention_cost.layer_bytes, config)
+# How often each key and value moves.
+TRANSFERS = {"contiguous": 1, "gather": 3, "fused": 1}
 
 kv_bytes = layer_bytes(COUNT_BATCH, COUNT_CONTEXT)
 copied = (
@@ -235,23 +231,23 @@ glue("mask_percent", 100 * mask_bytes / kv_bytes, ".1f")
 # ```{math}
 # :label: eq-07-intensity
 # I \;=\; \frac{4\, H_q D}{2\, H_{kv} D\, b} \;=\; \frac{2}{b} \cdot \frac{H_q}{H_{kv}}
-# \quad \text{FLOP/byte},
 # ```
 #
-# for every batch size: sequences share weights, but not keys. If bandwidth is the limit, the time is proportional to
-# the bytes. Then the gather takes three times as long as the other two. For a whole step, with $t_\text{linear}$ for
-# all that is not attention, this gives
+# in FLOP/byte, for every batch size: sequences share weights, but not keys. If bandwidth is the limit, the time is proportional to
+# the bytes. Then the gather takes three times as long as the other two. For a whole step, with
+# $t_{KV} = M_{KV} / \mathit{BW}$ for one reading of the keys and values and $t_\text{linear}$ for all that is not
+# attention, this gives
 #
 # ```{math}
 # :label: eq-07-step
 # \begin{aligned}
 # \frac{t_\text{fused}}{t_\text{contiguous}} &\approx 1, \\
 # \frac{t_\text{gather}}{t_\text{contiguous}} &\approx
-# \frac{t_\text{linear} + 3\,M_{KV} / \mathit{BW}}{t_\text{linear} + M_{KV} / \mathit{BW}}.
+# \frac{t_\text{linear} + 3\, t_{KV}}{t_\text{linear} + t_{KV}}.
 # \end{aligned}
 # ```
 
-# %%
+# %% tags=["hide-input"]
 roofline = machine_roofline(device, dtypes=("float32",))
 experiments = Experiments("07_fused_attention", device)
 group = config.num_heads // config.num_kv_heads
@@ -371,17 +367,13 @@ def walk(q, keys, values, block_table, seen, block_size):
     """
     peak, norm, acc = -math.inf, 0.0, torch.zeros_like(q)
     for i, block in enumerate(block_table):
-        count = min(
-            block_size, seen - i * block_size
-        )  # the visible keys of this block
+        count = min(block_size, seen - i * block_size)  # visible keys
         if count <= 0:
             return
         scores = keys[block, :count] @ q / math.sqrt(len(q))
         top = max(peak, scores.max().item())
         weights = torch.exp(scores - top)
-        shrink = math.exp(
-            peak - top
-        )  # 1 where the peak stays, 0 for the first block
+        shrink = math.exp(peak - top)  # 1: no new peak; 0: the first block
         norm = norm * shrink + weights.sum().item()
         acc = acc * shrink + weights @ values[block, :count]
         peak = top
@@ -435,7 +427,7 @@ table(
 # The check compares with a softmax in float64 that has all scores at once. The pool holds NaN in all slots that this
 # sequence does not own, so a single wrong read would show.
 
-# %%
+# %% tags=["hide-input"]
 torch.manual_seed(7)
 SEEN, SIZE, WALK_BLOCK = 90, 64, 8
 block_table = (torch.randperm(15) + 1)[: -(-SEEN // WALK_BLOCK)].tolist()
@@ -445,6 +437,7 @@ for block, offset in places:
     pool_k[block, offset], pool_v[block, offset] = torch.randn(2, SIZE)
 query = 3 * torch.randn(SIZE)
 
+# %%
 k64, v64 = (
     torch.stack([pool[place] for place in places]).double()
     for pool in (pool_k, pool_v)
@@ -515,6 +508,7 @@ def merge(one, two):
     return top, one[1] * a + two[1] * b, one[2] * a + two[2] * b
 
 
+# %% tags=["hide-input"]
 def state_of(first, last):
     """The state of blocks first..last-1 alone."""
     seen = min(SEEN, last * WALK_BLOCK) - first * WALK_BLOCK
@@ -577,18 +571,25 @@ show_source(fused_attention)
 #
 # ```text
 # for each tile of 32 keys of this piece:
-#     look up the slots of this tile's keys, and of the next tile's
-#     for each query of the piece:
-#         for every 8 keys:                        # scores
-#             for each K/V head:
-#                 ask for these keys' values ahead of time
-#                 for each query head of its group: 8 dot products
-#         for each query head:                     # running softmax
-#             new peak; exponentials; shrink norm and acc if the peak grew
-#         for every 8 keys:                        # weighted values
-#             for each K/V head:
-#                 ask for the next tile's keys ahead of time
-#                 for each query head of its group: acc += weights times values
+#   look up the slots of its keys
+#     and of the next tile's
+#   for each query of the piece:
+#     # scores
+#     for every 8 keys:
+#       for each K/V head:
+#         ask for these keys' values early
+#         for each query head of its group:
+#           8 dot products
+#     # running softmax
+#     for each query head:
+#       new peak; exponentials
+#       if the peak grew: shrink norm, acc
+#     # weighted values
+#     for every 8 keys:
+#       for each K/V head:
+#         ask for the next tile's keys early
+#         for each query head of its group:
+#           acc += weights times values
 # ```
 #
 # The part in the middle is `walk`, one query head at a time:
@@ -654,6 +655,8 @@ lengths = [1200, 70, 33, 300]
 shares = partition_work(
     np.ones(4, dtype=np.int64), np.array(lengths), longest=8, threads=2
 )
+
+# %% tags=["hide-input"]
 owner = np.repeat(np.arange(2), np.diff(shares.offsets))
 tiles_of = [
     int(
@@ -954,11 +957,13 @@ table(
         "longest possible context",
         "splits",
         "programs",
-        "of the waves' places",
+        "of the counted places",
     ],
 )
 
 # %% [markdown]
+# {glue:text}`places_finding`
+#
 # Without splitting, a batch of one would start as many programs as the model has K/V heads and leave most of the GPU
 # idle. A sequence cannot be split into more parts than it has tiles of keys, so a batch of one with a short context still does
 # not fill the GPU. With large batches there is enough work, and one split per sequence.
@@ -987,6 +992,7 @@ table(
              "programs per SM", "limited by"],
 )  # fmt: skip
 glue_all(kernel_limits.render(kernels))
+glue_all(kernel_limits.places(kernels, "A100", tiles.programs_per_sm))
 
 # %% [markdown]
 # {glue:text}`limits_finding` {glue:text}`in_flight_finding` {glue:text}`spill_finding` Values for which there is no
@@ -1002,7 +1008,7 @@ glue_all(kernel_limits.render(kernels))
 # The engine takes the fused kernels wherever they run and falls back to the gather, with one warning that says why,
 # where they do not. `attention="fused"` instead raises that reason as an error.
 
-# %%
+# %% tags=["hide-input"]
 for where, dtype, block_size in (
     ("cpu", torch.float32, 1),
     ("cpu", torch.float16, 16),
@@ -1219,7 +1225,7 @@ table(
 # sequences hold NaN: the rest of their last blocks, or of their rows, which no query may see:
 
 
-# %%
+# %% tags=["hide-input"]
 @torch.inference_mode()
 def poisoned(kind, poison):
     """A decode step of 40 and 9 tokens; `poison` is in all unused slots."""
@@ -1271,14 +1277,18 @@ import torch
 from lib.attention.fused import fused_attention
 from tests.fused_cases import compare, triton_attention
 DEVICE = {device!r}
+WORK = {{  # (queries, tokens before them) of each sequence
+    "3 decodes, after 0, 40 and 130 tokens": [(1, 0), (1, 40), (1, 130)],
+    "a decode and chunks of 5 and 20 queries": [(1, 20), (5, 40), (20, 0)],
+}}
 kernels = {{
     "one per head": fused_attention if DEVICE == "cuda" else triton_attention(1),
     "keys split": fused_attention if DEVICE == "cuda" else triton_attention(50),
 }}
 for name, kernel in kernels.items():
-    for work in ([(1, 0), (1, 40), (1, 130)], [(1, 20), (5, 40), (20, 0)]):
+    for said, work in WORK.items():
         out, expected = compare(kernel, work, 3, 1, 16, 16, device=DEVICE)
-        print(name, work, f"{{(out - expected).abs().max().item():.1e}}", sep="|")
+        print(name, said, f"{{(out - expected).abs().max().item():.1e}}", sep="|")
 """
 if CudaFusedAttention is None:
     print("Skipped: Triton is not installed here.")
@@ -1300,11 +1310,9 @@ else:
         found = [row.split("|") for row in rows]
         assert len(found) == 4 and all(float(row[2]) < 1e-4 for row in found)
         how = "compiled" if on_gpu else "interpreted"
-        table(found, headers=[how, "work", "difference"])
+        table(found, headers=[how, "batch", "largest difference"])
 
 # %% [markdown]
-# "Work" lists the sequences as (queries, tokens before them).
-#
 # ## Measure: attention alone
 #
 # Caches are laid out as in chapter 4: already full, the blocks of growing sequences interleaved. What is timed is one
@@ -1606,7 +1614,7 @@ axes[0].set(
     ylim=(0, None),
 )
 axes[1].set(xlabel=f"context (tokens), at batch {sweeps[1][0].params['batch']}")
-caution(axes[0], alone.note)
+caution_below(fig, alone.note)
 show(fig, "07_bandwidth")
 
 
@@ -1630,9 +1638,14 @@ table(
         ]
         for r in rows
     ],
-    headers=["batch", "context", "MB", "bound, µs", "slots", "gather", "fused",
-             "gather / slots", "fused / slots"],
+    headers=["batch", "context", "MB", "bound, µs", "slots, µs", "gather, µs",
+             "fused, µs", "gather / slots", "fused / slots"],
 )  # fmt: skip
+
+# %% [markdown]
+# The same in {glue:text}`half_name`, in which a key has half as many bytes:
+
+# %% tags=["hide-input"]
 table(
     [
         [
@@ -1642,7 +1655,7 @@ table(
         ]
         for r in rows
     ],
-    headers=["batch", "context", f"slots, {half_name}, µs", "gather", "fused"],
+    headers=["batch", "context", "slots, µs", "gather, µs", "fused, µs"],
 )
 
 # %% tags=["remove-input"]
@@ -1708,7 +1721,7 @@ glue_all(words.warm_caches(warm))
 glue_all(words.compiling(Shown(record) if first_calls else alone))
 
 # %% [markdown]
-# {glue:text}`warm_finding`
+# {glue:text}`warm_finding` {glue:text}`in_turn_finding`
 #
 # This gives a second model, made after the measurement: the warm time, in proportion to the keys, plus the bytes over
 # the bandwidth, as if the two happened one after the other. For the largest batch:
@@ -2038,7 +2051,6 @@ for index, kind in enumerate(KINDS):
 by = f"batch, at {drawn.params['context']} tokens"
 left.set(xlabel=by, ylabel="ms per step", ylim=(0, None))
 log2_axis(left, "x")
-caution(left, whole.note)
 lines(
     right,
     x=over_slots["batch"],
@@ -2061,6 +2073,7 @@ right.set(
     ylim=(0, None),
 )
 log2_axis(right, "x")
+caution_below(fig, whole.note)
 show(fig, "07_step")
 
 # %% tags=["hide-input"]
@@ -2225,7 +2238,7 @@ glue_all(words.realistic())
 # **A mask instead of a count.** A tile can reach beyond the end of the sequence. An obvious solution computes all of
 # its scores and hides some. The table of unused slots with NaN, above, shows how that fails.
 #
-# **Merging nothing.** A split that received no keys has the state $m = -\infty$, $\ell = 0$, $a = 0$. Merge two of
+# **Merging nothing.** A split that received no keys has the state $m = -\infty$, $\ell = 0$, $a = 0.$ Merge two of
 # those and $e^{-\infty - (-\infty)}$ is NaN:
 
 # %%

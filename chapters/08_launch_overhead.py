@@ -74,7 +74,11 @@ from lib.attention.full import FullAttention
 from lib.attention.gather import GatherAttention
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.launch_overhead import ch08_launch_overhead as words
-from lib.bench.findings.launch_overhead import overhead_fused, overhead_host
+from lib.bench.findings.launch_overhead import (
+    overhead_fused,
+    overhead_host,
+    overhead_profile,
+)
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.vocabulary import capital
@@ -86,6 +90,7 @@ from lib.bench.measure.profiler import profile
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure, synchronize, timed
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
@@ -337,7 +342,10 @@ glue("products", products)
 #
 # ```{math}
 # :label: eq-08-cpu
-# t_\text{CPU} \;\ge\; \max\!\left(\frac{M}{\mathit{BW}},\; \frac{C}{F}\right) + N_\text{op}\, t_\text{op} + t_\text{Py}.
+# \begin{aligned}
+# t_\text{CPU} \;\ge\; & \max\!\left(\frac{M}{\mathit{BW}},\; \frac{C}{F}\right) \\
+# & + N_\text{op}\, t_\text{op} + t_\text{Py}.
+# \end{aligned}
 # ```
 #
 # A GPU computes while the program on the CPU goes on. So the longer of the two counts: the GPU's work, or the program's
@@ -345,7 +353,10 @@ glue("products", products)
 #
 # ```{math}
 # :label: eq-08-gpu
-# t_\text{GPU} \;\ge\; \max\!\left(\frac{M}{\mathit{BW}},\; \frac{C}{F},\; N_\text{op}\, t_\text{op} + t_\text{Py}\right).
+# \begin{aligned}
+# t_\text{GPU} \;\ge\; \max\Bigl( & \frac{M}{\mathit{BW}},\; \frac{C}{F}, \\
+# & N_\text{op}\, t_\text{op} + t_\text{Py} \Bigr).
+# \end{aligned}
 # ```
 #
 # We have the number of operators and the time of one start. For Python we have no count, so the first prediction leaves
@@ -361,6 +372,9 @@ glue("products", products)
 # operator includes its dispatch.
 
 # %% tags=["remove-input"]
+show_excerpt(flame.record, "def note(", "done.seconds +=")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole function"}
 show_source(flame.record)
 
 # %% tags=["hide-input"]
@@ -405,14 +419,13 @@ step_gate = experiments.gate("the step against its bound")
 step_gate.repeats([first])
 step_gate.machine(roofline, experiments.roofline)
 kind_gate = experiments.gate("time by kind")
-kind_gate.machine(roofline, experiments.roofline)
-flame_note = kind_gate.note
+_ = kind_gate.machine(roofline, experiments.roofline)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-before", "caption": "One decode step at batch 1, plain linear layers. Each frame is as wide as its time; below it are the frames that it calls; calls with the same stack are added up, so the layers appear as one. Coloured: a frame's own time, by kind. Pale: time of the frames below. The lowest row has the colours of all that lies deeper."}}
 fig, ax = figure(height=3.6)
 draw_flame(ax, before, before.seconds / before.calls, depth=11)
 ax.set_xlabel("ms")
-caution(ax, flame_note)
+caution(ax, kind_gate.note)
 fig.legend(
     *ax.get_legend_handles_labels(),
     loc="outside upper left",
@@ -422,7 +435,7 @@ fig.legend(
 show(fig, "08_flame_before")
 
 # %% [markdown]
-# {numref}`fig-08-flame-before` has one such step. {glue:text}`kinds_finding`
+# {numref}`fig-08-flame-before` has one such step. {glue:text}`kinds_finding` {glue:text}`own_profile_finding`
 #
 # {glue:text}`calls_finding` This share is not exact: Python's hook sees no call where an operator is written as a sign,
 # as in `x + y`, so its time is counted as Python.
@@ -467,6 +480,9 @@ show_source(pack)
 # fuses layers, as the next section explains. `"packed"` only packs, and packs all weights.)
 
 # %% tags=["remove-input"]
+show_excerpt(pack_linears, "least = ", "packed += 1")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole function"}
 show_source(pack_linears)
 
 # %% [markdown]
@@ -636,7 +652,7 @@ glue_all(words.kernels(by_kernel))
 # PyTorch's operators with the dispatch mode from above, leave out the products and the operators that only hand a tensor to
 # Numba, and add Numba's kernels, which PyTorch does not see.
 
-# %%
+# %% tags=["hide-input"]
 fused = None
 if CAN_PACK:  # the kernels are a CPU's
     fused = engine(linear="auto")
@@ -684,6 +700,15 @@ if FUSED:
     from lib.engine.fused_step.runner import FusedStepRunner
     from lib.models.fused import layers, tile_product
 
+    show_excerpt(
+        packed_tiles, "if weight.dtype == torch.float32:", "return view if"
+    )
+    show_excerpt(
+        tile_product.product_share.py_func, "while half < end:", "t += 4"
+    )
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show both functions"}
+if FUSED:
     show_source(packed_tiles)
     show_source(tile_product.product_share.py_func)
 
@@ -801,6 +826,7 @@ if drawn is not None:
             for part in parts
         },
     )
+    ax.set_xlabel("share of the packed step")
     caution(ax, in_parts.note)
     show(fig, "08_parts")
 
@@ -829,9 +855,13 @@ show_source(compiled.LlamaBlock, "forward")
 # compiling happens at load, not at the first request:
 
 # %% tags=["remove-input"]
+show_excerpt(compiled.compile_blocks, "functions = {", "return x")
+show_excerpt(compiled.compile_blocks, "for n in (1, 8)", "block.warm_up(")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole function"}
 show_source(compiled.compile_blocks)
 
-# %%
+# %% tags=["hide-input"]
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", UserWarning)
     squeezed = engine(linear=LAYOUT, compile=True)
@@ -897,6 +927,11 @@ record.add(
 #    width, which is padded to the longest sequence, and read the lengths on the device.
 
 # %% tags=["remove-input"]
+show_excerpt(GraphRunner.__init__, "# Largest first", "recorder.record(")
+show_excerpt(GraphRunner.room, "if len(scheduled)", "return Room(")
+show_excerpt(GraphRunner.run, "if batch.buffer", "return self._logits[")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole runner"}
 show_source(GraphRunner, "__init__", "room", "run", "_step", "_batch")
 
 # %% [markdown]
@@ -991,6 +1026,9 @@ glue("ladder_sizes_64", len(ladder(64)))
 # {glue:text}`mean_pad` rows on average.
 #
 # ### With a GPU
+#
+# A run on a GPU records the ladder's steps here, prints the time and the memory that this takes, and has two more
+# engines in all that follows: "graphs" and "graphs, compiled".
 
 # %% tags=["hide-input"]
 if CUDA:
@@ -1054,7 +1092,15 @@ if CUDA:
 # The host still knows all earlier tokens of a request when the next one is chosen. So penalties, masks and `min_tokens` need
 # no special case, and the tokens must be the oracle's.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
+show_excerpt(
+    StepsInFlight._launch_after, "_look_ahead(", "_look_back(step.scheduled)"
+)
+show_excerpt(
+    StepsInFlight._launch_after, "fill_placeholders(", "return _Launched("
+)
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the steps in flight"}
 show_source(StepsInFlight, "advance", "_launch_after", "completed")
 
 # %%
@@ -1084,12 +1130,12 @@ for batch in (1, ROWS):
     )
 host_series = record.add("host_step", unit="s", points=waterfall_points)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-in-flight", "caption": "Two decode steps of the largest batch. Above: one after the other. Below: with asynchronous scheduling. The host's parts are measured on this machine, the device's are predicted for an H100."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-in-flight", "caption": "Two decode steps of one batch. Above: one after the other. Only \"sample\", the launch of the sampler, runs beside the device, because it does not wait for the logits. \"update\" first waits for the tokens and then updates requests and blocks; \"hand out\" makes the outputs that the step returns. Below: with asynchronous scheduling. The host's parts are measured on this machine without their waits, the device's are predicted for an H100."}}
 parts_gate = experiments.gate("the host's parts of a step")
 parts_gate.repeats(p[part] for p in waterfall_points for part in PARTS)
 host_run = experiments.pick(parts_gate, record)
 if (drawn := host_run["host_step"]) is not None:
-    row = drawn.rows()[-1]
+    row = drawn.rows()[overhead_host.drawn_row(host_run)]
     seconds = {part: 1e3 * row[part] for part in PARTS}
     fig, ax = figure(height=2.6)
     waterfall(
@@ -1103,9 +1149,10 @@ if (drawn := host_run["host_step"]) is not None:
 
 # %% tags=["remove-cell"]
 glue_all(overhead_host.asynchronous(host_run))
+glue_all(overhead_host.drawn(host_run))
 
 # %% [markdown]
-# {glue:text}`async_finding`
+# {glue:text}`async_finding` {glue:text}`drawn_finding`
 #
 # By default `async_scheduling` is on where the model runs on one CUDA device, with a KV cache and without speculative
 # decoding. On a CPU it gains nothing: the same cores run the model and the host's work.
@@ -1138,6 +1185,8 @@ for batch in sweep(BATCHES, "steps"):
             "bound": step_bound(batch),
         }
     )
+
+# %% tags=["remove-cell"]
 steps = record.add(
     "step_by_batch",
     unit="s",
@@ -1200,7 +1249,7 @@ lines(
 right.set(xlabel="batch (sequences)", ylabel="measured / bound", ylim=(0, None))
 bound(right, None, 1, "bound")
 log2_axis(right, "x")
-caution(left, by_batch.note)
+caution_below(fig, by_batch.note)
 show(fig, "08_steps")
 
 # %% tags=["remove-cell"]
@@ -1217,6 +1266,7 @@ for gate in (step_gate, kind_gate):
 glue_all(words.first_tables(whole_step))
 glue_all(words.bound_and_count(whole_step))
 glue_all(words.by_kind(whole_step))
+glue_all(overhead_profile.own_profile(whole_step))
 glue_all(words.model(whole_step))
 glue_all(words.realistic(whole_step))
 glue_all(words.beside_vllm())
@@ -1224,7 +1274,7 @@ glue_all(words.beside_vllm())
 # %% [markdown]
 # {glue:text}`best_finding`
 #
-# The second prediction: {glue:text}`corrected_finding`
+# {glue:text}`corrected_finding`
 #
 # {glue:text}`compile_finding` {glue:text}`graphs_finding`
 #
@@ -1302,7 +1352,7 @@ else:
 # %% [markdown]
 # ### What is left, and how much of it is Python
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-after", "caption": "One decode step at batch 1 before and after packing, on one axis. Coloured: a frame's own time; pale: time of the frames below."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-flame-after", "caption": "One decode step at batch 1 before and after packing, on one axis, both of this copy's run. Coloured: a frame's own time; pale: time of the frames below."}}
 after = frames[packed_name, 1]
 fig, axes = figure(1, nrows=2, height=2.7, sharex=True)
 longest = max(before.seconds / before.calls, after.seconds / after.calls)
@@ -1313,7 +1363,7 @@ for ax, frame, title in (
     draw_flame(ax, frame, longest, depth=11)
     ax.set_title(f"{title}: {1e3 * frame.seconds / frame.calls:.1f} ms")
 axes[1].set_xlabel("ms")
-caution_below(fig, flame_note)
+caution_below(fig, overhead_profile.frames_note(whole_step, kind_gate.note))
 handles = axes[0].get_legend_handles_labels()
 fig.legend(*handles, loc="outside upper left", ncols=4, handlelength=1.0)
 show(fig, "08_flame_after")
@@ -1329,6 +1379,7 @@ stacked_bars(
     ],
     {kind: spent[kind] for kind in next(iter(shares.values()))},
 )
+ax.set_xlabel("share of the step")
 caution(ax, whole_step.note)
 show(fig, "08_kinds")
 
@@ -1435,9 +1486,11 @@ prefill = in_turns(
     },
     pick(smoke=1, cpu=3, gpu=9),
 )
+
+# %% tags=["remove-cell"]
 flops_time = counts.prefill_flops(config, LONG) / roofline.flops["float32"]
 bytes_time = counts.streamed_bytes(config, "float32") / roofline.bandwidth
-_ = record.add(
+record.add(
     "prefill",
     unit="s",
     params={"prompt": LONG},
@@ -1477,8 +1530,7 @@ glue_all(words.prefill(by_prompt))
 #
 # ## All optimisations, one after the other
 #
-# {numref}`fig-08-waterfall` shows all that the book has built so far, one optimisation per bar, all in one run and in
-# turns. Every request has {glue:text}`prompt_tokens` tokens of prompt and gets {glue:text}`new_tokens` more; the time
+# {numref}`fig-08-waterfall` shows all that the book has built so far, all in one run and in turns. Every request has {glue:text}`prompt_tokens` tokens of prompt and gets {glue:text}`new_tokens` more; the time
 # is that of all of them, prompts included. The orange bar is `transformers`' own `generate` with its cache. Without a cache, a
 # token of the largest batch costs a pass over its whole sequence, so there one pass at the mean length stands for all.
 
@@ -1552,8 +1604,8 @@ for batch, values in rates.items():
     ours = [name for name in values if name != "transformers"]
     final[batch] = max(ours, key=lambda name, batch=batch: rate(batch, name))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-waterfall", "caption": "Output tokens per second, one optimisation per bar, all measured in one run. Above: one sequence. Below: the largest batch; \"one by one\" is the contiguous cache without batching, the rate of the upper panel. Orange: transformers' generate, the same work in the same run. Thin lines: the range of the repeats."}}
-fig, axes = figure(1, nrows=2, height=0.32 * (len(stages) + 2) + 0.7)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-waterfall", "caption": "Output tokens per second, all measured in one run. Each blue bar adds one optimisation to the one above it; but \"packed and compiled\" builds on \"packed\", without fused layers, and \"graphs\", on a GPU, on \"paged, fused\". Above: one sequence. Below: the largest batch; \"one by one\" is the contiguous cache without batching, the rate of the upper panel. Orange: transformers' generate, the same work in the same run. Thin lines: the range of the repeats."}}
+fig, axes = figure(1, nrows=2, height=0.32 * (len(stages) + 2) + 0.9)
 for ax, (batch, found) in zip(axes, stage_rates.items()):
     names = sorted(found, key=lambda name: name == "transformers")  # the last
     values = [found[n] for n in names]
@@ -1574,7 +1626,7 @@ for ax, (batch, found) in zip(axes, stage_rates.items()):
             ax.plot(ends, (i + 0.42, i + 0.42), color=TEXT, linewidth=1.2)
     ax.patches[len(names) - 1].set_color(COLOURS[1])
     ax.set_title(f"batch {batch}")
-axes[1].set_xlabel("output tokens per second")
+    ax.set_xlabel("output tokens per second")
 caution_below(fig, way.note)
 show(fig, "08_waterfall")
 
@@ -1667,19 +1719,31 @@ if drawn is not None:
         ],
     )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-busy", "caption": "One decode step at batch 1, alone and beside one busy program, for three ways of OpenMP to wait. Each point is a step."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-busy", "caption": "One decode step at batch 1, alone and beside one busy program, for three ways of OpenMP to wait. Each point is a step; the upright line is the median. The points of a row have several heights only so that they do not cover each other."}}
 if drawn is not None:
     fig, ax = figure()
     for i, state in enumerate(("quiet", "busy")):
         for row, found in enumerate(drawn.samples[state]):
             ax.plot(
                 [1e3 * seconds for seconds in found],
-                [-row + 0.12 - 0.24 * i] * len(found),
+                [
+                    # The same few heights in turn, so that points differ.
+                    -row + 0.16 - 0.32 * i + 0.035 * (k % 5 - 2)
+                    for k in range(len(found))
+                ],
                 "o",
-                ms=4,
+                ms=3.5,
                 alpha=0.6,
                 color=COLOURS[i],
                 label=("alone", "busy")[i] if row == 0 else None,
+            )
+            ax.plot(
+                1e3 * drawn[state][row],
+                -row + 0.16 - 0.32 * i,
+                "|",
+                ms=17,
+                mew=1.8,
+                color=TEXT,
             )
     settings = drawn["setting"]
     ax.set(yticks=[-row for row in range(len(settings))], xlabel="ms per step")

@@ -285,3 +285,24 @@ def test_a_comparison_and_its_verdict_agree(data, factor, noise):
     verdict = next(p for p in ch07.predictions(Run(data)) if "whole step: fused" in p.claim).verdict
     assert ("cannot tell a fused step" in found) == found.endswith("this run cannot tell.")
     assert found.endswith("this run cannot tell.") == (verdict == "this run cannot tell")
+
+
+@pytest.mark.parametrize(
+    "factor, noise, words",
+    [
+        (0.5, 0, "take less time"),
+        (1.0, 0, "take about as long as"),
+        (3.0, 0, "no cause of it was measured"),
+        (1.1, 0.5, "This run cannot tell what emptying the caches changes for"),
+    ],
+)
+def test_layers_in_turn_with_nothing_emptied_are_judged(data, factor, noise, words):
+    found = data["measurements"]["hot_and_cold"]
+    for name in ("contiguous", "gather", "fused"):
+        times = found["columns"][name]
+        times[1] = factor * times[0]
+        found["samples"][name] = [[t * (1 - noise), t, t * (1 + noise)] for t in times]
+    text = ch07.render(Run(data))["in_turn_finding"]
+    assert words in text and ("no cause" in text) == (factor == 3.0)
+    del found["columns"]["fused"]
+    assert "not measured" in ch07.render(Run(data))["in_turn_finding"]

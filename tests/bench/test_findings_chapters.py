@@ -13,7 +13,7 @@ import lib.bench.findings
 from lib.bench.findings.forward_pass import ch01_forward_pass as ch01
 from lib.bench.findings.forward_pass import forward_latency, forward_throughput
 from lib.bench.findings.launch_overhead import ch08_launch_overhead as ch08
-from lib.bench.findings.launch_overhead import peer_limit
+from lib.bench.findings.launch_overhead import overhead_profile, peer_limit
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.shown import Shown
 from lib.bench.paths import measurements_dir, repository
@@ -467,3 +467,21 @@ def test_chapter_8_a_rate_beyond_the_bound_blames_the_ceiling():
     found = columns_8(data, "waterfall")
     found["tok_s"] = [5 * v for v in found["tok_s"]]
     assert "measured too low" in ch08.render(Run(data))["one_sequence_finding"]
+
+
+def test_chapter_8_says_whose_frames_are_drawn():
+    ours, theirs = Shown(Run(chapter_8())), Shown(Run(chapter_8()), label="recorded run of May")
+    said = overhead_profile.own_profile(theirs)["own_profile_finding"]
+    assert "copy's run" in said and "the recorded run of May: the two need not agree." in said
+    assert overhead_profile.own_profile(None)["own_profile_finding"].endswith("the same run.")
+    assert overhead_profile.frames_note(ours, "") == ""
+    assert overhead_profile.frames_note(None, "why") == "why"
+    assert overhead_profile.frames_note(theirs, "why").startswith(
+        "why; these frames are this copy's"
+    )
+
+
+def test_chapter_8_the_second_prediction_is_one_sentence():
+    said = ch08.render(Run(chapter_8()))["corrected_finding"]
+    assert said.startswith("The second prediction, for the packed step at batch 1: ")
+    assert ". For the packed step at batch 64: " in said

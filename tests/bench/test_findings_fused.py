@@ -92,3 +92,14 @@ def test_an_older_record_has_none_of_it():
     said = found.fused(FakeRun())
     assert len(said) == 4 and all("not measured" in text for text in said.values())
     assert found.fused_prediction(FakeRun()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "share, said",
+    [(0.9, None), (1.0, None), (1.012, "the products reach it"), (1.3, "was measured too low")],
+)
+def test_a_share_above_the_bandwidth_is_explained(share, said):
+    products = 5e8 / 20e9 / share
+    text = found.fused(run(products=[0.040, products]))["fused_products_finding"]
+    assert (said is None) != ("bandwidth is a measurement" in text or "too low" in text)
+    assert said is None or said in text

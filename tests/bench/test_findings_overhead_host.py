@@ -59,3 +59,18 @@ def test_the_parts_of_a_step_are_timed_and_the_engine_is_as_before(llama):
     )
     with pytest.raises(RuntimeError, match="a step without work"):
         host_parts(engine, 1)
+
+
+def test_the_figure_has_the_batch_that_gains_most_or_says_that_none_does():
+    gains = run_of(device=3e-3)
+    assert words.drawn_row(gains) == 0, "batch 64 gains nothing"
+    assert "batch 1, the one that gains the most" in words.drawn(gains)["drawn_finding"]
+    nothing = run_of(device=1e-5)
+    said = words.drawn(nothing)["drawn_finding"]
+    assert words.drawn_row(nothing) == -1
+    assert said.endswith(
+        "nothing is gained: the device's work is over before the sampler is launched."
+    )
+    long = words.drawn(run_of(device=100.0))["drawn_finding"]
+    assert long.endswith("where nothing is gained."), "the host's work is a small part"
+    assert "not measured" in words.drawn(Run({"measurements": {}}))["drawn_finding"]

@@ -10,6 +10,7 @@ Introduced in chapter 1.
 
 import hashlib
 import io
+import math
 import re
 import textwrap
 from pathlib import Path
@@ -91,6 +92,16 @@ def _wrap_notes(fig: Figure) -> None:
         while label.get_window_extent().width > room and columns > 8:
             columns -= 1
             label.set_text(textwrap.fill(text, columns))
+        if ax is None:
+            label.set_text(label.get_text() + "\n " * _lines_below(fig, label))
+
+
+def _lines_below(fig: Figure, label: Text) -> int:
+    """Lines of a label's size that legends at the lower edge need: the layout does not keep the label away from them."""
+    lower = [legend for legend in fig.legends if getattr(legend, "_outside_loc", "") == "lower"]
+    height = sum(legend.get_window_extent().height for legend in lower)
+    line = label.get_fontsize() * 1.2 * fig.dpi / 72
+    return math.ceil(height / line)
 
 
 def to_svg(fig: Figure, inline: bool = False) -> str:

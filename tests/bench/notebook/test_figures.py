@@ -12,7 +12,7 @@ from lib.bench.notebook.figures import (
     recorded_lines,
     stacked_bars,
 )
-from lib.bench.notebook.style import COLOURS, TEXT, to_svg
+from lib.bench.notebook.style import COLOURS, TEXT, caution_below, to_svg
 from lib.bench.records.files import Run
 
 
@@ -108,3 +108,28 @@ def test_recorded_lines_leave_out_what_a_run_lacks():
     ]
     found = recorded_lines(runs, "m", x="n", y={"Ours": "ours", "Peer": "peer"})
     assert found == {"full": ([1], {"Ours": [2], "Peer": [3]}), "part": ([1], {"Ours": [4]})}
+
+
+def test_a_figure_of_one_recorded_run_alone_has_no_entry_for_it():
+    fig, ax = figure()
+    lines(ax, [1, 2], {"a": [1, 2], "b": [2, 1]}, label="recorded run of 2026-05-01")
+    bound(ax, [1, 2], [1, 1], "limit")
+    assert [text.get_text() for text in fig.legends[1].get_texts()] == ["limit"]
+    lines(ax, [1], {}, recorded={"NVIDIA H200": ([1, 2], {"a": [3, 4]})})
+    assert "recorded run of 2026-05-01" in [text.get_text() for text in fig.legends[1].get_texts()]
+
+
+def test_a_note_below_a_figure_stays_clear_of_a_legend_there():
+    fig, axes = figure(2)
+    for ax in axes:
+        lines(ax, [1, 2], {"a": [1, 2], "b": [2, 1]})
+    bound(axes[0], [1, 2], [1, 1], "limit")
+    caution_below(fig, "this run cannot show it: " + "it is a test of a long note; " * 8)
+    to_svg(fig)
+    fig.draw_without_rendering()
+    lower = fig.legends[1].get_window_extent()
+    drawn = fig._supxlabel
+    rows = drawn.get_text().split("\n")
+    blank = sum(not row.strip() for row in rows)
+    box = drawn.get_window_extent()
+    assert blank and box.y0 + box.height * blank / len(rows) >= lower.y1 - 1

@@ -73,3 +73,14 @@ def test_the_table_shows_what_the_rows_have():
     assert kernel_limits.table_rows([row("T4")]) == [
         ["T4", "decode", "bfloat16", "16 x 64", "64", "19.5", "4", "registers"]
     ]
+
+
+@pytest.mark.parametrize(
+    "programs, said",
+    [(7, "room for 7 on an A100, so a wave on it has more"), (4, "as many on an A100"), (0, "only 0 on an A100")],
+)  # fmt: skip
+def test_the_programs_that_the_launch_counts_on_stand_beside_the_compilers(programs, said):
+    found = kernel_limits.places([row("T4", 1), row("A100", programs)], "A100", 4)
+    assert "counts 4 programs per multiprocessor" in found["places_finding"]
+    assert said in found["places_finding"]
+    assert "no A100 to compare" in kernel_limits.places([row("T4")], "A100", 4)["places_finding"]

@@ -88,7 +88,7 @@ def _in_turn(run: Any) -> str:
     emptied = {
         kind: compare(cell(series, kind, 1), cell(series, kind, 0), "", "") for kind in KINDS
     }
-    if any(found.kind in ("missing", "undefined") for found in emptied.values()):
+    if any(found.ratio is None for found in emptied.values()):
         return missing("the time with nothing emptied").sentence
     sides = {"slower": [], "faster": [], "about as long": [], "unclear": []}
     for kind, found in emptied.items():
@@ -110,7 +110,7 @@ def _in_turn(run: Any) -> str:
     ]
     said = f"With all layers in turn and nothing emptied, {', '.join(parts)}." if parts else ""
     if sides["unclear"]:
-        said += f" With all layers in turn, this run cannot tell what emptying the caches changes for {listed(sides['unclear'])}."
+        said += f" This run cannot tell what emptying the caches changes for {listed(sides['unclear'])}."
     if sides["slower"]:
         said += " Caches do not explain a longer time, and no cause of it was measured."
     return said.strip()

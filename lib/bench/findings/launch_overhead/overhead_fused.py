@@ -137,7 +137,7 @@ def _above_all(share: float) -> str:
     if share > 1.05:
         return " More than 100 % says that the bandwidth was measured too low."
     if round(100 * share) > 100:
-        return " The bandwidth is a measurement too, and a share just above 100 % lies within its error."
+        return " The bandwidth is a measurement too, and a share just above 100 % says that the products reach it."
     return ""
 
 

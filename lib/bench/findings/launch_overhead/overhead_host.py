@@ -71,10 +71,9 @@ def drawn(run: Any) -> dict[str, str]:
     batch = value(cell(run[HOST], "batch", row)).middle
     name = last_batch(run[HOST]) if batch is None else f"batch {number(batch)}"
     if found.one_by_one / found.side_by_side < _GAIN:
-        return {
-            "drawn_finding": f"The figure has {name}, where nothing is gained: one after the other, the "
-            "device's work is as long as the sampler's launch or shorter, so it is hidden already."
-        }
+        hidden = found.device <= (positive(cell(run[HOST], "sample", row)) or 0.0)
+        why = ": the device's work is over before the sampler is launched" if hidden else ""
+        return {"drawn_finding": f"The figure has {name}, where nothing is gained{why}."}
     return {
         "drawn_finding": f"The figure has {name}, the one that gains the most of those measured."
     }

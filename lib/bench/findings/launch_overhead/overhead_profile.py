@@ -152,9 +152,7 @@ def frames_note(run: Any, note: str) -> str:
     """The note under the drawing of the frames. note: that of their gate, empty where it is open."""
     if not note or not is_recorded(run):
         return note
-    return (
-        f"{note}; these frames are this copy's all the same, and the next figure is the {run.label}"
-    )
+    return f"{note}; these frames are this copy's all the same, and the next figure shows the {run.label}"
 
 
 def _larger_batch(run: Any) -> str:
