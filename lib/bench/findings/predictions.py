@@ -26,6 +26,7 @@ class Prediction:
     predicted: a number in `unit`, or the kind of a Finding (`trend` gives "rises", "falls", "flat", ...). measured: the
     same quantity, or that Finding. why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
     "at most" for a prediction that names a least or a most, which a value beyond it confirms; "" for the value itself.
+    undecided: the run behind `measured` failed its own gate, so it confirms and refutes nothing.
     """
 
     claim: str
@@ -34,6 +35,7 @@ class Prediction:
     why: str | Finding = ""
     unit: str = "s"
     sense: str = ""
+    undecided: bool = False
 
     def __post_init__(self) -> None:
         if self.sense not in ("", "at least", "at most"):
@@ -54,6 +56,11 @@ class Prediction:
     @property
     def verdict(self) -> str:
         """ "as predicted", "a little above" or "a little below", "the prediction failed", "this run cannot tell", …"""
+        found = self._compared()
+        return _VERDICTS["cannot tell"] if self.undecided and found != MISSING else found
+
+    def _compared(self) -> str:
+        """The verdict by the values alone."""
         if isinstance(self.predicted, str):
             kind = self.measured.kind
             if kind in ("missing", "cannot tell"):
