@@ -28,7 +28,8 @@
 # we measure the time and compare it with the bound.
 #
 # A program writes each sentence that depends on a measurement, and every verdict in the table of predictions at the end
-# of a chapter. Its words have fixed meanings: *about* and *as predicted* mean within 10 %, *a little* within 25 %.
+# of a chapter. Its words have fixed meanings: *about* and *as predicted* mean within 10 %, *a little* within 25 %
+# ({ref}`words` has all of them).
 #
 # {glue:text}`experiments_shown`
 

@@ -6,6 +6,7 @@
 Introduced in chapter 6.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,11 @@ class Row:
         return first | {label: o for label, o in self.outcomes.items() if o is not None}
 
 
+def with_sign(text: str) -> str:
+    """A published text with the book's sign for a factor: 118× for "118x"."""
+    return re.sub(r"(?<=\d)x(?!\w)", "×", text)
+
+
 def claims(published: Reference) -> list[Claim]:
     """All published claims, in their order: the headline table, the findings, the failures, vLLM beside the engine.
 
@@ -132,15 +138,15 @@ def claims(published: Reference) -> list[Claim]:
     )  # fmt: skip
     found = [Claim("headline", *row) for row in table]
     found += [
-        Claim("finding", text, "", *rule)
+        Claim("finding", with_sign(text), "", *rule)
         for text, rule in zip(published["findings"], FINDINGS, strict=True)
     ]
     for row, rule in zip(published["failures"], FAILURES, strict=True):
         found.append(
             Claim(
                 "failure",
-                row["broke"][:1].upper() + row["broke"][1:],
-                f"cause: {row['cause']}",
+                with_sign(row["broke"][:1].upper() + row["broke"][1:]),
+                with_sign(f"cause: {row['cause']}"),
                 *rule,
             )
         )

@@ -25,7 +25,7 @@ from book.scoreboard.outcomes import (
 BADGES = {
     REPRODUCED: "success",
     COUNTED: "success",
-    NOT_COMPARABLE: "warning",
+    NOT_COMPARABLE: "info",
     INCONCLUSIVE: "warning",
     REFUTED: "danger",
     MIXED: "warning",
@@ -122,15 +122,16 @@ def hardware_table(machines: Mapping[str, Records]) -> str:
         return (
             "No run has been recorded yet. `make record` records one; then its values stand above."
         )
-    lines = ["````{list-table}", ":header-rows: 1", "", "* - Hardware", "  - Chapters", "  - Scale", "  - Recorded on",
-             "  - PyTorch", "  - GPT-2's weights"]  # fmt: skip
+    lines = ["````{list-table}", ":header-rows: 1", ":class: runs", "", "* - Hardware", "  - Chapters", "  - Scale",
+             "  - Recorded on", "  - PyTorch", "  - GPT-2's weights"]  # fmt: skip
     for label, records in machines.items():
         runs = records.values()
-        cells = (label, ", ".join(str(int(number)) for number in records), ", ".join(sorted({run.scale for run in runs})),
-                 ", ".join(sorted({run.date for run in runs})),
-                 ", ".join(sorted({run.fingerprint["versions"]["torch"] for run in runs})),
-                 ", ".join(sorted({run.data.get("weights", "") for run in runs if "gpt2" in run.data.get("model", "")})))  # fmt: skip
-        lines += [f"{'*' if i == 0 else ' '} - {plain(cell)}" for i, cell in enumerate(cells)]
+        days = sorted({run.date for run in runs})
+        cells = (plain(label), ", ".join(str(int(number)) for number in records), ", ".join(sorted({run.scale for run in runs})),
+                 " <br> ".join(plain(day) for day in days),  # a date has a line of its own
+                 plain(", ".join(sorted({run.fingerprint["versions"]["torch"] for run in runs}))),
+                 plain(", ".join(sorted({run.data.get("weights", "") for run in runs if "gpt2" in run.data.get("model", "")}))))  # fmt: skip
+        lines += [f"{'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(cells)]
     return "\n".join([*lines, "````"])
 
 

@@ -3,7 +3,8 @@
 Directives: `diagram` (an SVG that follows the theme), `machine` (what ran the chapters), `load` (what else ran),
 `chapters` (the list), `library` (the packages and files of lib/), `scoreboard` (published claims beside recorded runs),
 `published-memory` (text of the appendix on the published memory, with its counted numbers), `calculator` (a widget;
-see calculators.py), `measured-gains` (the first page's figure and sentences, from the records; see landing.py).
+see calculators.py), `measured-gains` (the first page's figure and sentences, from the records; see landing.py),
+`words` (what the words of the findings mean; see words.py). No line breaks between a number and its unit (prose.py).
 A chapter whose times other programs disturbed gets a warning below its title.
 """
 
@@ -26,7 +27,15 @@ if str(ROOT) not in sys.path:
 
 from book.scoreboard.claims import scoreboard  # noqa: E402
 from book.scoreboard.page import page_part  # noqa: E402
-from book.tools import accessible, bibliography, calculators, publishing  # noqa: E402
+from book.tools import (  # noqa: E402
+    accessible,
+    bibliography,
+    calculators,
+    prose,
+    publishing,
+    typography,
+    words,
+)
 from book.tools.diagrams import inline  # noqa: E402
 from book.tools.landing import MeasuredGains  # noqa: E402
 from book.tools.library_map import markdown, packages  # noqa: E402
@@ -121,7 +130,7 @@ class Library(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         box = nodes.container("", is_div=True, classes=["library"])
-        text = markdown(packages(ROOT), f"{repository_url()}/blob/main/")
+        text = markdown(packages(ROOT), f"{repository_url()}/blob/main/", anchors=True)
         self.state.nested_parse(StringList(text.splitlines(), "library"), self.content_offset, box)
         return box.children
 
@@ -179,6 +188,9 @@ def setup(app):
     calculators.setup(app)
     publishing.setup(app)
     accessible.setup(app)
+    prose.setup(app)
+    words.setup(app)
+    typography.setup(app)
     app.add_directive("diagram", Diagram)
     app.add_directive("machine", Machine)
     app.add_directive("load", LoadTable)

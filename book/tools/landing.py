@@ -21,7 +21,12 @@ from lib.bench.findings.values import number, times
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import Run, read_records
 
-WIDTH, ROW, RIGHT, FONT = 480, 44, 96, 13  # a phone's column shows the text at 9 px or more
+WIDTH, ROW, RIGHT, FONT = (
+    400,
+    46,
+    112,
+    15,
+)  # on a phone, whose column has about 340 px, the text has 12 px or more
 MODELS = {"smollm2": "SmolLM2", "gpt2": "GPT-2"}
 TEXT, MUTED, BEFORE, GAIN, LOSS = "#1f2430", "#5b6472", "#e3edfb", "#2f6fb5", "#b8641b"
 
@@ -60,7 +65,7 @@ def waterfall(bars: Sequence[Stage]) -> str:
         ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'font-size="{FONT}" font-family="sans-serif">{"".join(parts)}</svg>'
+        f'font-size="{FONT}" font-family="inherit">{"".join(parts)}</svg>'
     )
 
 
@@ -69,10 +74,11 @@ def caption(run: Run, bars: Sequence[Stage]) -> str:
     params = run["waterfall"].params
     lengths = f"prompts of {params['prompt']} tokens, answers of {params['new_tokens']}"
     alone = sum(bar.sequences == bars[0].sequences for bar in bars)
+    slower = any(after.tok_s < before.tok_s for before, after in zip(bars, bars[1:]))
     return (
         f"Output tokens per second by chapter: {MODELS.get(run.model, run.model)} in {run.dtype}, {lengths}, one run on {run.label}, {run.date}. "
         f"The first {'two bars are' if alone == 2 else 'bar is'} one sequence, the others {bars[-1].sequences}. The "
-        "strong colour is what a bar adds to the one before, and orange what it costs. The last bar is "
+        f"strong colour is what a bar adds to the one before{', and orange what it costs' if slower else ''}. The last bar is "
         f"{times(bars[-1].tok_s / bars[0].tok_s)} the first. Chapters 5 and 6 serve this engine, and the gains of "
         "chapters 9 to 12 depend on the requests: see below."
     )
@@ -96,7 +102,7 @@ class MeasuredGains(SphinxDirective):
         if bars:
             said = whole_way(runs[8])["whole_way_finding"]
             drawing = inline(
-                waterfall(bars), "waterfall", alt=said, width=f"100%; max-width: {WIDTH + 80}px"
+                waterfall(bars), "waterfall", alt=said, width=f"100%; max-width: {WIDTH + 40}px"
             )
             figure = nodes.figure("", nodes.raw("", f'<div class="diagram">{drawing}</div>', format="html"))  # fmt: skip
             figure += nodes.caption("", caption(runs[8], bars))

@@ -39,6 +39,8 @@ def numbers(found: Audit) -> dict[str, str]:
         "ratio_fitting": f"{found.ratio[2]:.1f}",
         "cross_published": f"{found.crossing[0]}",
         "cross_standing": f"{found.crossing[1]}",
+        "batch_below": f"{max(n for n in found.batch if n < found.crossing[0])}",
+        "batch_above": f"{min(n for n in found.batch if n >= found.crossing[0])}",
         "per_sequence": f"{found.per_sequence:.1f}",
         "fail_published": f"{ran['with_reset']:.1f}",
         "fail_standing": f"{ran['standing']:.1f}",
@@ -67,14 +69,14 @@ def tables(found: Audit) -> dict[str, str]:
     ]
     failed = [
         ["contiguous, 1,024 sequences, with the reset", f"{ran['with_reset']:.1f} GiB", "fails"],
-        ["contiguous, 1,024 sequences, standing", f"{ran['standing']:.1f} GiB", "fits in 80 GiB"],
+        ["contiguous, 1,024 sequences, standing", f"{ran['standing']:.1f} GiB", "fits"],
         ["paged, 1,024 sequences of 4 blocks", f"4,096 of {ran['blocks']:,} blocks", "fits exactly"],
         ["paged, 2,048 sequences of 4 blocks", f"8,192 of {ran['blocks']:,} blocks", "fails"],
     ]  # fmt: skip
     return {
         "base": _markdown(["part", "MiB"], base),
         "paged": _markdown(
-            ["batch", "published", "base", "pool", "11 rows × batch", "not derived"], paged
+            ["batch", "published (MiB)", "base", "pool", "11 rows × batch", "not derived"], paged
         ),
         "cases": _markdown(["contiguous over paged", "at batch 256", "smaller from batch"], cases),
         "stress": _markdown(["case", "needs", "result"], failed),

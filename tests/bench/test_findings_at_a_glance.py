@@ -92,6 +92,38 @@ def test_a_failed_gate_is_said():
     assert "care" not in sentence(10, run_of(columns, "methods", [passed]))
 
 
+def formats(weights: tuple[float, float], blocks: tuple[float, float] | None, ok: bool) -> Run:
+    """A run of chapter 11 with its products timed: bytes in float32 and in 4 bits, blocks in float32 and in int8."""
+    gate = {
+        "experiment": "time of the products",
+        "ok": ok,
+        "reasons": [] if ok else ["the repeats differ by 83 %"],
+    }
+    run = run_of({"rows": [1], "4 bits × int8": [1.0], "float32": [4.0]}, "products", [gate])
+    series = {"unit": "", "params": {}, "seed": 0, "samples": {}}
+    columns = {"format": ["float32", "4 bits"], "weight_bytes": list(weights)}
+    run.data["measurements"]["formats"] = series | {"columns": columns}
+    if blocks:
+        columns = {"format": ["float32", "int8"], "blocks": list(blocks)}
+        run.data["measurements"]["kv_formats"] = series | {"columns": columns}
+    return run  # fmt: skip
+
+
+def test_a_count_stands_for_a_time_that_failed_its_gate():
+    assert sentence(11, formats((538e6, 96.4e6), (91, 342), ok=False)) == (
+        "The matrix products of a step read 96.4 MB of weights in 4 bits, and 538 MB in float32; the same memory holds "
+        "342 blocks of keys and values in 8 bits, and 91 in float32."
+    )
+    assert "times as fast" in sentence(11, formats((538e6, 96.4e6), (91, 342), ok=True))
+    for blocks in (None, (0, 342), (91, 91)):  # nothing is said about what is missing or the same
+        assert sentence(11, formats((538e6, 96.4e6), blocks, ok=False)).endswith(
+            "538 MB in float32."
+        )
+    for weights in ((0, 1.0), (1.0, 0), (float("nan"), 1.0)):  # no bytes: the time, with its reason
+        said = sentence(11, formats(weights, (91, 342), ok=False))
+        assert said.endswith(" Read it with care: the repeats differ by 83 %.")
+
+
 def test_stages_are_those_of_the_whole_way_by_chapter():
     found = stages(two(5.0)[8])
     assert [stage.chapter for stage in found] == [1, 2, 3, 4, 7, 8]

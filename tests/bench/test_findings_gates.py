@@ -365,7 +365,7 @@ PREDICTIONS = [
     Prediction("shape", "falls", trend([1, 2], [None, 3]), unit=""),
 ]
 VERDICTS = ["as predicted", "a little above", "a little below", "the prediction failed", MISSING, "this run cannot tell",
-            "as predicted", "the prediction failed", "as predicted", "the prediction failed", MISSING]  # fmt: skip
+            "within the limit", "the prediction failed", "as predicted", "the prediction failed", MISSING]  # fmt: skip
 
 
 def test_predictions_get_verdicts():
@@ -374,9 +374,7 @@ def test_predictions_get_verdicts():
     assert row == ["time", "1.20 ms", "3.10 ms", "2.6", "the prediction failed", "A slow product"]
     assert PREDICTIONS[6].row()[1:4] == ["at least 4 ×", "9 ×", "2.2"]
     assert PREDICTIONS[9].row()[1:3] == ["falls", "rises from 2 to 3"]
-    said = (
-        "11 predictions: 3 as predicted, 2 a little off, 3 failed, 1 that this run cannot judge, "
-    )
+    said = "11 predictions: 2 as predicted, 1 within the limit that was predicted, 2 a little off, 3 failed, 1 that this run cannot judge, "
     assert tally(PREDICTIONS) == said + "2 that were not measured here"
     assert tally([]) == "0 predictions: none"
 

@@ -31,6 +31,11 @@ def test_entries_begin_with_the_name_that_sorts_them_and_are_in_order(listed):
     assert text.index("vLLM Team") > text.index("Vaswani, Ashish")
 
 
+def test_authors_that_are_left_out_are_et_al(listed):
+    assert not [text for text in listed if "others" in text.split(".")[0]]
+    assert any("; et al. PyTorch 2" in text for text in listed)
+
+
 def test_no_raw_tex_is_left(listed):
     assert not [text for text in listed if re.search(r"[\\{}$]|``|''| -- ", text)]
 

@@ -46,3 +46,21 @@ def test_the_book_has_a_figure_and_a_sentence_for_each_recorded_chapter():
     assert [chapter for chapter, _ in sentences(runs)] == sorted(runs)
     text = caption(runs[8], stages(runs[8]))
     assert runs[8].label in text and runs[8].date in text and "batch 64" in text
+
+
+def test_the_caption_names_the_colour_of_a_loss_only_where_a_bar_is_lower_than_the_one_before():
+    run, bars = chosen_runs()[8], [Stage(1, "a", "one", 10.0), Stage(2, "b", "one", 40.0)]
+    assert "orange" not in caption(run, bars) and "adds to the one before." in caption(run, bars)
+    lower = [*bars, Stage(3, "c", "batch 8", 39.0)]
+    assert "adds to the one before, and orange what it costs." in caption(run, lower)
+
+
+def test_the_figure_has_the_font_of_its_page_and_fits_a_phone():
+    svg = waterfall(
+        [Stage(1, "a", "one", 10.0), Stage(7, "paged cache, fused attention", "one", 4e4)]
+    )
+    assert 'font-family="inherit"' in svg
+    size, width = (
+        float(re.search(p, svg)[1]) for p in (r'font-size="(\d+)"', r'viewBox="0 0 (\d+)')
+    )
+    assert size * 340 / width >= 12  # a phone's column has about 340 px

@@ -84,6 +84,51 @@ def test_the_places_that_the_page_names_exist():
     assert paths and all((ROOT / path).is_file() for path in paths)
 
 
+def test_the_links_of_the_page_lead_to_lines_of_its_list():
+    text = (ROOT / "book" / "library.md").read_text()
+    links = dict(re.findall(r"\[`(lib/\S+\.py)`\]\(#(\S+)\)", text))
+    lines = library_map.markdown(library_map.packages(ROOT), "", anchors=True)
+    names = re.findall(r"\{#(\S+)\}", lines)
+    assert links and set(links.values()) <= set(names) and len(names) == len(set(names))
+    assert all(library_map.anchor(path) == name for path, name in links.items())
+
+
+def test_packages_of_findings_are_listed_by_chapter():
+    found = [p for p in library_map.packages(ROOT) if p.name.startswith(library_map.ONE_BOX)]
+    assert found[0].name == library_map.ONE_BOX
+    chapters = [library_map.by_chapter(package)[0] for package in found[1:]]
+    assert chapters == sorted(chapters) and chapters[:3] == [1, 2, 3]
+
+
+def _ends(path):
+    """The y of each corner of an arrow, from its start to its end."""
+    y, found = 0, []
+    for kind, value in re.findall(r"([MVH])(\S+(?: \d+)?)", path):
+        y = int(value.split()[-1]) if kind in "MV" else y
+        found.append(y)
+    return found
+
+
+def test_all_arrows_of_the_drawing_lead_down_and_end_at_places_of_their_own():
+    found = library_map.drawn(library_map.packages(ROOT))
+    lines = library_map.arrows(found)
+    levels = library_map.rows(found)
+    assert sorted(sum(levels, [])) == sorted(package.name for package in found)
+    assert max(map(len, levels)) <= library_map.COLUMNS
+    at = library_map.cells(levels, lines)
+    assert len(set(at.values())) == len(found)
+    assert all(at[start][0] < at[end][0] for start, end in lines)
+    paths, tops, height = library_map.routes(at, lines)
+    assert all(_ends(path) == sorted(_ends(path)) for path in paths)
+    ends = [(path.rsplit("H", 1)[-1].split()[0] if "H" in path else path[1:].split()[0], _ends(path)[-1]) for path in paths]  # fmt: skip
+    assert len(set(ends)) == len(ends) and max(y for _, y in ends) < height
+
+
+def test_the_drawing_shows_each_description_to_its_end():
+    drawing = library_map.svg(library_map.drawn(library_map.packages(ROOT)))
+    assert "…" not in drawing
+
+
 def test_the_drawing_has_one_box_for_all_findings():
     found = library_map.drawn(library_map.packages(ROOT))
     (box,) = (package for package in found if package.name.startswith("bench.findings"))

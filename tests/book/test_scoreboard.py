@@ -31,7 +31,7 @@ from book.scoreboard.outcomes import (
     times,
     verdict_of,
 )
-from book.scoreboard.page import page_part
+from book.scoreboard.page import BADGES, claims_table, hardware_table, page_part
 from lib.bench.records.files import SCHEMA, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +125,8 @@ def test_every_published_claim_but_the_number_of_tests_has_its_row_and_its_own_w
         *(row["broke"] for row in PUBLISHED["failures"]),
         *map(str, headline.values()),
     ]:
-        assert text.lower() in texts
+        assert board.with_sign(text).lower() in texts
+    assert not re.search(r"\dx\b", texts), "a factor has the sign ×"
     assert "Tests" not in {row.claim.text for row in rows}
 
 
@@ -496,3 +497,21 @@ def test_vllms_figures_are_compared_on_their_card_and_at_their_batch_only(folder
         assert "needs chapter 3 on an A100" in outcome.note
     folder.add(A100, "03", batch_sweep_float32=sweep((1, 155.0), (64, 7_000.0)))
     assert folder.outcome("vllm_at_last", A100).verdict == NOT_COMPARABLE
+
+
+def test_the_style_sheet_names_the_columns_of_a_row_that_a_phone_shows_as_a_list(folder):
+    folder.add("a", "03", batch_sweep_float32=sweep((1, 10.0)))
+    css = (ROOT / "book/_static/book.css").read_text()
+    tables = {"scoreboard": claims_table(folder.rows(), "headline"),
+              "runs": hardware_table(board.recorded_hardware(folder.path))}  # fmt: skip
+    for name, text in tables.items():
+        assert f":class: {name}\n" in text
+        headers = re.split(r"\n\s+- ", text.split("* - ")[1].strip())
+        assert len(headers) == {"scoreboard": 3, "runs": 6}[name]
+        for i, header in enumerate(headers, 1):
+            rule = rf'table\.{name} td:nth-child\({i}\)::before {{\s*content: "{header}";'
+            assert re.search(rule, css), header
+
+
+def test_verdicts_that_say_different_things_of_a_run_have_different_colours():
+    assert BADGES[NOT_COMPARABLE] not in {BADGES[kind] for kind in BADGES if kind != NOT_COMPARABLE}

@@ -13,6 +13,7 @@ from lib.bench.notebook.tables import table
 HEADERS = ("prediction", "predicted", "measured", "measured / predicted", "verdict", "why")
 _VERDICTS = {
     "about": "as predicted",
+    "within": "within the limit",
     "failed": "the prediction failed",
     "cannot tell": "this run cannot tell",
     "missing": MISSING,
@@ -25,7 +26,8 @@ class Prediction:
 
     predicted: a number in `unit`, or the kind of a Finding (`trend` gives "rises", "falls", "flat", ...). measured: the
     same quantity, or that Finding. why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
-    "at most" for a prediction that names a least or a most, which a value beyond it confirms; "" for the value itself.
+    "at most" for a prediction that names a limit: a value near it is as predicted, one far on its right side is within
+    the limit, which says less; "" for the value itself.
     undecided: the run behind `measured` failed its own gate, so it confirms and refutes nothing.
     """
 
@@ -55,7 +57,7 @@ class Prediction:
 
     @property
     def verdict(self) -> str:
-        """ "as predicted", "a little above" or "a little below", "the prediction failed", "this run cannot tell", …"""
+        """ "as predicted", "a little above" or "a little below", "within the limit", "the prediction failed", …"""
         found = self._compared()
         return _VERDICTS["cannot tell"] if self.undecided and found != MISSING else found
 
@@ -69,7 +71,7 @@ class Prediction:
         found = versus_prediction(self.predicted, self.measured, self.unit)
         if self.sense and self.ratio is not None and found.kind in ("little", "failed"):
             if (self.ratio > 1) == (self.sense == "at least"):
-                return _VERDICTS["about"]
+                return _VERDICTS["within"]
         if found.kind == "little":
             return f"a little {'above' if found.direction > 0 else 'below'}"
         return _VERDICTS[found.kind]
@@ -122,6 +124,7 @@ def tally(predictions: Sequence[Prediction]) -> str:
     verdicts = [prediction.verdict for prediction in predictions]
     counts = [
         (verdicts.count("as predicted"), "as predicted"),
+        (verdicts.count(_VERDICTS["within"]), "within the limit that was predicted"),
         (sum(v.startswith("a little") for v in verdicts), "a little off"),
         (verdicts.count("the prediction failed"), "failed"),
         (verdicts.count("this run cannot tell"), "that this run cannot judge"),

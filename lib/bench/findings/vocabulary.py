@@ -2,7 +2,8 @@
 
 One set of thresholds for all chapters. Two values are "about" the same within 10 %, differ "a little" within 25 %, and
 beyond that the sentence gives the ratio ("1.8 times"), from 3 on as "several times". Ranges of repeats that overlap
-cannot be told apart, unless the repeats themselves agree within 10 %: then they are about the same.
+cannot be told apart, unless the repeats themselves agree within 10 %: then they are about the same. The book's page of
+notation has a table of the words, which takes the thresholds from here.
 
 Introduced in chapter 1.
 """
@@ -12,6 +13,14 @@ from dataclasses import dataclass
 from lib.bench.findings.values import Measured, over, percent, quantity, times, value
 
 ABOUT, LITTLE, SEVERAL = 0.10, 0.25, 3.0
+# The least share that a word stands for; below the last one it is "a small part".
+SHARES = (
+    (0.95, "almost all"),
+    (0.55, "most"),
+    (0.45, "about half"),
+    (0.25, "less than half"),
+    (0.10, "less than a quarter"),
+)
 MISSING = "was not measured here"
 _ROUNDING = 1e-9
 
@@ -186,13 +195,7 @@ def share(part: Measured, whole: Measured = 1.0) -> Finding:
     if fraction > 1.005:
         text = f"more than the whole ({percent(fraction)}: one of the two was measured wrongly)"
         return Finding(text, "failed", fraction, 1)
-    for least, word in (
-        (0.95, "almost all"),
-        (0.55, "most"),
-        (0.45, "about half"),
-        (0.25, "less than half"),
-        (0.10, "less than a quarter"),
-    ):
+    for least, word in SHARES:
         if fraction >= least:
             return Finding(f"{word} ({percent(fraction)})", word, fraction)
     word = "a small part" if fraction else "nothing"

@@ -43,5 +43,6 @@ def _log_axis(ax: Axes, which: str, base: int) -> Axis:
 
 
 def percent_axis(ax: Axes, which: str = "y") -> None:
-    """Fractions shown as percentages."""
-    (ax.xaxis if which == "x" else ax.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
+    """Fractions shown as percentages, with a space before the sign, as in the text."""
+    formatter = PercentFormatter(1.0, decimals=0, symbol="\u00a0%")
+    (ax.xaxis if which == "x" else ax.yaxis).set_major_formatter(formatter)

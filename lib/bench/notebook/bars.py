@@ -31,8 +31,8 @@ def stacked_bars(
     for i, (name, series) in enumerate(shares.items()):
         colour = TEXT if i >= len(COLOURS) else COLOURS[i]
         drawn = ax.barh(range(len(labels)), series, 0.62, left=left, color=colour, label=name)
-        ax.bar_label(drawn, [f"{value:.0%}" if value >= least else "" for value in series], label_type="center",
-                     fontsize=8.5, color=ON_COLOUR)  # fmt: skip
+        ax.bar_label(drawn, [f"{100 * value:.0f}\u00a0%" if value >= least else "" for value in series],
+                     label_type="center", fontsize=8.5, color=ON_COLOUR)  # fmt: skip
         left = [a + b for a, b in zip(left, series)]
     _rows(ax, labels)
     ax.set_xlim(0, 1)

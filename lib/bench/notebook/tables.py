@@ -13,18 +13,27 @@ from tabulate import tabulate
 from lib.bench.script_options import in_notebook
 
 # The space between a number and its unit, where no line may break.
-_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[%×]|[µmn]?s|min|h|[kMGT]?i?B(?:/s)?|tok/s)(?!\w))")
+_BEFORE_UNIT = re.compile(
+    r"(?<=\d)[ \n](?=(?:[%×]|[µmn]?s|min|h|[kMGT]?i?B(?:/s)?|[kMGT]?FLOP(?:s|/s)?|tok(?:ens)?/s)(?!\w))"
+)
+# A cell of percentages alone, as a format such as ".1%" prints them.
+_PERCENTAGES = re.compile(r"\d+(\.\d+)?%(, \d+(\.\d+)?%)*")
+
+
+def unbroken(text: str) -> str:
+    """The text with a no-break space between a number and its unit: "86 %", "3.10 ms"."""
+    return _BEFORE_UNIT.sub("\u00a0", text)
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], kind: str = "") -> None:
     """Shows a small table: HTML in a notebook, aligned text in a script. Numbers come formatted: 3 digits are enough.
 
-    Columns of numbers are aligned right. kind: a further CSS class of the HTML. Raises ValueError for a row that has not one cell per header.
+    Columns of numbers are aligned right, and a percentage has a space before its sign, as in the text. kind: a further CSS class of the HTML. Raises ValueError for a row that has not one cell per header.
     """
     for i, row in enumerate(rows):
         if len(row) != len(headers):
             raise ValueError(f"row {i} has {len(row)} cells, the table has {len(headers)} headers")
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[_spaced(str(cell)) for cell in row] for row in rows]
     numeric = [
         bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))
     ]
@@ -59,7 +68,12 @@ def _as_html(
 
 
 def _escaped(text: str) -> str:
-    return html.escape(_BEFORE_UNIT.sub("\u00a0", text))
+    return html.escape(unbroken(text))
+
+
+def _spaced(cell: str) -> str:
+    """ "86 %" for "86%", where the cell has percentages alone."""
+    return cell.replace("%", " %") if _PERCENTAGES.fullmatch(cell) else cell
 
 
 def _is_number(cell: str) -> bool:

@@ -64,7 +64,9 @@ def test_bars():
     stacked_bars(a, ["x", "y"], {"gemm": [0.7, 0.1], "gemv": [0.3, 0.9]})
     bars(b, ["x", "y"], {"tok/s": [1234, 2]}, fmt=",.0f")
     assert [text.get_text() for text in b.texts] == ["1,234", "2"]
-    assert "70%" in [text.get_text() for text in a.texts]
+    assert "70\u00a0%" in [text.get_text() for text in a.texts]
+    fig.canvas.draw()
+    assert a.get_xticklabels()[-1].get_text() == "100\u00a0%"
     to_svg(fig)
 
 

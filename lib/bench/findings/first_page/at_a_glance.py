@@ -9,7 +9,7 @@ from typing import Any
 
 from lib.bench.findings.launch_overhead.overhead_rows import last_batch
 from lib.bench.findings.launch_overhead.overhead_whole_way import rates
-from lib.bench.findings.values import cell, cell_of, number, percent, value
+from lib.bench.findings.values import cell, cell_of, number, percent, quantity, value
 from lib.bench.findings.vocabulary import Finding, compare, missing
 
 
@@ -55,20 +55,24 @@ def stages(run: Any) -> list[Stage]:
 def sentence(chapter: int, run: Any) -> str | None:
     """One sentence on what a run of the chapter measured; None where it was not measured, or there is no such sentence.
 
-    Where the experiment failed its gate in the recorded run, the sentence ends with the reason.
+    Where the experiment failed its gate in the recorded run, the sentence is about what the run counted, and where it
+    counted nothing, the sentence ends with the reason.
     """
     if chapter not in _SENTENCES:
         return None
     experiment, say = _SENTENCES[chapter]
-    finding = say(run)
-    if finding.kind == "missing":
-        return None
     reasons = [
         reason
         for gate in run.gates
         if gate["experiment"] == experiment and not gate["ok"]
         for reason in gate["reasons"]
     ]
+    counted = _COUNTED[chapter](run) if reasons and chapter in _COUNTED else missing("a count")
+    if counted.kind != "missing":
+        return counted.sentence
+    finding = say(run)
+    if finding.kind == "missing":
+        return None
     caution = f" Read it with care: {'; '.join(reasons)}." if reasons else ""
     return finding.sentence + caution
 
@@ -177,6 +181,23 @@ def _formats(run: Any) -> Finding:
     return _of(f"with {rows} {'row' if rows == '1' else 'rows'}, ", compare(small, full, *names))
 
 
+def _bytes(run: Any) -> Finding:
+    series = run["formats"]
+    small, full = (value(cell_of(series, n, "weight_bytes")).middle for n in ("4 bits", "float32"))
+    if not small or not full or min(small, full) <= 0:
+        return missing("the bytes of the weights")
+    said = f"{quantity(small, 'B')} of weights in 4 bits, and {quantity(full, 'B')} in float32"
+    text = f"the matrix products of a step read {said}"
+    held = run["kv_formats"]
+    many, few = (value(cell_of(held, n, "blocks")).middle for n in ("int8", "float32"))
+    if many and few and many != few:
+        text += (
+            f"; the same memory holds {number(many)} blocks of keys and values in 8 bits, "
+            f"and {number(few)} in float32"
+        )
+    return Finding(text, "number", small / full)
+
+
 def _masks(run: Any) -> Finding:
     series = run["mask_time_by_vocabulary"]
     walk, each = (cell(series, name, -1) for name in ("walk", "one_by_one"))
@@ -228,3 +249,5 @@ _SENTENCES: dict[int, tuple[str, Callable[[Any], Finding]]] = {
     13: ("two replicas behind a router", _routers),
     14: ("blocks held", _window),
 }
+# What the same run counted, for where that experiment failed its gate: no other program disturbs a count.
+_COUNTED: dict[int, Callable[[Any], Finding]] = {11: _bytes}
