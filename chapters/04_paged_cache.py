@@ -85,6 +85,7 @@ from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure, timed
 from lib.bench.notebook import toy
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
@@ -177,8 +178,10 @@ table(
 #
 # ```{math}
 # :label: eq-04-paged
-# M_\text{paged} \;=\; \sum_{i=1}^{B} \left\lceil \frac{S_i}{N_\text{block}} \right\rceil
-# N_\text{block} \, M_\text{token}.
+# \begin{aligned}
+# M_\text{paged} \;=\; & \sum_{i=1}^{B} \left\lceil \frac{S_i}{N_\text{block}} \right\rceil \\
+# & \cdot N_\text{block} \, M_\text{token}.
+# \end{aligned}
 # ```
 #
 # What is reserved and empty is now at the end of each sequence's last block: at most $N_\text{block} - 1$ tokens, and
@@ -240,8 +243,10 @@ table(
 #
 # ```{math}
 # :label: eq-04-slot
-# \text{slot}(p) \;=\; \text{table}\!\left[\lfloor p / N_\text{block} \rfloor\right] \cdot N_\text{block}
-# \;+\; p \bmod N_\text{block}.
+# \begin{aligned}
+# \text{slot}(p) \;=\; & \text{table}\!\left[\lfloor p / N_\text{block} \rfloor\right] \cdot N_\text{block} \\
+# & + \; p \bmod N_\text{block}.
+# \end{aligned}
 # ```
 #
 # ```{diagram} ../book/images/block_table.svg
@@ -329,11 +334,15 @@ table(
 # Writing needs only this: `slot_mapping` says where each new key and value goes. Reading takes more. This chapter reads
 # in the simplest way: it indexes the pool with the block tables, which copies every block that the batch needs into one
 # new tensor, and computes attention over the copy. A mask hides what lies beyond the end of the shorter sequences.
+# `_together` does both for the sequences of a step that have one query each; `plan` holds their tables and the mask.
 
 # %% tags=["remove-input"]
 show_source(gather)
 
 # %% tags=["remove-input"]
+show_excerpt(GatherAttention._together, "def _together", "return attend")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole step, with chunks of prompts"}
 show_source(GatherAttention, "__call__")
 
 # %% [markdown]
@@ -421,14 +430,20 @@ frames, answers = watch(
     },
 )
 
+
 # %% tags=["remove-input"]
+def beginning(text, most=70):
+    """The text in quotes, at most so many characters of it."""
+    return repr(text if len(text) <= most else text[: most - 1] + "…")
+
+
 table(
     [
         [
             name,
             len(prompts[name]),
             len(answers[name]),
-            repr(texts[name] + tokenizer.decode(answers[name]))[:72],
+            beginning(texts[name] + tokenizer.decode(answers[name])),
         ]
         for name in texts
     ],
@@ -661,7 +676,7 @@ glue("length_blocks", by_length["num_blocks"])
 # published, and for the variable-length workload, averaged over all steps of each sequence.
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-fragmentation", "caption": "Share of reserved slots that are empty, counted. Published: 50 tokens in each sequence. Workload: variable lengths, averaged over all decoding steps of all sequences."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-fragmentation", "caption": "Share of reserved slots that are empty, counted. Published: 50 tokens in each sequence. Workload: variable lengths, averaged over all decoding steps of all sequences. The published points (dashed) lie on the counted line of 50 tokens per sequence."}}
 def life_waste(block_size):
     """Empty over reserved slots, summed over every step of every sequence."""
     tokens = [
@@ -696,6 +711,8 @@ lines(
         )
     },
 )
+for size, share in zip(SIZES, fragmentation["frag_pct"]):
+    assert abs(share - 100 * (1 - 50 / (blocks_for(50, size) * size))) < 0.1
 ax.set(xlabel="block size (tokens)", ylabel="% of slots empty", ylim=(0, None))
 log2_axis(ax, "x")
 show(fig, "04_fragmentation")
@@ -812,7 +829,7 @@ engines = {
     ),
 }
 
-# %%
+# %% tags=["hide-input"]
 assert (
     engines["contiguous"].kv_cache.nbytes
     == budget
@@ -919,7 +936,7 @@ ax.set(
 fig.legend(loc="outside upper left", ncols=2)
 show(fig, "04_budget")
 
-# %%
+# %% tags=["hide-input"]
 gpt2 = LLM(
     "gpt2",
     dtype="float32",
@@ -1032,8 +1049,10 @@ record.headline(
 #
 # ```{math}
 # :label: eq-04-gather
-# \frac{t_\text{gather}}{t_\text{contiguous}} \;\approx\;
-# \frac{t_\text{linear} + 3\,M_{KV} / \mathit{BW}}{t_\text{linear} + M_{KV} / \mathit{BW}},
+# \begin{aligned}
+# & \frac{t_\text{gather}}{t_\text{contiguous}} \\
+# & \quad \approx \; \frac{t_\text{linear} + 3\,M_{KV} / \mathit{BW}}{t_\text{linear} + M_{KV} / \mathit{BW}},
+# \end{aligned}
 # ```
 #
 # where $t_\text{linear}$ is the larger of bytes over bandwidth and operations over rate for everything but attention.
@@ -1364,10 +1383,10 @@ table(
         "context",
         "MB copied",
         "step, slots (ms)",
-        "gathered (ms)",
+        "step, gathered (ms)",
         "ratio",
         "attention, slots (ms)",
-        "gathered (ms)",
+        "attention, gathered (ms)",
         "copy (ms)",
         "transformers (ms)",
     ],
@@ -1430,7 +1449,8 @@ record.headline(
 # step 4 of the example above was one.
 
 # %% tags=["remove-input"]
-show_source(Scheduler, "_make_room", "_preempt")
+show_source(Scheduler, "_make_room")
+show_excerpt(Scheduler._preempt, "def _preempt", "self.running.pop()")
 
 # %% [markdown]
 # In the small pool of {numref}`fig-04-pool`, 15 blocks of 4 tokens, five requests need more blocks than there are. The
@@ -1446,6 +1466,8 @@ questions = (
     "Birds can",
 )
 crowd = {n: tokenizer.encode(text) for n, text in zip("ABCDE", questions)}
+
+# %%
 start = llm.stats()
 with timed(device) as small_clock:
     frames, small_answers = watch(
@@ -1489,7 +1511,7 @@ table(
     headers=["pool", "blocks", "preemptions", "steps", "tokens computed"],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-preemption", "caption": "Five requests in a pool of 15 blocks. Above: what each computed in each step. Below: blocks in use. A cross marks the step in which a sequence lost its blocks; the orange cells after it are its second computation, with the number of its tokens."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-preemption", "caption": "Five requests in a pool of 15 blocks. Above: what each computed in each step. Below: blocks in use after each step. A cross marks the step in which a sequence lost its blocks; the orange cells after it are its second computation, with the number of its tokens, of which one is new."}}
 people = list(crowd)
 fig, (top, bottom) = figure(
     1, nrows=2, height=1.75, sharex=True, height_ratios=[1.7, 1]
@@ -1557,7 +1579,7 @@ bottom.step(
 bottom.axhline(15, color=TEXT, linewidth=1, linestyle=(0, (1, 1.8)))
 bottom.set(
     xlabel="step",
-    ylabel="blocks in use",
+    ylabel="blocks in use\nafter the step",
     ylim=(0, 16.5),
     xlim=(0.4, len(frames) + 0.6),
 )

@@ -96,6 +96,7 @@ from lib.bench.measure.same_tokens import same_tokens
 from lib.bench.measure.timing import Timing, measure_in_turns
 from lib.bench.measure.torch_calls import count_torch_calls
 from lib.bench.notebook import toy
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     COLOURS,
@@ -116,8 +117,9 @@ from lib.bench.tiny_checkpoint import tiny_checkpoint
 from lib.bench.workloads import random_prompts, variable_length
 from lib.cache.block_manager import BlockManager
 from lib.engine.scheduler import Scheduler
+from lib.serving import engine_thread
 from lib.serving.async_llm import AsyncLLM
-from lib.serving.engine_thread import Abort, Add, EngineThread, Turn
+from lib.serving.engine_thread import EngineThread
 from lib.serving.output_collector import OutputCollector
 from lib.serving.server_process import ServerProcess
 from lib.serving.sse import EventStream, event
@@ -155,6 +157,8 @@ ENGINE = {
     # Chapter 9's. A prompt that is sent twice is computed twice.
     "enable_prefix_caching": False,
 }
+
+# %%
 llm = LLM(**ENGINE)
 can_chat = bool(getattr(llm.tokenizer, "chat_template", None))
 
@@ -375,7 +379,10 @@ glue_all(words.realistic())
 #
 # ```{math}
 # :label: eq-little
-# N \;=\; X \, t_\text{E2E} \qquad\Longrightarrow\qquad t_\text{E2E} \;=\; \frac{N}{X}
+# \begin{aligned}
+# & N \;=\; X \, t_\text{E2E} \\
+# \Longrightarrow \quad & t_\text{E2E} \;=\; \frac{N}{X}
+# \end{aligned}
 # ```
 #
 # The throughput $X$ of an engine, here in requests per second, has a ceiling. Once it is reached, one more request
@@ -405,16 +412,18 @@ glue_all(words.realistic())
 # The messages are plain data. `Add` and `Abort` are commands to the engine; a `Turn` holds the results of one step.
 
 # %% tags=["remove-input"]
-show_source(Add)
-show_source(Abort)
-show_source(Turn)
+show_excerpt(engine_thread, "@dataclass", "time: float = 0.0")
 
 # %% [markdown]
 # **The engine's thread** is the loop of chapter 1 with an inbox. While there is work, it takes the commands that have
 # come, and steps. When there is none, it sleeps on a condition and uses no CPU time.
 
 # %% tags=["remove-input"]
-show_source(EngineThread, "_run", "_wait_for_work", "_turn")
+show_source(EngineThread, "_run")
+show_excerpt(EngineThread._wait_for_work, "while not (", "self._wake.wait")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show how it waits, and one turn"}
+show_source(EngineThread, "_wait_for_work", "_turn")
 
 # %% [markdown]
 # A `Turn` has the new tokens of all sequences in the step, so that the event loop is woken once per step and not once
@@ -424,6 +433,9 @@ show_source(EngineThread, "_run", "_wait_for_work", "_turn")
 # has to take little work, because it is given when the server is overloaded.
 
 # %% tags=["remove-input"]
+show_excerpt(AsyncLLM.open, "if self.in_flight", "return Call")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole method"}
 show_source(AsyncLLM, "open")
 
 # %% [markdown]
@@ -433,7 +445,11 @@ show_source(AsyncLLM, "open")
 # It frees the reserved places, and tells the engine to abort requests that still run.
 
 # %% tags=["remove-input"]
-show_source(AsyncLLM, "generate", "close")
+show_excerpt(AsyncLLM.generate, "self._thread.send", "self.close(call)")
+show_excerpt(AsyncLLM.close, "def close", "self._thread.send")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the whole of generate"}
+show_source(AsyncLLM, "generate")
 
 # %% [markdown]
 # Each call has one queue between the two sides. The engine does not wait for a client that reads slowly, so this queue
@@ -448,7 +464,10 @@ show_source(OutputCollector, "put", "get")
 # waits for the client to close the connection. When one of them ends, the other is cancelled.
 
 # %% tags=["remove-input"]
-show_source(EventStream, "__call__", "_send")
+show_source(EventStream, "__call__")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show the task that sends"}
+show_source(EventStream, "_send")
 
 # %% [markdown]
 # **The example, as it is served.** A and B of {ref}`the small example <sec-toy>` again, with the three blocks of chapter 4 and at most four
@@ -683,6 +702,8 @@ usage = {
     "prompt_tokens_details": {"cached_tokens": 0},  # chapter 9
 }
 assert whole.body["usage"] == usage
+
+# %% tags=["hide-input"]
 table(
     [
         ["offline", len(expected), "-"],
@@ -933,7 +954,7 @@ table(
     headers=[
         "server",
         "/health, median (ms)",
-        "worst (ms)",
+        "worst of a turn, median (ms)",
         "all answers (s)",
         "tokens/s",
     ],
@@ -1030,8 +1051,12 @@ for reason, count in (("abort", 1), ("length", 2)):
 assert after["kv_cache_usage_perc"] == 0
 aborted = next(line for line in server.log() if line.get("reason") == "abort")
 wasted = aborted["output_tokens"] - LEAVES_AFTER
-shown = ("prompt_tokens", "output_tokens", "ttft_ms", "reason")
-print({name: aborted[name] for name in shown})
+print(
+    f"The server's log on the client that left: a prompt of "
+    f"{aborted['prompt_tokens']} tokens,\n{aborted['output_tokens']} tokens "
+    f"computed, the first after {aborted['ttft_ms']:.0f} ms; "
+    f"ended by: {aborted['reason']}."
+)
 
 used_before = max((used for at, used in pool if at <= left), default=0)
 long_blocks = -(-(LONG + LEAVES_AFTER) // 16)
@@ -1079,7 +1104,7 @@ gate = gate_of("the client that leaves")
 gate.check(used_before >= long_blocks, "no probe saw the leaver's blocks")
 by_leaver = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use while three users stream and one of them, with the long prompt, leaves (dotted). The other two finish."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-leaving", "caption": "Blocks in use, as /metrics reports the pool after each step, while three users stream and one of them, with the long prompt, leaves (dotted). The other two finish."}}
 drawn, note = by_leaver.to_draw("pool_around_leaving", record)
 moment = drawn.params["left"]
 fig, ax = figure(height=2.4)
@@ -1257,7 +1282,7 @@ gate.check(all(refused), "no request was refused")
 gate.check(offline_gate.ok, "its predictions could not be measured")
 by_queue = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-burst", "caption": "Time to the complete answer of each request of a burst, in the order of the answers, without a limit and with one; thin bars: from the lowest to the highest of the bursts. Dotted: the prediction without a limit, batch after batch."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-burst", "caption": "Time to the complete answer of each request of a burst, without a limit and with one: the answered requests first, in the order of their answers, then the refused ones; thin bars: from the lowest to the highest of the bursts. Dotted: the prediction without a limit, batch after batch."}}
 drawn, note = by_queue.to_draw("burst_order", record)
 fig, ax = figure()
 for i, name in enumerate(curves):
@@ -1272,7 +1297,7 @@ model = [-(-k // wide) * drawn.params["wave"] for k in ranks]
 dotted = {"linestyle": ":", "drawstyle": "steps-mid", "color": TEXT}
 ax.plot(ranks, model, label="predicted", **dotted)
 ax.set(
-    xlabel="request, in the order of the answers",
+    xlabel="request, answered ones first, in the order of their answers",
     ylabel="time (s)",
     ylim=(0, None),
 )
@@ -1448,26 +1473,27 @@ caution(ax, over_http_run.note)
 show(fig, "05_share")
 
 # %% tags=["hide-input"]
-table(
-    [
+if len(runs) > 1:  # one run alone is in the figure and in the sentences
+    table(
         [
-            label,
-            *(f"{found:,.0f}" for found in series["throughput"]),
-            *(percent(share) for share in series["share"][1:]),
-            percent(series["bound"][-1]),
-        ]
-        for label, series in runs.items()
-    ],
-    headers=[
-        "run",
-        "offline (tok/s)",
-        "whole (tok/s)",
-        "streamed (tok/s)",
-        "whole / offline",
-        "streamed / offline",
-        "without overlap",
-    ],
-)
+            [
+                label,
+                *(f"{found:,.0f}" for found in series["throughput"]),
+                *(percent(share) for share in series["share"][1:]),
+                percent(series["bound"][-1]),
+            ]
+            for label, series in runs.items()
+        ],
+        headers=[
+            "run",
+            "offline (tok/s)",
+            "whole (tok/s)",
+            "streamed (tok/s)",
+            "whole / offline",
+            "streamed / offline",
+            "without overlap",
+        ],
+    )
 
 # %% tags=["remove-cell"]
 glue_all(words.http(over_http_run) | words.realistic_events(over_http_run))
@@ -1675,15 +1701,21 @@ glue("more_answers", SEQS)
 # fill and go.
 #
 # With the server's defaults a burst would hardly wait, and the pool would have thousands of blocks. `make demo` starts it
-# with `--max-num-seqs 6 --num-blocks 193`. Here it was photographed with SmolLM2 on two CPU cores:
+# with `--max-num-seqs 6 --num-blocks 193`. {numref}`fig-05-page` is a photograph of it.
 #
-# ```{image} ../book/images/server_page.png
-# :alt: The server's page: a chat on the left; on the right throughput, latencies, a burst of 20 prompts of which 6 run and 14 wait, and 192 squares for the blocks in the colours of the sequences.
-# :class: only-light
-# ```
 # ```{image} ../book/images/server_page.dark.png
 # :alt: The server's page in dark colours: a chat on the left; on the right throughput, latencies, a burst of 20 prompts of which 6 run and 14 wait, and 192 squares for the blocks in the colours of the sequences.
 # :class: only-dark
+# :target: ../_images/server_page.dark.png
+# ```
+# ```{figure} ../book/images/server_page.png
+# :name: fig-05-page
+# :alt: The server's page: a chat on the left; on the right throughput, latencies, a burst of 20 prompts of which 6 run and 14 wait, and 192 squares for the blocks in the colours of the sequences.
+# :class: only-light
+# :target: ../_images/server_page.png
+#
+# The server's page during a burst of 20 prompts, with SmolLM2 on two CPU cores: 6 sequences run and 14 wait. Each of
+# the 192 squares is a block, in the colour of its sequence. A click on the picture shows it in full size.
 # ```
 #
 # At most ten times per second the engine makes a snapshot of which sequence owns which block. It spends at most 2 % of

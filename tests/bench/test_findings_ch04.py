@@ -7,6 +7,7 @@ import pytest
 
 from lib.bench.findings.paged_cache import ch04_paged_cache as ch04
 from lib.bench.findings.paged_cache import gather_causes, gather_rows, paged_gain
+from lib.bench.findings.shown import Shown
 from lib.bench.records.files import Run
 
 # The record for which these tests were written: a new recording says other things.
@@ -267,3 +268,42 @@ def test_one_preemption_is_one(data):
     )
     said = ch04.render(Run(data))["preemption_finding"]
     assert said.startswith("1 preemption, and 22 tokens computed more than once, 29 %")
+
+
+@pytest.mark.parametrize(
+    "step, alone, words",
+    [
+        (0.036, 0.072, "grows by 72 ms and the whole step by 36 ms"),
+        (-0.01, 0.072, "and the whole step by nothing"),
+        (0.072, 0.072, ""),
+        (0.08, 0.036, ""),
+        (0.02, -0.01, ""),
+    ],
+)
+def test_a_part_that_grows_more_than_the_whole_is_explained(data, step, alone, words):
+    for name in ("decode_by_batch", "decode_by_context"):
+        found = columns(data, name)
+        exact(data, name, 0.2, 0.2 + step)
+        found["contiguous_attention"][-1], found["paged_attention"][-1] = 0.05, 0.05 + alone
+    run = Run(data)
+    said = gather_causes.part_above_whole(run["decode_by_batch"], run["decode_by_context"])
+    assert words in said and bool(words) == bool(said)
+    assert said in ch04.render(run)["attention_finding"]
+
+
+def test_a_stand_in_that_failed_its_own_gate_judges_nothing(data):
+    data["gates"] = [
+        {"experiment": name, "reasons": ["the repeats differ by 32 %, more than 25 %"]}
+        for name in ("cost of the gather", "throughput on the same bytes")
+    ]
+    open_, closed = Shown(Run(data | {"gates": []}), "a"), Shown(Run(data), "a")
+    assert "failed" in ch04.render(open_)["overhead_finding"]
+    said = ch04.render(closed)
+    assert "the prediction failed" not in " ".join(said.values())
+    assert "was predicted: this run cannot tell" in said["overhead_finding"]
+    assert "failed its own check (the repeats differ by 32 %" in said["overhead_finding"]
+    assert "smaller part" not in said["dilution_finding"]
+    assert "this run cannot tell" in said["gain_finding"]
+    timed = [p for p in ch04.predictions(closed) if "gather" in p.claim or "gain" in p.claim]
+    assert len(timed) == 5 and {p.verdict for p in timed} == {"this run cannot tell"}
+    assert not any(p.why for p in timed)

@@ -307,3 +307,37 @@ def test_the_recorded_run_of_old_says_what_it_did_not_measure():
     assert said["share_finding"].count("about the same throughput") == 2
     verdicts = [p.verdict for p in ch05.predictions(recorded)]
     assert verdicts.count("was not measured here") == 7
+
+
+@pytest.mark.parametrize("late, words", [(0, "Of its 4 probes in all turns, none took longer"), (3, "Of its 4 probes in all turns, 3 took longer than one step"), (4, "4 took longer")])  # fmt: skip
+def test_probes_beyond_a_step_are_counted(late, words):
+    """A step takes 25 ms; the worst of a turn is the median over the turns, which may hide single probes."""
+    latencies = [0.9] * late + [0.001] * (4 - late)
+    probes = (
+        {},
+        {"server": ["an engine thread"] * 4, "at": [0.0, 1.0, 2.0, 3.0], "latency": latencies},
+    )
+    found = served().measurements | run(health_probes=probes).measurements
+    said = ch05.loop(Run({"measurements": found}))["threaded_finding"]
+    assert words in said and said.startswith("The worst probe of a turn at the server")
+    assert "probes" not in ch05.loop(served())["threaded_finding"]
+
+
+@pytest.mark.parametrize(
+    "streamed, words",
+    [
+        ([104.0, 105.0, 106.0], "is the spread of the rounds, or their order, and no gain"),
+        ([180.0, 181.0, 182.0], "so something else differs between these runs"),
+        ([99.0, 100.0, 100.0], ""),
+        ([50.0, 51.0, 52.0], ""),
+    ],
+)
+def test_a_share_above_the_whole_is_no_gain(streamed, words):
+    columns = {
+        "way": ["offline", "whole", "streamed"],
+        "throughput": [[100.0, 100.0, 101.0], [99.0, 99.0, 100.0], streamed],
+        "bound": [None, None, 0.98],
+    }
+    series = {"throughput": ({"event_seconds": 1e-4}, columns)}
+    said = ch05.http(run(**series))["share_finding"]
+    assert words in said and ("HTTP cannot" in said) == bool(words)

@@ -270,3 +270,63 @@ def test_a_recorded_run_is_named_where_it_stands_in(data):
     assert said(data, "bound_finding").startswith("At the paged server")
     shown = ch06.line_bound(Shown(Run(data)))["bound_finding"]
     assert shown.startswith("In the recorded run, at the paged server")
+
+
+@pytest.mark.parametrize("factor, words", [(1.0, ""), (1.2, ""), (2.0, "differs by 100 %, more than 25 %"), (0.5, "differs by 100 %")])  # fmt: skip
+def test_the_control_says_how_far_the_copies_are_apart(data, factor, words):
+    shared = [s for s in columns(data, "open_loop")["share"] if s is not None and s < 1]
+    for share in set(shared):
+        for name, t in ((PAGED, 0.02), (LIMITED, 0.02 * factor)):
+            put(data, "open_loop", "tpot_p50", t, server=name, share=share)
+    data["measurements"]["open_loop"]["samples"] = {}
+    found = ch06.twins_reason(Run(data))
+    if ch06.twins(Run(data)).kind == "missing":
+        assert "was not measured" in found
+    else:
+        assert words in found and bool(words) == bool(found)
+
+
+def test_no_control_is_said(data):
+    data["measurements"].pop("open_loop")
+    assert "was not measured" in ch06.twins_reason(Run(data))
+
+
+def test_two_pairs_of_points_are_told_apart(data):
+    """The model's table is of this run; the figure may show a recorded one with points of its own."""
+    run = Run(data)
+    alone = ch06.foretold(run)["model_finding"]
+    assert alone == ch06.foretold(run, Shown(object()))["model_finding"]
+    both = ch06.foretold(run, Shown(run))["model_finding"]
+    assert both.startswith("In this run: ") and "its own two points" in both
+
+
+@pytest.mark.parametrize("apart, together", [(1.0, True), (1.05, True), (1.3, False)])
+def test_lines_lie_on_each_other_only_where_they_do(data, apart, together):
+    found = columns(data, "throughput_by_users")
+    found[PAGED] = [apart * x for x in found[CONTIGUOUS]]
+    late = columns(data, "latency_by_users")
+    late[f"{CONTIGUOUS}, p95"] = [0.1] * len(late["users"])
+    late[f"{PAGED}, p95"] = [0.1 * apart] * len(late["users"])
+    for name in ("throughput_by_users", "latency_by_users"):
+        data["measurements"][name]["samples"] = {}
+    for name in ("fit_finding", "answer_finding"):
+        assert ("lie on each other" in said(data, name)) == together
+
+
+@pytest.mark.parametrize("longer, explained", [(1.0, False), (1.05, False), (3.0, True)])
+def test_goodput_per_second_is_no_share(data, longer, explained):
+    share = worst(data, LIMITED)
+    put(data, "open_loop", "duration", 10.0, server=PAGED, share=share)
+    put(data, "open_loop", "duration", 10.0 * longer, server=LIMITED, share=share)
+    data["measurements"]["open_loop"]["samples"] = {}
+    assert ("Goodput is per second" in said(data, "goodput_finding")) == explained
+
+
+def test_the_longest_prompts_are_of_the_run_of_their_table(data):
+    other = json.loads(json.dumps(data))
+    rates = columns(other, "gain_by_length")["batching"]
+    rates[-1] = 7.5
+    other["measurements"]["gain_by_length"]["samples"] = {}
+    rows_ = ch06.predictions(Run(data), length_run=Run(other))
+    (found,) = [p for p in rows_ if "longest prompts" in p.claim]
+    assert found.measured == 7.5

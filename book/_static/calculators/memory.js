@@ -64,7 +64,7 @@ Calculators.memory = {
       label: "Users that fit, by the tokens that each of them has",
       x: { label: "tokens that each user has", log: 2, least: 32, most: Math.max(64, r.longest) },
       y: { label: "users", log: 10, least: 1, most },
-      series: [{ label: "blocks", points: paged, kind: 1 }, { label: "contiguous slots", points: slots, kind: 2 }],
+      series: [{ label: "blocks", points: paged, kind: 2 }, { label: "contiguous slots", points: slots, kind: 1 }],
       marks: [[r.length, r.paged], [r.length, r.slots]],
     });
   },

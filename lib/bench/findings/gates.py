@@ -163,6 +163,12 @@ class Gate:
         return self.shown
 
 
+def stand_in_closed(shown: Shown | Run, experiment: str) -> list[str]:
+    """Why the recorded run on a page could not show an experiment either; empty for this copy's run."""
+    is_stand_in = isinstance(shown, Shown) and shown.recorded
+    return closed_in(shown.run, experiment) if is_stand_in else []
+
+
 def closed_in(run: Run, experiment: str) -> list[str]:
     """Why a recorded run could not show an experiment; empty where it could, and for records without gates."""
     return next((g["reasons"] for g in run.gates if g["experiment"] == experiment), [])

@@ -29,6 +29,7 @@ class Prediction:
     same quantity, or that Finding. why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
     "at most" for a prediction that names a limit: a value near it is as predicted, one far on its right side is within
     the limit, which says less; "" for the value itself.
+    undecided: the run behind `measured` failed its own gate, so it confirms and refutes nothing.
     """
 
     claim: str
@@ -37,6 +38,7 @@ class Prediction:
     why: str | Finding = ""
     unit: str = "s"
     sense: str = ""
+    undecided: bool = False
 
     def __post_init__(self) -> None:
         if self.sense not in ("", "at least", "at most"):
@@ -57,6 +59,11 @@ class Prediction:
     @property
     def verdict(self) -> str:
         """ "as predicted", "a little above" or "a little below", "within the limit", "the prediction failed", …"""
+        found = self._compared()
+        return _VERDICTS["cannot tell"] if self.undecided and found != MISSING else found
+
+    def _compared(self) -> str:
+        """The verdict by the values alone."""
         if isinstance(self.predicted, str):
             kind = self.measured.kind
             if kind in ("missing", "cannot tell"):

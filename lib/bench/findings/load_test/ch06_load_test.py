@@ -6,7 +6,13 @@ Introduced in chapter 6.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.bench.findings.load_test.load_goodput import goodput, goodput_gain, twin, twins
+from lib.bench.findings.load_test.load_goodput import (
+    goodput,
+    goodput_gain,
+    twin,
+    twins,
+    twins_reason,
+)
 from lib.bench.findings.load_test.load_knee import best_rate, knee, law
 from lib.bench.findings.load_test.load_latency import latencies, queue
 from lib.bench.findings.load_test.load_model import foretold, line_bound
@@ -23,7 +29,7 @@ __all__ = [
     "CALLED", "best_rate", "exercise", "expected_slow", "factors", "foretold",
     "goodput", "http", "knee", "latencies", "law", "lessons", "line_bound", "patterns",
     "predictions", "prompts", "queue", "render", "slow_requests", "stall", "throughput", "twin",
-    "twins",
+    "twins", "twins_reason",
 ]  # fmt: skip
 
 

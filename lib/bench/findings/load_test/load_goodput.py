@@ -11,7 +11,7 @@ from lib.bench.findings.curves import trend
 from lib.bench.findings.load_test.load_knee import worst
 from lib.bench.findings.load_test.load_rows import LIMITED, NAMES, PAGED, opened, shares
 from lib.bench.findings.values import column, number, percent, positive, quantity, value
-from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
+from lib.bench.findings.vocabulary import LITTLE, Finding, compare, missing, versus_prediction
 
 
 def twins(run: Any) -> Finding:
@@ -21,6 +21,20 @@ def twins(run: Any) -> Finding:
         return missing("the control of the two copies below the capacity")
     limited, free = (opened(run, "tpot_p50", name, both[0]) for name in (LIMITED, PAGED))
     return compare(limited, free, NAMES[LIMITED], "its copy without one")
+
+
+def twins_reason(run: Any) -> str:
+    """Why the two copies cannot be compared, for the gate; empty where they can."""
+    found = twins(run)
+    if found.kind in ("about", "little"):
+        return ""
+    what = "the time of a token of the two copies of one server, below the knee,"
+    if found.ratio is None:
+        return f"{what} was not measured"
+    apart = percent(max(found.ratio, 1 / found.ratio) - 1)
+    if found.kind == "cannot tell":
+        return f"{what} spreads too widely to compare them ({apart} apart at the median)"
+    return f"{what} differs by {apart}, more than {percent(LITTLE)}"
 
 
 def twin(run: Any) -> dict[str, str]:
@@ -33,7 +47,9 @@ def twin(run: Any) -> dict[str, str]:
     share = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)][0]
     said = f"At {number(share)} times the capacity, by the time of a token, {found}"
     if found.kind in ("about", "little"):
-        return {"twin_finding": f"{said}. The two can be compared."}
+        return {
+            "twin_finding": f"{said}. Up to {percent(LITTLE)} are allowed. The two can be compared."
+        }
     if found.kind == "cannot tell":
         return {"twin_finding": f"{said}."}
     return {
@@ -69,11 +85,23 @@ def goodput(run: Any) -> dict[str, str]:
             first += " This server has more although it is the slower of the two."
         if found.direction <= 0 and found.kind not in ("missing", "cannot tell", "undefined"):
             first += " The prediction failed: the limit brought no more goodput."
+        first += _per_second(run, share)
     return {
         "goodput_finding": first,
         "refused_finding": _refused(run, share),
         "outcomes_finding": _outcomes(run),
     }
+
+
+def _per_second(run: Any, share: float) -> str:
+    """Why the factor is not that of the figure's shares, where the two tests last differently; begins with a space."""
+    limited, free = (positive(opened(run, "duration", name, share)) for name in (LIMITED, PAGED))
+    if limited is None or free is None or max(limited / free, free / limited) <= 1.1:
+        return ""
+    return (
+        f" Goodput is per second, and the figure shows shares of all requests: the test with the limit lasted "
+        f"{quantity(limited, 's')} and the one without {quantity(free, 's')}, so the two have other ratios."
+    )
 
 
 def _refused(run: Any, share: float | None) -> str:

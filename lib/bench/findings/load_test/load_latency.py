@@ -8,6 +8,7 @@ Introduced in chapter 6.
 from typing import Any
 
 from lib.bench.findings.load_test.load_rows import (
+    CONTIGUOUS,
     NAMES,
     PAGED,
     SEQUENTIAL,
@@ -16,7 +17,16 @@ from lib.bench.findings.load_test.load_rows import (
     peak_waiting,
     users,
 )
-from lib.bench.findings.values import number, positive, quantity, times
+from lib.bench.findings.run_notes import of_record
+from lib.bench.findings.values import (
+    column,
+    number,
+    over,
+    percent,
+    positive,
+    quantity,
+    times,
+)
 from lib.bench.findings.vocabulary import Finding, compare, missing, share
 
 
@@ -34,6 +44,7 @@ def latencies(run: Any) -> dict[str, str]:
     else:
         found = compare(fast, slow, NAMES[PAGED], NAMES[SEQUENTIAL])
         first = f"With {number(levels[-1])} users, and by the time of the median answer, {found}."
+        first = of_record(run, first) + _together(run, levels)
     parts = [waiting_share(run, name) for name in (SEQUENTIAL, PAGED)]
     second = missing("the wait for the first token").sentence
     if "failed" in (parts[0].kind, parts[1].kind):
@@ -49,6 +60,22 @@ def latencies(run: Any) -> dict[str, str]:
         "pace_finding": _pace(run, levels),
         "generator_finding": _generator(run),
     }
+
+
+def _together(run: Any, levels: list[float]) -> str:
+    """Whether the 95th percentiles of the two batching servers lie on each other; begins with a space."""
+    series = run["latency_by_users"]
+    pairs = zip(column(series, f"{CONTIGUOUS}, p95"), column(series, f"{PAGED}, p95"))
+    ratios = [r for a, b in pairs if (r := over(a, b))]
+    if not ratios or len(ratios) < len(levels):
+        return ""
+    apart = max(max(r, 1 / r) for r in ratios) - 1
+    if apart > 0.1:
+        return ""
+    return (
+        f" The 95th percentiles of the two batching servers differ by at most {percent(apart)}, so their lines lie on "
+        "each other."
+    )
 
 
 def pace(run: Any) -> Finding:

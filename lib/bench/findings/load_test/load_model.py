@@ -18,6 +18,7 @@ from lib.bench.findings.load_test.load_rows import (
     labels,
     users,
 )
+from lib.bench.findings.run_notes import is_recorded
 from lib.bench.findings.values import Measured, cell, number, positive, quantity, times
 from lib.bench.findings.vocabulary import missing, versus_bound
 
@@ -54,11 +55,24 @@ def ratio(a: Measured, b: Measured) -> float | None:
     return x / y if x and y else None
 
 
-def foretold(run: Any) -> dict[str, str]:
-    """What the model says before the sweep, from two points for each server."""
+def foretold(run: Any, drawn: Any = None) -> dict[str, str]:
+    """What the model says before the sweep, from two points for each server.
+
+    drawn: the run of the figure of the sweep. Where that is a recorded one, it has two points of its own.
+    """
+    said = _foretold(run)
+    if is_recorded(drawn):
+        said = (
+            f"In this run: {said[:1].lower()}{said[1:]} The figures of the sweep and the table of the predictions at the end show "
+            "the recorded run, whose predictions come from its own two points."
+        )
+    return {"model_finding": said}
+
+
+def _foretold(run: Any) -> str:
     found, levels = line(run, PAGED), users(run)
     if found is None:
-        return {"model_finding": missing("the model's line").sentence}
+        return missing("the model's line").sentence
     shared, each = found
     row = gain_at(run)
     predicted = {name: predicted_at(run, name, row) for name in COMPARED}
@@ -66,11 +80,11 @@ def foretold(run: Any) -> dict[str, str]:
     paging = ratio(predicted[PAGED], predicted[CONTIGUOUS])
     said = f"By these points, a step of {NAMES[PAGED]} {_parts(shared, each, levels)}."
     if batching is None or paging is None:
-        return {"model_finding": f"{said} {missing('the predicted gain').sentence}"}
-    return {
-        "model_finding": f"{said} For {number(levels[row])} users the model says: batching gives "
+        return f"{said} {missing('the predicted gain').sentence}"
+    return (
+        f"{said} For {number(levels[row])} users the model says: batching gives "
         f"{times(batching)}, and paging {times(paging)}."
-    }
+    )
 
 
 def _parts(shared: float, each: float, levels: list[float]) -> str:

@@ -16,7 +16,7 @@ from lib.bench.findings.load_test.load_knee import (
     worst,
 )
 from lib.bench.findings.load_test.load_model import gain_at, predicted_at, ratio
-from lib.bench.findings.load_test.load_patterns import pattern_order, steady_is_easiest
+from lib.bench.findings.load_test.load_patterns import CALLED, pattern_order, steady_is_easiest
 from lib.bench.findings.load_test.load_prompts import long_prompt_gain, prompt_cost
 from lib.bench.findings.load_test.load_rows import (
     COMPARED,
@@ -38,13 +38,17 @@ from lib.bench.findings.vocabulary import Finding, versus_prediction
 
 
 def predictions(
-    run: Any, open_run: Any = None, pattern_run: Any = None, stall_run: Any = None
+    run: Any,
+    open_run: Any = None,
+    pattern_run: Any = None,
+    stall_run: Any = None,
+    length_run: Any = None,
 ) -> list[Prediction]:
     """The chapter's predictions, for the table at its end; the other runs where another gate picked another run."""
     open_run = run if open_run is None else open_run
     rows = [
         *_stall(run if stall_run is None else stall_run),
-        *_closed(run),
+        *_closed(run, run if length_run is None else length_run),
         *_open(open_run),
         *_patterns(open_run if pattern_run is None else pattern_run),
     ]
@@ -69,7 +73,7 @@ def _stall(run: Any) -> list[Prediction]:
     ]
 
 
-def _closed(run: Any) -> list[Prediction]:
+def _closed(run: Any, length_run: Any) -> list[Prediction]:
     levels, rows = users(run), []
     for name in COMPARED:
         got, want = by_users(run, name), by_users(run, f"{name}, predicted")
@@ -100,10 +104,10 @@ def _closed(run: Any) -> list[Prediction]:
             if positive(answered) and all_there and positive(answered) < all_there else "",
         )
     )  # fmt: skip
-    gain = long_prompt_gain(run)
+    gain = long_prompt_gain(length_run)
     rows.append(
         Prediction("gain by batching with the longest prompts, if both servers pay a prompt alike", *gain,
-                   _prompts_shared(run), unit="×")
+                   _prompts_shared(length_run), unit="×")
     )  # fmt: skip
     return rows
 
@@ -171,5 +175,7 @@ def _finite(model: Measured, measured: Measured) -> str:
 def _patterns(run: Any) -> list[Prediction]:
     order, words = pattern_order(run)
     easiest = "steady" if steady_is_easiest(run) else order[0] if order else "missing"
-    steady = Finding(words.text, easiest)
-    return [Prediction("the easiest pattern of arrivals", "steady", steady, unit="")]
+    measured = Finding(CALLED.get(easiest, words.text), easiest)
+    return [
+        Prediction("the easiest pattern of arrivals", "steady", measured, f"p95 of TTFT: {words}")
+    ]

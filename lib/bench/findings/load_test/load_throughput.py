@@ -20,6 +20,7 @@ from lib.bench.findings.load_test.load_rows import (
     rate,
     users,
 )
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import cell, number, percent, positive, times
 from lib.bench.findings.vocabulary import Finding, compare, missing
 
@@ -55,12 +56,25 @@ def throughput(run: Any) -> dict[str, str]:
             )
     else:
         first = missing("throughput over its prediction").sentence
+    first = of_record(run, first) + _together(run)
     flat = flat_trend(run)
     verdict = {"flat": "as predicted", "cannot tell": "so the prediction is not judged"}
     said = f"With more users {FLAT} {flat}, {verdict.get(flat.kind, 'so the prediction failed')}."
     if flat.kind == "missing":
         said = missing(FLAT).sentence
     return {"fit_finding": first, "flat_finding": said, "gain_finding": _gain(run)}
+
+
+def _together(run: Any) -> str:
+    """Whether the lines of the two batching servers lie on each other in the figure; begins with a space."""
+    pairs = zip(by_users(run, CONTIGUOUS), by_users(run, PAGED))
+    ratios = [r for a, b in pairs if (r := ratio(a, b))]
+    if not ratios or len(ratios) < len(users(run)):
+        return ""
+    apart = max(max(r, 1 / r) for r in ratios) - 1
+    if apart > 0.1:
+        return ""
+    return f" The two batching servers differ by at most {percent(apart)}, so their lines lie on each other."
 
 
 def flat_trend(run: Any) -> Finding:

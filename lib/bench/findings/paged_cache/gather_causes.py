@@ -15,8 +15,11 @@ from lib.bench.records.series import Series
 PAGE = 4096  # bytes
 
 
-def dilution(series: Series | None) -> Finding:
-    """Why the ratio of the bounds is no prediction of the ratio: the rest of the step lies above its own bound."""
+def dilution(series: Series | None, judged: bool = True) -> Finding:
+    """Why the ratio of the bounds is no prediction of the ratio: the rest of the step lies above its own bound.
+
+    judged: False leaves the explanation out, for a run from which no verdict may be drawn.
+    """
     step, bound = middle(series, "contiguous", -1), middle(series, "bound_contiguous", -1)
     predicted, measured = overhead(series, -1)
     if None in (step, bound, predicted, measured):
@@ -28,6 +31,8 @@ def dilution(series: Series | None) -> Finding:
     found = versus_prediction(predicted, measured, "")
     if step < bound / 1.1:
         return Finding(f"{said}: below its bound, so a ceiling was measured too low", "low")
+    if not judged:
+        return Finding(said, "other", step / bound)
     if step <= 1.25 * bound:
         if found.kind == "about":
             said += ": the rest of the step is near its bound, so the ratio of the bounds is a fair prediction"
@@ -97,6 +102,35 @@ def attention(by_batch: Series | None, by_context: Series | None) -> str:
     if part > 1.1:
         return f"{said}: a part of them stays in the processor's caches, or the bandwidth was measured too low."
     return f"{said}."
+
+
+def part_above_whole(by_batch: Series | None, by_context: Series | None) -> str:
+    """Where the gather adds more to attention alone than to the step that holds it: why the two cannot be subtracted.
+
+    Empty where it does not; begins with a space.
+    """
+    said = []
+    for series, axis in ((by_batch, "batch"), (by_context, "context")):
+        names = ("contiguous", "paged", "contiguous_attention", "paged_attention")
+        times_ = [middle(series, name, -1) for name in names]
+        if None in times_:
+            continue
+        slots, blocks, alone, gathered = times_
+        part, whole = gathered - alone, blocks - slots
+        if part > 0 and part > 1.1 * whole:
+            grown = f"by {quantity(whole, 's')}" if whole > 0 else "by nothing"
+            said.append(
+                f"at {place(series, -1, axis)}, attention alone grows by {quantity(part, 's')} and the whole step {grown}"
+            )
+    if not said:
+        return ""
+    found = "; ".join(said)
+    return (
+        f" {found[:1].upper()}{found[1:]}. A part cannot add more than the whole: attention alone is a job of its own, "
+        "all layers one after another with nothing between them, so the processor's caches and the memory of the copies "
+        "are in another state there than inside a step. The two are compared with slots each for itself, and not "
+        "subtracted from each other."
+    )
 
 
 def attention_bandwidth(series: Series | None) -> float | None:

@@ -6,8 +6,10 @@ extra bytes.
 Introduced in chapter 4.
 """
 
+from dataclasses import replace
 from typing import Any
 
+from lib.bench.findings.gates import stand_in_closed
 from lib.bench.findings.paged_cache.gather_causes import (
     attention,
     attention_bandwidth,
@@ -15,6 +17,7 @@ from lib.bench.findings.paged_cache.gather_causes import (
     dilution,
     fresh_cause,
     fresh_pages,
+    part_above_whole,
 )
 from lib.bench.findings.paged_cache.gather_rows import (
     BY_BATCH,
@@ -29,23 +32,27 @@ from lib.bench.findings.values import Measured, Value, cell, percent, quantity, 
 from lib.bench.findings.vocabulary import compare, missing, versus_prediction
 from lib.bench.records.series import Series
 
+EXPERIMENT = "cost of the gather"  # the name of its gate
+
 
 def gather(run: Any) -> dict[str, str]:
-    """The sentences under the figure of the gather."""
+    """The sentences under the figure of the gather; none of them judges where the recorded run's own gate was closed."""
     by_batch, by_context = run[BY_BATCH], run[BY_CONTEXT]
+    closed = stand_in_closed(run, EXPERIMENT)
+    own = f" The recorded run failed its own check ({'; '.join(closed)})." if closed else ""
     return {
-        "overhead_finding": _overheads(by_batch, by_context),
-        "dilution_finding": dilution(by_context).sentence,
-        "extra_finding": _extras(by_batch, by_context),
-        "broke_finding": _broke(by_context),
+        "overhead_finding": _overheads(by_batch, by_context, bool(closed)) + own,
+        "dilution_finding": dilution(by_context, judged=not closed).sentence,
+        "extra_finding": _extras(by_batch, by_context, bool(closed)),
+        "broke_finding": _broke(by_context, bool(closed)),
         "faults_finding": fresh_pages(by_batch, by_context),
-        "attention_finding": attention(by_batch, by_context),
+        "attention_finding": f"{attention(by_batch, by_context)}{part_above_whole(by_batch, by_context)}",
         "copy_finding": copy_rate(run),
         "transformers_finding": _transformers(by_batch),
     }
 
 
-def _overheads(by_batch: Series | None, by_context: Series | None) -> str:
+def _overheads(by_batch: Series | None, by_context: Series | None, closed: bool) -> str:
     """Ratios of the whole step as measured and as the two bounds predict, with the verdict on what is added."""
     said = []
     for series, axis, row in (
@@ -62,13 +69,14 @@ def _overheads(by_batch: Series | None, by_context: Series | None) -> str:
     found = versus_prediction(predicted, measured, "")
     got = value(measured).middle
     change = f"adds {percent(got)} to" if got >= 0 else f"takes {percent(-got)} from"
+    verdict = "this run cannot tell" if closed else found.verdict
     return (
         f"The time of a gathered step over that of a contiguous one is, {'; '.join(said)}. The gather {change} a step "
-        f"with the longest context, where {percent(predicted)} was predicted: {found.verdict}."
+        f"with the longest context, where {percent(predicted)} was predicted: {verdict}."
     )
 
 
-def _extras(by_batch: Series | None, by_context: Series | None) -> str:
+def _extras(by_batch: Series | None, by_context: Series | None, closed: bool) -> str:
     """The corrected model: seconds, not ratios."""
     said = []
     for series, axis in ((by_batch, "batch"), (by_context, "context")):
@@ -78,7 +86,9 @@ def _extras(by_batch: Series | None, by_context: Series | None) -> str:
             return missing("the time that the gather adds").sentence
         found = versus_prediction(predicted, measured)
         verdict = found.verdict
-        if found.kind == "cannot tell":
+        if closed:
+            verdict = "this run cannot tell"
+        elif found.kind == "cannot tell":
             verdict = "this run cannot tell: the turns spread too widely"
         elif got <= 0:
             verdict = "the prediction failed"
@@ -90,14 +100,14 @@ def _extras(by_batch: Series | None, by_context: Series | None) -> str:
     return f"The gather {'; it '.join(said)}."
 
 
-def _broke(series: Series | None) -> str:
+def _broke(series: Series | None, closed: bool) -> str:
     """What became of the first model, for the list of what broke."""
     said = "The first model divided the bound of a gathered step by that of a contiguous one"
     predicted, measured = overhead(series, -1)
     if predicted is None or measured is None:
         return f"{said}; {missing('whether that holds')}."
     found = versus_prediction(predicted, measured, "")
-    if found.kind == "cannot tell":
+    if closed or found.kind == "cannot tell":
         return f"{said}; whether that holds, this run cannot tell."
     cause = dilution(series)
     if found.kind == "about" and cause.kind == "about":
@@ -126,6 +136,7 @@ def _transformers(series: Series | None) -> str:
 def predictions(run: Any) -> list[Prediction]:
     """The gather's rows in the chapter's table: the first model, and the corrected one."""
     by_batch, by_context = run[BY_BATCH], run[BY_CONTEXT]
+    closed = bool(stand_in_closed(run, EXPERIMENT))
     predicted, measured = overhead(by_context, -1)
     cause = dilution(by_context)
     first = Prediction(
@@ -134,13 +145,13 @@ def predictions(run: Any) -> list[Prediction]:
         "", "%",
     )  # fmt: skip
     why = cause.text[:1].lower() + cause.text[1:] if cause.kind == "slow" else ""
-    rows = [_with(first, why)]
+    rows = [_with(first, why, closed)]
     for series, name in ((by_batch, "largest batch"), (by_context, "longest context")):
         predicted, measured = extra(series, -1)
         row = Prediction(
             f"time that the gather adds, {name}, from its extra bytes", predicted, measured
         )
-        rows.append(_with(row, fresh_cause(series)))
+        rows.append(_with(row, fresh_cause(series), closed))
     alone = ratio(by_batch, "paged_attention", "contiguous_attention", -1)
     part = attention_bandwidth(by_batch)
     slow = part is not None and part < 0.5
@@ -149,7 +160,10 @@ def predictions(run: Any) -> list[Prediction]:
         if slow
         else ""
     )
-    rows.append(_with(Prediction("attention alone, gathered over slots, largest batch, from the bytes", 3.0, alone, "", "×"), why))  # fmt: skip
+    row = Prediction(
+        "attention alone, gathered over slots, largest batch, from the bytes", 3.0, alone, "", "×"
+    )
+    rows.append(_with(row, why, closed))
     return rows
 
 
@@ -160,10 +174,11 @@ def _percent(measured: Measured) -> Measured:
     return Value(100 * found.middle, 100 * found.low, 100 * found.high, found.count)
 
 
-def _with(prediction: Prediction, why: str) -> Prediction:
-    """The prediction with its cause, beside a deviation only."""
+def _with(prediction: Prediction, why: str, closed: bool) -> Prediction:
+    """The prediction with its cause, beside a deviation only; `closed`: the run failed its own gate."""
+    prediction = replace(prediction, undecided=closed)
     off = prediction.verdict == "the prediction failed" or prediction.verdict.startswith("a little")
     text = why if off else ""
     if prediction.verdict == "the prediction failed" and not text:
         text = "no cause was measured"
-    return Prediction(prediction.claim, prediction.predicted, prediction.measured, text, prediction.unit, prediction.sense)  # fmt: skip
+    return replace(prediction, why=text)

@@ -9,6 +9,7 @@ Introduced in chapter 4.
 from operator import truediv
 from typing import Any
 
+from lib.bench.findings.gates import stand_in_closed
 from lib.bench.findings.paged_cache.published_memory import MIB
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, cell, number, of_both, quantity, times, value
@@ -16,6 +17,7 @@ from lib.bench.findings.vocabulary import compare, missing, versus_prediction
 from lib.bench.records.series import Series
 
 SAME_BYTES = "same_bytes"
+EXPERIMENT = "throughput on the same bytes"  # the name of its gate
 
 
 def _pair(series: Series | None, column: str) -> tuple[Measured, Measured]:
@@ -32,6 +34,7 @@ def _numbers(series: Series | None, column: str) -> tuple[float | None, float | 
 def same_bytes(run: Any) -> dict[str, str]:
     """The sentences under the figure of sequences at once, on the same bytes."""
     series = run[SAME_BYTES]
+    closed = bool(stand_in_closed(run, EXPERIMENT))
     before, after = _numbers(series, "peak_running")
     slow, fast = _numbers(series, "steps")
     at_once, short = missing("the number of sequences at once").sentence, ""
@@ -53,9 +56,9 @@ def same_bytes(run: Any) -> dict[str, str]:
         "at_once_finding": f"{at_once} {_at_once_prediction(series)}",
         "at_once_short": f"{short or 'the number of sequences at once was not measured here'}.",
         "steps_finding": steps,
-        "gain_finding": f"{said.sentence} {_gain_verdict(series)}",
+        "gain_finding": f"{said.sentence} {_gain_verdict(series, closed)}",
         "gain_cause_finding": gain_cause(run),
-        "broke_steps_finding": _broke(series),
+        "broke_steps_finding": _broke(series, closed),
         "same_tokens_finding": _same_tokens(series),
     }
 
@@ -86,13 +89,13 @@ def gain_limit(run: Any) -> tuple[float | None, Measured]:
     return (slow / fast if slow and fast else None), gains
 
 
-def _gain_verdict(series: Series | None) -> str:
+def _gain_verdict(series: Series | None, closed: bool) -> str:
     limit, gain = gain_limit({SAME_BYTES: series})
     if limit is None or gain is None or value(gain).middle <= 0:
         return missing("the gain in throughput over the gain in steps").sentence
     got = value(gain).middle
     both = f"throughput {times(got)}, steps {times(limit)}"
-    if versus_prediction(limit, gain, "×").kind == "cannot tell":
+    if closed or versus_prediction(limit, gain, "×").kind == "cannot tell":
         return f"Whether the ratio of the steps was the limit, this run cannot tell ({both})."
     if got <= 1.1 * limit:
         return f"The ratio of the steps was predicted to be the limit, and it held ({both})."
@@ -100,14 +103,14 @@ def _gain_verdict(series: Series | None) -> str:
     return f"The ratio of the steps was predicted to be the limit, and the gain goes beyond it ({both}): {verdict}."
 
 
-def _broke(series: Series | None) -> str:
+def _broke(series: Series | None, closed: bool) -> str:
     """What became of the limit on the throughput, for the list of what broke."""
     said = "The ratio of the steps was predicted to limit the gain in throughput, because a step with more sequences does more"
     limit, gain = gain_limit({SAME_BYTES: series})
     got = value(gain).middle
     if limit is None or not got or got <= 0:
         return f"{said}; {missing('whether that holds')}."
-    if versus_prediction(limit, gain, "×").kind == "cannot tell":
+    if closed or versus_prediction(limit, gain, "×").kind == "cannot tell":
         return f"{said}. This run cannot tell whether it does."
     if got <= 1.1 * limit:
         return f"{said}. In this run it does. On another machine it need not: more work does not always take more time."
@@ -162,6 +165,7 @@ def predictions(run: Any) -> list[Prediction]:
     """The rows of the same bytes in the chapter's table."""
     series = run[SAME_BYTES]
     limit, gain = gain_limit(run)
+    closed = bool(stand_in_closed(run, EXPERIMENT))
     return [
         Prediction(
             "sequences at once on the same bytes, from finished lengths",
@@ -169,7 +173,7 @@ def predictions(run: Any) -> list[Prediction]:
         ),
         Prediction(
             "gain in throughput, from the ratio of the steps",
-            limit, gain, _shorter(series, limit, gain), "×", "at most",
+            limit, gain, "" if closed else _shorter(series, limit, gain), "×", "at most", closed,
         ),
     ]  # fmt: skip
 

@@ -73,8 +73,8 @@ def loop(run: Any) -> dict[str, str]:
     series = run[HEALTH]
     health = {n: cell_of(series, n, "health_worst") for n in (LOOP, LOCKED, THREAD)}
     answers = {n: cell_of(series, n, "all_answers") for n in (LOOP, LOCKED, THREAD)}
-    deaf = compare(health[LOCKED], health[LOOP], "the worst probe with a lock and threads",
-                   "the worst probe of the loop that computes")  # fmt: skip
+    deaf = compare(health[LOCKED], health[LOOP], "the worst probe of a turn with a lock and threads",
+                   "that of the loop that computes")  # fmt: skip
     gain = compare(
         answers[THREAD], answers[LOCKED], "the server with an engine thread", "the one with a lock"
     )
@@ -83,15 +83,33 @@ def loop(run: Any) -> dict[str, str]:
         why = " Behind the lock the scheduler never has two requests at once, so it has nothing to batch."
     return {
         "slope_finding": _slope(run),
-        "blocking_finding": _judged(run, "the worst probe of the server that computes on its loop",
+        "blocking_finding": _judged(run, "the worst probe of a turn, at the server that computes on its loop,",
                                     one_by_one(run), health[LOOP]),
         "locked_finding": deaf.sentence,
         "locked_all_finding": _judged(run, "all answers together", one_by_one(run), answers[LOCKED]),
-        "threaded_finding": at_most("the worst probe of the server with an engine thread", one_step(run), health[THREAD],
-                                    "one step").sentence,
+        "threaded_finding": at_most("the worst probe of a turn at the server with an engine thread", one_step(run),
+                                    health[THREAD], "one step").sentence + _beyond_a_step(run),
         "batching_finding": gain.sentence + why,
         "offline_finding": _too_low(run),
     }  # fmt: skip
+
+
+def _beyond_a_step(run: Any) -> str:
+    """How many probes of the engine thread took longer than one step, all turns together; begins with a space."""
+    series, step = run[PROBES], one_step(run)
+    names = series["server"] if series is not None and "server" in series else []
+    found = [positive(m) for name, m in zip(names, column(series, "latency")) if name == THREAD]
+    known = [seconds for seconds in found if seconds]
+    if not known or step is None:
+        return ""
+    late = sum(seconds > step for seconds in known)
+    count = number(late) if late else "none"
+    return f" Of its {counted_probes(len(known))} in all turns, {count} took longer than one step."
+
+
+def counted_probes(n: int) -> str:
+    """ "1 probe", "84 probes"."""
+    return f"{number(n)} probe{'s' * (n != 1)}"
 
 
 def _too_low(run: Any) -> str:
@@ -190,8 +208,8 @@ def of_loop(run: Any) -> list[Prediction]:
     """The first two predictions of the chapter."""
     health = run[HEALTH]
     return [
-        Prediction("worst /health of the loop that computes", one_by_one(run), cell_of(health, LOOP, "health_worst")),
-        Prediction("worst /health of the engine thread, one step", one_step(run), cell_of(health, THREAD, "health_worst"),
+        Prediction("worst /health of a turn, loop that computes", one_by_one(run), cell_of(health, LOOP, "health_worst")),
+        Prediction("worst /health of a turn, engine thread: one step", one_step(run), cell_of(health, THREAD, "health_worst"),
                    sense="at most"),
         Prediction("all answers behind a lock, one after the other", one_by_one(run), cell_of(health, LOCKED, "all_answers")),
         Prediction("all answers of the engine thread, from one offline batch", cell_of(run["offline"], HALF, "seconds"),

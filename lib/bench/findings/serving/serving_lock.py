@@ -53,15 +53,21 @@ def http(run: Any) -> dict[str, str]:
     ]
     return {
         "bound_finding": said,
-        "share_finding": " ".join([f.sentence for f in found] + [_impossible(found)]).strip(),
+        "share_finding": " ".join([f.sentence for f in found] + [_above(found)]).strip(),
         "goal_finding": _goal(streamed, offline),
         "cost_finding": _cost(streamed, offline, bound),
     }
 
 
-def _impossible(found: list[Finding]) -> str:
+def _above(found: list[Finding]) -> str:
+    """What a share above 100 % is: no gain."""
     if any(f.direction > 0 for f in found):
         return "HTTP cannot make an engine faster, so something else differs between these runs."
+    if any(f.ratio is not None and f.ratio >= 1.005 for f in found):
+        return (
+            "HTTP cannot make an engine faster: a share above 100 % is the spread of the rounds, or their order, "
+            "and no gain."
+        )
     return ""
 
 
