@@ -8,7 +8,7 @@ Introduced in chapter 9.
 
 from typing import Any
 
-from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.realistic import realistic_prompt
 from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import (
@@ -293,7 +293,7 @@ def predictions(run: Any) -> list[Prediction]:
         name: over(_cell(series, "chat", name), _cell(series, "chat", "prompt_tokens"))
         for name in ("ideal", "found")
     }
-    return [
+    found = [
         Prediction(
             "TTFT, nothing found over most found, from the prompt curve",
             ttft_gain(run, "predicted"), ttft_gain(run), "", "×",
@@ -306,6 +306,7 @@ def predictions(run: Any) -> list[Prediction]:
             cell(pools, "predicted", 0), cell(pools, "hit_rate", 0), "", "",
         ),
     ]  # fmt: skip
+    return with_causes(found)
 
 
 def render(run: Any) -> dict[str, str]:
