@@ -485,7 +485,7 @@ glue_all(words.same_logits(apart))
 # The prediction, {eq}`eq-09-ttft`, against the engine. Every repeat sends new tokens after the shared ones, so that only
 # the shared ones are found.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ttft", "caption": "Time to the first token of a prompt of fixed length against the number of its tokens that are cached. Dotted: the prediction from the prompt curve."}}
 (shared_text,) = random_prompts([TOTAL], config.vocab_size, seed=2)
 
 
@@ -528,7 +528,6 @@ gate = experiments.gate("TTFT by shared length")
 gate.repeats([*ttft.samples["ttft"], *curve.values()])
 by_shared = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ttft", "caption": "Time to the first token of a prompt of fixed length against the number of its tokens that are cached. Dotted: the prediction from the prompt curve."}}
 drawn = by_shared["ttft_by_shared"]
 fig, ax = figure()
 lines(
@@ -967,7 +966,7 @@ _ = record.add(
 # the same trace:
 
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-pool", "caption": "Hit rate of the trace against the size of the pool. Left: the engine's block manager, and (dotted) the prediction from stack distances, which lies on the curve; the vertical line is where the prediction reaches 95 % of the most that can be found. Right: orders of eviction."}}
 class HeadFirst(PrefixCachingBlockManager):
     """Least recently used, but the head of a sequence before its tail."""
 
@@ -1036,7 +1035,6 @@ _ = record.add(
     "eviction_orders", unit="share", columns={"pool": POOLS, **by_order}
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-pool", "caption": "Hit rate of the trace against the size of the pool. Left: the engine's block manager, and (dotted) the prediction from stack distances, which lies on the curve; the vertical line is where the prediction reaches 95 % of the most that can be found. Right: orders of eviction."}}
 fig, (left, right) = figure(2, height=3.4, sharey=True)
 order_colour = {"least recent, tail first": rates}
 lines(left, x=POOLS, y=order_colour)

@@ -399,7 +399,6 @@ def total(replays):
     return sum(replays[1:], start=replays[0])
 
 
-# %% tags=["hide-input"]
 texts = {
     "copying": (tasks, [greedy(NEW)] * len(tasks)),
     "chat": (talk, [greedy(NEW)] * len(talk)),

@@ -1174,8 +1174,6 @@ for name, size in per_head.items():
         dtype="float32",
     )
 del jobs
-
-# %% tags=["hide-input"]
 record.add(
     "kv_attention",
     unit="s",

@@ -303,7 +303,7 @@ def answers_table(rows):
 
 answers_table(answers)
 table(
-    [[way, outputs[-1].text[:150]] for way, outputs in asked.items()],
+    [[way, f"{outputs[-1].text[:150]!r}"] for way, outputs in asked.items()],
     headers=["", f"an answer about the {ANIMALS[-1]}, its beginning"],
 )
 
@@ -592,6 +592,7 @@ def allowed_ids(masks, state):
     return np.flatnonzero(bits[: masks.vocabulary.size]).tolist()
 
 
+# %% tags=["hide-input"]
 rows = []
 for text in ("", "-", "0", "7", "7."):
     state = masks.automaton.read(masks.automaton.start, text.encode())
@@ -797,7 +798,7 @@ print("neighbours: equal to the last bit")
 # The mask of the state inside a string, for the model's vocabulary and for smaller ones that consist of its first tokens
 # ({numref}`fig-12-mask`).
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-mask", "caption": "Time to find the mask of a state by the size of the vocabulary: all tokens read one by one, by the tree, and a mask that was kept. Dotted: the prediction from counted look-ups."}}
 VOCABULARIES = pick(
     smoke=[280, V], cpu=[V // 16, V // 4, V], gpu=[V // 16, V // 4, V]
 )
@@ -833,7 +834,6 @@ gate = experiments.gate("time of a mask")
 gate.repeats(mask_time.samples["walk"], spread=0.5)
 by_vocabulary = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-mask", "caption": "Time to find the mask of a state by the size of the vocabulary: all tokens read one by one, by the tree, and a mask that was kept. Dotted: the prediction from counted look-ups."}}
 drawn = by_vocabulary["mask_time_by_vocabulary"]
 fig, ax = figure()
 names = {"one by one": "one_by_one", "tree": "walk", "kept": "again"}
@@ -878,7 +878,7 @@ glue_all(words.walk(by_vocabulary))
 #
 # The last two are measured in two ways: with the masks computed beside the model, and after it, when the sampler asks for them.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with several kinds of them. Left: masks computed beside the model. Right: computed after it. Vertical bars: from the shortest step to the longest. The curves free and few states are the same in both panels, and each can cover the other."}}
 STEPS = pick(smoke=2, cpu=6, gpu=16)
 ROUNDS = pick(smoke=1, cpu=2, gpu=3)
 LIST = {
@@ -946,7 +946,6 @@ gate = experiments.gate("steps with masks")
 gate.repeats([p[kind] for p in points for kind in KINDS], spread=0.5)
 by_batch = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with several kinds of them. Left: masks computed beside the model. Right: computed after it. Vertical bars: from the shortest step to the longest. The curves free and few states are the same in both panels, and each can cover the other."}}
 drawn = by_batch["step_by_batch"]
 
 
