@@ -76,6 +76,7 @@ from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.timing import Timing, measure, measure_in_turns
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
@@ -215,7 +216,10 @@ glue("again_percent", 100 * (1 - tokens["with"] / tokens["without"]), ".0f")
 #
 # ```{math}
 # :label: eq-09-ttft
-# t_\text{TTFT}(S_h) \;\approx\; t(S_p - S_h) \cdot \frac{C(S_p - S_h,\; S_p)}{C(S_p - S_h,\; S_p - S_h)},
+# \begin{aligned}
+# &t_\text{TTFT}(S_h) \approx t(S_p - S_h) \\[6pt]
+# &\qquad \cdot \frac{C(S_p - S_h,\; S_p)}{C(S_p - S_h,\; S_p - S_h)},
+# \end{aligned}
 # ```
 #
 # where $C(n, S)$ counts the operations of $n$ queries over $S$ keys. The fraction is the *attention factor* of the table
@@ -325,12 +329,13 @@ show_source(block_hashes)
 # A request is admitted with the blocks that it finds and new ones for the rest:
 
 # %% tags=["remove-input"]
-show_source(PrefixCachingBlockManager, "find", "admit")
+show_excerpt(PrefixCachingBlockManager.admit, "hits = ", "self.allocate")
 
 # %% [markdown]
-# `admit` first looks up the blocks and then takes them, so a request that does not fit changes nothing. It does not
-# count blocks that it is about to share as blocks that could be evicted for it. And it counts a request once, at its
-# first admission: a preempted request that finds its own blocks again does not count as a hit.
+# These lines of `admit` are the core. `find` returns the blocks of the longest prefix that has names, and `idle` counts those
+# of them that no running request holds. `admit` first looks up the blocks and then takes them, so a request that does not fit changes nothing. It does not
+# count blocks that it is about to share as blocks that could be evicted for it. And, below these lines, it counts a
+# request once, at its first admission: a preempted request that finds its own blocks again does not count as a hit.
 #
 # A block gets its name when the step that computed it has succeeded:
 
@@ -350,7 +355,7 @@ show_source(PrefixCachingBlockManager, "_take", "_give_back", "_evict")
 # ended, no block is `used`.
 
 
-# %%
+# %% tags=["hide-input"]
 def request(tokens, salt=None):
     return Request("r", list(tokens), greedy(1), cache_salt=salt)
 
@@ -365,6 +370,7 @@ def serve(manager, one):
     return found
 
 
+# %%
 small = PrefixCachingBlockManager(num_blocks=1 + 3, block_size=4)
 rows = []
 for text, tokens in (
@@ -440,6 +446,7 @@ def oracle(prompt, new_tokens):
     return token_ids[len(prompt) :], least
 
 
+# %% tags=["hide-input"]
 LEAD = 1e-3  # logits; rounding in float32 is a hundred times less
 CHECKED = pick(smoke=2, cpu=3, gpu=8)
 llm.reset_prefix_cache()
@@ -478,7 +485,7 @@ glue_all(words.same_logits(apart))
 # The prediction, {eq}`eq-09-ttft`, against the engine. Every repeat sends new tokens after the shared ones, so that only
 # the shared ones are found.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ttft", "caption": "Time to the first token of a prompt of fixed length against the number of its tokens that are cached. Dotted: the prediction from the prompt curve."}}
 (shared_text,) = random_prompts([TOTAL], config.vocab_size, seed=2)
 
 
@@ -521,7 +528,6 @@ gate = experiments.gate("TTFT by shared length")
 gate.repeats([*ttft.samples["ttft"], *curve.values()])
 by_shared = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ttft", "caption": "Time to the first token of a prompt of fixed length against the number of its tokens that are cached. Dotted: the prediction from the prompt curve."}}
 drawn = by_shared["ttft_by_shared"]
 fig, ax = figure()
 lines(
@@ -838,7 +844,7 @@ if (lead := words.chat_lead(Shown(record))) is not None:
 # The trace has many conversations, of which a few are active at any time, in random turns. It is counted, not run: the
 # block manager does not need a model.
 
-# %%
+# %% tags=["hide-input"]
 COUNT, ACTIVE, MOST_TURNS = pick(
     smoke=(10, 4, 3), cpu=(40, 8, 5), gpu=(40, 8, 5)
 )
@@ -960,7 +966,7 @@ _ = record.add(
 # the same trace:
 
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-pool", "caption": "Hit rate of the trace against the size of the pool. Left: the engine's block manager, and (dotted) the prediction from stack distances, which lies on the curve; the vertical line is where the prediction reaches 95 % of the most that can be found. Right: orders of eviction."}}
 class HeadFirst(PrefixCachingBlockManager):
     """Least recently used, but the head of a sequence before its tail."""
 
@@ -1009,7 +1015,6 @@ class KnowsTheFuture(Chosen):
         return max(self._cached, key=next_use)
 
 
-# %% tags=["hide-input"]
 orders = {
     "least recent, tail first": PrefixCachingBlockManager,
     "least recent, head first": HeadFirst,
@@ -1030,7 +1035,6 @@ _ = record.add(
     "eviction_orders", unit="share", columns={"pool": POOLS, **by_order}
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-pool", "caption": "Hit rate of the trace against the size of the pool. Left: the engine's block manager, and (dotted) the prediction from stack distances; the vertical line is where the prediction reaches 95 % of the most that can be found. Right: orders of eviction."}}
 fig, (left, right) = figure(2, height=3.4, sharey=True)
 order_colour = {"least recent, tail first": rates}
 lines(left, x=POOLS, y=order_colour)
@@ -1045,10 +1049,10 @@ lines(right, x=POOLS, y=by_order)
 for ax in (left, right):
     ax.set(xlabel="pool (blocks)", xscale="log", ylim=(0, None))
     ax.minorticks_off()
-    ax.set_xticks([POOLS[0], POOLS[len(POOLS) // 2], POOLS[-1]])
-    ax.set_xticklabels(
-        [f"{p:,}" for p in (POOLS[0], POOLS[len(POOLS) // 2], POOLS[-1])]
-    )
+    # The sizes that the text names: the knee, and the one next to its half.
+    named = knee if ax is left else min(POOLS, key=lambda p: abs(p - knee / 2))
+    ticks = sorted({POOLS[0], named, POOLS[-1]})
+    ax.set_xticks(ticks, [f"{p:,}" for p in ticks])
 left.set_ylabel("hit rate")
 percent_axis(left)
 show(fig, "09_pool")
@@ -1057,9 +1061,9 @@ show(fig, "09_pool")
 glue("n_pools", len(POOLS))
 glue("n_trace", len(trace))
 glue("ideal_rate", 100 * ideal_rate, ".0f")
-glue("knee", knee)
+glue("knee", knee, ",")
 glue("knee_mib", knee * BLOCK * config.kv_bytes_per_token(4) / 2**20, ",.0f")
-glue("largest_pool", largest)
+glue("largest_pool", largest, ",")
 glue("working_set", working_set(trace))
 glue_all(words.eviction(Shown(record)))
 
@@ -1204,7 +1208,6 @@ class CountsAgain(PrefixCachingBlockManager):
         return super().admit(request)
 
 
-# %% tags=["hide-input"]
 def place_matters(manager):
     pool = manager(9, 4)
     serve(pool, request([1] * 4 + [2] * 4))
@@ -1249,7 +1252,6 @@ def the_head_stays(manager):
     assert pool.admit(request(range(9))) == 8
 
 
-# %% tags=["hide-input"]
 traps = [
     ("a name of its own tokens only", place_matters, None),
     ("published before its step", failed_steps_leave_nothing, TooEarly),
@@ -1295,6 +1297,8 @@ with replaced(prefix_cache, "block_hashes", only_its_tokens):
     strange = llm.generate([swapped], again)[0]
 llm.reset_prefix_cache()
 assert (right.num_cached_tokens, strange.num_cached_tokens) == (0, 64)
+
+# %% tags=["hide-input"]
 best = right.token_ids[0]
 table(
     [

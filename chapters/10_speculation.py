@@ -76,6 +76,7 @@ from lib.bench.findings.realistic import realistic_step
 from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.speculation import ch10_speculation as words
+from lib.bench.findings.values import power_of_ten, scientific
 from lib.bench.measure.draft_replay import decode_rate, replay
 from lib.bench.measure.speculation_model import (
     best_k,
@@ -84,6 +85,7 @@ from lib.bench.measure.speculation_model import (
     tokens_by_position,
 )
 from lib.bench.measure.timing import Rates, measure, synchronize
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
@@ -240,7 +242,10 @@ table(
 #
 # ```{math}
 # :label: eq-10-tokens
-# E(\alpha, k) \;=\; 1 + \alpha + \dots + \alpha^k \;=\; \frac{1 - \alpha^{k+1}}{1 - \alpha}.
+# \begin{aligned}
+# E(\alpha, k) &= 1 + \alpha + \dots + \alpha^k \\
+# &= \frac{1 - \alpha^{k+1}}{1 - \alpha}.
+# \end{aligned}
 # ```
 #
 # The term $\alpha^i$ is the probability that the first $i$ drafts are all right. At $\alpha = 1$ the sum is $k + 1$.
@@ -270,9 +275,9 @@ table(
         "α",
         *(f"tokens, k = {k}" for k in (1, 2, 4, 8)),
         "best k, c = 0.05",
-        "speed-up",
+        "speed-up, c = 0.05",
         "best k, c = 0.3",
-        "speed-up",
+        "speed-up, c = 0.3",
     ],
 )
 
@@ -290,8 +295,10 @@ table(
 # ```{math}
 # :label: eq-10-general
 # \begin{aligned}
-# \text{tokens per step} &= 1 + \sum_{i=1}^{k} \prod_{j \le i} \alpha_j, \\
-# \text{speed-up} &= \text{tokens per step} \cdot \frac{t(B)}{t(B (1 + k))}.
+# &\text{tokens per step} \\
+# &\qquad = 1 + \sum_{i=1}^{k} \prod_{j \le i} \alpha_j, \\[6pt]
+# &\text{speed-up} \\
+# &\qquad = \text{tokens per step} \cdot \frac{t(B)}{t(B (1 + k))}.
 # \end{aligned}
 # ```
 #
@@ -365,7 +372,7 @@ else:
 # n-gram method would have guessed, and how much of it is right, can be counted from the finished text.
 
 
-# %%
+# %% tags=["hide-input"]
 def proposals(prompt, params):
     """What the engine would draft: from all tokens so far to drafts."""
     request = Request("replay", prompt, params)
@@ -392,7 +399,6 @@ def total(replays):
     return sum(replays[1:], start=replays[0])
 
 
-# %% tags=["hide-input"]
 texts = {
     "copying": (tasks, [greedy(NEW)] * len(tasks)),
     "chat": (talk, [greedy(NEW)] * len(talk)),
@@ -459,7 +465,7 @@ glue("k", K)
 # Counted: load changes nothing.
 glue_all(words.acceptance(Shown(record)) | words.by_position(Shown(record)))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-position", "caption": "Share of the drafts at each position that are right, of those that have only right ones before them. N-gram drafts, counted from texts that were finished without drafts. Positions that were reached fewer than five times are left out."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-position", "caption": "Share of the drafts at each position that are right, of those that have only right ones before them. N-gram drafts, counted from texts that were finished without drafts. Positions that were reached fewer than five times are left out. The curve of editing is drawn wide, so that it can be seen under another one."}}
 fig, ax = figure()
 lines(
     ax,
@@ -472,7 +478,8 @@ lines(
         for kind, counts in by_kind.items()
     },
 )
-ax.set(xlabel="position of the draft", ylabel="accepted", ylim=(0, 1.05))
+ax.get_lines()[0].set(linewidth=5, alpha=0.45)  # editing, the first kind
+ax.set(xlabel="position of the draft", ylabel="accepted", ylim=(-0.04, 1.05))
 ax.set_xticks(range(1, K + 1))
 percent_axis(ax)
 show(fig, "10_position")
@@ -582,7 +589,8 @@ show_source(EarlyExitProposer, "propose")
 # has at most $m - 1$ drafts, because the step gives one token in any case.
 
 # %% tags=["remove-input"]
-show_source(Drafter, "add_drafts", "_most")
+show_excerpt(Drafter.add_drafts, "limits = [", "drafts = self.proposer")
+show_excerpt(Drafter._most, "request = item", "return max")
 
 # %% [markdown]
 # How many drafts are worth their time depends on the request's text and on everything else in the step. The engine
@@ -590,10 +598,14 @@ show_source(Drafter, "add_drafts", "_most")
 # recent drafts. The draft at position $j$ of a request is accepted only if those before it are, so it is expected to add
 # $\alpha^j$ tokens. The drafts of all requests are sorted by this number, the largest first. For each number of drafts, from
 # the start of this list, the engine computes the expected tokens per second, and it takes the number that gives the most.
-# If that is not at least 2 % more than without drafts, it takes none:
+# If that is not at least 2 % more than without drafts, it takes none. In these lines of `AdaptiveLength._best`, `rates` are the
+# $\alpha$ of the requests, `most` the drafts that each may have, `verify` is $t$, and
+# `cost_coefficient` is $c$:
 
 # %% tags=["remove-input"]
-show_source(AdaptiveLength, "limits", "_best")
+show_excerpt(AdaptiveLength._best, "tokens = [", "given = sum")
+show_excerpt(AdaptiveLength._best, "expected = given", "expected = given")
+show_excerpt(AdaptiveLength._best, "seconds = decode", "return chosen")
 
 # %% [markdown]
 # Before the first draft of a request is verified, nothing is known of its text. The requests before it may have copied
@@ -666,6 +678,10 @@ def chi_square(tokens, p):
     return statistic.item(), tail.item()
 
 
+def p_value(tail):
+    return scientific(tail) if tail else f"below {power_of_ten(-300)}"
+
+
 likely = p.argmax()
 ways = {
     "as in lib": verified(p, q),
@@ -680,7 +696,7 @@ assert tests["as in lib"][1] > 1e-4
 assert all(tail < 1e-9 for _, tail in list(tests.values())[1:])
 table(
     [
-        [name, f"{statistic:,.1f}", f"{tail:.2g}" if tail else "below 1e-300"]
+        [name, f"{statistic:,.1f}", p_value(tail)]
         for name, (statistic, tail) in tests.items()
     ],
     headers=["way to verify", "χ², 9 degrees of freedom", "p-value"],
@@ -889,10 +905,10 @@ table(
     headers=[
         "batch",
         "no drafts (tokens/s)",
-        "drafts",
-        "adaptive",
-        "× faster",
-        "predicted",
+        f"always {K} drafts (tokens/s)",
+        "adaptive (tokens/s)",
+        "always, × faster",
+        "predicted, × faster",
         "same answers",
     ],
 )
@@ -1030,9 +1046,15 @@ table(
     [
         [
             point["method"],
-            f"{point['cost']:.2f}",
-            f"{point['draft_length']:.1f}",
-            f"{point['accepted'] / max(1, point['drafts']):.0%}",
+            *(
+                [
+                    f"{point['cost']:.2f}",
+                    f"{point['draft_length']:.1f}",
+                    f"{point['accepted'] / max(1, point['drafts']):.0%}",
+                ]
+                if ways[point["method"]]
+                else ["–"] * 3
+            ),
             f"{point['tok_s'].median:.1f}",
         ]
         for point in points
@@ -1119,15 +1141,13 @@ def with_a_draft_model():
 
 
 found = with_a_draft_model()
-if isinstance(found, str):
-    print(f"GPT-2 as the draft of GPT-2 XL: {found}")
-else:
+if not isinstance(found, str):
     record.add("draft_model", unit="tokens/s", points=found)
     table(
         [
             [
                 point["drafter"],
-                f"{point['acceptance'] or 0:.0%}",
+                f"{point['acceptance']:.0%}" if point["acceptance"] else "–",
                 f"{point['tok_s'].median:.1f}",
             ]
             for point in found
@@ -1137,7 +1157,7 @@ else:
 
 # %% tags=["remove-cell"]
 gate = experiments.gate("draft model")
-gate.check(not isinstance(found, str), "the pair of models was not run")
+gate.check(not isinstance(found, str), f"the pair of models: {found}")
 glue_all(words.draft_model(experiments.pick(gate, record)))
 
 # %% [markdown]
@@ -1179,7 +1199,7 @@ table(
         ]
         for name in contestants
     ],
-    headers=["drafts", "drafted", "tokens/s", "of no drafts"],
+    headers=["drafts", "drafted", "tokens/s", "share of no drafts"],
 )
 gate = experiments.gate("random text")
 gate.repeats(rates.values())

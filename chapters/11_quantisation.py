@@ -77,14 +77,17 @@ from lib.bench.findings.quantisation import float8 as float8_words
 from lib.bench.findings.quantisation import other_engines as engine_words
 from lib.bench.findings.realistic import realistic_step
 from lib.bench.findings.run_notes import card_time
+from lib.bench.findings.values import scientific
 from lib.bench.measure.product_bound import product_times, turning_rows
 from lib.bench.measure.quality import compare, log_probs
 from lib.bench.measure.roofline import machine_roofline
 from lib.bench.measure.rounded_kv import RoundedKVAttention
 from lib.bench.measure.timing import Rates, Timing, measure_in_turns
 from lib.bench.notebook.axes import log10_axis
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
+    bound,
     figure,
     lines,
     log2_axis,
@@ -243,7 +246,7 @@ def bytes_read(name):
 # prediction for these engines therefore takes four times the measured float32 rate on such a CPU, and the float32 rate itself
 # on others. No prediction counts the instructions that unpack codes, convert integers to floats, or round the input.
 
-# %%
+# %% tags=["hide-input"]
 faster = 4 if tile_code.HAS_VNNI else 1  # integer products per float32 product
 formats = []
 for name in ENGINES:
@@ -262,10 +265,8 @@ for name in ENGINES:
             for n in ROWS
         }
     )
-
-# %% tags=["hide-input"]
 record.add("formats", unit="B", points=formats)
-print(f"{'with' if tile_code.HAS_VNNI else 'without'} AVX-512 VNNI")
+glue("vnni", "has" if tile_code.HAS_VNNI else "does not have")
 table(
     [
         [
@@ -288,7 +289,7 @@ table(
 glue_all(words.bytes_of_formats(record) | words.turning(record))
 
 # %% [markdown]
-# {glue:text}`bytes_finding` {glue:text}`turning_finding`
+# The CPU of this copy {glue:text}`vnni` AVX-512 VNNI. {glue:text}`bytes_finding` {glue:text}`turning_finding`
 #
 # The bits per weight are more than 8 and 4: the scales, explained next, take space as well, and the file keeps the head in
 # 8 bits. The head is the matrix that computes the logits.
@@ -325,8 +326,11 @@ glue_all(realistic_step.quantisation())
 # ```{math}
 # :label: eq-11-forms
 # \begin{aligned}
-# \text{symmetric: } & w \approx s\,c, & s &= \frac{\max |w|}{2^{b-1} - 1}; \\
-# \text{asymmetric: } & w \approx s\,c + m, & s &= \frac{\max w - \min w}{2^b - 1}, \quad m = \min w.
+# \text{symmetric: } & w \approx s\,c, \\
+# & s = \frac{\max |w|}{2^{b-1} - 1}; \\[6pt]
+# \text{asymmetric: } & w \approx s\,c + m, \\
+# & s = \frac{\max w - \min w}{2^b - 1}, \\
+# & m = \min w.
 # \end{aligned}
 # ```
 #
@@ -492,7 +496,10 @@ show_source(weight.multiply)
 #
 # ```{math}
 # :label: eq-11-block
-# \sum_k (s\,c_k + m)\,x_k \;=\; s \sum_k c_k x_k \;+\; m \sum_k x_k.
+# \begin{aligned}
+# \sum_k (s\,c_k + m)\,x_k &= s \sum_k c_k x_k \\
+# &\quad + m \sum_k x_k.
+# \end{aligned}
 # ```
 #
 # The scale is applied once per block, not once per weight. The sum of the inputs is the same for all channels and is computed
@@ -502,10 +509,11 @@ show_source(weight.multiply)
 # Codes of 4 bits have no sign. Where their format subtracts 8 from each, $-8s$ takes the place of the minimum.
 #
 # The method below generates this code. Numba compiles Python functions with the compiler LLVM, and the method (`b` is LLVM's
-# builder) writes the instructions of one block for LLVM directly:
+# builder) writes the instructions of one block for LLVM directly. `words` are the codes of the block, four in each lane, and
+# `chains` is the number of sums that are added up side by side:
 
 # %% tags=["remove-input"]
-show_source(tile_code.Int8Tile, "multiply_block")
+show_excerpt(tile_code.Int8Tile.multiply_block, "for r, total", "b.store")
 
 # %% [markdown]
 # The matrices of a GGUF file are stored as such blocks. A block of type Q4_1 is a scale, a minimum, and 16 bytes that hold two
@@ -519,7 +527,7 @@ show_source(read_blocks)
 # model. With "int4" the embedding and the head get 8 bits.
 
 # %% tags=["remove-input"]
-show_source(RoundedWeights)
+show_source(RoundedWeights, "matrix", "_round")
 
 # %% [markdown]
 # ## Check: the same tokens
@@ -555,14 +563,14 @@ def oracle(model, prompt):
 # %% tags=["hide-input"]
 rows = []
 for name, engine in engines.items():
-    bound = FLIPPED if "× int8" in name else 1e-3
+    limit = FLIPPED if "× int8" in name else 1e-3
     equal = 0
     outputs = engine.generate(prompts, greedy)
     for prompt, output in zip(prompts, outputs):
         expected, leads = oracle(engine.model, prompt)
         pairs = zip(expected, output.token_ids)
         differ = [i for i, (a, b) in enumerate(pairs) if a != b]
-        assert not differ or leads[differ[0]] < bound, (name, leads, differ)
+        assert not differ or leads[differ[0]] < limit, (name, leads, differ)
         equal += differ[0] if differ else NEW
     rows.append([name, f"{equal} of {NEW * len(prompts)}"])
 table(rows, headers=["engine", "tokens up to the first difference"])
@@ -594,10 +602,16 @@ leads = best[:, 0] - best[:, 1] > 2 * BOUND  # both may differ
 same = p.argmax(-1) == q.argmax(-1)
 if FOUR == "gguf":
     assert same[leads].all() and (p - q).abs().max() < BOUND
-    print(f"{same.sum()} of {len(same)} most likely tokens are the same;")
-    print(f"the largest difference is {(p - q).abs().max():.1e}")
+
+# %% tags=["remove-cell"]
+largest = scientific((p - q).abs().max().item())
+glue("same_tokens", f"{same.sum()} of {len(same)}")
+glue("largest_difference", largest)
 
 # %% [markdown]
+# {glue:text}`same_tokens` most likely tokens are the same. The largest difference of two log-probabilities is
+# {glue:text}`largest_difference`.
+#
 # The check of the bytes: a quantised engine holds no float copy of its matrices. Beyond the bytes that the products read it has
 # only float vectors, such as norms and biases.
 
@@ -614,9 +628,17 @@ for name in ("4 bits", "4 bits × int8"):
     assert held[name] - bytes_read(name) <= floats_left + 4 * sum(
         layer.out_features for layer, _ in products[name][:-1]
     )
-print({name: f"{size / 1e6:.1f} MB" for name, size in held.items()})
+
+# %% tags=["remove-input"]
+table(
+    [[name, f"{size / 1e6:.1f}"] for name, size in held.items()],
+    headers=["engine", "weights held (MB)"],
+)
 
 # %% [markdown]
+# "float32" can hold more than its products read: where its weights are packed (chapter 8), the head is a packed copy beside
+# the embedding, whose rows are read one by one.
+#
 # ## Measure
 #
 # ### The products alone
@@ -670,7 +692,7 @@ table(
     headers=["rows", *(f"{name}, ms (bound)" for name in ENGINES)],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-products", "caption": "Time of all products of one step against the number of rows, by the format of the weights. By the bound, a curve is flat while the bytes take longer than the operations, then rises in proportion to the rows."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-products", "caption": "Time of all products of one step against the number of rows, by the format of the weights. By the bound, a curve is flat while the bytes take longer than the operations, then rises in proportion to the rows. Dotted: the bounds of float32 and of 4 bits."}}
 drawn, note = products_shown.to_draw("products", record)
 fig, ax = figure()
 lines(
@@ -679,6 +701,10 @@ lines(
     y={name: [1e3 * x for x in drawn[name]] for name in ENGINES},
     label=products_shown.label,
 )
+for name in ("float32", "4 bits"):
+    limit = [1e3 * x for x in drawn[f"{name} bound"]]
+    colour = ax.get_lines()[list(ENGINES).index(name)].get_color()
+    bound(ax, drawn["rows"], limit, f"bound, {name}", colour)
 ax.set(xlabel="rows", ylabel="time (ms)")
 log2_axis(ax)
 log10_axis(ax)
@@ -814,7 +840,7 @@ rate = {
 }
 megabytes = {f["format"]: f"{f['weight_bytes'] / 1e6:.0f}" for f in formats}
 if llm.tokenizer is not None:
-    reference = ["float32", f"{points[0]['reference']:.2f}", "0", "100 %"]
+    reference = ["float32", f"{points[0]['reference']:.2f}", "0", "100.0%"]
     table(
         [
             [*cells, megabytes.get(cells[0], "as 4 bits")]
@@ -828,7 +854,7 @@ if llm.tokenizer is not None:
                     [
                         point["format"],
                         f"{point['perplexity']:.2f}",
-                        f"{point['kl_divergence']:.1e}",
+                        scientific(point["kl_divergence"]),
                         f"{point['same_greedy']:.1%}",
                     ]
                     for point in points
@@ -873,7 +899,7 @@ def loss_of_rounding(name):
                     inputs,
                     f"{found.perplexity:.2f}",
                     f"{found.reference_perplexity:.2f}",
-                    f"{found.kl_divergence:.1e}",
+                    scientific(found.kl_divergence),
                     f"{found.same_greedy:.1%}",
                 ]
             )
@@ -971,7 +997,10 @@ glue_all(float8_words.error(record))
 #
 # ```{math}
 # :label: eq-11-float8
-# y_{tn} = \sum_k (s_t\,a_{tk})\,(s_n\,c_{nk}) = s_t\,s_n \sum_k a_{tk}\,c_{nk}.
+# \begin{aligned}
+# y_{tn} &= \sum_k (s_t\,a_{tk})\,(s_n\,c_{nk}) \\
+# &= s_t\,s_n \sum_k a_{tk}\,c_{nk}.
+# \end{aligned}
 # ```
 #
 # Here $a_{tk}$ are the codes of row $t$ of the input with the scale $s_t$, and $c_{nk}$ those of channel $n$ with the scale $s_n$.
@@ -1145,8 +1174,6 @@ for name, size in per_head.items():
         dtype="float32",
     )
 del jobs
-
-# %% tags=["hide-input"]
 record.add(
     "kv_attention",
     unit="s",
@@ -1169,10 +1196,11 @@ table(
     ],
     headers=["K and V", "ms per layer", "bound, ms"],
 )
-print(f"{SEQUENCES} sequences of {CONTEXT} tokens;")
-print(f"the largest difference of two outputs is {apart:.1e}")
+glue("kv_size", f"{SEQUENCES} sequences of {CONTEXT:,} tokens")
+glue("kv_apart", scientific(apart))
 
 # %% [markdown]
+# The table is for {glue:text}`kv_size`. The two outputs differ by at most {glue:text}`kv_apart`.
 # {glue:text}`kv_attention_finding`
 #
 # The loss of quality: the next cell takes the KL divergence and the share of equal greedy tokens again, over the same
@@ -1182,6 +1210,8 @@ print(f"the largest difference of two outputs is {apart:.1e}")
 
 # %%
 found = compare(model, model, text_ids, attention=RoundedKVAttention())
+
+# %% tags=["remove-cell"]
 record.add(
     "kv_quality",
     unit="nats",
@@ -1306,7 +1336,7 @@ beside = None
 for beside in recorded:
     compared = beside["engines"]
     names = [n for n in compared.columns if f"{n} equal" in compared]
-    print(f"{beside.label}: tokens per second, and in brackets the share of")
+    print(f"{beside.label}: tokens/s, and in brackets the share of")
     print("each answer, from its start, that is equal to the float32 engine's")
     table(
         [
@@ -1337,7 +1367,8 @@ for name, text in engine_words.findings(beside).items():
 # the prompts are computed as well. The engines do not round alike, so their texts need not be equal. OpenVINO's defaults on a CPU
 # round activations and the KV cache to 8 bits. llama.cpp rounds activations to 8 bits and keeps the cache in float16. This engine
 # keeps it in float32 here. After the first different token two greedy answers continue different texts, and later tokens cannot
-# be compared. So the share counts only the tokens before the first difference.
+# be compared. So the share counts only the tokens before the first difference. It is the mean over the answers of a batch. At
+# batch 1 there is one answer, and one early difference decides its share.
 #
 # ## In production
 #

@@ -84,6 +84,7 @@ from lib.bench.measure import counts
 from lib.bench.measure.constrained_distribution import exact_shares
 from lib.bench.measure.timing import Timing, measure, synchronize
 from lib.bench.notebook.automaton_figure import draw_automaton
+from lib.bench.notebook.excerpt import show_excerpt
 from lib.bench.notebook.exercise import check
 from lib.bench.notebook.figures import (
     bound,
@@ -96,6 +97,7 @@ from lib.bench.notebook.figures import (
     table,
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
+from lib.bench.notebook.spread import spread
 from lib.bench.notebook.style import caution, caution_below
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
@@ -300,10 +302,10 @@ def answers_table(rows):
 
 
 answers_table(answers)
-
-# %% tags=["hide-input"]
-for way, outputs in asked.items():
-    print(f"{way}: {outputs[-1].text[:150]!r}")
+table(
+    [[way, f"{outputs[-1].text[:150]!r}"] for way, outputs in asked.items()],
+    headers=["", f"an answer about the {ANIMALS[-1]}, its beginning"],
+)
 
 # %% [markdown]
 # {glue:text}`asking_finding` A larger model may do better. But as long as the share is below 100 %, some requests fail, and
@@ -383,9 +385,12 @@ show_source(Automaton, "read")
 # states one state of the table:
 
 # %% tags=["remove-input"]
-show_source(automata._determinize)
+show_excerpt(automata._determinize, "while len(rows)", "reached = _closure")
 
 # %% [markdown]
+# `_closure` adds the states that are reached without a byte. A set that has no number yet gets the next one, and
+# `row[low:high]` gets the number of the set that was reached.
+#
 # Then states from which no text can be completed become `DEAD`, and states that accept the same continuations are
 # merged {cite:p}`moore1956`. The first of these two is necessary. If no text can be completed from a state and the mask
 # lets the model enter it, the answer can never become valid, and sooner or later no token is allowed.
@@ -401,7 +406,7 @@ def sizes(pattern):
 
 patterns = [NUMBER, r"[a-z]{30}", r"(a|b)*a(a|b){5}", r"(a|b)*a(a|b){10}"]
 table(
-    [[pattern, *sizes(pattern)] for pattern in patterns],
+    [[pattern, *(f"{n:,}" for n in sizes(pattern))] for pattern in patterns],
     headers=["expression", "states of the NFA", "of the table, without DEAD"],
 )
 try:
@@ -463,11 +468,14 @@ for text in ("true", '{"name": "', "dinosaur", "語"):
     ids = tokenizer.encode(text, add_special_tokens=False)
     pieces = [tokens_as_bytes[i] for i in ids]
     assert b"".join(pieces) == text.encode()
-    spelled = " ".join(
-        p.decode() if is_whole(p) else p.hex(" ") for p in pieces
+    spelled = " | ".join(
+        p.decode().replace(" ", "␣") if is_whole(p) else p.hex(" ")
+        for p in pieces
     )
-    rows.append([text, spelled, spellings(text.encode())])
-table(rows, headers=["text", "tokens of the tokenizer", "spellings"])
+    rows.append([text, spelled, f"{spellings(text.encode()):,}"])
+table(
+    rows, headers=["text", "tokens of the tokenizer (␣: a space)", "spellings"]
+)
 
 # %% tags=["remove-cell"]
 # The diagram's tokens, and how many of them lie across a border.
@@ -584,6 +592,7 @@ def allowed_ids(masks, state):
     return np.flatnonzero(bits[: masks.vocabulary.size]).tolist()
 
 
+# %% tags=["hide-input"]
 rows = []
 for text in ("", "-", "0", "7", "7."):
     state = masks.automaton.read(masks.automaton.start, text.encode())
@@ -592,10 +601,13 @@ for text in ("", "-", "0", "7", "7."):
         (tokens_as_bytes[i].decode() for i in ids if tokens_as_bytes[i]),
         key=lambda t: (len(t), t),
     )
-    ends = any(i in config.eos_token_ids for i in ids)
-    assert ends == bool(masks.automaton.accepting[state])
-    listed = " ".join(shown[:8]) + (" …" if len(shown) > 8 else "")
-    rows.append([text or "(nothing)", state, len(ids), listed, ends])
+    ends = ["EOS" for i in ids if i in config.eos_token_ids]
+    assert bool(ends) == bool(masks.automaton.accepting[state])
+    shown = ends + shown
+    assert len(shown) == len(ids)
+    listed = " ".join(shown[:9]) + (" …" if len(shown) > 9 else "")
+    may_end = "yes" if ends else "no"
+    rows.append([text or "(nothing)", state, f"{len(ids):,}", listed, may_end])
 table(rows, headers=["written", "state", "allowed tokens", "which", "may end"])
 
 # %% [markdown]
@@ -707,13 +719,20 @@ def oracle(prompt, pattern, new_tokens):
 
 # %%
 CHECKED = pick(smoke=4, cpu=5, gpu=12)
+texts = []
 for prompt in random_prompts([9, 14], V, seed=1):
     params = SamplingParams(
         max_tokens=CHECKED, temperature=0, structured_outputs={"regex": OBJECT}
     )
     (output,) = llm.generate([prompt], params)
     assert output.token_ids == oracle(prompt, OBJECT, CHECKED)
-    print(repr(output.text))
+    texts.append(output.text)
+
+# %% tags=["remove-input"]
+table(
+    [[text, texts.count(text)] for text in dict.fromkeys(texts)],
+    headers=["text, the oracle's tokens", "prompts"],
+)
 
 # %% [markdown]
 # Now the same questions as at the beginning, with the same seeds and with a mask. The regular expression is written by hand
@@ -779,7 +798,7 @@ print("neighbours: equal to the last bit")
 # The mask of the state inside a string, for the model's vocabulary and for smaller ones that consist of its first tokens
 # ({numref}`fig-12-mask`).
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-mask", "caption": "Time to find the mask of a state by the size of the vocabulary: all tokens read one by one, by the tree, and a mask that was kept. Dotted: the prediction from counted look-ups."}}
 VOCABULARIES = pick(
     smoke=[280, V], cpu=[V // 16, V // 4, V], gpu=[V // 16, V // 4, V]
 )
@@ -815,7 +834,6 @@ gate = experiments.gate("time of a mask")
 gate.repeats(mask_time.samples["walk"], spread=0.5)
 by_vocabulary = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-mask", "caption": "Time to find the mask of a state by the size of the vocabulary: all tokens read one by one, by the tree, and a mask that was kept. Dotted: the prediction from counted look-ups."}}
 drawn = by_vocabulary["mask_time_by_vocabulary"]
 fig, ax = figure()
 names = {"one by one": "one_by_one", "tree": "walk", "kept": "again"}
@@ -860,7 +878,7 @@ glue_all(words.walk(by_vocabulary))
 #
 # The last two are measured in two ways: with the masks computed beside the model, and after it, when the sampler asks for them.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with several kinds of them. Left: masks computed beside the model. Right: computed after it. Vertical bars: from the shortest step to the longest. The curves free and few states are the same in both panels, and each can cover the other."}}
 STEPS = pick(smoke=2, cpu=6, gpu=16)
 ROUNDS = pick(smoke=1, cpu=2, gpu=3)
 LIST = {
@@ -928,8 +946,23 @@ gate = experiments.gate("steps with masks")
 gate.repeats([p[kind] for p in points for kind in KINDS], spread=0.5)
 by_batch = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with several kinds of them. Left: masks computed beside the model. Right: computed after it. The curves free and few states are the same in both panels."}}
 drawn = by_batch["step_by_batch"]
+
+
+def in_ms(recorded):
+    """The same lines with times in milliseconds."""
+    return {
+        run: (
+            x,
+            {
+                name: [None if s is None else 1e3 * s for s in y]
+                for name, y in curves.items()
+            },
+        )
+        for run, (x, curves) in recorded.items()
+    }
+
+
 fig, panels = figure(2, height=3.4, sharey=True)
 for ax, suffix, title in zip(
     panels, ("", ", in turn"), ("beside the model", "after the model")
@@ -941,18 +974,28 @@ for ax, suffix, title in zip(
     lines(
         ax,
         x=drawn["batch"],
-        y={k: drawn[c] for k, c in columns.items() if c in drawn},
+        y={
+            k: [1e3 * s for s in drawn[c]]
+            for k, c in columns.items()
+            if c in drawn
+        },
         label=by_batch.label,
-        recorded=recorded_lines(
-            read_records("12", others_only=True),
-            "step_by_batch",
-            x="batch",
-            y=columns,
+        recorded=in_ms(
+            recorded_lines(
+                read_records("12", others_only=True),
+                "step_by_batch",
+                x="batch",
+                y=columns,
+            )
         ),
     )
+    for i, column in enumerate(c for c in columns.values() if c in drawn):
+        samples = drawn.samples.get(column) or []
+        milliseconds = [[1e3 * s for s in of] if of else None for of in samples]
+        spread(ax, drawn["batch"], milliseconds, i)
     log2_axis(ax)
     ax.set(xlabel="sequences in the step", title=title)
-panels[0].set(ylabel="time of a step (s)", ylim=(0, None))
+panels[0].set(ylabel="time of a step (ms)", ylim=(0, None))
 caution_below(fig, by_batch.note)
 show(fig, "12_steps")
 
@@ -981,14 +1024,20 @@ if (ratio := words.cost(Shown(record), "few states").ratio) is not None:
 #
 # ```{math}
 # :label: eq-12-conditional
-# P(x \mid \text{valid}) \;=\; \frac{\prod_i p(x_i \mid x_{<i})}{\sum_{y\ \text{valid}} \prod_i p(y_i \mid y_{<i})},
+# \begin{aligned}
+# &P(x \mid \text{valid}) \\[6pt]
+# &\quad = \frac{\prod_i p(x_i \mid x_{<i})}{\sum_{y\ \text{valid}} \prod_i p(y_i \mid y_{<i})},
+# \end{aligned}
 # ```
 #
 # where $y$ runs over all valid answers. A mask at each step gives it the probability
 #
 # ```{math}
 # :label: eq-12-masked
-# Q(x) \;=\; \prod_i \frac{p(x_i \mid x_{<i})}{\sum_{t\ \text{allowed after}\ x_{<i}} p(t \mid x_{<i})}.
+# \begin{aligned}
+# &Q(x) \\
+# &\quad = \prod_i \frac{p(x_i \mid x_{<i})}{\sum_{t\ \text{allowed after}\ x_{<i}} p(t \mid x_{<i})}.
+# \end{aligned}
 # ```
 #
 # In {eq}`eq-12-conditional` the denominator is the same for all answers. In {eq}`eq-12-masked` each step divides by the
@@ -1115,7 +1164,10 @@ for name, pattern in (("one space", OBJECT), ("free", ANY_SPACE)):
     )
 record.add("whitespace", unit="answers", points=rows)
 table(
-    [list(row.values()) for row in rows],
+    [
+        [f"{x:,}" if isinstance(x, int) else x for x in row.values()]
+        for row in rows
+    ],
     headers=[
         "whitespace",
         "answers",
@@ -1179,7 +1231,6 @@ class RemembersTheLast(AutomatonConstraint):
         return last
 
 
-# %% tags=["hide-input"]
 def a_rare_character(vocabulary):
     masks = TokenMasks(from_choice(["𓂀"]), vocabulary(tokens_as_bytes, ends))
     state = masks.automaton.start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib.bench.findings.prefix_caching import ch09_prefix_caching as ch09
+from lib.bench.findings.shown import Shown
 from lib.bench.records.files import Run
 
 
@@ -51,9 +52,9 @@ def test_the_predicted_fall_is_said_as_it_is(last, said):
     "apart, said",
     [
         (0.0, "are the same to the last bit"),
-        (2e-5, "differ by 2 × 10⁻⁵ at most"),
-        (9.6e-4, "differ by 1 × 10⁻³ at most"),
-        (0.3, "differ by 3 × 10⁻¹ at most"),
+        (2e-5, "differ by 2\u00a0×\u00a010⁻⁵ at most"),
+        (9.6e-4, "differ by 0.001 at most"),
+        (0.3, "differ by 0.3 at most"),
     ],
 )
 def test_how_far_the_logits_are_apart(apart, said):
@@ -165,7 +166,7 @@ def test_a_cache_that_finds_nothing_gets_no_credit():
     work = run(workloads={"workload": ["nothing shared"], "without": [1.0], "with": [0.88]})
     said = ch09.cost(work).text
     assert (
-        "-12.0 %: this run shows no cost, and the gain has another cause" in said
+        "−12.0 %: this run shows no cost, and the gain has another cause" in said
         and "within" not in said
     )
 
@@ -177,3 +178,12 @@ def test_a_fast_guess_with_a_salt_has_another_cause(salted, another):
     said = ch09.leak(probes)["salt_finding"]
     assert ("has another cause than a hit" in said) == another
     assert ("although neither finds anything" in said) == (salted == 0.4)
+
+
+def test_sentences_of_a_recorded_run_say_so_beside_this_runs_tables():
+    found = Run({"measurements": {}})
+    own, recorded = ch09.render(found), ch09.render(Shown(found))
+    for name in ("foretold", "found", "best", "cost", "same", "leak", "salt"):
+        said = recorded[f"{name}_finding"]
+        assert not own[f"{name}_finding"].startswith("In the recorded run")
+        assert said.startswith(("In the recorded run, ", "The recorded run cannot tell"))

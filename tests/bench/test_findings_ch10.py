@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lib.bench.findings.shown import Shown
 from lib.bench.findings.speculation import ch10_speculation as ch10
 from lib.bench.records.files import Run
 from tests.bench.test_findings_chapters import check_verdict, perturbed
@@ -102,7 +103,7 @@ def test_the_gain_at_batch_1(gain, verdict, goal):
 def test_the_crossover_may_be_one_point_off(gains, place, is_met):
     found = by_batch(gains, [2.0, 2.0, 1.4, 0.9, 0.5])
     said = ch10.crossing(found)["crossover_finding"]
-    assert f"Predicted: drafts lose from batch 8 on. Measured: {place}." in said
+    assert f"that drafts lose from batch 8 on. Measured: {place}." in said
     assert ("reaches it" in said) == is_met
     verdict = ch10.predictions(found)[-1].verdict
     assert verdict == ("as predicted" if is_met else "the prediction failed")
@@ -290,3 +291,42 @@ def test_sentences_of_perturbed_runs():
         for prediction in ch10.predictions(Run(data)):
             assert len(prediction.row()) == 6, done
             check_verdict(prediction, done)
+
+
+@pytest.mark.parametrize(
+    "adaptive, batches",
+    [
+        ([2.5, 2.0, 0.98, 1.1, 1.0], "batch 4 (0.98 against 1.50 times the throughput"),
+        ([1.0, 2.0, 0.5, 1.1, 1.0], "batch 1 (1.00 against 2.50 times the throughput"),
+        ([2.5, 2.0, 1.5, 1.1, 1.0], None),
+        ([9.0, 9.0, 9.0, 9.0, 9.0], None),
+        ([2.499, 2.0, 1.5, 1.1, 0.8], None),
+        ([0.0, 2.0, 1.5, 1.1, 0.8], None),
+    ],
+)
+def test_each_batch_where_adapting_loses_is_named(adaptive, batches):
+    found = by_batch([2.5, 2, 1.5, 1.1, 0.8], [2.6, 2, 1.5, 1.2, 0.8], adaptive)
+    said = ch10.adaptive(found)["adaptive_finding"]
+    assert ("slower than always the most drafts" in said) == (batches is not None)
+    if batches:
+        assert f"at {batches}" in said
+    if adaptive[0] == 1.0:
+        assert "and batch 4 (0.50 against" in said
+
+
+def test_adapting_is_not_called_slower_where_the_repeats_differ_by_more():
+    found = by_batch([2.5, 2, 1.5, 1.1, 0.8], [2.6, 2, 1.5, 1.2, 0.8], [2.5, 2, 1.4, 1.1, 0.8])
+    series = found.data["measurements"]["rate_by_batch"]
+    assert "at batch 4" in ch10.adaptive(found)["adaptive_finding"]
+    series["samples"] = {"adaptive": [None, None, [50.0, 56.0, 61.0], None, None]}
+    assert "slower" not in ch10.adaptive(found)["adaptive_finding"]
+
+
+def test_sentences_of_a_recorded_run_say_so_beside_this_runs_tables():
+    found = complete()
+    names = ("rows_finding", "per_row_finding", "gain_finding", "crossover_finding")
+    names += ("adaptive_finding", "random_finding", "methods_finding", "draft_model_finding")
+    own, recorded = ch10.render(found), ch10.render(Shown(found))
+    for name in names:
+        assert not own[name].startswith("In the recorded run")
+        assert recorded[name].startswith(("In the recorded run, ", "The recorded run cannot tell"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lib.bench.findings.quantisation import ch11_quantisation as ch11
+from lib.bench.findings.shown import Shown
 from lib.bench.records.files import Run
 from tests.bench.test_findings_ch10 import run
 from tests.bench.test_findings_chapters import check_verdict, perturbed
@@ -202,7 +203,7 @@ def test_keys_and_values_in_8_bits():
         "Attention takes 2 ms per layer in float32 and 1 ms in int8: int8 is 2 times as fast."
     )
     assert ch11.kv_quality(whole)["kv_quality_finding"] == (
-        "With K and V in int8 the mean KL divergence is 0.0004 nats, with more than 99 % equal "
+        "With K and V in int8 the mean KL divergence is 4.0\u00a0×\u00a010⁻⁴ nats, with more than 99 % equal "
         "greedy tokens."
     )
     (found,) = (p for p in ch11.predictions(whole) if "K and V" in p.claim)
@@ -231,7 +232,7 @@ def test_attention_within_the_noise_is_not_judged_in_the_table_either(ints, verd
 
 def test_quality():
     assert ch11.quality(complete())["quality_finding"] == (
-        "int8 has the smallest KL divergence (0.0001 nats, with 99 % equal greedy tokens), "
+        "int8 has the smallest KL divergence (1.0\u00a0×\u00a010⁻⁴ nats, with 99 % equal greedy tokens), "
         "and int4 has the largest KL divergence (0.05 nats, with 85 % equal greedy tokens)."
     )
 
@@ -242,18 +243,18 @@ def test_quality():
         (
             [3.6e-11, 0.005, 0.008, 3.5e-11],
             "4 bits and int4 differ from the reference only as sums in another order do (KL "
-            "divergence below 0.000001 nats). Of the others, int8 has the smallest KL divergence "
+            "divergence below 10⁻⁶ nats). Of the others, int8 has the smallest KL divergence "
             "(0.005 nats), and int8 × int8 has the largest KL divergence (0.008 nats).",
         ),
         (
             [3.6e-11, 0.005, 1e-9, 0.0],
             "4 bits, int8 × int8 and int4 differ from the reference only as sums in another order "
-            "do (KL divergence below 0.000001 nats). int8 has a KL divergence (0.005 nats).",
+            "do (KL divergence below 10⁻⁶ nats). int8 has a KL divergence (0.005 nats).",
         ),
         (
             [1e-9, None, None, None],
             "4 bits differs from the reference only as sums in another order do (KL divergence "
-            "below 0.000001 nats).",
+            "below 10⁻⁶ nats).",
         ),
     ],
 )
@@ -276,3 +277,12 @@ def test_sentences_of_perturbed_runs():
         for prediction in ch11.predictions(Run(data)):
             assert len(prediction.row()) == 6, done
             check_verdict(prediction, done)
+
+
+def test_sentences_of_a_recorded_run_say_so_beside_this_runs_tables():
+    found = complete()
+    own, recorded = ch11.render(found), ch11.render(Shown(found))
+    for name in ("products", "engine", "kv_attention"):
+        said = recorded[f"{name}_finding"]
+        assert not own[f"{name}_finding"].startswith("In the recorded run")
+        assert said.startswith(("In the recorded run, ", "The recorded run cannot tell"))

@@ -202,7 +202,7 @@ def test_a_drawn_share_may_differ_by_what_a_count_of_draws_does(draws, counted, 
     [
         (
             3.838e-6,
-            "a share of 3.8e-06 is exactly one of the 2, so that drawing until one is valid",
+            "a share of 3.8\u00a0×\u00a010⁻⁶ is exactly one of the 2, so that drawing until one is valid",
         ),
         (3.838e-6, "takes about 261,000 answers on average."),
         (0.4, "a share of 0.4 is exactly one of the 2"),

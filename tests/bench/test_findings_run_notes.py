@@ -41,3 +41,8 @@ def test_a_sentence_of_a_recorded_run_says_so_beside_this_runs_table():
         of_record(Shown(Run({"measurements": {}})), gain)
         == "In the recorded run, the gain is 2 times."
     )
+    unsure = "This run cannot tell which is faster."
+    assert (
+        of_record(Shown(Run({"measurements": {}})), unsure)
+        == "The recorded run cannot tell which is faster."
+    )

@@ -93,7 +93,7 @@ Calculators.prefix = {
     ];
   },
   draw(r, width, values, redraw) {
-    const { svg, html } = CalculatorDom, wide = 76, high = 54, each = Math.max(1, Math.floor(width / (wide + 6)));
+    const { svg, html } = CalculatorDom, wide = 80, high = 54, each = Math.max(1, Math.floor(width / (wide + 6)));
     const lines = Math.ceil(r.blocks / each);
     const chart = svg("svg", { width, height: lines * (high + 6), role: "group", class: "calculator-chart", "aria-label": "The pool" });
     for (let id = 1; id <= r.blocks; id++) {

@@ -18,6 +18,8 @@ def of_record(run: Any, sentence: str) -> str:
     """The sentence; "In the recorded run, …" where what stands beside it on the page is of this copy's run."""
     if not is_recorded(run):
         return sentence
+    if sentence.startswith("This run "):
+        return f"The recorded run {sentence.removeprefix('This run ')}"
     return f"In the recorded run, {sentence[:1].lower()}{sentence[1:]}"
 
 

@@ -194,6 +194,25 @@ def quantity(x: float | None, unit: str = "") -> str:
     return f"{number(x)} {unit}".strip()
 
 
+def scientific(x: float, digits: int = 2) -> str:
+    """A number of any size with `digits` significant digits: 0.0051, 12, and "3.8 × 10⁻⁶" outside of 0.001 to 10,000.
+
+    Its spaces do not break over two lines. Zero is "0".
+    """
+    if not x or not math.isfinite(x):
+        return f"{x:g}"
+    mantissa, power = f"{x:.{digits - 1}e}".split("e")
+    if -3 <= int(power) < 4:
+        text = f"{float(f'{x:.{digits}g}'):,.{max(0, digits - 1 - int(power))}f}"
+        return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+    return f"{mantissa} × {power_of_ten(int(power))}".replace("-", "−").replace(" ", "\u00a0")
+
+
+def power_of_ten(power: int) -> str:
+    """ "10⁻⁶"."""
+    return "10" + f"{power}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def times(ratio: float) -> str:
     """A ratio in words: "1.8 times", "12 times", "0.42 times"; a whole one without decimals."""
     whole = ratio >= 9.95 or abs(ratio - round(ratio)) < 1e-9

@@ -8,8 +8,9 @@ Introduced in chapter 9.
 
 from typing import Any
 
-from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.realistic import realistic_prompt
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import (
     Measured,
     cell,
@@ -17,6 +18,7 @@ from lib.bench.findings.values import (
     number,
     over,
     percent,
+    scientific,
     times,
     value,
 )
@@ -87,7 +89,7 @@ def ttft(run: Any) -> dict[str, str]:
         gain, f"a factor of {TTFT_GOAL:.0f}", gain is not None and gain >= TTFT_GOAL
     )
     return {
-        "foretold_finding": _foretold(run),
+        "foretold_finding": of_record(run, _foretold(run)),
         "ttft_finding": f"{found.sentence} On the factor: {verdict}.{met}",
     }
 
@@ -96,9 +98,7 @@ def same_logits(apart: float) -> dict[str, str]:
     """How far a prompt's log-probabilities are apart, computed whole and from cached blocks."""
     said = "are the same to the last bit"
     if apart > 0:
-        digit, power = f"{apart:.0e}".split("e")
-        raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        said = f"differ by {digit} × 10{raised} at most"
+        said = f"differ by {scientific(apart, 1)} at most"
     return {"same_logits_finding": said}
 
 
@@ -118,7 +118,9 @@ def cost(run: Any) -> Finding:
         return missing("the cost of a cache that finds nothing")
     extra = 1 / gain - 1
     spread = max(v.spread or 0.0 for v in pair)
-    change = f"{100 * extra:+.1f} %" if abs(extra) >= 0.0005 else "less than 0.1 %"
+    change = (
+        f"{100 * extra:+.1f} %".replace("-", "−") if abs(extra) >= 0.0005 else "less than 0.1 %"
+    )
     said = f"where nothing is shared, the cache changes the time by {change}"
     if spread > COST_GOAL and abs(extra) <= spread:
         text = (
@@ -151,11 +153,11 @@ def workloads(run: Any) -> dict[str, str]:
     if hashing is not None and hashing >= 0:
         named = f"Computing the names takes {share(hashing)} of that workload's time."
     return {
-        "found_finding": _found(series),
-        "best_finding": best,
-        "cost_finding": cost(run).sentence,
+        "found_finding": of_record(run, _found(series)),
+        "best_finding": of_record(run, best),
+        "cost_finding": of_record(run, cost(run).sentence),
         "hashing_finding": named,
-        "same_finding": _same(series),
+        "same_finding": of_record(run, _same(series)),
     }
 
 
@@ -231,7 +233,7 @@ def beside(run: Any) -> dict[str, str]:
         return {"beside_finding": missing("transformers on the chat trace").sentence}
     said = f"This engine has {times(lead)} the throughput of the better of the two."
     met = goal_sentence(lead, f"{CHAT_GOAL} times", lead >= CHAT_GOAL)
-    return {"beside_finding": said + met}
+    return {"beside_finding": of_record(run, said + met)}
 
 
 def leak(run: Any) -> dict[str, str]:
@@ -254,7 +256,7 @@ def leak(run: Any) -> dict[str, str]:
     second = f"With salts {closed}{apart.get(closed.direction, '')}."
     if closed.kind == "missing":
         second = closed.sentence
-    return {"leak_finding": first, "salt_finding": second}
+    return {"leak_finding": of_record(run, first), "salt_finding": of_record(run, second)}
 
 
 def eviction(run: Any) -> dict[str, str]:
@@ -291,7 +293,7 @@ def predictions(run: Any) -> list[Prediction]:
         name: over(_cell(series, "chat", name), _cell(series, "chat", "prompt_tokens"))
         for name in ("ideal", "found")
     }
-    return [
+    found = [
         Prediction(
             "TTFT, nothing found over most found, from the prompt curve",
             ttft_gain(run, "predicted"), ttft_gain(run), "", "×",
@@ -304,6 +306,7 @@ def predictions(run: Any) -> list[Prediction]:
             cell(pools, "predicted", 0), cell(pools, "hit_rate", 0), "", "",
         ),
     ]  # fmt: skip
+    return with_causes(found)
 
 
 def render(run: Any) -> dict[str, str]:

@@ -6,6 +6,7 @@ the run has none of that name.
 Introduced in chapter 11.
 """
 
+import math
 from typing import Any
 
 from lib.bench.findings.predictions import Prediction, with_causes
@@ -26,7 +27,7 @@ from lib.bench.findings.quantisation.kv_in_8_bits import (
     kv_speed_up,
 )
 from lib.bench.findings.realistic import realistic_step
-from lib.bench.findings.values import listed, number, percent
+from lib.bench.findings.values import listed, number, percent, power_of_ten, scientific
 from lib.bench.findings.vocabulary import missing
 
 __all__ = [
@@ -71,13 +72,15 @@ def quality(run: Any) -> dict[str, str]:
         verb = "differs" if len(equal) == 1 else "differ"
         said.append(
             f"{listed(equal)} {verb} from the reference only as sums in another order do "
-            f"(KL divergence below {ROUNDING:f} nats)."
+            f"(KL divergence below {power_of_ten(round(math.log10(ROUNDING)))} nats)."
         )
     found = []
     for word, pick in (("smallest", min), ("largest", max)) if others else ():
         name = pick(others, key=others.get)
         share = f", with {percent(same[name])} equal greedy tokens" if name in same else ""
-        found.append(f"{name} has the {word} KL divergence ({others[name]:.2g} nats{share})")
+        found.append(
+            f"{name} has the {word} KL divergence ({scientific(others[name])} nats{share})"
+        )
     if len(others) == 1:
         said.append(found[0].replace("the smallest", "a") + ".")
     elif found:

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from lib.bench.findings.predictions import Prediction, with_causes
-from lib.bench.findings.values import cell, cell_of, percent, positive, times, value
+from lib.bench.findings.values import cell, cell_of, percent, positive, scientific, times, value
 from lib.bench.findings.vocabulary import missing, size_of
 
 # Rounding to the nearest multiple of s has the mean square error s^2 / 12. With 3 bits of mantissa
@@ -60,14 +60,14 @@ def quality(run: Any) -> dict[str, str]:
         return {"float8_quality_finding": missing("the quality with float8").sentence}
     text = (
         "With weights and activations in float8 the mean KL divergence is "
-        f"{divergence:.2g} nats, with {percent(same)} equal greedy tokens."
+        f"{scientific(divergence)} nats, with {percent(same)} equal greedy tokens."
     )
     other = positive(cell_of(run["quality"], "int8 × int8", "kl_divergence"))
     if other is not None and divergence > 0:
         ratio = divergence / other
         said = "about" if size_of(ratio) == "about" else f"{times(ratio)}"
         text += (
-            f" That is {said} the divergence of int8 × int8 in the table above ({other:.2g} nats), "
+            f" That is {said} the divergence of int8 × int8 in the table above ({scientific(other)} nats), "
             "which rounds activations in blocks of 32 with a scale each."
         )
     return {"float8_quality_finding": text}

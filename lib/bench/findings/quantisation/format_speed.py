@@ -7,6 +7,7 @@ Introduced in chapter 11.
 from typing import Any
 
 from lib.bench.findings.quantisation.format_rows import axis
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import Measured, cell, listed, over, positive, times, value
 from lib.bench.findings.vocabulary import ABOUT, missing
 
@@ -72,7 +73,8 @@ def products(run: Any) -> dict[str, str]:
                 f"With {rows[row]} {noun} this run cannot tell {alike} from float32, "
                 "because the repeats overlap."
             )
-    return {"products_finding": " ".join(said) or missing("the time of the products").sentence}
+    text = " ".join(said) or missing("the time of the products").sentence
+    return {"products_finding": of_record(run, text)}
 
 
 def engine(run: Any) -> dict[str, str]:
@@ -98,7 +100,7 @@ def engine(run: Any) -> dict[str, str]:
             f"This run cannot tell which format is the fastest at {listed(close)}, "
             "because the repeats overlap."
         )
-    return {"engine_finding": " ".join(sentences)}
+    return {"engine_finding": of_record(run, " ".join(sentences))}
 
 
 def _fastest(best: list[tuple[str, Any, float | None]]) -> str:

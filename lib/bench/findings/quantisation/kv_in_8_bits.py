@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from lib.bench.findings.quantisation.format_rows import named
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import (
     Measured,
     cell,
@@ -15,6 +16,7 @@ from lib.bench.findings.values import (
     percent,
     positive,
     quantity,
+    scientific,
     times,
     value,
 )
@@ -75,7 +77,7 @@ def kv_attention(run: Any) -> dict[str, str]:
         text += f": int8 is {times(ratio)} as fast"
     else:
         text += f": int8 is slower, {times(ratio)} as fast"
-    return {"kv_attention_finding": f"{text}."}
+    return {"kv_attention_finding": of_record(run, f"{text}.")}
 
 
 def kv_quality(run: Any) -> dict[str, str]:
@@ -88,5 +90,5 @@ def kv_quality(run: Any) -> dict[str, str]:
         return {"kv_quality_finding": missing("the quality with K and V in int8").sentence}
     return {
         "kv_quality_finding": "With K and V in int8 the mean KL divergence is "
-        f"{divergence:.2g} nats, with {percent(same)} equal greedy tokens."
+        f"{scientific(divergence)} nats, with {percent(same)} equal greedy tokens."
     }

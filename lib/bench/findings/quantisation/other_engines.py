@@ -20,7 +20,7 @@ def verdict(series: Series | None, other: str) -> str:
     clauses = []
     for i, batch in enumerate(series["batch"]):
         ours, theirs = cell(series, OURS, i), cell(series, other, i)
-        found = compare(ours, theirs, "this engine", other, what="throughput", unit="tok/s")
+        found = compare(ours, theirs, "this engine", other, what="throughput", unit="tokens/s")
         clauses.append(f"at batch {batch} {found}")
     text = "; ".join(clauses)
     return text[0].upper() + text[1:] + "."

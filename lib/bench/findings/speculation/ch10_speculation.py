@@ -9,7 +9,7 @@ Introduced in chapter 10.
 from dataclasses import replace
 from typing import Any
 
-from lib.bench.findings.predictions import Prediction
+from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.realistic import realistic_step
 from lib.bench.findings.speculation.speculation_acceptance import (
     acceptance,
@@ -67,7 +67,7 @@ def predictions(run: Any) -> list[Prediction]:
         met = Finding(
             place_in_words(measured, batches), crossed if abs(predicted - measured) <= 1 else "far"
         )
-    return [
+    found = [
         by_rate,
         Prediction("speed-up at batch 1", foretold[0] if foretold else None,
                    gains[0] if gains else None, "", "×"),
@@ -75,6 +75,7 @@ def predictions(run: Any) -> list[Prediction]:
                    gains[-1] if gains else None, "", "×"),
         Prediction("where drafts lose, within one point of the sweep", crossed, met),
     ]  # fmt: skip
+    return with_causes(found)
 
 
 def render(run: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ Introduced in chapter 10.
 from collections.abc import Sequence
 from typing import Any
 
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.speculation.speculation_rows import known_cells
 from lib.bench.findings.values import cell, listed, number, over, percent, quantity, times, value
 from lib.bench.findings.vocabulary import ABOUT, missing, size_of
@@ -31,7 +32,10 @@ def rows(run: Any) -> dict[str, str]:
         said = [f"a step of {n} rows takes {times(ratio)} as long" for n, ratio in longer.items()]
         if said:
             text = f"Compared with a step of one row, {listed(said)}."
-    return {"rows_finding": text, "per_row_finding": _per_row(series, known)}
+    return {
+        "rows_finding": of_record(run, text),
+        "per_row_finding": of_record(run, _per_row(series, known)),
+    }
 
 
 def _per_row(series: Series | None, known: Sequence[int]) -> str:

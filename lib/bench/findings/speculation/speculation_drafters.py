@@ -8,6 +8,7 @@ Introduced in chapter 10.
 from collections.abc import Sequence
 from typing import Any
 
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.speculation.speculation_rows import known_cells
 from lib.bench.findings.values import cell, cell_of, listed, over, percent, quantity, times, value
 from lib.bench.findings.vocabulary import missing, share
@@ -77,7 +78,7 @@ def methods(run: Any) -> dict[str, str]:
         text += (
             f" Whether drafts gain with {_quoted(near)} this run cannot tell: the repeats overlap."
         )
-    return {"methods_finding": text}
+    return {"methods_finding": of_record(run, text)}
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -92,4 +93,5 @@ def draft_model(run: Any) -> dict[str, str]:
     if found is None or accepted is None:
         return {"draft_model_finding": missing("a pair of models of two sizes").sentence}
     text = f"With the small model as its draft the large one has {times(found)} the throughput"
-    return {"draft_model_finding": f"{text}; {percent(accepted)} of the drafts are accepted."}
+    text += f"; {percent(accepted)} of the drafts are accepted."
+    return {"draft_model_finding": of_record(run, text)}

@@ -8,11 +8,13 @@ Introduced in chapter 10.
 from collections.abc import Sequence
 from typing import Any
 
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import cell, cell_of, listed, over, percent, value
 from lib.bench.findings.vocabulary import compare, goal_sentence, missing, versus_prediction
 from lib.bench.measure.speculation_model import crossover
 
 COPYING_GOAL, RANDOM_GOAL = 2.0, 0.97
+_SAME = 0.01  # two rates that are nearer to each other than this share are called the same
 
 
 def gain(run: Any, row: int = 0, column: str = "with") -> float | None:
@@ -47,7 +49,8 @@ def batch_of_one(run: Any) -> dict[str, str]:
     met = goal_sentence(
         reached, f"{COPYING_GOAL:.0f} times", reached is not None and reached >= COPYING_GOAL
     )
-    return {"gain_finding": f"{found.sentence} On the ratio: {verdict}.{met}"}
+    text = f"{found.sentence} On the ratio: {verdict}.{met}"
+    return {"gain_finding": of_record(run, text)}
 
 
 def crossings(run: Any) -> tuple[int | None, int | None, Sequence[int]]:
@@ -83,7 +86,7 @@ def crossing(run: Any) -> dict[str, str]:
         return {"crossover_finding": missing("the batch from which on drafts lose").sentence}
 
     near = abs(predicted - measured) <= 1
-    text = f"Predicted: drafts lose {place_in_words(predicted, batches)}. "
+    text = f"The prediction is that drafts lose {place_in_words(predicted, batches)}. "
     text += f"Measured: {place_in_words(measured, batches)}."
     series = run["rate_by_batch"]
     open_ = [
@@ -98,11 +101,11 @@ def crossing(run: Any) -> dict[str, str]:
             "measured place is uncertain."
         )
     text += goal_sentence(1.0, "that the two are at most one point of the sweep apart", near)
-    return {"crossover_finding": text}
+    return {"crossover_finding": of_record(run, text)}
 
 
 def adaptive(run: Any) -> dict[str, str]:
-    """What adaptation gives at the largest batch."""
+    """What adaptation gives at the largest batch, and at which batches it gives less than a fixed number of drafts."""
     largest = measured_gains(run, "adaptive")
     text = missing("adaptation at the largest batch").sentence
     if largest and largest[-1] is not None:
@@ -113,7 +116,27 @@ def adaptive(run: Any) -> dict[str, str]:
             f"At batch {batch} of the copying tasks the engine that adapts has "
             f"{percent(largest[-1])} of the throughput without drafts{beside}."
         )
-    return {"adaptive_finding": text}
+    return {"adaptive_finding": of_record(run, text + _behind(run))}
+
+
+def _behind(run: Any) -> str:
+    """The batches at which adaptation is slower than always the most drafts, by more than the repeats differ."""
+    series = run["rate_by_batch"]
+    said = []
+    for row in range(len(measured_gains(run))):
+        pair = [value(cell(series, name, row)) for name in ("adaptive", "with")]
+        ratios = [gain(run, row, name) for name in ("adaptive", "with")]
+        if None in ratios:
+            continue
+        few, most = pair
+        spread = max(few.spread or 0.0, most.spread or 0.0)
+        if few.overlaps(most) or most.middle - few.middle <= max(spread, _SAME) * most.middle:
+            continue
+        both = " against ".join(f"{ratio:.2f}" for ratio in ratios)
+        said.append(f"batch {series['batch'][row]} ({both} times the throughput without drafts)")
+    if not said:
+        return ""
+    return f" It is slower than always the most drafts at {listed(said)}."
 
 
 def random_text(run: Any) -> dict[str, str]:
@@ -143,4 +166,4 @@ def random_text(run: Any) -> dict[str, str]:
                 f"{percent(1 - RANDOM_GOAL)} that the goal allows, so another run may say "
                 "otherwise."
             )
-    return {"random_finding": text}
+    return {"random_finding": of_record(run, text)}

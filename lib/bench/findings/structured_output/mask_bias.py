@@ -8,7 +8,7 @@ Introduced in chapter 12.
 from typing import Any
 
 from lib.bench.findings.structured_output.mask_rows import number_at
-from lib.bench.findings.values import number, percent
+from lib.bench.findings.values import number, percent, scientific
 from lib.bench.findings.vocabulary import Finding, missing
 
 ERRORS = 3  # standard errors by which a counted share may differ from the exact one
@@ -52,7 +52,7 @@ def tries(run: Any) -> dict[str, str]:
     needed = float(f"{1 / valid:.3g}")
     return {
         "tries_finding": f"For the exact shares the model was run for {nodes:,} beginnings of "
-        f"answers. Of the model's own answers, a share of {valid:.2g} is exactly one of the {texts}, so that "
+        f"answers. Of the model's own answers, a share of {scientific(valid)} is exactly one of the {texts}, so that "
         f"drawing until one is valid takes about {number(needed)} "
         f"{'answer' if needed == 1 else 'answers'} on average."
     }

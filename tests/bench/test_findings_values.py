@@ -1,0 +1,36 @@
+"""One way to print numbers of any size."""
+
+import math
+
+import pytest
+
+from lib.bench.findings.values import power_of_ten, scientific
+
+
+@pytest.mark.parametrize(
+    "x, digits, said",
+    [
+        (0, 2, "0"),
+        (3.84e-06, 2, "3.8 × 10⁻⁶"),
+        (5.1e-03, 2, "0.0051"),
+        (9.96e-4, 2, "0.001"),
+        (9.94e-4, 2, "9.9 × 10⁻⁴"),
+        (0.5, 2, "0.5"),
+        (12.3, 2, "12"),
+        (9960, 2, "1.0 × 10⁴"),
+        (1234, 2, "1,200"),
+        (2e-6, 1, "2 × 10⁻⁶"),
+        (-2e-6, 1, "−2 × 10⁻⁶"),
+        (-0.25, 2, "−0.25"),
+        (5e-324, 2, "4.9 × 10⁻³²⁴"),
+        (1e300, 1, "1 × 10³⁰⁰"),
+        (math.inf, 2, "inf"),
+    ],
+)
+def test_a_number_of_any_size(x, digits, said):
+    assert scientific(x, digits).replace("\u00a0", " ") == said
+    assert " " not in scientific(x, digits)  # no line may break inside of a number
+
+
+def test_powers_of_ten():
+    assert [power_of_ten(n) for n in (0, 12, -300)] == ["10⁰", "10¹²", "10⁻³⁰⁰"]
