@@ -265,6 +265,26 @@ def test_a_record_without_gates_is_read(recorded):
     assert "gates" not in run.data and run.gates == []
 
 
+def test_the_summary_says_once_what_several_experiments_have_in_common(recorded):
+    def summary(*reasons):
+        experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+        for name, why in zip(("latency", "throughput", "profile"), reasons):
+            gate = experiments.gate(name)
+            for reason in why:
+                gate.check(False, reason)
+        return experiments.summary()
+
+    said = summary(["the clock stood still"], ["the clock stood still", "too few requests"], [])
+    assert said.startswith(
+        "This copy could not show 2 of its 3 experiments: latency and throughput, because the clock stood still. "
+        "Besides: throughput (too few requests). "
+    )
+    said = summary(["the clock stood still"], ["the clock stood still"])
+    assert said.count("the clock stood still") == 1 and "Besides" not in said
+    said = summary(["the clock stood still"], ["too few requests"])
+    assert "latency (the clock stood still); throughput (too few requests)." in said
+
+
 def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
     def summary(*asked, **options):
         experiments = Experiments("01_forward_pass", "cpu", folder=recorded, **options)

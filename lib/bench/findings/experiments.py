@@ -110,12 +110,8 @@ class Experiments:
             remark = f" {remark[:1].upper()}{remark[1:]}: compare its ratios with the record's, and not its times."
         if not closed:
             return f"No experiment on this page was stopped by its conditions.{remark}"
-        grouped: dict[str, list[str]] = {}
-        for gate in closed:
-            grouped.setdefault("; ".join(gate.reasons), []).append(gate.experiment)
-        said = "; ".join(f"{listed(names)} ({reasons})" for reasons, names in grouped.items())
-        count = len(closed)
-        return f"This copy could not show {count} of its {len(self.gates)} experiments: {said}. {self._instead(closed)}{remark}"
+        count = f"This copy could not show {len(closed)} of its {len(self.gates)} experiments"
+        return f"{count}{_why(closed)}. {self._instead(closed)}{remark}"
 
     def _instead(self, closed: list[Gate]) -> str:
         """What stands in the place of the experiments that could not be shown."""
@@ -146,3 +142,19 @@ class Experiments:
             }
             for gate in self.gates
         ]
+
+
+def _why(closed: list[Gate]) -> str:
+    """The closed gates' reasons: what several have in common stands once, before what only some of them have."""
+    shared = [r for r in closed[0].reasons if all(r in gate.reasons for gate in closed)]
+    if len(closed) == 1:
+        shared = []
+    grouped: dict[str, list[str]] = {}
+    for gate in closed:
+        if own := "; ".join(reason for reason in gate.reasons if reason not in shared):
+            grouped.setdefault(own, []).append(gate.experiment)
+    said = "; ".join(f"{listed(names)} ({reasons})" for reasons, names in grouped.items())
+    if not shared:
+        return f": {said}"
+    names = listed([gate.experiment for gate in closed])
+    return f": {names}, because {'; '.join(shared)}" + (f". Besides: {said}" if said else "")
