@@ -16,7 +16,7 @@ _OPTION = re.compile(
     r'<span class="pre">((?:\w+=)?(?:&quot;|&#39;|["\'\[(])*-{1,2}[A-Za-z][^<]*)</span>'
 )
 _LINK_WITH_SPACE = re.compile(r"(<a\b[^>]*>) +")
-APPENDIX = "chapters/"  # pages here without a number of their own are chapters of the appendix
+_CHAPTER = re.compile(r"chapters/\d")  # such a page without a number of its own is of the appendix
 
 
 def set_for_the_eye(body: str) -> str:
@@ -32,7 +32,7 @@ def set_for_the_eye(body: str) -> str:
 
 def appendix_letters(docnames: list[str], secnumbers: dict[str, dict]) -> dict[str, str]:
     """A letter for each chapter without a number, in the order of the table of contents: {"chapters/14_x": "A"}."""
-    chapters = [name for name in docnames if name.startswith(APPENDIX) and not secnumbers.get(name)]
+    chapters = [name for name in docnames if _CHAPTER.match(name) and not secnumbers.get(name)]
     return dict(zip(chapters, ascii_uppercase))
 
 
