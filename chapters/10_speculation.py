@@ -1147,7 +1147,9 @@ if not isinstance(found, str):
         [
             [
                 point["drafter"],
-                f"{point['acceptance']:.0%}" if point["acceptance"] else "–",
+                "–"
+                if point["acceptance"] is None
+                else f"{point['acceptance']:.0%}",
                 f"{point['tok_s'].median:.1f}",
             ]
             for point in found
