@@ -1706,16 +1706,15 @@ glue("more_answers", SEQS)
 # ```{image} ../book/images/server_page.dark.png
 # :alt: The server's page in dark colours: a chat on the left; on the right throughput, latencies, a burst of 20 prompts of which 6 run and 14 wait, and 192 squares for the blocks in the colours of the sequences.
 # :class: only-dark
-# :target: ../_images/server_page.dark.png
 # ```
 # ```{figure} ../book/images/server_page.png
 # :name: fig-05-page
 # :alt: The server's page: a chat on the left; on the right throughput, latencies, a burst of 20 prompts of which 6 run and 14 wait, and 192 squares for the blocks in the colours of the sequences.
 # :class: only-light
-# :target: ../_images/server_page.png
 #
 # The server's page during a burst of 20 prompts, with SmolLM2 on two CPU cores: 6 sequences run and 14 wait. Each of
-# the 192 squares is a block, in the colour of its sequence. A click on the picture shows it in full size.
+# the 192 squares is a block, in the colour of its sequence. <a href="../_images/server_page.png">The picture in full
+# size</a>.
 # ```
 #
 # At most ten times per second the engine makes a snapshot of which sequence owns which block. It spends at most 2 % of
