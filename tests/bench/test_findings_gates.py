@@ -368,7 +368,9 @@ def test_a_smoke_run_shows_nothing(recorded, monkeypatch):
     closed = [experiments.gate(name) for name in ("latency", "throughput", "profile")]
     assert not any(gate.ok for gate in closed)
     said = experiments.summary()
-    assert "latency, throughput and profile (it is a test run at the smallest sizes)" in said
+    assert (
+        "latency, throughput and profile, because it is a test run at the smallest sizes." in said
+    )
 
 
 PREDICTIONS = [
