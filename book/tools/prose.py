@@ -21,9 +21,10 @@ class UnbrokenUnits(SphinxPostTransform):
     default_priority = 900  # after glued values and references have their text
 
     def run(self, **kwargs) -> None:
+        # A text that was put into the list of children by hand has no parent, and stays as it is.
         parents = {id(text.parent): text.parent for text in self.document.findall(nodes.Text)}
         for parent in parents.values():
-            if not _is_code(parent):
+            if parent is not None and not _is_code(parent):
                 _unbreak(parent)
 
 
