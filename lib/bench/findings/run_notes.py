@@ -1,6 +1,6 @@
 """What a page says of the run that its sentences quote, apart from what was measured.
 
-Introduced in chapter 7.
+Introduced in chapter 1.
 """
 
 from pathlib import Path
