@@ -100,7 +100,7 @@ def _per_second(run: Any, share: float) -> str:
         return ""
     return (
         f" Goodput is per second, and the figure shows shares of all requests: the test with the limit lasted "
-        f"{quantity(limited, 's')} and the one without {quantity(free, 's')}, so the two have other ratios."
+        f"{quantity(limited, 's')} and the one without {quantity(free, 's')}, so the two ratios differ."
     )
 
 

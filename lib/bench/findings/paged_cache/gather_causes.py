@@ -126,9 +126,9 @@ def part_above_whole(by_batch: Series | None, by_context: Series | None) -> str:
         return ""
     found = "; ".join(said)
     return (
-        f" {found[:1].upper()}{found[1:]}. A part cannot add more than the whole: attention alone is a job of its own, "
-        "all layers one after another with nothing between them, so the processor's caches and the memory of the copies "
-        "are in another state there than inside a step. The two are compared with slots each for itself, and not "
+        f" {found[:1].upper()}{found[1:]}. A part cannot add more than the whole. But attention alone is another job: all "
+        "layers one after another, with nothing between them, so the processor's caches and the memory of the copies are in "
+        "another state than inside a step. So each of the two is compared with its own run over slots, and they are not "
         "subtracted from each other."
     )
 
