@@ -9,7 +9,8 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from lib.bench.findings.values import number, percent
+from lib.bench.findings.gates import SPREAD
+from lib.bench.findings.values import QUARTERS, number, percent
 from lib.bench.findings.vocabulary import ABOUT, LITTLE, SEVERAL, SHARES
 
 
@@ -29,6 +30,12 @@ def meanings() -> list[tuple[str, str]]:
             "this run cannot tell",
             f"the ranges of the repeats overlap, and one is wider than {about} of its median; of a prediction: it "
             "lies within such a range",
+        ),
+        (
+            "this run cannot show it",
+            "a condition of the experiment did not hold: other programs used the processor, the machine was slower than in "
+            f"its recorded runs, or repeats differ by more than {percent(SPREAD)} of their median (all of fewer than "
+            f"{number(QUARTERS)}, the middle half of {number(QUARTERS)} or more)",
         ),
         ("as predicted", f"the measured value is within {about} of the predicted one"),
         (

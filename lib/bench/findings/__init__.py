@@ -34,7 +34,7 @@ Gate an experiment. After measuring and before drawing:
 
     experiments = Experiments("02_kv_cache", device)         # once, before the first measurement
     gate = experiments.gate("latency by prompt")             # right after its measurement; closed at smoke scale
-    gate.repeats([*ours, *theirs])                           # at least 2 repeats, within 25 % of their median
+    gate.repeats([*ours, *theirs])                           # at least 2 repeats that agree within 25 %
     gate.machine(roofline, experiments.roofline)             # ceilings within 1.25 times of the recorded run's
     gate.queue_formed(most_waiting); gate.limit_reached(used, limit, "seats"); gate.enough(n, 96, "requests")
     shown = experiments.pick(gate, record)                   # this run, or the recorded run of the same hardware

@@ -15,7 +15,7 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 _SMALLEST, _LARGEST = 1e-18, 1e30
-_QUARTERS = (
+QUARTERS = (
     5  # with fewer repeats, quartiles are interpolated between values that say little about them
 )
 
@@ -82,7 +82,7 @@ def value(measured: Measured) -> Value:
         return Value(None)
     few = len(finite) < 10
     low, high = (percentile(finite, q) for q in ((0, 100) if few else (10, 90)))
-    quarters = [percentile(finite, q) for q in (25, 75)] if len(finite) >= _QUARTERS else None
+    quarters = [percentile(finite, q) for q in (25, 75)] if len(finite) >= QUARTERS else None
     half = quarters[1] - quarters[0] if quarters else None
     return Value(percentile(finite, 50), low, high, len(finite), half)
 
