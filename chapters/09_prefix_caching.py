@@ -485,7 +485,7 @@ glue_all(words.same_logits(apart))
 # The prediction, {eq}`eq-09-ttft`, against the engine. Every repeat sends new tokens after the shared ones, so that only
 # the shared ones are found.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ttft", "caption": "Time to the first token of a prompt of fixed length against the number of its tokens that are cached. Dotted: the prediction from the prompt curve."}}
+# %% tags=["hide-input"]
 (shared_text,) = random_prompts([TOTAL], config.vocab_size, seed=2)
 
 
@@ -528,6 +528,7 @@ gate = experiments.gate("TTFT by shared length")
 gate.repeats([*ttft.samples["ttft"], *curve.values()])
 by_shared = experiments.pick(gate, record)
 
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ttft", "caption": "Time to the first token of a prompt of fixed length against the number of its tokens that are cached. Dotted: the prediction from the prompt curve."}}
 drawn = by_shared["ttft_by_shared"]
 fig, ax = figure()
 lines(

@@ -798,7 +798,7 @@ print("neighbours: equal to the last bit")
 # The mask of the state inside a string, for the model's vocabulary and for smaller ones that consist of its first tokens
 # ({numref}`fig-12-mask`).
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-mask", "caption": "Time to find the mask of a state by the size of the vocabulary: all tokens read one by one, by the tree, and a mask that was kept. Dotted: the prediction from counted look-ups."}}
+# %% tags=["hide-input"]
 VOCABULARIES = pick(
     smoke=[280, V], cpu=[V // 16, V // 4, V], gpu=[V // 16, V // 4, V]
 )
@@ -834,6 +834,7 @@ gate = experiments.gate("time of a mask")
 gate.repeats(mask_time.samples["walk"], spread=0.5)
 by_vocabulary = experiments.pick(gate, record)
 
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-mask", "caption": "Time to find the mask of a state by the size of the vocabulary: all tokens read one by one, by the tree, and a mask that was kept. Dotted: the prediction from counted look-ups."}}
 drawn = by_vocabulary["mask_time_by_vocabulary"]
 fig, ax = figure()
 names = {"one by one": "one_by_one", "tree": "walk", "kept": "again"}
@@ -878,7 +879,7 @@ glue_all(words.walk(by_vocabulary))
 #
 # The last two are measured in two ways: with the masks computed beside the model, and after it, when the sampler asks for them.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with several kinds of them. Left: masks computed beside the model. Right: computed after it. Vertical bars: from the shortest step to the longest. The curves free and few states are the same in both panels, and each can cover the other."}}
+# %% tags=["hide-input"]
 STEPS = pick(smoke=2, cpu=6, gpu=16)
 ROUNDS = pick(smoke=1, cpu=2, gpu=3)
 LIST = {
@@ -946,6 +947,7 @@ gate = experiments.gate("steps with masks")
 gate.repeats([p[kind] for p in points for kind in KINDS], spread=0.5)
 by_batch = experiments.pick(gate, record)
 
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-steps", "caption": "Time of a decode step by batch, without masks and with several kinds of them. Left: masks computed beside the model. Right: computed after it. Vertical bars: from the shortest step to the longest. The curves free and few states are the same in both panels, and each can cover the other."}}
 drawn = by_batch["step_by_batch"]
 
 
