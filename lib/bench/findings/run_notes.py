@@ -34,4 +34,4 @@ def card_time(chapter: str, estimate: str, folder: Path | str | None = None) -> 
         return f"{estimate}, by estimate"
     run = max(on_cpu, key=lambda run: run.fingerprint["date"])
     label = run.label.removesuffix(f", {run.dtype}")
-    return f"{round(run.seconds)} s in the recorded run ({label}), longer beside other programs"
+    return f"{round(run.seconds)} s in the recorded run ({label})"
