@@ -27,7 +27,7 @@ def test_the_card_names_the_latest_run_on_a_cpu_and_else_an_estimate(tmp_path):
     keep("old", "cpu", "2026-12-01T00:00:00", 50.4)
     keep("new", "cpu", "2026-12-02T00:00:00", 61.6)
     assert card_time("07", "two minutes", folder=tmp_path).startswith(
-        "62 s in the recorded run (new),"
+        "62 s in the recorded run (new)"
     )
 
 
