@@ -405,12 +405,10 @@ halved_bound = first_length(lambda n: bound_without(n) >= 2 * bound_with(n))
 # %% tags=["remove-cell"]
 glue("crossover_formula", by_formula, ".0f")
 glue("crossover_bound", by_counting or "more than 1,024")
-glue("halved_bound", halved_bound or "more than 1,024")
 
 # %% [markdown]
 # The formula gives {glue:text}`crossover_formula` tokens; exact counting gives {glue:text}`crossover_bound`, because the
-# vocabulary matrix is multiplied by one row only. By these bounds the cache halves the time of a step at
-# {glue:text}`halved_bound` tokens.
+# vocabulary matrix is multiplied by one row only. {glue:text}`halved_bound_finding`
 #
 # This prediction uses the two ceilings, which were measured on large matrices. A step also has a **fixed cost**: the
 # time of a pass over a single token with an empty cache. It contains the reading of all weights, and the time in which
@@ -780,6 +778,7 @@ gate.check(floor_was_open, f"the fixed cost {compared}")
 by_floor, by_step = (experiments.pick(g, record) for g in (floor_gate, gate))
 glue_all(kv_floor.floor(by_floor))
 glue_all(kv_by_length.steps(by_step))
+glue_all(kv_by_length.halved_by_bounds(halved_bound, by_step))
 step_without, step_with = (
     [t[name] for t in timings] for name in ("no_cache", "kv_cache")
 )

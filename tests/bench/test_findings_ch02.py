@@ -7,11 +7,14 @@ import pytest
 
 from lib.bench.findings.kv_cache import ch02_kv_cache as ch02
 from lib.bench.findings.kv_cache import kv_answer, kv_floor, kv_steps, kv_throughput, kv_work
+from lib.bench.findings.kv_cache.kv_by_length import bounds_halve, halved_by_bounds
+from lib.bench.findings.shown import Shown
 from lib.bench.measure import counts
 from lib.bench.measure.data_sheets import H100, LLAMA_7B
 from lib.bench.measure.roofline import Roofline
 from lib.bench.measure.step_model import StepModel, first_length, rate_between
-from lib.bench.records.files import Run, reference
+from lib.bench.records.files import Run, read_records, reference
+from lib.bench.records.record import Record
 from lib.models.checkpoint import GPT2_CONFIG
 
 # The record for which these tests were written: a new recording says other things.
@@ -317,3 +320,27 @@ def test_one_token_is_no_plural():
         "2 tokens",
         "more than 1,024 tokens",
     ]
+
+
+@pytest.mark.parametrize(
+    "here, words", [(18, "at 18 tokens."), (1, "at 1 token."), (None, "at more than 1,024 tokens.")]
+)
+def test_bounds_of_two_runs_are_told_apart(here, words):
+    """A disturbed copy's ceilings give another length than those of the record that the page quotes below."""
+    (run,) = [run for run in read_records("02") if run.slug == "amd-epyc-2core"]
+    own = halved_by_bounds(here, run_of_this_copy())["halved_bound_finding"]
+    assert own == f"By these bounds the cache halves the time of a step {words}"
+    quoted = bounds_halve(run)
+    said = halved_by_bounds(here, Shown(run))["halved_bound_finding"]
+    assert (
+        said.startswith(own)
+        and f"of the recorded run, which the next sections quote, it does so at {quoted} tokens."
+        in said
+    )
+    assert halved_by_bounds(quoted, Shown(run))["halved_bound_finding"].count("halves") == 1
+
+
+def run_of_this_copy():
+    return Shown(
+        Record("02_kv_cache", model="gpt2", weights="random", dtype="float32", device="cpu")
+    )

@@ -21,6 +21,7 @@ from lib.bench.findings.kv_cache.kv_steps import (
     overlaps,
     token_count,
 )
+from lib.bench.findings.run_notes import is_recorded
 from lib.bench.findings.values import column, ends, number, times, value
 from lib.bench.findings.vocabulary import (
     Finding,
@@ -93,6 +94,15 @@ def _missed(predicted: float | None, found: Finding) -> str:
         "little": f"measured a little {'more' if verdict.direction > 0 else 'less'}",
     }
     return f" ({word.get(verdict.kind, 'which failed')})"
+
+
+def halved_by_bounds(here: int | None, run: Any) -> dict[str, str]:
+    """Where the cache halves a step by this copy's ceilings, `here`, and by those of the recorded run that is quoted."""
+    said = f"By these bounds the cache halves the time of a step at {token_count(here)}."
+    quoted = bounds_halve(run) if is_recorded(run) else here
+    if quoted != here:
+        said += f" By the ceilings of the recorded run, which the next sections quote, it does so at {token_count(quoted)}."
+    return {"halved_bound_finding": said}
 
 
 def bounds_halve(run: Any) -> int | None:
