@@ -5,6 +5,7 @@ Introduced in chapter 5.
 
 from typing import Any
 
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.serving.serving_rows import param, scaled, waves
 from lib.bench.findings.values import (
     Measured,
@@ -52,7 +53,7 @@ def http(run: Any) -> dict[str, str]:
         for rate, name in pairs
     ]
     return {
-        "bound_finding": said,
+        "bound_finding": of_record(run, said),
         "share_finding": " ".join([f.sentence for f in found] + [_above(found)]).strip(),
         "goal_finding": _goal(streamed, offline),
         "cost_finding": _cost(streamed, offline, bound),
