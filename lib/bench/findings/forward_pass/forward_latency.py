@@ -10,6 +10,7 @@ from typing import Any
 
 from lib.bench.findings.curves import growth
 from lib.bench.findings.forward_pass.forward_profile import families
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import (
     Measured,
     column,
@@ -118,7 +119,7 @@ def latency(run: Any) -> dict[str, str]:
     if "missing" in (short.kind, long.kind):
         over = missing("the time over its bound").sentence
     return {
-        "growth_finding": first,
+        "growth_finding": of_record(run, first),
         "over_bound_finding": over,
         "products_finding": f"{_alone(products, ours)} {gap(run).sentence}",
         "broke_finding": _broke(verdict, grown, expected, gap(run)),

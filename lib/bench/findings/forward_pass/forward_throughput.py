@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lib.bench.findings.curves import trend
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import column, ends, number, percent, quantity, times, value
 from lib.bench.findings.vocabulary import Finding, capital, missing, share
 
@@ -65,7 +66,7 @@ def throughput(run: Any) -> dict[str, str]:
                 f"it is {times(used / once)} what the answer needs."
             )
     return {
-        "throughput_finding": first,
+        "throughput_finding": of_record(run, first),
         "ceilings_finding": ceilings,
         "repeated_finding": repeated,
         "alone_finding": alone,
