@@ -76,7 +76,7 @@ from lib.bench.findings.realistic import realistic_step
 from lib.bench.findings.run_notes import card_time
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.speculation import ch10_speculation as words
-from lib.bench.findings.values import power_of_ten, scientific
+from lib.bench.findings.values import scientific
 from lib.bench.measure.draft_replay import decode_rate, replay
 from lib.bench.measure.speculation_model import (
     best_k,
@@ -99,6 +99,7 @@ from lib.bench.notebook.figures import (
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
 from lib.bench.notebook.style import caution
+from lib.bench.powers import power_of_ten
 from lib.bench.records.files import read_records
 from lib.bench.records.record import Record
 from lib.bench.scale import pick, scale

@@ -21,12 +21,8 @@ from lib.bench.findings.values import number, times
 from lib.bench.paths import measurements_dir
 from lib.bench.records.files import Run, read_records
 
-WIDTH, ROW, RIGHT, FONT = (
-    400,
-    46,
-    112,
-    15,
-)  # on a phone, whose column has about 340 px, the text has 12 px or more
+# On a phone, whose column has about 340 px, the text has 12 px or more.
+WIDTH, ROW, RIGHT, FONT = 400, 46, 112, 15
 MODELS = {"smollm2": "SmolLM2", "gpt2": "GPT-2"}
 TEXT, MUTED, BEFORE, GAIN, LOSS = "#1f2430", "#5b6472", "#e3edfb", "#2f6fb5", "#b8641b"
 

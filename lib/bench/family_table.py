@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lib.bench.powers import power_of_ten
 from lib.models.config import ModelConfig
 from lib.models.config_keys import llama_fields
 from lib.models.families import FAMILIES
@@ -54,7 +55,6 @@ _KEYS = {
     "num_experts": ("num_experts", "num_local_experts"),
     "shared_expert_size": ("shared_expert_intermediate_size",),
 }
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # The table's parts, as wide as a page: each begins with Llama, to compare with.
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
 GEMMA = ("llama", "gemma", "gemma2", "gemma3_text")
@@ -117,6 +117,6 @@ def _number(value: float) -> str:
     """Thousands with commas and small powers of ten as such: "1,000,000", "10⁻⁶", "0.5"."""
     if 0 < value < 1e-3:
         factor, exponent = f"{value:e}".split("e")
-        power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
+        power = power_of_ten(int(exponent))
         return power if float(factor) == 1 else f"{float(factor):g}·{power}"
     return f"{value:,.0f}" if value == int(value) else f"{value:g}"

@@ -46,3 +46,5 @@ def test_a_sentence_of_a_recorded_run_says_so_beside_this_runs_table():
         of_record(Shown(Run({"measurements": {}})), unsure)
         == "The recorded run cannot tell which is faster."
     )
+    for name in ("K and V take less.", "GPT-2 is faster.", "SmolLM2 is faster."):
+        assert of_record(Shown(Run({"measurements": {}})), name) == f"In the recorded run, {name}"

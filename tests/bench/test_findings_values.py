@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lib.bench.findings.values import power_of_ten, scientific
+from lib.bench.findings.values import scientific
+from lib.bench.powers import power_of_ten
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lib.bench.findings import machine_rates
+from lib.bench.findings.run_notes import is_recorded
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import Measured, percent, value
 from lib.bench.measure.roofline import Roofline
@@ -74,13 +75,15 @@ class Gate:
         halves = [v.half_spread for v in found if v.half_spread is not None]
         ranges = [v.spread for v in found if v.half_spread is None and v.spread is not None]
         enough = self.check(not few, f"fewer than {least} repeats{of}")
-        agree = True
-        for name, widths in (("the repeats", ranges), ("the middle half of the repeats", halves)):
+        checked = [enough]
+        for widths, subject in (
+            (ranges, f"the repeats{of} differ"),
+            (halves, f"the middle half of the repeats{of} differs"),
+        ):
             wide = max(widths, default=0.0)
-            verb = "differ" if widths is ranges else "differs"
-            text = f"{name}{of} {verb} by {percent(wide)}, more than {percent(spread)}"
-            agree = self.check(wide <= spread, text) and agree
-        return agree and enough
+            text = f"{subject} by {percent(wide)}, more than {percent(spread)}"
+            checked.append(self.check(wide <= spread, text))
+        return all(checked)
 
     def quiet(
         self,
@@ -165,8 +168,7 @@ class Gate:
 
 def stand_in_closed(shown: Shown | Run, experiment: str) -> list[str]:
     """Why the recorded run on a page could not show an experiment either; empty for this copy's run."""
-    is_stand_in = isinstance(shown, Shown) and shown.recorded
-    return closed_in(shown.run, experiment) if is_stand_in else []
+    return closed_in(shown.run, experiment) if is_recorded(shown) else []
 
 
 def closed_in(run: Run, experiment: str) -> list[str]:

@@ -20,7 +20,10 @@ def of_record(run: Any, sentence: str) -> str:
         return sentence
     if sentence.startswith("This run "):
         return f"The recorded run {sentence.removeprefix('This run ')}"
-    return f"In the recorded run, {sentence[:1].lower()}{sentence[1:]}"
+    word = sentence.split(" ", 1)[0]
+    is_name = word == "K" or any(letter.isupper() for letter in word[1:])  # K and V, GPT-2, SmolLM2
+    begin = sentence[:1] if is_name else sentence[:1].lower()
+    return f"In the recorded run, {begin}{sentence[1:]}"
 
 
 def card_time(chapter: str, estimate: str, folder: Path | str | None = None) -> str:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from lib.bench.measure.percentiles import percentile
 from lib.bench.measure.timing import Timing
+from lib.bench.powers import power_of_ten
 from lib.bench.records.series import Series
 
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 _SMALLEST, _LARGEST = 1e-18, 1e30
-QUARTERS = (
-    5  # with fewer repeats, quartiles are interpolated between values that say little about them
-)
+# With fewer repeats, quartiles are interpolated between values that say little about them.
+QUARTERS = 5
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ Measured = float | int | Timing | Sequence[float] | Value | None
 
 
 def value(measured: Measured) -> Value:
-    """A Value of a number, a Timing, or a sequence of repeats; a Value as it is. NaN and infinities count as not measured, and so do
-    numbers beyond what anything here can measure, whose ratios would overflow.
+    """A Value of a number, a Timing, or a sequence of repeats; a Value as it is.
+
+    NaN and infinities count as not measured, and so do numbers beyond what anything here can measure, whose ratios would
+    overflow.
 
     The range is all repeats for fewer than ten of them, and from the 10th to the 90th percentile for more.
     """
@@ -146,8 +148,7 @@ def of_both(a: Measured, b: Measured, how: Callable[[float, float], float]) -> V
     if not (first.known and second.known):
         return Value(None)
     middle = value(how(first.middle, second.middle))
-    turns = [] if isinstance(a, Value) or isinstance(b, Value) else _turns(a, b)
-    found = value([how(x, y) for x, y in turns])
+    found = value([how(x, y) for x, y in _turns(a, b)])
     if not (middle.known and found.known):
         return middle
     low, high = min(found.low, middle.low), max(found.high, middle.high)
@@ -206,11 +207,6 @@ def scientific(x: float, digits: int = 2) -> str:
         text = f"{float(f'{x:.{digits}g}'):,.{max(0, digits - 1 - int(power))}f}"
         return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
     return f"{mantissa} × {power_of_ten(int(power))}".replace("-", "−").replace(" ", "\u00a0")
-
-
-def power_of_ten(power: int) -> str:
-    """ "10⁻⁶"."""
-    return "10" + f"{power}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def times(ratio: float) -> str:

@@ -27,8 +27,9 @@ from lib.bench.findings.quantisation.kv_in_8_bits import (
     kv_speed_up,
 )
 from lib.bench.findings.realistic import realistic_step
-from lib.bench.findings.values import listed, number, percent, power_of_ten, scientific
+from lib.bench.findings.values import listed, number, percent, scientific
 from lib.bench.findings.vocabulary import missing
+from lib.bench.powers import power_of_ten
 
 __all__ = [
     "bytes_of_formats", "engine", "kv_attention", "kv_bytes", "kv_quality", "predictions",
