@@ -108,7 +108,7 @@ from lib.bench.notebook.figures import (
     table,
 )
 from lib.bench.notebook.glue import glue, glue_all, show_source, sweep
-from lib.bench.notebook.spread import spread
+from lib.bench.notebook.spread import spread, spread_of_bars
 from lib.bench.notebook.style import caution
 from lib.bench.records.files import read_records, reference
 from lib.bench.records.record import Record
@@ -1187,7 +1187,8 @@ with others() as load:
             for name in (PAGED, LIMITED)
             if name == PAGED or worst or share == CONTROL
         }
-        found = in_turns(runs, TURNS if worst else 1)
+        compared = worst or share == CONTROL
+        found = in_turns(runs, TURNS if compared else 1)
         opened |= {(name, share): pairs for name, pairs in found.items()}
 
 # %% tags=["hide-input"]
@@ -1406,54 +1407,83 @@ record.headline(
 #
 # ### How they arrive
 #
-# The same requests arrive in four patterns. One is all at once. The others have one mean rate, {glue:text}`pattern_share`
-# of the capacity: at equal intervals (steady), at random, and at random in clusters (gamma gaps with a burstiness of 0.25,
-# as `vllm bench serve` defines it). The steady pattern should be the easiest, since its rate is never above the mean.
+# The same requests arrive in four patterns, in {glue:text}`pattern_turns`, each with its own moments of
+# arrival. One pattern is all at once. The others have one mean rate, {glue:text}`pattern_share` of the capacity: at
+# equal intervals (steady), at random, and at random in clusters (gamma gaps with a burstiness of 0.25, as
+# `vllm bench serve` defines it). The steady pattern should be the easiest, since its rate is never above the mean.
 
 # %%
 PATTERN_SHARE = 0.7
 PATTERN_N = max(8, pick(smoke=2, cpu=2, gpu=3) * SEQS)  # requests
+PATTERN_TURNS = pick(smoke=1, cpu=3, gpu=3)  # each with arrivals of its own
 patterns = {"burst": 1.0, "steady": 1.0, "poisson": 1.0, "gamma": 0.25}
-pattern_runs, pattern_models = {}, {}
+pattern_runs = []
 with others() as load:
-    for kind, burstiness in patterns.items():
-        pattern_runs[kind], pattern_models[kind] = arrivals_at(
-            PAGED, PATTERN_SHARE, kind, 40, burstiness, PATTERN_N
-        )
+    for turn in range(PATTERN_TURNS):
+        for kind, burstiness in patterns.items():
+            run, model = arrivals_at(
+                PAGED, PATTERN_SHARE, kind, 40 + turn, burstiness, PATTERN_N
+            )
+            pattern_runs.append((kind, turn, run, model))
 
 # %% tags=["hide-input"]
 add_to_record(
     record,
     "patterns",
-    list(pattern_runs.values()),
+    [run for *_, run, _ in pattern_runs],
     slo=SLO,
     params={"share": PATTERN_SHARE, "answer": ANSWER},
-    pattern=list(pattern_runs),
-    **predicted(list(pattern_models.values())),
+    pattern=[kind for kind, *_ in pattern_runs],
+    turn=[turn for _, turn, *_ in pattern_runs],
+    **predicted([model for *_, model in pattern_runs]),
 )
 gate = experiments.gate("patterns of arrival")
-pattern_rows = {kind: summarize(run, SLO) for kind, run in pattern_runs.items()}
-kept_up(gate, [[row] for row in pattern_rows.values()])
+pattern_rows = {kind: [] for kind in patterns}
+for kind, _, run, _ in pattern_runs:
+    pattern_rows[kind].append(summarize(run, SLO))
+kept_up(gate, pattern_rows.values())
 gate.check(
-    pattern_rows["steady"]["mean_in_flight"] < SEQS,
+    all(row["mean_in_flight"] < SEQS for row in pattern_rows["steady"]),
     "the rate was beyond the knee: all places were taken at steady arrivals",
 )
 gate.quiet(load)
 pattern_run = experiments.pick(gate, record)
 glue("pattern_share", PATTERN_SHARE)
+glue("pattern_turns", load_rows.counted(PATTERN_TURNS, "turn"))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-patterns", "caption": "Time to the first token (ms) for four patterns of arrival of the same requests; all but the first have the same mean rate."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-patterns", "caption": "Time to the first token (ms) for four patterns of arrival of the same requests; all but the first have the same mean rate. Bars: medians of the turns; lines: their range."}}
 drawn = pattern_run["patterns"]
+kinds = list(dict.fromkeys(drawn["pattern"]))
+
+
+def turns_of(column):
+    """The turns of each pattern, in ms."""
+    return [
+        [
+            1e3 * t
+            for t, of in zip(drawn[column], drawn["pattern"])
+            if of == kind and t is not None
+        ]
+        for kind in kinds
+    ]
+
+
+drawn_turns = {
+    "median": turns_of("ttft_p50"),
+    "95th percentile": turns_of("ttft_p95"),
+}
 fig, ax = figure(height=2.8)
 bars(
     ax,
-    [words.CALLED[kind] for kind in drawn["pattern"]],
+    [words.CALLED[kind] for kind in kinds],
     {
-        "median": [1e3 * t for t in drawn["ttft_p50"]],
-        "95th percentile": [1e3 * t for t in drawn["ttft_p95"]],
+        name: [median(turns) for turns in found]
+        for name, found in drawn_turns.items()
     },
     fmt=",.0f",
 )
+for found, shift in zip(drawn_turns.values(), (-0.2, 0.2)):
+    spread_of_bars(ax, found, shift)
 ax.set(xlabel="TTFT (ms)")
 caution(ax, pattern_run.note)
 show(fig, "06_patterns")

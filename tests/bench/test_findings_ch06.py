@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lib.bench.findings.load_test import ch06_load_test as ch06
-from lib.bench.findings.load_test import load_patterns
+from lib.bench.findings.load_test import load_goodput, load_patterns
 from lib.bench.findings.load_test.load_rows import CONTIGUOUS, LIMITED, PAGED, SEQUENTIAL
 from lib.bench.findings.shown import Shown
 from lib.bench.records.files import Run
@@ -135,9 +135,28 @@ def test_a_limit_that_brings_nothing_is_a_failed_prediction(data):
 def test_steady_is_the_easiest_only_where_it_was(data, steady, easiest):
     put(data, "patterns", "ttft_p95", steady, pattern="steady")
     assert ("measures the easiest case" in said(data, "patterns_finding")) == easiest
-    assert load_patterns.steady_is_easiest(Run(data)) == easiest
+    assert (load_patterns.easiest(Run(data)).kind == "steady") == easiest
     verdict = ch06.predictions(Run(data))[-1].verdict
     assert verdict == ("as predicted" if easiest else "the prediction failed")
+
+
+@pytest.mark.parametrize(
+    "steady, poisson, verdict",
+    [
+        ((0.3, 0.4), (0.1, 0.2), "the prediction failed"),
+        ((0.3, 0.4), (0.2, 0.35), "this run cannot tell"),
+        ((0.2, 0.35), (0.3, 0.4), "as predicted"),
+    ],
+)
+def test_turns_that_overlap_name_no_easiest_pattern(data, steady, poisson, verdict):
+    columns = {"pattern": [], "ttft_p95": []}
+    for kind, turns in {"steady": steady, "poisson": poisson, "gamma": (1, 1), "burst": (2, 2)}.items():  # fmt: skip
+        columns["pattern"] += [kind] * len(turns)
+        columns["ttft_p95"] += turns
+    data["measurements"]["patterns"]["columns"] = columns
+    assert ch06.predictions(Run(data))[-1].verdict == verdict
+    cannot = "this run cannot tell: its repeats and those of random arrivals overlap"
+    assert (cannot in said(data, "patterns_finding")) == (verdict == "this run cannot tell")
 
 
 @pytest.mark.parametrize("due, sent, different", [(14, 4, True), (4, 4, False), (0, 0, False)])
@@ -270,6 +289,19 @@ def test_a_recorded_run_is_named_where_it_stands_in(data):
     assert said(data, "bound_finding").startswith("At the paged server")
     shown = ch06.line_bound(Shown(Run(data)))["bound_finding"]
     assert shown.startswith("In the recorded run, at the paged server")
+
+
+@pytest.mark.parametrize("wide, words", [(0.037, ""), (0.06, "spreads too widely")])
+def test_turns_that_overlap_are_alike_where_they_agree(data, wide, words):
+    data["measurements"]["open_loop"]["samples"] = {}
+    data["measurements"]["open_loop"]["columns"] = {
+        "server": [LIMITED, LIMITED, PAGED, PAGED],
+        "share": [0.6] * 4,
+        "tpot_p50": [0.033, wide, 0.034, 0.036],
+    }
+    found = load_goodput.twins_reason(Run(data))
+    assert words in found and bool(words) == bool(found)
+    assert load_goodput.twin(Run(data))["twin_finding"].endswith("can be compared.") == (not words)
 
 
 @pytest.mark.parametrize("factor, words", [(1.0, ""), (1.2, ""), (2.0, "differs by 100 %, more than 25 %"), (0.5, "differs by 100 %")])  # fmt: skip

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lib.bench.findings.values import scientific
+from lib.bench.findings.values import percent_above, scientific
 from lib.bench.powers import power_of_ten
 
 
@@ -35,3 +35,10 @@ def test_a_number_of_any_size(x, digits, said):
 
 def test_powers_of_ten():
     assert [power_of_ten(n) for n in (0, 12, -300)] == ["10⁰", "10¹²", "10⁻³⁰⁰"]
+
+
+@pytest.mark.parametrize(
+    "fraction, said", [(0.4, "40 %"), (0.2, "20 %"), (0.25, "25 %"), (0.254, "25.4 %"), (0.25004, "25.004 %")]
+)  # fmt: skip
+def test_a_percentage_above_a_limit_prints_above_it(fraction, said):
+    assert percent_above(fraction, 0.25) == said

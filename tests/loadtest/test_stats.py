@@ -119,6 +119,10 @@ def test_a_lagging_generator_is_marked():
     # One late wake-up of ten, which is their 99th percentile, moves the slowest TTFT by less than a tenth.
     once = LoadRun({}, prompt, lateness=[0.0] * 9 + [0.02])
     assert not summarize(once)["lagged"]
+    # The largest of a dozen wake-ups is no 99th percentile; three late ones of two hundred are.
+    assert not summarize(LoadRun({}, prompt, lateness=[0.0] * 11 + [0.9]))["lagged"]
+    assert summarize(LoadRun({}, prompt, lateness=[0.0] * 197 + [0.9] * 3))["lagged"]
+    assert summarize(LoadRun({}, late[:1]))["lagged"]
     waiting = [
         trace(i, ready=0.9, sent=0.9) for i in range(10)
     ]  # for a place: no fault of the generator's

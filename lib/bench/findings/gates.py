@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from lib.bench.findings import machine_rates
 from lib.bench.findings.run_notes import is_recorded
 from lib.bench.findings.shown import Shown
-from lib.bench.findings.values import Measured, percent, value
+from lib.bench.findings.values import Measured, percent, percent_above, value
 from lib.bench.measure.roofline import Roofline
 from lib.bench.measure.system_load import MEAN_SHARE
 from lib.bench.records.files import Run
@@ -81,7 +81,7 @@ class Gate:
             (halves, f"the middle half of the repeats{of} differs"),
         ):
             wide = max(widths, default=0.0)
-            text = f"{subject} by {percent(wide)}, more than {percent(spread)}"
+            text = f"{subject} by {percent_above(wide, spread)}, more than {percent(spread)}"
             checked.append(self.check(wide <= spread, text))
         return all(checked)
 

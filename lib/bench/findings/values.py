@@ -229,3 +229,14 @@ def percent(fraction: float) -> str:
     if 0.995 <= fraction < 1:
         return "more than 99 %"
     return f"{100 * fraction:,.0f} %"
+
+
+def percent_above(fraction: float, limit: float) -> str:
+    """A percentage that prints above a limit it is above: 25.4 % beside 25 %."""
+    said = percent(fraction)
+    if fraction <= limit or said != percent(limit):
+        return said
+    precise = (
+        (f"{100 * fraction:.{digits}f} %", f"{100 * limit:.{digits}f} %") for digits in range(1, 18)
+    )
+    return next((text for text, other in precise if text != other), said)

@@ -25,10 +25,14 @@ def spread(ax: Axes, x: Sequence[float], y: Sequence[Any], index: int = 0) -> No
             ax.vlines(at, min(samples), max(samples), color=colour, linewidth=1.4, zorder=4)
 
 
-def spread_of_bars(ax: Axes, y: Sequence[Any]) -> None:
-    """The same over horizontal bars, one for each row. A bar's number moves to the right of its line."""
+def spread_of_bars(ax: Axes, y: Sequence[Any], shift: float = 0.0) -> None:
+    """The same over horizontal bars, one for each row. A bar's number moves to the right of its line.
+
+    shift: how far the bars lie below the middle of their rows, where a row has several.
+    """
     numbers = [text for text in ax.texts if isinstance(text, Annotation)]
-    for row, samples in enumerate(y):
+    for i, samples in enumerate(y):
+        row = i + shift
         if isinstance(samples, Sequence) and len(samples) > 1:
             low, high = min(samples), max(samples)
             ax.hlines(row, low, high, color=TEXT, linewidth=1.6, zorder=4)

@@ -10,28 +10,52 @@ from typing import Any
 from lib.bench.findings.curves import trend
 from lib.bench.findings.load_test.load_knee import worst
 from lib.bench.findings.load_test.load_rows import LIMITED, NAMES, PAGED, opened, shares
-from lib.bench.findings.values import column, number, percent, positive, quantity, value
+from lib.bench.findings.values import (
+    Measured,
+    column,
+    number,
+    percent,
+    percent_above,
+    positive,
+    quantity,
+    value,
+)
 from lib.bench.findings.vocabulary import LITTLE, Finding, compare, missing, versus_prediction
+
+
+def _twin_times(run: Any) -> list[Measured]:
+    """The time of a token of the server with a limit and of its copy, at the lowest rate that both had; [] above 1."""
+    both = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)]
+    if not both or both[0] >= 1:
+        return []
+    return [opened(run, "tpot_p50", name, both[0]) for name in (LIMITED, PAGED)]
 
 
 def twins(run: Any) -> Finding:
     """Whether the two copies of the paged server are equally fast, at the lowest rate that both had."""
-    both = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)]
-    if not both or both[0] >= 1:
+    found = _twin_times(run)
+    if not found:
         return missing("the control of the two copies below the capacity")
-    limited, free = (opened(run, "tpot_p50", name, both[0]) for name in (LIMITED, PAGED))
-    return compare(limited, free, NAMES[LIMITED], "its copy without one")
+    return compare(*found, NAMES[LIMITED], "its copy without one")
+
+
+def _alike(run: Any, found: Finding) -> bool:
+    """Whether the two differ, and the turns of each, by no more than is allowed."""
+    if found.kind != "cannot tell":
+        return found.kind in ("about", "little")
+    apart = max(found.ratio, 1 / found.ratio) - 1
+    return max(apart, *(value(t).spread or 0 for t in _twin_times(run))) <= LITTLE
 
 
 def twins_reason(run: Any) -> str:
     """Why the two copies cannot be compared, for the gate; empty where they can."""
     found = twins(run)
-    if found.kind in ("about", "little"):
+    if _alike(run, found):
         return ""
     what = "the time of a token of the two copies of one server, below the knee,"
     if found.ratio is None:
         return f"{what} was not measured"
-    apart = percent(max(found.ratio, 1 / found.ratio) - 1)
+    apart = percent_above(max(found.ratio, 1 / found.ratio) - 1, LITTLE)
     if found.kind == "cannot tell":
         return f"{what} spreads too widely to compare them ({apart} apart at the median)"
     return f"{what} differs by {apart}, more than {percent(LITTLE)}"
@@ -46,7 +70,7 @@ def twin(run: Any) -> dict[str, str]:
         }
     share = [s for s in shares(run, LIMITED) if s in shares(run, PAGED)][0]
     said = f"At {number(share)} times the capacity, by the time of a token, {found}"
-    if found.kind in ("about", "little"):
+    if _alike(run, found):
         return {
             "twin_finding": f"{said}. Up to {percent(LITTLE)} are allowed. The two can be compared."
         }

@@ -16,7 +16,7 @@ from lib.bench.findings.load_test.load_knee import (
     worst,
 )
 from lib.bench.findings.load_test.load_model import gain_at, predicted_at, ratio
-from lib.bench.findings.load_test.load_patterns import CALLED, pattern_order, steady_is_easiest
+from lib.bench.findings.load_test.load_patterns import easiest, pattern_order
 from lib.bench.findings.load_test.load_prompts import long_prompt_gain, prompt_cost
 from lib.bench.findings.load_test.load_rows import (
     COMPARED,
@@ -34,7 +34,7 @@ from lib.bench.findings.load_test.load_stall import expected_slow, slow_cause
 from lib.bench.findings.load_test.load_throughput import factors, flat_trend
 from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import Measured, column, number, positive, quantity, value
-from lib.bench.findings.vocabulary import Finding, versus_prediction
+from lib.bench.findings.vocabulary import versus_prediction
 
 
 def predictions(
@@ -173,9 +173,5 @@ def _finite(model: Measured, measured: Measured) -> str:
 
 
 def _patterns(run: Any) -> list[Prediction]:
-    order, words = pattern_order(run)
-    easiest = "steady" if steady_is_easiest(run) else order[0] if order else "missing"
-    measured = Finding(CALLED.get(easiest, words.text), easiest)
-    return [
-        Prediction("the easiest pattern of arrivals", "steady", measured, f"p95 of TTFT: {words}")
-    ]
+    why = f"p95 of TTFT: {pattern_order(run)[1]}"
+    return [Prediction("the easiest pattern of arrivals", "steady", easiest(run), why)]
