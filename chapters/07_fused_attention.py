@@ -289,8 +289,9 @@ glue("predicted_gather", whole["gather"] / whole["contiguous"], ".2f")
 # This machine reads {glue:text}`bandwidth` GB/s, and with large matrix products it could do {glue:text}`ridge` FLOP for
 # each byte. {glue:text}`bound_by` The predictions to test: *fused attention takes as long as contiguous attention, and
 # the gather {glue:text}`predicted_layer` as long; a fused step takes as long as a contiguous one, and a gathered step
-# {glue:text}`predicted_gather` times as long.* The table near the end of the chapter judges them. They count a write as
-# one transfer. A processor may also read each line of memory before it writes to it; then the copy costs more.
+# {glue:text}`predicted_gather` times as long.* The table near the end of the chapter judges them, each by the ceilings
+# of the run that is shown. They count a write as one transfer. A processor may also read each line of memory before it
+# writes to it; then the copy costs more.
 #
 # ## Build: a softmax over tiles of keys
 #

@@ -15,6 +15,7 @@ from lib.bench.findings.fused_attention.fused_rows import (
     versus_scaled,
 )
 from lib.bench.findings.fused_attention.fused_warm import warm_share
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import cell, listed, number, over, percent, positive, times
 from lib.bench.findings.vocabulary import compare, missing
 
@@ -65,12 +66,14 @@ def layer(run: Any) -> dict[str, str]:
     fused = compare(at["fused"], at["contiguous"], KINDS["fused"], KINDS["contiguous"])
     both = compare(at["gather"], at["fused"], KINDS["gather"], KINDS["fused"])
     return {
-        "layer_gather_finding": f"{where(run)}, {gather}{verdict_of(run, 'gather')}.",
+        "layer_gather_finding": of_record(
+            run, f"{where(run)}, {gather}{verdict_of(run, 'gather')}."
+        ),
         "layer_fused_finding": f"{fused.sentence[:-1]}{verdict_of(run, 'fused')}.",
         "gather_fused_finding": both.sentence,
         "bandwidth_finding": _bandwidth(run),
         "range_finding": _ranges(run),
-        "half_finding": _half(run),
+        "half_finding": of_record(run, _half(run)),
         "baseline_finding": _baseline(run),
     }
 

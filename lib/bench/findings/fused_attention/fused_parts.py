@@ -72,7 +72,7 @@ def gather_parts(run: Any) -> dict[str, str]:
         part(run, FRESH), part(run, KEPT), "a copy into fresh pages", "one into memory that is kept"
     )
     return {
-        "copy_finding": said,
+        "copy_finding": of_record(run, said),
         "copy_bandwidth_finding": _copy_bandwidth(run),
         "heads_finding": _heads(run),
         "mask_finding": mask.sentence,
@@ -203,7 +203,7 @@ def chunks(run: Any) -> dict[str, str]:
         said = f"The limit of {limit} queries is too low: the kernel is still faster at {_queries(early)}."
     else:
         said = f"At no size that was measured does the limit of {limit} queries choose the slower of the two."
-    return {"crossover_finding": found.sentence, "hand_over_finding": said}
+    return {"crossover_finding": of_record(run, found.sentence), "hand_over_finding": said}
 
 
 def _queries(counts: list[str]) -> str:

@@ -79,8 +79,8 @@ def step(run: Any, alone: Any = None) -> dict[str, str]:
             said[kind] = f"{found.sentence} By the bytes {expected}: {verdict.verdict}."
     fused = said["fused"]
     return {
-        "step_fused_finding": f"{at}, {fused[:1].lower()}{fused[1:]}",
-        "step_gather_finding": said["gather"],
+        "step_fused_finding": of_record(run, f"{at}, {fused[:1].lower()}{fused[1:]}"),
+        "step_gather_finding": of_record(run, said["gather"]),
         "two_errors_finding": _two_errors(run),
         "goal_finding": _goal(run),
         "step_bound_finding": _over_bound(run),

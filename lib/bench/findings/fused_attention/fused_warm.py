@@ -13,6 +13,7 @@ from lib.bench.findings.fused_attention.fused_rows import (
     largest,
     measured,
 )
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import Measured, cell, listed, over, percent, positive, times
 from lib.bench.findings.vocabulary import compare, missing
 
@@ -53,7 +54,7 @@ def added_ratio(run: Any, kind: str) -> float | None:
 def warm_caches(run: Any) -> dict[str, str]:
     """What is left of the time in warm caches, and the model that adds it to the bytes."""
     return {
-        "warm_finding": _warm(run),
+        "warm_finding": of_record(run, _warm(run)),
         "in_turn_finding": _in_turn(run),
         "second_model_finding": _second_model(run),
     }

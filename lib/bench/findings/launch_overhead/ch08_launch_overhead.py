@@ -86,7 +86,7 @@ def model(run: Any) -> dict[str, str]:
         found = versus_prediction(want, got)
         corrected.append(capital(f"{which} the packed step at {where}: {found}."))
     return {
-        "broke_finding": broke,
+        "broke_finding": of_record(run, broke),
         "corrected_finding": of_record(run, " ".join(corrected))
         if corrected
         else missing("the packed step").sentence,

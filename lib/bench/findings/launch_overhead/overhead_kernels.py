@@ -14,6 +14,7 @@ from lib.bench.findings.launch_overhead.overhead_rows import (
     last_batch,
     named,
 )
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import Measured, cell, column, positive, times
 from lib.bench.findings.vocabulary import capital, compare, missing, versus_bound
 from lib.bench.records.series import Series
@@ -83,7 +84,7 @@ def kernels(run: Any) -> dict[str, str]:
         "head_kernel_finding": f"For the products of one sequence's step, {head}."
         if head.kind != "missing"
         else packing,
-        "packing_finding": packing,
+        "packing_finding": of_record(run, packing),
         "packed_bound_finding": bounds,
         "half_finding": half or missing("bfloat16").sentence,
     }

@@ -80,7 +80,7 @@ def by_kind(run: Any) -> dict[str, str]:
                 )
     return {
         "kinds_finding": largest,
-        "suspect_finding": suspect,
+        "suspect_finding": of_record(run, suspect),
         "calls_finding": _larger_batch(run),
     }
 

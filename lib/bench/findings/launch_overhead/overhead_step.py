@@ -8,6 +8,7 @@ Introduced in chapter 8.
 from typing import Any
 
 from lib.bench.findings.launch_overhead.overhead_rows import LAUNCHES, STEPS, last_batch
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import cell, number, over, positive, quantity
 from lib.bench.findings.vocabulary import missing, share, versus_bound
 
@@ -65,4 +66,8 @@ def bound_and_count(run: Any) -> dict[str, str]:
                 f" The step is {quantity(step - bound, 's')} above its bound. Starting should explain "
                 f"{share(every, step - bound)} of that."
             )
-    return {"head_count_finding": head, "step_finding": said, "starting_finding": foretold}
+    return {
+        "head_count_finding": head,
+        "step_finding": of_record(run, said),
+        "starting_finding": of_record(run, foretold),
+    }

@@ -8,6 +8,7 @@ Introduced in chapter 8.
 from typing import Any
 
 from lib.bench.findings.launch_overhead.overhead_rows import NAMES, PACKED, STEPS, last_batch
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import Measured, cell, percent, positive, quantity, times, value
 from lib.bench.findings.vocabulary import capital, compare, missing
 
@@ -62,7 +63,7 @@ def whole_way(run: Any) -> dict[str, str]:
         ratio = positive(found["last"][best["last"]]) / positive(found["first"]["no cache"])
         whole = f"From one sequence without a cache to {batch} here, the machine gives {times(ratio)} as many tokens."
     return {
-        "one_sequence_finding": said[0],
+        "one_sequence_finding": of_record(run, said[0]),
         "large_batch_finding": said[1],
         "whole_way_finding": whole,
         "peer_finding": _peer(found["first"], "at batch 1"),
