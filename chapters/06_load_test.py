@@ -754,7 +754,7 @@ glue_all(words.stall(stall_run))
 def requests_at(name, users):
     """Two rounds: users come to a busy server; the sequential one always is."""
     n = users if name == SEQUENTIAL else 2 * users
-    return max(pick(smoke=2, cpu=2, gpu=8), n)
+    return max(pick(smoke=2, cpu=8, gpu=8), n)
 
 
 closed = {}
