@@ -1160,7 +1160,7 @@ SHARES = pick(
     cpu={0.3: 1.5, 0.6: 3, 0.9: 4, 1.2: 6, 2.0: 6},
     gpu={0.3: 2, 0.6: 3, 0.8: 4, 0.9: 4, 1.0: 5, 1.2: 6, 1.5: 8, 2.0: 8},
 )
-CONTROL = pick(smoke=0.5, cpu=0.6, gpu=0.6)  # the limit has nothing to refuse
+CONTROL = pick(smoke=0.5, cpu=0.6, gpu=0.6)  # the limit has next to nothing to refuse
 # What a user may expect: the first token within half of a full batch's answer,
 # and no more than half as long again between tokens as in a full batch.
 SLO = {"ttft": ANSWER * line(SEQS) / 2, "tpot": 1.5 * line(SEQS)}
@@ -1321,8 +1321,8 @@ record.headline(
 # be in time, and the rest are refused. In a long test the refused share is $1 - \lambda_\text{max}/\lambda$; in a short
 # one it should be less, since the places fill first.
 #
-# The two servers are copies, so at a rate below the capacity, where nothing is refused, they have to be equally fast:
-# by the time of a token, within 25 %. That is the control. {glue:text}`twin_finding`
+# The two servers are copies, so at a rate below the capacity, where the limit refuses next to nothing, they have to be
+# equally fast: by the time of a token, within 25 %. That is the control. {glue:text}`twin_finding`
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-goodput", "caption": "What became of the requests: within both limits, answered too late, or refused; by server and by offered rate over capacity."}}
 bars_of = [

@@ -34,7 +34,6 @@ from lib.bench.findings.load_test.load_stall import expected_slow, slow_cause
 from lib.bench.findings.load_test.load_throughput import factors, flat_trend
 from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import Measured, column, number, positive, quantity, value
-from lib.bench.findings.vocabulary import versus_prediction
 
 
 def predictions(
@@ -146,11 +145,12 @@ def _open(run: Any) -> list[Prediction]:
         return None if found is None else 100 * found
 
     refused = share_of("rejected_fraction")
+    long_test = None if limited is None else 100 * (1 - 1 / limited)
     times_of = "" if share is None else f" at {number(share)} times the capacity"
     return [
         Prediction("requests inside below the capacity: Little's law", *little(run), unit="requests"),
         Prediction("most requests completed per second: the capacity", capacity(run), best_rate(run),
-                   _finite(best_model(run), best_rate(run)), "requests/s"),
+                   _finite(capacity(run), best_model(run), best_rate(run)), "requests/s"),
         Prediction("the same: model of this test", best_model(run), best_rate(run), unit="requests/s"),
         Prediction("throughput beyond the knee", "flat", best_trend(run), unit=""),
         Prediction(f"mean wait for the first token{times_of}: formula for a long test",
@@ -159,15 +159,16 @@ def _open(run: Any) -> list[Prediction]:
         Prediction("goodput without a limit, from the capacity on", "falls", goodput_trend(run), unit=""),
         Prediction("goodput with a limit: model of this test", at("predicted_goodput", LIMITED, limited),
                    at("goodput", LIMITED, limited), unit="requests/s"),
-        Prediction("share refused: formula for a long test", None if limited is None else 100 * (1 - 1 / limited), refused,
-                   _finite(share_of("predicted_rejected"), refused), "%"),
+        Prediction("share refused: formula for a long test", long_test, refused,
+                   _finite(long_test, share_of("predicted_rejected"), refused), "%"),
         Prediction("the same: model of this test", share_of("predicted_rejected"), refused, unit="%"),
     ]  # fmt: skip
 
 
-def _finite(model: Measured, measured: Measured) -> str:
-    """Whether the start and the end of a short test explain a difference: the model that has them is right."""
-    if versus_prediction(model, measured).kind not in ("about", "little"):
+def _finite(formula: Measured, model: Measured, measured: Measured) -> str:
+    """Whether the start and the end of a short test explain most of a difference: the model that has them is near."""
+    long, short, found = (value(x).middle for x in (formula, model, measured))
+    if long is None or short is None or found is None or abs(short - found) > abs(long - found) / 2:
         return ""
     return "this test begins and ends with an empty server, as the model of it says"
 
