@@ -301,14 +301,18 @@ def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
     nowhere = ("tf32", "no_such_series")  # not measured on this hardware at all
     assert summary(there).endswith("Its figures and sentences come from the recorded run of 2026-11-24 on the same hardware.")  # fmt: skip
     assert "Their figures and sentences come from" in summary(there, there)
-    assert "Their figures and sentences come from" in summary(there, nowhere)
+    said = summary(there, nowhere)
+    assert "The figures and sentences of latency come from" in said
+    assert said.endswith("Tf32 was measured in neither.")
+    assert summary(nowhere).endswith(
+        "It was not measured in the recorded run of 2026-11-24 on the same hardware either."
+    )
+    assert "They were not measured in the recorded" in summary(nowhere, ("fp8", "no_such_series"))
     for asked in ([missing], [("never shown", None)]):
         said = summary(*asked)
-        assert (
-            "Of the recorded run of" in said
-            and "nothing can take their place" in said
-            and "come from" not in said
-        )
+        assert "Nothing in the recorded run of" in said and "can take its place" in said
+        assert "come from" not in said
+    assert "can take their place; read their numbers" in summary(missing, ("never shown", None))
     said = summary(there, missing)
     assert "The figures and sentences of latency come from the recorded run" in said
     assert "For stalls, that run lacks measurements that the page needs" in said

@@ -12,6 +12,7 @@ import torch
 from lib.bench.findings.gates import Gate
 from lib.bench.findings.shown import Shown
 from lib.bench.findings.values import listed
+from lib.bench.findings.vocabulary import capital
 from lib.bench.measure.machine import hardware
 from lib.bench.measure.roofline import Roofline
 from lib.bench.measure.system_load import SHORTEST, LoadMonitor
@@ -118,18 +119,31 @@ class Experiments:
         if self.recorded is None:
             return "There is no recorded run of this hardware; read their numbers with care."
         run = f"the recorded run of {self.recorded.date} on the same hardware"
+        nowhere = [g.experiment for g in closed if g.shown is not None and g.shown.has_nothing]
         there = [gate.experiment for gate in closed if gate.stood_in]
-        missing = [gate.experiment for gate in closed if not gate.stood_in]
+        lacking = [g.experiment for g in closed if g.experiment not in (*there, *nowhere)]
         tables = ". The tables of the measurements show this copy's run" if self._own_tables else ""
-        if not missing:
-            whose = "Its" if len(closed) == 1 else "Their"
-            return f"{whose} figures and sentences come from {run}{tables}."
-        if not there:
-            return f"Of {run} nothing can take their place; read their numbers with care."
-        return (
-            f"The figures and sentences of {listed(there)} come from {run}{tables}. For {listed(missing)}, that run lacks "
-            "measurements that the page needs; read the numbers there with care."
-        )
+        alone = len(closed) == 1
+        said = []
+        if len(there) == len(closed):
+            said.append(
+                f"{'Its' if alone else 'Their'} figures and sentences come from {run}{tables}."
+            )
+        elif there:
+            said.append(f"The figures and sentences of {listed(there)} come from {run}{tables}.")
+        if lacking and there:
+            said.append(
+                f"For {listed(lacking)}, that run lacks measurements that the page needs; read the numbers there with care."
+            )
+        elif lacking:
+            whose = "its" if alone else "their"
+            said.append(f"Nothing in {run} can take {whose} place; read {whose} numbers with care.")
+        if nowhere and len(nowhere) == len(closed):
+            said.append(f"{'It was' if alone else 'They were'} not measured in {run} either.")
+        elif nowhere:
+            was = "was" if len(nowhere) == 1 else "were"
+            said.append(f"{capital(listed(nowhere))} {was} measured in neither.")
+        return " ".join(said)
 
     def to_json(self) -> list[dict[str, Any]]:
         """The gates as plain data, for a record."""

@@ -40,7 +40,8 @@ class Gate:
     @property
     def stood_in(self) -> bool:
         """Whether a recorded run took the place of this one, and had all that was asked of it and was measured."""
-        return self.shown is not None and self.shown.recorded and not self.shown.absent
+        shown = self.shown
+        return bool(shown and shown.recorded and not shown.absent and not shown.has_nothing)
 
     @property
     def ok(self) -> bool:

@@ -27,12 +27,20 @@ class Shown:
     # The run whose place this one takes, and the series that only that one has, of those that were asked for.
     instead_of: Record | Run | None = None
     absent: set[str] = field(default_factory=set, compare=False)
+    # Whether it had each series that it was asked for.
+    asked: dict[str, bool] = field(default_factory=dict, compare=False)
 
     def __getitem__(self, name: str) -> Series | None:
         found = _series(self.run, name)
+        self.asked[name] = found is not None
         if found is None and self.instead_of and _series(self.instead_of, name) is not None:
             self.absent.add(name)
         return found
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether neither it nor the run whose place it takes has any of the series that were asked for."""
+        return bool(self.asked) and not any(self.asked.values()) and not self.absent
 
     def to_draw(self, name: str, this_run: Record) -> tuple[Series, str]:
         """A series and the note for its figure: this run's series where the recorded run has none of that name."""
