@@ -293,13 +293,14 @@ table(
 # The names are those of `vllm bench serve`, except that its clock always starts when a request is sent. The same name
 # means different things in different tools ({numref}`tab-06-names`), so a number needs its definition.
 #
-# ```{list-table} What each tool calls it. $n$ is the number of output tokens.
+# ```{list-table} What each tool calls the mean time of a token after the first, $(t_\text{E2E} - t_\text{TTFT}) / (n - 1)$ with $n$ output tokens, and each single gap between two outputs.
 # :name: tab-06-names
 # :header-rows: 1
+# :widths: 25 15 15 45
 #
 # * - Tool
-#   - mean time of a token after the first, $(t_\text{E2E} - t_\text{TTFT}) / (n - 1)$
-#   - each single gap between two outputs
+#   - the mean
+#   - a gap
 #   - where it differs
 # * - this book, `vllm bench serve`
 #   - TPOT
@@ -311,11 +312,11 @@ table(
 #   - its own protocol's gaps are divided by the tokens in them; events without text do not count
 # * - NVIDIA GenAI-Perf
 #   - ITL, also called TPOT
-#   -
+#   - –
 #   - events without text do not count for TTFT
 # * - LLMPerf
-#   -
-#   -
+#   - –
+#   - –
 #   - its "inter-token latency" is the mean over all $n$ tokens, TTFT included
 # ```
 #
@@ -636,7 +637,10 @@ show_source(send)
 #
 # ```{math}
 # :label: eq-stall
-# S - x + \rho\,x + t \;>\; \tfrac{S}{2} \qquad\text{for}\qquad x \;<\; \frac{S/2 + t}{1 - \rho}.
+# \begin{aligned}
+# S - x + \rho\,x + t \;&>\; \tfrac{S}{2} \\
+# \text{for}\quad x \;&<\; \frac{S/2 + t}{1 - \rho}.
+# \end{aligned}
 # ```
 #
 # The load $\rho$ is one half, by the model, and by Little's law the rate times $t$ is $\rho$ times the places. With those
@@ -723,7 +727,7 @@ kept_up(gate, [[s]])
 gate.quiet(load)
 stall_run = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-stall", "caption": "Each request's time to its last token during a run in which the server was stopped once (shaded). The same requests, the same answers; only the start of the clock differs."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-stall", "caption": "Each request's time to its last token during a run in which the server was stopped once (shaded). The same requests, the same answers; only the start of the clock differs. Where one line is seen, the two coincide."}}
 drawn, note = stall_run.to_draw("stall_requests", record)
 fig, ax = figure(height=2.6)
 lines(
@@ -925,7 +929,7 @@ log10_axis(ax, "y")
 caution(ax, closed_run.note)
 show(fig, "06_p95_by_users")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-tradeoff", "caption": "The same runs as a trade: the throughput of all users together, against the median time of a token after the first (TPOT), which leaves out the wait for the first one. Each point is a number of users, which grows along the line."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-tradeoff", "caption": "The same runs as a trade: the throughput of all users together, against the median time of a token after the first (TPOT), which leaves out the wait for the first one. Each point is a number of users, which grows along the line; the sequential server's points lie close together, because its batch does not grow."}}
 rate_drawn = closed_run["throughput_by_users"]
 fig, ax = figure(height=2.8)
 for i, name in enumerate(COMPARED):
@@ -1160,7 +1164,9 @@ SHARES = pick(
     cpu={0.3: 1.5, 0.6: 3, 0.9: 4, 1.2: 6, 2.0: 6},
     gpu={0.3: 2, 0.6: 3, 0.8: 4, 0.9: 4, 1.0: 5, 1.2: 6, 1.5: 8, 2.0: 8},
 )
-CONTROL = pick(smoke=0.5, cpu=0.6, gpu=0.6)  # the limit has next to nothing to refuse
+CONTROL = pick(
+    smoke=0.5, cpu=0.6, gpu=0.6
+)  # the limit has next to nothing to refuse
 # What a user may expect: the first token within half of a full batch's answer,
 # and no more than half as long again between tokens as in a full batch.
 SLO = {"ttft": ANSWER * line(SEQS) / 2, "tpot": 1.5 * line(SEQS)}
@@ -1266,7 +1272,7 @@ kept_up(gate, same_load.values())
 gate.quiet(load)
 open_run = experiments.pick(gate, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-hockey", "caption": "Time to the first token against the offered rate, as a share of the capacity that was predicted from the closed loop. Poisson arrivals, paged server, no limit. Dotted: the mean that the model of these tests predicts, where it was computed."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-hockey", "caption": "Time to the first token against the offered rate, as a share of the capacity that was predicted from the closed loop. Poisson arrivals, paged server, no limit. Dotted: the mean that the model of these tests predicts, where it was computed. Upright line: the predicted capacity."}}
 drawn_shares = load_rows.shares(open_run, PAGED)
 
 

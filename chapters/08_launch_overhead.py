@@ -231,10 +231,10 @@ record = Record(
 experiments = Experiments("08_launch_overhead", device)
 
 # %% [markdown]
-# | | bound | step | measured / bound |
+# | {glue:text}`whose_steps` | bound | step | measured / bound |
 # | --- | --- | --- | --- |
 # | batch 1 | {glue:text}`bound_one` | {glue:text}`step_one` | {glue:text}`over_one` |
-# | {glue:text}`rows_name`, measured further below | {glue:text}`bound_rows` | {glue:text}`step_rows` | {glue:text}`over_rows` |
+# | {glue:text}`rows_name`{glue:text}`rows_where` | {glue:text}`bound_rows` | {glue:text}`step_rows` | {glue:text}`over_rows` |
 #
 # {glue:text}`step_finding`
 #
@@ -611,8 +611,7 @@ show(fig, "08_products")
 packed_count = packed.stats()["packed_linears"]
 glue(
     "packed_layers",
-    f'In the engine, linear="packed" packed {packed_count} of {products} '
-    "layers here."
+    f"The packed engine has {packed_count} of {products} products packed here."
     if CAN_PACK
     else "On this device nothing can be packed: the engine that is called "
     "packed below is the plain one.",
@@ -682,7 +681,6 @@ def calls_around(llm):
 if FUSED:
     calls = {packed_name: calls_around(packed), "fused": calls_around(fused)}
     assert calls["fused"] < calls[packed_name]
-    print(calls)
 
 # %% [markdown]
 # *{glue:text}`fused_calls_finding` The products should take the time of their bytes.*
@@ -1733,7 +1731,7 @@ if drawn is not None:
                 ],
                 "o",
                 ms=3.5,
-                alpha=0.6,
+                alpha=0.8,
                 color=COLOURS[i],
                 label=("alone", "busy")[i] if row == 0 else None,
             )
@@ -1750,7 +1748,7 @@ if drawn is not None:
     ax.set_yticklabels(settings)
     log10_axis(ax, "x")
     caution(ax, busy_run.note)
-    fig.legend(loc="outside upper left", ncols=2)
+    fig.legend(loc="outside upper left", ncols=2, markerscale=2)
     show(fig, "08_busy")
 
 # %% tags=["remove-cell"]

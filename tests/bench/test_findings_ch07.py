@@ -124,6 +124,15 @@ def test_the_hand_over_is_judged_on_both_sides(data):
     data["measurements"]["chunks"]["columns"]["kernel"][-1] = None
     assert "already at 1 and 8 queries." in said(data)["hand_over_finding"]
     data["measurements"]["chunks"]["columns"]["kernel"] = [None] * 4
+    chunks = data["measurements"]["chunks"]
+    for name, turns in (("kernel", [0.8, 1.0, 1.3]), ("gather", [0.7, 0.8, 1.1])):
+        chunks["columns"][name][0] = turns[1]
+        chunks["samples"][name] = [turns] + [None] * (len(chunks["columns"][name]) - 1)
+    assert (
+        "the slower of the two, by the medians, at 1 query; this run cannot tell"
+        in (said(data)["hand_over_finding"])
+    )
+    chunks["columns"]["kernel"] = [None] * 4
     found = said(data)
     assert found["hand_over_finding"] != found["crossover_finding"], "the same twice in a row"
 

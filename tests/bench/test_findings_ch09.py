@@ -186,4 +186,4 @@ def test_sentences_of_a_recorded_run_say_so_beside_this_runs_tables():
     for name in ("foretold", "found", "best", "cost", "same", "leak", "salt"):
         said = recorded[f"{name}_finding"]
         assert not own[f"{name}_finding"].startswith("In the recorded run")
-        assert said.startswith(("In the recorded run, ", "The recorded run cannot tell"))
+        assert said.startswith(("In the recorded run", "The recorded run cannot tell"))

@@ -106,7 +106,8 @@ def test_the_crossover_may_be_one_point_off(gains, place, is_met):
     assert f"that drafts lose from batch 8 on. Measured: {place}." in said
     assert ("reaches it" in said) == is_met
     verdict = ch10.predictions(found)[-1].verdict
-    assert verdict == ("as predicted" if is_met else "the prediction failed")
+    near = "as predicted" if place == "from batch 8 on" else "within the limit"
+    assert verdict == (near if is_met else "the prediction failed")
 
 
 @pytest.mark.parametrize("rate, goal", [(79.0, "reaches it"), (70.0, "does not reach it")])
@@ -329,4 +330,4 @@ def test_sentences_of_a_recorded_run_say_so_beside_this_runs_tables():
     own, recorded = ch10.render(found), ch10.render(Shown(found))
     for name in names:
         assert not own[name].startswith("In the recorded run")
-        assert recorded[name].startswith(("In the recorded run, ", "The recorded run cannot tell"))
+        assert recorded[name].startswith(("In the recorded run", "The recorded run cannot tell"))

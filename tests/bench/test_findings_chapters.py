@@ -422,7 +422,11 @@ def test_chapter_8_its_first_tables_have_the_numbers_of_its_sentences():
         ("start_one", "starting"), ("start_all", "starting"), ("operators_one", "head_count"),
     ):  # fmt: skip
         assert cells[name] in said[f"{sentence}_finding"], name
-    assert set(ch08.first_tables(Run({"measurements": {}})).values()) == {"–", "the largest batch"}
+    assert set(ch08.first_tables(Run({"measurements": {}})).values()) == {
+        "–", "the largest batch", ", measured further below", "this run",
+    }  # fmt: skip
+    quoted = ch08.first_tables(Shown(Run(data), label="recorded run of May"))
+    assert (quoted["whose_steps"], quoted["rows_where"]) == ("recorded run of May", "")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ def test_a_sentence_of_a_recorded_run_says_so_beside_this_runs_table():
         of_record(Shown(Run({"measurements": {}})), gain)
         == "In the recorded run, the gain is 2 times."
     )
+    assert of_record(Shown(Run({"measurements": {}})), gain, under_table=True) == (
+        "In the recorded run (the table above has this copy's), the gain is 2 times."
+    )
+    assert of_record(Shown(this_run), gain, under_table=True) == gain
     unsure = "This run cannot tell which is faster."
     assert (
         of_record(Shown(Run({"measurements": {}})), unsure)

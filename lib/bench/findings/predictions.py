@@ -26,7 +26,7 @@ class Prediction:
     """One prediction: a number, or a shape such as "falls", with what was measured and why they differ.
 
     predicted: a number in `unit`, or the kind of a Finding (`trend` gives "rises", "falls", "flat", ...). measured: the
-    same quantity, or that Finding. why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
+    same quantity, or that Finding; its kind "within" is not the predicted one, and within what the claim allows. why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
     "at most" for a prediction that names a limit: a value near it is as predicted, one far on its right side is within
     the limit, which says less; "" for the value itself.
     undecided: the run behind `measured` failed its own gate, so it confirms and refutes nothing.
@@ -66,7 +66,7 @@ class Prediction:
         """The verdict by the values alone."""
         if isinstance(self.predicted, str):
             kind = self.measured.kind
-            if kind in ("missing", "cannot tell"):
+            if kind in ("missing", "cannot tell", "within"):
                 return _VERDICTS[kind]
             return _VERDICTS["about" if kind == self.predicted else "failed"]
         found = versus_prediction(self.predicted, self.measured, self.unit)
@@ -117,14 +117,15 @@ def with_causes(predictions: Sequence[Prediction]) -> list[Prediction]:
 def predictions_table(predictions: Sequence[Prediction]) -> None:
     """Shows the table at a chapter's end: HTML in a notebook, aligned text in a script.
 
-    A cause that stands in the row above is not written out again.
+    A cause that stands in the row above is not written out again. Without any cause there is no column for them.
     """
     rows = [prediction.row() for prediction in predictions]
     causes = [row[-1] for row in rows]
     for row, above in zip(rows[1:], causes):
         if row[-1] == above and above not in ("", capital(_NO_CAUSE)):
             row[-1] = "As above"
-    table(rows, headers=list(HEADERS), kind="predictions")
+    shown = len(HEADERS) if any(causes) else len(HEADERS) - 1
+    table([row[:shown] for row in rows], headers=list(HEADERS[:shown]), kind="predictions")
 
 
 def tally(predictions: Sequence[Prediction]) -> str:

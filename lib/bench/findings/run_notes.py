@@ -14,8 +14,11 @@ def is_recorded(run: Any) -> bool:
     return bool(getattr(run, "recorded", False))
 
 
-def of_record(run: Any, sentence: str) -> str:
-    """The sentence; "In the recorded run, …" where what stands beside it on the page is of this copy's run."""
+def of_record(run: Any, sentence: str, under_table: bool = False) -> str:
+    """The sentence; "In the recorded run, …" where what stands beside it on the page is of this copy's run.
+
+    under_table: it is the first below a table of this copy's run, and says that too.
+    """
     if not is_recorded(run):
         return sentence
     if sentence.startswith("This run "):
@@ -23,7 +26,8 @@ def of_record(run: Any, sentence: str) -> str:
     word = sentence.split(" ", 1)[0]
     is_name = word == "K" or any(letter.isupper() for letter in word[1:])  # K and V, GPT-2, SmolLM2
     begin = sentence[:1] if is_name else sentence[:1].lower()
-    return f"In the recorded run, {begin}{sentence[1:]}"
+    whose = " (the table above has this copy's)" if under_table else ""
+    return f"In the recorded run{whose}, {begin}{sentence[1:]}"
 
 
 def card_time(chapter: str, estimate: str, folder: Path | str | None = None) -> str:

@@ -1,8 +1,12 @@
 """Axes with plain numbers: logarithmic ones and percentages. Introduced in chapter 1."""
 
+import math
+
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
+
+from lib.bench.powers import power_of_ten
 
 
 def log2_axis(ax: Axes, which: str = "x") -> None:
@@ -24,12 +28,14 @@ def log2_axis(ax: Axes, which: str = "x") -> None:
 def log10_axis(ax: Axes, which: str = "y") -> None:
     """A logarithmic axis with base 10 and plain numbers: 1, 10, 100, 1,000; with 2 and 5 between where it is short.
 
-    Call it after drawing.
+    A long axis that goes below 0.001 has powers of ten: 10⁻⁶, 10⁻⁵, 10⁻⁴. Call it after drawing.
     """
     axis = _log_axis(ax, which, 10)
     low, high = axis.get_view_interval()
     if high / low < 100:
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    elif low < 1e-3:
+        axis.set_major_formatter(FuncFormatter(lambda x, _: power_of_ten(round(math.log10(x)))))
 
 
 def _log_axis(ax: Axes, which: str, base: int) -> Axis:

@@ -52,8 +52,13 @@ def one_by_one(parts: Mapping[str, float], device: float, steps: int = 2) -> dic
 def side_by_side(
     parts: Mapping[str, float], device: float, steps: int = 2
 ) -> dict[str, list[Span]]:
-    """The same with asynchronous scheduling, in the steady state: each row goes on as fast as the slower one."""
+    """The same with asynchronous scheduling, in the steady state: each row goes on as fast as the slower one.
+
+    The device starts a step when the host has launched it, before the host's "sample".
+    """
     longest = max(sum(parts.values()), device)
+    names = list(parts)
+    launch = sum(parts[name] for name in names[: names.index("sample")])
     host: list[Span] = []
     for step in range(steps):
         now = step * longest
@@ -61,6 +66,7 @@ def side_by_side(
             host.append((name, now, now + seconds))
             now += seconds
     busy = [
-        ("device (predicted)", step * longest, step * longest + device) for step in range(steps)
+        ("device (predicted)", start := step * longest + launch, start + device)
+        for step in range(steps)
     ]
     return {"host, ahead": host, "device, ahead": busy}

@@ -72,6 +72,15 @@ def test_axes_have_plain_numbers(drawn):
         log2_axis(ax, "z")
 
 
+def test_an_axis_of_tiny_numbers_has_powers_of_ten(drawn):
+    fig, ax = drawn
+    ax.plot([1, 8], [3e-7, 2e-3])
+    log10_axis(ax, "y")
+    fig.canvas.draw()
+    said = [label.get_text() for label in ax.get_yticklabels()]
+    assert {"10⁻⁶", "10⁻⁴"} <= set(said) and not any("e" in text for text in said)
+
+
 def test_a_narrow_panel_marks_every_second_size_from_the_least_on():
     fig, (ax, _) = figure(2)
     sizes = [2**n for n in range(10)]

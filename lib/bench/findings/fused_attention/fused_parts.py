@@ -185,9 +185,11 @@ def chunks(run: Any) -> dict[str, str]:
         }
     found = crossing(sizes, kernel, gather, "the kernel's time", "the gather's", "{} queries")
     limit = series.params.get("most_queries", _MOST_QUERIES)
-    early, late = [], []
+    early, late, unsure = [], [], []
     for n, a, b in zip(sizes, kernel, gather):
         faster = compare(a, b, "the kernel", "the gather")
+        if faster.kind == "cannot tell" and (faster.ratio > 1) == (n <= limit):
+            unsure.append(number(n))
         if faster.direction > 0 and n <= limit:
             late.append(number(n))
         if faster.direction < 0 and n > limit:
@@ -201,6 +203,11 @@ def chunks(run: Any) -> dict[str, str]:
         said = f"The limit of {limit} queries is too high: the kernel is slower already at {_queries(late)}."
     elif early:
         said = f"The limit of {limit} queries is too low: the kernel is still faster at {_queries(early)}."
+    elif unsure:
+        said = (
+            f"The limit of {limit} queries chooses the slower of the two, by the medians, at {_queries(unsure)}; this "
+            "run cannot tell the two apart there, because their repeats overlap."
+        )
     else:
         said = f"At no size that was measured does the limit of {limit} queries choose the slower of the two."
     return {"crossover_finding": of_record(run, found.sentence), "hand_over_finding": said}

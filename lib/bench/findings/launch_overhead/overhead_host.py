@@ -109,4 +109,4 @@ def _part(run: Any) -> str:
     found = {part: positive(cell(run[HOST], part, -1)) for part in PARTS}
     largest = max(found, key=found.get)
     share = percent(found[largest] / sum(found.values()))
-    return f"The largest part of the host's time is '{largest}' with {share}."
+    return f"There the largest part of the host's time is '{largest}' with {share}."

@@ -8,7 +8,7 @@ Introduced in chapter 8.
 from typing import Any
 
 from lib.bench.findings.launch_overhead.overhead_rows import LAUNCHES, STEPS, last_batch
-from lib.bench.findings.run_notes import of_record
+from lib.bench.findings.run_notes import is_recorded, of_record
 from lib.bench.findings.values import cell, number, over, positive, quantity
 from lib.bench.findings.vocabulary import missing, share, versus_bound
 
@@ -38,6 +38,8 @@ def first_tables(run: Any) -> dict[str, str]:
         "operators_rows": many,
         "operators_computing": computing,
         "rows_name": last_batch(steps),
+        "rows_where": "" if is_recorded(run) else ", measured further below",
+        "whose_steps": run.label if is_recorded(run) else "this run",
     }
 
 

@@ -77,7 +77,8 @@ def _peer(values: dict[str, Measured], where: str) -> str:
         next((values[n] for n in PACKED if n in values), None),
     )
     how = {"what": "throughput", "unit": "tokens/s"}
-    plain = compare(values.get("paged, fused"), theirs, "the plain engine", "transformers", **how)
+    bar = "the plain engine (“paged, fused” in the figure)"
+    plain = compare(values.get("paged, fused"), theirs, bar, "transformers", **how)
     fast = compare(packed, theirs, "the packed engine", "transformers", **how)
     if plain.kind in ("missing", "undefined"):
         return missing(f"transformers {where}").sentence

@@ -52,7 +52,7 @@ def throughput(run: Any) -> dict[str, str]:
         else:
             first += (
                 f": {near} of them within 10 % of the prediction. The furthest is {NAMES[worst[1]]} with "
-                f"{counted(worst[2], 'user')}, at {times(worst[0])} the prediction."
+                f"{counted(worst[2], 'user')}, at {worst[0]:.2f} times the prediction."
             )
     else:
         first = missing("throughput over its prediction").sentence

@@ -46,7 +46,9 @@ def predictions(run: Any) -> list[Prediction]:
     """The chapter's predictions, for the table at its end."""
     gains, foretold = measured_gains(run), predicted_gains(run)
     predicted, measured, batches = crossings(run)
-    largest = f"batch {batches[-1]}" if batches else "the largest batch"
+    speed_ups = [(f"batch {n}", want, got) for n, want, got in zip(batches, foretold, gains)] or [
+        (name, None, None) for name in ("batch 1", "the largest batch")
+    ]
     tokens, counted = (
         cell_of(run["acceptance"], "editing", name) for name in ("by_position", "tokens_per_step")
     )
@@ -64,15 +66,14 @@ def predictions(run: Any) -> list[Prediction]:
     crossed, met = "a crossover", missing("the batch from which on drafts lose")
     if predicted is not None and measured is not None:
         crossed = place_in_words(predicted, batches)
-        met = Finding(
-            place_in_words(measured, batches), crossed if abs(predicted - measured) <= 1 else "far"
-        )
+        kinds = (crossed, "within", "far")  # the very point, its neighbour, any other
+        met = Finding(place_in_words(measured, batches), kinds[min(2, abs(predicted - measured))])
     found = [
         by_rate,
-        Prediction("speed-up at batch 1", foretold[0] if foretold else None,
-                   gains[0] if gains else None, "", "×"),
-        Prediction(f"speed-up at {largest}", foretold[-1] if foretold else None,
-                   gains[-1] if gains else None, "", "×"),
+        *(
+            Prediction(f"speed-up at {name}", want, got, "", "×")
+            for name, want, got in speed_ups
+        ),
         Prediction("where drafts lose, within one point of the sweep", crossed, met),
     ]  # fmt: skip
     return with_causes(found)

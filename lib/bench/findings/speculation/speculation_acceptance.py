@@ -33,7 +33,7 @@ def rows(run: Any) -> dict[str, str]:
         if said:
             text = f"Compared with a step of one row, {listed(said)}."
     return {
-        "rows_finding": of_record(run, text),
+        "rows_finding": of_record(run, text, under_table=True),
         "per_row_finding": of_record(run, _per_row(series, known)),
     }
 

@@ -78,7 +78,7 @@ def methods(run: Any) -> dict[str, str]:
         text += (
             f" Whether drafts gain with {_quoted(near)} this run cannot tell: the repeats overlap."
         )
-    return {"methods_finding": of_record(run, text)}
+    return {"methods_finding": of_record(run, text, under_table=True)}
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def batch_of_one(run: Any) -> dict[str, str]:
         reached, f"{COPYING_GOAL:.0f} times", reached is not None and reached >= COPYING_GOAL
     )
     text = f"{found.sentence} On the ratio: {verdict}.{met}"
-    return {"gain_finding": of_record(run, text)}
+    return {"gain_finding": of_record(run, text, under_table=True)}
 
 
 def crossings(run: Any) -> tuple[int | None, int | None, Sequence[int]]:
@@ -166,4 +166,4 @@ def random_text(run: Any) -> dict[str, str]:
                 f"{percent(1 - RANDOM_GOAL)} that the goal allows, so another run may say "
                 "otherwise."
             )
-    return {"random_finding": of_record(run, text)}
+    return {"random_finding": of_record(run, text, under_table=True)}
