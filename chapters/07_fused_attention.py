@@ -1826,7 +1826,7 @@ with torch.inference_mode():
     if device.type != "cpu":
         del parts["copy into fresh pages"]
     parts = {name: replayed(part, device) for name, part in parts.items()}
-    jobs, parts = parts, alternate(parts, repeats=pick(smoke=1, cpu=3, gpu=20))
+    jobs, parts = parts, alternate(parts, repeats=pick(smoke=1, cpu=5, gpu=20))
     parts = {name: per_layer(timing) for name, timing in parts.items()}
     pages = {}
     for name, job in jobs.items():

@@ -111,6 +111,18 @@ def test_other_heads_rows_are_blamed_only_by_the_measurement(data, factor, words
     assert (words in found) if words else found.endswith("was not measured here.")
 
 
+def test_a_recorded_run_that_failed_its_own_check_judges_no_part(data):
+    claim = "copy of the gather over attention in one piece, by bytes"
+    reasons = ["the repeats differ by 55 %, more than 25 %"]
+    data["gates"] = [{"experiment": "parts of a gather", "ok": False, "reasons": reasons}]
+    own, quoted = Run(data), Shown(Run(data))
+    verdicts = [{p.claim: p.verdict for p in ch07.predictions(run)}[claim] for run in (own, quoted)]
+    assert verdicts[0] != "this run cannot tell" and verdicts[1] == "this run cannot tell"
+    sentence = ch07.render(quoted)["copy_finding"]
+    assert "that run does not judge it" in sentence and reasons[0] in sentence
+    assert "does not judge" not in ch07.render(own)["copy_finding"]
+
+
 def test_the_hand_over_is_judged_on_both_sides(data):
     assert said(data)["hand_over_finding"].startswith("At no size that was measured")
     put(data, "chunks", "kernel", 2, 5 * at(data, "chunks", "gather", 2))

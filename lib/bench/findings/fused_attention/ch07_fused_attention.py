@@ -27,6 +27,7 @@ from lib.bench.findings.fused_attention.fused_parts import (
 )
 from lib.bench.findings.fused_attention.fused_step import realistic, realistic_rows, service, step
 from lib.bench.findings.fused_attention.fused_warm import second_model_rows, warm_caches
+from lib.bench.findings.gates import stand_in_closed
 from lib.bench.findings.predictions import Prediction, with_causes
 from lib.bench.findings.values import percent, times
 from lib.bench.findings.vocabulary import ratio_range
@@ -74,6 +75,7 @@ def predictions(
         Prediction(
             "copy of the gather over attention in one piece, by bytes",
             2.0, fused_parts.copy_over_piece(parts), slow, "×",
+            undecided=bool(stand_in_closed(parts, fused_parts.EXPERIMENT)),
         ),
         Prediction(
             "fused kernel: float32 over half precision, by bytes",

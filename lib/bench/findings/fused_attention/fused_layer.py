@@ -73,7 +73,7 @@ def layer(run: Any) -> dict[str, str]:
         "gather_fused_finding": both.sentence,
         "bandwidth_finding": _bandwidth(run),
         "range_finding": _ranges(run),
-        "half_finding": of_record(run, _half(run)),
+        "half_finding": _half(run),
         "baseline_finding": _baseline(run),
     }
 

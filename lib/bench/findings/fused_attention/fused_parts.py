@@ -9,6 +9,7 @@ from typing import Any
 from lib.bench.findings.curves import crossing, trend
 from lib.bench.findings.fused_attention.fused_rows import BATCH, HOT, KINDS, versus_scaled
 from lib.bench.findings.fused_attention.fused_warm import hot
+from lib.bench.findings.gates import stand_in_closed
 from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.values import (
     Measured,
@@ -43,6 +44,7 @@ PIECE, APART, MASKED = (
     "the same with a mask",
 )
 WHOLE = "gather, all of it"
+EXPERIMENT = "parts of a gather"  # the name of its gate
 _MOST_QUERIES = 8  # the hand-over of runs that did not record it
 
 
@@ -65,8 +67,12 @@ def gather_parts(run: Any) -> dict[str, str]:
     copy = compare(part(run, NEW), piece, "the copy", "attention over one piece")
     verdict = versus_scaled(2.0, piece, part(run, NEW))
     said = copy.sentence
+    closed = stand_in_closed(run, EXPERIMENT)
     if "missing" not in (verdict.kind, copy.kind):
-        said = f"{said} By the bytes the copy would take 2 times as long: {verdict.verdict}."
+        judged = "that run does not judge it" if closed else verdict.verdict
+        said = f"{said} By the bytes the copy would take 2 times as long: {judged}."
+    if closed:
+        said += f" The recorded run failed its own check of these parts ({'; '.join(closed)})."
     mask = compare(part(run, MASKED), piece, "attention with a mask", "attention without one")
     fresh = compare(
         part(run, FRESH), part(run, KEPT), "a copy into fresh pages", "one into memory that is kept"
