@@ -285,6 +285,21 @@ def test_the_summary_says_once_what_several_experiments_have_in_common(recorded)
     assert "latency (the clock stood still); throughput (too few requests)." in said
 
 
+def test_the_summary_gives_a_long_reason_of_many_experiments_once(recorded):
+    experiments = Experiments("01_forward_pass", "cpu", folder=recorded)
+    slow = "float32 products at 132 GFLOP/s are 0.74 times this machine's record"
+    for name, reasons in (
+        ("a", [slow, "r"]),
+        ("b", ["q", slow]),
+        ("c", [slow, "q", "r"]),
+        ("d", ["q"]),
+    ):
+        gate = experiments.gate(name)
+        gate.reasons = list(reasons)
+    said = experiments.summary()
+    assert said.count(slow) == 1 and f"{slow} (a, b and c)" in said and "q (b, c and d)" in said
+
+
 def test_the_summary_claims_no_more_for_the_recorded_run_than_it_has(recorded):
     def summary(*asked, **options):
         experiments = Experiments("01_forward_pass", "cpu", folder=recorded, **options)

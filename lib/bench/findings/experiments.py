@@ -168,7 +168,18 @@ def _why(closed: list[Gate]) -> str:
         if own := "; ".join(reason for reason in gate.reasons if reason not in shared):
             grouped.setdefault(own, []).append(gate.experiment)
     said = "; ".join(f"{listed(names)} ({reasons})" for reasons, names in grouped.items())
+    said = min(said, _by_reason(closed, shared), key=len)
     if not shared:
         return f": {said}"
     names = listed([gate.experiment for gate in closed])
     return f": {names}, because {'; '.join(shared)}" + (f". Besides: {said}" if said else "")
+
+
+def _by_reason(closed: list[Gate], shared: list[str]) -> str:
+    """The same the other way round, which is shorter where many experiments have the same long reasons."""
+    names: dict[str, list[str]] = {}
+    for gate in closed:
+        for reason in gate.reasons:
+            if reason not in shared:
+                names.setdefault(reason, []).append(gate.experiment)
+    return "; ".join(f"{reason} ({listed(of)})" for reason, of in names.items())
