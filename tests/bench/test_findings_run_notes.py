@@ -45,6 +45,9 @@ def test_a_sentence_of_a_recorded_run_says_so_beside_this_runs_table():
         "In the recorded run (the table above has this copy's), the gain is 2 times."
     )
     assert of_record(Shown(this_run), gain, under_table=True) == gain
+    assert of_record(Shown(Run({"measurements": {}})), "A wins; this run reaches the goal.") == (
+        "In the recorded run, a wins; that run reaches the goal."
+    )
     unsure = "This run cannot tell which is faster."
     assert (
         of_record(Shown(Run({"measurements": {}})), unsure)

@@ -23,6 +23,7 @@ def of_record(run: Any, sentence: str, under_table: bool = False) -> str:
         return sentence
     if sentence.startswith("This run "):
         return f"The recorded run {sentence.removeprefix('This run ')}"
+    sentence = sentence.replace("this run", "that run")
     word = sentence.split(" ", 1)[0]
     is_name = word == "K" or any(letter.isupper() for letter in word[1:])  # K and V, GPT-2, SmolLM2
     begin = sentence[:1] if is_name else sentence[:1].lower()

@@ -90,7 +90,7 @@ def ttft(run: Any) -> dict[str, str]:
     )
     return {
         "foretold_finding": of_record(run, _foretold(run)),
-        "ttft_finding": f"{found.sentence} On the factor: {verdict}.{met}",
+        "ttft_finding": of_record(run, f"{found.sentence} On the factor: {verdict}.{met}"),
     }
 
 
