@@ -113,6 +113,13 @@ def test_a_speed_up_that_the_prose_cannot_tell_is_not_judged_in_the_table(ints, 
     assert judged["speed-up of the products, int8, 1 row"] == verdict
 
 
+def test_a_speed_up_that_was_not_measured_is_not_open():
+    bounds = {"rows": [1], "float32 bound": [12.0], "int8 bound": [12.0], "float32": [None]}
+    found = repeated("products", bounds, {"int8": [[20.0, 31.0]]})
+    judged = {p.claim: p.verdict for p in ch11.predictions(found)}
+    assert judged["speed-up of the products, int8, 1 row"] == "was not measured here"
+
+
 @pytest.mark.parametrize(
     "four_bits, verdict",
     [(4.5, "as predicted"), (5.6, "a little below"), (20.0, "the prediction failed")],

@@ -64,7 +64,9 @@ def undecided(run: Any, kind: str, row: int) -> bool:
     """
     floats, taken = (value(cell(run["products"], name, row)) for name in ("float32", kind))
     predicted = speed_up(run, kind, row, bound=True)
-    if predicted is None or not _cannot_tell(floats, taken) or min(floats.low, taken.low) <= 0:
+    if predicted is None or speed_up(run, kind, row) is None or not _cannot_tell(floats, taken):
+        return False
+    if min(floats.low, taken.low) <= 0:
         return False
     least, most = floats.low / taken.high, floats.high / taken.low
     return least / (1 + ABOUT) <= predicted <= most / (1 - ABOUT)
