@@ -692,7 +692,7 @@ table(
     headers=["rows", *(f"{name}, ms (bound)" for name in ENGINES)],
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-products", "caption": "Time of all products of one step against the number of rows, by the format of the weights. By the bound, a curve is flat while the bytes take longer than the operations, then rises in proportion to the rows. Dotted: the bounds of float32 and of 4 bits."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-products", "caption": "Time of all products of one step against the number of rows, by the format of the weights. By the bound, a curve is flat while the bytes take longer than the operations, then rises in proportion to the rows. Dotted: the bounds of float32 and of 4 bits; they coincide where the operations take longer than the bytes in both."}}
 drawn, note = products_shown.to_draw("products", record)
 fig, ax = figure()
 lines(
@@ -701,12 +701,18 @@ lines(
     y={name: [1e3 * x for x in drawn[name]] for name in ENGINES},
     label=products_shown.label,
 )
-for name in ("float32", "4 bits"):
-    limit = [1e3 * x for x in drawn[f"{name} bound"]]
-    colour = ax.get_lines()[list(ENGINES).index(name)].get_color()
-    bound(ax, drawn["rows"], limit, f"bound, {name}", colour)
-ax.set(xlabel="rows", ylabel="time (ms)")
 log2_axis(ax)
+rows = drawn["rows"]
+for name in ("float32", "4 bits"):
+    limits = drawn[f"{name} bound"]
+    for_bytes = min(limits)
+    per_row = min(x / n for n, x in zip(rows, limits))
+    bend = min(max(for_bytes / per_row, rows[0]), rows[-1])
+    along = sorted({*rows, bend})
+    limit = [1e3 * max(for_bytes, per_row * n) for n in along]
+    colour = ax.get_lines()[list(ENGINES).index(name)].get_color()
+    bound(ax, along, limit, f"bound, {name}", colour)
+ax.set(xlabel="rows", ylabel="time (ms)")
 log10_axis(ax)
 caution(ax, note)
 show(fig, "11_products")
@@ -1069,13 +1075,15 @@ else:
 
 # %%
 HEAD = llm.config.head_dim
-MIB = pick(smoke=1, cpu=64, gpu=64)  # memory of the cache
 per_head = {"float32": 4 * HEAD, "int8": HEAD + 4}
 heads = 2 * llm.config.num_layers * llm.config.num_kv_heads
 kv_formats = [
     {"format": name, "bytes_per_token": heads * size}
     for name, size in per_head.items()
 ]
+
+# %% tags=["hide-input"]
+MIB = pick(smoke=1, cpu=64, gpu=64)  # memory of the cache
 for point, dtype in zip(kv_formats, ("auto", "int8")):
     engine = LLM(
         MODEL,
@@ -1090,7 +1098,6 @@ for point, dtype in zip(kv_formats, ("auto", "int8")):
     assert cache.nbytes == slots * point["bytes_per_token"]
     point["blocks"] = cache.num_blocks
 
-# %% tags=["hide-input"]
 record.add("kv_formats", unit="B", points=kv_formats)
 table(
     [
@@ -1284,8 +1291,8 @@ if FOUR == "gguf":
     found = compare(wrong.model, model, text_ids[:128])
     assert found.perplexity > 2 * found.reference_perplexity
     print(
-        f"perplexity {found.perplexity:,.0f} in place of"
-        f" {found.reference_perplexity:.1f}"
+        f"first 128 tokens of the text: perplexity {found.perplexity:,.0f}"
+        f" in place of {found.reference_perplexity:.1f}"
     )
     del wrong
 
@@ -1323,8 +1330,9 @@ glue("predictions_tally", tally(foretold))
 # `python -m lib.bench.peers.other_engines` gives them and this engine the same prompts in turns, for answers of the same length.
 # The two run in Python environments of their own, so the comparison is not a part of this notebook. The next cell shows its
 # recorded runs, if there are any. This engine runs with three settings, and the second table compares the last one,
-# "4 bits × int8", with the others. The aims were at least OpenVINO's rate at each batch size, and at least 1.3 times llama.cpp's
-# rate at batch 1.
+# "4 bits × int8", with the others. The first table has the tokens per second, and in brackets the share of each answer, from its
+# start, that is equal to the float32 engine's. The aims were at least OpenVINO's rate at each batch size, and at least 1.3 times
+# llama.cpp's rate at batch 1.
 
 # %% tags=["remove-input"]
 recorded = read_records("cpu_engines")
@@ -1336,8 +1344,7 @@ beside = None
 for beside in recorded:
     compared = beside["engines"]
     names = [n for n in compared.columns if f"{n} equal" in compared]
-    print(f"{beside.label}: tokens/s, and in brackets the share of")
-    print("each answer, from its start, that is equal to the float32 engine's")
+    print(beside.label)
     table(
         [
             [batch]

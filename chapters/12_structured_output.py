@@ -326,6 +326,8 @@ weight_bytes = counts.weight_bytes(config, "float32")
 GOAL = words.GOAL_BATCH
 mask_bytes = GOAL * (V // 8)
 logit_bytes = 2 * GOAL * V * 4  # read and written once, in float32
+
+# %% tags=["remove-input"]
 table(
     [
         [f"{GOAL} masks of {V:,} bits", f"{mask_bytes / 1e6:.2f}"],
@@ -399,7 +401,7 @@ show_excerpt(automata._determinize, "while len(rows)", "reached = _closure")
 # reach a large part of them:
 
 
-# %%
+# %% tags=["hide-input"]
 def sizes(pattern):
     return len(parse(pattern).moves), len(from_regex(pattern).table) - 1
 
@@ -409,6 +411,8 @@ table(
     [[pattern, *(f"{n:,}" for n in sizes(pattern))] for pattern in patterns],
     headers=["expression", "states of the NFA", "of the table, without DEAD"],
 )
+
+# %%
 try:
     from_regex("(a|b)*a(a|b){24}")
 except InvalidRequest as error:
@@ -472,7 +476,8 @@ for text in ("true", '{"name": "', "dinosaur", "語"):
         p.decode().replace(" ", "␣") if is_whole(p) else p.hex(" ")
         for p in pieces
     )
-    rows.append([text, spelled, f"{spellings(text.encode()):,}"])
+    shown = f"{text} (U+{ord(text):04X})" if len(text) == 1 else text
+    rows.append([shown, spelled, f"{spellings(text.encode()):,}"])
 table(
     rows, headers=["text", "tokens of the tokenizer (␣: a space)", "spellings"]
 )
@@ -1343,7 +1348,7 @@ glue("predictions_tally", tally(foretold))
 # computes each mask when it is needed: it walks a tree of the vocabulary's tokens and a parser of the grammar together.
 #
 # **Jump-forward decoding.** Where the form allows only one continuation, the model need not compute it. After
-# `{"name": "ant"` comes `, "legs": ` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`, and the
+# `{"name": "ant"` comes `, "legs":` in any case. SGLang appends such a text at once {cite:p}`zheng2024sglang`, and the
 # model reads it in one pass, like a part of the prompt. How many steps could be saved here can be counted from the
 # masks of the answers above:
 

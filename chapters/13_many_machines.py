@@ -320,7 +320,7 @@ show(fig, "13_amdahl")
 glue_all(words.amdahl(Shown(record)))
 
 # %% [markdown]
-# {glue:text}`amdahl_finding` The vector of one token is 8 KB ($d = 4096$ values of 2 bytes), and nearly all of its time is
+# {glue:text}`amdahl_finding` The vector of one token is 8 KiB ($d = 4096$ values of 2 bytes), and nearly all of its time is
 # latency. For such small messages libraries use methods with fewer rounds than a ring, so the curves are too low at many
 # devices. The tendency is the same: tensor parallelism is mostly used within a machine, where latency is low, and further
 # machines are mostly used for more replicas.

@@ -1,6 +1,6 @@
 # %% [markdown]
 # (ch-port-a-model)=
-# # Appendix: port a model in an afternoon
+# # Appendix (chapter 14): port a model in an afternoon
 #
 # :::{card}
 # :class-card: chapter-card
@@ -239,7 +239,7 @@ class FirstTryModel(LlamaVariant):
     block = FirstTry
 
 
-# %%
+# %% tags=["aligned"]
 def load_port(kind: type[Llama]) -> Llama:
     """A model of class `kind` with the weights of the Qwen3 file."""
     model = kind(config).eval()

@@ -86,7 +86,10 @@ class Machine(SphinxDirective):
 
 
 class Chapters(SphinxDirective):
-    """The chapters, one line each: `01_forward_pass | Title | one sentence`; a link where the chapter exists."""
+    """The chapters, one line each: `01_forward_pass | Title | one sentence`; a link where the chapter exists.
+
+    A chapter's number comes before its title; an appendix has the number of its file in the title.
+    """
 
     has_content = True
 
@@ -94,7 +97,8 @@ class Chapters(SphinxDirective):
         items = nodes.definition_list(classes=["chapters"])
         for line in filter(str.strip, self.content):
             name, title, sentence = (part.strip() for part in line.split("|"))
-            title = f"{int(name[:2])}. {title}"
+            if not title.startswith("Appendix"):
+                title = f"{int(name[:2])}. {title}"
             term = nodes.term()
             if (ROOT / "chapters" / f"{name}.ipynb").exists():
                 link = addnodes.pending_xref(

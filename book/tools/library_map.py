@@ -145,7 +145,7 @@ def markdown(found: list[Package], link: str, anchors: bool = False) -> str:
     for package in found:
         lines += [f"**`{package.folder}`** {package.doc}", ""]
         for name, doc, chapter in package.files:
-            since = f" *Chapter {chapter}.*" if chapter else ""
+            since = f" *Chapter\N{NO-BREAK SPACE}{chapter}.*" if chapter else ""
             path = f"{package.folder}/{name}"
             title = f"[`{name}`]({link}{path})"
             title = f"[{title}]{{#{anchor(path)}}}" if anchors else title

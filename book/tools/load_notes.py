@@ -62,7 +62,7 @@ def load_table(root: Path) -> nodes.Element:
     for name, run in sorted(chapter_runs(root).items()):
         before, load = run.get("load_before"), run.get("load")
         rows.append([
-            name,
+            f"chapters/{name}",  # its title on the page, by book.tools.typography
             percent(before["others_mean"]) if before else "unknown",
             percent(load["others_mean"]) if load else "unknown",
             percent(load["others_max"]) if load else "unknown",

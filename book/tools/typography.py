@@ -67,17 +67,28 @@ def number_appendix(app, env) -> list[str]:
 
 
 def name_chapters(app, doctree: nodes.document, docname: str) -> None:
-    """MyST-NB's table of executed pages: titles for its file paths, and words for its signs."""
+    """The tables of executed pages: titles for their file paths; MyST-NB's has words for its signs, and whole seconds."""
     numbers = app.env.toc_secnumbers
     for table in doctree.findall(nodes.table):
-        if "Run Time (s)" not in table.astext():
+        head = [entry.astext() for entry in next(table.findall(nodes.row))]
+        if not {"Run Time (s)", "Times reliable"} & set(head):
             continue
+        if "Run Time (s)" in head:
+            _round_seconds(table, head.index("Run Time (s)"))
         for text in list(table.findall(nodes.Text)):
             if text in app.env.titles:
                 number = "".join(f"{part}. " for part in numbers.get(text, {}).get("") or ())
                 text.parent.replace(text, nodes.Text(number + app.env.titles[text].astext()))
             elif text in ("✅", "❌"):
                 text.parent.replace(text, nodes.Text("ok" if text == "✅" else "failed"))
+
+
+def _round_seconds(table: nodes.table, column: int) -> None:
+    for row in table.findall(nodes.row):
+        row[column]["classes"].append("number")
+        for text in list(row[column].findall(nodes.Text)):
+            if text.replace(".", "", 1).isdigit():
+                text.parent.replace(text, nodes.Text(f"{float(text):,.0f}"))
 
 
 def change_page(app, pagename, templatename, context, doctree) -> None:

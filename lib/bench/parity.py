@@ -132,7 +132,7 @@ def report(stages: Sequence[Stage], tolerance: float = TOLERANCE) -> str:
         else "what is computed between the stage above and this one"
     )
     return "\n".join(
-        [*lines, f"first difference: {first.end} of {first.reference}. Look at {where}"]
+        [*lines, f"first difference: {first.end} of {first.reference}", f"look at {where}"]
     )
 
 

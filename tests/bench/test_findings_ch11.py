@@ -97,6 +97,30 @@ def test_products_whose_repeats_overlap_have_no_speed_up(ints, said):
 
 
 @pytest.mark.parametrize(
+    "ints, predicted, verdict",
+    [
+        ([20.0, 31.0], 1.0, "this run cannot tell"),
+        ([20.0, 31.0], 0.9, "this run cannot tell"),
+        ([20.0, 31.0], 4.0, "the prediction failed"),  # no pair of repeats is near it
+        ([29.5, 30.5], 1.0, "as predicted"),  # they overlap and are close
+        ([10.0, 10.1], 3.0, "as predicted"),
+    ],
+)
+def test_a_speed_up_that_the_prose_cannot_tell_is_not_judged_in_the_table(ints, predicted, verdict):
+    bounds = {"rows": [1], "float32 bound": [12.0], "int8 bound": [12.0 / predicted]}
+    found = repeated("products", bounds, {"float32": [[29.0, 31.0]], "int8": [ints]})
+    judged = {p.claim: p.verdict for p in ch11.predictions(found)}
+    assert judged["speed-up of the products, int8, 1 row"] == verdict
+
+
+def test_a_speed_up_that_was_not_measured_is_not_open():
+    bounds = {"rows": [1], "float32 bound": [12.0], "int8 bound": [12.0], "float32": [None]}
+    found = repeated("products", bounds, {"int8": [[20.0, 31.0]]})
+    judged = {p.claim: p.verdict for p in ch11.predictions(found)}
+    assert judged["speed-up of the products, int8, 1 row"] == "was not measured here"
+
+
+@pytest.mark.parametrize(
     "four_bits, verdict",
     [(4.5, "as predicted"), (5.6, "a little below"), (20.0, "the prediction failed")],
 )

@@ -132,11 +132,20 @@ def test_steps_of_one_kind_that_differ_judge_nothing_in_the_table_either():
 
 
 def test_a_step_that_is_longer_in_every_sample_is_longer():
-    found = step((0.1,), new=(0.112, 0.12, 0.15), free=(0.099, 0.1, 0.101))
-    said = ch12.cost(found, "new states")
+    found = step((0.112, 0.12, 0.15), free=(0.099, 0.1, 0.101))
+    said = ch12.cost(found, "few states")
     assert said.kind == "above" and "cannot tell" not in said.text
-    between = ch12.cost(step((0.1,), new=(0.102, 0.104, 0.112), free=(0.1, 0.1005)), "new states")
+    between = ch12.cost(step((0.102, 0.104, 0.112), free=(0.1, 0.1005)), "few states")
     assert between.text.endswith("so this run cannot tell whether that is within the goal of 5 %")
+
+
+@pytest.mark.parametrize("new", [(0.118, 0.1181), (0.102, 0.1021), (0.1021, 0.104, 0.112)])
+def test_new_masks_have_no_goal(new):
+    said = ch12.cost(step((0.1,), new=new, free=(0.1, 0.1005)), "new states")
+    assert said.kind == "number" and said.direction == 1
+    assert "goal" not in said.text and " % longer (" in said.text
+    noisy = ch12.cost(step((0.1,), new=(0.1, 0.13), free=(0.09, 0.11)), "new states")
+    assert noisy.text.endswith("so this run cannot tell whether masks make it longer")
 
 
 def test_each_prediction_is_measured_in_the_run_that_its_experiment_shows():

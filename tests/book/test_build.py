@@ -236,6 +236,6 @@ def test_the_execution_page_lists_the_load_of_each_chapter(tmp_path):
     assert "without a measurement" in load_notes.load_table(tmp_path).astext()
     write_state(tmp_path, BUSY)
     rows = [row.astext().split() for row in load_notes.load_table(tmp_path).findall(nodes.row)]
-    assert rows[1][0] == "01_first" and rows[1][-1] == "no" and "40" in rows[1]
+    assert rows[1][0] == "chapters/01_first" and rows[1][-1] == "no" and "40" in rows[1]
     write_state(tmp_path, None)
     assert "unknown" in load_notes.load_table(tmp_path).astext()

@@ -35,7 +35,7 @@ def test_packages_files_and_first_lines(repository):
     assert found[0].files == (("a.py", "Does a.", "3"),) and found[0].doc == "The top one."
     assert found[0].imports == {"middle", "low"} and found[1].imports == {"low"}
     text = library_map.markdown(found, "https://example.org/")
-    assert "- [`b.py`](https://example.org/lib/middle/b.py): Does b. *Chapter 2.*" in text
+    assert "- [`b.py`](https://example.org/lib/middle/b.py): Does b. *Chapter\u00a02.*" in text
 
 
 def test_the_drawing_has_the_arrows_that_do_not_follow_from_others(repository):

@@ -1,5 +1,6 @@
 """What the book changes of its pages for the eye: options, links' spaces, the appendix' numbers, the executed pages."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,4 +112,5 @@ def test_a_book_with_an_appendix_builds_without_warnings(tmp_path):
     assert '<span class="pre option">--so</span>' in text
     assert all(name in first.read_text() for name in ("Fig. A.1", "equation A.1", "Exercise A.1"))
     runs = (out / "runs.html").read_text()
+    assert re.search(r'<td class="[^"]*number[^"]*"><p>\d+</p>', runs), "whole seconds"
     assert ">A port</span>" in runs and "<p>ok</p>" in runs and "chapters/14_b</" not in runs

@@ -123,9 +123,8 @@ def _legends(fig: Figure) -> None:
         for run, found in colours.items()
     }
     if len(series) > 1 or (len(runs) > 1 and series):
-        fig.legend(
-            series.values(), series.keys(), loc="outside upper left", ncols=min(len(series), 4)
-        )
+        columns = 3 if len(series) in (5, 6) else min(len(series), 4)  # rows of about one length
+        fig.legend(series.values(), series.keys(), loc="outside upper left", ncols=columns)
     beside = len(runs) > 1
     curves = [name for name, line in runs.items() if line.book_stroke != _BOUND]
     if len(curves) == 1 and curves[0].startswith("recorded run of"):

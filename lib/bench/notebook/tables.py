@@ -18,6 +18,9 @@ _BEFORE_UNIT = re.compile(
 )
 # A cell of percentages alone, as a format such as ".1%" prints them.
 _PERCENTAGES = re.compile(r"\d+(\.\d+)?%(, \d+(\.\d+)?%)*")
+# The sign of a negative number, and the apostrophe of a word; a cell with a sign of code keeps both.
+_MINUS, _APOSTROPHE = re.compile(r"(?:(?<=^)|(?<=[ (]))-(?=\d)"), re.compile(r"(?<=\w)'(?=\w|\Z| )")
+_OF_CODE = re.compile(r"^'|[\"`\[\]{}\\=|*]")
 
 
 def unbroken(text: str) -> str:
@@ -28,14 +31,15 @@ def unbroken(text: str) -> str:
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], kind: str = "") -> None:
     """Shows a small table: HTML in a notebook, aligned text in a script. Numbers come formatted: 3 digits are enough.
 
-    Columns of numbers are aligned right, and a percentage has a space before its sign, as in the text. kind: a further CSS class of the HTML. Raises ValueError for a row that has not one cell per header.
+    Columns of numbers are aligned right, and a percentage has a space before its sign, as in the text. kind: a further CSS class of the HTML; all columns of "predictions" are aligned left, because words can stand beside numbers in them. Raises ValueError for a row that has not one cell per header.
     """
     for i, row in enumerate(rows):
         if len(row) != len(headers):
             raise ValueError(f"row {i} has {len(row)} cells, the table has {len(headers)} headers")
     cells = [[_spaced(str(cell)) for cell in row] for row in rows]
     numeric = [
-        bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))
+        bool(cells) and kind != "predictions" and all(_is_number(row[i]) for row in cells)
+        for i in range(len(headers))
     ]
     align = ["right" if number else "left" for number in numeric]
     if not in_notebook():
@@ -56,7 +60,7 @@ def _as_html(
     )
     rows = [
         "".join(
-            f'<td style="text-align:{a}" data-header="{html.escape(name)}">{_escaped(cell)}</td>'
+            f'<td style="text-align:{a}" data-header="{_escaped(name)}">{_escaped(cell)}</td>'
             for a, name, cell in zip(align, headers, row)
         )
         for row in cells
@@ -68,6 +72,8 @@ def _as_html(
 
 
 def _escaped(text: str) -> str:
+    if not _OF_CODE.search(text):
+        text = _APOSTROPHE.sub("’", _MINUS.sub("−", text))
     return html.escape(unbroken(text))
 
 

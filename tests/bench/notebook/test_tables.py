@@ -33,6 +33,37 @@ def test_table_as_text_and_as_html(capsys, monkeypatch):
     assert ">a 5% and `x%`<" in shown[2].data, "a cell with other text is as it was"
 
 
+def shown_as_html(monkeypatch, *arguments) -> str:
+    shown = []
+    monkeypatch.setattr(tables, "in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    table(*arguments)
+    return shown[0].data
+
+
+@pytest.mark.parametrize(
+    "cell, html",
+    [
+        ("-3.5", "−3.5"),
+        ("1.5 (-2)", "1.5 (−2)"),
+        ("OpenVINO's rate", "OpenVINO’s rate"),
+        ("the engines' rates", "the engines’ rates"),
+        ("int-8, 1e-3", "int-8, 1e-3"),
+        ("x[-1]", "x[-1]"),
+        ("'it's -1'", "&#x27;it&#x27;s -1&#x27;"),
+        ("-?(0|1)", "-?(0|1)"),
+    ],
+)
+def test_minus_and_apostrophe_in_html(monkeypatch, cell, html):
+    assert f">{html}</td>" in shown_as_html(monkeypatch, [[cell]], ["a"])
+
+
+def test_columns_of_predictions_are_aligned_alike_whether_words_stand_in_them_or_not(monkeypatch):
+    for measured in ("3 %", "rises"):
+        html = shown_as_html(monkeypatch, [["a", measured]], ["claim", "measured"], "predictions")
+        assert "text-align:right" not in html
+
+
 def test_a_column_of_percentages_has_one_form_and_is_aligned_as_numbers(capsys):
     table([["a", "6%"], ["b", "86 %"], ["c", "-"]], ["name", "share"])
     assert capsys.readouterr().out.splitlines()[2:] == [

@@ -18,6 +18,7 @@ from lib.bench.findings.quantisation.format_speed import (
     gain,
     products,
     speed_up,
+    undecided,
 )
 from lib.bench.findings.quantisation.kv_in_8_bits import (
     kv_attention,
@@ -129,6 +130,7 @@ def _product_predictions(run: Any) -> list[Prediction]:
                 Prediction(
                     f"speed-up of the products, {kind}, {rows[row]} row{'s' * (rows[row] != 1)}",
                     predicted, measured, _if_below(predicted, measured, why), "×",
+                    undecided=undecided(run, kind, row),
                 )
             )  # fmt: skip
     return found

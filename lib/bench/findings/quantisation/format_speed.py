@@ -56,6 +56,22 @@ def _cannot_tell(a: Measured, b: Measured) -> bool:
     return x.overlaps(y) and max(x.spread or 0, y.spread or 0) > ABOUT
 
 
+def undecided(run: Any, kind: str, row: int) -> bool:
+    """Whether repeats that cannot tell a format from float32 leave its predicted speed-up open.
+
+    They do where the prediction lies between the smallest and the largest ratio of two repeats, or
+    is about the same as one of them.
+    """
+    floats, taken = (value(cell(run["products"], name, row)) for name in ("float32", kind))
+    predicted = speed_up(run, kind, row, bound=True)
+    if predicted is None or speed_up(run, kind, row) is None or not _cannot_tell(floats, taken):
+        return False
+    if min(floats.low, taken.low) <= 0:
+        return False
+    least, most = floats.low / taken.high, floats.high / taken.low
+    return least / (1 + ABOUT) <= predicted <= most / (1 - ABOUT)
+
+
 def products(run: Any) -> dict[str, str]:
     """The speed-up of the products with one row and with the most rows, if the repeats show it."""
     rows, said = axis(run["products"], "rows"), []
