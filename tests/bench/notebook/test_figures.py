@@ -133,3 +133,10 @@ def test_a_note_below_a_figure_stays_clear_of_a_legend_there():
     blank = sum(not row.strip() for row in rows)
     box = drawn.get_window_extent()
     assert blank and box.y0 + box.height * blank / len(rows) >= lower.y1 - 1
+
+
+def test_a_computed_row_is_outlined_only():
+    _, ax = figure()
+    bars(ax, ["measured", "bound"], {"this run": [90.0, 80.0], "another": [95.0, 85.0]}, outlined=1)
+    filled = [[bar.get_fill() for bar in group] for group in ax.containers]
+    assert filled == [[True, False]] * 2
