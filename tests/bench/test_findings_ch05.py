@@ -79,7 +79,10 @@ def test_batching_is_the_cause_only_of_a_gain(seconds, faster):
     "latencies, words",
     [
         ([3.0, 2.95, 2.9], "all its 3 probes were answered at the end of the stall"),
-        ([3.0, 0.1, 0.1], "Of the 3 probes of the server that computes on its loop, 1 was answered at the end of the stall, and"),
+        (
+            [3.0, 0.1, 0.1],
+            "Of the 3 probes of the server that computes on its loop, 1 was answered at the end of the stall, and",
+        ),
         ([None] * 3, "was not measured here"),
     ],
 )
@@ -92,8 +95,14 @@ def test_the_probes_of_the_loop_lie_on_a_slope_only_where_they_do(latencies, wor
 @pytest.mark.parametrize(
     "short, words",
     [
-        ([1.5, 1.45, 1.4], "a slope for each turn: all its 6 probes were answered at the end of their"),
-        ([1.5, 0.1, 0.1], "Of the 6 probes of the server that computes on its loop, 4 were answered"),
+        (
+            [1.5, 1.45, 1.4],
+            "a slope for each turn: all its 6 probes were answered at the end of their",
+        ),
+        (
+            [1.5, 0.1, 0.1],
+            "Of the 6 probes of the server that computes on its loop, 4 were answered",
+        ),
     ],
 )
 def test_a_probe_is_compared_with_the_end_of_its_own_turn(short, words):
