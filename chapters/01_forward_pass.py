@@ -247,12 +247,13 @@ def spread(name):
     return "–" if found is None else f"{100 * found:.0f} %"
 
 
-def recorded_runs(name):
+def recorded_runs(name, digits=0):
     """Lowest and highest rate of the known runs, in units of 1e9."""
     rates = known.get(name)
     if not rates:
         return "–"
-    low, high = (f"{rate / 1e9:,.0f}" for rate in (min(rates), max(rates)))
+    ends = (min(rates), max(rates))
+    low, high = (f"{rate / 1e9:,.{digits}f}" for rate in ends)
     count = f"{len(rates)} run{'s' if len(rates) > 1 else ''}"
     return f"{low if low == high else f'{low} to {high}'} ({count})"
 
@@ -264,7 +265,7 @@ table(
             f"{roofline.bandwidth / 1e9:,.1f}",
             "GB/s",
             spread("bandwidth"),
-            recorded_runs("bandwidth"),
+            recorded_runs("bandwidth", digits=1),
         ],
         *[
             [
@@ -724,7 +725,7 @@ for n in sweep(PROMPTS, "prompt length"):
     )
     bounds.append(sum(forward_bound(config, n + i) for i in range(NEW)))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Left: time of one new token against the length of the prompt, without a cache. Right: the same over its bound, for this machine alone. The bound is the larger of bytes over bandwidth and operations over rate; in addition, the products of one pass, timed alone. Where curves meet, the one named later covers the other, and all cover the bound. Short dashes, in the colour of this engine: the published run (another engine, GPT-2, float32, A100). Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-latency", "caption": "Left: time of one new token against the length of the prompt, without a cache: the mean over the new tokens of a run (50 in the published run). Right: the same over its bound, for this machine alone. The bound is the larger of bytes over bandwidth and operations over rate, as a mean over the same tokens; in addition, the products of one pass, timed alone. Where curves meet, the one named later covers the other, and all cover the bound. Short dashes, in the colour of this engine: the published run (another engine, GPT-2, float32, A100). Long dashes: vLLM on the same card, with a KV cache; its version and dtype are not stated."}}
 ours = [t["no_cache"] for t in timings]
 theirs = [t["transformers"] for t in timings]
 record.add(

@@ -726,9 +726,10 @@ show(fig, "02_answer")
 # %% tags=["hide-input"]
 if plain.weights == "random":
     print(
-        "GPT-2's weights are RANDOM in this run: no Hugging Face hub.\n"
-        "Speed and memory do not depend on the weights. Text does, so none\n"
-        "is shown."
+        "GPT-2's weights are RANDOM in this run: "
+        "the Hugging Face hub could not be reached.\n"
+        "Speed and memory do not depend on what the weights say. "
+        "Text does, so none is shown."
     )
 
 # %%
@@ -788,7 +789,7 @@ record.headline(
     "×",
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache; and the products of the whole pass, timed alone, where this or the recorded run timed them. Dotted grey: the bounds of {eq}`eq-kv-steps`. Dotted in the colour of a series: its prediction by {eq}`eq-kv-floor`. Where curves meet, the one named later covers the other, and all cover the dotted ones. Vertical lines: the range of the repeats."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-step", "caption": "Time of one step against the length of the sequence, without and with a cache; and the products of the whole pass, timed alone, where this or the recorded run timed them. Dotted in the colour of the text: the bounds of {eq}`eq-kv-steps`. Dotted in the colour of a series: its prediction by {eq}`eq-kv-floor`. Where curves meet, the one named later covers the other, and all cover the dotted ones. Vertical lines: the range of the repeats."}}
 drawn = by_step["step_by_length"]
 to_ms = lambda values: [1e3 * v for v in values]  # noqa: E731
 names = {
@@ -1000,7 +1001,7 @@ rows = [
 ]
 rows += [
     ("this machine", n, p, value(g).middle)
-    for n, p, g in list(zip(drawn["generated"], predicted, here_gains))[-3:]
+    for n, p, g in zip(drawn["generated"], predicted, here_gains)
 ]
 table(
     [
@@ -1116,9 +1117,11 @@ def in_turns(length):
     return {name: runs[1:] for name, runs in found.items()}
 
 
-further = lambda runs: Timing(  # noqa: E731
-    tuple((run[-1] - run[0]) / (NEW - 1) for run in runs)
-)
+def further(runs):
+    """Mean time of a token after the first."""
+    return Timing(tuple((run[-1] - run[0]) / (NEW - 1) for run in runs))
+
+
 latencies = {n: in_turns(n) for n in sweep(PROMPTS, "prompt length")}
 
 # %% tags=["remove-cell"]

@@ -78,6 +78,7 @@ from lib.bench.findings.batching.memory_fit import fitting
 from lib.bench.findings.experiments import Experiments
 from lib.bench.findings.predictions import predictions_table, tally
 from lib.bench.findings.run_notes import card_time
+from lib.bench.findings.values import number
 from lib.bench.measure import counts
 from lib.bench.measure.batch_model import step_times, stored, turning_point
 from lib.bench.measure.engine_trace import continuous_steps, static_steps, trace
@@ -1668,22 +1669,22 @@ table(
         [
             r["scheduler"],
             r["steps"],
-            f"{r['tok_s']:,.1f}",
-            p[f"{r['scheduler']}_tok_s"],
+            number(r["tok_s"]),
+            number(p[f"{r['scheduler']}_tok_s"]),
         ]
         for r in by_equal["equal_lengths"].rows()
     ],
     headers=[
         "scheduler",
-        "steps",
+        f"steps, {by_equal.label}",
         f"tokens/s, {by_equal.label}",
         "tokens/s, published (A100)",
     ],
 )
 
 # %% tags=["remove-input"]
-glue("published_static", p["static_tok_s"])
-glue("published_continuous", p["continuous_tok_s"])
+glue("published_static", number(p["static_tok_s"]))
+glue("published_continuous", number(p["continuous_tok_s"]))
 glue_all(words.equal(by_equal))
 glue_all(words.published_equal(published))
 

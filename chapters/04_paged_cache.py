@@ -263,7 +263,10 @@ table(
 # New is the bookkeeping, in plain Python on small integers, without tensors.
 
 # %% tags=["remove-input"]
-show_source(BlockManager, "reset", "allocate", "free", "_take", "_give_back")
+show_source(BlockManager, "reset", "allocate", "free")
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Show how a block leaves the free list, and how it comes back"}
+show_source(BlockManager, "_take", "_drop", "_release", "_give_back")
 
 # %% [markdown]
 # These lines contain three decisions. `allocate` gives all missing blocks or none, so a request that does not fit
@@ -652,7 +655,7 @@ lines(
         )
     },
 )
-right.set(xlabel="tokens per sequence", ylim=(400, 1050))
+right.set(xlabel="tokens per sequence", ylabel="memory (MiB)", ylim=(400, 1050))
 show(fig, "04_memory")
 
 # %% tags=["remove-input"]
@@ -1348,7 +1351,7 @@ for ax, name, x in zip(
     log2_axis(ax, "y")
 context = gathered["decode_by_batch"]["context"][0]
 axes[0].set(
-    xlabel=f"batch, at {context} tokens of context",
+    xlabel=f"batch, at {context:,} tokens of context",
     ylabel="time over contiguous",
 )
 batch_size = gathered["decode_by_context"]["batch"][0]
@@ -1364,8 +1367,8 @@ def ms(seconds):
 table(
     [
         [
-            r["batch"],
-            r["context"],
+            varied,
+            f"{r['batch']} × {r['context']:,}",
             f"{r['copied_bytes'] / 1e6:,.0f}",
             ms(r["contiguous"]),
             ms(r["paged"]),
@@ -1375,12 +1378,12 @@ table(
             ms(r["copy"]),
             ms(r["transformers"]),
         ]
-        for name in ("decode_by_batch", "decode_by_context")
-        for r in gathered[name].rows()
+        for varied in ("batch", "context")
+        for r in gathered[f"decode_by_{varied}"].rows()
     ],
     headers=[
-        "batch",
-        "context",
+        "sweep",
+        "batch × context",
         "MB copied",
         "step, slots (ms)",
         "step, gather (ms)",
@@ -1639,13 +1642,14 @@ assert not llm.has_unfinished()
 # ## On a GPU: the published sweep again
 #
 # On a GPU the next cell repeats the published sweep with this engine and shows its peak memory, weights included,
-# beside what was counted. The contiguous cache is asked for a slot of 1,024 tokens per sequence and the paged one has
-# the 4,096 blocks of the stress run. Where memory is too small, the refusal is shown. On a CPU the cell runs one batch,
-# without peaks.
+# beside what was counted. The contiguous cache is asked for a slot of 1,024 tokens per sequence. The pool of the paged
+# one has a fixed size: on a GPU the 4,096 blocks of a published run, here {glue:text}`sweep_blocks`. Where memory is too
+# small, the refusal is shown. On a CPU the cell runs one batch, without peaks.
 
 # %% tags=["hide-input"]
 MEMORY_BATCHES = pick(smoke=[1], cpu=[1], gpu=[1, 4, 16, 64, 256, 512, 1024])
 NEW = pick(smoke=2, cpu=2, gpu=50)
+SWEEP_BLOCKS = pick(smoke=64, cpu=64, gpu=4096)
 tens = [
     [(11 * i + j) % config.vocab_size for j in range(10)]
     for i in range(max(MEMORY_BATCHES))
@@ -1666,7 +1670,7 @@ pool_engine = LLM(
     dtype="float32",
     attention="gather",
     linear="plain",
-    num_blocks=pick(smoke=65, cpu=65, gpu=4097),
+    num_blocks=SWEEP_BLOCKS + 1,  # with the null block
     max_num_seqs=1024,
     max_num_batched_tokens=16384,
     enable_prefix_caching=False,
@@ -1743,13 +1747,16 @@ table(
     headers=[
         "batch",
         "slots (MiB)",
-        "peak (MiB)",
-        "tokens/s",
+        "slots, peak (MiB)",
+        "slots, tokens/s",
         "pool (MiB)",
-        "peak (MiB)",
-        "tokens/s",
+        "pool, peak (MiB)",
+        "pool, tokens/s",
     ],
 )
+
+# %% tags=["remove-cell"]
+glue("sweep_blocks", f"{SWEEP_BLOCKS:,}")
 
 # %% [markdown]
 # ```{scoreboard} sec-gpu-sweep
@@ -1825,7 +1832,7 @@ assert [manager.blocks_needed(n) for n in (15, 16, 17, 32, 33)] == [
 # a second call finds nothing, and the reference count catches a stale copy:
 
 # %%
-one = request_of([0] * 20)
+one = request_of([0] * 20, "R")
 manager.allocate(one, 20)
 stale = list(one.block_ids)
 manager.free(one)

@@ -3,7 +3,9 @@
 import pytest
 
 from lib.bench.findings.forward_pass.forward_ceilings import first_steps, steadiness
+from lib.bench.findings.forward_pass.forward_latency import latency
 from lib.bench.measure.roofline import Roofline
+from lib.bench.records.files import Run
 
 
 def said(**spread):
@@ -51,3 +53,14 @@ def test_a_table_shows_growth_only_where_the_times_vary_less(seconds, shown):
 @pytest.mark.parametrize("prompt, seconds", [(40, []), (40, [1.0]), (0, [1.0, 2.0]), (4, [0, 0])])
 def test_steps_that_cannot_be_compared_are_not_measured(prompt, seconds):
     assert "not measured here" in first_steps(prompt, seconds)["first_steps_finding"]
+
+
+@pytest.mark.parametrize("new, means", [(4, True), (1, False), (None, False)])
+def test_a_bound_over_several_tokens_is_not_that_of_one_pass(new, means):
+    columns = {"prompt": [64, 512], "no_cache": [114.0, 634.0], "bound": [62.8, 513.0]}
+    params = {} if new is None else {"new_tokens": new}
+    series = {"unit": "ms", "params": params, "seed": 0, "columns": columns, "samples": {}}
+    run = Run({"measurements": {"token_time_by_prompt": series}})
+    over = latency(run)["over_bound_finding"]
+    assert ("Both are means over 4 new tokens." in over) == means
+    assert ("longer than the prompt" in over) == means

@@ -64,7 +64,7 @@ Calculators.budget = {
     });
     chart.append(svg("text", { x: (left + width) / 2, y: height - 10, "text-anchor": "middle" }, "steps, from left to right"));
     chart.append(svg("text", { x: 14, y: height / 2 - 10, "text-anchor": "middle", transform: `rotate(-90 14 ${height / 2 - 10})` }, "tokens in the step"));
-    const series = [{ label: "decoding, one per sequence", kind: 1 }, { label: "chunk of the prompt", kind: 2 }];
+    const series = [{ label: "decoding, one per sequence", area: 1 }, { label: "chunk of the prompt", area: 2 }];
     return html("div", {}, CalculatorLegend(series), chart);
   },
 };

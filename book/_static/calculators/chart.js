@@ -38,10 +38,11 @@ function CalculatorChart(width, { label, x, y, series, marks = [], height = 260 
   return CalculatorDom.html("div", {}, CalculatorLegend(series), chart);
 }
 
+/* The key of a series is a stroke of its line, or a square where the series is drawn as areas. */
 function CalculatorLegend(series) {
   const { html } = CalculatorDom;
-  const items = series.map(({ label, kind }) =>
-    html("span", {}, html("i", { class: `key kind-${kind}` }), label));
+  const items = series.map(({ label, kind, area }) =>
+    html("span", {}, html("i", { class: area ? `key area-${area}` : `key kind-${kind}` }), label));
   return html("div", { class: "calculator-legend" }, ...items);
 }
 

@@ -113,7 +113,7 @@ Calculators.prefix = {
         svg("text", { x: x + 6, y: y + 17 }, `block ${id}`),
         svg("text", { class: "in-box", x: x + 6, y: y + 38 }, text || "free")));
     }
-    const series = [{ label: "cached, found by its name", kind: 3 }, { label: "free", kind: 5 }];
+    const series = [{ label: "cached, found by its name", area: 3 }, { label: "free", area: 5 }];
     return html("div", {}, CalculatorLegend(series), chart);
   },
 };

@@ -9,14 +9,23 @@ from lib.bench.notebook.style import COLOURS, ON_COLOUR, TEXT
 
 
 def bars(
-    ax: Axes, labels: Sequence[str], values: Mapping[str, Sequence[float]], fmt: str = ",.3g"
+    ax: Axes,
+    labels: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    fmt: str = ",.3g",
+    outlined: int | None = None,
 ) -> None:
-    """Horizontal bars, one group per label and one colour per series, each with its number at its end."""
+    """Horizontal bars, one group per label and one colour per series, each with its number at its end.
+
+    outlined: the row whose bars have only their outline, because they are computed and not measured.
+    """
     height = 0.8 / len(values)
     for i, (name, series) in enumerate(values.items()):
         at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(labels))]
         drawn = ax.barh(at, series, height * 0.88, color=COLOURS[i % len(COLOURS)], label=name)
         ax.bar_label(drawn, [format(value, fmt) for value in series], padding=4, fontsize=8.5)
+        if outlined is not None:
+            drawn[outlined].set(fill=False, edgecolor=COLOURS[i % len(COLOURS)], linewidth=1.4)
     _rows(ax, labels)
     ax.margins(x=0.12)
     if len(values) > 1:

@@ -20,6 +20,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import ScalarFormatter
 
 from lib.bench.notebook.readable import with_least_width
 from lib.bench.script_options import in_notebook, options
@@ -50,13 +51,31 @@ _NO_BOX = (
 )
 
 
+class _Thousands(ScalarFormatter):
+    """Matplotlib's numbers on a linear axis, from a thousand on with commas, as in the text."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        text = super().__call__(x, pos)
+        try:
+            shown = float(text.replace("\u2212", "-"))
+        except ValueError:
+            return text
+        if abs(x) < 1000 or not math.isclose(shown, x, rel_tol=1e-3):  # a part of a power of ten
+            return text
+        return f"{x:,.10g}".replace("-", "\u2212")
+
+
 def figure(
     ncols: int = 1, nrows: int = 1, height: float = 3.2, width: float = WIDTH, **subplots: Any
 ) -> tuple[Figure, Any]:
     """`fig, ax = figure()`, or `fig, axes = figure(2)` for panels side by side; `height` in inches for each row."""
     matplotlib.rcParams.update(STYLE)
     fig = Figure(figsize=(width, height * nrows), layout="constrained")
-    return fig, fig.subplots(nrows, ncols, **subplots)
+    panels = fig.subplots(nrows, ncols, **subplots)
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        axis.set_major_formatter(_Thousands())
+        axis.isDefault_majfmt = True  # names on an axis replace its numbers, as they would without
+    return fig, panels
 
 
 def caution(ax: Axes, text: str) -> None:

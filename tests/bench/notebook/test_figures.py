@@ -142,3 +142,21 @@ def test_a_note_below_a_figure_stays_clear_of_a_legend_there():
     blank = sum(not row.strip() for row in rows)
     box = drawn.get_window_extent()
     assert blank and box.y0 + box.height * blank / len(rows) >= lower.y1 - 1
+
+
+def test_a_computed_row_is_outlined_only():
+    _, ax = figure()
+    bars(ax, ["measured", "bound"], {"this run": [90.0, 80.0], "another": [95.0, 85.0]}, outlined=1)
+    filled = [[bar.get_fill() for bar in group] for group in ax.containers]
+    assert filled == [[True, False]] * 2
+
+
+def test_thousands_have_commas_on_a_linear_axis():
+    fig, (number, name) = figure(2)
+    number.plot([0, 4000], [0.0, 1.0])
+    name.plot(["a", "b"], [-2000, 2000])
+    fig.draw_without_rendering()
+    texts = [[t.get_text() for t in axis.get_ticklabels()] for axis in (number.xaxis, number.yaxis)]
+    assert {"0", "1,000", "4,000"} <= set(texts[0]) and {"0.0", "1.0"} <= set(texts[1])
+    assert [t.get_text() for t in name.get_xticklabels()] == ["a", "b"]
+    assert "\u22122,000" in [t.get_text() for t in name.get_yticklabels()]

@@ -15,6 +15,7 @@ from lib.bench.findings.values import (
     Measured,
     column,
     ends,
+    number,
     percent,
     quantity,
     times,
@@ -118,6 +119,8 @@ def latency(run: Any) -> dict[str, str]:
     over = f"The measured time is {short} for the shortest prompt, and {long} for the longest."
     if "missing" in (short.kind, long.kind):
         over = missing("the time over its bound").sentence
+    else:
+        over += _means(series)
     return {
         "growth_finding": of_record(run, first),
         "over_bound_finding": over,
@@ -125,6 +128,17 @@ def latency(run: Any) -> dict[str, str]:
         "broke_finding": _broke(verdict, grown, expected, gap(run)),
         "transformers_finding": _against_transformers(ours, theirs),
     }
+
+
+def _means(series: Series) -> str:
+    """That time and bound are means over several new tokens, of growing sequences; begins with a space."""
+    new = series.params.get("new_tokens")
+    if not new or new < 2:
+        return ""
+    return (
+        f" Both are means over {number(new)} new tokens. Each is computed with those before it, so this bound "
+        "belongs to sequences that are longer than the prompt."
+    )
 
 
 def _alone(products: tuple[Measured, Measured], ours: tuple[Measured, Measured]) -> str:

@@ -124,31 +124,48 @@ def _too_low(run: Any) -> str:
     return f"{said}."
 
 
-def answered_at(run: Any) -> list[float]:
-    """When each probe of the loop that computes was answered, in seconds since the users asked."""
+def answered_at(run: Any) -> list[list[float]]:
+    """When each probe of the loop that computes was answered, turn by turn, in seconds since the users asked.
+
+    The turns follow each other, each in the order of its questions: where the time of asking falls, a turn begins.
+    """
     series = run[PROBES]
     names = series["server"] if series is not None and "server" in series else []
     rows = zip(names, column(series, "at"), column(series, "latency"))
     pairs = [(value(at).middle, positive(m)) for name, at, m in rows if name == LOOP]
-    return [at + seconds for at, seconds in pairs if at is not None and at >= 0 and seconds]
+    turns: list[list[float]] = []
+    before = float("inf")
+    for at, seconds in pairs:
+        if at is None or at < 0 or not seconds:
+            continue
+        if at < before:
+            turns.append([])
+        turns[-1].append(at + seconds)
+        before = at
+    return turns
 
 
 def _slope(run: Any) -> str:
-    """Whether all probes of the loop that computes were answered when it had ended."""
-    ends = answered_at(run)
-    if not ends:
+    """Whether all probes of the loop that computes were answered when the stall of their turn had ended."""
+    turns = answered_at(run)
+    if not turns:
         return missing("the probes of the server that computes on its loop").sentence
-    late = sum(at >= 0.9 * max(ends) for at in ends)
-    if late < 0.95 * len(ends):
+    late = sum(at >= 0.9 * max(ends) for ends in turns for at in ends)
+    count = sum(map(len, turns))
+    stall = "the stall" if len(turns) == 1 else "their turn's stall"
+    if late < 0.95 * count:
+        were = "was" if late == 1 else "were"
         return (
-            f"Of the {number(len(ends))} probes of the server that computes on its loop, "
-            f"{number(late)} were answered at the end of the stall, and the others before it."
+            f"Of the {counted_probes(count)} of the server that computes on its loop, "
+            f"{number(late)} {were} answered at the end of {stall}, "
+            "and the others before it."
         )
-    which = "all" if late == len(ends) else f"{number(late)} of"
+    which = "all" if late == count else f"{number(late)} of"
+    shape = "a slope" if len(turns) == 1 else "a slope for each turn"
     return (
-        f"The marks of the server that computes on its loop lie on a slope: {which} its "
-        f"{number(len(ends))} probes were answered at the end of the stall, and the earlier one was "
-        "sent, the longer it waited."
+        f"The marks of the server that computes on its loop lie on {shape}: {which} its "
+        f"{counted_probes(count)} were answered at the end of {stall}, and "
+        "the earlier one was sent, the longer it waited."
     )
 
 
@@ -198,9 +215,10 @@ def leaving(run: Any) -> dict[str, str]:
     if None in (arrived, wasted, asked):
         text = missing("the tokens after leaving").sentence
     else:
-        judged = "as predicted" if 0 <= wasted <= MOST_WASTED else "the prediction failed"
+        (judged,) = of_leaving(run)
         more = f"{wasted:,.0f} more {'was' if wasted == 1 else 'were'} computed and not read"
-        text = f"{arrived} tokens arrived, {more}, of {asked:,.0f} asked for: {judged}."
+        text = f"{arrived} tokens arrived, {more}, of {asked:,.0f} asked for"
+        text += f" (predicted: at most {MOST_WASTED}): {judged.verdict}."
     return {"pool_finding": pool, "wasted_finding": text}
 
 
@@ -219,12 +237,12 @@ def of_loop(run: Any) -> list[Prediction]:
 
 def of_leaving(run: Any) -> list[Prediction]:
     """The third."""
-    few = f"at most {MOST_WASTED}"
+    claim = "tokens computed after the client has left"
     wasted = value(cell_of(run[WASTED], THREAD, "for_nobody")).middle
-    found = missing("the tokens after leaving")
-    if wasted is not None:
-        found = Finding(f"{wasted:,.0f}", few if 0 <= wasted <= MOST_WASTED else "more")
-    return [Prediction("tokens computed after the client has left", few, found)]
+    if wasted == 0:  # no ratio, and the best that the limit allows
+        few = f"at most {MOST_WASTED}"
+        return [Prediction(claim, few, Finding("0", few))]
+    return [Prediction(claim, MOST_WASTED, wasted, unit="", sense="at most")]
 
 
 def of_queue(run: Any) -> list[Prediction]:
