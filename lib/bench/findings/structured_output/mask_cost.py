@@ -8,6 +8,7 @@ Introduced in chapter 12.
 from dataclasses import replace
 from typing import Any
 
+from lib.bench.findings.run_notes import of_record
 from lib.bench.findings.structured_output.mask_rows import row_of
 from lib.bench.findings.values import cell, percent, quantity, times, value
 from lib.bench.findings.vocabulary import Finding, compare, missing, versus_prediction
@@ -35,7 +36,9 @@ def walk(run: Any) -> dict[str, str]:
         kept = f"A mask that was kept is found in {quantity(again, 's')}"
         kept += f"; computing it takes {times(middle / again)} as long." if middle > again else "."
     return {
-        "walk_finding": f"{found.sentence} Time for the largest vocabulary: {verdict}.",
+        "walk_finding": of_record(
+            run, f"{found.sentence} Time for the largest vocabulary: {verdict}."
+        ),
         "kept_finding": kept,
     }
 
@@ -100,7 +103,7 @@ def hidden(run: Any, kind: str) -> Finding:
 def steps(run: Any) -> dict[str, str]:
     """The sentences under the figure of steps by batch."""
     return {
-        "few_finding": cost(run, "few states").sentence,
+        "few_finding": of_record(run, cost(run, "few states").sentence),
         "new_finding": cost(run, "new states").sentence,
         "schema_finding": cost(run, "schema").sentence,
         "hidden_finding": " ".join(hidden(run, k).sentence for k in ("new states", "schema")),
