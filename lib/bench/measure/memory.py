@@ -130,10 +130,8 @@ class UtilisationSampler:
             self._found = self._nvml.__enter__()
             read = self._gpu
         else:
-            import psutil
-
-            self._process, self._cores = psutil.Process(), allowed_cores()
-            self._process.cpu_percent()  # the first call starts the interval and returns 0
+            self._cores = allowed_cores()
+            self._last = time.perf_counter(), time.process_time()
             read = self._cpu
         self._sampler = Sampler(read, self.interval)
         self._sampler.start()
@@ -153,7 +151,10 @@ class UtilisationSampler:
         return float(rates.gpu) if rates else None
 
     def _cpu(self) -> float:
-        return self._process.cpu_percent() / self._cores
+        wall, busy = time.perf_counter(), time.process_time()
+        (wall_before, busy_before), self._last = self._last, (wall, busy)
+        # The process may lose its core between the two clocks: then the share of one sample comes out above the whole.
+        return min(100.0, 100 * (busy - busy_before) / ((wall - wall_before) * self._cores))
 
     @property
     def mean(self) -> float | None:
