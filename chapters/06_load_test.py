@@ -1164,9 +1164,8 @@ SHARES = pick(
     cpu={0.3: 1.5, 0.6: 3, 0.9: 4, 1.2: 6, 2.0: 6},
     gpu={0.3: 2, 0.6: 3, 0.8: 4, 0.9: 4, 1.0: 5, 1.2: 6, 1.5: 8, 2.0: 8},
 )
-CONTROL = pick(
-    smoke=0.5, cpu=0.6, gpu=0.6
-)  # the limit has next to nothing to refuse
+# Of the control: there the limit has next to nothing to refuse.
+CONTROL = pick(smoke=0.5, cpu=0.6, gpu=0.6)
 # What a user may expect: the first token within half of a full batch's answer,
 # and no more than half as long again between tokens as in a full batch.
 SLO = {"ttft": ANSWER * line(SEQS) / 2, "tpot": 1.5 * line(SEQS)}
@@ -1460,40 +1459,31 @@ pattern_run = experiments.pick(gate, record)
 glue("pattern_share", PATTERN_SHARE)
 glue("pattern_turns", load_rows.counted(PATTERN_TURNS, "turn"))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-patterns", "caption": "Time to the first token (ms) for four patterns of arrival of the same requests; all but the first have the same mean rate. Bars: medians of the turns; lines: their range."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-patterns", "caption": "Time to the first token for four patterns of arrival of the same requests; all but the first have the same mean rate. Bars: medians of the turns; lines: their range."}}
 drawn = pattern_run["patterns"]
 kinds = list(dict.fromkeys(drawn["pattern"]))
 
 
-def turns_of(column):
-    """The turns of each pattern, in ms."""
-    return [
-        [
-            1e3 * t
-            for t, of in zip(drawn[column], drawn["pattern"])
-            if of == kind and t is not None
-        ]
-        for kind in kinds
-    ]
-
-
 drawn_turns = {
-    "median": turns_of("ttft_p50"),
-    "95th percentile": turns_of("ttft_p95"),
+    name: [load_rows.cells(drawn, column, pattern=kind) for kind in kinds]
+    for name, column in (
+        ("median", "ttft_p50"),
+        ("95th percentile", "ttft_p95"),
+    )
 }
 fig, ax = figure(height=2.8)
 bars(
     ax,
     [words.CALLED[kind] for kind in kinds],
     {
-        name: [median(turns) for turns in found]
+        name: [positive(turns) for turns in found]
         for name, found in drawn_turns.items()
     },
-    fmt=",.0f",
+    fmt=",.3f",
 )
 for found, shift in zip(drawn_turns.values(), (-0.2, 0.2)):
     spread_of_bars(ax, found, shift)
-ax.set(xlabel="TTFT (ms)")
+ax.set(xlabel="TTFT (s)")
 caution(ax, pattern_run.note)
 show(fig, "06_patterns")
 

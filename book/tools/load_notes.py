@@ -38,8 +38,8 @@ def load_warning(run: dict[str, Any]) -> nodes.Element | None:
     stolen = f" The hypervisor gave another {percent(steal)} away." if steal >= 0.005 else ""
     text = (
         f"Other programs used {percent(load['others_mean'])} of the CPU while this chapter ran "
-        f"(at most {percent(load['others_max'])}); its times may be too long. Experiments that "
-        f"this disturbed too much are named below.{stolen}"
+        f"(at most {percent(load['others_max'])}); its times may be too long. If this "
+        f"disturbed an experiment too much, the page says so below.{stolen}"
     )
     return nodes.warning("", nodes.paragraph(text=text), classes=["disturbed"])
 

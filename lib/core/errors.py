@@ -1,4 +1,4 @@
-"""Errors of their own type: one that a request's author can mend, and one that ends the engine. Introduced in chapter 1."""
+"""The engine's own errors: one for a request that its sender can correct, and one that ends the engine. Introduced in chapter 1."""
 
 from __future__ import annotations
 

@@ -124,22 +124,20 @@ class Experiments:
         lacking = [g.experiment for g in closed if g.experiment not in (*there, *nowhere)]
         tables = ". The tables of the measurements show this copy's run" if self._own_tables else ""
         alone = len(closed) == 1
+        its, it_was = ("its", "it was") if alone else ("their", "they were")
         said = []
-        if len(there) == len(closed):
-            said.append(
-                f"{'Its' if alone else 'Their'} figures and sentences come from {run}{tables}."
-            )
-        elif there:
-            said.append(f"The figures and sentences of {listed(there)} come from {run}{tables}.")
+        if there:
+            of = "" if len(there) == len(closed) else f" of {listed(there)}"
+            whose = "the" if of else its
+            said.append(f"{capital(whose)} figures and sentences{of} come from {run}{tables}.")
         if lacking and there:
             said.append(
                 f"For {listed(lacking)}, that run lacks measurements that the page needs; read the numbers there with care."
             )
         elif lacking:
-            whose = "its" if alone else "their"
-            said.append(f"Nothing in {run} can take {whose} place; read {whose} numbers with care.")
-        if nowhere and len(nowhere) == len(closed):
-            said.append(f"{'It was' if alone else 'They were'} not measured in {run} either.")
+            said.append(f"Nothing in {run} can take {its} place; read {its} numbers with care.")
+        if len(nowhere) == len(closed):
+            said.append(f"{capital(it_was)} not measured in {run} either.")
         elif nowhere:
             was = "was" if len(nowhere) == 1 else "were"
             said.append(f"{capital(listed(nowhere))} {was} measured in neither.")

@@ -26,7 +26,8 @@ class Prediction:
     """One prediction: a number, or a shape such as "falls", with what was measured and why they differ.
 
     predicted: a number in `unit`, or the kind of a Finding (`trend` gives "rises", "falls", "flat", ...). measured: the
-    same quantity, or that Finding; its kind "within" is not the predicted one, and within what the claim allows. why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
+    same quantity, or that Finding; its kind "within" is not the predicted one, and within what the claim allows.
+    why: one sentence; a plain text, or a Finding of its own. sense: "at least" or
     "at most" for a prediction that names a limit: a value near it is as predicted, one far on its right side is within
     the limit, which says less; "" for the value itself.
     undecided: the run behind `measured` failed its own gate, so it confirms and refutes nothing.

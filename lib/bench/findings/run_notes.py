@@ -6,6 +6,7 @@ Introduced in chapter 1.
 from pathlib import Path
 from typing import Any
 
+from lib.bench.findings.vocabulary import uncapital
 from lib.bench.records.files import read_records
 
 
@@ -24,11 +25,8 @@ def of_record(run: Any, sentence: str, under_table: bool = False) -> str:
     if sentence.startswith("This run "):
         return f"The recorded run {sentence.removeprefix('This run ')}"
     sentence = sentence.replace("this run", "that run")
-    word = sentence.split(" ", 1)[0]
-    is_name = word == "K" or any(letter.isupper() for letter in word[1:])  # K and V, GPT-2, SmolLM2
-    begin = sentence[:1] if is_name else sentence[:1].lower()
     whose = " (the table above has this copy's)" if under_table else ""
-    return f"In the recorded run{whose}, {begin}{sentence[1:]}"
+    return f"In the recorded run{whose}, {uncapital(sentence)}"
 
 
 def card_time(chapter: str, estimate: str, folder: Path | str | None = None) -> str:

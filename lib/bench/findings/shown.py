@@ -24,18 +24,22 @@ class Shown:
     label: str = "this run"
     note: str = ""
     reason: str = ""
-    # The run whose place this one takes, and the series that only that one has, of those that were asked for.
-    instead_of: Record | Run | None = None
-    absent: set[str] = field(default_factory=set, compare=False)
+    instead_of: Record | Run | None = None  # the run whose place this one takes
     # Whether it had each series that it was asked for.
     asked: dict[str, bool] = field(default_factory=dict, compare=False)
 
     def __getitem__(self, name: str) -> Series | None:
         found = _series(self.run, name)
         self.asked[name] = found is not None
-        if found is None and self.instead_of and _series(self.instead_of, name) is not None:
-            self.absent.add(name)
         return found
+
+    @property
+    def absent(self) -> bool:
+        """Whether the run whose place it takes has a series that was asked for, and it has not."""
+        if self.instead_of is None:
+            return False
+        missed = (name for name, had in self.asked.items() if not had)
+        return any(_series(self.instead_of, name) is not None for name in missed)
 
     @property
     def has_nothing(self) -> bool:

@@ -63,6 +63,13 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def uncapital(text: str) -> str:
+    """The text with its first letter small, for the inside of a sentence; a name keeps it: GPT-2, SmolLM2, K and V."""
+    word = text.split(" ", 1)[0]
+    is_name = word == "K" or any(letter.isupper() for letter in word[1:])
+    return text if is_name else text[:1].lower() + text[1:]
+
+
 def size_of(ratio: float) -> str:
     """The word's kind for a ratio of two positive values, whichever is larger: about, little, number, several."""
     distance = max(ratio, 1 / ratio)

@@ -14,10 +14,10 @@ from lib.bench.findings.fused_attention import (
     fused_step,
     fused_warm,
 )
+from lib.bench.findings.fused_attention.fused_chunks import chunks
 from lib.bench.findings.fused_attention.fused_layer import broke, layer
 from lib.bench.findings.fused_attention.fused_parts import (
     caches,
-    chunks,
     compiling,
     gather_parts,
     hot_bytes,

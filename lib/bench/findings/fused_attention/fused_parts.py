@@ -1,4 +1,4 @@
-"""What a gather is made of, where chunks change hands, and how caches, block sizes and compiling change the times.
+"""What a gather is made of, and how caches, block sizes and compiling change the times.
 
 Introduced in chapter 7.
 """
@@ -6,7 +6,7 @@ Introduced in chapter 7.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.bench.findings.curves import crossing, trend
+from lib.bench.findings.curves import trend
 from lib.bench.findings.fused_attention.fused_rows import BATCH, HOT, KINDS, versus_scaled
 from lib.bench.findings.fused_attention.fused_warm import hot
 from lib.bench.findings.gates import stand_in_closed
@@ -15,7 +15,6 @@ from lib.bench.findings.values import (
     Measured,
     cell,
     column,
-    listed,
     number,
     over,
     percent,
@@ -32,7 +31,7 @@ from lib.bench.findings.vocabulary import (
     versus_prediction,
 )
 
-PARTS, CHUNKS, SHUFFLED, FIRST_CALL = "gather_parts", "chunks", "shuffled_blocks", "first_call"
+PARTS, SHUFFLED, FIRST_CALL = "gather_parts", "shuffled_blocks", "first_call"
 KEPT, NEW, FRESH = (
     "copy into memory that is kept",
     "copy into new tensors",
@@ -45,7 +44,6 @@ PIECE, APART, MASKED = (
 )
 WHOLE = "gather, all of it"
 EXPERIMENT = "parts of a gather"  # the name of its gate
-_MOST_QUERIES = 8  # the hand-over of runs that did not record it
 
 
 def part(run: Any, name: str, what: str = "seconds") -> Measured:
@@ -178,49 +176,6 @@ def _sum(run: Any) -> str:
     said = agreed.get(found.kind, "The parts, timed apart, do not add up to the whole gather")
     whole = quantity(positive(part(run, WHOLE)), "s")
     return f"{said}: copy and masked attention {quantity(sum(parts), 's')}, the gather {whole}."
-
-
-def chunks(run: Any) -> dict[str, str]:
-    """Where the kernel becomes slower than a gather and PyTorch's attention, and whether the hand-over is there."""
-    series = run[CHUNKS]
-    sizes, kernel, gather = (column(series, name) for name in ("queries", "kernel", "gather"))
-    if not any(map(positive, kernel)) or not any(map(positive, gather)):
-        return {
-            "crossover_finding": missing("the kernel with long chunks").sentence,
-            "hand_over_finding": missing("the best limit").sentence,
-        }
-    found = crossing(sizes, kernel, gather, "the kernel's time", "the gather's", "{} queries")
-    limit = series.params.get("most_queries", _MOST_QUERIES)
-    early, late, unsure = [], [], []
-    for n, a, b in zip(sizes, kernel, gather):
-        faster = compare(a, b, "the kernel", "the gather")
-        if faster.kind == "cannot tell" and (faster.ratio > 1) == (n <= limit):
-            unsure.append(number(n))
-        if faster.direction > 0 and n <= limit:
-            late.append(number(n))
-        if faster.direction < 0 and n > limit:
-            early.append(number(n))
-    if late and early:
-        said = (
-            f"The limit of {limit} queries is wrong in both directions: the kernel is slower at {_queries(late)} and "
-            f"faster at {_queries(early)}."
-        )
-    elif late:
-        said = f"The limit of {limit} queries is too high: the kernel is slower already at {_queries(late)}."
-    elif early:
-        said = f"The limit of {limit} queries is too low: the kernel is still faster at {_queries(early)}."
-    elif unsure:
-        said = (
-            f"The limit of {limit} queries chooses the slower of the two, by the medians, at {_queries(unsure)}; this "
-            "run cannot tell the two apart there, because their repeats overlap."
-        )
-    else:
-        said = f"At no size that was measured does the limit of {limit} queries choose the slower of the two."
-    return {"crossover_finding": of_record(run, found.sentence), "hand_over_finding": said}
-
-
-def _queries(counts: list[str]) -> str:
-    return f"{listed(counts)} {'query' if counts == ['1'] else 'queries'}"
 
 
 def caches(run: Any) -> dict[str, str]:

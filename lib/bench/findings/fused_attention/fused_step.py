@@ -23,6 +23,7 @@ from lib.bench.findings.vocabulary import (
     missing,
     ratio_range,
     share,
+    uncapital,
     versus_bound,
     versus_prediction,
 )
@@ -79,7 +80,7 @@ def step(run: Any, alone: Any = None) -> dict[str, str]:
             said[kind] = f"{found.sentence} By the bytes {expected}: {verdict.verdict}."
     fused = said["fused"]
     return {
-        "step_fused_finding": of_record(run, f"{at}, {fused[:1].lower()}{fused[1:]}"),
+        "step_fused_finding": of_record(run, f"{at}, {uncapital(fused)}"),
         "step_gather_finding": of_record(run, said["gather"]),
         "two_errors_finding": _two_errors(run),
         "goal_finding": _goal(run),

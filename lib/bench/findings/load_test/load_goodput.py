@@ -39,12 +39,15 @@ def twins(run: Any) -> Finding:
     return compare(*found, NAMES[LIMITED], "its copy without one")
 
 
+def _apart(ratio: float) -> float:
+    """By which share the slower of the two takes longer."""
+    return max(ratio, 1 / ratio) - 1
+
+
 def _alike(run: Any, found: Finding) -> bool:
     """Whether the two differ, and the turns of each, by no more than is allowed."""
-    if found.kind != "cannot tell":
-        return found.kind in ("about", "little")
-    apart = max(found.ratio, 1 / found.ratio) - 1
-    return max(apart, *(value(t).spread or 0 for t in _twin_times(run))) <= LITTLE
+    spreads = (value(seconds).spread or 0 for seconds in _twin_times(run))
+    return found.ratio is not None and max(_apart(found.ratio), *spreads) <= LITTLE + 1e-9
 
 
 def twins_reason(run: Any) -> str:
@@ -55,7 +58,7 @@ def twins_reason(run: Any) -> str:
     what = "the time of a token of the two copies of one server, below the knee,"
     if found.ratio is None:
         return f"{what} was not measured"
-    apart = percent_above(max(found.ratio, 1 / found.ratio) - 1, LITTLE)
+    apart = percent_above(_apart(found.ratio), LITTLE)
     if found.kind == "cannot tell":
         return f"{what} spreads too widely to compare them ({apart} apart at the median)"
     return f"{what} differs by {apart}, more than {percent(LITTLE)}"

@@ -20,7 +20,7 @@ from lib.bench.findings.load_test.load_rows import (
 )
 from lib.bench.findings.run_notes import is_recorded
 from lib.bench.findings.values import Measured, cell, number, positive, quantity, times
-from lib.bench.findings.vocabulary import missing, versus_bound
+from lib.bench.findings.vocabulary import missing, uncapital, versus_bound
 
 
 def line(run: Any, server: str) -> tuple[float, float] | None:
@@ -63,7 +63,7 @@ def foretold(run: Any, drawn: Any = None) -> dict[str, str]:
     said = _foretold(run)
     if is_recorded(drawn):
         said = (
-            f"In this run: {said[:1].lower()}{said[1:]} The figures of the sweep and the table of the predictions at the end show "
+            f"In this run: {uncapital(said)} The figures of the sweep and the table of the predictions at the end show "
             "the recorded run, whose predictions come from its own two points."
         )
     return {"model_finding": said}

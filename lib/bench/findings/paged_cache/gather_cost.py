@@ -29,7 +29,7 @@ from lib.bench.findings.paged_cache.gather_rows import (
 )
 from lib.bench.findings.predictions import Prediction
 from lib.bench.findings.values import Measured, Value, cell, percent, quantity, value
-from lib.bench.findings.vocabulary import compare, missing, versus_prediction
+from lib.bench.findings.vocabulary import compare, missing, uncapital, versus_prediction
 from lib.bench.records.series import Series
 
 EXPERIMENT = "cost of the gather"  # the name of its gate
@@ -144,7 +144,7 @@ def predictions(run: Any) -> list[Prediction]:
         predicted and 100 * predicted, _percent(measured),
         "", "%",
     )  # fmt: skip
-    why = cause.text[:1].lower() + cause.text[1:] if cause.kind == "slow" else ""
+    why = uncapital(cause.text) if cause.kind == "slow" else ""
     rows = [_with(first, why, closed)]
     for series, name in ((by_batch, "largest batch"), (by_context, "longest context")):
         predicted, measured = extra(series, -1)
